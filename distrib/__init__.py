@@ -1,0 +1,22 @@
+"""Distributed training and bulk scoring of autoencoder recommenders on Ray.
+
+Legend of the shape letters that end tensor and array names, for the whole project:
+
+====== ==============================================================
+letter axis
+====== ==============================================================
+B      users (rows) of a batch
+P      row pointers of a batch, one more than B
+N      interactions (stored cells) of a batch, all rows end to end
+M      those of the N cells that fall into one block of items
+I      items: the whole catalogue, or the block at hand
+C      outcomes of a cell: not observed, then the rating levels
+L      rating levels, one less than C
+K      recommended items of a user, best first
+Z      latent dimensions
+H      hidden units
+T      terms of a loss
+====== ==============================================================
+"""
+
+__version__ = "0.1.0"

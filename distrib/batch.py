@@ -1,0 +1,118 @@
+"""The currency: the histories of some users as compressed sparse rows."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Histories of B rows; a row is a user, or an item where a model reads the log from that side.
+
+    Within a row the interactions stand in order of time. A named tuple, since DeepSpeed's ZeRO-3
+    hooks look for tensors in tuples only.
+    """
+
+    user_B: Tensor
+    """int64 number of the user in the prepared data, -1 when it is not from there."""
+
+    pointer_P: Tensor
+    """int64 ``[B + 1]``, first 0; row b is ``[pointer_P[b], pointer_P[b + 1])`` of the others."""
+
+    item_N: Tensor
+    """int64 position of the item in the vocabulary."""
+
+    value_N: Tensor
+    """float32 rating; 1 where the log has none."""
+
+    time_N: Tensor | None = None
+    """int64 seconds since 1970, only where a model asks for it."""
+
+    @property
+    def num_users(self) -> int:
+        """B."""
+        return self.pointer_P.shape[0] - 1
+
+    @property
+    def length_B(self) -> Tensor:
+        """Number of interactions of each user, int64."""
+        return self.pointer_P.diff()
+
+    @property
+    def row_N(self) -> Tensor:
+        """Row of each interaction, int64."""
+        rows = torch.arange(self.num_users, device=self.item_N.device)
+        return rows.repeat_interleave(self.length_B, output_size=self.item_N.shape[0])
+
+    def keep(self, keep_N: Tensor) -> "Batch":
+        """Return the batch with only the interactions where ``keep_N`` (bool) holds; no row goes."""
+        kept_before_P = torch.zeros_like(self.pointer_P)
+        kept = torch.zeros(keep_N.shape[0] + 1, dtype=torch.int64, device=keep_N.device)
+        torch.cumsum(keep_N.to(torch.int64), 0, out=kept[1:])
+        kept_before_P = kept[self.pointer_P]
+        time_N = None if self.time_N is None else self.time_N[keep_N]
+        return Batch(self.user_B, kept_before_P, self.item_N[keep_N], self.value_N[keep_N], time_N)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on a device."""
+        return Batch(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
+
+    @classmethod
+    def from_lists(
+        cls,
+        items: Sequence[Sequence[int]],
+        values: Sequence[Sequence[float]] | None = None,
+        users: Sequence[int] | None = None,
+    ) -> "Batch":
+        """Make a batch by hand, for a handful of users."""
+        lengths = torch.tensor([0, *(len(row) for row in items)], dtype=torch.int64)
+        item_N = torch.tensor([item for row in items for item in row], dtype=torch.int64)
+        value_N = torch.ones(len(item_N))
+        if values is not None:
+            value_N = torch.tensor([value for row in values for value in row], dtype=torch.float32)
+        user_B = torch.full((len(items),), -1) if users is None else torch.tensor(users)
+        return cls(user_B, lengths.cumsum(0), item_N, value_N)
+
+
+class Cells(NamedTuple):
+    """Observed cells that fall into one block of items."""
+
+    row_M: Tensor
+    """int64 row within the batch."""
+
+    column_M: Tensor
+    """int64 item within the block, from 0."""
+
+    value_M: Tensor
+    """float32 rating."""
+
+
+def cells_by_block(batch: Batch, blocks: Sequence[tuple[int, int]]) -> Iterator[Cells]:
+    """Yield, for each block of items in turn, the batch's cells inside it.
+
+    Args:
+        batch: The histories.
+        blocks: Ascending half-open ranges of items that cover the catalogue.
+    """
+    item_N, order_N = torch.sort(batch.item_N, stable=True)
+    row_N, value_N = batch.row_N[order_N], batch.value_N[order_N]
+    edges = torch.tensor([low for low, _ in blocks] + [blocks[-1][1]], device=item_N.device)
+    cuts = torch.searchsorted(item_N, edges).tolist()
+    for (low, _), start, stop in zip(blocks, cuts[:-1], cuts[1:], strict=True):
+        yield Cells(row_N[start:stop], item_N[start:stop] - low, value_N[start:stop])
+
+
+def item_blocks(item_count: int, block_items: int) -> list[tuple[int, int]]:
+    """Cut ``range(item_count)`` into half-open ranges of at most ``block_items``."""
+    starts = range(0, item_count, block_items)
+    return [(low, min(low + block_items, item_count)) for low in starts]
+
+
+def level_index(value: Tensor, levels: Sequence[float]) -> Tensor:
+    """Return the position of the nearest rating level, int64; a value half-way goes down."""
+    if len(levels) == 1:
+        return torch.zeros_like(value, dtype=torch.int64)
+    middles = [(low + high) / 2 for low, high in zip(levels[:-1], levels[1:], strict=True)]
+    boundaries = torch.tensor(middles, dtype=torch.float32, device=value.device)
+    return torch.bucketize(value.to(torch.float32), boundaries)

@@ -1,0 +1,140 @@
+"""Typed, strict configuration: TOML in, one frozen object out, all faults at once."""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from distrib.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, strict, unknown keys refused.
+
+    The string literal under a field is its documentation and its entry in the JSON schema.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+    )
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def load(
+    kind: type[ConfigT],
+    path: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> ConfigT:
+    """Read a TOML run file, apply ``a.b=value`` overrides, and check it as a whole.
+
+    ``${NAME}`` inside a string is replaced by that entry of ``environment``.
+
+    Args:
+        kind: The configuration to build.
+        path: The TOML file.
+        overrides: Assignments in TOML syntax; they win over the file.
+        environment: Values for ``${NAME}``.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: The file is absent or no TOML, or any key or value is wrong; lists all faults.
+    """
+    try:
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"run file {path} does not exist; name one, e.g. configs/demo.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"run file {path} is not valid TOML: {error}") from error
+    faults: list[str] = []
+    for text in overrides:
+        _apply(raw, text, faults)
+    raw = _substitute(raw, environment or {}, faults, where="")
+    try:
+        config = kind.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        faults += [_describe(kind, fault) for fault in error.errors()]
+    if faults:
+        listing = "\n".join(f"  {fault}" for fault in faults)
+        raise ConfigError(f"{path}: {len(faults)} fault(s)\n{listing}")
+    return config
+
+
+def _apply(raw: dict[str, Any], text: str, faults: list[str]) -> None:
+    try:
+        parsed = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        faults.append(f"--set {text}: not TOML; write section.key=value, strings in quotes")
+        return
+    _merge(raw, parsed)
+
+
+def _merge(base: dict[str, Any], extra: dict[str, Any]) -> None:
+    for key, value in extra.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _substitute(node: Any, environment: Mapping[str, str], faults: list[str], where: str) -> Any:
+    if isinstance(node, dict):
+        return {
+            key: _substitute(value, environment, faults, f"{where}.{key}".lstrip("."))
+            for key, value in node.items()
+        }
+    if isinstance(node, list):
+        return [_substitute(value, environment, faults, where) for value in node]
+    if not isinstance(node, str):
+        return node
+    for name in _VARIABLE.findall(node):
+        if name not in environment:
+            faults.append(f"{where} = {node!r}: environment variable {name} is not set; export it")
+    return _VARIABLE.sub(lambda match: environment.get(match[1], match[0]), node)
+
+
+def _describe(kind: type[BaseModel], fault: Any) -> str:
+    location = [str(part) for part in fault["loc"]]
+    message = fault["msg"]
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _keys_beside(kind, location), n=1)
+        message = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
+    value = fault.get("input")
+    shown = "" if fault["type"] == "missing" or isinstance(value, dict) else f" = {value!r}"
+    return f"{'.'.join(location) or 'run file'}{shown}: {message}"
+
+
+def _keys_beside(kind: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Keys that are known at the place of the last part of ``location``."""
+    candidates: list[type[BaseModel]] = [kind]
+    for part in location[:-1]:
+        below: list[type[BaseModel]] = []
+        for candidate in candidates:
+            field = candidate.model_fields.get(part)
+            if field is None:
+                below.append(candidate)  # the tag of a union, not a key
+            else:
+                below += _models_in(field.annotation)
+        candidates = below
+    return [name for candidate in candidates for name in candidate.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]

@@ -1,0 +1,1 @@
+"""From rating logs to sharded user histories, and from histories to batches."""

@@ -1,0 +1,170 @@
+"""Arrow rows of histories to batches, without a Python loop over users."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from distrib.batch import Batch
+from distrib.data.schema import Role, Subset
+from distrib.errors import DataError
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Rows(NamedTuple):
+    """Histories of many users as flat arrays; cheap to share between processes."""
+
+    number_B: IntArray
+    """Number of the user in the prepared data."""
+
+    pointer_P: IntArray
+    item_N: npt.NDArray[np.int32]
+    value_N: npt.NDArray[np.float32]
+    role_N: npt.NDArray[np.int8]
+
+    @property
+    def num_users(self) -> int:
+        """Rows."""
+        return len(self.number_B)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the arrays."""
+        return sum(part.nbytes for part in self)
+
+
+class Example(NamedTuple):
+    """Users whose held-out interactions are asked for."""
+
+    source: Batch
+    """What the model may read."""
+
+    target: Batch
+    """What it is asked for."""
+
+    seen: Batch
+    """What must not be recommended: everything known of the user that is not asked."""
+
+
+def rows_of(table: pa.Table, first_number: int = 0) -> Rows:
+    """Flatten a histories table.
+
+    Args:
+        table: Columns of `schema.histories`; ``items``, ``ratings`` and ``roles`` are read.
+        first_number: Number of the first user.
+
+    Raises:
+        DataError: A list column has null rows, or lists of a row differ in length.
+    """
+    pointer_P, item_N = flat_list(table, "items")
+    _, value_N = flat_list(table, "ratings")
+    _, role_N = flat_list(table, "roles")
+    if not len(item_N) == len(value_N) == len(role_N):
+        raise DataError("histories: items, ratings and roles differ in length; prepare the data anew")
+    number_B = np.arange(first_number, first_number + len(table), dtype=np.int64)
+    return Rows(number_B, pointer_P, item_N, value_N, role_N)
+
+
+def flat_list(table: pa.Table, name: str) -> tuple[IntArray, npt.NDArray[np.generic]]:
+    """Return row pointers from 0 and the flat values of a list column.
+
+    Raises:
+        DataError: The column has null rows or null values.
+    """
+    column = table[name]
+    if column.null_count:
+        raise DataError(f"column {name!r} has {column.null_count} null list(s); write empty lists instead")
+    lengths, values = [], []
+    for chunk in column.chunks:
+        lengths.append(np.diff(chunk.offsets.to_numpy()))
+        flat = chunk.flatten()  # .values would ignore slices
+        if flat.null_count:
+            raise DataError(f"column {name!r} has {flat.null_count} null value(s); remove them")
+        values.append(flat.to_numpy(zero_copy_only=False))
+    pointer = np.concatenate([[0], *lengths]).cumsum().astype(np.int64)
+    return pointer, np.concatenate(values) if values else np.zeros(0)
+
+
+def select(rows: Rows, keep_N: npt.NDArray[np.bool_], keep_B: npt.NDArray[np.bool_]) -> Rows:
+    """Return some users, with some of their interactions."""
+    lengths = np.diff(rows.pointer_P)
+    keep_N = keep_N & np.repeat(keep_B, lengths)
+    before = np.concatenate([[0], keep_N.cumsum()])
+    kept_length_B = np.diff(before[rows.pointer_P])[keep_B]
+    pointer = np.concatenate([[0], kept_length_B.cumsum()]).astype(np.int64)
+    return Rows(
+        rows.number_B[keep_B], pointer, rows.item_N[keep_N], rows.value_N[keep_N], rows.role_N[keep_N]
+    )
+
+
+def training_rows(rows: Rows, subset_B: npt.NDArray[np.int8]) -> Rows:
+    """Return what a model may be trained on: training users with at least one input interaction.
+
+    Nothing held out is in the result, so no later step can leak it.
+    """
+    is_input_N = rows.role_N == Role.INPUT
+    before = np.concatenate([[0], is_input_N.cumsum()])
+    has_input_B = np.diff(before[rows.pointer_P]) > 0
+    return select(rows, is_input_N, has_input_B & (subset_B == Subset.TRAIN))
+
+
+def asked_rows(rows: Rows, role: Role) -> Rows:
+    """Return the users who have a target of the given role, with all that may be shown of them.
+
+    For validation the test targets are left out altogether.
+    """
+    before = np.concatenate([[0], (rows.role_N == role).cumsum()])
+    asked_B = np.diff(before[rows.pointer_P]) > 0
+    return select(rows, rows.role_N <= role, asked_B)
+
+
+def merge(parts: list[Rows]) -> Rows:
+    """Join rows end to end.
+
+    Raises:
+        DataError: There is nothing to join.
+    """
+    if not parts:
+        raise DataError("no histories found; the prepared folder has no shards, prepare it anew")
+    offsets = np.cumsum([0, *(part.pointer_P[-1] for part in parts)])
+    pointers = [part.pointer_P[:-1] + offset for part, offset in zip(parts, offsets, strict=False)]
+    return Rows(
+        np.concatenate([part.number_B for part in parts]),
+        np.concatenate([*pointers, offsets[-1:]]),
+        *(np.concatenate([part[position] for part in parts]) for position in (2, 3, 4)),
+    )
+
+
+def gather(rows: Rows, wanted_B: IntArray) -> tuple[Batch, torch.Tensor]:
+    """Collect some users into a batch.
+
+    Args:
+        rows: Histories.
+        wanted_B: Row of each user, in any order.
+
+    Returns:
+        The batch, and the role of each of its interactions (int8 ``[N]``).
+    """
+    start_B, stop_B = rows.pointer_P[wanted_B], rows.pointer_P[wanted_B + 1]
+    pointer_P = np.concatenate([[0], (stop_B - start_B).cumsum()]).astype(np.int64)
+    place_N = np.arange(pointer_P[-1]) + np.repeat(start_B - pointer_P[:-1], stop_B - start_B)
+    batch = Batch(
+        torch.from_numpy(rows.number_B[wanted_B]),
+        torch.from_numpy(pointer_P),
+        torch.from_numpy(rows.item_N[place_N].astype(np.int64)),
+        torch.from_numpy(rows.value_N[place_N]),
+    )
+    return batch, torch.from_numpy(rows.role_N[place_N])
+
+
+def example(rows: Rows, wanted_B: IntArray, role: Role) -> Example:
+    """Collect some users of `asked_rows` for evaluation."""
+    batch, role_N = gather(rows, wanted_B)
+    return Example(
+        source=batch.keep(role_N == Role.INPUT),
+        target=batch.keep(role_N == role),
+        seen=batch.keep(role_N < role),
+    )

@@ -1,0 +1,60 @@
+"""What a job says while it runs: structured lines, or bars and tables on a terminal."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def emit(event: str, **fields: Any) -> None:
+    """Write one event as a line of JSON to standard error.
+
+    Args:
+        event: A constant name.
+        fields: What happened; numbers, strings, lists and mappings of these.
+    """
+    line = {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **fields}
+    sys.stderr.write(json.dumps(line, default=str) + "\n")
+    sys.stderr.flush()
+
+
+def rounded(values: Mapping[str, float], digits: int = 5) -> dict[str, float]:
+    """Round for reading; the files keep all digits."""
+    return {name: float(f"{value:.{digits}g}") for name, value in values.items()}
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table to standard error, fitted to the terminal."""
+    drawn = Table(title=title, title_justify="left")
+    for position, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if position == 0 else "right")
+    for row in rows:
+        drawn.add_row(*[str(cell) for cell in row])
+    console = Console(stderr=True)
+    width = console.width if console.is_terminal else 120
+    Console(stderr=True, width=width).print(drawn)
+
+
+def is_terminal() -> bool:
+    """Tell whether a person is watching standard error."""
+    return sys.stderr.isatty()
+
+
+class Interval:
+    """Tells when the next line of progress is due."""
+
+    def __init__(self, every_s: float) -> None:
+        self.every_s = every_s
+        self._last_s = time.monotonic()
+
+    def due(self) -> bool:
+        """Return True at most once in ``every_s`` seconds."""
+        now_s = time.monotonic()
+        if now_s - self._last_s < self.every_s:
+            return False
+        self._last_s = now_s
+        return True

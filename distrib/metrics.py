@@ -1,0 +1,118 @@
+"""Ranking and rating metrics: arrays of users in, one number per user out."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from distrib.batch import Batch
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def hits(item_BK: Tensor, target: Batch, item_count: int) -> Tensor:
+    """Tell which recommended items are among each user's targets.
+
+    Args:
+        item_BK: int64 recommended items, -1 where a user has fewer than K.
+        target: The held-out interactions of the same users; no item twice in a row.
+        item_count: Size of the catalogue.
+
+    Returns:
+        bool ``[B, K]``.
+    """
+    wanted_N = target.row_N * item_count + target.item_N
+    row_B1 = torch.arange(target.num_users, device=item_BK.device)[:, None]
+    asked_BK = row_B1 * item_count + item_BK
+    return torch.isin(asked_BK, wanted_N) & (item_BK >= 0)
+
+
+def recall(hit_BK: Tensor, length_B: Tensor, cutoff: int) -> Tensor:
+    """Recall@N as Liang et al. define it: hits in the first N over min(N, targets).
+
+    Source: Liang et al., "Variational Autoencoders for Collaborative Filtering", WWW 2018, 4.2.
+
+    Returns:
+        float64 ``[B]``, 0..1; NaN for a user without targets.
+    """
+    found_B = hit_BK[:, :cutoff].sum(1).to(torch.float64)
+    return found_B / length_B.clamp(max=cutoff).to(torch.float64)
+
+
+def ndcg(hit_BK: Tensor, length_B: Tensor, cutoff: int) -> Tensor:
+    """NDCG@N with binary gain, discount 1 / log2(rank + 1), ideal over min(N, targets) ranks.
+
+    Source: Liang et al., "Variational Autoencoders for Collaborative Filtering", WWW 2018, 4.2.
+
+    Returns:
+        float64 ``[B]``, 0..1; NaN for a user without targets.
+    """
+    rank_N = torch.arange(2, cutoff + 2, dtype=torch.float64, device=hit_BK.device)
+    discount_N = 1.0 / torch.log2(rank_N)
+    within = min(cutoff, hit_BK.shape[1])
+    gained_B = (hit_BK[:, :within].to(torch.float64) * discount_N[:within]).sum(1)
+    ideal_N = torch.cat([discount_N.new_zeros(1), discount_N.cumsum(0)])
+    return gained_B / ideal_N[length_B.clamp(max=cutoff)]
+
+
+class Summary(NamedTuple):
+    """A mean with its standard error."""
+
+    mean: float
+    standard_error: float
+    count: int
+
+
+class Sums(NamedTuple):
+    """Sums that merge over batches, ranks and shards: count, sum and sum of squares by metric."""
+
+    totals: dict[str, tuple[float, float, float]]
+
+    def merged(self, other: "Sums") -> "Sums":
+        """Add two."""
+        names = {**self.totals, **other.totals}
+        zero = (0.0, 0.0, 0.0)
+        return Sums(
+            {
+                name: tuple(  # type: ignore[misc]
+                    a + b
+                    for a, b in zip(
+                        self.totals.get(name, zero), other.totals.get(name, zero), strict=True
+                    )
+                )
+                for name in names
+            }
+        )
+
+    def summaries(self) -> dict[str, Summary]:
+        """Turn sums into means with errors; squared errors become RMSE (delta method)."""
+        result: dict[str, Summary] = {}
+        for name, (count, total, squares) in self.totals.items():
+            if count == 0:
+                continue
+            mean = total / count
+            variance = max(squares / count - mean * mean, 0.0)
+            error = (variance / max(count - 1.0, 1.0)) ** 0.5
+            if name == "squared_error":
+                root = mean**0.5
+                result["rmse"] = Summary(root, error / (2 * root) if root > 0 else 0.0, int(count))
+            else:
+                result[name] = Summary(mean, error, int(count))
+        return result
+
+
+def sums_of(values: Mapping[str, Tensor]) -> Sums:
+    """Reduce one number per user (or per cell) to mergeable sums; NaN entries do not count."""
+    totals: dict[str, tuple[float, float, float]] = {}
+    for name, value in values.items():
+        kept = value[~value.isnan()].to(torch.float64)
+        totals[name] = (float(kept.numel()), float(kept.sum()), float((kept * kept).sum()))
+    return Sums(totals)
+
+
+def total_variation(p: FloatArray, q: FloatArray) -> FloatArray:
+    """Half the sum of absolute differences over the last axis, 0..1 for distributions."""
+    return np.asarray(0.5 * np.abs(p - q).sum(-1))

@@ -1,0 +1,55 @@
+"""Popularity and item mean: what counting alone knows; the baseline of every report."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from distrib.batch import Batch
+from distrib.models.base import Model, Opinion, Rows, State
+from distrib.noise import Noise
+from distrib.vocabulary import Catalogue
+
+_PRIOR_RATINGS = 1e-3
+
+
+class Popularity(Model):
+    """The same opinion for everyone: item frequencies, item mean rating, item rating distribution.
+
+    An item nobody rated takes the mean and distribution of all ratings. Nothing is trained, so it
+    is not a choice in run files.
+    """
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        super().__init__()
+        self.levels = catalogue.levels
+        count_IL = torch.from_numpy(np.asarray(catalogue.train_count_IL, dtype=np.float64))
+        all_L = (count_IL.sum(0) + _PRIOR_RATINGS) / (count_IL.sum() + _PRIOR_RATINGS * len(self.levels))
+        prior_IL = count_IL + _PRIOR_RATINGS * all_L
+        met_I1 = prior_IL.sum(1, keepdim=True) / (catalogue.num_users + 2 * _PRIOR_RATINGS)
+        level_IL = prior_IL / prior_IL.sum(1, keepdim=True)
+        outcome_IC = torch.cat([1.0 - met_I1, met_I1 * level_IL], dim=1)
+        self.register_buffer("logit_IC", outcome_IC.clamp(min=1e-12).log().to(torch.float32))
+        self.logit_IC: Tensor
+
+    @override
+    def encode(self, batch: Batch, noise: Noise | None = None) -> State:
+        return (batch.user_B,)
+
+    @override
+    def item_tables(self) -> Rows:
+        return (self.logit_IC,)
+
+    @override
+    def decode_rows(self, state: State, rows: Rows) -> Tensor:
+        return rows[0].expand(state[0].shape[0], *rows[0].shape)
+
+    @override
+    def ranking_score(self, output: Tensor) -> Tensor:
+        return torch.logsumexp(output[..., 1:], dim=-1) - output[..., 0]
+
+    @override
+    def opinion(self, output: Tensor) -> Opinion:
+        level_BIL = torch.softmax(output[..., 1:], dim=-1)
+        value_L = torch.tensor(self.levels, dtype=level_BIL.dtype, device=output.device)
+        return Opinion(torch.sigmoid(self.ranking_score(output)), level_BIL @ value_L, level_BIL)

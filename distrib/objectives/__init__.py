@@ -1,0 +1,13 @@
+"""Objectives: pure functions of tensors; the union below is what a run file can name."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from distrib.objectives.base import Objective
+from distrib.objectives.multinomial import MultinomialConfig
+from distrib.objectives.rating_classes import RatingClassesConfig
+
+ObjectiveConfig = Annotated[MultinomialConfig | RatingClassesConfig, Field(discriminator="name")]
+
+__all__ = ["MultinomialConfig", "Objective", "ObjectiveConfig", "RatingClassesConfig"]

@@ -1,0 +1,162 @@
+"""The one door to files: URLs to file systems, whole writes, folders that count when complete."""
+
+import io
+import json
+import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from distrib.errors import DataError
+
+
+class Folder:
+    """A folder at a URL: a local path, or any scheme that fsspec knows (``s3://``, ``gs://``...).
+
+    Pickles by its URL, so that it crosses to workers; credentials come from the environment of the
+    process that opens it.
+    """
+
+    def __init__(self, url: str) -> None:
+        if "://" not in url and "::" not in url:
+            url = str(Path(url).absolute())
+        self.url = url.rstrip("/") or url
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise DataError(f"{url}: {error}; use a path or a URL of an installed fsspec scheme") from error
+
+    def __reduce__(self) -> tuple[type["Folder"], tuple[str]]:
+        return Folder, (self.url,)
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(posixpath.join(self.url, name))
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder is on this machine's own disk."""
+        return isinstance(self._fs, LocalFileSystem)
+
+    @property
+    def path(self) -> str:
+        """The path inside the file system, without a scheme."""
+        return str(self._root)
+
+    def arrow(self) -> pafs.FileSystem:
+        """The same file system as pyarrow and Ray want it."""
+        if self.is_local:
+            return pafs.LocalFileSystem()
+        return pafs.PyFileSystem(pafs.FSSpecHandler(self._fs))
+
+    def exists(self, name: str = "") -> bool:
+        """Tell whether a file or folder is there.
+
+        Raises:
+            DataError: The store does not answer or refuses.
+        """
+        with self._explained():
+            self._fs.invalidate_cache()
+            return bool(self._fs.exists(self._at(name)))
+
+    def size(self, name: str = "") -> int:
+        """Return the size of a file in bytes."""
+        with self._explained():
+            return int(self._fs.size(self._at(name)))
+
+    def is_folder(self) -> bool:
+        """Tell whether this is a folder rather than a file."""
+        with self._explained():
+            return bool(self._fs.isdir(self._root))
+
+    def files(self, suffix: str = "") -> list[str]:
+        """Return the sorted names of the files directly inside; empty when nothing is there."""
+        with self._explained():
+            self._fs.invalidate_cache()
+            if not self._fs.exists(self._root):
+                return []
+            entries = self._fs.ls(self._root, detail=True)
+        names = [posixpath.basename(e["name"].rstrip("/")) for e in entries if e["type"] == "file"]
+        return sorted(name for name in names if name.endswith(suffix))
+
+    @contextmanager
+    def open(self, name: str = "") -> Iterator[BinaryIO]:
+        """Open a file for reading.
+
+        Raises:
+            DataError: It is not there, or the store refuses.
+        """
+        with self._explained(), self._fs.open(self._at(name), "rb") as file:
+            yield cast("BinaryIO", file)
+
+    def read(self, name: str = "") -> bytes:
+        """Return the bytes of a file."""
+        with self.open(name) as file:
+            return file.read()
+
+    def read_json(self, name: str) -> Any:
+        """Return the content of a JSON file.
+
+        Raises:
+            DataError: It is absent or not JSON.
+        """
+        try:
+            return json.loads(self.read(name))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{self / name} is not JSON: {error}; it was damaged, write it anew") from error
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file whole: a reader sees the old content or the new, never a part."""
+        target = self._at(name)
+        with self._explained():
+            self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
+            if self.is_local:
+                part = f"{target}.part"
+                Path(part).write_bytes(content)
+                Path(part).replace(target)
+            else:
+                self._fs.pipe_file(target, content)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file whole, keys sorted, so that equal content gives equal bytes."""
+        self.write(name, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+    def read_parquet(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Return a Parquet file as a table."""
+        return pq.read_table(pa.BufferReader(self.read(name)), columns=columns)
+
+    def write_parquet(self, name: str, content: pa.Table) -> bytes:
+        """Write a Parquet file whole and return its bytes; equal tables give equal bytes."""
+        sink = io.BytesIO()
+        pq.write_table(content, sink, compression="zstd", row_group_size=16_384)
+        self.write(name, sink.getvalue())
+        return sink.getvalue()
+
+    def remove(self, name: str = "") -> None:
+        """Remove a file or a folder with all that is in it; nothing happens when it is not there."""
+        with self._explained():
+            if self._fs.exists(self._at(name)):
+                self._fs.rm(self._at(name), recursive=True)
+
+    def _at(self, name: str) -> str:
+        return posixpath.join(self._root, name) if name else self._root
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise DataError(f"{error.args[-1] if error.args else self.url}: no such file or bucket; check the URL {self.url}") from error
+        except PermissionError as error:
+            raise DataError(f"{self.url}: access refused ({error}); check the credentials") from error
+        except OSError as error:
+            raise DataError(f"{self.url}: the store failed ({error}); check it and try again") from error

@@ -1,0 +1,47 @@
+"""The step: model and objective as one module, so that an engine wraps one thing."""
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from distrib.batch import Batch
+from distrib.models.base import Model
+from distrib.noise import Noise
+from distrib.objectives import Objective
+from distrib.train.blocked import blocked_terms
+
+
+class TrainStep(nn.Module):
+    """Computes the terms of the loss of a batch; touches every parameter inside one forward."""
+
+    def __init__(self, model: Model, objective: Objective, *, block_items: int) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.block_items = block_items
+
+    @override
+    def forward(self, source: Batch, target: Batch, noise: Noise, step: int) -> dict[str, Tensor]:
+        """Compute each term of the loss, summed over the batch's users.
+
+        Args:
+            source: What the model reads; for an autoencoder the same as ``target``.
+            target: What it should decode.
+            noise: The epoch's randomness.
+            step: Updates made so far.
+
+        Returns:
+            float32 scalars by name; a term ``divergence`` is added where the model has one.
+        """
+        state = self.model.encode(source, noise)
+        terms_TB = blocked_terms(self.model, self.objective, state, target, self.block_items)
+        terms = dict(zip(self.objective.term_names, terms_TB.sum(1).unbind(), strict=True))
+        divergence_B = self.model.divergence(state)
+        if divergence_B is not None:
+            terms["divergence"] = self.objective.divergence_weight(step) * divergence_B.sum()
+        return terms
+
+
+def total(terms: dict[str, Tensor]) -> Tensor:
+    """Add the terms up to the loss."""
+    return torch.stack(list(terms.values())).sum()

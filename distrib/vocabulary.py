@@ -1,0 +1,95 @@
+"""Items: original id <-> position, and what training knows of each from counting."""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distrib.errors import DataError
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Catalogue(NamedTuple):
+    """What a model is told of the items when it is built."""
+
+    item_count: int
+    levels: tuple[float, ...]
+    """Rating levels, ascending; one level for a log without ratings."""
+
+    train_count_IL: IntArray
+    """Training interactions of each item at each level."""
+
+    num_users: int
+    """Training users."""
+
+
+class Vocabulary:
+    """Original item ids in the order of their positions, with training counts by rating level."""
+
+    def __init__(self, ids: pa.Array, levels: tuple[float, ...], train_count_IL: IntArray, num_users: int) -> None:
+        if len(ids) != len(train_count_IL):
+            raise DataError(f"vocabulary: {len(ids)} ids but counts of {len(train_count_IL)} items; prepare anew")
+        self.ids = ids
+        self.levels = levels
+        self.train_count_IL = train_count_IL
+        self.num_users = num_users
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over ids and levels: equal when positions mean the same items."""
+        digest = hashlib.sha256(repr((str(self.ids.type), self.levels)).encode())
+        digest.update("\0".join(map(str, self.ids.to_pylist())).encode())
+        return digest.hexdigest()
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What models are built from."""
+        return Catalogue(len(self), self.levels, self.train_count_IL, self.num_users)
+
+    def positions(self, ids: pa.Array) -> IntArray:
+        """Return the position of each id, -1 where the vocabulary does not hold it.
+
+        Raises:
+            DataError: The ids are of another kind (text against numbers) than the vocabulary's.
+        """
+        if pa.types.is_integer(ids.type) != pa.types.is_integer(self.ids.type):
+            raise DataError(
+                f"item ids are {ids.type}, but the vocabulary holds {self.ids.type}; "
+                "cast the column to the kind that the training log had"
+            )
+        found = pc.index_in(ids.cast(self.ids.type), value_set=self.ids)
+        return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+    def to_table(self) -> pa.Table:
+        """Return the vocabulary as it is stored."""
+        counts = pa.FixedSizeListArray.from_arrays(
+            pa.array(self.train_count_IL.reshape(-1), pa.int64()), len(self.levels)
+        )
+        table = pa.table({"item": self.ids, "train_count": counts})
+        return table.replace_schema_metadata(
+            {"levels": ",".join(map(repr, self.levels)), "num_users": str(self.num_users)}
+        )
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "Vocabulary":
+        """Read what `to_table` made."""
+        metadata = table.schema.metadata or {}
+        if b"levels" not in metadata:
+            raise DataError("items.parquet carries no rating levels; it was not written by prepare")
+        levels = tuple(float(text) for text in metadata[b"levels"].decode().split(","))
+        counts = table["train_count"].combine_chunks()
+        flat = (counts.chunk(0) if isinstance(counts, pa.ChunkedArray) else counts).flatten()
+        ids = table["item"].combine_chunks()
+        return cls(
+            ids.chunk(0) if isinstance(ids, pa.ChunkedArray) else ids,
+            levels,
+            flat.to_numpy().reshape(-1, len(levels)),
+            int(metadata[b"num_users"]),
+        )
