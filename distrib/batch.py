@@ -47,7 +47,6 @@ class Batch(NamedTuple):
 
     def keep(self, keep_N: Tensor) -> "Batch":
         """Return the batch with only the interactions where ``keep_N`` (bool) holds; no row goes."""
-        kept_before_P = torch.zeros_like(self.pointer_P)
         kept = torch.zeros(keep_N.shape[0] + 1, dtype=torch.int64, device=keep_N.device)
         torch.cumsum(keep_N.to(torch.int64), 0, out=kept[1:])
         kept_before_P = kept[self.pointer_P]
@@ -87,6 +86,9 @@ class Cells(NamedTuple):
     value_M: Tensor
     """float32 rating."""
 
+    place_M: Tensor
+    """int64 place among the N interactions of the batch."""
+
 
 def cells_by_block(batch: Batch, blocks: Sequence[tuple[int, int]]) -> Iterator[Cells]:
     """Yield, for each block of items in turn, the batch's cells inside it.
@@ -100,7 +102,8 @@ def cells_by_block(batch: Batch, blocks: Sequence[tuple[int, int]]) -> Iterator[
     edges = torch.tensor([low for low, _ in blocks] + [blocks[-1][1]], device=item_N.device)
     cuts = torch.searchsorted(item_N, edges).tolist()
     for (low, _), start, stop in zip(blocks, cuts[:-1], cuts[1:], strict=True):
-        yield Cells(row_N[start:stop], item_N[start:stop] - low, value_N[start:stop])
+        part = slice(start, stop)
+        yield Cells(row_N[part], item_N[part] - low, value_N[part], order_N[part])
 
 
 def item_blocks(item_count: int, block_items: int) -> list[tuple[int, int]]:

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+UNWANTED = -(1 << 63)
+"""Key of an item that must not be recommended; below the key of any score."""
+
 _LOW_32 = (1 << 32) - 1
 
 
@@ -23,25 +26,21 @@ def rank_keys(score_BI: Tensor, first_item: int) -> Tensor:
 
 
 def items_of(key_BK: Tensor) -> Tensor:
-    """Return the items that rank keys belong to, int64."""
-    return _LOW_32 - (key_BK & _LOW_32)
+    """Return the items that rank keys belong to, int64; -1 for `UNWANTED`."""
+    return torch.where(key_BK == UNWANTED, -1, _LOW_32 - (key_BK & _LOW_32))
 
 
-def scores_of(key_BK: Tensor) -> Tensor:
-    """Return the scores that rank keys belong to, float32."""
-    ordered_BK = (key_BK >> 32).to(torch.int32)
-    bits_BK = torch.where(ordered_BK >= 0, ordered_BK, ordered_BK ^ 0x7FFFFFFF)
-    return bits_BK.view(torch.float32)
-
-
-def merge(best_BK: Tensor | None, key_BI: Tensor, k: int) -> Tensor:
+def merge(best_BK: Tensor, key_BI: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the best ``k`` keys of those kept so far and a new block's, best first.
 
+    Args:
+        best_BK: Keys kept so far, ``[B, 0]`` to begin with.
+        key_BI: Keys of the block; `UNWANTED` for an item that must not come up.
+        k: How many to keep.
+
     Returns:
-        int64 ``[B, min(k, seen so far)]``.
+        The keys, int64 ``[B, min(k, seen so far)]``, and for each its column in the two put side
+        by side.
     """
-    top_BK = torch.topk(key_BI, min(k, key_BI.shape[1]), dim=1).values
-    if best_BK is None:
-        return top_BK
-    both = torch.cat([best_BK, top_BK], dim=1)
-    return torch.topk(both, min(k, both.shape[1]), dim=1).values
+    both = torch.cat([best_BK, key_BI], dim=1)
+    return torch.topk(both, min(k, both.shape[1]), dim=1)  # type: ignore[return-value]

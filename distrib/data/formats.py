@@ -205,7 +205,7 @@ def checked(table: pa.Table, layout: Layout) -> pa.Table:
         rating = _numbers(table[columns.rating], _NUMBER, pa.float32())
         reject(_null(rating), Status.RATING_NOT_A_NUMBER)
         values = rating.fill_null(np.nan).to_numpy(zero_copy_only=False)
-        reject(~_on_scale(values, layout.levels), Status.RATING_OUTSIDE_SCALE)
+        reject(~on_scale(values, layout.levels), Status.RATING_OUTSIDE_SCALE)
     if columns.time is None:
         time = pa.array(np.zeros(num_rows, dtype=np.int64))
     else:
@@ -345,7 +345,8 @@ def _times(column: pa.ChunkedArray) -> pa.Array:
     return _numbers(column, _NUMBER, pa.float64()).cast(pa.int64(), safe=False)
 
 
-def _on_scale(values: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:
+def on_scale(values: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:
+    """Tell which ratings are one of the levels, bool; NaN is none."""
     scale = np.asarray(levels)
     nearest = scale[np.abs(values[:, None] - scale[None, :]).argmin(1)]
     return np.abs(values - nearest) < _LEVEL_TOLERANCE

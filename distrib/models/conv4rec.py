@@ -31,7 +31,6 @@ class Conv4RecConfig(Config):
     name: Literal["conv4rec"] = "conv4rec"
 
     gives: ClassVar[OutputKind] = "outcomes"
-    default_objective: ClassVar[str] = "rating_classes"
 
     latent_width: PositiveInt = 100
     """Dimensions of the code, r in the paper; low underfits, high needs more ratings."""

@@ -27,7 +27,6 @@ class MultVaeConfig(Config):
     name: Literal["mult_vae"] = "mult_vae"
 
     gives: ClassVar[OutputKind] = "scores"
-    default_objective: ClassVar[str] = "multinomial"
 
     hidden_width: PositiveInt = 600
     """Units of the hidden layer on either side."""

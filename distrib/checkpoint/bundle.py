@@ -1,0 +1,91 @@
+"""The bundle for inference: weights, model configuration and vocabulary; no pickle."""
+
+import io
+import json
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+import safetensors.torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from distrib import __version__
+from distrib.checkpoint.manifest import open_sealed, seal
+from distrib.errors import CheckpointError
+from distrib.models import ModelConfig
+from distrib.models.base import Model
+from distrib.storage import Folder
+from distrib.vocabulary import Vocabulary
+
+FORMAT = 1
+_WEIGHTS, _MODEL, _VOCABULARY = "model.safetensors", "model.json", "items.parquet"
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(ModelConfig)
+
+
+class Bundle(NamedTuple):
+    """A model ready for inference, with what its positions mean."""
+
+    model: Model
+    vocabulary: Vocabulary
+    facts: dict[str, Any]
+    """What the manifest says besides: epoch, metrics, hash of the data."""
+
+
+def write_bundle(
+    folder: Folder,
+    weights: dict[str, Tensor],
+    config: Any,
+    vocabulary: Vocabulary,
+    facts: dict[str, Any],
+) -> None:
+    """Write a bundle; it counts from the moment its manifest is there.
+
+    Args:
+        folder: Where to.
+        weights: The model's parameters and buffers, whole, on the CPU.
+        config: The model's configuration, a member of `ModelConfig`.
+        vocabulary: Items.
+        facts: JSON to keep beside it.
+    """
+    items = io.BytesIO()
+    pq.write_table(vocabulary.to_table(), items, compression="zstd")
+    files = {
+        _WEIGHTS: safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()}),
+        _MODEL: json.dumps(config.model_dump(mode="json"), indent=2, sort_keys=True).encode(),
+        _VOCABULARY: items.getvalue(),
+    }
+    about = {"format": FORMAT, "distrib": __version__, "vocabulary": vocabulary.fingerprint}
+    seal(folder, files, {**facts, **about})
+
+
+def load_bundle(folder: Folder) -> Bundle:
+    """Read a bundle and build its model, ready for inference on the CPU.
+
+    Raises:
+        CheckpointError: It is absent, incomplete, altered, of another format, or weights and
+            model do not fit.
+    """
+    manifest, files = open_sealed(folder)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{folder}: bundle format {manifest.get('format')}, this version reads {FORMAT}; export it anew")
+    vocabulary = Vocabulary.from_table(pq.read_table(io.BytesIO(files[_VOCABULARY])))
+    weights = safetensors.torch.load(files[_WEIGHTS])
+    try:
+        model = restored(_ADAPTER.validate_json(files[_MODEL]), vocabulary, weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: weights do not fit the model: {error}") from error
+    return Bundle(model, vocabulary, manifest)
+
+
+def copy_bundle(source: Folder, target: Folder) -> None:
+    """Copy a bundle, checked on the way; the target counts once it is whole."""
+    manifest, files = open_sealed(source)
+    manifest.pop("files")
+    seal(target, files, manifest)
+
+
+def restored(config: Any, vocabulary: Vocabulary, weights: dict[str, Tensor]) -> Model:
+    """Build a model for inference from weights in memory."""
+    model: Model = config.build(vocabulary.catalogue)
+    model.load_state_dict(weights)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,94 @@
+"""What all jobs share: arguments, the connection to Ray, the last line, the exit code."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+import ray.data
+
+from distrib.config import load
+from distrib.errors import ConfigError, DistribError
+from distrib.events import is_terminal
+from distrib.run_file import RunFile
+
+Check = Callable[[RunFile], object]
+Run = Callable[[RunFile], dict[str, Any]]
+
+
+def job(description: str, check: Check, run: Run, arguments: list[str] | None = None) -> int:
+    """Run a job from the command line.
+
+    The result is one JSON object on the last line of standard output; all else goes to standard
+    error.
+
+    Args:
+        description: For ``--help``.
+        check: Finds faults before Ray is started.
+        run: Does the work and returns the result.
+        arguments: Instead of ``sys.argv``.
+
+    Returns:
+        The exit code: 0, 2 for a fault in the configuration, 1 for any other known error.
+    """
+    try:
+        config = parse(description, arguments)
+        check(config)
+        connect()
+        result = run(config)
+    except ConfigError as error:
+        sys.stderr.write(f"ConfigError: {error}\n")
+        return 2
+    except Exception as error:
+        known = next((e for e in _causes(error) if isinstance(e, DistribError)), None)
+        if known is None:
+            raise
+        sys.stderr.write(f"{type(known).__name__.removeprefix('RayTaskError')}: {known}\n")
+        return 1
+    sys.stdout.write(json.dumps(result, default=str) + "\n")
+    return 0
+
+
+def parse(description: str, arguments: list[str] | None = None) -> RunFile:
+    """Read ``--config FILE --set a.b=value ...`` into a run file.
+
+    Raises:
+        ConfigError: The file or a setting is wrong; all faults at once.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, metavar="FILE", help="run file, e.g. configs/demo.toml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override, in TOML syntax"
+    )
+    given = parser.parse_args(arguments)
+    return load(RunFile, given.config, overrides=given.set, environment=os.environ)
+
+
+def connect() -> None:
+    """Join the cluster that the job was submitted to, or start one on this machine."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if is_terminal() else "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    warnings.filterwarnings("ignore", module="ray")
+    if ray.is_initialized():
+        return
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(logging_level=logging.WARNING)
+    else:
+        ray.init(include_dashboard=False, logging_level=logging.WARNING)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all that led to it; Ray wraps what a task raised."""
+    found: BaseException | None = error
+    while found is not None:
+        inner = getattr(found, "cause", None)
+        if isinstance(inner, BaseException):
+            yield from _causes(inner)
+        yield found
+        found = found.__cause__

@@ -1,0 +1,1 @@
+"""How good a model is: over the full catalogue, every user counted, with errors."""

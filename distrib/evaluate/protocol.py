@@ -1,0 +1,84 @@
+"""The measurement itself: ask a scorer about held-out interactions and compare."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from distrib.config import Config
+from distrib.data.collate import Example
+from distrib.errors import ConfigError
+from distrib.metrics import Sums, hits, ndcg, recall, sums_of
+from distrib.score.scorer import Scorer
+
+Cutoffs = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+
+_LOWER_IS_BETTER = ("rmse", "mae")
+
+
+class EvaluateConfig(Config):
+    """What is measured."""
+
+    recall_at: Cutoffs = (20, 50, 100)
+    """Lengths of list for Recall."""
+
+    ndcg_at: Cutoffs = (100,)
+    """Lengths of list for NDCG."""
+
+    batch_users: PositiveInt = 512
+    """Users measured at a time."""
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """All names that a choice of the best checkpoint can go by."""
+        ranking = [f"recall@{n}" for n in self.recall_at] + [f"ndcg@{n}" for n in self.ndcg_at]
+        return (*ranking, "rmse", "mae")
+
+
+def measure(scorer: Scorer, asked: Example, config: EvaluateConfig) -> Sums:
+    """Measure a batch of users.
+
+    Args:
+        scorer: The model.
+        asked: Histories, targets, and what must not be recommended.
+        config: Which metrics.
+
+    Returns:
+        Sums over users (ranking) and over cells (``squared_error``, ``mae``), to be merged.
+    """
+    values = _ranking(scorer, asked, config)
+    rating_N = scorer.predict(asked.source, asked.target)
+    if rating_N is not None:
+        error_N = (rating_N - asked.target.value_N).to(torch.float64)
+        values |= {"squared_error": error_N**2, "mae": error_N.abs()}
+    return sums_of(values)
+
+
+def _ranking(scorer: Scorer, asked: Example, config: EvaluateConfig) -> dict[str, Tensor]:
+    longest = max(*config.recall_at, *config.ndcg_at)
+    item_BK = scorer.recommend(asked.source, asked.seen, longest).item_BK
+    hit_BK = hits(item_BK, asked.target, len(scorer.vocabulary))
+    length_B = asked.target.length_B
+    return {
+        **{f"recall@{n}": recall(hit_BK, length_B, n) for n in config.recall_at},
+        **{f"ndcg@{n}": ndcg(hit_BK, length_B, n) for n in config.ndcg_at},
+    }
+
+
+def selection_score(metrics: dict[str, float], names: tuple[str, ...]) -> float:
+    """Combine metrics into one number to choose a checkpoint by; higher is better.
+
+    The geometric mean, with errors inverted: a relative gain in one metric is worth the same
+    relative gain in another, so one checkpoint can serve several tasks.
+
+    Raises:
+        ConfigError: A metric was not measured, e.g. an error of ratings that the model does not tell.
+    """
+    product = 1.0
+    for name in names:
+        if name not in metrics:
+            raise ConfigError(f"train.select_by names {name!r}, but only {sorted(metrics)} were measured")
+        value = max(metrics[name], 1e-12)
+        product *= 1.0 / value if name in _LOWER_IS_BETTER else value
+    return float(product ** (1.0 / len(names)))

@@ -1,0 +1,197 @@
+"""Evaluation on the cluster: every test user of a prepared folder, the model beside popularity."""
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from distrib.checkpoint.bundle import load_bundle
+from distrib.data.collate import Rows, asked_rows, example, gather, rows_of
+from distrib.data.formats import SyntheticLog
+from distrib.data.prepare import load_manifest
+from distrib.data.schema import Role
+from distrib.data.splits import EntrywiseSplit
+from distrib.data.synthetic import SyntheticSource, SyntheticWorld
+from distrib.errors import ConfigError, DataError
+from distrib.evaluate.protocol import EvaluateConfig, measure
+from distrib.events import emit
+from distrib.metrics import Sums, total_variation
+from distrib.models.popularity import Popularity
+from distrib.score.bulk import actor_pool
+from distrib.score.scorer import Scorer
+from distrib.storage import Folder
+
+BUNDLE = "bundle"
+RESULT = "evaluation.json"
+_TRUTH_USERS, _TRUTH_ITEMS = 512, 4096
+_PORTRAIT_USERS = 256
+
+
+class Portrait(NamedTuple):
+    """What the model thinks of some users' unseen items, for a picture."""
+
+    probability_N: np.ndarray
+    rating_N: np.ndarray
+
+
+def preflight(run: str, prepared: str) -> dict[str, Any]:
+    """Check that there is a model and a matching test set.
+
+    Raises:
+        DataError: The data are not prepared, or hold no test target.
+        ConfigError: The model was trained on other data.
+    """
+    manifest = load_manifest(Folder(prepared))
+    if not manifest["counts"]["interactions_by_role"].get("test_target"):
+        raise DataError(f"{prepared}: holds no test targets; choose another data.split than {manifest['recipe']['split']['name']!r}")
+    bundle = Folder(run) / BUNDLE
+    if bundle.exists("manifest.json"):
+        trained_on = bundle.read_json("manifest.json").get("data")
+        if trained_on != manifest["hash"]:
+            raise ConfigError(f"{run} was trained on data {trained_on}, but {prepared} holds {manifest['hash']}; name its own data")
+    return manifest
+
+
+def evaluate(run: str, prepared: str, config: EvaluateConfig) -> dict[str, Any]:
+    """Measure a run's best model on the test targets, and popularity beside it.
+
+    Args:
+        run: Run folder with a bundle.
+        prepared: The data it was trained on.
+        config: Which metrics.
+
+    Returns:
+        By model (``model``, ``popularity``) and metric: mean, standard error and count; the
+        accounting of users; for a synthetic log the distance to the truth. Also written to the run
+        folder as ``evaluation.json``.
+    """
+    manifest = preflight(run, prepared)
+    bundle = str(Folder(run) / BUNDLE)
+    load_bundle(Folder(bundle))  # fail here, clearly, rather than in an actor
+    shards = [{"name": shard["name"]} for shard in manifest["shards"]]
+    measured = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
+        _ShardMeasurer,
+        fn_constructor_kwargs={"bundle": bundle, "prepared": prepared, "config": config},
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=actor_pool(),
+    )
+    totals = {"model": Sums({}), "popularity": Sums({})}
+    num_users = 0
+    for block in measured.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for text in block["measured"].to_pylist():
+            entry = json.loads(text)
+            num_users += entry.pop("num_users")
+            for name, sums in entry.items():
+                totals[name] = totals[name].merged(Sums({k: tuple(v) for k, v in sums.items()}))
+    everyone = manifest["counts"]["users"]
+    result: dict[str, Any] = {
+        "data": manifest["hash"],
+        "users": {"all": everyone, "measured": num_users, "without test targets": everyone - num_users},
+        "metrics": {
+            name: {metric: summary._asdict() for metric, summary in sums.summaries().items()}
+            for name, sums in totals.items()
+        },
+    }
+    if manifest["recipe"]["source"]["format"] == SyntheticLog.model_fields["format"].default:
+        result["distance_to_truth"] = ray.get(_truth.remote(bundle, prepared, manifest))
+    Folder(run).write_json(RESULT, result)
+    emit("evaluated", users=result["users"])
+    return result
+
+
+def portrait(run: str, prepared: str) -> Portrait | None:
+    """Return probabilities and expected ratings of some users' unseen items, if the model tells."""
+    shard = load_manifest(Folder(prepared))["shards"][0]["name"]
+    found: Portrait | None = ray.get(_portrait.remote(str(Folder(run) / BUNDLE), prepared, shard))
+    return found
+
+
+class _ShardMeasurer:
+    """Holds the models; measures the users of one shard at a time."""
+
+    def __init__(self, bundle: str, prepared: str, config: EvaluateConfig) -> None:
+        self.prepared = Folder(prepared)
+        self.config = config
+        self.scorers = dict(zip(("model", "popularity"), _scorers(bundle), strict=True))
+
+    def __call__(self, shard: pa.Table) -> pa.Table:
+        rows, _ = _test_rows(self.prepared, shard["name"][0].as_py())
+        sums = dict.fromkeys(self.scorers, Sums({}))
+        size = self.config.batch_users
+        for start in range(0, rows.num_users, size):
+            wanted = np.arange(start, min(start + size, rows.num_users))
+            asked = example(rows, wanted, Role.TEST_TARGET)
+            for name, scorer in self.scorers.items():
+                sums[name] = sums[name].merged(measure(scorer, asked, self.config))
+        entry = {"num_users": rows.num_users, **{name: s.totals for name, s in sums.items()}}
+        return pa.table({"measured": [json.dumps(entry)]})
+
+
+def _scorers(bundle: str) -> tuple[Scorer, Scorer]:
+    scorer = Scorer.from_bundle(Folder(bundle))
+    return scorer, Scorer(Popularity(scorer.vocabulary.catalogue), scorer.vocabulary)
+
+
+def _test_rows(prepared: Folder, name: str) -> tuple[Rows, pa.Table]:
+    table = prepared.read_parquet(name)
+    return asked_rows(rows_of(table), Role.TEST_TARGET), table
+
+
+@ray.remote
+def _truth(bundle: str, prepared: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Hold model and popularity against the process that drew the log.
+
+    The model learns what is in the training part of the log, so for an entry-wise split the true
+    probabilities are thinned to its share.
+    """
+    recipe = manifest["recipe"]
+    world = SyntheticWorld(SyntheticSource.model_validate_json(json.dumps(recipe["source"])))
+    split = recipe["split"]
+    share = split["train_share"] if split["name"] == EntrywiseSplit.model_fields["name"].default else 1.0
+    rows, table = _test_rows(Folder(prepared), manifest["shards"][0]["name"])
+    rows_wanted = np.arange(min(_TRUTH_USERS, rows.num_users))
+    users = table["user"].to_numpy()[rows.number_B[rows_wanted]]
+    asked = example(rows, rows_wanted, Role.TEST_TARGET)
+    scorers = dict(zip(("model", "popularity"), _scorers(bundle), strict=True))
+    step = -(-len(scorers["model"].vocabulary) // _TRUTH_ITEMS)
+    items = scorers["model"].vocabulary.ids.to_numpy()[::step]
+    true_BIC = world.probability(users, items)
+    true_BIC[..., 1:] *= share
+    true_BIC[..., 0] = 1.0 - true_BIC[..., 1:].sum(-1)
+    result: dict[str, Any] = {"users": len(users), "items": len(items)}
+    for name, scorer in scorers.items():
+        state = scorer.model.encode(asked.source)
+        output = scorer.model.decode(state, slice(0, None, step)).float()
+        if scorer.model.opinion(output) is None:
+            met_BI = output.softmax(-1).double().numpy()
+            result[name] = {"interactions": _shape_distance(true_BIC[..., 1:].sum(-1), met_BI)}
+            continue
+        model_BIC = output.softmax(-1).double().numpy()
+        result[name] = {
+            "interactions": _shape_distance(true_BIC[..., 1:].sum(-1), model_BIC[..., 1:].sum(-1)),
+            "outcomes_per_cell": float(total_variation(true_BIC, model_BIC).mean()),
+        }
+    return result
+
+
+def _shape_distance(true_BI: np.ndarray, model_BI: np.ndarray) -> float:
+    """Mean over users of the distance between what they meet, as distributions over items."""
+    p, q = (part / part.sum(1, keepdims=True) for part in (true_BI, model_BI))
+    return float(total_variation(p, q).mean())
+
+
+@ray.remote
+def _portrait(bundle: str, prepared: str, shard: str) -> Portrait | None:
+    scorer = Scorer.from_bundle(Folder(bundle))
+    table = Folder(prepared).read_parquet(shard)
+    rows = rows_of(table.slice(0, _PORTRAIT_USERS))
+    batch, _ = gather(rows, np.arange(rows.num_users))
+    step = -(-len(scorer.vocabulary) // _TRUTH_ITEMS)
+    opinion = scorer.model.opinion(scorer.model.decode(scorer.model.encode(batch), slice(0, None, step)).float())
+    if opinion is None:
+        return None
+    return Portrait(opinion.probability_BI.flatten().numpy(), opinion.rating_BI.flatten().numpy())

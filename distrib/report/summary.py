@@ -1,0 +1,50 @@
+"""The closing table of a run, and its pictures in the run folder."""
+
+from typing import Any
+
+from distrib.evaluate.run import portrait
+from distrib.events import table
+from distrib.report.plots import learning_curves, likely_and_liked
+from distrib.storage import Folder
+from distrib.train.launch import HISTORY
+
+CURVES = "learning_curves.png"
+MAP = "likely_and_liked.png"
+
+
+def draw_curves(run: str, best_epoch: int) -> str:
+    """Draw the learning curves of a run into its folder and return where they are."""
+    folder = Folder(run)
+    folder.write(CURVES, learning_curves(folder.read_json(HISTORY), best_epoch))
+    return str(folder / CURVES)
+
+
+def draw_map(run: str, prepared: str) -> str | None:
+    """Draw likely against liked, where the model tells both, and return where it is."""
+    found = portrait(run, prepared)
+    if found is None:
+        return None
+    Folder(run).write(MAP, likely_and_liked(found.probability_N, found.rating_N))
+    return str(Folder(run) / MAP)
+
+
+def show_evaluation(result: dict[str, Any]) -> None:
+    """Print metrics with standard errors, the model beside popularity."""
+    models = result["metrics"]
+    rows = [
+        [metric, *(_with_error(models[name].get(metric)) for name in models)]
+        for metric in models["model"]
+    ]
+    distance = result.get("distance_to_truth")
+    if distance:
+        kinds = [kind for kind in distance["model"] if kind in distance["popularity"]]
+        rows += [
+            [f"distance to truth: {kind}", *(f"{distance[name][kind]:.4f}" for name in models)]
+            for kind in kinds
+        ]
+    title = f"Test metrics (standard error), {result['users']['measured']} users"
+    table(title, ["", *models], rows)
+
+
+def _with_error(summary: dict[str, float] | None) -> str:
+    return "-" if summary is None else f"{summary['mean']:.4f} ({summary['standard_error']:.4f})"

@@ -1,0 +1,49 @@
+"""The run file: one description of the whole pipeline, read by every job."""
+
+from pydantic import Field
+
+from distrib.config import Config
+from distrib.data.prepare import DataConfig
+from distrib.evaluate.protocol import EvaluateConfig
+from distrib.models import ModelConfig
+from distrib.objectives import MultinomialConfig, ObjectiveConfig, RatingClassesConfig
+from distrib.score.policy import ScoreConfig
+from distrib.train.config import TrainConfig
+from distrib.train.engine import EngineConfig, OptimizerConfig
+from distrib.train.loop import LoopConfig
+
+
+class RunFile(Config):
+    """All settings of a run, by job."""
+
+    run: str
+    """Path or URL of the run folder, which holds all that training and scoring leave."""
+
+    seed: int = 0
+    """Of initial weights, order of users and noise; splits have their own."""
+
+    data: DataConfig
+    model: ModelConfig
+    objective: ObjectiveConfig | None = None
+    """What is minimised; the model's own objective when not given."""
+
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    train: LoopConfig = Field(default_factory=LoopConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    score: ScoreConfig = Field(default_factory=ScoreConfig)
+
+    def training(self) -> TrainConfig:
+        """Return the part that decides training."""
+        default = MultinomialConfig() if self.model.gives == "scores" else RatingClassesConfig()
+        return TrainConfig(
+            run=self.run,
+            prepared=self.data.prepared,
+            seed=self.seed,
+            model=self.model,
+            objective=self.objective or default,
+            optimizer=self.optimizer,
+            engine=self.engine,
+            loop=self.train,
+            evaluate=self.evaluate,
+        )

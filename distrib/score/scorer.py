@@ -1,0 +1,163 @@
+"""The scorer: the only place where a model's output becomes a recommendation."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from distrib.batch import Batch, cells_by_block, item_blocks
+from distrib.checkpoint.bundle import load_bundle
+from distrib.errors import DataError
+from distrib.models.base import Model, Opinion
+from distrib.storage import Folder
+from distrib.topk import UNWANTED, items_of, merge, rank_keys
+from distrib.vocabulary import Vocabulary
+
+_QUANTILE_SAMPLE = 4096
+
+
+class Recommendations(NamedTuple):
+    """The best items of each user, best first."""
+
+    item_BK: Tensor
+    """int64 positions; -1 where a user has fewer than K candidates."""
+
+    score_BK: Tensor
+    """float32; what the list is sorted by: the model's ranking score, or the expected rating."""
+
+    opinion: Opinion | None
+    """Probability, expected rating and its distribution for each item, where the model tells."""
+
+
+class Scorer:
+    """A model on one device, asked for whole batches of users and blocks of items."""
+
+    def __init__(
+        self,
+        model: Model,
+        vocabulary: Vocabulary,
+        *,
+        device: torch.device | str = "cpu",
+        block_items: int = 4096,
+    ) -> None:
+        self.model = model.to(device)
+        self.vocabulary = vocabulary
+        self.device = torch.device(device)
+        self.blocks = item_blocks(len(vocabulary), block_items)
+        support_I = torch.from_numpy(vocabulary.train_count_IL.sum(1))
+        self.support_I = support_I.to(self.device)
+
+    @classmethod
+    def from_bundle(cls, folder: Folder, *, device: torch.device | str = "cpu") -> "Scorer":
+        """Load a bundle; see `load_bundle`."""
+        bundle = load_bundle(folder)
+        return cls(bundle.model, bundle.vocabulary, device=device)
+
+    @torch.inference_mode()
+    def recommend(self, source: Batch, seen: Batch | None, k: int) -> Recommendations:
+        """Return each user's best items by the model's ranking score, ties to the lower position.
+
+        Args:
+            source: Histories.
+            seen: Items to leave out; None leaves nothing out.
+            k: How many.
+
+        Returns:
+            Lists of ``min(k, items)``.
+        """
+
+        def keys(output: Tensor, low: int) -> Tensor:
+            return rank_keys(self.model.ranking_score(output), low)
+
+        best, output = self._best(source, seen, k, keys)
+        score_BK = self.model.ranking_score(output)
+        return Recommendations(items_of(best).cpu(), score_BK.cpu(), _to_cpu(self.model.opinion(output)))
+
+    @torch.inference_mode()
+    def serendipitous(
+        self, source: Batch, seen: Batch | None, k: int, *, unlikely_share: float, min_support: int
+    ) -> Recommendations:
+        """Return items that a user is unlikely to meet and likely to love, by expected rating.
+
+        An item is unlikely when its log-odds of interaction lie below the user's quantile
+        ``unlikely_share``, taken over the catalogue (above 4,096 items: over an even sample).
+
+        Source: the serendipity list of "Conv4Rec", IEEE TNNLS 2025; thresholds are ours.
+
+        Args:
+            source: Histories.
+            seen: Items to leave out; None leaves nothing out.
+            k: How many.
+            unlikely_share: Quantile, 0..1.
+            min_support: Training ratings that an item must have.
+
+        Raises:
+            DataError: The model does not tell ratings and probabilities.
+        """
+        batch = source.to(self.device)
+        step = max(1, -(-len(self.vocabulary) // _QUANTILE_SAMPLE))
+        sample = self.model.decode(self.model.encode(batch), slice(0, None, step)).float()
+        if self.model.opinion(sample) is None:
+            raise DataError(
+                f"{type(self.model).__name__} tells no ratings and probabilities, so it has no "
+                "serendipitous list; set score.serendipitous_k = 0, or use conv4rec"
+            )
+        limit_B1 = torch.quantile(self.model.ranking_score(sample), unlikely_share, dim=1)[:, None]
+
+        def keys(output: Tensor, low: int) -> Tensor:
+            opinion = self.model.opinion(output)
+            rating_BI = opinion.rating_BI if opinion is not None else output
+            high = low + output.shape[1]
+            unlikely_BI = self.model.ranking_score(output) <= limit_B1
+            wanted_BI = unlikely_BI & (self.support_I[low:high] >= min_support)
+            return torch.where(wanted_BI, rank_keys(rating_BI, low), UNWANTED)
+
+        best, output = self._best(source, seen, k, keys)
+        opinion = self.model.opinion(output)
+        assert opinion is not None  # asked above
+        return Recommendations(items_of(best).cpu(), opinion.rating_BI.cpu(), _to_cpu(opinion))
+
+    @torch.inference_mode()
+    def predict(self, source: Batch, target: Batch) -> Tensor | None:
+        """Return the expected rating of each target cell, float32 ``[N]``; None if not told."""
+        rating_N = torch.zeros(target.item_N.shape[0])
+        target = target.to(self.device)
+        told = False
+        for (_, output), cells in zip(self.outputs(source), cells_by_block(target, self.blocks), strict=True):
+            opinion = self.model.opinion(output[cells.row_M, cells.column_M][None])
+            if opinion is not None:
+                rating_N[cells.place_M.cpu()] = opinion.rating_BI[0].cpu()
+                told = True
+        return rating_N if told else None
+
+    @torch.inference_mode()
+    def outputs(self, source: Batch) -> Iterator[tuple[int, Tensor]]:
+        """Yield, block by block, the first item and the model's output in float32."""
+        state = self.model.encode(source.to(self.device))
+        for low, high in self.blocks:
+            yield low, self.model.decode(state, slice(low, high)).float()
+
+    def _best(
+        self, source: Batch, seen: Batch | None, k: int, keys: Callable[[Tensor, int], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the best keys ``[B, K]`` and the model's output for their items."""
+        empty = Batch.from_lists([[] for _ in range(source.num_users)])
+        hidden = (empty if seen is None else seen).to(self.device)
+        best = torch.empty(source.num_users, 0, dtype=torch.int64, device=self.device)
+        kept: Tensor | None = None
+        for (low, output), cells in zip(
+            self.outputs(source), cells_by_block(hidden, self.blocks), strict=True
+        ):
+            key_BI = keys(output, low)
+            key_BI[cells.row_M, cells.column_M] = UNWANTED
+            best, column_BK = merge(best, key_BI, k)
+            joined = output if kept is None else torch.cat([kept, output], dim=1)
+            row_B1 = torch.arange(joined.shape[0], device=self.device)[:, None]
+            kept = joined[row_B1, column_BK]
+        assert kept is not None  # there is at least one block
+        return best, kept
+
+
+def _to_cpu(opinion: Opinion | None) -> Opinion | None:
+    return None if opinion is None else Opinion(*(part.cpu() for part in opinion))

@@ -1,0 +1,37 @@
+"""What a training run is made of."""
+
+from distrib.config import Config
+from distrib.evaluate.protocol import EvaluateConfig
+from distrib.models import ModelConfig
+from distrib.objectives import ObjectiveConfig
+from distrib.train.engine import EngineConfig, OptimizerConfig
+from distrib.train.loop import LoopConfig
+
+
+class TrainConfig(Config):
+    """All that decides the result of training, and where it goes."""
+
+    run: str
+    """Path or URL of the run folder."""
+
+    prepared: str
+    """Path or URL of the prepared data."""
+
+    seed: int
+    """Of initial weights, order of users and noise."""
+
+    model: ModelConfig
+    objective: ObjectiveConfig
+    optimizer: OptimizerConfig
+    engine: EngineConfig
+    loop: LoopConfig
+    evaluate: EvaluateConfig
+
+    @property
+    def selection(self) -> tuple[str, ...]:
+        """Names of the metrics that choose the best epoch."""
+        if self.loop.select_by:
+            return self.loop.select_by
+        if self.model.gives == "outcomes":
+            return f"recall@{self.evaluate.recall_at[min(1, len(self.evaluate.recall_at) - 1)]}", "rmse"
+        return (f"ndcg@{self.evaluate.ndcg_at[0]}",)

@@ -1,0 +1,29 @@
+"""Ray job: measure a trained model. ``python jobs/evaluate.py --config configs/demo.toml``."""
+
+import sys
+from typing import Any
+
+from distrib.cli import job
+from distrib.evaluate.run import evaluate, preflight
+from distrib.report.summary import draw_map, show_evaluation
+from distrib.run_file import RunFile
+
+
+def measure(file: RunFile) -> dict[str, Any]:
+    """Evaluate, show the table, draw the map."""
+    result = evaluate(file.run, file.data.prepared, file.evaluate)
+    show_evaluation(result)
+    return {**result, "map": draw_map(file.run, file.data.prepared)}
+
+
+def main() -> int:
+    """Check, evaluate, print the metrics."""
+    return job(
+        "Measure a trained model on held-out interactions.",
+        check=lambda file: preflight(file.run, file.data.prepared),
+        run=measure,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""Ray job: train a model. ``python jobs/train.py --config configs/demo.toml``."""
+
+import sys
+from typing import Any
+
+from distrib.cli import job
+from distrib.report.summary import draw_curves
+from distrib.run_file import RunFile
+from distrib.train.launch import launch, preflight
+
+
+def train(file: RunFile) -> dict[str, Any]:
+    """Train, or go on training, and draw the curves."""
+    result = launch(file.training())
+    return {**result, "curves": draw_curves(file.run, result["best_epoch"])}
+
+
+def main() -> int:
+    """Check, train, print the best epoch."""
+    return job("Train a model on prepared histories.", check=lambda file: preflight(file.training()), run=train)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
