@@ -1,6 +1,7 @@
 """The currency: the histories of some users as compressed sparse rows."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ class Batch(NamedTuple):
         return rows.repeat_interleave(self.length_B, output_size=self.item_N.shape[0])
 
     def keep(self, keep_N: Tensor) -> "Batch":
-        """Return the batch with only the interactions where ``keep_N`` (bool) holds; no row goes."""
+        """Return the batch with only the interactions where ``keep_N`` holds; no row goes."""
         kept = torch.zeros(keep_N.shape[0] + 1, dtype=torch.int64, device=keep_N.device)
         torch.cumsum(keep_N.to(torch.int64), 0, out=kept[1:])
         kept_before_P = kept[self.pointer_P]
@@ -96,6 +97,9 @@ def cells_by_block(batch: Batch, blocks: Sequence[tuple[int, int]]) -> Iterator[
     Args:
         batch: The histories.
         blocks: Ascending half-open ranges of items that cover the catalogue.
+
+    Yields:
+        One `Cells` for each block.
     """
     item_N, order_N = torch.sort(batch.item_N, stable=True)
     row_N, value_N = batch.row_N[order_N], batch.value_N[order_N]
@@ -116,6 +120,6 @@ def level_index(value: Tensor, levels: Sequence[float]) -> Tensor:
     """Return the position of the nearest rating level, int64; a value half-way goes down."""
     if len(levels) == 1:
         return torch.zeros_like(value, dtype=torch.int64)
-    middles = [(low + high) / 2 for low, high in zip(levels[:-1], levels[1:], strict=True)]
+    middles = [(low + high) / 2 for low, high in pairwise(levels)]
     boundaries = torch.tensor(middles, dtype=torch.float32, device=value.device)
     return torch.bucketize(value.to(torch.float32), boundaries)

@@ -5,12 +5,10 @@ import json
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
-import ray.data
 
 from distrib.config import load
 from distrib.errors import ConfigError, DistribError
@@ -57,13 +55,26 @@ def job(description: str, check: Check, run: Run, arguments: list[str] | None = 
 def parse(description: str, arguments: list[str] | None = None) -> RunFile:
     """Read ``--config FILE --set a.b=value ...`` into a run file.
 
+    Returns:
+        The checked run file.
+
+    Args:
+        description: For ``--help``.
+        arguments: Instead of ``sys.argv``.
+
     Raises:
         ConfigError: The file or a setting is wrong; all faults at once.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", required=True, metavar="FILE", help="run file, e.g. configs/demo.toml")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override, in TOML syntax"
+        "--config", required=True, metavar="FILE", help="run file, e.g. configs/demo.toml"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override, in TOML syntax",
     )
     given = parser.parse_args(arguments)
     return load(RunFile, given.config, overrides=given.set, environment=os.environ)
@@ -72,15 +83,20 @@ def parse(description: str, arguments: list[str] | None = None) -> RunFile:
 def connect() -> None:
     """Join the cluster that the job was submitted to, or start one on this machine."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if is_terminal() else "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    warnings.filterwarnings("ignore", module="ray")
     if ray.is_initialized():
         return
+    # Our own events say what matters; Ray's workers would add a line a second without a dashboard.
+    quiet = {
+        "logging_level": logging.WARNING,
+        "logging_config": ray.LoggingConfig(log_level="ERROR"),
+    }
     if "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level=logging.WARNING)
+        ray.init(**quiet)
     else:
-        ray.init(include_dashboard=False, logging_level=logging.WARNING)
+        ray.init(include_dashboard=False, **quiet)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

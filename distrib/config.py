@@ -58,18 +58,21 @@ def load(
     try:
         raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"run file {path} does not exist; name one, e.g. configs/demo.toml") from None
+        raise ConfigError(
+            f"run file {path} does not exist; name one, e.g. configs/demo.toml"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"run file {path} is not valid TOML: {error}") from error
     faults: list[str] = []
     for text in overrides:
         _apply(raw, text, faults)
     raw = _substitute(raw, environment or {}, faults, where="")
+    config: ConfigT | None = None
     try:
         config = kind.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         faults += [_describe(kind, fault) for fault in error.errors()]
-    if faults:
+    if faults or config is None:
         listing = "\n".join(f"  {fault}" for fault in faults)
         raise ConfigError(f"{path}: {len(faults)} fault(s)\n{listing}")
     return config
@@ -102,9 +105,8 @@ def _substitute(node: Any, environment: Mapping[str, str], faults: list[str], wh
         return [_substitute(value, environment, faults, where) for value in node]
     if not isinstance(node, str):
         return node
-    for name in _VARIABLE.findall(node):
-        if name not in environment:
-            faults.append(f"{where} = {node!r}: environment variable {name} is not set; export it")
+    unset = [name for name in _VARIABLE.findall(node) if name not in environment]
+    faults += [f"{where} = {node!r}: environment variable {name} is not set" for name in unset]
     return _VARIABLE.sub(lambda match: environment.get(match[1], match[0]), node)
 
 

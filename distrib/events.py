@@ -15,7 +15,7 @@ def emit(event: str, **fields: Any) -> None:
 
     Args:
         event: A constant name.
-        fields: What happened; numbers, strings, lists and mappings of these.
+        **fields: What happened; numbers, strings, lists and mappings of these.
     """
     line = {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **fields}
     sys.stderr.write(json.dumps(line, default=str) + "\n")

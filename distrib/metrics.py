@@ -35,6 +35,11 @@ def recall(hit_BK: Tensor, length_B: Tensor, cutoff: int) -> Tensor:
 
     Source: Liang et al., "Variational Autoencoders for Collaborative Filtering", WWW 2018, 4.2.
 
+    Args:
+        hit_BK: bool, from `hits`; K at least the cutoff.
+        length_B: Targets of each user.
+        cutoff: N.
+
     Returns:
         float64 ``[B]``, 0..1; NaN for a user without targets.
     """
@@ -46,6 +51,11 @@ def ndcg(hit_BK: Tensor, length_B: Tensor, cutoff: int) -> Tensor:
     """NDCG@N with binary gain, discount 1 / log2(rank + 1), ideal over min(N, targets) ranks.
 
     Source: Liang et al., "Variational Autoencoders for Collaborative Filtering", WWW 2018, 4.2.
+
+    Args:
+        hit_BK: bool, from `hits`, best first.
+        length_B: Targets of each user.
+        cutoff: N.
 
     Returns:
         float64 ``[B]``, 0..1; NaN for a user without targets.
@@ -63,7 +73,7 @@ class Summary(NamedTuple):
 
     mean: float
     standard_error: float
-    count: int
+    num_observations: int
 
 
 class Sums(NamedTuple):

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: the same for a user whatever rank, batch or order it is drawn in."""
+"""Counter-based random numbers: the same for a user on whatever rank and in whatever batch."""
 
 import math
 from typing import NamedTuple
@@ -27,14 +27,16 @@ class Noise(NamedTuple):
     @classmethod
     def of(cls, seed: int, epoch: int) -> "Noise":
         """Make the noise of one epoch."""
-        return cls(_scramble(_scramble(seed & _MASK_64) ^ ((epoch + 1) * 0x9E3779B97F4A7C15 & _MASK_64)))
+        return cls(
+            _scramble(_scramble(seed & _MASK_64) ^ ((epoch + 1) * 0x9E3779B97F4A7C15 & _MASK_64))
+        )
 
     def uniform(self, stream: int, *counters: Tensor) -> Tensor:
         """Draw from [0, 1), one number for each (broadcast) combination of the counters.
 
         Args:
             stream: Tells apart uses within one model.
-            counters: Integer tensors that broadcast together, e.g. user and item.
+            *counters: Integer tensors that broadcast together, e.g. user and item.
 
         Returns:
             float32, of the broadcast shape.

@@ -31,7 +31,9 @@ class Folder:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
-            raise DataError(f"{url}: {error}; use a path or a URL of an installed fsspec scheme") from error
+            raise DataError(
+                f"{url}: {error}; use a path or a URL of an installed fsspec scheme"
+            ) from error
 
     def __reduce__(self) -> tuple[type["Folder"], tuple[str]]:
         return Folder, (self.url,)
@@ -60,6 +62,12 @@ class Folder:
 
     def exists(self, name: str = "") -> bool:
         """Tell whether a file or folder is there.
+
+        Returns:
+            Whether it is there.
+
+        Args:
+            name: Inside the folder; the folder itself when empty.
 
         Raises:
             DataError: The store does not answer or refuses.
@@ -92,6 +100,12 @@ class Folder:
     def open(self, name: str = "") -> Iterator[BinaryIO]:
         """Open a file for reading.
 
+        Yields:
+            The open file.
+
+        Args:
+            name: Inside the folder.
+
         Raises:
             DataError: It is not there, or the store refuses.
         """
@@ -106,13 +120,21 @@ class Folder:
     def read_json(self, name: str) -> Any:
         """Return the content of a JSON file.
 
+        Returns:
+            The content.
+
+        Args:
+            name: Inside the folder.
+
         Raises:
             DataError: It is absent or not JSON.
         """
         try:
             return json.loads(self.read(name))
         except json.JSONDecodeError as error:
-            raise DataError(f"{self / name} is not JSON: {error}; it was damaged, write it anew") from error
+            raise DataError(
+                f"{self / name} is not JSON: {error}; it was damaged, write it anew"
+            ) from error
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole: a reader sees the old content or the new, never a part."""
@@ -142,7 +164,7 @@ class Folder:
         return sink.getvalue()
 
     def remove(self, name: str = "") -> None:
-        """Remove a file or a folder with all that is in it; nothing happens when it is not there."""
+        """Remove a file, or a folder with all that is in it, if it is there."""
         with self._explained():
             if self._fs.exists(self._at(name)):
                 self._fs.rm(self._at(name), recursive=True)
@@ -155,8 +177,14 @@ class Folder:
         try:
             yield
         except FileNotFoundError as error:
-            raise DataError(f"{error.args[-1] if error.args else self.url}: no such file or bucket; check the URL {self.url}") from error
+            raise DataError(
+                f"{self.url}: no such file or bucket ({error}); check the URL"
+            ) from error
         except PermissionError as error:
-            raise DataError(f"{self.url}: access refused ({error}); check the credentials") from error
+            raise DataError(
+                f"{self.url}: access refused ({error}); check the credentials"
+            ) from error
         except OSError as error:
-            raise DataError(f"{self.url}: the store failed ({error}); check it and try again") from error
+            raise DataError(
+                f"{self.url}: the store failed ({error}); check it and try again"
+            ) from error

@@ -43,4 +43,4 @@ def merge(best_BK: Tensor, key_BI: Tensor, k: int) -> tuple[Tensor, Tensor]:
         by side.
     """
     both = torch.cat([best_BK, key_BI], dim=1)
-    return torch.topk(both, min(k, both.shape[1]), dim=1)  # type: ignore[return-value]
+    return torch.topk(both, min(k, both.shape[1]), dim=1)

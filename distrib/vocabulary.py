@@ -30,9 +30,13 @@ class Catalogue(NamedTuple):
 class Vocabulary:
     """Original item ids in the order of their positions, with training counts by rating level."""
 
-    def __init__(self, ids: pa.Array, levels: tuple[float, ...], train_count_IL: IntArray, num_users: int) -> None:
+    def __init__(
+        self, ids: pa.Array, levels: tuple[float, ...], train_count_IL: IntArray, num_users: int
+    ) -> None:
         if len(ids) != len(train_count_IL):
-            raise DataError(f"vocabulary: {len(ids)} ids but counts of {len(train_count_IL)} items; prepare anew")
+            raise DataError(
+                f"vocabulary: {len(ids)} ids, counts of {len(train_count_IL)} items; prepare anew"
+            )
         self.ids = ids
         self.levels = levels
         self.train_count_IL = train_count_IL
@@ -55,6 +59,12 @@ class Vocabulary:
 
     def positions(self, ids: pa.Array) -> IntArray:
         """Return the position of each id, -1 where the vocabulary does not hold it.
+
+        Returns:
+            int64, one for each id.
+
+        Args:
+            ids: Original item ids.
 
         Raises:
             DataError: The ids are of another kind (text against numbers) than the vocabulary's.

@@ -27,7 +27,13 @@ def pipeline(file: RunFile) -> dict[str, Any]:
     scored = score(file.run, file.data.prepared, file.score)["counts"]
     show_evaluation(measured)
     plots = [curves, draw_map(file.run, file.data.prepared)]
-    return {"prepared": counts, "trained": trained, "evaluated": measured, "scored": scored, "plots": plots}
+    return {
+        "prepared": counts,
+        "trained": trained,
+        "evaluated": measured,
+        "scored": scored,
+        "plots": plots,
+    }
 
 
 if __name__ == "__main__":

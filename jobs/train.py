@@ -17,7 +17,11 @@ def train(file: RunFile) -> dict[str, Any]:
 
 def main() -> int:
     """Check, train, print the best epoch."""
-    return job("Train a model on prepared histories.", check=lambda file: preflight(file.training()), run=train)
+    return job(
+        "Train a model on prepared histories.",
+        check=lambda file: preflight(file.training()),
+        run=train,
+    )
 
 
 if __name__ == "__main__":

@@ -50,7 +50,9 @@ def write_bundle(
     items = io.BytesIO()
     pq.write_table(vocabulary.to_table(), items, compression="zstd")
     files = {
-        _WEIGHTS: safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()}),
+        _WEIGHTS: safetensors.torch.save(
+            {name: tensor.contiguous() for name, tensor in weights.items()}
+        ),
         _MODEL: json.dumps(config.model_dump(mode="json"), indent=2, sort_keys=True).encode(),
         _VOCABULARY: items.getvalue(),
     }
@@ -61,13 +63,22 @@ def write_bundle(
 def load_bundle(folder: Folder) -> Bundle:
     """Read a bundle and build its model, ready for inference on the CPU.
 
+    Returns:
+        Model, vocabulary and facts.
+
+    Args:
+        folder: A bundle.
+
     Raises:
         CheckpointError: It is absent, incomplete, altered, of another format, or weights and
             model do not fit.
     """
     manifest, files = open_sealed(folder)
     if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{folder}: bundle format {manifest.get('format')}, this version reads {FORMAT}; export it anew")
+        raise CheckpointError(
+            f"{folder}: bundle format {manifest.get('format')}, this version reads {FORMAT}; "
+            "export it anew"
+        )
     vocabulary = Vocabulary.from_table(pq.read_table(io.BytesIO(files[_VOCABULARY])))
     weights = safetensors.torch.load(files[_WEIGHTS])
     try:

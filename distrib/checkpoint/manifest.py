@@ -1,4 +1,4 @@
-"""What a folder says of its own files, so that a part or an altered one is never taken for whole."""
+"""What a folder says of its own files, so that a part of it is never taken for the whole."""
 
 import hashlib
 from collections.abc import Mapping
@@ -28,6 +28,9 @@ def seal(folder: Folder, files: Mapping[str, bytes], facts: Mapping[str, Any]) -
 def open_sealed(folder: Folder) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Read a sealed folder, checking every file.
 
+    Args:
+        folder: What `seal` wrote.
+
     Returns:
         The manifest, and the content of its files by name.
 
@@ -35,15 +38,21 @@ def open_sealed(folder: Folder) -> tuple[dict[str, Any], dict[str, bytes]]:
         CheckpointError: The manifest is absent, or a file is not what the manifest says.
     """
     if not folder.exists(MANIFEST):
-        raise CheckpointError(f"{folder}: no {MANIFEST}, so nothing complete is there; train first, or check the URL")
+        raise CheckpointError(
+            f"{folder}: no {MANIFEST}, so nothing complete is there; train first, or check the URL"
+        )
     manifest: dict[str, Any] = folder.read_json(MANIFEST)
     files = {}
     for name, entry in manifest["files"].items():
         if not folder.exists(name):
-            raise CheckpointError(f"{folder / name}: listed in {MANIFEST} but absent; copy the folder anew")
+            raise CheckpointError(
+                f"{folder / name}: listed in {MANIFEST} but absent; copy the folder anew"
+            )
         files[name] = folder.read(name)
         if describe(files[name]) != entry:
-            raise CheckpointError(f"{folder / name}: content differs from {MANIFEST}; copy the folder anew")
+            raise CheckpointError(
+                f"{folder / name}: content differs from {MANIFEST}; copy the folder anew"
+            )
     return manifest, files
 
 

@@ -13,7 +13,9 @@ from distrib.errors import CheckpointError
 _PIECE_BYTES = 8 << 20
 
 
-def upload_part(source: Path, fs: pafs.FileSystem, target: str, *, rank: int, world_size: int) -> None:
+def upload_part(
+    source: Path, fs: pafs.FileSystem, target: str, *, rank: int, world_size: int
+) -> None:
     """Write one rank's files into the folder that all ranks share, then its manifest.
 
     Streams are closed explicitly and sizes compared: ``pyarrow.fs.copy_files``, which Ray Train
@@ -42,6 +44,10 @@ def upload_part(source: Path, fs: pafs.FileSystem, target: str, *, rank: int, wo
 def verify(fs: pafs.FileSystem, target: str) -> dict[str, Any]:
     """Check that every rank's part is there and whole.
 
+    Args:
+        fs: Where the checkpoint is.
+        target: Its folder there.
+
     Returns:
         Entries of all files by name.
 
@@ -53,17 +59,27 @@ def verify(fs: pafs.FileSystem, target: str) -> dict[str, Any]:
     for rank in range(first["world_size"]):
         part = _read_part(fs, target, rank)
         if part["world_size"] != first["world_size"]:
-            raise CheckpointError(f"{target}: parts of {part['world_size']} and {first['world_size']} ranks are mixed")
+            raise CheckpointError(
+                f"{target}: parts of {part['world_size']} and {first['world_size']} ranks are mixed"
+            )
         files.update(part["files"])
     for name, entry in files.items():
         size = fs.get_file_info(posixpath.join(target, name)).size
         if size != entry["bytes"]:
-            raise CheckpointError(f"{target}/{name}: {size} bytes, but {entry['bytes']} were written; the checkpoint is damaged")
+            raise CheckpointError(
+                f"{target}/{name}: {size} bytes, but {entry['bytes']} were written; "
+                "the checkpoint is damaged"
+            )
     return files
 
 
 def download(fs: pafs.FileSystem, source: str, target: Path) -> None:
     """Fetch a whole checkpoint, checking every byte.
+
+    Args:
+        fs: Where the checkpoint is.
+        source: Its folder there.
+        target: Local folder to write to.
 
     Raises:
         CheckpointError: It is not complete, or a file's content is not what was written.
@@ -77,7 +93,9 @@ def download(fs: pafs.FileSystem, source: str, target: Path) -> None:
                 digest.update(piece)
                 file.write(piece)
         if digest.hexdigest() != entry["sha256"]:
-            raise CheckpointError(f"{source}/{name}: content differs from what was written; the checkpoint is damaged")
+            raise CheckpointError(
+                f"{source}/{name}: content differs from what was written; the checkpoint is damaged"
+            )
 
 
 def _upload(path: Path, fs: pafs.FileSystem, target: str) -> dict[str, Any]:
@@ -90,14 +108,18 @@ def _upload(path: Path, fs: pafs.FileSystem, target: str) -> dict[str, Any]:
             size += len(piece)
     arrived = fs.get_file_info(target).size
     if arrived != size:
-        raise CheckpointError(f"{target}: {arrived} bytes arrived of {size}; check the store and its free space")
+        raise CheckpointError(
+            f"{target}: {arrived} bytes arrived of {size}; check the store and its free space"
+        )
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def _read_part(fs: pafs.FileSystem, target: str, rank: int) -> dict[str, Any]:
     name = posixpath.join(target, _part_name(rank))
     if fs.get_file_info(name).type != pafs.FileType.File:
-        raise CheckpointError(f"{name} is absent: the checkpoint is not complete; an older one must serve")
+        raise CheckpointError(
+            f"{name} is absent: the checkpoint is not complete; an older one must serve"
+        )
     with fs.open_input_stream(name) as stream:
         part: dict[str, Any] = json.loads(stream.read())
     return part

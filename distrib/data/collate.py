@@ -1,6 +1,6 @@
 """Arrow rows of histories to batches, without a Python loop over users."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,9 @@ def rows_of(table: pa.Table, first_number: int = 0) -> Rows:
         table: Columns of `schema.histories`; ``items``, ``ratings`` and ``roles`` are read.
         first_number: Number of the first user.
 
+    Returns:
+        The same, flat.
+
     Raises:
         DataError: A list column has null rows, or lists of a row differ in length.
     """
@@ -63,20 +66,31 @@ def rows_of(table: pa.Table, first_number: int = 0) -> Rows:
     _, value_N = flat_list(table, "ratings")
     _, role_N = flat_list(table, "roles")
     if not len(item_N) == len(value_N) == len(role_N):
-        raise DataError("histories: items, ratings and roles differ in length; prepare the data anew")
+        raise DataError(
+            "histories: items, ratings and roles differ in length; prepare the data anew"
+        )
     number_B = np.arange(first_number, first_number + len(table), dtype=np.int64)
     return Rows(number_B, pointer_P, item_N, value_N, role_N)
 
 
-def flat_list(table: pa.Table, name: str) -> tuple[IntArray, npt.NDArray[np.generic]]:
+def flat_list(table: pa.Table, name: str) -> tuple[IntArray, npt.NDArray[Any]]:
     """Return row pointers from 0 and the flat values of a list column.
+
+    Returns:
+        Pointers, int64, one more than rows; values in the type of the column.
+
+    Args:
+        table: Where the column is.
+        name: Of the column.
 
     Raises:
         DataError: The column has null rows or null values.
     """
     column = table[name]
     if column.null_count:
-        raise DataError(f"column {name!r} has {column.null_count} null list(s); write empty lists instead")
+        raise DataError(
+            f"column {name!r} has {column.null_count} null list(s); write empty lists instead"
+        )
     lengths, values = [], []
     for chunk in column.chunks:
         lengths.append(np.diff(chunk.offsets.to_numpy()))
@@ -96,7 +110,11 @@ def select(rows: Rows, keep_N: npt.NDArray[np.bool_], keep_B: npt.NDArray[np.boo
     kept_length_B = np.diff(before[rows.pointer_P])[keep_B]
     pointer = np.concatenate([[0], kept_length_B.cumsum()]).astype(np.int64)
     return Rows(
-        rows.number_B[keep_B], pointer, rows.item_N[keep_N], rows.value_N[keep_N], rows.role_N[keep_N]
+        rows.number_B[keep_B],
+        pointer,
+        rows.item_N[keep_N],
+        rows.value_N[keep_N],
+        rows.role_N[keep_N],
     )
 
 
@@ -123,6 +141,12 @@ def asked_rows(rows: Rows, role: Role) -> Rows:
 
 def merge(parts: list[Rows]) -> Rows:
     """Join rows end to end.
+
+    Returns:
+        All rows.
+
+    Args:
+        parts: In the order wanted.
 
     Raises:
         DataError: There is nothing to join.

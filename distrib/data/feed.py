@@ -1,4 +1,4 @@
-"""The resident feed: histories read once through Ray Data, one copy a node, the same batches always."""
+"""The resident feed: histories read once through Ray Data, shared by all workers of a node."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -38,6 +38,12 @@ class Resident(NamedTuple):
 def load_resident(prepared: Folder) -> Resident:
     """Read a prepared folder into the object store; the order of users is that of the shards.
 
+    Returns:
+        References that workers can read from.
+
+    Args:
+        prepared: A prepared folder.
+
     Raises:
         DataError: Nothing complete is prepared there.
     """
@@ -57,8 +63,11 @@ def load_resident(prepared: Folder) -> Resident:
         return pa.table(
             {
                 "order": [entry["order"]],
-                **{f"{kind}_{name}": [part] for kind, rows in zip(("train", "valid"), parts, strict=True)
-                   for name, part in rows._asdict().items()},
+                **{
+                    f"{kind}_{name}": [part]
+                    for kind, rows in zip(("train", "valid"), parts, strict=True)
+                    for name, part in rows._asdict().items()
+                },
             }
         )
 
@@ -94,7 +103,9 @@ class Feed:
     a rank's part of the last batch may be empty.
     """
 
-    def __init__(self, rows: Rows, *, batch_users: int, seed: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, rows: Rows, *, batch_users: int, seed: int, rank: int, world_size: int
+    ) -> None:
         self.rows = rows
         self.batch_users = batch_users
         self.seed = seed

@@ -75,8 +75,12 @@ class _MappedSource(Config):
     @model_validator(mode="after")
     def _levels_belong_to_ratings(self) -> "_MappedSource":
         if (self.levels is None) != (self.columns.rating is None):
-            raise ValueError("give columns.rating and levels together, or neither for a log without ratings")
-        if self.levels is not None and (not self.levels or list(self.levels) != sorted(set(self.levels))):
+            raise ValueError(
+                "give columns.rating and levels together, or neither for a log without ratings"
+            )
+        if self.levels is not None and (
+            not self.levels or list(self.levels) != sorted(set(self.levels))
+        ):
             raise ValueError("levels must be one or more different numbers in ascending order")
         return self
 
@@ -136,6 +140,12 @@ class Layout(NamedTuple):
 def inspect(source: MovieLensSource | CsvSource | ParquetSource) -> Layout:
     """Look at the first line of a source and settle how to read it.
 
+    Returns:
+        How to read the files.
+
+    Args:
+        source: What the run file says.
+
     Raises:
         DataError: A file is absent or empty, a column is not there, or the layout is not known.
     """
@@ -146,7 +156,9 @@ def inspect(source: MovieLensSource | CsvSource | ParquetSource) -> Layout:
     if isinstance(source, CsvSource):
         header = source.header or tuple(_first_line(files[0]).split(source.separator))
         _require_columns(source.columns, [name.strip('"') for name in header], files[0])
-        return Layout(files, "text", source.columns, levels, source.ids, source.separator, source.header)
+        return Layout(
+            files, "text", source.columns, levels, source.ids, source.separator, source.header
+        )
     with Folder(files[0]).open() as file:
         schema = pq.read_schema(file)
     _require_columns(source.columns, schema.names, files[0])
@@ -219,7 +231,9 @@ def checked(table: pa.Table, layout: Layout) -> pa.Table:
 def _inspect_movielens(source: MovieLensSource) -> Layout:
     files = _files(source.path)
     first = _first_line(files[0])
-    columns = Columns(**dict(zip(("user", "item", "rating", "time"), _MOVIELENS_HEADER, strict=True)))
+    columns = Columns(
+        **dict(zip(("user", "item", "rating", "time"), _MOVIELENS_HEADER, strict=True))
+    )
     if tuple(first.split(",")) == _MOVIELENS_HEADER:
         return Layout(files, "text", columns, source.levels or _HALF_STARS, "int")
     for separator in ("::", "\t"):
@@ -227,8 +241,8 @@ def _inspect_movielens(source: MovieLensSource) -> Layout:
             levels = source.levels or _WHOLE_STARS
             return Layout(files, "text", columns, levels, "int", separator, _MOVIELENS_HEADER)
     raise DataError(
-        f"{files[0]}: first line {first[:80]!r} is none of the MovieLens layouts (u.data, ratings.dat, "
-        'ratings.csv); use format = "csv" with a column mapping'
+        f"{files[0]}: first line {first[:80]!r} is none of the MovieLens layouts (u.data, "
+        'ratings.dat, ratings.csv); use format = "csv" with a column mapping'
     )
 
 
@@ -236,7 +250,11 @@ def _files(url: str) -> tuple[str, ...]:
     folder = Folder(url)
     if not folder.exists():
         raise DataError(f"{url}: no such file, folder or bucket; check data.source.path")
-    files = tuple(str(folder / name) for name in folder.files()) if folder.is_folder() else (str(folder),)
+    files = (
+        tuple(str(folder / name) for name in folder.files())
+        if folder.is_folder()
+        else (str(folder),)
+    )
     if sum(Folder(file).size() for file in files) == 0:
         raise DataError(f"{url}: the log is empty (0 bytes); nothing to prepare")
     return files
@@ -253,7 +271,9 @@ def _first_line(file: str) -> str:
 def _require_columns(columns: Columns, present: list[str], file: str) -> None:
     absent = [name for name in columns.names() if name not in present]
     if absent:
-        raise DataError(f"{file}: no column(s) {absent}; it has {present}; correct data.source.columns")
+        raise DataError(
+            f"{file}: no column(s) {absent}; it has {present}; correct data.source.columns"
+        )
 
 
 def _plain(stream: BinaryIO, file: str) -> BinaryIO:
@@ -262,20 +282,24 @@ def _plain(stream: BinaryIO, file: str) -> BinaryIO:
 
 def _text_chunks(file: str) -> Iterator[bytes]:
     """Cut a text file into pieces that end at line ends."""
+    rest = b""
     with Folder(file).open() as stream:
-        plain, rest = _plain(stream, file), b""
-        try:
-            while block := plain.read(_CHUNK_BYTES):
-                cut = block.rfind(b"\n") + 1
-                if not cut:
-                    rest += block
-                    continue
+        for block in _read_blocks(_plain(stream, file), file):
+            cut = block.rfind(b"\n") + 1
+            if cut:
                 yield rest + block[:cut]
-                rest = block[cut:]
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise DataError(f"{file}: the gzip file is damaged ({error}); fetch it anew") from error
+                rest = b""
+            rest += block[cut:]
     if rest.strip():
         yield rest
+
+
+def _read_blocks(stream: BinaryIO, file: str) -> Iterator[bytes]:
+    try:
+        while block := stream.read(_CHUNK_BYTES):
+            yield block
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"{file}: the gzip file is damaged ({error}); fetch it anew") from error
 
 
 def _parse(
@@ -284,7 +308,10 @@ def _parse(
     """Parse a piece of text; the first piece of a file gives the header to the others."""
     separator = layout.separator
     if len(separator) > 1:
-        text, separator = text.replace(separator.encode(), _UNIT_SEPARATOR.encode()), _UNIT_SEPARATOR
+        text, separator = (
+            text.replace(separator.encode(), _UNIT_SEPARATOR.encode()),
+            _UNIT_SEPARATOR,
+        )
     num_malformed = 0
 
     def skip(_row: pacsv.InvalidRow) -> str:
@@ -349,12 +376,16 @@ def on_scale(values: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:
     """Tell which ratings are one of the levels, bool; NaN is none."""
     scale = np.asarray(levels)
     nearest = scale[np.abs(values[:, None] - scale[None, :]).argmin(1)]
-    return np.abs(values - nearest) < _LEVEL_TOLERANCE
+    return np.asarray(np.abs(values - nearest) < _LEVEL_TOLERANCE)
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:
     whole = column.combine_chunks()
-    return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks or [pa.array([], column.type)])
+    return (
+        whole
+        if isinstance(whole, pa.Array)
+        else pa.concat_arrays(whole.chunks or [pa.array([], column.type)])
+    )
 
 
 def _null(array: pa.Array) -> np.ndarray:

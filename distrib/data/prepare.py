@@ -58,6 +58,12 @@ class DataConfig(Config):
 def preflight(config: DataConfig) -> Layout:
     """Check all that can be known without reading the whole log.
 
+    Returns:
+        How the log is read.
+
+    Args:
+        config: What is to be prepared.
+
     Raises:
         DataError: The log or one of its columns is absent, or the target folder is taken.
     """
@@ -117,14 +123,25 @@ def prepare(config: DataConfig) -> dict[str, Any]:
 def load_manifest(folder: Folder) -> dict[str, Any]:
     """Read the manifest of a prepared folder.
 
+    Returns:
+        The manifest.
+
+    Args:
+        folder: A prepared folder.
+
     Raises:
         DataError: There is none, so the folder is not (completely) prepared.
     """
     if not folder.exists(MANIFEST):
-        raise DataError(f"{folder}: no {MANIFEST}, so nothing complete is prepared there; run jobs/prepare.py")
+        raise DataError(
+            f"{folder}: no {MANIFEST}, so nothing complete is prepared there; run jobs/prepare.py"
+        )
     manifest: dict[str, Any] = folder.read_json(MANIFEST)
     if manifest.get("format") != FORMAT:
-        raise DataError(f"{folder}: prepared in format {manifest.get('format')}, this version reads {FORMAT}; prepare anew")
+        raise DataError(
+            f"{folder}: prepared in format {manifest.get('format')}, this version reads {FORMAT}; "
+            "prepare anew"
+        )
     return manifest
 
 
@@ -142,11 +159,10 @@ def _layout(config: DataConfig) -> Layout:
 
 def _cleaned(config: DataConfig, layout: Layout) -> ray.data.Dataset:
     """Return all rows of the log with their final status but for unseen items, by shard."""
+    pieces: list[dict[str, Any]] = [{"file": file} for file in layout.files]
     if isinstance(config.source, SyntheticLog):
-        world = SyntheticWorld(config.source)
-        pieces = [{"chunk": chunk} for chunk in range(world.num_chunks)]
-    else:
-        pieces = [{"file": file} for file in layout.files]
+        chunks = range(SyntheticWorld(config.source).num_chunks)
+        pieces = [{"chunk": chunk} for chunk in chunks]
     source, num_shards = config.source, config.num_shards
 
     def read(piece: pa.Table) -> Iterator[pa.Table]:
@@ -185,13 +201,15 @@ def _with_shard(table: pa.Table, num_shards: int) -> pa.Table:
 
 
 def _deduplicated(table: pa.Table) -> pa.Table:
-    """Keep the latest of several interactions of a user with an item, whatever the order of lines."""
+    """Keep the latest interaction of a user with an item, whatever the order of lines."""
     keys = [("status", "ascending"), ("user", "ascending"), ("item", "ascending")]
     table = table.sort_by([*keys, ("time", "ascending"), ("rating", "ascending")])
     status = _numpy(table["status"])
     if len(table) > 1:
         same = _equals_next(table["user"]) & _equals_next(table["item"])
-        status[:-1][same & (status[:-1] == Status.KEPT) & (status[1:] == Status.KEPT)] = Status.DUPLICATE
+        status[:-1][same & (status[:-1] == Status.KEPT) & (status[1:] == Status.KEPT)] = (
+            Status.DUPLICATE
+        )
     return _with_status(table, status)
 
 
@@ -209,9 +227,9 @@ def _filtered(table: pa.Table, config: DataConfig) -> pa.Table:
     return _with_status(table, status)
 
 
-def _count_statuses(table: pa.Table) -> dict[str, int]:
+def _count_statuses(table: pa.Table) -> dict[int, int]:
     values, numbers = np.unique(_numpy(table["status"]), return_counts=True)
-    return {str(value): int(number) for value, number in zip(values, numbers, strict=True)}
+    return {int(value): int(number) for value, number in zip(values, numbers, strict=True)}
 
 
 def _summed(dataset: ray.data.Dataset, count: Any, column: str) -> dict[int, int]:
@@ -233,11 +251,13 @@ def _check_counts(counts: Counter[int], config: DataConfig) -> None:
     total, damaged = sum(counts.values()), sum(counts[status] for status in DAMAGED)
     reasons = {Status(key).reason: counts[key] for key in sorted(counts) if key != Status.KEPT}
     if counts[Status.KEPT] == 0:
-        raise DataError(f"nothing left of {total} row(s): {reasons}; check the layout, levels and filters")
+        raise DataError(
+            f"nothing left of {total} row(s): {reasons}; check the layout, levels and filters"
+        )
     if damaged > config.max_damaged_share * total:
         raise DataError(
             f"{damaged} of {total} rows are damaged, more than data.max_damaged_share = "
-            f"{config.max_damaged_share}: {reasons}; check the layout and levels, or raise the share"
+            f"{config.max_damaged_share}: {reasons}; check layout and levels, or raise the share"
         )
 
 
@@ -268,7 +288,11 @@ def _vocabulary(
         if isinstance(split, splits.StrongGeneralisationSplit):
             kept = kept.filter(pa.array(counted_N))  # a held-out user's items may be unknown
         grouped = kept.group_by(["item", "level"]).aggregate([("count", "sum")])
-        users = len(np.unique(splits.hash_ids(_array(kept["user"].filter(pa.array(_numpy(kept["count"]) > 0))), 0)))
+        users = len(
+            np.unique(
+                splits.hash_ids(_array(kept["user"].filter(pa.array(_numpy(kept["count"]) > 0))), 0)
+            )
+        )
         num_users = np.zeros(len(grouped), dtype=np.int64)
         num_users[:1] = users
         return grouped.append_column("users", pa.array(num_users))
@@ -304,10 +328,14 @@ def _write_shards(
         return pa.table({"entry": pa.array([json.dumps(entry) for entry in written], pa.string())})
 
     dataset = cleaned.map_batches(write, batch_size=None, batch_format="pyarrow")
-    entries = [json.loads(text) for block in _blocks(dataset) for text in block["entry"].to_pylist()]
+    entries = [
+        json.loads(text) for block in _blocks(dataset) for text in block["entry"].to_pylist()
+    ]
     names = [entry["name"] for entry in entries]
     if len(set(names)) != len(names):
-        raise DataError(f"{folder}: a shard was split over blocks ({sorted(names)}); report this as a bug")
+        raise DataError(
+            f"{folder}: a shard was split over blocks ({sorted(names)}); report this as a bug"
+        )
     return sorted(entries, key=lambda entry: str(entry["name"]))
 
 
@@ -331,7 +359,9 @@ def build_histories(
     kept = kept.filter(pa.array(positions >= 0))
     kept = kept.sort_by([("user", "ascending"), ("time", "ascending"), ("position", "ascending")])
     subset_N, role_N = _subset_and_role(kept, split, limits)
-    changes = ~_equals_next(kept["user"]) if len(kept) > 1 else np.zeros(max(len(kept) - 1, 0), bool)
+    changes = (
+        ~_equals_next(kept["user"]) if len(kept) > 1 else np.zeros(max(len(kept) - 1, 0), bool)
+    )
     start_B = np.flatnonzero(np.concatenate([[len(kept) > 0], changes]))
     pointers = pa.array(np.append(start_B, len(kept)).astype(np.int32))
 
@@ -380,7 +410,9 @@ def _manifest(
         rejected[Status.ITEM_UNSEEN_IN_TRAINING.reason] = unseen
     kept = sum(shard["interactions"] for shard in shards)
     if read != kept + sum(rejected.values()):
-        raise DataError(f"{read} rows read, but {kept} kept and {rejected} rejected; report this as a bug")
+        raise DataError(
+            f"{read} rows read, but {kept} kept and {rejected} rejected; report this as a bug"
+        )
 
     def total(kind: str) -> dict[str, int]:
         return dict(sum((Counter(shard[kind]) for shard in shards), Counter()))
@@ -423,7 +455,11 @@ def _array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def _numpy(column: pa.ChunkedArray | pa.Array) -> Any:
-    return np.array(column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(zero_copy_only=False))
+    return np.array(
+        column.to_numpy()
+        if isinstance(column, pa.ChunkedArray)
+        else column.to_numpy(zero_copy_only=False)
+    )
 
 
 def _equals_next(column: pa.ChunkedArray) -> Any:

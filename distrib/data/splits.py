@@ -75,9 +75,7 @@ class NoSplit(Config):
     name: Literal["none"] = "none"
 
 
-Split = Annotated[
-    EntrywiseSplit | StrongGeneralisationSplit | NoSplit, Field(discriminator="name")
-]
+Split = Annotated[EntrywiseSplit | StrongGeneralisationSplit | NoSplit, Field(discriminator="name")]
 
 
 def hash_ids(ids: pa.Array, use: int, seed: int = 0) -> HashArray:
@@ -87,6 +85,9 @@ def hash_ids(ids: pa.Array, use: int, seed: int = 0) -> HashArray:
         ids: Integers or text.
         use: Separates independent uses of the same ids.
         seed: Separates draws.
+
+    Returns:
+        One hash for each id.
     """
     if pa.types.is_integer(ids.type):
         base = ids.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64)
@@ -112,6 +113,9 @@ def subset_limits(split: Split, hashes: HashArray) -> tuple[int, int]:
         split: The rule.
         hashes: `user_hash` of every user there is, each once.
 
+    Returns:
+        The two limits; 0 where nobody is held out.
+
     Raises:
         DataError: More users are to be held out than there are.
     """
@@ -120,8 +124,8 @@ def subset_limits(split: Split, hashes: HashArray) -> tuple[int, int]:
     wanted = split.test_users + split.valid_users
     if wanted >= len(hashes):
         raise DataError(
-            f"data.split holds out {wanted} users, but only {len(hashes)} are left after filtering; "
-            "lower valid_users and test_users"
+            f"data.split holds out {wanted} users, but only {len(hashes)} are left after "
+            "filtering; lower valid_users and test_users"
         )
     ordered = np.partition(hashes, [split.test_users, wanted])
     return int(ordered[split.test_users]), int(ordered[wanted])
@@ -144,13 +148,18 @@ def roles(
         items: Item id of each interaction; no pair twice.
         subset_N: Subset of each interaction's user.
         split: The rule.
+
+    Returns:
+        A `Role` for each interaction.
     """
     if isinstance(split, NoSplit):
         return np.full(len(users), Role.INPUT, dtype=np.int8)
     cell_N = _mix(hash_ids(users, _CELL, split.seed) ^ _mix(hash_ids(items, _CELL, split.seed)))
     if isinstance(split, EntrywiseSplit):
         draw_N = cell_N.astype(np.float64) / 2.0**64
-        held_out = np.where(draw_N < split.train_share + split.valid_share, Role.VALID_TARGET, Role.TEST_TARGET)
+        held_out = np.where(
+            draw_N < split.train_share + split.valid_share, Role.VALID_TARGET, Role.TEST_TARGET
+        )
         return np.where(draw_N < split.train_share, Role.INPUT, held_out).astype(np.int8)
     return _fold_in_roles(hash_ids(users, _USER), cell_N, subset_N, split)
 
@@ -164,7 +173,9 @@ def _fold_in_roles(
     order_N = np.lexsort((cell_N, user_N))
     _, first, length = np.unique(user_N[order_N], return_index=True, return_counts=True)
     rank_N = np.arange(len(user_N)) - np.repeat(first, length)
-    num_targets = np.where(length >= split.min_items, (split.target_share * length).astype(np.int64), 0)
+    num_targets = np.where(
+        length >= split.min_items, (split.target_share * length).astype(np.int64), 0
+    )
     is_target_N = np.empty(len(user_N), dtype=bool)
     is_target_N[order_N] = rank_N < np.repeat(num_targets, length)
     asked = np.where(subset_N == Subset.VALID, Role.VALID_TARGET, Role.TEST_TARGET)

@@ -103,7 +103,7 @@ class SyntheticWorld:
 
     @cached_property
     def offset(self) -> float:
-        """The shift of all log-odds that gives the wanted length, found by bisection on a sample."""
+        """The shift of all log-odds that gives the wanted length, by bisection on a sample."""
         rng = np.random.default_rng([self.source.seed, 3])
         users = self._users(0)
         items = rng.integers(self.source.num_items, size=min(self.source.num_items, 4096))
@@ -138,7 +138,9 @@ class SyntheticWorld:
             drawn = self._users(int(chunk))
             rows = users[mine] - drawn.first
             met = self._met(
-                drawn.taste_BZ[rows] @ self.taste_IZ[items].T, drawn.activity_B[rows][:, None], items
+                drawn.taste_BZ[rows] @ self.taste_IZ[items].T,
+                drawn.activity_B[rows][:, None],
+                items,
             )
             liked = drawn.fondness_BZ[rows] @ self.fondness_IZ[items].T
             result[mine] = self._outcomes(met, liked, items)
@@ -155,8 +157,10 @@ class SyntheticWorld:
             items = np.flatnonzero(bucket_I == bucket)
             bound = float(bound_I[items].max())
             num_cells = len(users.activity_B) * len(items)
-            for cells in _proposals(rng, num_cells, bound):
-                parts.append(self._accept(rng, users, cells // len(items), items[cells % len(items)], bound))
+            parts += [
+                self._accept(rng, users, cells // len(items), items[cells % len(items)], bound)
+                for cells in _proposals(rng, num_cells, bound)
+            ]
         user_N, item_N, level_N = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         order_N = np.lexsort((item_N, user_N))
         rating_N = np.asarray(self.source.levels, dtype=np.float32)[level_N[order_N]]
@@ -218,7 +222,7 @@ class SyntheticWorld:
 
 
 def _proposals(rng: np.random.Generator, num_cells: int, bound: float) -> list[IntArray]:
-    """Pick each of ``num_cells`` with probability ``bound``, by geometric gaps; in bounded pieces."""
+    """Pick each of ``num_cells`` with probability ``bound``, by geometric gaps, in pieces."""
     pieces, position = [], -1
     while position < num_cells:
         expected = (num_cells - position) * bound

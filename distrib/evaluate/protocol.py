@@ -72,13 +72,22 @@ def selection_score(metrics: dict[str, float], names: tuple[str, ...]) -> float:
     The geometric mean, with errors inverted: a relative gain in one metric is worth the same
     relative gain in another, so one checkpoint can serve several tasks.
 
+    Returns:
+        The geometric mean.
+
+    Args:
+        metrics: Means by name.
+        names: Those that count.
+
     Raises:
-        ConfigError: A metric was not measured, e.g. an error of ratings that the model does not tell.
+        ConfigError: A metric was not measured, e.g. RMSE of a model that tells no ratings.
     """
     product = 1.0
     for name in names:
         if name not in metrics:
-            raise ConfigError(f"train.select_by names {name!r}, but only {sorted(metrics)} were measured")
+            raise ConfigError(
+                f"train.select_by names {name!r}, but only {sorted(metrics)} were measured"
+            )
         value = max(metrics[name], 1e-12)
         product *= 1.0 / value if name in _LOWER_IS_BETTER else value
     return float(product ** (1.0 / len(names)))

@@ -40,18 +40,31 @@ class Portrait(NamedTuple):
 def preflight(run: str, prepared: str) -> dict[str, Any]:
     """Check that there is a model and a matching test set.
 
+    Returns:
+        The manifest of the prepared data.
+
+    Args:
+        run: Run folder.
+        prepared: Prepared data.
+
     Raises:
         DataError: The data are not prepared, or hold no test target.
         ConfigError: The model was trained on other data.
     """
     manifest = load_manifest(Folder(prepared))
     if not manifest["counts"]["interactions_by_role"].get("test_target"):
-        raise DataError(f"{prepared}: holds no test targets; choose another data.split than {manifest['recipe']['split']['name']!r}")
+        raise DataError(
+            f"{prepared}: holds no test targets; choose another data.split than "
+            f"{manifest['recipe']['split']['name']!r}"
+        )
     bundle = Folder(run) / BUNDLE
     if bundle.exists("manifest.json"):
         trained_on = bundle.read_json("manifest.json").get("data")
         if trained_on != manifest["hash"]:
-            raise ConfigError(f"{run} was trained on data {trained_on}, but {prepared} holds {manifest['hash']}; name its own data")
+            raise ConfigError(
+                f"{run} was trained on data {trained_on}, but {prepared} holds "
+                f"{manifest['hash']}; name the data that it was trained on"
+            )
     return manifest
 
 
@@ -90,7 +103,11 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> dict[str, Any]:
     everyone = manifest["counts"]["users"]
     result: dict[str, Any] = {
         "data": manifest["hash"],
-        "users": {"all": everyone, "measured": num_users, "without test targets": everyone - num_users},
+        "users": {
+            "all": everyone,
+            "measured": num_users,
+            "without test targets": everyone - num_users,
+        },
         "metrics": {
             name: {metric: summary._asdict() for metric, summary in sums.summaries().items()}
             for name, sums in totals.items()
@@ -151,7 +168,11 @@ def _truth(bundle: str, prepared: str, manifest: dict[str, Any]) -> dict[str, An
     recipe = manifest["recipe"]
     world = SyntheticWorld(SyntheticSource.model_validate_json(json.dumps(recipe["source"])))
     split = recipe["split"]
-    share = split["train_share"] if split["name"] == EntrywiseSplit.model_fields["name"].default else 1.0
+    share = (
+        split["train_share"]
+        if split["name"] == EntrywiseSplit.model_fields["name"].default
+        else 1.0
+    )
     rows, table = _test_rows(Folder(prepared), manifest["shards"][0]["name"])
     rows_wanted = np.arange(min(_TRUTH_USERS, rows.num_users))
     users = table["user"].to_numpy()[rows.number_B[rows_wanted]]
@@ -191,7 +212,9 @@ def _portrait(bundle: str, prepared: str, shard: str) -> Portrait | None:
     rows = rows_of(table.slice(0, _PORTRAIT_USERS))
     batch, _ = gather(rows, np.arange(rows.num_users))
     step = -(-len(scorer.vocabulary) // _TRUTH_ITEMS)
-    opinion = scorer.model.opinion(scorer.model.decode(scorer.model.encode(batch), slice(0, None, step)).float())
+    opinion = scorer.model.opinion(
+        scorer.model.decode(scorer.model.encode(batch), slice(0, None, step)).float()
+    )
     if opinion is None:
         return None
     return Portrait(opinion.probability_BI.flatten().numpy(), opinion.rating_BI.flatten().numpy())

@@ -52,6 +52,9 @@ class Model(nn.Module, ABC):
             batch: Histories, read only from what is in them.
             noise: Source of dropout and sampling in training; None for inference, which is then
                 a pure function of the history.
+
+        Returns:
+            What describes the users, one row each.
         """
 
     @abstractmethod
@@ -61,6 +64,10 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def decode_rows(self, state: State, rows: Rows) -> Tensor:
         """Decode some items for all users of the state.
+
+        Args:
+            state: Users.
+            rows: Rows of `item_tables` for the items wanted.
 
         Returns:
             ``[B, I]`` or ``[B, I, C]`` (see `OutputKind`), in the parameters' precision.

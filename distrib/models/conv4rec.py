@@ -39,7 +39,7 @@ class Conv4RecConfig(Config):
     """Hidden channels of the encoder's convolution."""
 
     channel_width: PositiveInt = 8
-    """Output channels of the encoder's convolution; below the number of levels it is a constraint."""
+    """Output channels of the encoder's convolution; fewer than rating levels are a constraint."""
 
     decoder: Literal["linear", "mlp"] = "linear"
     """``linear``: the dense layer gives the logits; ``mlp``: two more convolutions follow it."""
@@ -109,7 +109,9 @@ class Conv4Rec(Model):
             draw_N = noise.uniform(_CORRUPTION, batch.user_B[batch.row_N], batch.item_N)
             outcome_N = torch.where(draw_N < self.config.corruption, 0, outcome_N)
         channels = self.config.channel_width
-        one_hot_CC = torch.eye(len(self.levels) + 1, dtype=self.input_IDZ.dtype, device=outcome_N.device)
+        one_hot_CC = torch.eye(
+            len(self.levels) + 1, dtype=self.input_IDZ.dtype, device=outcome_N.device
+        )
         value_CD = self.channels(one_hot_CC)
         weight_ND = (value_CD - value_CD[:1])[outcome_N]
         channel_D = torch.arange(channels, device=outcome_N.device)
@@ -162,13 +164,17 @@ class Conv4Rec(Model):
 def log_frequencies(catalogue: Catalogue, prior_users: float = _PRIOR_USERS) -> np.ndarray:
     """Return log frequencies of outcomes by item, smoothed towards those of all items.
 
+    Args:
+        catalogue: Holds the counts.
+        prior_users: Weight of the frequencies of all items, in users.
+
     Returns:
         float32 ``[I, C]``: log((count_jk + prior_users * q_k) / (users + prior_users)).
     """
     count_IC = _outcome_counts(catalogue.train_count_IL, catalogue.num_users)
     all_C = (count_IC.sum(0) + 1e-3) / (count_IC.sum() + 1e-3 * count_IC.shape[1])
     smoothed_IC = (count_IC + prior_users * all_C) / (catalogue.num_users + prior_users)
-    return np.log(smoothed_IC).astype(np.float32)
+    return np.asarray(np.log(smoothed_IC), dtype=np.float32)
 
 
 def _outcome_counts(count_IL: IntArray, num_users: int) -> np.ndarray:

@@ -24,7 +24,9 @@ class Popularity(Model):
         super().__init__()
         self.levels = catalogue.levels
         count_IL = torch.from_numpy(np.asarray(catalogue.train_count_IL, dtype=np.float64))
-        all_L = (count_IL.sum(0) + _PRIOR_RATINGS) / (count_IL.sum() + _PRIOR_RATINGS * len(self.levels))
+        all_L = (count_IL.sum(0) + _PRIOR_RATINGS) / (
+            count_IL.sum() + _PRIOR_RATINGS * len(self.levels)
+        )
         prior_IL = count_IL + _PRIOR_RATINGS * all_L
         met_I1 = prior_IL.sum(1, keepdim=True) / (catalogue.num_users + 2 * _PRIOR_RATINGS)
         level_IL = prior_IL / prior_IL.sum(1, keepdim=True)

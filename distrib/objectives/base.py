@@ -29,6 +29,9 @@ class Objective(Protocol):
             carry: What the blocks before gave; None for the first.
             output: The model's output for the block, float32.
             cells: The observed cells in the block.
+
+        Returns:
+            What the next block needs.
         """
 
     def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:

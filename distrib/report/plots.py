@@ -9,7 +9,7 @@ import numpy as np
 
 mpl.use("Agg")  # job pods have no display
 
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure
 
 
 def learning_curves(history: Sequence[dict[str, Any]], best_epoch: int) -> bytes:
@@ -18,6 +18,9 @@ def learning_curves(history: Sequence[dict[str, Any]], best_epoch: int) -> bytes
     Args:
         history: Entries of a run's ``history.json``.
         best_epoch: Marked by a vertical line.
+
+    Returns:
+        A PNG.
     """
     epochs = [entry["epoch"] for entry in history]
     losses = _series(history, "losses")
@@ -44,6 +47,9 @@ def likely_and_liked(probability_N: np.ndarray, rating_N: np.ndarray) -> bytes:
     Args:
         probability_N: 0..1.
         rating_N: In units of the levels.
+
+    Returns:
+        A PNG.
     """
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()

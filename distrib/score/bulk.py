@@ -42,13 +42,23 @@ class Work(NamedTuple):
 def preflight(run: str, prepared: str, config: ScoreConfig) -> Work:
     """Check model, histories and policy against each other.
 
+    Returns:
+        What is to be done.
+
+    Args:
+        run: Run folder.
+        prepared: The run's prepared data.
+        config: The policy.
+
     Raises:
         CheckpointError: There is no complete bundle in the run folder.
         DataError: The histories are absent or lack a column, or the model has no second list.
     """
     bundle = Folder(run) / "bundle"
     if not bundle.exists("manifest.json"):
-        raise CheckpointError(f"{bundle}: no bundle, so nothing to score with; run jobs/train.py first")
+        raise CheckpointError(
+            f"{bundle}: no bundle, so nothing to score with; run jobs/train.py first"
+        )
     histories = Folder(config.histories or prepared)
     if not histories.exists():
         raise DataError(f"{histories}: no such folder or bucket; check score.histories")
@@ -170,22 +180,37 @@ class _ShardScorer:
         lists, fates = recommend_table(self.scorer, table, self.vocabulary, self.config)
         name = f"part-{entry['order']:05d}.parquet"
         content = Folder(self.work.output).write_parquet(name, lists)
-        written = {"name": name, "bytes": len(content), "users": len(lists), "read": len(table), "fates": fates}
+        written = {
+            "name": name,
+            "bytes": len(content),
+            "users": len(lists),
+            "read": len(table),
+            "fates": fates,
+        }
         return pa.table({"entry": [json.dumps(written)]})
 
 
-def _batch(scorer: Scorer, table: pa.Table, source: Vocabulary | None) -> tuple[Batch, dict[str, int]]:
-    """Translate histories to positions of the model's vocabulary; what it does not know is left out."""
+def _batch(
+    scorer: Scorer, table: pa.Table, source: Vocabulary | None
+) -> tuple[Batch, dict[str, int]]:
+    """Translate histories to the model's positions; what it does not know is left out."""
     absent = [name for name in ("user", "items") if name not in table.column_names]
     if absent:
         raise DataError(f"histories lack column(s) {absent}; they have {table.column_names}")
     levels = scorer.vocabulary.levels
     if "ratings" not in table.column_names and len(levels) > 1:
-        raise DataError(f"histories lack column 'ratings', which this model reads (levels {list(levels)})")
+        raise DataError(
+            f"histories lack column 'ratings', which this model reads (levels {list(levels)})"
+        )
     pointer_P, item_N = flat_list(table, "items")
-    value_N = flat_list(table, "ratings")[1] if "ratings" in table.column_names else np.ones(len(item_N))
+    value_N = (
+        flat_list(table, "ratings")[1] if "ratings" in table.column_names else np.ones(len(item_N))
+    )
     if len(value_N) != len(item_N):
-        raise DataError(f"histories have {len(item_N)} items but {len(value_N)} ratings; make the lists equally long")
+        raise DataError(
+            f"histories have {len(item_N)} items but {len(value_N)} ratings; "
+            "make the lists equally long"
+        )
     ids = pa.array(item_N) if source is None else source.ids.take(pa.array(item_N))
     if source is not None and source.fingerprint == scorer.vocabulary.fingerprint:
         position_N = item_N.astype(np.int64)
@@ -226,7 +251,9 @@ def _columns(scorer: Scorer, lists: Recommendations, prefix: str) -> dict[str, p
     columns = {"items": pa.ListArray.from_arrays(pointer, ids), "scores": column(lists.score_BK)}
     if lists.opinion is not None:
         level_ML = lists.opinion.level_BIL[present_BK].contiguous()
-        levels = pa.FixedSizeListArray.from_arrays(pa.array(level_ML.flatten().numpy()), level_ML.shape[1])
+        levels = pa.FixedSizeListArray.from_arrays(
+            pa.array(level_ML.flatten().numpy()), level_ML.shape[1]
+        )
         columns |= {
             "probabilities": column(lists.opinion.probability_BI),
             "ratings": column(lists.opinion.rating_BI),

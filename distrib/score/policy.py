@@ -28,7 +28,7 @@ class ScoreConfig(Config):
     """Items of a second list: unlikely to be met, likely to be loved; needs a model with both."""
 
     unlikely_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    """An item is unlikely to be met when it is among this share of a user's items by probability."""
+    """An item is unlikely to be met when it is in this share of the catalogue by probability."""
 
     min_support: NonNegativeInt = 20
     """Training ratings that an item of the second list must have; below it, its expected rating

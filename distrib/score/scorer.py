@@ -72,7 +72,9 @@ class Scorer:
 
         best, output = self._best(source, seen, k, keys)
         score_BK = self.model.ranking_score(output)
-        return Recommendations(items_of(best).cpu(), score_BK.cpu(), _to_cpu(self.model.opinion(output)))
+        return Recommendations(
+            items_of(best).cpu(), score_BK.cpu(), _to_cpu(self.model.opinion(output))
+        )
 
     @torch.inference_mode()
     def serendipitous(
@@ -91,6 +93,9 @@ class Scorer:
             k: How many.
             unlikely_share: Quantile, 0..1.
             min_support: Training ratings that an item must have.
+
+        Returns:
+            Lists of at most ``k``, with the expected rating as score.
 
         Raises:
             DataError: The model does not tell ratings and probabilities.
@@ -124,7 +129,9 @@ class Scorer:
         rating_N = torch.zeros(target.item_N.shape[0])
         target = target.to(self.device)
         told = False
-        for (_, output), cells in zip(self.outputs(source), cells_by_block(target, self.blocks), strict=True):
+        for (_, output), cells in zip(
+            self.outputs(source), cells_by_block(target, self.blocks), strict=True
+        ):
             opinion = self.model.opinion(output[cells.row_M, cells.column_M][None])
             if opinion is not None:
                 rating_N[cells.place_M.cpu()] = opinion.rating_BI[0].cpu()

@@ -58,12 +58,18 @@ class _Blocked(torch.autograd.Function):
             output = model.decode_rows(state, tuple(table[low:high] for table in tables))
             carry = objective.accumulate(carry, output.float(), cells)
         terms_TB, ctx.learned = objective.finish(carry, target)
-        ctx.model, ctx.objective, ctx.target, ctx.blocks, ctx.sizes = model, objective, target, blocks, sizes
+        ctx.model, ctx.objective, ctx.target, ctx.blocks, ctx.sizes = (
+            model,
+            objective,
+            target,
+            blocks,
+            sizes,
+        )
         ctx.save_for_backward(*tensors)
         return terms_TB
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient_TB: Tensor) -> tuple[Tensor | None, ...]:
         num_state, num_tables = ctx.sizes
         tensors = ctx.saved_tensors
@@ -73,7 +79,9 @@ class _Blocked(torch.autograd.Function):
         table_grads = [torch.empty_like(table) for table in tables]
         wanted_state = [tensor for tensor in state if tensor.requires_grad]
         summed: list[Tensor | None] = [None] * (len(wanted_state) + len(shared))
-        for (low, high), cells in zip(ctx.blocks, cells_by_block(ctx.target, ctx.blocks), strict=True):
+        for (low, high), cells in zip(
+            ctx.blocks, cells_by_block(ctx.target, ctx.blocks), strict=True
+        ):
             rows = tuple(_leaf(table[low:high]) for table in tables)
             with torch.enable_grad():
                 output = ctx.model.decode_rows(state, rows).float()
@@ -82,19 +90,25 @@ class _Blocked(torch.autograd.Function):
                 terms_TB, [*rows, *wanted_state, *shared], gradient_TB, allow_unused=True
             )
             for table_grad, grad in zip(table_grads, grads, strict=False):
-                table_grad[low:high] = 0.0 if grad is None else grad
-            for place, grad in enumerate(grads[num_tables:]):
-                if grad is not None:
-                    previous = summed[place]
-                    summed[place] = grad.float() if previous is None else previous.add_(grad)
+                table_grad[low:high] = grad
+            summed = [_added(*pair) for pair in zip(summed, grads[num_tables:], strict=True)]
         of_state = iter(summed[: len(wanted_state)])
         state_grads = [_like(next(of_state), t) if t.requires_grad else None for t in state]
-        shared_grads = [_like(g, t) for g, t in zip(summed[len(wanted_state) :], shared, strict=True)]
+        shared_grads = [
+            _like(g, t) for g, t in zip(summed[len(wanted_state) :], shared, strict=True)
+        ]
         return (None, None, None, None, None, *state_grads, *table_grads, *shared_grads)
 
 
 def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_(tensor.is_floating_point())
+
+
+def _added(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
+    """Add up in float32; None stands for nothing yet."""
+    if gradient is None:
+        return total
+    return gradient.float() if total is None else total.add_(gradient)
 
 
 def _like(gradient: Tensor | None, tensor: Tensor) -> Tensor | None:

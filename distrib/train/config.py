@@ -33,5 +33,8 @@ class TrainConfig(Config):
         if self.loop.select_by:
             return self.loop.select_by
         if self.model.gives == "outcomes":
-            return f"recall@{self.evaluate.recall_at[min(1, len(self.evaluate.recall_at) - 1)]}", "rmse"
+            return (
+                f"recall@{self.evaluate.recall_at[min(1, len(self.evaluate.recall_at) - 1)]}",
+                "rmse",
+            )
         return (f"ndcg@{self.evaluate.ndcg_at[0]}",)

@@ -1,4 +1,4 @@
-"""The engine on DeepSpeed: the same updates on any number of ranks, in mixed precision, with ZeRO."""
+"""The engine on DeepSpeed: the same updates on any number of ranks, mixed precision, ZeRO."""
 
 from typing import Any
 
@@ -21,13 +21,16 @@ _TAG = "engine"
 def deepspeed_config(
     engine: EngineConfig, optimizer: OptimizerConfig, *, batch_users: int, world_size: int
 ) -> dict[str, Any]:
-    """Build DeepSpeed's configuration from typed fields; every value that has a trap is written out.
+    """Build DeepSpeed's configuration from typed fields; all values with a trap are written out.
 
     Args:
         engine: Precision and ZeRO stage.
         optimizer: For gradient clipping.
         batch_users: Users of a global batch.
         world_size: Ranks.
+
+    Returns:
+        The configuration as DeepSpeed takes it.
     """
     micro = -(-batch_users // world_size)
     stage, precision = engine.zero_stage, engine.precision
@@ -75,7 +78,9 @@ class DeepSpeedEngine:
         self.device = device
         self.step_module = step
         _forbid_builds()
-        config = deepspeed_config(engine, optimizer, batch_users=batch_users, world_size=self.world_size)
+        config = deepspeed_config(
+            engine, optimizer, batch_users=batch_users, world_size=self.world_size
+        )
         try:
             self.engine, *_ = deepspeed.initialize(
                 model=step,
@@ -86,7 +91,9 @@ class DeepSpeedEngine:
         except ValueError as error:
             if engine.precision not in str(error):
                 raise
-            raise ConfigError(f"engine.precision = {engine.precision!r}: {error}; use bf16 or fp32 here") from error
+            raise ConfigError(
+                f"engine.precision = {engine.precision!r}: {error}; use bf16 or fp32 here"
+            ) from error
 
         if engine.zero_stage == 3:
             # Tables are read in the step's forward, not in a layer's, so the step must fetch them.
@@ -121,12 +128,17 @@ class DeepSpeedEngine:
     def load(self, folder: str) -> None:
         """Read DeepSpeed's own files.
 
+        Args:
+            folder: What `save` wrote, from all ranks.
+
         Raises:
             CheckpointError: They are not there; DeepSpeed itself would only warn and go on.
         """
         path, _ = self.engine.load_checkpoint(folder, tag=_TAG)
         if path is None:
-            raise CheckpointError(f"{folder}: no engine state to go on from; start in a new run folder")
+            raise CheckpointError(
+                f"{folder}: no engine state to go on from; start in a new run folder"
+            )
 
 
 def _shape(parameter: Tensor) -> torch.Size:
@@ -135,5 +147,5 @@ def _shape(parameter: Tensor) -> torch.Size:
 
 
 def _forbid_builds() -> None:
-    """Keep DeepSpeed from compiling at run time: a killed build leaves a lock that hangs all others."""
+    """Keep DeepSpeed from compiling at run time: a killed build leaves a lock that hangs others."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

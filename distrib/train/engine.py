@@ -117,9 +117,11 @@ class LocalEngine:
         """Forward, backward, update; see `Engine`."""
         terms: dict[str, Tensor] = self.step_module(source, target, noise, step)
         self.optimizer.zero_grad()
-        (total(terms) / num_users).backward()  # type: ignore[no-untyped-call]
+        (total(terms) / num_users).backward()
         if self.config.gradient_clipping:
-            torch.nn.utils.clip_grad_norm_(self.step_module.parameters(), self.config.gradient_clipping)
+            torch.nn.utils.clip_grad_norm_(
+                self.step_module.parameters(), self.config.gradient_clipping
+            )
         self.optimizer.step()
         return {name: term.detach() for name, term in terms.items()}
 

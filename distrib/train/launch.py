@@ -1,6 +1,7 @@
 """The driver's side of training: check, start the workers, publish the best."""
 
 import json
+import math
 from typing import Any
 
 import ray
@@ -21,11 +22,17 @@ from distrib.vocabulary import Vocabulary
 RUN = "run.json"
 HISTORY = "history.json"
 _ENGINE = "train"
-_MAY_CHANGE: Any = {"run": True, "loop": {"num_epochs", "max_failures", "log_every_s", "cpus_per_worker"}}
+_MAY_CHANGE: Any = {
+    "run": True,
+    "loop": {"num_epochs", "max_failures", "log_every_s", "cpus_per_worker"},
+}
 
 
 def preflight(config: TrainConfig) -> dict[str, Any]:
     """Check all that can be known before any worker is started.
+
+    Args:
+        config: The run.
 
     Returns:
         The manifest of the prepared data.
@@ -38,7 +45,9 @@ def preflight(config: TrainConfig) -> dict[str, Any]:
     check_choice(config)
     manifest = load_manifest(Folder(config.prepared))
     if manifest["counts"]["training_users"] == 0:
-        raise DataError(f"{config.prepared}: no user has a training interaction; choose another data.split")
+        raise DataError(
+            f"{config.prepared}: no user has a training interaction; choose another data.split"
+        )
     folder = Folder(config.run)
     if folder.exists(RUN):
         _require_same(folder.read_json(RUN), identity(config, manifest), folder)
@@ -48,6 +57,9 @@ def preflight(config: TrainConfig) -> dict[str, Any]:
 def check_choice(config: TrainConfig) -> None:
     """Check what only the configuration decides.
 
+    Args:
+        config: The run.
+
     Raises:
         ConfigError: See `preflight`.
     """
@@ -55,15 +67,17 @@ def check_choice(config: TrainConfig) -> None:
     if model.gives != objective.accepts:
         raise ConfigError(
             f"model {model.name!r} gives {model.gives}, but objective {objective.name!r} takes "
-            f"{objective.accepts}; pairs that make sense: conv4rec with rating_classes, mult_vae with "
-            "multinomial"
+            f"{objective.accepts}; pairs that make sense: conv4rec with rating_classes, "
+            "mult_vae with multinomial"
         )
     known = set(config.evaluate.metric_names)
     if model.gives == "scores":
         known -= {"rmse", "mae"}
     unknown = [name for name in config.selection if name not in known]
     if unknown:
-        raise ConfigError(f"train.select_by names {unknown}, which are not measured; known are {sorted(known)}")
+        raise ConfigError(
+            f"train.select_by names {unknown}, which are not measured; known are {sorted(known)}"
+        )
 
 
 def identity(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +105,13 @@ def launch(config: TrainConfig) -> dict[str, Any]:
     folder.write_json(RUN, identity(config, manifest))
     vocabulary = load_vocabulary(prepared)
     resident = load_resident(prepared)
-    emit("feed", kind="resident", training_users=resident.num_train, valid_users=resident.num_valid, megabytes=round(resident.num_bytes / 1e6, 1))
+    emit(
+        "feed",
+        kind="resident",
+        training_users=resident.num_train,
+        valid_users=resident.num_valid,
+        megabytes=round(resident.num_bytes / 1e6, 1),
+    )
     result = _trainer(config, resident, vocabulary, manifest, folder).fit()
     outcome: dict[str, Any] = result.return_value
     history = outcome["history"]
@@ -151,7 +171,9 @@ def _publish(result: ray.train.Result, best: dict[str, Any], folder: Folder) -> 
             name = checkpoint.path.rstrip("/").rsplit("/", 1)[-1]
             copy_bundle(folder / _ENGINE / name / BUNDLE, folder / BUNDLE)
             return
-    raise ConfigError(f"{folder}: the checkpoint of best epoch {best['epoch']} is gone; was it removed by hand?")
+    raise ConfigError(
+        f"{folder}: the checkpoint of best epoch {best['epoch']} is gone; was it removed by hand?"
+    )
 
 
 def _require_same(found: dict[str, Any], wanted: dict[str, Any], folder: Folder) -> None:
@@ -160,7 +182,8 @@ def _require_same(found: dict[str, Any], wanted: dict[str, Any], folder: Folder)
     ]
     if faults:
         raise ConfigError(
-            f"{folder} belongs to a run with another configuration:\n  " + "\n  ".join(faults)
+            f"{folder} belongs to a run with another configuration:\n  "
+            + "\n  ".join(faults)
             + "\nset run to a new folder, or undo the change"
         )
 
@@ -181,17 +204,25 @@ def _require_room(config: TrainConfig) -> None:
     needed = {"CPU": loop.num_workers * loop.cpus_per_worker}
     if loop.use_gpu:
         needed["GPU"] = loop.num_workers
-    short = {name: (count, have.get(name, 0)) for name, count in needed.items() if have.get(name, 0) < count}
+    short = {
+        name: (count, have.get(name, 0))
+        for name, count in needed.items()
+        if have.get(name, 0) < count
+    }
     if short:
-        listing = ", ".join(f"{count:g} {name}, there are {there:g}" for name, (count, there) in short.items())
-        raise ConfigError(f"train.num_workers = {loop.num_workers} needs {listing}; lower it or add nodes")
+        listing = ", ".join(
+            f"{count:g} {name}, there are {there:g}" for name, (count, there) in short.items()
+        )
+        raise ConfigError(
+            f"train.num_workers = {loop.num_workers} needs {listing}; lower it or add nodes"
+        )
 
 
 def _diverged(where: dict[str, Any], history: list[dict[str, Any]]) -> DivergedError:
     good = history[-1]["epoch"] if history else None
-    bad = {name: value for name, value in where["losses"].items() if value != value or abs(value) == float("inf")}
+    bad = {name: value for name, value in where["losses"].items() if not math.isfinite(value)}
     return DivergedError(
-        f"epoch {where['epoch']}, step {where['step']}: loss {bad} not finite; last good checkpoint: "
-        f"{'none' if good is None else f'epoch {good}'}; lower optimizer.learning_rate, set "
+        f"epoch {where['epoch']}, step {where['step']}: loss {bad} not finite; last good epoch: "
+        f"{'none' if good is None else good}; lower optimizer.learning_rate, set "
         "optimizer.gradient_clipping, or use engine.precision bf16 or fp32"
     )

@@ -48,9 +48,10 @@ class LoopConfig(Config):
 class TrainState:
     """Where training stands."""
 
-    def __init__(self, epoch: int = 0, step: int = 0) -> None:
-        self.epoch = epoch
-        self.step = step
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.epoch = 0
+        self.step = 0
         self.data_s = 0.0
         self.compute_s = 0.0
         self.num_users = 0
@@ -78,7 +79,6 @@ def run_epochs(
     feed: BatchFeed,
     *,
     num_epochs: int,
-    seed: int,
     on_step: StepListener,
     on_epoch: EpochListener,
 ) -> None:
@@ -89,14 +89,13 @@ def run_epochs(
         engine: Makes the updates.
         feed: Gives the batches.
         num_epochs: Where to end.
-        seed: Of the noise.
         on_step: Called after each update with this rank's sums of the loss terms.
         on_epoch: Called after each epoch; False ends training.
     """
     going = True
     while going and state.epoch < num_epochs:
         state.start_epoch()
-        noise = Noise.of(seed, state.epoch)
+        noise = Noise.of(state.seed, state.epoch)
         for batch, num_users in timed(feed.batches(state.epoch), state):
             started_s = time.perf_counter()
             terms = engine.train_batch(batch, batch, noise, step=state.step, num_users=num_users)
@@ -108,9 +107,7 @@ def run_epochs(
         going = on_epoch(state)
 
 
-def timed(
-    batches: Iterator[tuple[Batch, int]], state: TrainState
-) -> Iterator[tuple[Batch, int]]:
+def timed(batches: Iterator[tuple[Batch, int]], state: TrainState) -> Iterator[tuple[Batch, int]]:
     """Pass batches on and add the time spent waiting for them to ``state.data_s``."""
     while True:
         started_s = time.perf_counter()

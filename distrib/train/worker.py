@@ -65,7 +65,6 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         worker.engine,
         worker.feed,
         num_epochs=worker.config.loop.num_epochs,
-        seed=worker.config.seed,
         on_step=worker.on_step,
         on_epoch=worker.on_epoch,
     )
@@ -79,7 +78,11 @@ class Worker:
     def __init__(self, inputs: Inputs) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.device = torch.device("cuda", context.get_local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = (
+            torch.device("cuda", context.get_local_rank())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
         self.config = config = TrainConfig.model_validate_json(inputs.config)
         self.facts = inputs.facts
         self.vocabulary: Vocabulary = ray.get(inputs.vocabulary)
@@ -93,7 +96,7 @@ class Worker:
             world_size=self.world_size,
         )
         self.engine = _engine(config, self.vocabulary, self.device)
-        self.state = TrainState()
+        self.state = TrainState(config.seed)
         self.history: list[dict[str, Any]] = []
         self.diverged: dict[str, Any] | None = None
         self.attempt = _agreed(uuid.uuid4().hex[:8] if self.rank == 0 else None)
@@ -125,7 +128,13 @@ class Worker:
         if self.rank == 0 and self.interval.due():
             users_per_s = state.num_users / (state.data_s + state.compute_s)
             losses = {name: float(term) for name, term in terms.items()}
-            emit("step", epoch=state.epoch, step=state.step, users_per_s=round(users_per_s), rank_sums=rounded(losses))
+            emit(
+                "step",
+                epoch=state.epoch,
+                step=state.step,
+                users_per_s=round(users_per_s),
+                rank_sums=rounded(losses),
+            )
 
     def on_epoch(self, state: TrainState) -> bool:
         """Validate, checkpoint and report; False when the loss is not finite."""
@@ -135,18 +144,26 @@ class Worker:
             return False
         weights = self.engine.weights()
         metrics = self._validate(weights)
+        users_per_s = state.num_users / (state.data_s + state.compute_s)
         entry = {
             "epoch": state.epoch,
             "step": state.step,
             "losses": losses,
             "valid": metrics,
-            "users_per_s": state.num_users / (state.data_s + state.compute_s),
+            "users_per_s": users_per_s,
             "data_share": state.data_s / (state.data_s + state.compute_s),
-            "selection": selection_score(metrics, self.config.selection) if metrics else float(state.epoch),
+            "selection": selection_score(metrics, self.config.selection)
+            if metrics
+            else float(state.epoch),
         }
         self.history.append(entry)
         if self.rank == 0:
-            emit("epoch", epoch=state.epoch, **rounded({**losses, **metrics}), users_per_s=round(entry["users_per_s"]))
+            emit(
+                "epoch",
+                epoch=state.epoch,
+                **rounded({**losses, **metrics}),
+                users_per_s=round(users_per_s),
+            )
         self._checkpoint(entry, weights)
         return True
 
@@ -162,7 +179,9 @@ class Worker:
         if self.valid_rows.num_users == 0:
             return {}
         model = restored(self.config.model, self.vocabulary, weights)
-        scorer = Scorer(model, self.vocabulary, device=self.device, block_items=self.config.engine.block_items)
+        scorer = Scorer(
+            model, self.vocabulary, device=self.device, block_items=self.config.engine.block_items
+        )
         mine = np.arange(self.valid_rows.num_users)[self.rank :: self.world_size]
         sums = Sums({})
         size = self.config.evaluate.batch_users
@@ -182,10 +201,16 @@ class Worker:
         with tempfile.TemporaryDirectory() as folder:
             self.engine.save(folder)
             if self.rank == 0:
-                saved = {"epoch": self.state.epoch, "step": self.state.step, "history": self.history}
+                saved = {
+                    "epoch": self.state.epoch,
+                    "step": self.state.step,
+                    "history": self.history,
+                }
                 Folder(folder).write_json(STATE, saved)
                 facts = {**self.facts, "epoch": self.state.epoch, "valid": entry["valid"]}
-                write_bundle(Folder(folder) / BUNDLE, weights, self.config.model, self.vocabulary, facts)
+                write_bundle(
+                    Folder(folder) / BUNDLE, weights, self.config.model, self.vocabulary, facts
+                )
             ray.train.report(
                 {"selection": entry["selection"], "epoch": self.state.epoch},
                 checkpoint=Checkpoint.from_directory(folder),

@@ -1,0 +1,44 @@
+# Everything runs in .venv, made from the exact versions in constraints.txt.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test slow lint types imports bench clean
+
+demo: $(READY)
+	$(BIN)/python jobs/pipeline.py --config configs/demo.toml
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/pydoclint distrib
+
+types: $(READY)
+	$(BIN)/mypy
+
+imports: $(READY)
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python jobs/benchmark.py
+
+# torch first: DeepSpeed's build and its requirements must find it, or pip fetches a CUDA build.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip setuptools wheel
+	$(BIN)/pip install --quiet --constraint constraints.txt torch numpy
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation deepspeed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[s3]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs
