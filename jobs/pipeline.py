@@ -6,7 +6,7 @@ from typing import Any
 from distrib.cli import job
 from distrib.data.prepare import preflight, prepare
 from distrib.evaluate.run import evaluate
-from distrib.report.summary import draw_curves, draw_map, show_evaluation
+from distrib.report.summary import draw_curves, draw_map, show_evaluation, show_recommendations
 from distrib.run_file import RunFile
 from distrib.score.bulk import score
 from distrib.train.launch import check_choice, launch
@@ -20,20 +20,15 @@ def check(file: RunFile) -> None:
 
 def pipeline(file: RunFile) -> dict[str, Any]:
     """Prepare, train, evaluate, score."""
-    counts = prepare(file.data)["counts"]
-    trained = launch(file.training())
-    curves = draw_curves(file.run, trained["best_epoch"])
-    measured = evaluate(file.run, file.data.prepared, file.evaluate)
-    scored = score(file.run, file.data.prepared, file.score)["counts"]
-    show_evaluation(measured)
-    plots = [curves, draw_map(file.run, file.data.prepared)]
-    return {
-        "prepared": counts,
-        "trained": trained,
-        "evaluated": measured,
-        "scored": scored,
-        "plots": plots,
-    }
+    run, prepared = file.run, file.data.prepared
+    prepare(file.data)
+    result = {"trained": launch(file.training())}
+    plots = [draw_curves(run, result["trained"]["best_epoch"]), draw_map(run, prepared)]
+    result["evaluated"] = evaluate(run, prepared, file.evaluate)
+    result["scored"] = score(run, prepared, file.score)
+    show_evaluation(result["evaluated"])
+    show_recommendations(result["scored"]["output"])
+    return {**result, "plots": plots}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,19 @@
 """Ray job: recommend to every user. ``python jobs/score.py --config configs/demo.toml``."""
 
 import sys
+from typing import Any
 
 from distrib.cli import job
+from distrib.report.summary import show_recommendations
+from distrib.run_file import RunFile
 from distrib.score.bulk import preflight, score
+
+
+def recommend(file: RunFile) -> dict[str, Any]:
+    """Score everyone and show the first lists."""
+    result = score(file.run, file.data.prepared, file.score)
+    show_recommendations(result["output"])
+    return result
 
 
 def main() -> int:
@@ -11,7 +21,7 @@ def main() -> int:
     return job(
         "Write every user's recommendations as Parquet.",
         check=lambda file: preflight(file.run, file.data.prepared, file.score),
-        run=lambda file: score(file.run, file.data.prepared, file.score)["counts"],
+        run=recommend,
     )
 
 

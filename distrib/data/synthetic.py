@@ -106,14 +106,14 @@ class SyntheticWorld:
         """The shift of all log-odds that gives the wanted length, by bisection on a sample."""
         rng = np.random.default_rng([self.source.seed, 3])
         users = self._users(0)
-        items = rng.integers(self.source.num_items, size=min(self.source.num_items, 4096))
+        items = rng.permutation(self.source.num_items)[:4096]
         wanted = self.source.num_interactions / (self.source.num_users * self.source.num_items)
         if not 0.0 < wanted < 1.0:
             raise DataError(
                 f"data.source.num_interactions = {self.source.num_interactions} does not fit into "
                 f"{self.source.num_users} users x {self.source.num_items} items; lower it"
             )
-        sample = slice(0, 512)
+        sample = slice(0, 1024)
         odds = self._odds(users, sample, items)
         low, high = -40.0, 40.0
         for _ in range(60):

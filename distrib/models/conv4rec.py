@@ -23,6 +23,7 @@ from distrib.vocabulary import Catalogue, IntArray
 _CORRUPTION = 1  # stream of noise
 _PRIOR_USERS = 10.0
 _MLP_WIDTH = 8
+_LEAK = 0.1
 
 
 class Conv4RecConfig(Config):
@@ -67,7 +68,8 @@ class Conv4Rec(Model):
 
     Differs from the source: the sum is scaled by 1 / sqrt(length of the history); logits have a
     free bias per item and outcome that starts at the log of the item's smoothed frequencies;
-    observed cells are hidden from the encoder at random, so that the target is not in the input.
+    observed cells are hidden from the encoder at random, so that the target is not in the input;
+    ReLUs leak, since with few channels a plain one can die at the start and take the code with it.
     """
 
     def __init__(self, config: Conv4RecConfig, catalogue: Catalogue) -> None:
@@ -78,9 +80,9 @@ class Conv4Rec(Model):
         latent, channels = config.latent_width, config.channel_width
         self.channels = nn.Sequential(
             nn.Linear(num_outcomes, config.channel_hidden_width),
-            nn.ReLU(),
+            nn.LeakyReLU(_LEAK),
             nn.Linear(config.channel_hidden_width, channels),
-            nn.ReLU(),
+            nn.LeakyReLU(_LEAK),
         )
         self.input_IDZ = parameter(item_count, channels, latent)
         self.input_bias_Z = parameter(latent)
@@ -184,8 +186,8 @@ def _outcome_counts(count_IL: IntArray, num_users: int) -> np.ndarray:
 
 def _mlp_head(num_outcomes: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.ReLU(),
+        nn.LeakyReLU(_LEAK),
         nn.Linear(_MLP_WIDTH, 2 * _MLP_WIDTH),
-        nn.ReLU(),
+        nn.LeakyReLU(_LEAK),
         nn.Linear(2 * _MLP_WIDTH, num_outcomes),
     )

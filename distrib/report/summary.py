@@ -46,5 +46,36 @@ def show_evaluation(result: dict[str, Any]) -> None:
     table(title, ["", *models], rows)
 
 
+def show_recommendations(output: str, num_users: int = 3, num_items: int = 5) -> None:
+    """Print the first lists of a folder that bulk scoring wrote."""
+    folder = Folder(output)
+    lists = folder.read_parquet(folder.files(".parquet")[0]).slice(0, num_users).to_pylist()
+    rows = [[row["user"], *_listed(row, "", num_items)] for row in lists]
+    if lists and "serendipitous_items" in lists[0]:
+        rows += [
+            [f"{row['user']}, serendipitous", *_listed(row, "serendipitous_", num_items)]
+            for row in lists
+        ]
+    what = (
+        "item (probability, expected rating)" if lists and "ratings" in lists[0] else "item (score)"
+    )
+    columns = ["user", *(str(rank) for rank in range(1, num_items + 1))]
+    table(f"First recommendations: {what}; all in {output}", columns, rows)
+
+
+def _listed(row: dict[str, Any], prefix: str, num_items: int) -> list[str]:
+    items = row[prefix + "items"][:num_items]
+    if prefix + "ratings" in row:
+        told = zip(row[prefix + "probabilities"], row[prefix + "ratings"], strict=True)
+        texts = [
+            f"{item} ({probability:.2f}, {rating:.1f})"
+            for item, (probability, rating) in zip(items, told, strict=False)
+        ]
+    else:
+        scores = row[prefix + "scores"]
+        texts = [f"{item} ({score:.2f})" for item, score in zip(items, scores, strict=False)]
+    return texts + [""] * (num_items - len(texts))
+
+
 def _with_error(summary: dict[str, float] | None) -> str:
     return "-" if summary is None else f"{summary['mean']:.4f} ({summary['standard_error']:.4f})"

@@ -93,14 +93,13 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
         config: The policy.
 
     Returns:
-        The manifest: counts of users and interactions, in = used + rejected by reason.
+        ``output``, and ``counts`` of users and interactions: in = used + rejected by reason.
     """
     work = preflight(run, prepared, config)
     target = Folder(work.output)
     if target.exists(MANIFEST) and target.read_json(MANIFEST)["recipe"] == work.recipe:
         emit("already_scored", folder=work.output)
-        found: dict[str, Any] = target.read_json(MANIFEST)
-        return found
+        return {"output": work.output, "counts": target.read_json(MANIFEST)["counts"]}
     _check_list(work, config)
     target.remove(MANIFEST)
     for name in target.files(".parquet"):
@@ -121,7 +120,7 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
     manifest = _manifest(work, sorted(entries, key=lambda entry: str(entry["name"])))
     target.write_json(MANIFEST, manifest)
     emit("scored", folder=work.output, counts=manifest["counts"])
-    return manifest
+    return {"output": work.output, "counts": manifest["counts"]}
 
 
 def recommend_table(

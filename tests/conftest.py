@@ -1,0 +1,69 @@
+"""What tests share: a tiny world, one Ray cluster for the session, the folder of real data."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distrib.batch import Batch
+from distrib.vocabulary import Catalogue
+
+LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
+
+
+class Small:
+    """Some users with known histories, and the catalogue that belongs to them."""
+
+    def __init__(self, num_users: int = 37, item_count: int = 50, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        lengths = rng.integers(1, 15, size=num_users)
+        self.items = [sorted(rng.choice(item_count, n, replace=False).tolist()) for n in lengths]
+        self.values = [rng.integers(1, 6, size=n).astype(float).tolist() for n in lengths]
+        counts = np.zeros((item_count, len(LEVELS)), dtype=np.int64)
+        for items, values in zip(self.items, self.values, strict=True):
+            for item, value in zip(items, values, strict=True):
+                counts[item, int(value) - 1] += 1
+        self.catalogue = Catalogue(item_count, LEVELS, counts, num_users)
+        self.batch = self.users(range(num_users))
+
+    def users(self, numbers: object) -> Batch:
+        chosen = list(numbers)
+        return Batch.from_lists(
+            [self.items[n] for n in chosen], [self.values[n] for n in chosen], chosen
+        )
+
+
+@pytest.fixture
+def small() -> Small:
+    torch.manual_seed(0)
+    return Small()
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One local Ray for all tests that need it."""
+    ray = pytest.importorskip("ray")
+    os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=400 << 20,
+        logging_level="ERROR",
+        logging_config=ray.LoggingConfig(log_level="ERROR"),
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real rating logs, or a skip."""
+    folder = os.environ.get("DISTRIB_DATA")
+    if not folder:
+        pytest.skip("DISTRIB_DATA is not set; see README, Real data")
+    return Path(folder)

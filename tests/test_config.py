@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+
+from distrib.config import load
+from distrib.errors import ConfigError
+from distrib.run_file import RunFile
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+ENVIRONMENT = {"DISTRIB_DATA": "/data"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_run_file_loads_and_survives_json(path):
+    file = load(RunFile, path, environment=ENVIRONMENT)
+    assert RunFile.model_validate_json(file.model_dump_json()) == file
+
+
+def write(folder, text):
+    path = folder / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def test_all_faults_are_told_at_once_with_the_nearest_key(tmp_path):
+    path = write(
+        tmp_path,
+        'run = "r"\n[data]\nprepared = "p"\n[model]\nname = "conv4rec"\nlatent_widht = 3\n'
+        '[train]\nnum_epochs = 1.5\n[engine]\nprecision = "fp8"\n',
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(RunFile, path)
+    message = str(caught.value)
+    assert "3 fault(s)" in message
+    assert "latent_widht = 3: unknown key; did you mean 'latent_width'?" in message
+    assert "train.num_epochs = 1.5" in message
+    assert "engine.precision = 'fp8'" in message
+
+
+def test_an_unknown_model_lists_the_known_ones(tmp_path):
+    path = write(tmp_path, 'run = "r"\n[data]\nprepared = "p"\n[model]\nname = "conv5rec"\n')
+    with pytest.raises(ConfigError, match=r"'conv4rec', 'mult_vae'"):
+        load(RunFile, path)
+
+
+def test_overrides_win_and_are_checked(tmp_path):
+    text = 'run = "r"\n[data]\nprepared = "p"\n[model]\nname = "mult_vae"\n'
+    file = load(RunFile, write(tmp_path, text), overrides=["train.num_epochs=3", 'run="other"'])
+    assert (file.train.num_epochs, file.run) == (3, "other")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load(RunFile, write(tmp_path, text), overrides=["run=other"])
+
+
+def test_an_unset_variable_is_a_fault_and_a_set_one_is_filled_in(tmp_path):
+    text = 'run = "${PLACE}/r"\n[data]\nprepared = "p"\n[model]\nname = "mult_vae"\n'
+    assert load(RunFile, write(tmp_path, text), environment={"PLACE": "s3://b"}).run == "s3://b/r"
+    with pytest.raises(ConfigError, match="PLACE is not set"):
+        load(RunFile, write(tmp_path, text))
+
+
+def test_fp16_without_zero_is_refused(tmp_path):
+    text = 'run = "r"\n[data]\nprepared = "p"\n[model]\nname = "mult_vae"\n'
+    text += '[engine]\nprecision = "fp16"\nzero_stage = 0\n'
+    with pytest.raises(ConfigError, match="fp16 with zero_stage 0 trains wrongly"):
+        load(RunFile, write(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.toml does not exist"):
+        load(RunFile, tmp_path / "none.toml")

@@ -1,0 +1,33 @@
+import torch
+
+from distrib.topk import UNWANTED, items_of, merge, rank_keys
+
+
+def best(score_BI, k, block):
+    kept = torch.empty(score_BI.shape[0], 0, dtype=torch.int64)
+    for low in range(0, score_BI.shape[1], block):
+        kept, _ = merge(kept, rank_keys(score_BI[:, low : low + block], low), k)
+    return items_of(kept)
+
+
+def test_blocks_do_not_matter_and_ties_go_to_the_lower_item():
+    torch.manual_seed(0)
+    score = torch.randint(-3, 4, (20, 41)).float()  # many ties, signs, zeros
+    score[0, :5] = torch.tensor([0.0, -0.0, 0.0, -0.0, 0.0])
+    plain = torch.stack(
+        [torch.tensor(sorted(range(41), key=lambda i: (-row[i].item(), i))[:9]) for row in score]
+    )
+    for block in (1, 7, 41):
+        assert torch.equal(best(score, 9, block), plain)
+
+
+def test_scores_of_all_sizes_sort_like_numbers():
+    score = torch.tensor([[1e-38, -1e30, 3.5, float("-inf"), -2.0, 1e30, 0.0]])
+    assert best(score, 7, 3).tolist() == [[5, 2, 0, 6, 4, 1, 3]]
+
+
+def test_unwanted_items_come_up_as_none():
+    keys = rank_keys(torch.tensor([[1.0, 2.0, float("-inf")]]), 0)
+    keys[0, 1] = UNWANTED
+    kept, _ = merge(torch.empty(1, 0, dtype=torch.int64), keys, 3)
+    assert items_of(kept).tolist() == [[0, 2, -1]]
