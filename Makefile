@@ -28,7 +28,7 @@ imports: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python jobs/benchmark.py
+	$(BIN)/python -m tests.benchmarks.throughput
 
 # torch first: DeepSpeed's build and its requirements must find it, or pip fetches a CUDA build.
 $(READY): pyproject.toml constraints.txt

@@ -79,20 +79,22 @@ def load(
 
 
 def _apply(raw: dict[str, Any], text: str, faults: list[str]) -> None:
+    """Set one value, whole: a table given as a value replaces the one that was there."""
     try:
-        parsed = tomllib.loads(text)
+        value: Any = tomllib.loads(text)
+        place: Any = tomllib.loads(text.partition("=")[0] + "= 0")
     except tomllib.TOMLDecodeError:
         faults.append(f"--set {text}: not TOML; write section.key=value, strings in quotes")
         return
-    _merge(raw, parsed)
-
-
-def _merge(base: dict[str, Any], extra: dict[str, Any]) -> None:
-    for key, value in extra.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
-        else:
-            base[key] = value
+    target: Any = raw
+    while isinstance(target, dict):
+        key = next(iter(place))
+        value, place = value[key], place[key]
+        if not isinstance(place, dict):
+            target[key] = value
+            return
+        target = target.setdefault(key, {})
+    faults.append(f"--set {text}: {target!r} is there, which is no section")
 
 
 def _substitute(node: Any, environment: Mapping[str, str], faults: list[str], where: str) -> Any:

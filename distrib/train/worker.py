@@ -1,5 +1,6 @@
 """What Ray Train runs on every worker: feed, engine and loop; validate, checkpoint and report."""
 
+import logging
 import math
 import tempfile
 import uuid
@@ -58,6 +59,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     Returns:
         ``{"history": one entry per epoch}``, with ``"diverged"`` where the loss was not finite.
     """
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it tells of every report
     worker = Worker(settings["inputs"])
     worker.resume()
     run_epochs(

@@ -1,0 +1,172 @@
+"""Users per second, waiting for data and peak memory, of training and scoring, in one run.
+
+``make bench``, or ``python -m tests.benchmarks.throughput --steps 30``. Real ML-1M is measured where
+DISTRIB_DATA is set; the ML-20M-sized log is drawn here (138,000 x 27,000, 20 million ratings).
+Each line is measured in a process of its own, on one worker with all cores, through the engine,
+feed and scorer that the jobs use. Nothing here asserts a figure.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import ray
+import torch
+import torch.distributed
+
+from distrib.cli import connect
+from distrib.data.collate import gather
+from distrib.data.feed import Feed, load_resident
+from distrib.data.formats import MovieLensSource, SyntheticLog
+from distrib.data.prepare import DataConfig, load_vocabulary, prepare
+from distrib.events import table
+from distrib.models import Conv4RecConfig, MultVaeConfig
+from distrib.noise import Noise
+from distrib.objectives import MultinomialConfig, RatingClassesConfig
+from distrib.score.scorer import Scorer
+from distrib.storage import Folder
+from distrib.train.engine import EngineConfig, OptimizerConfig
+from distrib.train.loop import TrainState, timed
+from distrib.train.step import TrainStep
+
+MODELS = {
+    "conv4rec": (Conv4RecConfig(), RatingClassesConfig()),
+    "mult_vae": (MultVaeConfig(), MultinomialConfig()),
+}
+BATCH_USERS, K = 256, 100
+
+
+class Figures(NamedTuple):
+    """One line of the table."""
+
+    log: str
+    model: str
+    train_users_per_s: float
+    data_wait_share: float
+    train_peak_mb: float
+    score_users_per_s: float
+    score_peak_mb: float
+    cells: int
+
+
+def data_configs(folder: str) -> dict[str, DataConfig]:
+    found = {}
+    if "DISTRIB_DATA" in os.environ:
+        path = f"{os.environ['DISTRIB_DATA']}/ml-1m/ratings.rebuilt.dat.gz"
+        found["ML-1M"] = DataConfig(prepared=f"{folder}/ml1m", source=MovieLensSource(path=path))
+    large = SyntheticLog(num_users=138_000, num_items=27_000, num_interactions=20_000_000)
+    found["ML-20M-sized"] = DataConfig(
+        prepared=f"{folder}/ml20m_sized", source=large, num_shards=16
+    )
+    return found
+
+
+@ray.remote
+def measure_training(model: str, url: str, resident: Any, steps: int) -> dict[str, float]:
+    """Train some steps in a fresh process; the first ones are not counted."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0", "RANK": "0"}
+    from distrib.train.deepspeed_engine import DeepSpeedEngine
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    meeting = tempfile.mkdtemp() + "/meeting"
+    torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=0, world_size=1)
+    vocabulary = load_vocabulary(Folder(url))
+    config, objective = MODELS[model]
+    built = config.build(vocabulary.catalogue)
+    step = TrainStep(built, objective.build(vocabulary.levels), block_items=4096)
+    engine = DeepSpeedEngine(
+        step, OptimizerConfig(), EngineConfig(), batch_users=BATCH_USERS, device=torch.device("cpu")
+    )
+    feed = Feed(ray.get(resident.train), batch_users=BATCH_USERS, seed=0, rank=0, world_size=1)
+    state, noise, warm_up = TrainState(seed=0), Noise.of(0, 0), 3
+    for number, (batch, num_users) in enumerate(timed(feed.batches(0), state)):
+        if number == warm_up:
+            state.start_epoch()
+        started_s = time.perf_counter()
+        engine.train_batch(batch, batch, noise, step=number, num_users=num_users)
+        state.compute_s += time.perf_counter() - started_s
+        state.num_users += num_users
+        if number == steps + warm_up:
+            break
+    elapsed_s = state.data_s + state.compute_s
+    return {
+        "train_users_per_s": state.num_users / elapsed_s,
+        "data_wait_share": state.data_s / elapsed_s,
+        "train_peak_mb": peak_mb(),
+    }
+
+
+@ray.remote
+def measure_scoring(model: str, url: str, resident: Any, steps: int) -> dict[str, float]:
+    """Make top-K lists in a fresh process."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    vocabulary = load_vocabulary(Folder(url))
+    built = MODELS[model][0].build(vocabulary.catalogue).requires_grad_(False)
+    scorer, rows = Scorer(built, vocabulary), ray.get(resident.train)
+    started_s, num_users = time.perf_counter(), 0
+    for number in range(steps):
+        wanted = np.arange(number * BATCH_USERS, (number + 1) * BATCH_USERS) % rows.num_users
+        batch, _ = gather(rows, wanted)
+        scorer.recommend(batch, batch, K)
+        num_users += BATCH_USERS
+    elapsed_s = time.perf_counter() - started_s
+    return {"score_users_per_s": num_users / elapsed_s, "score_peak_mb": peak_mb()}
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(log: str, model: str, config: DataConfig, steps: int) -> Figures:
+    url, cores = config.prepared, os.cpu_count()
+    resident = load_resident(Folder(url))
+    found: dict[str, float] = {}
+    for task in (measure_training, measure_scoring):
+        fresh = task.options(num_cpus=cores, max_calls=1)
+        found |= ray.get(fresh.remote(model, url, resident, steps))
+    cells = resident.num_train * len(load_vocabulary(Folder(url)))
+    return Figures(log=log, model=model, cells=cells, **found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--folder", default="runs/bench", help="prepared logs are kept here")
+    given = parser.parse_args()
+    connect()
+    lines = []
+    for log, config in data_configs(str(Path(given.folder).absolute())).items():
+        started_s = time.perf_counter()
+        prepare(config)
+        prepared_s = time.perf_counter() - started_s
+        sys.stderr.write(f"{log}: prepared in {prepared_s:.0f} s (0 where it was already)\n")
+        lines += [measure(log, model, config, given.steps) for model in MODELS]
+    rows = [
+        [
+            f"{line.log} {line.model}",
+            f"{line.train_users_per_s:.0f}",
+            f"{line.data_wait_share:.1%}",
+            f"{line.train_peak_mb:.0f}",
+            f"{line.score_users_per_s:.0f}",
+            f"{line.score_peak_mb:.0f}",
+            f"{line.cells / 1e6:.0f}",
+        ]
+        for line in lines
+    ]
+    memory_gb = psutil.virtual_memory().total / 2**30
+    title = f"{os.cpu_count()} cores, {memory_gb:.0f} GB, batch {BATCH_USERS}, bf16, top {K}"
+    columns = ["", "train users/s", "waiting", "peak MB", "score users/s", "peak MB", "M cells"]
+    table(title, columns, rows)
+    print(json.dumps([line._asdict() for line in lines]))
+
+
+if __name__ == "__main__":
+    main()

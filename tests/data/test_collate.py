@@ -1,0 +1,74 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from distrib.data.collate import (
+    asked_rows,
+    example,
+    flat_list,
+    gather,
+    merge,
+    rows_of,
+    training_rows,
+)
+from distrib.data.schema import Role, Subset
+from distrib.errors import DataError
+
+IN, VALID, TEST = (int(role) for role in Role)
+TABLE = pa.table(
+    {
+        "subset": pa.array([Subset.TRAIN, Subset.TRAIN, Subset.TEST, Subset.TRAIN], pa.int8()),
+        "items": pa.array([[1, 2, 3], [4], [5, 6], []], pa.list_(pa.int32())),
+        "ratings": pa.array([[1.0, 2.0, 3.0], [4.0], [5.0, 1.0], []], pa.list_(pa.float32())),
+        "roles": pa.array([[IN, VALID, TEST], [TEST], [IN, TEST], []], pa.list_(pa.int8())),
+    }
+)
+SUBSETS = TABLE["subset"].to_numpy()
+
+
+def test_training_sees_nothing_held_out_and_no_held_out_user():
+    rows = training_rows(rows_of(TABLE, first_number=100), SUBSETS)
+    assert rows.number_B.tolist() == [100]
+    assert rows.item_N.tolist() == [1]
+    assert set(rows.role_N.tolist()) == {IN}
+
+
+def test_validation_does_not_even_hold_the_test_targets():
+    rows = asked_rows(rows_of(TABLE), Role.VALID_TARGET)
+    assert rows.item_N.tolist() == [1, 2]
+    asked = example(rows, np.array([0]), Role.VALID_TARGET)
+    assert asked.source.item_N.tolist() == asked.seen.item_N.tolist() == [1]
+    assert asked.target.item_N.tolist() == [2]
+
+
+def test_test_users_are_read_with_input_and_not_shown_their_validation_items():
+    rows = asked_rows(rows_of(TABLE), Role.TEST_TARGET)
+    asked = example(rows, np.array([0, 1, 2]), Role.TEST_TARGET)
+    assert asked.source.pointer_P.tolist() == [0, 1, 1, 2]
+    assert asked.target.item_N.tolist() == [3, 4, 6]
+    assert asked.seen.item_N.tolist() == [1, 2, 5]
+
+
+def test_gather_takes_rows_in_any_order_and_shards_merge():
+    rows = rows_of(TABLE)
+    batch, role_N = gather(rows, np.array([2, 3, 0]))
+    assert batch.pointer_P.tolist() == [0, 2, 2, 5]
+    assert batch.item_N.tolist() == [5, 6, 1, 2, 3]
+    assert role_N.tolist() == [IN, TEST, IN, VALID, TEST]
+    halves = merge([rows_of(TABLE.slice(0, 2)), rows_of(TABLE.slice(2), first_number=2)])
+    for one, other in zip(rows, halves, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_slices_and_chunks_of_list_columns_are_honoured():
+    chunked = pa.concat_tables([TABLE.slice(1, 2), TABLE.slice(0, 1)])
+    pointer, values = flat_list(chunked, "items")
+    assert pointer.tolist() == [0, 1, 3, 6]
+    assert values.tolist() == [4, 5, 6, 1, 2, 3]
+
+
+def test_null_lists_and_values_are_refused():
+    with pytest.raises(DataError, match="1 null list"):
+        flat_list(pa.table({"items": pa.array([[1], None])}), "items")
+    with pytest.raises(DataError, match="1 null value"):
+        flat_list(pa.table({"items": pa.array([[1, None]])}), "items")

@@ -1,0 +1,229 @@
+"""The jobs as a user starts them, on the demo's run file made small."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distrib.checkpoint.bundle import load_bundle
+from distrib.config import load
+from distrib.data.formats import SyntheticLog
+from distrib.data.prepare import DataConfig, load_vocabulary, prepare
+from distrib.data.splits import NoSplit
+from distrib.errors import CheckpointError, ConfigError, DataError
+from distrib.evaluate.run import evaluate
+from distrib.evaluate.run import preflight as evaluate_preflight
+from distrib.report.summary import draw_curves, draw_map
+from distrib.run_file import RunFile
+from distrib.score.bulk import preflight, recommend_table, score
+from distrib.score.scorer import Scorer
+from distrib.storage import Folder
+from distrib.train.launch import launch
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "data.source.num_users=3000",
+    "data.source.num_items=100",
+    "data.source.num_interactions=100_000",
+    "train.num_epochs=10",
+    "train.batch_users=50",
+    "score.k=10",
+]
+
+
+def run_file(folder, *more):
+    places = [f'run="{folder}/run"', f'data.prepared="{folder}/data"']
+    return load(RunFile, ROOT / "configs/demo.toml", overrides=[*places, *SMALL, *more])
+
+
+@pytest.fixture(scope="module")
+def trained(cluster, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    file = run_file(folder)
+    prepare(file.data)
+    launch(file.training())
+    return folder, file
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained):
+    _, file = trained
+    return evaluate(file.run, file.data.prepared, file.evaluate)
+
+
+def test_the_model_beats_popularity_and_comes_nearer_to_the_truth(evaluated):
+    model, popularity = (evaluated["metrics"][name] for name in ("model", "popularity"))
+    assert model["recall@20"]["mean"] > 1.15 * popularity["recall@20"]["mean"]
+    assert model["rmse"]["mean"] < popularity["rmse"]["mean"]
+    distance = evaluated["distance_to_truth"]
+    for kind in ("interactions", "outcomes_per_cell"):
+        assert distance["model"][kind] < 0.9 * distance["popularity"][kind]
+
+
+def test_every_test_user_is_counted(trained, evaluated):
+    _, file = trained
+    rows = pq.read_table(f"{file.data.prepared}/histories")["roles"].to_pylist()
+    asked = sum(2 in roles for roles in rows)
+    assert evaluated["users"]["measured"] == asked
+    assert evaluated["users"]["all"] == len(rows)
+    assert evaluated["metrics"]["model"]["recall@20"]["num_observations"] == asked
+    cells = sum(role == 2 for roles in rows for role in roles)
+    assert evaluated["metrics"]["model"]["rmse"]["num_observations"] == cells
+
+
+def test_recommendations_of_the_job_equal_the_scorers(trained):
+    _, file = trained
+    result = score(file.run, file.data.prepared, file.score)
+    lists = pq.read_table([f"{result['output']}/{name}" for name in parts(result["output"])])
+    scorer = Scorer.from_bundle(Folder(file.run) / "bundle")
+    histories = pq.read_table(f"{file.data.prepared}/histories")
+    vocabulary = load_vocabulary(Folder(file.data.prepared))
+    direct, _ = recommend_table(scorer, histories, vocabulary, file.score)
+    assert result["counts"]["users"] == len(lists) == len(histories)
+    assert_same_lists(lists, direct)
+    seen = {row["user"]: set(row["items"]) for row in histories.to_pylist()}
+    for row in lists.to_pylist():
+        positions = scorer.vocabulary.positions(pa.array(row["items"]))
+        assert not seen[row["user"]] & set(positions.tolist())
+        assert len(row["items"]) == 10
+        assert len(row["serendipitous_items"]) <= 5
+
+
+def parts(folder):
+    return Folder(folder).files(".parquet")
+
+
+def assert_same_lists(one, other):
+    one, other = (table.sort_by("user").to_pydict() for table in (one, other))
+    for column, wanted in other.items():
+        if "items" in column or column == "user":
+            assert one[column] == wanted, column
+        else:
+            flat = [np.concatenate([np.ravel(v) for v in c[column]]) for c in (one, other)]
+            np.testing.assert_allclose(*flat, rtol=1e-5, atol=1e-5)
+
+
+def test_users_the_training_never_saw_are_scored_from_either_form(trained, tmp_path):
+    """A prepared folder with its own vocabulary, and plain Parquet of original ids."""
+    _, file = trained
+    strangers = DataConfig(
+        prepared=str(tmp_path / "strangers"),
+        source=SyntheticLog(num_users=90, num_items=130, num_interactions=3000, seed=7),
+        split=NoSplit(),
+        num_shards=2,
+    )
+    prepare(strangers)
+    vocabulary = load_vocabulary(Folder(strangers.prepared))
+    histories = pq.read_table(f"{strangers.prepared}/histories")
+    plain = histories.select(["user", "ratings"]).append_column(
+        "items",
+        pa.array(
+            [vocabulary.ids.take(pa.array(i)).to_pylist() for i in histories["items"].to_pylist()]
+        ),
+    )
+    (tmp_path / "plain").mkdir()
+    pq.write_table(plain, tmp_path / "plain" / "users.parquet")
+    scorer = Scorer.from_bundle(Folder(file.run) / "bundle")
+    direct, fates = recommend_table(scorer, plain, None, file.score)
+    assert fates["item unseen in training"] > 0
+    for name in ("strangers", "plain"):
+        policy = file.score.model_copy(
+            update={"histories": str(tmp_path / name), "output": str(tmp_path / name / "out")}
+        )
+        result = score(file.run, file.data.prepared, policy)
+        assert result["counts"]["interactions"] == {k: v for k, v in fates.items() if v}
+        files = [f"{result['output']}/{part}" for part in parts(result["output"])]
+        assert_same_lists(pq.read_table(files), direct)
+
+
+def test_scoring_again_does_nothing_and_another_policy_replaces(trained, tmp_path):
+    _, file = trained
+    policy = file.score.model_copy(update={"output": str(tmp_path / "out"), "serendipitous_k": 0})
+    first = score(file.run, file.data.prepared, policy)
+    stamps = {
+        name: (tmp_path / "out" / name).stat().st_mtime_ns for name in parts(str(tmp_path / "out"))
+    }
+    assert score(file.run, file.data.prepared, policy) == first
+    assert stamps == {
+        n: (tmp_path / "out" / n).stat().st_mtime_ns for n in parts(str(tmp_path / "out"))
+    }
+    score(file.run, file.data.prepared, policy.model_copy(update={"k": 3}))
+    assert all(
+        len(row) == 3 for row in pq.read_table(tmp_path / "out" / "part-00000.parquet")["items"]
+    )
+
+
+def test_pictures_are_in_the_run_folder(trained):
+    _, file = trained
+    for path in (draw_curves(file.run, 1), draw_map(file.run, file.data.prepared)):
+        content = Path(path).read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) > 10_000
+
+
+def test_what_cannot_be_scored_or_measured_is_refused_before_any_actor(trained, tmp_path):
+    _, file = trained
+    with pytest.raises(CheckpointError, match="no bundle, so nothing to score with"):
+        preflight(str(tmp_path), file.data.prepared, file.score)
+    absent = file.score.model_copy(update={"histories": str(tmp_path / "none")})
+    with pytest.raises(DataError, match="no such folder or bucket"):
+        preflight(file.run, file.data.prepared, absent)
+    other = run_file(tmp_path, "data.source.seed=5")
+    prepare(other.data)
+    with pytest.raises(ConfigError, match="was trained on data"):
+        evaluate_preflight(file.run, other.data.prepared)
+
+
+def command(job, *arguments):
+    return subprocess.run(
+        [sys.executable, f"jobs/{job}.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+
+
+def test_a_fault_ends_a_job_with_its_message_and_code_before_ray_starts(tmp_path):
+    faulty = command("train", "--config", "configs/demo.toml", "--set", "train.epochs=3")
+    assert faulty.returncode == 2
+    assert "train.epochs = 3: unknown key; did you mean 'num_epochs'?" in faulty.stderr
+    absent = command(
+        "prepare", "--config", "configs/demo.toml",
+        "--set", f'data.prepared="{tmp_path}"',
+        "--set", f'data.source={{format="movielens", path="{tmp_path}/none.csv"}}',
+    )  # fmt: skip
+    assert absent.returncode == 1
+    assert "DataError" in absent.stderr
+    assert "no such file, folder or bucket" in absent.stderr
+    assert "Traceback" not in faulty.stderr + absent.stderr
+    assert "Started a local Ray instance" not in absent.stderr
+
+
+def test_the_last_line_of_a_job_is_its_result_as_json(trained):
+    _, file = trained
+    places = [f'run="{file.run}"', f'data.prepared="{file.data.prepared}"', *SMALL]
+    settings = [part for place in places for part in ("--set", place)]
+    done = command("prepare", "--config", "configs/demo.toml", *settings)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (
+        result["counts"]["training_users"] == load_vocabulary(Folder(file.data.prepared)).num_users
+    )
+
+
+def test_a_bundle_carries_what_it_needs(trained):
+    _, file = trained
+    bundle = load_bundle(Folder(file.run) / "bundle")
+    assert bundle.vocabulary.fingerprint == load_vocabulary(Folder(file.data.prepared)).fingerprint
+    assert (
+        bundle.facts["data"]
+        == json.loads(Path(file.data.prepared, "manifest.json").read_text())["hash"]
+    )

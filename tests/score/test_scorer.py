@@ -1,0 +1,187 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from distrib.batch import Batch
+from distrib.data.collate import Example
+from distrib.errors import ConfigError, DataError
+from distrib.evaluate.protocol import EvaluateConfig, measure, selection_score
+from distrib.models.conv4rec import Conv4RecConfig
+from distrib.models.mult_vae import MultVaeConfig
+from distrib.models.popularity import Popularity
+from distrib.score.bulk import recommend_table
+from distrib.score.policy import ScoreConfig
+from distrib.score.scorer import Scorer
+from distrib.vocabulary import Vocabulary
+
+IDS = pa.array([1000 - n for n in range(50)])
+
+
+def scorer_of(small, config=None, block_items=50):
+    torch.manual_seed(0)
+    catalogue = small.catalogue
+    model = Popularity(catalogue) if config is None else config.build(catalogue)
+    vocabulary = Vocabulary(IDS, catalogue.levels, catalogue.train_count_IL, catalogue.num_users)
+    return Scorer(model.requires_grad_(False), vocabulary, block_items=block_items)
+
+
+def plain_lists(scorer, batch, k):
+    """All scores at once, seen items struck out, sorted: the list as anyone would make it."""
+    model = scorer.model
+    with torch.no_grad():
+        score = model.ranking_score(model.decode(model.encode(batch), slice(None)).float())
+    score[batch.row_N, batch.item_N] = -torch.inf
+    lists = []
+    for row in score.tolist():
+        order = sorted(range(50), key=lambda item: (-row[item], item))
+        lists.append([item for item in order if row[item] > -np.inf][:k])
+    return lists
+
+
+@pytest.mark.parametrize("block_items", [1, 7, 50])
+@pytest.mark.parametrize("config", [Conv4RecConfig(latent_width=8), MultVaeConfig(), None])
+def test_blocks_give_the_same_lists_as_one_sort(config, block_items, small):
+    scorer = scorer_of(small, config, block_items)
+    found = scorer.recommend(small.batch, small.batch, 45)
+    lists = [[item for item in row if item >= 0] for row in found.item_BK.tolist()]
+    assert lists == plain_lists(scorer, small.batch, 45)  # the popularity scores have many ties
+
+
+def test_what_is_told_of_an_item_belongs_to_it(small):
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8), block_items=7)
+    found = scorer.recommend(small.batch, small.batch, 10)
+    with torch.no_grad():
+        output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
+    opinion = scorer.model.opinion(output)
+    row = torch.arange(37)[:, None]
+    for told, whole in zip(found.opinion, opinion, strict=True):
+        torch.testing.assert_close(told, whole[row, found.item_BK], rtol=1e-4, atol=1e-6)
+
+
+def test_predictions_stand_in_the_order_of_the_targets(small):
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8), block_items=7)
+    rating_N = scorer.predict(small.batch, small.batch)
+    with torch.no_grad():
+        output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
+    whole = scorer.model.opinion(output).rating_BI
+    torch.testing.assert_close(rating_N, whole[small.batch.row_N, small.batch.item_N])
+
+
+def test_serendipitous_items_are_unseen_unlikely_supported_and_sorted_by_rating(small):
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8), block_items=7)
+    found = scorer.serendipitous(small.batch, small.batch, 20, unlikely_share=0.5, min_support=8)
+    with torch.no_grad():
+        output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
+    opinion, support = scorer.model.opinion(output), small.catalogue.train_count_IL.sum(1)
+    for user, items in enumerate(found.item_BK.tolist()):
+        seen = set(small.items[user])
+        median = opinion.probability_BI[user].quantile(0.5).item()
+        wanted = [
+            item
+            for item in range(50)
+            if item not in seen
+            and support[item] >= 8
+            and opinion.probability_BI[user, item] <= median
+        ]
+        wanted.sort(key=lambda item: (-opinion.rating_BI[user, item].item(), item))
+        assert [item for item in items if item >= 0] == wanted[:20]
+
+
+def test_a_model_without_ratings_has_no_serendipitous_list(small):
+    with pytest.raises(DataError, match="MultVae tells no ratings"):
+        scorer_of(small, MultVaeConfig()).serendipitous(
+            small.batch, None, 3, unlikely_share=0.5, min_support=0
+        )
+
+
+def test_popularity_and_item_mean_are_what_counting_gives(small):
+    scorer = scorer_of(small)
+    counts = small.catalogue.train_count_IL
+    first = scorer.recommend(Batch.from_lists([[]]), None, 50).item_BK[0].tolist()
+    assert counts.sum(1)[first].tolist() == sorted(counts.sum(1), reverse=True)
+    item = int(counts.sum(1).argmax())
+    mean = (counts[item] * np.arange(1, 6)).sum() / counts[item].sum()
+    nobody = Batch.from_lists([[]])
+    told = scorer.predict(nobody, Batch.from_lists([[item]], [[3.0]]))
+    assert told.item() == pytest.approx(mean, abs=1e-3)
+
+
+def histories(small, **more):
+    table = {
+        "user": [f"u{n}" for n in range(37)],
+        "items": [[1000 - item for item in items] for items in small.items],
+        "ratings": small.values,
+    }
+    return pa.table({**table, **more})
+
+
+def test_tables_of_original_ids_give_the_lists_of_the_scorer(small):
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8))
+    config = ScoreConfig(k=5, batch_users=8, serendipitous_k=2, min_support=0)
+    lists, fates = recommend_table(scorer, histories(small), None, config)
+    direct = scorer.recommend(small.batch, small.batch, 5)
+    assert lists["user"].to_pylist() == [f"u{n}" for n in range(37)]
+    assert lists["items"].to_pylist() == [
+        [1000 - i for i in row] for row in direct.item_BK.tolist()
+    ]
+    np.testing.assert_allclose(lists["scores"].to_pylist(), direct.score_BK, rtol=1e-5, atol=1e-5)
+    shares = np.array(lists["rating_distribution"].to_pylist())
+    assert shares.shape == (37, 5, 5)
+    np.testing.assert_allclose(shares.sum(-1), 1.0, rtol=1e-5)
+    assert fates["used"] == len(small.batch.item_N)
+
+
+def test_unknown_items_and_ratings_off_the_scale_are_counted_and_left_out(small):
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8))
+    table = pa.table(
+        {"user": [1, 2], "items": [[1000, 5], [999, 998]], "ratings": [[5.0, 5.0], [7.0, 4.0]]}
+    )
+    lists, fates = recommend_table(scorer, table, None, ScoreConfig(k=3))
+    assert fates == {
+        "used": 2,
+        "item unseen in training": 1,
+        "rating outside scale": 1,
+    }
+    clean = pa.table({"user": [1, 2], "items": [[1000], [998]], "ratings": [[5.0], [4.0]]})
+    assert lists.equals(recommend_table(scorer, clean, None, ScoreConfig(k=3))[0])
+
+
+@pytest.mark.parametrize("absent", ["user", "items", "ratings"])
+def test_missing_columns_are_named(small, absent):
+    with pytest.raises(DataError, match=absent):
+        recommend_table(
+            scorer_of(small, Conv4RecConfig()),
+            histories(small).drop_columns([absent]),
+            None,
+            ScoreConfig(),
+        )
+
+
+def test_text_ids_against_numbers_are_refused(small):
+    table = pa.table({"user": [1], "items": [["x"]], "ratings": [[1.0]]})
+    with pytest.raises(DataError, match="item ids are string, but the vocabulary holds int64"):
+        recommend_table(scorer_of(small, Conv4RecConfig()), table, None, ScoreConfig())
+
+
+def test_measure_agrees_with_the_plain_formulas(small):
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8), block_items=7)
+    target = Batch.from_lists([[(items[0] + 1) % 50] for items in small.items], [[3.0]] * 37)
+    config = EvaluateConfig(recall_at=(5,), ndcg_at=(5,))
+    asked = Example(small.batch, target, small.batch)
+    summaries = measure(scorer, asked, config).summaries()
+    lists = plain_lists(scorer, small.batch, 5)
+    found = [int(t) in row for t, row in zip(target.item_N, lists, strict=True)]
+    assert summaries["recall@5"].mean == pytest.approx(np.mean(found))
+    error = scorer.predict(small.batch, target) - 3.0
+    assert summaries["rmse"].mean == pytest.approx((error**2).mean().sqrt().item(), rel=1e-5)
+    assert summaries["rmse"].num_observations == 37
+
+
+def test_selection_prefers_more_recall_and_less_error():
+    names = ("recall@50", "rmse")
+    base = selection_score({"recall@50": 0.3, "rmse": 0.9}, names)
+    assert selection_score({"recall@50": 0.31, "rmse": 0.9}, names) > base
+    assert selection_score({"recall@50": 0.3, "rmse": 0.89}, names) > base
+    with pytest.raises(ConfigError, match="names 'rmse'"):
+        selection_score({"recall@50": 0.3}, names)

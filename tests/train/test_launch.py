@@ -1,0 +1,171 @@
+"""Training through Ray Train and DeepSpeed: any number of workers, stopped, killed, refused."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from distrib.checkpoint.bundle import load_bundle
+from distrib.data.formats import SyntheticLog
+from distrib.data.prepare import DataConfig, prepare
+from distrib.errors import ConfigError, DataError, DivergedError
+from distrib.evaluate.protocol import EvaluateConfig
+from distrib.models import Conv4RecConfig, MultVaeConfig
+from distrib.objectives import MultinomialConfig, RatingClassesConfig
+from distrib.storage import Folder
+from distrib.train.config import TrainConfig
+from distrib.train.engine import EngineConfig, OptimizerConfig
+from distrib.train.launch import HISTORY, launch, preflight
+from distrib.train.loop import LoopConfig
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def prepared(cluster, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("data"))
+    source = SyntheticLog(num_users=1500, num_items=60, num_interactions=20_000)
+    prepare(DataConfig(prepared=folder, source=source, num_shards=3))
+    return folder
+
+
+def config_of(run, prepared, model="conv4rec", precision="fp32", **loop):
+    models = {
+        "conv4rec": (Conv4RecConfig(latent_width=8), RatingClassesConfig()),
+        "mult_vae": (MultVaeConfig(hidden_width=32, latent_width=8), MultinomialConfig()),
+    }
+    chosen, objective = models[model]
+    return TrainConfig(
+        run=str(run),
+        prepared=prepared,
+        seed=0,
+        model=chosen,
+        objective=objective,
+        optimizer=OptimizerConfig(learning_rate=0.003),
+        engine=EngineConfig(precision=precision, zero_stage=1, block_items=25),
+        loop=LoopConfig(**{"num_epochs": 3, "batch_users": 100, "num_workers": 2} | loop),
+        evaluate=EvaluateConfig(),
+    )
+
+
+def losses(run):
+    history = Folder(str(run)).read_json(HISTORY)
+    return [[entry["losses"][name] for name in sorted(entry["losses"])] for entry in history]
+
+
+@pytest.fixture(scope="module")
+def whole_run(prepared, tmp_path_factory):
+    """Three epochs on two workers, undisturbed."""
+    run = tmp_path_factory.mktemp("run")
+    return run, launch(config_of(run, prepared))
+
+
+def test_training_learns_and_publishes_its_best_epoch(whole_run):
+    run, result = whole_run
+    history = Folder(str(run)).read_json(HISTORY)
+    assert [entry["epoch"] for entry in history] == [1, 2, 3]
+    assert history[-1]["losses"]["interaction"] < history[0]["losses"]["interaction"]
+    best = max(history, key=lambda entry: entry["selection"])
+    bundle = load_bundle(Folder(str(run)) / "bundle")
+    assert result["best_epoch"] == bundle.facts["epoch"] == best["epoch"]
+    assert bundle.facts["valid"] == best["valid"]
+
+
+@pytest.mark.parametrize("model", ["conv4rec", "mult_vae"])
+def test_one_worker_and_two_give_the_same_losses(model, prepared, tmp_path):
+    for workers in (1, 2):
+        launch(
+            config_of(tmp_path / str(workers), prepared, model, num_workers=workers, num_epochs=2)
+        )
+    # float32; sums over users are ordered differently.
+    np.testing.assert_allclose(losses(tmp_path / "1"), losses(tmp_path / "2"), rtol=1e-5)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(prepared, whole_run, tmp_path):
+    launch(config_of(tmp_path, prepared, num_epochs=1))
+    launch(config_of(tmp_path, prepared, num_epochs=3))
+    assert losses(tmp_path) == losses(whole_run[0])
+    again = launch(config_of(tmp_path, prepared, num_epochs=3))
+    assert again["best_epoch"] == whole_run[1]["best_epoch"]
+    assert len(losses(tmp_path)) == 3
+
+
+def train_workers():
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "RayTrainWorker" in " ".join(process.cmdline())
+    ]
+
+
+def kill_one_worker_after(epoch, run, killed):
+    """Wait for the checkpoint of an epoch, then kill a worker in the middle of the next."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        done = list((run / "train").glob(f"epoch-{epoch:04d}-*/_rank00001.json"))
+        if done:
+            time.sleep(1.5)  # into the next epoch
+            workers = train_workers()
+            if workers:
+                os.kill(workers[-1].pid, signal.SIGKILL)
+                killed.append(epoch)
+            return
+        time.sleep(0.05)
+
+
+def test_a_killed_worker_costs_nothing_but_time(prepared, tmp_path):
+    slow = {"batch_users": 4, "num_epochs": 3}  # epochs of seconds, so that the kill falls inside
+    launch(config_of(tmp_path / "calm", prepared, **slow))
+    killed = []
+    chaos = threading.Thread(target=kill_one_worker_after, args=(1, tmp_path / "killed", killed))
+    chaos.start()
+    result = launch(config_of(tmp_path / "killed", prepared, **slow))
+    chaos.join()
+    assert killed == [1]
+    assert result["epochs"] == 3
+    assert losses(tmp_path / "killed") == losses(tmp_path / "calm")
+    attempts = {path.name.rsplit("-", 1)[1] for path in (tmp_path / "killed/train").glob("epoch-*")}
+    assert len(attempts) >= 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(prepared, tmp_path):
+    config = config_of(tmp_path, prepared, "mult_vae")
+    wild = OptimizerConfig(name="sgd", learning_rate=1e30)
+    with pytest.raises(
+        DivergedError, match=r"epoch 1, step 15: .*not finite; last good epoch: none"
+    ):
+        launch(config.model_copy(update={"optimizer": wild}))
+
+
+def test_a_run_folder_of_another_configuration_is_refused(prepared, whole_run):
+    run, _ = whole_run
+    config = config_of(run, prepared)
+    other = config.model_copy(update={"optimizer": OptimizerConfig(learning_rate=0.5)})
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rate: 0\.003 there, 0\.5 now"):
+        preflight(other)
+    with pytest.raises(ConfigError, match=r"loop\.num_workers: 2 there, 1 now"):
+        preflight(config_of(run, prepared, num_workers=1))
+    preflight(config_of(run, prepared, num_epochs=9))
+
+
+def test_pairs_that_make_no_sense_are_refused(prepared, tmp_path):
+    config = config_of(tmp_path, prepared)
+    with pytest.raises(ConfigError, match="pairs that make sense"):
+        preflight(config.model_copy(update={"objective": MultinomialConfig()}))
+    with pytest.raises(ConfigError, match=r"select_by names \['rmse'\]"):
+        preflight(config_of(tmp_path, prepared, "mult_vae", select_by=("rmse",)))
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_data_that_are_not_prepared_are_refused(tmp_path):
+    with pytest.raises(DataError, match="nothing complete is prepared there"):
+        preflight(config_of(tmp_path / "run", str(tmp_path / "nothing")))
+
+
+def test_more_workers_than_the_cluster_can_hold_are_refused(prepared, tmp_path):
+    with pytest.raises(ConfigError, match=r"num_workers = 99 needs 99 CPU, there are 4"):
+        launch(config_of(tmp_path, prepared, num_workers=99))
