@@ -16,6 +16,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from distrib.errors import DataError
 
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+
 
 class Folder:
     """A folder at a URL: a local path, or any scheme that fsspec knows (``s3://``, ``gs://``...).
@@ -140,7 +142,8 @@ class Folder:
         """Write a file whole: a reader sees the old content or the new, never a part."""
         target = self._at(name)
         with self._explained():
-            self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
+            if self._has_folders:
+                self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
             if self.is_local:
                 part = f"{target}.part"
                 Path(part).write_bytes(content)
@@ -168,6 +171,13 @@ class Folder:
         with self._explained():
             if self._fs.exists(self._at(name)):
                 self._fs.rm(self._at(name), recursive=True)
+
+    @property
+    def _has_folders(self) -> bool:
+        """Whether folders must be made; on an object store that would make a missing bucket."""
+        protocols = self._fs.protocol
+        named = {protocols} if isinstance(protocols, str) else set(protocols)
+        return not named & _OBJECT_STORES
 
     def _at(self, name: str) -> str:
         return posixpath.join(self._root, name) if name else self._root

@@ -1,5 +1,6 @@
 """The engine on DeepSpeed: the same updates on any number of ranks, mixed precision, ZeRO."""
 
+import logging
 from typing import Any
 
 import deepspeed
@@ -78,6 +79,7 @@ class DeepSpeedEngine:
         self.device = device
         self.step_module = step
         _forbid_builds()
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # it tells of its memory
         config = deepspeed_config(
             engine, optimizer, batch_users=batch_users, world_size=self.world_size
         )

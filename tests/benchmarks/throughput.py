@@ -1,7 +1,7 @@
 """Users per second, waiting for data and peak memory, of training and scoring, in one run.
 
-``make bench``, or ``python -m tests.benchmarks.throughput --steps 30``. Real ML-1M is measured where
-DISTRIB_DATA is set; the ML-20M-sized log is drawn here (138,000 x 27,000, 20 million ratings).
+``make bench``, or ``python -m tests.benchmarks.throughput --steps 30``. ML-1M is measured where
+DISTRIB_DATA is set; the ML-20M-sized log is drawn here (138,000 x 27,000, 20M ratings).
 Each line is measured in a process of its own, on one worker with all cores, through the engine,
 feed and scorer that the jobs use. Nothing here asserts a figure.
 """
@@ -69,7 +69,7 @@ def data_configs(folder: str) -> dict[str, DataConfig]:
     return found
 
 
-@ray.remote
+@ray.remote(max_calls=1)
 def measure_training(model: str, url: str, resident: Any, steps: int) -> dict[str, float]:
     """Train some steps in a fresh process; the first ones are not counted."""
     os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0", "RANK": "0"}
@@ -104,7 +104,7 @@ def measure_training(model: str, url: str, resident: Any, steps: int) -> dict[st
     }
 
 
-@ray.remote
+@ray.remote(max_calls=1)
 def measure_scoring(model: str, url: str, resident: Any, steps: int) -> dict[str, float]:
     """Make top-K lists in a fresh process."""
     torch.set_num_threads(os.cpu_count() or 1)
@@ -130,7 +130,7 @@ def measure(log: str, model: str, config: DataConfig, steps: int) -> Figures:
     resident = load_resident(Folder(url))
     found: dict[str, float] = {}
     for task in (measure_training, measure_scoring):
-        fresh = task.options(num_cpus=cores, max_calls=1)
+        fresh = task.options(num_cpus=cores)
         found |= ray.get(fresh.remote(model, url, resident, steps))
     cells = resident.num_train * len(load_vocabulary(Folder(url)))
     return Figures(log=log, model=model, cells=cells, **found)

@@ -227,3 +227,28 @@ def test_a_bundle_carries_what_it_needs(trained):
         bundle.facts["data"]
         == json.loads(Path(file.data.prepared, "manifest.json").read_text())["hash"]
     )
+
+
+def test_the_whole_way_runs_on_an_object_store(cluster, object_store):
+    place = f"{object_store}/pipeline"
+    log = "\n".join(f"{n % 40},{n % 17},{n % 5 + 1},{n}" for n in range(2000))
+    Folder(place).write("log/ratings.csv", f"who,what,stars,when\n{log}\n".encode())
+    source = (
+        f'data.source={{format="csv", path="{place}/log/", levels=[1.0, 2.0, 3.0, 4.0, 5.0], '
+        'columns={user="who", item="what", rating="stars", time="when"}}'
+    )
+    places = [f'run="{place}/run"', f'data.prepared="{place}/data"', "train.num_epochs=2"]
+    overrides = [*places, source, "score.k=3"]
+    file = load(RunFile, ROOT / "configs/demo.toml", overrides=overrides)
+    counts = prepare(file.data)["counts"]
+    assert counts["read"] == 2000 == counts["kept"] + counts["rejected"]["duplicate"]
+    launch(file.training())
+    launch(
+        file.training().model_copy(update={"loop": file.train.model_copy(update={"num_epochs": 3})})
+    )
+    measured = evaluate(file.run, file.data.prepared, file.evaluate)
+    assert measured["users"]["all"] == counts["users"] == 40
+    scored = score(file.run, file.data.prepared, file.score)
+    lists = [Folder(scored["output"]).read_parquet(name) for name in parts(scored["output"])]
+    assert sum(len(table) for table in lists) == 40
+    assert scored["output"].startswith("s3://")
