@@ -12,7 +12,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from distrib.checkpoint.bundle import copy_bundle
 from distrib.data.feed import Resident, load_resident
 from distrib.data.prepare import load_manifest, load_vocabulary
-from distrib.errors import ConfigError, DataError, DivergedError
+from distrib.errors import CheckpointError, ConfigError, DataError, DivergedError
 from distrib.events import emit, is_terminal
 from distrib.storage import Folder
 from distrib.train.config import TrainConfig
@@ -24,6 +24,7 @@ HISTORY = "history.json"
 _ENGINE = "train"
 _MAY_CHANGE: Any = {
     "run": True,
+    "prepared": True,  # its content counts, as a hash
     "loop": {"num_epochs", "max_failures", "log_every_s", "cpus_per_worker"},
 }
 
@@ -118,13 +119,12 @@ def launch(config: TrainConfig) -> dict[str, Any]:
     folder.write_json(HISTORY, history)
     if "diverged" in outcome:
         raise _diverged(outcome["diverged"], history)
-    best = max(history, key=lambda entry: entry["selection"])
-    _publish(result, best, folder)
+    best_epoch = _publish(result, folder)
     return {
         "run": str(folder),
         "epochs": history[-1]["epoch"],
-        "best_epoch": best["epoch"],
-        "valid": best["valid"],
+        "best_epoch": best_epoch,
+        "valid": history[best_epoch - 1]["valid"],
         "users_per_s": history[-1]["users_per_s"],
         "data_share": history[-1]["data_share"],
     }
@@ -164,16 +164,17 @@ def _trainer(
     )
 
 
-def _publish(result: ray.train.Result, best: dict[str, Any], folder: Folder) -> None:
-    """Copy the best epoch's bundle to where the other jobs look."""
-    for checkpoint, metrics in result.best_checkpoints:
-        if metrics["epoch"] == best["epoch"]:
-            name = checkpoint.path.rstrip("/").rsplit("/", 1)[-1]
-            copy_bundle(folder / _ENGINE / name / BUNDLE, folder / BUNDLE)
-            return
-    raise ConfigError(
-        f"{folder}: the checkpoint of best epoch {best['epoch']} is gone; was it removed by hand?"
-    )
+def _publish(result: ray.train.Result, folder: Folder) -> int:
+    """Copy the best epoch's bundle to where the other jobs look; return the epoch."""
+    kept = [
+        (metrics["selection"], -metrics["epoch"], checkpoint.path)
+        for checkpoint, metrics in result.best_checkpoints
+    ]
+    if not kept:
+        raise CheckpointError(f"{folder}: its checkpoints are gone; train in a new run folder")
+    _, negative_epoch, path = max(kept)
+    copy_bundle(folder / _ENGINE / path.rstrip("/").rsplit("/", 1)[-1] / BUNDLE, folder / BUNDLE)
+    return -int(negative_epoch)
 
 
 def _require_same(found: dict[str, Any], wanted: dict[str, Any], folder: Folder) -> None:
