@@ -29,6 +29,9 @@ class EvaluateConfig(Config):
     batch_users: PositiveInt = 512
     """Users measured at a time."""
 
+    gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
+    """Share of a GPU that each measuring actor takes; 0 measures on the CPU."""
+
     @property
     def metric_names(self) -> tuple[str, ...]:
         """All names that a choice of the best checkpoint can go by."""

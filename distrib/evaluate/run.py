@@ -90,7 +90,8 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> dict[str, Any]:
         fn_constructor_kwargs={"bundle": bundle, "prepared": prepared, "config": config},
         batch_size=1,
         batch_format="pyarrow",
-        compute=actor_pool(),
+        num_gpus=config.gpus_per_actor,
+        compute=actor_pool(config.gpus_per_actor),
     )
     totals = {"model": Sums({}), "popularity": Sums({})}
     num_users = 0
@@ -133,7 +134,8 @@ class _ShardMeasurer:
     def __init__(self, bundle: str, prepared: str, config: EvaluateConfig) -> None:
         self.prepared = Folder(prepared)
         self.config = config
-        self.scorers = dict(zip(("model", "popularity"), _scorers(bundle), strict=True))
+        device = "cuda" if config.gpus_per_actor else "cpu"
+        self.scorers = dict(zip(("model", "popularity"), _scorers(bundle, device), strict=True))
 
     def __call__(self, shard: pa.Table) -> pa.Table:
         rows, _ = _test_rows(self.prepared, shard["name"][0].as_py())
@@ -148,9 +150,10 @@ class _ShardMeasurer:
         return pa.table({"measured": [json.dumps(entry)]})
 
 
-def _scorers(bundle: str) -> tuple[Scorer, Scorer]:
-    scorer = Scorer.from_bundle(Folder(bundle))
-    return scorer, Scorer(Popularity(scorer.vocabulary.catalogue), scorer.vocabulary)
+def _scorers(bundle: str, device: str = "cpu") -> tuple[Scorer, Scorer]:
+    scorer = Scorer.from_bundle(Folder(bundle), device=device)
+    popularity = Popularity(scorer.vocabulary.catalogue)
+    return scorer, Scorer(popularity, scorer.vocabulary, device=device)
 
 
 def _test_rows(prepared: Folder, name: str) -> tuple[Rows, pa.Table]:

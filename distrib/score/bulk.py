@@ -17,7 +17,7 @@ from distrib.data.collate import flat_list
 from distrib.data.formats import on_scale
 from distrib.data.prepare import MANIFEST, VOCABULARY, load_manifest
 from distrib.data.schema import Status
-from distrib.errors import CheckpointError, DataError
+from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.events import emit
 from distrib.score.policy import ScoreConfig
 from distrib.score.scorer import Recommendations, Scorer
@@ -74,7 +74,9 @@ def preflight(run: str, prepared: str, config: ScoreConfig) -> Work:
     recipe = {
         "bundle": bundle.read_json("manifest.json")["files"],
         "histories": identity,
-        "policy": json.loads(config.model_dump_json(exclude={"output", "batch_users"})),
+        "policy": json.loads(
+            config.model_dump_json(exclude={"output", "batch_users", "gpus_per_actor"})
+        ),
     }
     output = config.output or str(Folder(run) / "recommendations")
     return Work(str(bundle), str(histories), output, files, is_prepared, recipe)
@@ -110,7 +112,8 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
         fn_constructor_kwargs={"work": work, "config": config},
         batch_size=1,
         batch_format="pyarrow",
-        compute=actor_pool(),
+        num_gpus=config.gpus_per_actor,
+        compute=actor_pool(config.gpus_per_actor),
     )
     entries = [
         json.loads(text)
@@ -167,7 +170,7 @@ class _ShardScorer:
     def __init__(self, work: Work, config: ScoreConfig) -> None:
         self.work = work
         self.config = config
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if config.gpus_per_actor else "cpu"
         self.scorer = Scorer.from_bundle(Folder(work.bundle), device=device)
         self.vocabulary: Vocabulary | None = None
         if work.is_prepared:
@@ -271,9 +274,27 @@ def _check_list(work: Work, config: ScoreConfig) -> None:
         )
 
 
-def actor_pool() -> ray.data.ActorPoolStrategy:
-    """Return as many scoring actors as fit while a core stays free for reading."""
-    fitting = int(ray.cluster_resources().get("CPU", 1)) - 1
+def actor_pool(gpus_per_actor: float) -> ray.data.ActorPoolStrategy:
+    """Return as many actors as fit while a core stays free; all cores taken can hang Ray Data.
+
+    Args:
+        gpus_per_actor: GPUs, or the share of one, that each takes.
+
+    Returns:
+        One actor at least.
+
+    Raises:
+        ConfigError: The cluster has no such GPUs; Ray would wait for ever.
+    """
+    have = ray.cluster_resources()
+    fitting = int(have.get("CPU", 1)) - 1
+    if gpus_per_actor:
+        fitting = min(fitting, int(have.get("GPU", 0) / gpus_per_actor))
+        if fitting == 0:
+            raise ConfigError(
+                f"gpus_per_actor = {gpus_per_actor}, but the cluster has {have.get('GPU', 0):g} "
+                "GPU(s); set it to 0, or add GPU nodes"
+            )
     return ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, fitting))
 
 

@@ -36,3 +36,6 @@ class ScoreConfig(Config):
 
     batch_users: PositiveInt = 512
     """Users scored at a time."""
+
+    gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
+    """Share of a GPU that each scoring actor takes; 0 scores on the CPU."""

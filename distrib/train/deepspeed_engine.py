@@ -107,7 +107,9 @@ class DeepSpeedEngine:
         self, source: Batch, target: Batch, noise: Noise, *, step: int, num_users: int
     ) -> dict[str, Tensor]:
         """Forward, backward, update; see `Engine`."""
-        terms: dict[str, Tensor] = self.engine(source, target, noise, step)
+        read = source.to(self.device)
+        wanted = read if target is source else target.to(self.device)
+        terms: dict[str, Tensor] = self.engine(read, wanted, noise, step)
         self.engine.backward(total(terms) * (self.world_size / num_users))
         self.engine.step()
         return {name: term.detach() for name, term in terms.items()}

@@ -59,7 +59,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     Returns:
         ``{"history": one entry per epoch}``, with ``"diverged"`` where the loss was not finite.
     """
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it tells of every report
+    logging.getLogger().setLevel(logging.WARNING)  # Ray would tell of every report
     worker = Worker(settings["inputs"])
     worker.resume()
     run_epochs(
