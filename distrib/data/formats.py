@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from distrib.config import Config
+from distrib.data.columns import whole
 from distrib.data.schema import Status, interactions
 from distrib.data.synthetic import SyntheticSource
 from distrib.errors import DataError
@@ -222,7 +223,7 @@ def checked(table: pa.Table, layout: Layout) -> pa.Table:
         time = pa.array(np.zeros(num_rows, dtype=np.int64))
     else:
         time = _times(table[columns.time])
-        reject(_null(time) & ~_null(_one(table[columns.time])), Status.TIME_NOT_A_NUMBER)
+        reject(_null(time) & ~_null(whole(table[columns.time])), Status.TIME_NOT_A_NUMBER)
         time = time.fill_null(0)  # a row without a time is as good as the others, and the oldest
     parts = [user, item, rating, time, pa.array(status), pa.array(np.zeros(num_rows, np.int32))]
     return pa.table(parts, schema=layout.schema)
@@ -350,13 +351,13 @@ def _rejected(num_rows: int, layout: Layout) -> pa.Table:
 def _ids(column: pa.ChunkedArray, kind: IdKind) -> pa.Array:
     if kind == "int":
         return _numbers(column, _INTEGER, pa.int64())
-    text = _one(column.cast(pa.string()))
+    text = whole(column.cast(pa.string()))
     return pc.if_else(pc.equal(text, ""), None, text)
 
 
 def _numbers(column: pa.ChunkedArray, pattern: str, kind: pa.DataType) -> pa.Array:
     """Convert to numbers; what is none becomes null."""
-    array = _one(column)
+    array = whole(column)
     if not pa.types.is_string(array.type):
         return array.cast(kind, safe=False)
     try:
@@ -368,7 +369,7 @@ def _numbers(column: pa.ChunkedArray, pattern: str, kind: pa.DataType) -> pa.Arr
 
 def _times(column: pa.ChunkedArray) -> pa.Array:
     if pa.types.is_timestamp(column.type):
-        return _one(column.cast(pa.timestamp("s"), safe=False).cast(pa.int64()))
+        return whole(column.cast(pa.timestamp("s"), safe=False).cast(pa.int64()))
     return _numbers(column, _NUMBER, pa.float64()).cast(pa.int64(), safe=False)
 
 
@@ -377,15 +378,6 @@ def on_scale(values: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:
     scale = np.asarray(levels)
     nearest = scale[np.abs(values[:, None] - scale[None, :]).argmin(1)]
     return np.asarray(np.abs(values - nearest) < _LEVEL_TOLERANCE)
-
-
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    whole = column.combine_chunks()
-    return (
-        whole
-        if isinstance(whole, pa.Array)
-        else pa.concat_arrays(whole.chunks or [pa.array([], column.type)])
-    )
 
 
 def _null(array: pa.Array) -> np.ndarray:

@@ -15,8 +15,17 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from distrib import __version__
 from distrib.config import Config
-from distrib.data import formats, schema, splits
+from distrib.data import formats, splits
+from distrib.data.columns import to_numpy, whole
 from distrib.data.formats import Layout, Source, SyntheticLog
+from distrib.data.histories import (
+    build_histories,
+    count_items,
+    deduplicated,
+    filtered,
+    kept_rows,
+    with_shard,
+)
 from distrib.data.schema import DAMAGED, Role, Status, Subset
 from distrib.data.splits import EntrywiseSplit, Split
 from distrib.data.synthetic import SyntheticWorld
@@ -168,10 +177,14 @@ def _cleaned(config: DataConfig, layout: Layout) -> ray.data.Dataset:
     def read(piece: pa.Table) -> Iterator[pa.Table]:
         for entry in piece.to_pylist():
             for table in _read(entry, source, layout):
-                yield _with_shard(table, num_shards)
+                yield with_shard(table, num_shards)
 
     def clean(table: pa.Table) -> pa.Table:
-        return _filtered(_deduplicated(table), config)
+        return filtered(
+            deduplicated(table),
+            keep_above=config.keep_above,
+            min_user_items=config.min_user_items,
+        )
 
     raw = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
         read, batch_size=1, batch_format="pyarrow"
@@ -191,44 +204,8 @@ def _read(entry: dict[str, Any], source: Source, layout: Layout) -> Iterator[pa.
     yield formats.checked(raw, layout)
 
 
-def _with_shard(table: pa.Table, num_shards: int) -> pa.Table:
-    kept = table["status"].combine_chunks().to_numpy(zero_copy_only=False) == Status.KEPT
-    shard = np.zeros(len(table), dtype=np.int32)
-    if kept.any():
-        users = table.filter(pa.array(kept))["user"].combine_chunks()
-        shard[kept] = splits.shard_of(_array(users), num_shards)
-    return table.set_column(table.schema.get_field_index("shard"), "shard", pa.array(shard))
-
-
-def _deduplicated(table: pa.Table) -> pa.Table:
-    """Keep the latest interaction of a user with an item, whatever the order of lines."""
-    keys = [("status", "ascending"), ("user", "ascending"), ("item", "ascending")]
-    table = table.sort_by([*keys, ("time", "ascending"), ("rating", "ascending")])
-    status = _numpy(table["status"])
-    if len(table) > 1:
-        same = _equals_next(table["user"]) & _equals_next(table["item"])
-        status[:-1][same & (status[:-1] == Status.KEPT) & (status[1:] == Status.KEPT)] = (
-            Status.DUPLICATE
-        )
-    return _with_status(table, status)
-
-
-def _filtered(table: pa.Table, config: DataConfig) -> pa.Table:
-    status = _numpy(table["status"])
-    if config.keep_above is not None:
-        low = _numpy(table["rating"].fill_null(0.0)) <= config.keep_above
-        status[low & (status == Status.KEPT)] = Status.NOT_ABOVE_THRESHOLD
-    if config.min_user_items > 1:
-        # Codes, since ids may be text; rejected rows may have none.
-        codes = _numpy(_array(table["user"]).dictionary_encode().indices.fill_null(-1))
-        kept = status == Status.KEPT
-        lengths = np.bincount(codes[kept], minlength=max(int(codes.max(initial=-1)) + 1, 1))
-        status[kept & (lengths[codes] < config.min_user_items)] = Status.USER_TOO_SHORT
-    return _with_status(table, status)
-
-
 def _count_statuses(table: pa.Table) -> dict[int, int]:
-    values, numbers = np.unique(_numpy(table["status"]), return_counts=True)
+    values, numbers = np.unique(to_numpy(table["status"]), return_counts=True)
     return {int(value): int(number) for value, number in zip(values, numbers, strict=True)}
 
 
@@ -265,45 +242,29 @@ def _hashes(cleaned: ray.data.Dataset, split: Split) -> splits.HashArray:
     """Return `user_hash` of every user that is left."""
 
     def of_block(table: pa.Table) -> pa.Table:
-        users = _array(pc.unique(_kept(table)["user"]))
+        users = whole(pc.unique(kept_rows(table)["user"]))
         return pa.table({"hash": splits.user_hash(users, split)})
 
     blocks = _blocks(cleaned.map_batches(of_block, batch_size=None, batch_format="pyarrow"))
-    return np.concatenate([np.zeros(0, np.uint64), *(_numpy(block["hash"]) for block in blocks)])
+    return np.concatenate([np.zeros(0, np.uint64), *(to_numpy(block["hash"]) for block in blocks)])
 
 
 def _vocabulary(
     cleaned: ray.data.Dataset, config: DataConfig, layout: Layout, limits: tuple[int, int]
 ) -> Vocabulary:
     """Collect items and count training interactions by item and level."""
-    split, levels = config.split, np.asarray(layout.levels)
+    split, levels = config.split, layout.levels
 
     def of_block(table: pa.Table) -> pa.Table:
-        kept = _kept(table)
-        subset_N, role_N = _subset_and_role(kept, split, limits)
-        counted_N = (subset_N == Subset.TRAIN) & (role_N == Role.INPUT)
-        level_N = np.abs(_numpy(kept["rating"])[:, None] - levels).argmin(1)
-        kept = kept.append_column("level", pa.array(level_N.astype(np.int64)))
-        kept = kept.append_column("count", pa.array(counted_N.astype(np.int64)))
-        if isinstance(split, splits.StrongGeneralisationSplit):
-            kept = kept.filter(pa.array(counted_N))  # a held-out user's items may be unknown
-        grouped = kept.group_by(["item", "level"]).aggregate([("count", "sum")])
-        users = len(
-            np.unique(
-                splits.hash_ids(_array(kept["user"].filter(pa.array(_numpy(kept["count"]) > 0))), 0)
-            )
-        )
-        num_users = np.zeros(len(grouped), dtype=np.int64)
-        num_users[:1] = users
-        return grouped.append_column("users", pa.array(num_users))
+        return count_items(kept_rows(table), levels, split, limits)
 
     blocks = list(_blocks(cleaned.map_batches(of_block, batch_size=None, batch_format="pyarrow")))
     counts = pa.concat_tables([block for block in blocks if len(block)])
-    ids = _array(pc.unique(counts["item"]).sort())
+    ids = whole(pc.unique(counts["item"]).sort())
     count_IL = np.zeros((len(ids), len(levels)), dtype=np.int64)
-    places = _numpy(pc.index_in(_array(counts["item"]), value_set=ids)).astype(np.int64)
-    np.add.at(count_IL, (places, _numpy(counts["level"])), _numpy(counts["count_sum"]))
-    return Vocabulary(ids, layout.levels, count_IL, int(_numpy(counts["users"]).sum()))
+    places = to_numpy(pc.index_in(whole(counts["item"]), value_set=ids)).astype(np.int64)
+    np.add.at(count_IL, (places, to_numpy(counts["level"])), to_numpy(counts["count"]))
+    return Vocabulary(ids, levels, count_IL, int(to_numpy(counts["users"]).sum()))
 
 
 def _write_shards(
@@ -317,9 +278,9 @@ def _write_shards(
 
     def write(table: pa.Table) -> pa.Table:
         known: Vocabulary = ray.get(shared)
-        kept = _kept(table)
+        kept = kept_rows(table)
         written = []
-        for shard in np.unique(_numpy(kept["shard"])):
+        for shard in np.unique(to_numpy(kept["shard"])):
             mine = kept.filter(pc.equal(kept["shard"], int(shard)))
             histories, num_unseen = build_histories(mine, known, split, limits)
             name = f"histories/part-{shard:05d}.parquet"
@@ -339,55 +300,9 @@ def _write_shards(
     return sorted(entries, key=lambda entry: str(entry["name"]))
 
 
-def build_histories(
-    kept: pa.Table, vocabulary: Vocabulary, split: Split, limits: tuple[int, int]
-) -> tuple[pa.Table, int]:
-    """Group the interactions of complete users into histories.
-
-    Args:
-        kept: Rows of `schema.interactions`, all kept, no (user, item) twice.
-        vocabulary: Items; interactions with others are left out.
-        split: What is held out.
-        limits: `splits.subset_limits` of all users.
-
-    Returns:
-        A table of `schema.histories` ordered by user, and the number of interactions left out.
-    """
-    positions = vocabulary.positions(_array(kept["item"]))
-    num_unseen = int((positions < 0).sum())
-    kept = kept.append_column("position", pa.array(positions.astype(np.int32)))
-    kept = kept.filter(pa.array(positions >= 0))
-    kept = kept.sort_by([("user", "ascending"), ("time", "ascending"), ("position", "ascending")])
-    subset_N, role_N = _subset_and_role(kept, split, limits)
-    changes = (
-        ~_equals_next(kept["user"]) if len(kept) > 1 else np.zeros(max(len(kept) - 1, 0), bool)
-    )
-    start_B = np.flatnonzero(np.concatenate([[len(kept) > 0], changes]))
-    pointers = pa.array(np.append(start_B, len(kept)).astype(np.int32))
-
-    def lists(values: pa.Array) -> pa.Array:
-        return pa.ListArray.from_arrays(pointers, values)
-
-    columns = [
-        _array(kept["user"]).take(pa.array(start_B)),
-        pa.array(subset_N[start_B]),
-        lists(_array(kept["position"])),
-        lists(_array(kept["rating"])),
-        lists(_array(kept["time"])),
-        lists(pa.array(role_N)),
-    ]
-    return pa.table(columns, schema=schema.histories(kept.schema.field("user").type)), num_unseen
-
-
-def _subset_and_role(kept: pa.Table, split: Split, limits: tuple[int, int]) -> tuple[Any, Any]:
-    users, items = _array(kept["user"]), _array(kept["item"])
-    subset_N = splits.subsets(splits.user_hash(users, split), limits)
-    return subset_N, splits.roles(users, items, subset_N, split)
-
-
 def _shard_entry(name: str, content: bytes, histories: pa.Table, num_unseen: int) -> dict[str, Any]:
-    role_N = _numpy(pc.list_flatten(histories["roles"]))
-    subset_B = _numpy(histories["subset"])
+    role_N = to_numpy(pc.list_flatten(histories["roles"]))
+    subset_B = to_numpy(histories["subset"])
     return {
         "name": name,
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -440,32 +355,5 @@ def _manifest(
     }
 
 
-def _kept(table: pa.Table) -> pa.Table:
-    return table.filter(pc.equal(table["status"], int(Status.KEPT)))
-
-
 def _blocks(dataset: ray.data.Dataset) -> Iterable[pa.Table]:
     return dataset.iter_batches(batch_size=None, batch_format="pyarrow")  # type: ignore[no-any-return]
-
-
-def _array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    if isinstance(column, pa.Array):
-        return column
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-
-
-def _numpy(column: pa.ChunkedArray | pa.Array) -> Any:
-    return np.array(
-        column.to_numpy()
-        if isinstance(column, pa.ChunkedArray)
-        else column.to_numpy(zero_copy_only=False)
-    )
-
-
-def _equals_next(column: pa.ChunkedArray) -> Any:
-    whole = _array(column)
-    return _numpy(pc.equal(whole[:-1], whole[1:]).fill_null(False))
-
-
-def _with_status(table: pa.Table, status: Any) -> pa.Table:
-    return table.set_column(table.schema.get_field_index("status"), "status", pa.array(status))

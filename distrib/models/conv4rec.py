@@ -16,7 +16,7 @@ from typing_extensions import override
 from distrib.batch import Batch, level_index
 from distrib.config import Config
 from distrib.models.base import Model, Opinion, OutputKind, Rows, State, parameter
-from distrib.models.layers import history_sum, inverse_root_length
+from distrib.models.layers import history_sum, inverse_root_length, log_odds, opinion_of
 from distrib.noise import Noise
 from distrib.vocabulary import Catalogue, IntArray
 
@@ -149,14 +149,11 @@ class Conv4Rec(Model):
 
     @override
     def ranking_score(self, output: Tensor) -> Tensor:
-        """Log-odds of an interaction: sorts like its probability, without ties near 0 and 1."""
-        return torch.logsumexp(output[..., 1:], dim=-1) - output[..., 0]
+        return log_odds(output)
 
     @override
     def opinion(self, output: Tensor) -> Opinion:
-        level_BIL = torch.softmax(output[..., 1:], dim=-1)
-        value_L = torch.tensor(self.levels, dtype=level_BIL.dtype, device=output.device)
-        return Opinion(torch.sigmoid(self.ranking_score(output)), level_BIL @ value_L, level_BIL)
+        return opinion_of(output, self.levels)
 
     @override
     def decayed_parameters(self) -> tuple[nn.Parameter, ...]:

@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.models.base import Model, Opinion, Rows, State
+from distrib.models.layers import log_odds, opinion_of
 from distrib.noise import Noise
 from distrib.vocabulary import Catalogue
 
@@ -48,10 +49,8 @@ class Popularity(Model):
 
     @override
     def ranking_score(self, output: Tensor) -> Tensor:
-        return torch.logsumexp(output[..., 1:], dim=-1) - output[..., 0]
+        return log_odds(output)
 
     @override
     def opinion(self, output: Tensor) -> Opinion:
-        level_BIL = torch.softmax(output[..., 1:], dim=-1)
-        value_L = torch.tensor(self.levels, dtype=level_BIL.dtype, device=output.device)
-        return Opinion(torch.sigmoid(self.ranking_score(output)), level_BIL @ value_L, level_BIL)
+        return opinion_of(output, self.levels)
