@@ -1,5 +1,7 @@
 """The engine on DeepSpeed: the same updates on any number of ranks, mixed precision, ZeRO."""
 
+import contextlib
+import io
 import logging
 from typing import Any
 
@@ -79,17 +81,15 @@ class DeepSpeedEngine:
         self.device = device
         self.step_module = step
         _forbid_builds()
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # it tells of its memory
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         config = deepspeed_config(
             engine, optimizer, batch_users=batch_users, world_size=self.world_size
         )
         try:
-            self.engine, *_ = deepspeed.initialize(
-                model=step,
-                model_parameters=None,
-                optimizer=build_optimizer(step.model, optimizer),
-                config=config,
-            )
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints of its memory
+                self.engine, *_ = deepspeed.initialize(
+                    model=step, optimizer=build_optimizer(step.model, optimizer), config=config
+                )
         except ValueError as error:
             if engine.precision not in str(error):
                 raise

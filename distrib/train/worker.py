@@ -103,7 +103,9 @@ class Worker:
         self.diverged: dict[str, Any] | None = None
         self.attempt = _agreed(uuid.uuid4().hex[:8] if self.rank == 0 else None)
         self.interval = Interval(config.loop.log_every_s)
-        self.bar = Bar(self.feed.num_steps, shown=inputs.shows_bar and self.rank == 0)
+        self.bar = Bar(
+            self.feed.num_steps * config.loop.num_epochs, shown=inputs.shows_bar and self.rank == 0
+        )
         self._sums: dict[str, Tensor] = {}
         self._counted = 0
 
@@ -126,7 +128,7 @@ class Worker:
         for name, term in terms.items():
             self._sums[name] = self._sums[name] + term if name in self._sums else term
         self._counted = state.num_users
-        self.bar.advance(state.epoch)
+        self.bar.reach(state.step)
         if self.rank == 0 and self.interval.due():
             users_per_s = state.num_users / (state.data_s + state.compute_s)
             losses = {name: float(term) for name, term in terms.items()}
