@@ -13,7 +13,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor
 
 from distrib.batch import Batch
-from distrib.errors import CheckpointError, ConfigError
+from distrib.errors import CheckpointError
 from distrib.noise import Noise
 from distrib.train.engine import EngineConfig, OptimizerConfig, build_optimizer
 from distrib.train.step import TrainStep, total
@@ -85,18 +85,10 @@ class DeepSpeedEngine:
         config = deepspeed_config(
             engine, optimizer, batch_users=batch_users, world_size=self.world_size
         )
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints of its memory
-                self.engine, *_ = deepspeed.initialize(
-                    model=step, optimizer=build_optimizer(step.model, optimizer), config=config
-                )
-        except ValueError as error:
-            if engine.precision not in str(error):
-                raise
-            raise ConfigError(
-                f"engine.precision = {engine.precision!r}: {error}; use bf16 or fp32 here"
-            ) from error
-
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints of its memory
+            self.engine, *_ = deepspeed.initialize(
+                model=step, optimizer=build_optimizer(step.model, optimizer), config=config
+            )
         if engine.zero_stage == 3:
             # Tables are read in the step's forward, not in a layer's, so the step must fetch them.
             # A "leaf module" would not do: its hook fires before our gradients are there.

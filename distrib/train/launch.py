@@ -71,6 +71,11 @@ def check_choice(config: TrainConfig) -> None:
             f"{objective.accepts}; pairs that make sense: conv4rec with rating_classes, "
             "mult_vae with multinomial"
         )
+    if config.engine.precision == "fp16" and not config.loop.use_gpu:
+        raise ConfigError(
+            "engine.precision = 'fp16' with train.use_gpu = false: DeepSpeed computes in fp16 on "
+            "GPUs (and few CPUs); use bf16 or fp32, or set train.use_gpu = true"
+        )
     known = set(config.evaluate.metric_names)
     if model.gives == "scores":
         known -= {"rmse", "mae"}

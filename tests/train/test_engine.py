@@ -67,6 +67,16 @@ def test_bf16_stays_near_the_local_engine_and_stages_agree(case, stage, measured
     np.testing.assert_allclose(found, measured[0][f"{case}/bf16/1"], rtol=2e-5)
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("stage", range(1, 4))
+def test_fp16_scales_its_losses_and_trains(case, stage, measured, reference):
+    found = np.array(measured[0][f"{case}/fp16/{stage}"])
+    # Before the first update only rounding (11 bits) differs; later ones may have been skipped.
+    np.testing.assert_allclose(found[0], reference[case][0], rtol=5e-3, atol=5e-3)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, measured[0][f"{case}/fp16/1"], rtol=2e-3, atol=2e-3)
+
+
 def test_replicas_are_equal_and_a_saved_engine_comes_back_whole(measured):
     for key in measured[0]:
         if key.endswith("/restored"):

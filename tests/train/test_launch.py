@@ -158,6 +158,8 @@ def test_pairs_that_make_no_sense_are_refused(prepared, tmp_path):
         preflight(config.model_copy(update={"objective": MultinomialConfig()}))
     with pytest.raises(ConfigError, match=r"select_by names \['rmse'\]"):
         preflight(config_of(tmp_path, prepared, "mult_vae", select_by=("rmse",)))
+    with pytest.raises(ConfigError, match=r"'fp16' with train\.use_gpu = false"):
+        preflight(config_of(tmp_path, prepared, precision="fp16"))
     assert not (tmp_path / "run.json").exists()
 
 
