@@ -93,3 +93,13 @@ def test_every_configuration_field_has_a_reader():
         fields = [f.target.id for kind in kinds for f in kind.body if isinstance(f, ast.AnnAssign)]
         for name in fields:
             assert re.search(rf"\.{name}\b|\"{name}\"", source), (path, name)
+
+
+def test_what_the_readme_names_is_there():
+    text = (ROOT / "README.md").read_text()
+    for path in set(re.findall(r"\b(?:jobs|configs|distrib|tests)/[\w/]+\.(?:py|toml)\b", text)):
+        assert (ROOT / path).exists(), path
+    makefile = (ROOT / "Makefile").read_text()
+    for targets in re.findall(r"`?make ([a-z]+(?: [a-z]+)*)`?", text):
+        for target in targets.split():
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
