@@ -6,10 +6,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 
+from distrib import errors
 from distrib.config import load
 from distrib.errors import ConfigError, DistribError
 from distrib.events import is_terminal
@@ -32,21 +34,25 @@ def job(description: str, check: Check, run: Run, arguments: list[str] | None = 
         arguments: Instead of ``sys.argv``.
 
     Returns:
-        The exit code: 0, 2 for a fault in the configuration, 1 for any other known error.
+        The exit code: 0, 2 for a fault in the configuration, 1 for any other known error, 130 when
+        interrupted.
     """
     try:
         config = parse(description, arguments)
         check(config)
-        connect()
-        result = run(config)
+        with connected():
+            result = run(config)
     except ConfigError as error:
         sys.stderr.write(f"ConfigError: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from what is complete\n")
+        return 130
     except Exception as error:
-        known = next((e for e in _causes(error) if isinstance(e, DistribError)), None)
-        if known is None:
+        known = [cause for cause in _causes(error) if isinstance(cause, DistribError)]
+        if not known:
             raise
-        sys.stderr.write(f"{type(known).__name__.removeprefix('RayTaskError')}: {known}\n")
+        sys.stderr.write(f"{_family(known[-1])}: {known[-1].args[0]}\n")
         return 1
     sys.stdout.write(json.dumps(result, default=str) + "\n")
     return 0
@@ -80,14 +86,13 @@ def parse(description: str, arguments: list[str] | None = None) -> RunFile:
     return load(RunFile, given.config, overrides=given.set, environment=os.environ)
 
 
-def connect() -> None:
-    """Join the cluster that the job was submitted to, or start one on this machine."""
+@contextmanager
+def connected() -> Iterator[None]:
+    """Join the cluster that the job was submitted to, or start one on this machine and end it."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if is_terminal() else "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if ray.is_initialized():
-        return
     # Our own events say what matters; Ray's workers would add a line a second without a dashboard.
     quiet = {
         "logging_level": logging.WARNING,
@@ -97,14 +102,26 @@ def connect() -> None:
         ray.init(**quiet)
     else:
         ray.init(include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _family(error: DistribError) -> str:
+    """Return the name of the error's class in `errors`; Ray derives classes of its own from it."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and all that led to it; Ray wraps what a task raised."""
-    found: BaseException | None = error
-    while found is not None:
-        inner = getattr(found, "cause", None)
-        if isinstance(inner, BaseException):
-            yield from _causes(inner)
+    """Yield an error and all that led to it; Ray wraps what tasks and workers raised."""
+    pending: list[Any] = [error]
+    seen: set[int] = set()
+    while pending:
+        found = pending.pop()
+        if not isinstance(found, BaseException) or id(found) in seen:
+            continue
+        seen.add(id(found))
         yield found
-        found = found.__cause__
+        pending += [found.__context__, found.__cause__, getattr(found, "cause", None)]
+        pending += list(getattr(found, "worker_failures", {}).values())

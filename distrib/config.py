@@ -61,6 +61,8 @@ def load(
         raise ConfigError(
             f"run file {path} does not exist; name one, e.g. configs/demo.toml"
         ) from None
+    except OSError as error:
+        raise ConfigError(f"run file {path} cannot be read: {error}; name a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"run file {path} is not valid TOML: {error}") from error
     faults: list[str] = []

@@ -1,6 +1,6 @@
 """The run file: one description of the whole pipeline, read by every job."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distrib.config import Config
 from distrib.data.prepare import DataConfig
@@ -32,6 +32,16 @@ class RunFile(Config):
     train: LoopConfig = Field(default_factory=LoopConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     score: ScoreConfig = Field(default_factory=ScoreConfig)
+
+    @model_validator(mode="after")
+    def _second_list_needs_a_model_that_tells(self) -> "RunFile":
+        if self.score.serendipitous_k and self.model.gives == "scores":
+            raise ValueError(
+                f"score.serendipitous_k = {self.score.serendipitous_k}, but model "
+                f"{self.model.name!r} tells no ratings and probabilities; set it to 0, "
+                "or use conv4rec"
+            )
+        return self
 
     def training(self) -> TrainConfig:
         """Return the part that decides training."""

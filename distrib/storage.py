@@ -3,6 +3,7 @@
 import io
 import json
 import posixpath
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,15 @@ class Folder:
         names = [posixpath.basename(e["name"].rstrip("/")) for e in entries if e["type"] == "file"]
         return sorted(name for name in names if name.endswith(suffix))
 
+    def stamp(self, name: str = "") -> str:
+        """Return size and time of change of a file, as text: another content, another stamp."""
+        with self._explained():
+            try:
+                changed = self._fs.modified(self._at(name)).isoformat()
+            except NotImplementedError:  # not every store knows
+                changed = "unknown"
+        return f"{self.size(name)} bytes, {changed}"
+
     @contextmanager
     def open(self, name: str = "") -> Iterator[BinaryIO]:
         """Open a file for reading.
@@ -145,7 +155,7 @@ class Folder:
             if self._has_folders:
                 self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
             if self.is_local:
-                part = f"{target}.part"
+                part = f"{target}.{uuid.uuid4().hex[:8]}.part"
                 Path(part).write_bytes(content)
                 Path(part).replace(target)
             else:

@@ -87,6 +87,10 @@ def flat_list(table: pa.Table, name: str) -> tuple[IntArray, npt.NDArray[Any]]:
         DataError: The column has null rows or null values.
     """
     column = table[name]
+    if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
+        raise DataError(
+            f"column {name!r} is {column.type}, not a list; give one list for each user"
+        )
     if column.null_count:
         raise DataError(
             f"column {name!r} has {column.null_count} null list(s); write empty lists instead"

@@ -10,11 +10,10 @@ import ray.data
 
 from distrib.batch import Batch
 from distrib.data.collate import IntArray, Rows, asked_rows, gather, merge, rows_of, training_rows
+from distrib.data.histories import read_shard
 from distrib.data.prepare import load_manifest
 from distrib.data.schema import Role
 from distrib.storage import Folder
-
-_COLUMNS = ["subset", "items", "ratings", "roles"]
 
 
 class RankBatch(NamedTuple):
@@ -50,13 +49,14 @@ def load_resident(prepared: Folder) -> Resident:
     shards = load_manifest(prepared)["shards"]
     first, pieces = 0, []
     for order, shard in enumerate(shards):
-        pieces.append({"order": order, "name": shard["name"], "first": first})
+        place = {"order": order, "first": first}
+        pieces.append({**place, "name": shard["name"], "sha256": shard["sha256"]})
         first += shard["users"]
     url = str(prepared)
 
     def read(piece: pa.Table) -> pa.Table:
         entry = piece.to_pylist()[0]
-        table = Folder(url).read_parquet(entry["name"], columns=_COLUMNS)
+        table = read_shard(Folder(url), entry)
         rows = rows_of(table, entry["first"])
         subset_B = table["subset"].to_numpy()
         parts = (training_rows(rows, subset_B), asked_rows(rows, Role.VALID_TARGET))

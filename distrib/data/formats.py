@@ -1,6 +1,7 @@
 """Raw layouts of rating logs: files in, checked interactions out, every row accounted for."""
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from typing import Annotated, BinaryIO, Literal, NamedTuple
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from distrib.config import Config
 from distrib.data.columns import whole
@@ -19,15 +20,25 @@ from distrib.errors import DataError
 from distrib.storage import Folder
 
 _CHUNK_BYTES = 32 << 20
-_UNIT_SEPARATOR = "\x1f"
+_UNIT_SEPARATOR = b"\x1f"
 _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 _INTEGER = r"^\s*[-+]?\d{1,18}\s*$"
 _LEVEL_TOLERANCE = 1e-4
+_LATEST_S = 1e15  # far beyond any time, and exact in a float64
 _WHOLE_STARS = (1.0, 2.0, 3.0, 4.0, 5.0)
 _HALF_STARS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
 _MOVIELENS_HEADER = ("userId", "movieId", "rating", "timestamp")
 
 IdKind = Literal["int", "string"]
+
+
+def _ascending(levels: tuple[float, ...]) -> tuple[float, ...]:
+    if not levels or list(levels) != sorted(set(levels)):
+        raise ValueError("levels must be one or more different numbers in ascending order")
+    return levels
+
+
+Levels = Annotated[tuple[float, ...], AfterValidator(_ascending)]
 
 
 class Columns(Config):
@@ -46,6 +57,12 @@ class Columns(Config):
     """Column of the time in seconds since 1970; a row without one counts as oldest, and without the
     column interactions are ordered by item id."""
 
+    @model_validator(mode="after")
+    def _one_column_one_meaning(self) -> "Columns":
+        if len(set(self.names())) != len(self.names()):
+            raise ValueError(f"one column has two meanings: {self.names()}; map each but once")
+        return self
+
     def names(self) -> list[str]:
         """Return the columns that are read."""
         return [name for name in (self.user, self.item, self.rating, self.time) if name is not None]
@@ -59,7 +76,7 @@ class MovieLensSource(Config):
     path: str
     """Path or URL of the file; the layout is told from its first line."""
 
-    levels: tuple[float, ...] | None = None
+    levels: Levels | None = None
     """Rating levels, ascending; whole stars for the two older layouts, half stars for CSV."""
 
 
@@ -70,7 +87,7 @@ class _MappedSource(Config):
     columns: Columns
     """Which columns hold what."""
 
-    levels: tuple[float, ...] | None = None
+    levels: Levels | None = None
     """Declared rating levels, ascending; needed with a rating column, absent without one."""
 
     @model_validator(mode="after")
@@ -79,10 +96,6 @@ class _MappedSource(Config):
             raise ValueError(
                 "give columns.rating and levels together, or neither for a log without ratings"
             )
-        if self.levels is not None and (
-            not self.levels or list(self.levels) != sorted(set(self.levels))
-        ):
-            raise ValueError("levels must be one or more different numbers in ascending order")
         return self
 
 
@@ -126,6 +139,7 @@ class Layout(NamedTuple):
     id_kind: IdKind
     separator: str = ","
     header: tuple[str, ...] | None = None
+    is_quoted: bool = True
 
     @property
     def id_type(self) -> pa.DataType:
@@ -160,8 +174,11 @@ def inspect(source: MovieLensSource | CsvSource | ParquetSource) -> Layout:
         return Layout(
             files, "text", source.columns, levels, source.ids, source.separator, source.header
         )
-    with Folder(files[0]).open() as file:
-        schema = pq.read_schema(file)
+    try:
+        with Folder(files[0]).open() as file:
+            schema = pq.read_schema(file)
+    except pa.ArrowException as error:
+        raise DataError(f"{files[0]}: is no Parquet file ({error}); check data.source") from error
     _require_columns(source.columns, schema.names, files[0])
     are_integers = all(
         pa.types.is_integer(schema.field(name).type)
@@ -181,17 +198,33 @@ def read(file: str, layout: Layout) -> Iterator[pa.Table]:
         Tables of `schema.interactions`; column ``shard`` is 0 still, and the values of a row that
         is not kept are null.
     """
+    try:
+        yield from _pieces(file, layout)
+    except (pa.ArrowException, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file}: cannot be read as {layout.kind} with columns {layout.columns.names()}: "
+            f"{error}; convert or leave out the file"
+        ) from error
+
+
+def _pieces(file: str, layout: Layout) -> Iterator[pa.Table]:
     if layout.kind == "parquet":
         with Folder(file).open() as stream:
             for piece in pq.ParquetFile(stream).iter_batches(columns=layout.columns.names()):
                 yield checked(pa.Table.from_batches([piece]), layout)
         return
     header = layout.header
+    yield layout.schema.empty_table()  # so that a file of a header alone has columns too
     for text in _text_chunks(file):
-        table, num_malformed, header = _parse(text, layout, header)
-        yield checked(table, layout)
-        if num_malformed:
-            yield _rejected(num_malformed, layout)
+        if header is None:
+            header = _header_of(text, layout)
+            _require_columns(layout.columns, list(header), file)
+            text = text[text.find(b"\n") + 1 :] if b"\n" in text else b""
+        if text.strip():
+            table, num_malformed = _parse(text, layout, header)
+            yield checked(table, layout)
+            if num_malformed:
+                yield _rejected(num_malformed, layout)
 
 
 def checked(table: pa.Table, layout: Layout) -> pa.Table:
@@ -240,7 +273,9 @@ def _inspect_movielens(source: MovieLensSource) -> Layout:
     for separator in ("::", "\t"):
         if len(first.split(separator)) == len(_MOVIELENS_HEADER):
             levels = source.levels or _WHOLE_STARS
-            return Layout(files, "text", columns, levels, "int", separator, _MOVIELENS_HEADER)
+            return Layout(
+                files, "text", columns, levels, "int", separator, _MOVIELENS_HEADER, False
+            )
     raise DataError(
         f"{files[0]}: first line {first[:80]!r} is none of the MovieLens layouts (u.data, "
         'ratings.dat, ratings.csv); use format = "csv" with a column mapping'
@@ -251,11 +286,9 @@ def _files(url: str) -> tuple[str, ...]:
     folder = Folder(url)
     if not folder.exists():
         raise DataError(f"{url}: no such file, folder or bucket; check data.source.path")
-    files = (
-        tuple(str(folder / name) for name in folder.files())
-        if folder.is_folder()
-        else (str(folder),)
-    )
+    files: tuple[str, ...] = (str(folder),)
+    if folder.is_folder():  # marks of other writers, like _SUCCESS, are no data
+        files = tuple(str(folder / name) for name in folder.files() if name[0] not in "._")
     if sum(Folder(file).size() for file in files) == 0:
         raise DataError(f"{url}: the log is empty (0 bytes); nothing to prepare")
     return files
@@ -303,16 +336,16 @@ def _read_blocks(stream: BinaryIO, file: str) -> Iterator[bytes]:
         raise DataError(f"{file}: the gzip file is damaged ({error}); fetch it anew") from error
 
 
-def _parse(
-    text: bytes, layout: Layout, header: tuple[str, ...] | None
-) -> tuple[pa.Table, int, tuple[str, ...]]:
-    """Parse a piece of text; the first piece of a file gives the header to the others."""
+def _header_of(text: bytes, layout: Layout) -> tuple[str, ...]:
+    first = text.partition(b"\n")[0].decode("utf-8-sig").rstrip("\r")
+    return tuple(name.strip('"') for name in first.split(layout.separator))
+
+
+def _parse(text: bytes, layout: Layout, header: tuple[str, ...]) -> tuple[pa.Table, int]:
+    """Parse a piece of text without header; return its rows, and the number that are none."""
     separator = layout.separator
     if len(separator) > 1:
-        text, separator = (
-            text.replace(separator.encode(), _UNIT_SEPARATOR.encode()),
-            _UNIT_SEPARATOR,
-        )
+        text, separator = text.replace(separator.encode(), _UNIT_SEPARATOR), "\x1f"
     num_malformed = 0
 
     def skip(_row: pacsv.InvalidRow) -> str:
@@ -325,20 +358,17 @@ def _parse(
         read_options=pacsv.ReadOptions(column_names=header, use_threads=False),
         parse_options=pacsv.ParseOptions(
             delimiter=separator,
-            quote_char='"' if separator == "," else False,
+            quote_char='"' if layout.is_quoted else False,
             invalid_row_handler=skip,
         ),
         convert_options=pacsv.ConvertOptions(
             include_columns=layout.columns.names(),
             column_types=dict.fromkeys(layout.columns.names(), pa.string()),
             strings_can_be_null=True,
+            null_values=[""],
         ),
     )
-    if header is None:
-        first = text[: text.index(b"\n")] if b"\n" in text else text
-        names = first.decode("utf-8-sig").rstrip("\r").split(separator)
-        header = tuple(name.strip('"') for name in names)
-    return table, num_malformed, header
+    return table, num_malformed
 
 
 def _rejected(num_rows: int, layout: Layout) -> pa.Table:
@@ -358,8 +388,12 @@ def _ids(column: pa.ChunkedArray, kind: IdKind) -> pa.Array:
 def _numbers(column: pa.ChunkedArray, pattern: str, kind: pa.DataType) -> pa.Array:
     """Convert to numbers; what is none becomes null."""
     array = whole(column)
+    if pa.types.is_large_string(array.type):
+        array = array.cast(pa.string())
+    if pa.types.is_floating(array.type):
+        array = pc.if_else(pc.is_finite(array), array, None)
     if not pa.types.is_string(array.type):
-        return array.cast(kind, safe=False)
+        return array.cast(kind, safe=pa.types.is_integer(kind))
     try:
         return array.cast(kind)
     except pa.ArrowInvalid:
@@ -368,9 +402,11 @@ def _numbers(column: pa.ChunkedArray, pattern: str, kind: pa.DataType) -> pa.Arr
 
 
 def _times(column: pa.ChunkedArray) -> pa.Array:
-    if pa.types.is_timestamp(column.type):
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         return whole(column.cast(pa.timestamp("s"), safe=False).cast(pa.int64()))
-    return _numbers(column, _NUMBER, pa.float64()).cast(pa.int64(), safe=False)
+    number = _numbers(column, _NUMBER, pa.float64())
+    possible = pc.less(pc.abs(number), _LATEST_S)
+    return pc.if_else(possible, number, None).cast(pa.int64(), safe=False)
 
 
 def on_scale(values: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:

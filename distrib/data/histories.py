@@ -1,16 +1,20 @@
 """The rules by which interactions become histories; pure functions of tables."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from distrib.data import schema, splits
 from distrib.data.columns import equals_next, to_numpy, whole
 from distrib.data.schema import Role, Status, Subset
 from distrib.data.splits import Split, StrongGeneralisationSplit
+from distrib.errors import DataError
+from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
 
@@ -129,6 +133,28 @@ def build_histories(
         lists(pa.array(role_N)),
     ]
     return pa.table(columns, schema=schema.histories(kept.schema.field("user").type)), num_unseen
+
+
+def read_shard(prepared: Folder, shard: Mapping[str, Any]) -> pa.Table:
+    """Read a shard of a prepared folder, checked against its manifest.
+
+    Args:
+        prepared: The folder.
+        shard: The manifest's entry: ``name`` and ``sha256``.
+
+    Returns:
+        A table of `schema.histories`.
+
+    Raises:
+        DataError: The file is not what prepare wrote.
+    """
+    content = prepared.read(shard["name"])
+    if hashlib.sha256(content).hexdigest() != shard["sha256"]:
+        raise DataError(
+            f"{prepared / shard['name']}: content differs from the manifest; it was damaged or "
+            "changed, prepare the data anew"
+        )
+    return pq.read_table(pa.BufferReader(content))
 
 
 def subset_and_role(kept: pa.Table, split: Split, limits: tuple[int, int]) -> tuple[Any, Any]:

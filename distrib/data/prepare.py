@@ -79,9 +79,9 @@ def preflight(config: DataConfig) -> Layout:
     layout = _layout(config)
     folder = Folder(config.prepared)
     if folder.exists(MANIFEST):
-        found = folder.read_json(MANIFEST)["recipe"]
-        if found != recipe(config):
-            changed = sorted(key for key in found if found[key] != recipe(config).get(key))
+        found, wanted = folder.read_json(MANIFEST)["recipe"], recipe(config, layout)
+        if found != wanted:
+            changed = sorted(key for key in wanted if found.get(key) != wanted[key])
             raise DataError(
                 f"{folder}: holds data of another preparation (differs in {', '.join(changed)}); "
                 "set data.prepared to a new folder, or remove this one"
@@ -89,10 +89,10 @@ def preflight(config: DataConfig) -> Layout:
     return layout
 
 
-def recipe(config: DataConfig) -> dict[str, Any]:
-    """Return what the result depends on."""
+def recipe(config: DataConfig, layout: Layout) -> dict[str, Any]:
+    """Return what the result depends on: the settings, and the log as it is now."""
     found: dict[str, Any] = json.loads(config.model_dump_json(exclude={"prepared"}))
-    return found
+    return {**found, "files": {file: Folder(file).stamp() for file in layout.files}}
 
 
 def prepare(config: DataConfig) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def prepare(config: DataConfig) -> dict[str, Any]:
     vocabulary = _vocabulary(cleaned, config, layout, limits)
     shards = _write_shards(cleaned, config, limits, vocabulary, folder)
     folder.write_parquet(VOCABULARY, vocabulary.to_table())
-    manifest = _manifest(config, counts, shards, vocabulary)
+    manifest = _manifest(recipe(config, layout), counts, shards, vocabulary)
     folder.write_json(MANIFEST, manifest)
     emit("prepared", folder=str(folder), counts=manifest["counts"])
     return manifest
@@ -186,11 +186,15 @@ def _cleaned(config: DataConfig, layout: Layout) -> ray.data.Dataset:
             min_user_items=config.min_user_items,
         )
 
-    raw = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
-        read, batch_size=1, batch_format="pyarrow"
-    )
-    grouped = raw.repartition(num_shards, keys=["shard"])
-    return grouped.map_batches(clean, batch_size=None, batch_format="pyarrow").materialize()
+    # A shard must stay one block, whatever its size: duplicates and filters look at whole users.
+    context = ray.data.DataContext.get_current().copy()
+    context.target_max_block_size = None
+    with ray.data.DataContext.current(context):
+        raw = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
+            read, batch_size=1, batch_format="pyarrow"
+        )
+        grouped = raw.repartition(num_shards, keys=["shard"])
+        return grouped.map_batches(clean, batch_size=None, batch_format="pyarrow").materialize()
 
 
 def _read(entry: dict[str, Any], source: Source, layout: Layout) -> Iterator[pa.Table]:
@@ -316,7 +320,10 @@ def _shard_entry(name: str, content: bytes, histories: pa.Table, num_unseen: int
 
 
 def _manifest(
-    config: DataConfig, counts: Counter[int], shards: list[dict[str, Any]], vocabulary: Vocabulary
+    made_from: dict[str, Any],
+    counts: Counter[int],
+    shards: list[dict[str, Any]],
+    vocabulary: Vocabulary,
 ) -> dict[str, Any]:
     read = sum(counts.values())
     rejected = {Status(key).reason: counts[key] for key in sorted(counts) if key != Status.KEPT}
@@ -337,7 +344,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "distrib": __version__,
-        "recipe": recipe(config),
+        "recipe": made_from,
         "counts": {
             "read": read,
             "kept": kept,

@@ -11,6 +11,7 @@ import ray.data
 from distrib.checkpoint.bundle import load_bundle
 from distrib.data.collate import Rows, asked_rows, example, gather, rows_of
 from distrib.data.formats import SyntheticLog
+from distrib.data.histories import read_shard
 from distrib.data.prepare import load_manifest
 from distrib.data.schema import Role
 from distrib.data.splits import EntrywiseSplit
@@ -31,7 +32,7 @@ _PORTRAIT_USERS = 256
 
 
 class Portrait(NamedTuple):
-    """What the model thinks of some users' unseen items, for a picture."""
+    """What the model thinks of some users and all items, for a picture."""
 
     probability_N: np.ndarray
     rating_N: np.ndarray
@@ -84,7 +85,7 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> dict[str, Any]:
     manifest = preflight(run, prepared)
     bundle = str(Folder(run) / BUNDLE)
     load_bundle(Folder(bundle))  # fail here, clearly, rather than in an actor
-    shards = [{"name": shard["name"]} for shard in manifest["shards"]]
+    shards = [{"name": s["name"], "sha256": s["sha256"]} for s in manifest["shards"]]
     measured = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
         _ShardMeasurer,
         fn_constructor_kwargs={"bundle": bundle, "prepared": prepared, "config": config},
@@ -122,8 +123,8 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> dict[str, Any]:
 
 
 def portrait(run: str, prepared: str) -> Portrait | None:
-    """Return probabilities and expected ratings of some users' unseen items, if the model tells."""
-    shard = load_manifest(Folder(prepared))["shards"][0]["name"]
+    """Return probabilities and expected ratings for some users and all items, if told."""
+    shard = load_manifest(Folder(prepared))["shards"][0]
     found: Portrait | None = ray.get(_portrait.remote(str(Folder(run) / BUNDLE), prepared, shard))
     return found
 
@@ -138,7 +139,7 @@ class _ShardMeasurer:
         self.scorers = dict(zip(("model", "popularity"), _scorers(bundle, device), strict=True))
 
     def __call__(self, shard: pa.Table) -> pa.Table:
-        rows, _ = _test_rows(self.prepared, shard["name"][0].as_py())
+        rows, _ = _test_rows(self.prepared, shard.to_pylist()[0])
         sums = dict.fromkeys(self.scorers, Sums({}))
         size = self.config.batch_users
         for start in range(0, rows.num_users, size):
@@ -156,8 +157,8 @@ def _scorers(bundle: str, device: str = "cpu") -> tuple[Scorer, Scorer]:
     return scorer, Scorer(popularity, scorer.vocabulary, device=device)
 
 
-def _test_rows(prepared: Folder, name: str) -> tuple[Rows, pa.Table]:
-    table = prepared.read_parquet(name)
+def _test_rows(prepared: Folder, shard: dict[str, Any]) -> tuple[Rows, pa.Table]:
+    table = read_shard(prepared, shard)
     return asked_rows(rows_of(table), Role.TEST_TARGET), table
 
 
@@ -176,7 +177,7 @@ def _truth(bundle: str, prepared: str, manifest: dict[str, Any]) -> dict[str, An
         if split["name"] == EntrywiseSplit.model_fields["name"].default
         else 1.0
     )
-    rows, table = _test_rows(Folder(prepared), manifest["shards"][0]["name"])
+    rows, table = _test_rows(Folder(prepared), manifest["shards"][0])
     rows_wanted = np.arange(min(_TRUTH_USERS, rows.num_users))
     users = table["user"].to_numpy()[rows.number_B[rows_wanted]]
     asked = example(rows, rows_wanted, Role.TEST_TARGET)
@@ -209,9 +210,9 @@ def _shape_distance(true_BI: np.ndarray, model_BI: np.ndarray) -> float:
 
 
 @ray.remote
-def _portrait(bundle: str, prepared: str, shard: str) -> Portrait | None:
+def _portrait(bundle: str, prepared: str, shard: dict[str, Any]) -> Portrait | None:
     scorer = Scorer.from_bundle(Folder(bundle))
-    table = Folder(prepared).read_parquet(shard)
+    table = read_shard(Folder(prepared), shard)
     rows = rows_of(table.slice(0, _PORTRAIT_USERS))
     batch, _ = gather(rows, np.arange(rows.num_users))
     step = -(-len(scorer.vocabulary) // _TRUTH_ITEMS)

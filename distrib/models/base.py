@@ -1,7 +1,7 @@
 """What is asked of a model; no behaviour of its own."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +40,6 @@ class Model(nn.Module, ABC):
     any range, sampled candidates, and a last layer that is spread over ranks. A model knows no Ray,
     no engine, no optimizer, no files and no ids.
     """
-
-    reads_unseen_users: ClassVar[bool] = True
-    """Whether a history alone is enough; False for models with a learned vector per user."""
 
     @abstractmethod
     def encode(self, batch: Batch, noise: Noise | None = None) -> State:

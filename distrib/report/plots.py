@@ -10,6 +10,7 @@ import numpy as np
 mpl.use("Agg")  # job pods have no display
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def learning_curves(history: Sequence[dict[str, Any]], best_epoch: int) -> bytes:
@@ -35,6 +36,7 @@ def learning_curves(history: Sequence[dict[str, Any]], best_epoch: int) -> bytes
         axes.axvline(best_epoch, color="tab:orange", linewidth=1, linestyle="--")
         axes.set_title(name if name.startswith("loss") else f"valid: {name}", fontsize=10)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=True, alpha=0.3)
     return _png(figure)
 

@@ -4,28 +4,29 @@ import json
 from collections import Counter
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray
 import ray.data
-import torch
 
 from distrib import __version__
-from distrib.batch import Batch
 from distrib.checkpoint.bundle import load_bundle
-from distrib.data.collate import flat_list
-from distrib.data.formats import on_scale
+from distrib.checkpoint.manifest import MANIFEST as BUNDLE_MANIFEST
+from distrib.data.histories import read_shard
 from distrib.data.prepare import MANIFEST, VOCABULARY, load_manifest
-from distrib.data.schema import Status
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.events import emit
+from distrib.score.lists import recommend_table, require_columns
 from distrib.score.policy import ScoreConfig
-from distrib.score.scorer import Recommendations, Scorer
+from distrib.score.scorer import Scorer
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
-_UNKNOWN_ITEM = Status.ITEM_UNSEEN_IN_TRAINING.reason
-_OFF_SCALE = Status.RATING_OUTSIDE_SCALE.reason
+RESULT = "_manifest.json"
+"""Written last; readers of Parquet folders pass over names that begin so."""
+
+_BEGUN = "_begun.json"
 
 
 class Work(NamedTuple):
@@ -34,7 +35,7 @@ class Work(NamedTuple):
     bundle: str
     histories: str
     output: str
-    files: tuple[str, ...]
+    shards: tuple[dict[str, str], ...]
     is_prepared: bool
     recipe: dict[str, Any]
 
@@ -55,31 +56,53 @@ def preflight(run: str, prepared: str, config: ScoreConfig) -> Work:
         DataError: The histories are absent or lack a column, or the model has no second list.
     """
     bundle = Folder(run) / "bundle"
-    if not bundle.exists("manifest.json"):
+    if not bundle.exists(BUNDLE_MANIFEST):
         raise CheckpointError(
             f"{bundle}: no bundle, so nothing to score with; run jobs/train.py first"
         )
     histories = Folder(config.histories or prepared)
     if not histories.exists():
         raise DataError(f"{histories}: no such folder or bucket; check score.histories")
-    is_prepared = histories.exists(MANIFEST)
-    if is_prepared:
-        manifest = load_manifest(histories)
-        files, identity = tuple(shard["name"] for shard in manifest["shards"]), manifest["hash"]
-    else:
-        files = tuple(histories.files(".parquet"))
-        identity = {name: histories.size(name) for name in files}
-    if not files:
-        raise DataError(f"{histories}: no Parquet files and no {MANIFEST}; nothing to score")
+    output = config.output or str(Folder(run) / "recommendations")
+    if Folder(output).url == histories.url:
+        raise DataError(f"{output}: score.output is where the histories are; name another folder")
+    shards, identity = _shards(histories)
     recipe = {
-        "bundle": bundle.read_json("manifest.json")["files"],
+        "bundle": bundle.read_json(BUNDLE_MANIFEST)["files"],
         "histories": identity,
         "policy": json.loads(
             config.model_dump_json(exclude={"output", "batch_users", "gpus_per_actor"})
         ),
     }
-    output = config.output or str(Folder(run) / "recommendations")
-    return Work(str(bundle), str(histories), output, files, is_prepared, recipe)
+    _require_ours(Folder(output))
+    return Work(str(bundle), str(histories), output, shards, histories.exists(MANIFEST), recipe)
+
+
+def _shards(histories: Folder) -> tuple[tuple[dict[str, str], ...], Any]:
+    """Return the files to score, and what their content is known by."""
+    if histories.exists(MANIFEST):
+        manifest = load_manifest(histories)
+        shards = [{"name": s["name"], "sha256": s["sha256"]} for s in manifest["shards"]]
+        return tuple(shards), manifest["hash"]
+    names = [name for name in histories.files(".parquet") if name[0] not in "._"]
+    if not names:
+        raise DataError(f"{histories}: no Parquet files and no {MANIFEST}; nothing to score")
+    with histories.open(names[0]) as file:
+        try:
+            columns = pq.read_schema(file).names
+        except pa.ArrowException as error:
+            raise DataError(f"{histories / names[0]}: is no Parquet file ({error})") from error
+    require_columns(columns)
+    return tuple({"name": name} for name in names), {n: histories.stamp(n) for n in names}
+
+
+def _require_ours(target: Folder) -> None:
+    """Refuse a folder with files that scoring did not write; it would have to remove them."""
+    if not target.exists(RESULT) and not target.exists(_BEGUN) and target.files():
+        raise DataError(
+            f"{target}: holds files that scoring did not write ({', '.join(target.files()[:3])}); "
+            "set score.output to a new folder"
+        )
 
 
 def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
@@ -99,14 +122,13 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
     """
     work = preflight(run, prepared, config)
     target = Folder(work.output)
-    if target.exists(MANIFEST) and target.read_json(MANIFEST)["recipe"] == work.recipe:
+    if target.exists(RESULT) and target.read_json(RESULT)["recipe"] == work.recipe:
         emit("already_scored", folder=work.output)
-        return {"output": work.output, "counts": target.read_json(MANIFEST)["counts"]}
-    _check_list(work, config)
-    target.remove(MANIFEST)
-    for name in target.files(".parquet"):
-        target.remove(name)
-    pieces = [{"order": order, "name": name} for order, name in enumerate(work.files)]
+        return {"output": work.output, "counts": target.read_json(RESULT)["counts"]}
+    load_bundle(Folder(work.bundle))  # fail here, clearly, rather than in an actor
+    _clear(target)
+    pieces = [{**shard, "part": _part(order)} for order, shard in enumerate(work.shards)]
+    target.write_json(_BEGUN, {"files": [piece["part"] for piece in pieces]})
     scored = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
         _ShardScorer,
         fn_constructor_kwargs={"work": work, "config": config},
@@ -121,47 +143,10 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
         for text in block["entry"].to_pylist()
     ]
     manifest = _manifest(work, sorted(entries, key=lambda entry: str(entry["name"])))
-    target.write_json(MANIFEST, manifest)
+    target.write_json(RESULT, manifest)
+    target.remove(_BEGUN)
     emit("scored", folder=work.output, counts=manifest["counts"])
     return {"output": work.output, "counts": manifest["counts"]}
-
-
-def recommend_table(
-    scorer: Scorer, table: pa.Table, source: Vocabulary | None, config: ScoreConfig
-) -> tuple[pa.Table, dict[str, int]]:
-    """Recommend to the users of a table of histories.
-
-    Args:
-        scorer: The model.
-        table: ``user``, ``items`` and, where there are any, ``ratings``.
-        source: The vocabulary that ``items`` are positions in; None when they are original ids.
-        config: The policy.
-
-    Returns:
-        The recommendations, in the order of the users, and the number of interactions by what
-        became of them (``used``, or a reason).
-
-    Raises:
-        DataError: A column is absent, or the model needs ratings and there are none.
-    """
-    batch, fates = _batch(scorer, table, source)
-    parts = []
-    for start in range(0, len(table), config.batch_users):
-        some = _rows(batch, start, min(start + config.batch_users, batch.num_users))
-        seen = some if config.exclude_seen else None
-        columns = _columns(scorer, scorer.recommend(some, seen, config.k), "")
-        if config.serendipitous_k:
-            second = scorer.serendipitous(
-                some,
-                seen,
-                config.serendipitous_k,
-                unlikely_share=config.unlikely_share,
-                min_support=config.min_support,
-            )
-            columns |= _columns(scorer, second, "serendipitous_")
-        users = table["user"].slice(start, some.num_users).combine_chunks()
-        parts.append(pa.table({"user": users, **columns}))
-    return pa.concat_tables(parts) if parts else pa.table({"user": table["user"]}), fates
 
 
 class _ShardScorer:
@@ -178,100 +163,41 @@ class _ShardScorer:
 
     def __call__(self, piece: pa.Table) -> pa.Table:
         entry = piece.to_pylist()[0]
-        table = Folder(self.work.histories).read_parquet(entry["name"])
+        folder = Folder(self.work.histories)
+        is_sealed = self.vocabulary is not None
+        table = read_shard(folder, entry) if is_sealed else folder.read_parquet(entry["name"])
         lists, fates = recommend_table(self.scorer, table, self.vocabulary, self.config)
-        name = f"part-{entry['order']:05d}.parquet"
-        content = Folder(self.work.output).write_parquet(name, lists)
+        content = Folder(self.work.output).write_parquet(entry["part"], lists)
         written = {
-            "name": name,
+            "name": entry["part"],
             "bytes": len(content),
             "users": len(lists),
             "read": len(table),
             "fates": fates,
+            "empty": _empty(lists),
         }
         return pa.table({"entry": [json.dumps(written)]})
 
 
-def _batch(
-    scorer: Scorer, table: pa.Table, source: Vocabulary | None
-) -> tuple[Batch, dict[str, int]]:
-    """Translate histories to the model's positions; what it does not know is left out."""
-    absent = [name for name in ("user", "items") if name not in table.column_names]
-    if absent:
-        raise DataError(f"histories lack column(s) {absent}; they have {table.column_names}")
-    levels = scorer.vocabulary.levels
-    if "ratings" not in table.column_names and len(levels) > 1:
-        raise DataError(
-            f"histories lack column 'ratings', which this model reads (levels {list(levels)})"
-        )
-    pointer_P, item_N = flat_list(table, "items")
-    value_N = (
-        flat_list(table, "ratings")[1] if "ratings" in table.column_names else np.ones(len(item_N))
-    )
-    if len(value_N) != len(item_N):
-        raise DataError(
-            f"histories have {len(item_N)} items but {len(value_N)} ratings; "
-            "make the lists equally long"
-        )
-    ids = pa.array(item_N) if source is None else source.ids.take(pa.array(item_N))
-    if source is not None and source.fingerprint == scorer.vocabulary.fingerprint:
-        position_N = item_N.astype(np.int64)
-    else:
-        position_N = scorer.vocabulary.positions(ids)
-    known_N = torch.from_numpy(position_N >= 0)
-    scaled_N = torch.from_numpy(on_scale(value_N.astype(np.float64), levels))
-    user_B = torch.full((len(table),), -1)
-    value = torch.from_numpy(value_N.astype(np.float32))
-    whole = Batch(user_B, torch.from_numpy(pointer_P), torch.from_numpy(position_N), value)
-    fates = {
-        "used": int((known_N & scaled_N).sum()),
-        _UNKNOWN_ITEM: int((~known_N).sum()),
-        _OFF_SCALE: int((known_N & ~scaled_N).sum()),
-    }
-    return whole.keep(known_N & scaled_N), fates
+def _part(order: int) -> str:
+    return f"part-{order:05d}.parquet"
 
 
-def _rows(batch: Batch, start: int, stop: int) -> Batch:
-    low, high = int(batch.pointer_P[start]), int(batch.pointer_P[stop])
-    return Batch(
-        batch.user_B[start:stop],
-        batch.pointer_P[start : stop + 1] - low,
-        batch.item_N[low:high],
-        batch.value_N[low:high],
-    )
+def _clear(target: Folder) -> None:
+    """Remove what an earlier scoring left, finished or not; nothing else."""
+    for mark in (RESULT, _BEGUN):
+        if target.exists(mark):
+            files = target.read_json(mark)["files"]
+            target.remove(mark)
+            for entry in files:
+                target.remove(entry if isinstance(entry, str) else entry["name"])
 
 
-def _columns(scorer: Scorer, lists: Recommendations, prefix: str) -> dict[str, pa.Array]:
-    """Lay lists out as Arrow columns, without the places that had no candidate."""
-    present_BK = lists.item_BK >= 0
-    pointer = np.concatenate([[0], present_BK.sum(1).cumsum(0).numpy()]).astype(np.int32)
-
-    def column(value: torch.Tensor) -> pa.Array:
-        return pa.ListArray.from_arrays(pointer, pa.array(value[present_BK].numpy()))
-
-    ids = scorer.vocabulary.ids.take(pa.array(lists.item_BK[present_BK].numpy()))
-    columns = {"items": pa.ListArray.from_arrays(pointer, ids), "scores": column(lists.score_BK)}
-    if lists.opinion is not None:
-        level_ML = lists.opinion.level_BIL[present_BK].contiguous()
-        levels = pa.FixedSizeListArray.from_arrays(
-            pa.array(level_ML.flatten().numpy()), level_ML.shape[1]
-        )
-        columns |= {
-            "probabilities": column(lists.opinion.probability_BI),
-            "ratings": column(lists.opinion.rating_BI),
-            "rating_distribution": pa.ListArray.from_arrays(pointer, levels),
-        }
-    return {prefix + name: value for name, value in columns.items()}
-
-
-def _check_list(work: Work, config: ScoreConfig) -> None:
-    """Fail before any actor starts when the model cannot make the second list."""
-    bundle = load_bundle(Folder(work.bundle))
-    if config.serendipitous_k:
-        nobody = Batch.from_lists([[]])
-        Scorer(bundle.model, bundle.vocabulary).serendipitous(
-            nobody, None, 1, unlikely_share=config.unlikely_share, min_support=config.min_support
-        )
+def _empty(lists: pa.Table) -> dict[str, int]:
+    """Count the users whose list has no item, by list."""
+    names = [name for name in lists.column_names if name.endswith("items")]
+    lengths = {name: pc.list_value_length(lists[name]) for name in names}
+    return {name: int(pc.sum(pc.equal(n, 0)).as_py() or 0) for name, n in lengths.items()}
 
 
 def actor_pool(gpus_per_actor: float) -> ray.data.ActorPoolStrategy:
@@ -302,10 +228,13 @@ def _manifest(work: Work, entries: list[dict[str, Any]]) -> dict[str, Any]:
     read, scored = (sum(entry[key] for entry in entries) for key in ("read", "users"))
     if read != scored:
         raise DataError(f"{read} users read but {scored} scored; report this as a bug")
-    fates = dict(sum((Counter(entry.pop("fates")) for entry in entries), Counter()))
+    fates, empty = (
+        dict(sum((Counter(entry.pop(kind)) for entry in entries), Counter()))
+        for kind in ("fates", "empty")
+    )
     return {
         "distrib": __version__,
         "recipe": work.recipe,
-        "counts": {"users": scored, "interactions": fates},
+        "counts": {"users": scored, "interactions": fates, "users_with_empty_lists": empty},
         "files": entries,
     }

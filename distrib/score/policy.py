@@ -11,9 +11,9 @@ class ScoreConfig(Config):
     """Settings of bulk scoring."""
 
     histories: str | None = None
-    """Whose recommendations: a prepared folder, or Parquet with a list column ``items`` of original
-    item ids (and, where wanted, ``user`` and ``ratings``). Without it, all users of the run's own
-    prepared data, known to training or not."""
+    """Whose recommendations: a prepared folder, or Parquet with ``user``, a list ``items`` of
+    original item ids and, where the model reads ratings, a list ``ratings``. Without it, all users
+    of the run's own prepared data, known to training or not."""
 
     output: str | None = None
     """Folder for the recommendations; ``recommendations`` inside the run folder by default."""

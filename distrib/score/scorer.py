@@ -82,8 +82,8 @@ class Scorer:
     ) -> Recommendations:
         """Return items that a user is unlikely to meet and likely to love, by expected rating.
 
-        An item is unlikely when its log-odds of interaction lie below the user's quantile
-        ``unlikely_share``, taken over the catalogue (above 4,096 items: over an even sample).
+        An item is unlikely when it is in the share ``unlikely_share`` of the catalogue with the
+        lowest log-odds of interaction (above 4,096 items: of an even sample of the catalogue).
 
         Source: the serendipity list of "Conv4Rec", IEEE TNNLS 2025; thresholds are ours.
 
@@ -91,7 +91,7 @@ class Scorer:
             source: Histories.
             seen: Items to leave out; None leaves nothing out.
             k: How many.
-            unlikely_share: Quantile, 0..1.
+            unlikely_share: Above 0, at most 1.
             min_support: Training ratings that an item must have.
 
         Returns:
@@ -108,7 +108,9 @@ class Scorer:
                 f"{type(self.model).__name__} tells no ratings and probabilities, so it has no "
                 "serendipitous list; set score.serendipitous_k = 0, or use conv4rec"
             )
-        limit_B1 = torch.quantile(self.model.ranking_score(sample), unlikely_share, dim=1)[:, None]
+        odds = self.model.ranking_score(sample)
+        place = max(1, int(unlikely_share * odds.shape[1]))
+        limit_B1 = odds.kthvalue(place, dim=1, keepdim=True).values
 
         def keys(output: Tensor, low: int) -> Tensor:
             opinion = self.model.opinion(output)

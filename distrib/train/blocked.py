@@ -86,11 +86,11 @@ class _Blocked(torch.autograd.Function):
             with torch.enable_grad():
                 output = ctx.model.decode_rows(state, rows).float()
                 terms_TB = ctx.objective.block_terms(output, cells, ctx.learned)
-            grads = torch.autograd.grad(
+            grads: tuple[Tensor | None, ...] = torch.autograd.grad(
                 terms_TB, [*rows, *wanted_state, *shared], gradient_TB, allow_unused=True
             )
             for table_grad, grad in zip(table_grads, grads, strict=False):
-                table_grad[low:high] = grad
+                table_grad[low:high] = 0.0 if grad is None else grad
             summed = [_added(*pair) for pair in zip(summed, grads[num_tables:], strict=True)]
         of_state = iter(summed[: len(wanted_state)])
         state_grads = [_like(next(of_state), t) if t.requires_grad else None for t in state]

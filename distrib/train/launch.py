@@ -49,9 +49,7 @@ def preflight(config: TrainConfig) -> dict[str, Any]:
         raise DataError(
             f"{config.prepared}: no user has a training interaction; choose another data.split"
         )
-    folder = Folder(config.run)
-    if folder.exists(RUN):
-        _require_same(folder.read_json(RUN), identity(config, manifest), folder)
+    _require_same(config, {"data": manifest["hash"]})
     return manifest
 
 
@@ -64,6 +62,7 @@ def check_choice(config: TrainConfig) -> None:
     Raises:
         ConfigError: See `preflight`.
     """
+    _require_same(config, {})
     model, objective = config.model, config.objective
     if model.gives != objective.accepts:
         raise ConfigError(
@@ -86,10 +85,10 @@ def check_choice(config: TrainConfig) -> None:
         )
 
 
-def identity(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
+def identity(config: TrainConfig, data: dict[str, Any]) -> dict[str, Any]:
     """Return what must not change between two starts of a run."""
     fixed: dict[str, Any] = json.loads(config.model_dump_json(exclude=_MAY_CHANGE))
-    return {**fixed, "data": manifest["hash"]}
+    return {**fixed, **data}
 
 
 def launch(config: TrainConfig) -> dict[str, Any]:
@@ -108,7 +107,7 @@ def launch(config: TrainConfig) -> dict[str, Any]:
     manifest = preflight(config)
     _require_room(config)
     folder, prepared = Folder(config.run), Folder(config.prepared)
-    folder.write_json(RUN, identity(config, manifest))
+    folder.write_json(RUN, identity(config, {"data": manifest["hash"]}))
     vocabulary = load_vocabulary(prepared)
     resident = load_resident(prepared)
     emit(
@@ -122,9 +121,9 @@ def launch(config: TrainConfig) -> dict[str, Any]:
     outcome: dict[str, Any] = result.return_value
     history = outcome["history"]
     folder.write_json(HISTORY, history)
+    best_epoch = _publish(result, folder) if history else 0
     if "diverged" in outcome:
         raise _diverged(outcome["diverged"], history)
-    best_epoch = _publish(result, folder)
     return {
         "run": str(folder),
         "epochs": history[-1]["epoch"],
@@ -182,7 +181,13 @@ def _publish(result: ray.train.Result, folder: Folder) -> int:
     return -int(negative_epoch)
 
 
-def _require_same(found: dict[str, Any], wanted: dict[str, Any], folder: Folder) -> None:
+def _require_same(config: TrainConfig, data: dict[str, Any]) -> None:
+    """Refuse a run folder of another configuration; of other data, too, once ``data`` is known."""
+    folder = Folder(config.run)
+    if not folder.exists(RUN):
+        return
+    found = folder.read_json(RUN)
+    wanted = identity(config, data or {"data": found["data"]})
     faults = [
         f"{path}: {old!r} there, {new!r} now" for path, old, new in _differences(found, wanted, "")
     ]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 import ray.train
+import ray.train.torch
 import torch
 import torch.distributed
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
@@ -20,6 +21,7 @@ from distrib.checkpoint.bundle import restored, write_bundle
 from distrib.data.collate import Rows, example
 from distrib.data.feed import Feed, Resident
 from distrib.data.schema import Role
+from distrib.errors import CheckpointError
 from distrib.evaluate.protocol import measure, selection_score
 from distrib.events import Interval, emit, rounded
 from distrib.metrics import Sums
@@ -80,11 +82,7 @@ class Worker:
     def __init__(self, inputs: Inputs) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.device = (
-            torch.device("cuda", context.get_local_rank())
-            if torch.cuda.is_available()
-            else torch.device("cpu")
-        )
+        self.device = ray.train.torch.get_device()
         self.config = config = TrainConfig.model_validate_json(inputs.config)
         self.facts = inputs.facts
         self.vocabulary: Vocabulary = ray.get(inputs.vocabulary)
@@ -110,18 +108,37 @@ class Worker:
         self._counted = 0
 
     def resume(self) -> None:
-        """Load the latest complete checkpoint, if there is one."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return
+        """Load the latest checkpoint that every rank finds whole, if there is one.
+
+        Raises:
+            CheckpointError: There are some, but none is whole.
+        """
+        faults: list[str] = []
+        for checkpoint in _newest_first():
+            fault = self._load(checkpoint)
+            if not fault:
+                if self.rank == 0:
+                    emit("resumed", epoch=self.state.epoch, step=self.state.step, damaged=faults)
+                return
+            faults.append(fault)
+        if faults:
+            raise CheckpointError("; ".join(faults))
+
+    def _load(self, checkpoint: Checkpoint) -> str:
+        """Load a checkpoint on all ranks, or on none; return what is wrong with it, if anything."""
         with tempfile.TemporaryDirectory() as folder:
-            store.download(checkpoint.filesystem, checkpoint.path, Path(folder))
-            saved = Folder(folder).read_json(STATE)
-            self.engine.load(folder)
-        self.state.epoch, self.state.step = saved["epoch"], saved["step"]
-        self.history = saved["history"]
-        if self.rank == 0:
-            emit("resumed", epoch=self.state.epoch, step=self.state.step)
+            fault = ""
+            try:
+                store.download(checkpoint.filesystem, checkpoint.path, Path(folder))
+            except (CheckpointError, OSError) as error:
+                fault = str(error)
+            fault = next(filter(None, _gathered(fault)), "")
+            if not fault:
+                saved = Folder(folder).read_json(STATE)
+                self.engine.load(folder)
+                self.state.epoch, self.state.step = saved["epoch"], saved["step"]
+                self.history = saved["history"]
+        return fault
 
     def on_step(self, state: TrainState, terms: dict[str, Tensor]) -> None:
         """Add up losses; tell now and then, without waiting for other ranks."""
@@ -161,6 +178,7 @@ class Worker:
             else float(state.epoch),
         }
         self.history.append(entry)
+        self._checkpoint(entry, weights)
         if self.rank == 0:
             emit(
                 "epoch",
@@ -168,7 +186,6 @@ class Worker:
                 **rounded({**losses, **metrics}),
                 users_per_s=round(users_per_s),
             )
-        self._checkpoint(entry, weights)
         return True
 
     def _mean_losses(self) -> dict[str, float]:
@@ -192,10 +209,8 @@ class Worker:
         for start in range(0, len(mine), size):
             asked = example(self.valid_rows, mine[start : start + size], Role.VALID_TARGET)
             sums = sums.merged(measure(scorer, asked, self.config.evaluate))
-        everyone: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(everyone, sums)
         merged = Sums({})
-        for part in everyone:
+        for part in _gathered(sums):
             merged = merged.merged(part)
         return {name: summary.mean for name, summary in merged.summaries().items()}
 
@@ -234,6 +249,23 @@ def _engine(config: TrainConfig, vocabulary: Vocabulary, device: torch.device) -
     return DeepSpeedEngine(
         step, config.optimizer, config.engine, batch_users=config.loop.batch_users, device=device
     )
+
+
+def _newest_first() -> list[Checkpoint]:
+    """Return all checkpoints of the run that Ray Train knows, the latest first."""
+    latest = ray.train.get_checkpoint()
+    if latest is None:
+        return []
+    reported = [entry.checkpoint for entry in ray.train.get_all_reported_checkpoints()]
+    older = [checkpoint for checkpoint in reversed(reported) if checkpoint.path != latest.path]
+    return [latest, *older]
+
+
+def _gathered(mine: Any) -> list[Any]:
+    """Return what each rank has, in the order of ranks."""
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, mine)
+    return everyone
 
 
 def _agreed(token: str | None) -> str:

@@ -22,7 +22,7 @@ import ray
 import torch
 import torch.distributed
 
-from distrib.cli import connect
+from distrib.cli import connected
 from distrib.data.collate import gather
 from distrib.data.feed import Feed, load_resident
 from distrib.data.formats import MovieLensSource, SyntheticLog
@@ -136,19 +136,24 @@ def measure(log: str, model: str, config: DataConfig, steps: int) -> Figures:
     return Figures(log=log, model=model, cells=cells, **found)
 
 
+def measured(folder: str, steps: int) -> list[Figures]:
+    lines = []
+    for log, config in data_configs(folder).items():
+        started_s = time.perf_counter()
+        prepare(config)
+        prepared_s = time.perf_counter() - started_s
+        sys.stderr.write(f"{log}: prepared in {prepared_s:.0f} s (0 where it was already)\n")
+        lines += [measure(log, model, config, steps) for model in MODELS]
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--folder", default="runs/bench", help="prepared logs are kept here")
     given = parser.parse_args()
-    connect()
-    lines = []
-    for log, config in data_configs(str(Path(given.folder).absolute())).items():
-        started_s = time.perf_counter()
-        prepare(config)
-        prepared_s = time.perf_counter() - started_s
-        sys.stderr.write(f"{log}: prepared in {prepared_s:.0f} s (0 where it was already)\n")
-        lines += [measure(log, model, config, given.steps) for model in MODELS]
+    with connected():
+        lines = measured(str(Path(given.folder).absolute()), given.steps)
     rows = [
         [
             f"{line.log} {line.model}",

@@ -139,3 +139,61 @@ def test_a_damaged_gzip_file_is_named(tmp_path):
     layout = formats.inspect(MovieLensSource(path=str(path)))
     with pytest.raises(DataError, match="the gzip file is damaged"):
         list(formats.read(str(path), layout))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"who,what,stars,when\nJos\xe9,x,5,1\n", "cannot be read as text"),
+        (b"PAR1 but no more", "is no Parquet file"),
+    ],
+)
+def test_bytes_that_are_no_log_are_one_clear_error(tmp_path, content, message):
+    path = tmp_path / "log"
+    path.write_bytes(content)
+    kind = ParquetSource if b"PAR1" in content else CsvSource
+    source = kind(path=str(path), columns=COLUMNS, levels=(1.0, 5.0))
+    with pytest.raises(DataError, match=message):
+        read(source)
+
+
+def test_marks_of_other_writers_are_no_data_and_every_file_has_its_header(tmp_path):
+    (tmp_path / "_SUCCESS").write_text("")
+    (tmp_path / "a.csv").write_text("who,what,stars,when\n1,10,5,100\n")
+    (tmp_path / "b.csv").write_text("when,stars,what,who\n200,3,20,2\n")
+    source = CsvSource(path=str(tmp_path), ids="int", columns=COLUMNS, levels=(3.0, 5.0))
+    assert kept(read(source)[0]) == ROWS
+    (tmp_path / "c.csv").write_text("who,thing\n1,2\n")
+    with pytest.raises(DataError, match=r"c\.csv: no column\(s\) \['what', 'stars', 'when'\]"):
+        read(source)
+
+
+def test_odd_values_of_parquet_columns_are_rejected_not_bent(tmp_path):
+    table = pa.table(
+        {
+            "who": [1, 2, 3],
+            "what": [1, 2, 3],
+            "stars": pa.array(["5", "x", "3"], pa.large_string()),
+            "when": [float("nan"), 1.0, 1e30],
+        }
+    )
+    pq.write_table(table, tmp_path / "log.parquet")
+    source = ParquetSource(path=str(tmp_path / "log.parquet"), columns=COLUMNS, levels=(3.0, 5.0))
+    found, _ = read(source)
+    wanted = [Status.TIME_NOT_A_NUMBER, Status.RATING_NOT_A_NUMBER, Status.TIME_NOT_A_NUMBER]
+    assert statuses(found) == wanted
+    assert Status.KEPT not in statuses(found)
+
+
+def test_text_ids_like_na_are_ids_and_quotes_are_taken_off(tmp_path):
+    path = tmp_path / "log.tsv"
+    path.write_text('who\twhat\n"NA"\tnull\n')
+    source = CsvSource(path=str(path), separator="\t", columns=Columns(user="who", item="what"))
+    assert kept(read(source)[0]) == [("NA", "null", 1.0, 0)]
+
+
+def test_levels_ascend_and_a_column_has_one_meaning():
+    with pytest.raises(ValueError, match="ascending"):
+        MovieLensSource(path="x", levels=(5.0, 1.0))
+    with pytest.raises(ValueError, match="two meanings"):
+        Columns(user="a", item="a")

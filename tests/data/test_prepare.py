@@ -6,8 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from distrib.data.formats import Columns, CsvSource, MovieLensSource, ParquetSource, SyntheticLog
+from distrib.data.histories import read_shard
 from distrib.data.prepare import DataConfig, load_vocabulary, prepare
 from distrib.data.schema import Role, Subset
 from distrib.data.splits import NoSplit, StrongGeneralisationSplit
@@ -185,3 +187,46 @@ def test_the_manifest_is_json_without_a_clock(cluster, tmp_path):
     manifest = prepare(config)
     assert json.loads((tmp_path / "p" / "manifest.json").read_text()) == manifest
     assert "time" not in manifest
+
+
+def test_a_log_that_has_changed_is_not_taken_for_the_old_one(cluster, tmp_path):
+    config = DataConfig(
+        prepared=str(tmp_path / "p"), source=csv(tmp_path, ["a,x,5,1"]), split=NoSplit()
+    )
+    prepare(config)
+    csv(tmp_path, ["a,x,5,1", "b,x,5,1"])
+    with pytest.raises(DataError, match=r"another preparation \(differs in files\)"):
+        prepare(config)
+
+
+def test_a_damaged_shard_is_refused(cluster, tmp_path):
+    config = DataConfig(
+        prepared=str(tmp_path / "p"), source=csv(tmp_path, ["a,x,5,1"]), split=NoSplit()
+    )
+    shard = prepare(config)["shards"][0]
+    path = tmp_path / "p" / shard["name"]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="content differs from the manifest"):
+        read_shard(Folder(config.prepared), shard)
+
+
+def test_a_shard_larger_than_rays_blocks_stays_whole(cluster, tmp_path, monkeypatch):
+    """Users must not be cut in two; Ray cuts what a task returns at its target block size."""
+    context = ray.data.DataContext.get_current()
+    monkeypatch.setattr(context, "target_max_block_size", 20_000)
+    lines = [f"user-{n % 50},item-{n},{n % 5 + 1},{n}" for n in range(5000)]
+    config = DataConfig(
+        prepared=str(tmp_path / "p"), source=csv(tmp_path, lines), split=NoSplit(), num_shards=1
+    )
+    counts = prepare(config.model_copy(update={"min_user_items": 100}))["counts"]
+    assert (counts["users"], counts["kept"], counts["rejected"]) == (50, 5000, {})
+
+
+def test_a_header_alone_is_an_empty_log(cluster, tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("who,what,stars,when")
+    source = CsvSource(path=str(path), columns=COLUMNS, levels=STARS)
+    with pytest.raises(DataError, match=r"nothing left of 0 row\(s\)"):
+        prepare(DataConfig(prepared=str(tmp_path / "p"), source=source))

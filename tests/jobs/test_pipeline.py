@@ -20,7 +20,8 @@ from distrib.evaluate.run import evaluate
 from distrib.evaluate.run import preflight as evaluate_preflight
 from distrib.report.summary import draw_curves, draw_map
 from distrib.run_file import RunFile
-from distrib.score.bulk import preflight, recommend_table, score
+from distrib.score.bulk import preflight, score
+from distrib.score.lists import recommend_table
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
 from distrib.train.launch import launch
@@ -174,6 +175,19 @@ def test_what_cannot_be_scored_or_measured_is_refused_before_any_actor(trained, 
     absent = file.score.model_copy(update={"histories": str(tmp_path / "none")})
     with pytest.raises(DataError, match="no such folder or bucket"):
         preflight(file.run, file.data.prepared, absent)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "own.parquet").write_bytes(b"precious")
+    for output, message in (("mine", "did not write"), ("data", "where the histories are")):
+        place = f"{tmp_path}/{output}" if output == "mine" else file.data.prepared
+        taken = file.score.model_copy(update={"output": place})
+        with pytest.raises(DataError, match=message):
+            preflight(file.run, file.data.prepared, taken)
+    assert (tmp_path / "mine" / "own.parquet").read_bytes() == b"precious"
+    (tmp_path / "lists").mkdir()
+    pq.write_table(pa.table({"who": [1]}), tmp_path / "lists" / "a.parquet")
+    lacking = file.score.model_copy(update={"histories": f"{tmp_path}/lists"})
+    with pytest.raises(DataError, match=r"lack column\(s\) \['user', 'items'\]"):
+        preflight(file.run, file.data.prepared, lacking)
     other = run_file(tmp_path, "data.source.seed=5")
     prepare(other.data)
     with pytest.raises(ConfigError, match="was trained on data"):
@@ -189,6 +203,21 @@ def command(job, *arguments):
         check=False,
         timeout=280,
     )
+
+
+def test_an_error_inside_an_actor_is_told_without_a_traceback(trained, tmp_path):
+    _, file = trained
+    table = pa.table({"user": [1], "items": [["text"]], "ratings": [[1.0]]})
+    (tmp_path / "text").mkdir()
+    pq.write_table(table, tmp_path / "text" / "a.parquet")
+    places = [f'run="{file.run}"', f'data.prepared="{file.data.prepared}"', *SMALL]
+    places += [f'score.histories="{tmp_path}/text"', f'score.output="{tmp_path}/out"']
+    settings = [part for place in places for part in ("--set", place)]
+    failed = command("score", "--config", "configs/demo.toml", *settings)
+    assert failed.returncode == 1
+    last = failed.stderr.splitlines()[-1]
+    assert last.startswith("DataError: item ids are string, but the vocabulary holds int64")
+    assert not (tmp_path / "out" / "_manifest.json").exists()
 
 
 def test_a_fault_ends_a_job_with_its_message_and_code_before_ray_starts(tmp_path):

@@ -10,7 +10,7 @@ from distrib.evaluate.protocol import EvaluateConfig, measure, selection_score
 from distrib.models.conv4rec import Conv4RecConfig
 from distrib.models.mult_vae import MultVaeConfig
 from distrib.models.popularity import Popularity
-from distrib.score.bulk import recommend_table
+from distrib.score.lists import recommend_table
 from distrib.score.policy import ScoreConfig
 from distrib.score.scorer import Scorer
 from distrib.vocabulary import Vocabulary
@@ -76,7 +76,7 @@ def test_serendipitous_items_are_unseen_unlikely_supported_and_sorted_by_rating(
     opinion, support = scorer.model.opinion(output), small.catalogue.train_count_IL.sum(1)
     for user, items in enumerate(found.item_BK.tolist()):
         seen = set(small.items[user])
-        median = opinion.probability_BI[user].quantile(0.5).item()
+        median = sorted(opinion.probability_BI[user].tolist())[24]  # the 25th of 50
         wanted = [
             item
             for item in range(50)
@@ -132,19 +132,44 @@ def test_tables_of_original_ids_give_the_lists_of_the_scorer(small):
     assert fates["used"] == len(small.batch.item_N)
 
 
-def test_unknown_items_and_ratings_off_the_scale_are_counted_and_left_out(small):
+def test_what_cannot_be_read_is_counted_and_yet_not_recommended(small):
     scorer = scorer_of(small, Conv4RecConfig(latent_width=8))
     table = pa.table(
-        {"user": [1, 2], "items": [[1000, 5], [999, 998]], "ratings": [[5.0, 5.0], [7.0, 4.0]]}
+        {
+            "user": [1, 2],
+            "items": [[1000, 5, 990, 990], [999, 998]],
+            "ratings": [[5.0, 5.0, 1.0, 2.0], [7.0, 4.0]],
+        }
     )
-    lists, fates = recommend_table(scorer, table, None, ScoreConfig(k=3))
+    lists, fates = recommend_table(scorer, table, None, ScoreConfig(k=50))
     assert fates == {
-        "used": 2,
+        "used": 3,
         "item unseen in training": 1,
         "rating outside scale": 1,
+        "duplicate": 1,
     }
-    clean = pa.table({"user": [1, 2], "items": [[1000], [998]], "ratings": [[5.0], [4.0]]})
-    assert lists.equals(recommend_table(scorer, clean, None, ScoreConfig(k=3))[0])
+    found = [set(row) for row in lists["items"].to_pylist()]
+    assert not found[0] & {1000, 990}
+    assert not found[1] & {999, 998}  # 999 was seen, whatever its rating
+    clean = pa.table({"user": [1], "items": [[1000, 990]], "ratings": [[5.0, 2.0]]})
+    again = recommend_table(scorer, clean, None, ScoreConfig(k=50))[0]
+    assert lists.slice(0, 1).to_pylist() == again.to_pylist()
+
+
+def test_a_table_without_users_gives_a_table_with_all_columns(small):
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8))
+    some = histories(small)
+    config = ScoreConfig(k=3, serendipitous_k=2)
+    nobody, _ = recommend_table(scorer, some.slice(0, 0), None, config)
+    assert nobody.schema == recommend_table(scorer, some, None, config)[0].schema
+
+
+def test_a_log_without_ratings_is_not_taken_for_all_ones(small):
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8))
+    source = Vocabulary(IDS, (1.0,), np.ones((50, 1), dtype=np.int64), 37)
+    table = pa.table({"user": [1], "items": [[0, 1]], "ratings": [[1.0, 1.0]]})
+    with pytest.raises(DataError, match="the histories have no ratings"):
+        recommend_table(scorer, table, source, ScoreConfig())
 
 
 @pytest.mark.parametrize("absent", ["user", "items", "ratings"])
