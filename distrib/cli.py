@@ -52,7 +52,10 @@ def job(description: str, check: Check, run: Run, arguments: list[str] | None = 
         known = [cause for cause in _causes(error) if isinstance(cause, DistribError)]
         if not known:
             raise
-        sys.stderr.write(f"{_family(known[-1])}: {known[-1].args[0]}\n")
+        # Ray makes classes of its own from ours, with a traceback for a message; ours is in them.
+        plain = next((e for e in known if type(e).__module__ == errors.__name__), known[0])
+        message = str(plain).partition("\nFailed to apply UDF")[0]  # Ray Data's own addition
+        sys.stderr.write(f"{type(plain).__name__}: {message}\n")
         return 1
     sys.stdout.write(json.dumps(result, default=str) + "\n")
     return 0
@@ -102,15 +105,11 @@ def connected() -> Iterator[None]:
         ray.init(**quiet)
     else:
         ray.init(include_dashboard=False, **quiet)
+    ray.data.DataContext.get_current().raise_original_map_exception = True  # ours have a message
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _family(error: DistribError) -> str:
-    """Return the name of the error's class in `errors`; Ray derives classes of its own from it."""
-    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -5,16 +5,18 @@ from typing import Any
 
 from distrib.cli import job
 from distrib.data.prepare import preflight, prepare
-from distrib.evaluate.run import evaluate
+from distrib.evaluate.run import check_split, evaluate
 from distrib.report.summary import draw_curves, draw_map, show_evaluation, show_recommendations
 from distrib.run_file import RunFile
-from distrib.score.bulk import score
+from distrib.score.bulk import check_histories, score
 from distrib.train.launch import check_choice, launch
 
 
 def check(file: RunFile) -> None:
     """Find faults of the configuration and the log."""
     check_choice(file.training())
+    check_split(file.data.split)
+    check_histories(file.score)
     preflight(file.data)
 
 

@@ -14,7 +14,7 @@ from distrib.data.formats import SyntheticLog
 from distrib.data.histories import read_shard
 from distrib.data.prepare import load_manifest
 from distrib.data.schema import Role
-from distrib.data.splits import EntrywiseSplit
+from distrib.data.splits import EntrywiseSplit, NoSplit, Split
 from distrib.data.synthetic import SyntheticSource, SyntheticWorld
 from distrib.errors import ConfigError, DataError
 from distrib.evaluate.protocol import EvaluateConfig, measure
@@ -67,6 +67,22 @@ def preflight(run: str, prepared: str) -> dict[str, Any]:
                 f"{manifest['hash']}; name the data that it was trained on"
             )
     return manifest
+
+
+def check_split(split: Split) -> None:
+    """Refuse a split that asks for nothing.
+
+    Args:
+        split: The rule of the run file.
+
+    Raises:
+        ConfigError: There would be nothing to measure.
+    """
+    if isinstance(split, NoSplit):
+        raise ConfigError(
+            f"data.split = {split.name!r} holds out nothing to evaluate; choose another split, or "
+            "run jobs/prepare.py, train.py and score.py one by one"
+        )
 
 
 def evaluate(run: str, prepared: str, config: EvaluateConfig) -> dict[str, Any]:

@@ -61,8 +61,6 @@ def preflight(run: str, prepared: str, config: ScoreConfig) -> Work:
             f"{bundle}: no bundle, so nothing to score with; run jobs/train.py first"
         )
     histories = Folder(config.histories or prepared)
-    if not histories.exists():
-        raise DataError(f"{histories}: no such folder or bucket; check score.histories")
     output = config.output or str(Folder(run) / "recommendations")
     if Folder(output).url == histories.url:
         raise DataError(f"{output}: score.output is where the histories are; name another folder")
@@ -78,8 +76,23 @@ def preflight(run: str, prepared: str, config: ScoreConfig) -> Work:
     return Work(str(bundle), str(histories), output, shards, histories.exists(MANIFEST), recipe)
 
 
+def check_histories(config: ScoreConfig) -> None:
+    """Check the histories that a policy names, before there is a model to score them with.
+
+    Args:
+        config: The policy.
+
+    Raises:
+        DataError: They are absent or lack a column.
+    """
+    if config.histories:
+        _shards(Folder(config.histories))
+
+
 def _shards(histories: Folder) -> tuple[tuple[dict[str, str], ...], Any]:
     """Return the files to score, and what their content is known by."""
+    if not histories.exists():
+        raise DataError(f"{histories}: no such folder or bucket; check score.histories")
     if histories.exists(MANIFEST):
         manifest = load_manifest(histories)
         shards = [{"name": s["name"], "sha256": s["sha256"]} for s in manifest["shards"]]

@@ -236,6 +236,21 @@ def test_a_fault_ends_a_job_with_its_message_and_code_before_ray_starts(tmp_path
     assert "Started a local Ray instance" not in absent.stderr
 
 
+def test_the_pipeline_finds_faults_of_its_last_jobs_first(tmp_path):
+    places = ["--set", f'run="{tmp_path}/run"', "--set", f'data.prepared="{tmp_path}/data"']
+    for setting, message in (
+        ('data.split={name="none"}', "holds out nothing to evaluate"),
+        (f'score.histories="{tmp_path}/none"', "no such folder or bucket"),
+        ('model={name="mult_vae"}', "mult_vae' tells no ratings and probabilities"),
+        ('objective={name="multinomial"}', "pairs that make sense"),
+    ):
+        faulty = command("pipeline", "--config", "configs/demo.toml", *places, "--set", setting)
+        assert faulty.returncode in {1, 2}
+        assert message in faulty.stderr
+        assert "Traceback" not in faulty.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_last_line_of_a_job_is_its_result_as_json(trained):
     _, file = trained
     places = [f'run="{file.run}"', f'data.prepared="{file.data.prepared}"', *SMALL]

@@ -94,6 +94,17 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(prepared, whole_run, tmp
     assert len(losses(tmp_path)) == 3
 
 
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(prepared, whole_run, tmp_path):
+    launch(config_of(tmp_path, prepared, num_epochs=2))
+    (latest,) = (tmp_path / "train").glob("epoch-0002-*")
+    part = next((latest / "engine").glob("*optim_states.pt"))
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    launch(config_of(tmp_path, prepared, num_epochs=3))
+    assert losses(tmp_path) == losses(whole_run[0])
+
+
 def train_workers():
     return [
         process
