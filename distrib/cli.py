@@ -64,12 +64,12 @@ def job(description: str, check: Check, run: Run, arguments: list[str] | None = 
 def parse(description: str, arguments: list[str] | None = None) -> RunFile:
     """Read ``--config FILE --set a.b=value ...`` into a run file.
 
-    Returns:
-        The checked run file.
-
     Args:
         description: For ``--help``.
         arguments: Instead of ``sys.argv``.
+
+    Returns:
+        The checked run file.
 
     Raises:
         ConfigError: The file or a setting is wrong; all faults at once.

@@ -81,7 +81,7 @@ def test_every_test_user_is_counted(trained, evaluated):
 def test_recommendations_of_the_job_equal_the_scorers(trained):
     _, file = trained
     result = score(file.run, file.data.prepared, file.score)
-    lists = pq.read_table([f"{result['output']}/{name}" for name in parts(result["output"])])
+    lists = pq.read_table(result["output"])
     scorer = Scorer.from_bundle(Folder(file.run) / "bundle")
     histories = pq.read_table(f"{file.data.prepared}/histories")
     vocabulary = load_vocabulary(Folder(file.data.prepared))
