@@ -66,11 +66,11 @@ class Folder:
     def exists(self, name: str = "") -> bool:
         """Tell whether a file or folder is there.
 
-        Returns:
-            Whether it is there.
-
         Args:
             name: Inside the folder; the folder itself when empty.
+
+        Returns:
+            Whether it is there.
 
         Raises:
             DataError: The store does not answer or refuses.
@@ -112,11 +112,11 @@ class Folder:
     def open(self, name: str = "") -> Iterator[BinaryIO]:
         """Open a file for reading.
 
-        Yields:
-            The open file.
-
         Args:
             name: Inside the folder.
+
+        Yields:
+            The open file.
 
         Raises:
             DataError: It is not there, or the store refuses.
@@ -132,11 +132,11 @@ class Folder:
     def read_json(self, name: str) -> Any:
         """Return the content of a JSON file.
 
-        Returns:
-            The content.
-
         Args:
             name: Inside the folder.
+
+        Returns:
+            The content.
 
         Raises:
             DataError: It is absent or not JSON.

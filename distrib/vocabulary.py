@@ -60,11 +60,11 @@ class Vocabulary:
     def positions(self, ids: pa.Array) -> IntArray:
         """Return the position of each id, -1 where the vocabulary does not hold it.
 
-        Returns:
-            int64, one for each id.
-
         Args:
             ids: Original item ids.
+
+        Returns:
+            int64, one for each id.
 
         Raises:
             DataError: The ids are of another kind (text against numbers) than the vocabulary's.

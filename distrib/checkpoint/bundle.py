@@ -63,11 +63,11 @@ def write_bundle(
 def load_bundle(folder: Folder) -> Bundle:
     """Read a bundle and build its model, ready for inference on the CPU.
 
-    Returns:
-        Model, vocabulary and facts.
-
     Args:
         folder: A bundle.
+
+    Returns:
+        Model, vocabulary and facts.
 
     Raises:
         CheckpointError: It is absent, incomplete, altered, of another format, or weights and

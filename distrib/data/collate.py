@@ -76,12 +76,12 @@ def rows_of(table: pa.Table, first_number: int = 0) -> Rows:
 def flat_list(table: pa.Table, name: str) -> tuple[IntArray, npt.NDArray[Any]]:
     """Return row pointers from 0 and the flat values of a list column.
 
-    Returns:
-        Pointers, int64, one more than rows; values in the type of the column.
-
     Args:
         table: Where the column is.
         name: Of the column.
+
+    Returns:
+        Pointers, int64, one more than rows; values in the type of the column.
 
     Raises:
         DataError: The column has null rows or null values.
@@ -146,11 +146,11 @@ def asked_rows(rows: Rows, role: Role) -> Rows:
 def merge(parts: list[Rows]) -> Rows:
     """Join rows end to end.
 
-    Returns:
-        All rows.
-
     Args:
         parts: In the order wanted.
+
+    Returns:
+        All rows.
 
     Raises:
         DataError: There is nothing to join.

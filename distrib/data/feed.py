@@ -37,11 +37,11 @@ class Resident(NamedTuple):
 def load_resident(prepared: Folder) -> Resident:
     """Read a prepared folder into the object store; the order of users is that of the shards.
 
-    Returns:
-        References that workers can read from.
-
     Args:
         prepared: A prepared folder.
+
+    Returns:
+        References that workers can read from.
 
     Raises:
         DataError: Nothing complete is prepared there.

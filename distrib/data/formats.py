@@ -155,11 +155,11 @@ class Layout(NamedTuple):
 def inspect(source: MovieLensSource | CsvSource | ParquetSource) -> Layout:
     """Look at the first line of a source and settle how to read it.
 
-    Returns:
-        How to read the files.
-
     Args:
         source: What the run file says.
+
+    Returns:
+        How to read the files.
 
     Raises:
         DataError: A file is absent or empty, a column is not there, or the layout is not known.

@@ -67,11 +67,11 @@ class DataConfig(Config):
 def preflight(config: DataConfig) -> Layout:
     """Check all that can be known without reading the whole log.
 
-    Returns:
-        How the log is read.
-
     Args:
         config: What is to be prepared.
+
+    Returns:
+        How the log is read.
 
     Raises:
         DataError: The log or one of its columns is absent, or the target folder is taken.
@@ -132,11 +132,11 @@ def prepare(config: DataConfig) -> dict[str, Any]:
 def load_manifest(folder: Folder) -> dict[str, Any]:
     """Read the manifest of a prepared folder.
 
-    Returns:
-        The manifest.
-
     Args:
         folder: A prepared folder.
+
+    Returns:
+        The manifest.
 
     Raises:
         DataError: There is none, so the folder is not (completely) prepared.

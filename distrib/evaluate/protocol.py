@@ -75,12 +75,12 @@ def selection_score(metrics: dict[str, float], names: tuple[str, ...]) -> float:
     The geometric mean, with errors inverted: a relative gain in one metric is worth the same
     relative gain in another, so one checkpoint can serve several tasks.
 
-    Returns:
-        The geometric mean.
-
     Args:
         metrics: Means by name.
         names: Those that count.
+
+    Returns:
+        The geometric mean.
 
     Raises:
         ConfigError: A metric was not measured, e.g. RMSE of a model that tells no ratings.

@@ -41,12 +41,12 @@ class Portrait(NamedTuple):
 def preflight(run: str, prepared: str) -> dict[str, Any]:
     """Check that there is a model and a matching test set.
 
-    Returns:
-        The manifest of the prepared data.
-
     Args:
         run: Run folder.
         prepared: Prepared data.
+
+    Returns:
+        The manifest of the prepared data.
 
     Raises:
         DataError: The data are not prepared, or hold no test target.

@@ -43,13 +43,13 @@ class Work(NamedTuple):
 def preflight(run: str, prepared: str, config: ScoreConfig) -> Work:
     """Check model, histories and policy against each other.
 
-    Returns:
-        What is to be done.
-
     Args:
         run: Run folder.
         prepared: The run's prepared data.
         config: The policy.
+
+    Returns:
+        What is to be done.
 
     Raises:
         CheckpointError: There is no complete bundle in the run folder.
