@@ -17,6 +17,9 @@ from distrib.models.base import Model
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
+BUNDLE = "bundle"
+"""Folder of the bundle, inside a run and inside a checkpoint."""
+
 FORMAT = 1
 _WEIGHTS, _MODEL, _VOCABULARY = "model.safetensors", "model.json", "items.parquet"
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(ModelConfig)

@@ -110,8 +110,7 @@ def select(rows: Rows, keep_N: npt.NDArray[np.bool_], keep_B: npt.NDArray[np.boo
     """Return some users, with some of their interactions."""
     lengths = np.diff(rows.pointer_P)
     keep_N = keep_N & np.repeat(keep_B, lengths)
-    before = np.concatenate([[0], keep_N.cumsum()])
-    kept_length_B = np.diff(before[rows.pointer_P])[keep_B]
+    kept_length_B = _counts(rows, keep_N)[keep_B]
     pointer = np.concatenate([[0], kept_length_B.cumsum()]).astype(np.int64)
     return Rows(
         rows.number_B[keep_B],
@@ -128,9 +127,7 @@ def training_rows(rows: Rows, subset_B: npt.NDArray[np.int8]) -> Rows:
     Nothing held out is in the result, so no later step can leak it.
     """
     is_input_N = rows.role_N == Role.INPUT
-    before = np.concatenate([[0], is_input_N.cumsum()])
-    has_input_B = np.diff(before[rows.pointer_P]) > 0
-    return select(rows, is_input_N, has_input_B & (subset_B == Subset.TRAIN))
+    return select(rows, is_input_N, (_counts(rows, is_input_N) > 0) & (subset_B == Subset.TRAIN))
 
 
 def asked_rows(rows: Rows, role: Role) -> Rows:
@@ -138,9 +135,13 @@ def asked_rows(rows: Rows, role: Role) -> Rows:
 
     For validation the test targets are left out altogether.
     """
-    before = np.concatenate([[0], (rows.role_N == role).cumsum()])
-    asked_B = np.diff(before[rows.pointer_P]) > 0
-    return select(rows, rows.role_N <= role, asked_B)
+    return select(rows, rows.role_N <= role, _counts(rows, rows.role_N == role) > 0)
+
+
+def _counts(rows: Rows, chosen_N: npt.NDArray[np.bool_]) -> IntArray:
+    """Count the chosen interactions of each user, ``[B]``."""
+    before = np.concatenate([[0], chosen_N.cumsum()])
+    return np.diff(before[rows.pointer_P])
 
 
 def merge(parts: list[Rows]) -> Rows:

@@ -8,7 +8,8 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from distrib.checkpoint.bundle import load_bundle
+from distrib.checkpoint.bundle import BUNDLE, load_bundle
+from distrib.checkpoint.manifest import MANIFEST
 from distrib.data.collate import Rows, asked_rows, example, gather, rows_of
 from distrib.data.formats import SyntheticLog
 from distrib.data.histories import read_shard
@@ -25,7 +26,6 @@ from distrib.score.bulk import actor_pool
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
 
-BUNDLE = "bundle"
 RESULT = "evaluation.json"
 _TRUTH_USERS, _TRUTH_ITEMS = 512, 4096
 _PORTRAIT_USERS = 256
@@ -59,8 +59,8 @@ def preflight(run: str, prepared: str) -> dict[str, Any]:
             f"{manifest['recipe']['split']['name']!r}"
         )
     bundle = Folder(run) / BUNDLE
-    if bundle.exists("manifest.json"):
-        trained_on = bundle.read_json("manifest.json").get("data")
+    if bundle.exists(MANIFEST):
+        trained_on = bundle.read_json(MANIFEST).get("data")
         if trained_on != manifest["hash"]:
             raise ConfigError(
                 f"{run} was trained on data {trained_on}, but {prepared} holds "
@@ -207,15 +207,13 @@ def _truth(bundle: str, prepared: str, manifest: dict[str, Any]) -> dict[str, An
     for name, scorer in scorers.items():
         state = scorer.model.encode(asked.source)
         output = scorer.model.decode(state, slice(0, None, step)).float()
-        if scorer.model.opinion(output) is None:
-            met_BI = output.softmax(-1).double().numpy()
-            result[name] = {"interactions": _shape_distance(true_BIC[..., 1:].sum(-1), met_BI)}
-            continue
-        model_BIC = output.softmax(-1).double().numpy()
-        result[name] = {
-            "interactions": _shape_distance(true_BIC[..., 1:].sum(-1), model_BIC[..., 1:].sum(-1)),
-            "outcomes_per_cell": float(total_variation(true_BIC, model_BIC).mean()),
-        }
+        share_of = output.softmax(-1).double().numpy()  # of items, or of outcomes in each cell
+        tells_outcomes = scorer.model.opinion(output) is not None
+        met_BI = share_of[..., 1:].sum(-1) if tells_outcomes else share_of
+        result[name] = {"interactions": _shape_distance(true_BIC[..., 1:].sum(-1), met_BI)}
+        if tells_outcomes:
+            cells = total_variation(true_BIC, share_of)
+            result[name]["outcomes_per_cell"] = float(cells.mean())
     return result
 
 

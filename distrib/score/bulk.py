@@ -11,7 +11,7 @@ import ray
 import ray.data
 
 from distrib import __version__
-from distrib.checkpoint.bundle import load_bundle
+from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.checkpoint.manifest import MANIFEST as BUNDLE_MANIFEST
 from distrib.data.histories import read_shard
 from distrib.data.prepare import MANIFEST, VOCABULARY, load_manifest
@@ -55,7 +55,7 @@ def preflight(run: str, prepared: str, config: ScoreConfig) -> Work:
         CheckpointError: There is no complete bundle in the run folder.
         DataError: The histories are absent or lack a column, or the model has no second list.
     """
-    bundle = Folder(run) / "bundle"
+    bundle = Folder(run) / BUNDLE
     if not bundle.exists(BUNDLE_MANIFEST):
         raise CheckpointError(
             f"{bundle}: no bundle, so nothing to score with; run jobs/train.py first"

@@ -9,14 +9,14 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from distrib.checkpoint.bundle import copy_bundle
+from distrib.checkpoint.bundle import BUNDLE, copy_bundle
 from distrib.data.feed import Resident, load_resident
 from distrib.data.prepare import load_manifest, load_vocabulary
 from distrib.errors import CheckpointError, ConfigError, DataError, DivergedError
 from distrib.events import emit, is_terminal
 from distrib.storage import Folder
 from distrib.train.config import TrainConfig
-from distrib.train.worker import BUNDLE, Inputs, train_worker
+from distrib.train.worker import Inputs, train_worker
 from distrib.vocabulary import Vocabulary
 
 RUN = "run.json"

@@ -17,7 +17,7 @@ from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMod
 from torch import Tensor
 
 from distrib.checkpoint import store
-from distrib.checkpoint.bundle import restored, write_bundle
+from distrib.checkpoint.bundle import BUNDLE, restored, write_bundle
 from distrib.data.collate import Rows, example
 from distrib.data.feed import Feed, Resident
 from distrib.data.schema import Role
@@ -35,7 +35,6 @@ from distrib.train.step import TrainStep
 from distrib.vocabulary import Vocabulary
 
 STATE = "state.json"
-BUNDLE = "bundle"
 
 
 class Inputs(NamedTuple):
