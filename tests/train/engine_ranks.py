@@ -41,6 +41,13 @@ def make_step(case: str) -> TrainStep:
     return TrainStep(built, objective.build(small.catalogue.levels), block_items=17)
 
 
+def fresh_engine(case: str, config: EngineConfig) -> DeepSpeedEngine:
+    device = torch.device("cpu")
+    return DeepSpeedEngine(
+        make_step(case), OPTIMIZER, config, batch_users=BATCH_USERS, device=device
+    )
+
+
 def losses(engine: object, rank: int, world_size: int, first: int = 0) -> list[list[float]]:
     """Mean losses of some steps; the last batch has fewer users than there are ranks."""
     small, found = Small(), []
@@ -69,26 +76,14 @@ def main(rank: int, world_size: int, address: str, folder: str) -> None:
     for case in CASES:
         for precision, stage in PRECISIONS:
             config = EngineConfig(precision=precision, zero_stage=stage)
-            engine = DeepSpeedEngine(
-                make_step(case),
-                OPTIMIZER,
-                config,
-                batch_users=BATCH_USERS,
-                device=torch.device("cpu"),
-            )
+            engine = fresh_engine(case, config)
             key = f"{case}/{precision}/{stage}"
             result[key] = losses(engine, rank, world_size)
             place = f"{folder}/{case}-{precision}-{stage}"
             engine.save(place)
             weights = engine.weights()
             torch.distributed.barrier()
-            again = DeepSpeedEngine(
-                make_step(case),
-                OPTIMIZER,
-                config,
-                batch_users=BATCH_USERS,
-                device=torch.device("cpu"),
-            )
+            again = fresh_engine(case, config)
             again.load(place)
             result[key + "/restored"] = all(
                 torch.equal(weights[name], value) for name, value in again.weights().items()
