@@ -3,7 +3,7 @@
 from pydantic import Field, model_validator
 
 from distrib.config import Config
-from distrib.data.prepare import DataConfig
+from distrib.data.config import DataConfig
 from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import ModelConfig
 from distrib.objectives import MultinomialConfig, ObjectiveConfig, RatingClassesConfig

@@ -3,6 +3,7 @@
 import io
 import json
 import posixpath
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from distrib.errors import DataError
 
+_CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 
 
@@ -28,6 +30,11 @@ class Folder:
     """
 
     def __init__(self, url: str) -> None:
+        if _CREDENTIALS.search(url):
+            raise DataError(
+                f"{_CREDENTIALS.sub('://***@', url)}: a URL must not hold credentials; leave them "
+                "to the environment or to the store's own chain"
+            )
         if "://" not in url and "::" not in url:
             url = str(Path(url).absolute())
         self.url = url.rstrip("/") or url
@@ -155,11 +162,24 @@ class Folder:
             if self._has_folders:
                 self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
             if self.is_local:
-                part = f"{target}.{uuid.uuid4().hex[:8]}.part"
-                Path(part).write_bytes(content)
-                Path(part).replace(target)
+                part = Path(f"{target}.{uuid.uuid4().hex[:8]}.part")
+                try:
+                    part.write_bytes(content)
+                    part.replace(target)
+                finally:  # a full disk, say
+                    part.unlink(missing_ok=True)
             else:
                 self._fs.pipe_file(target, content)
+
+    def require_writable(self) -> None:
+        """Write and remove a small file, so that a refusal comes before the work, not after.
+
+        Raises:
+            DataError: The store refuses, or the disk is full.
+        """
+        name = f"_probe-{uuid.uuid4().hex[:8]}"
+        self.write(name, b"distrib\n")
+        self.remove(name)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file whole, keys sorted, so that equal content gives equal bytes."""

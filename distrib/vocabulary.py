@@ -1,7 +1,9 @@
 """Items: original id <-> position, and what training knows of each from counting."""
 
 import hashlib
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,28 @@ import pyarrow.compute as pc
 from distrib.errors import DataError
 
 IntArray = npt.NDArray[np.int64]
+
+_LEVEL_TOLERANCE = 1e-4
+
+
+def nearest_level(values: npt.NDArray[Any], levels: Sequence[float]) -> IntArray:
+    """Return the position of the nearest rating level; a value half-way goes down, NaN to the top.
+
+    Args:
+        values: Ratings.
+        levels: Ascending.
+
+    Returns:
+        int64, one for each rating.
+    """
+    middles = [(low + high) / 2 for low, high in pairwise(levels)]
+    return np.searchsorted(np.asarray(middles), values.astype(np.float64), side="left")
+
+
+def on_scale(values: npt.NDArray[Any], levels: Sequence[float]) -> npt.NDArray[np.bool_]:
+    """Tell which ratings are one of the levels; NaN is none."""
+    nearest = np.asarray(levels)[nearest_level(values, levels)]
+    return np.asarray(np.abs(values - nearest) < _LEVEL_TOLERANCE)
 
 
 class Catalogue(NamedTuple):

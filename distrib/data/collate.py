@@ -1,6 +1,6 @@
 """Arrow rows of histories to batches, without a Python loop over users."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 
 from distrib.batch import Batch
+from distrib.data.columns import flat_list
 from distrib.data.schema import Role, Subset
 from distrib.errors import DataError
 
@@ -49,12 +50,13 @@ class Example(NamedTuple):
     """What must not be recommended: everything known of the user that is not asked."""
 
 
-def rows_of(table: pa.Table, first_number: int = 0) -> Rows:
+def rows_of(table: pa.Table, first_number: int = 0, step: int = 1) -> Rows:
     """Flatten a histories table.
 
     Args:
         table: Columns of `schema.histories`; ``items``, ``ratings`` and ``roles`` are read.
         first_number: Number of the first user.
+        step: To the number of the next; see `prepared.user_number`.
 
     Returns:
         The same, flat.
@@ -69,41 +71,8 @@ def rows_of(table: pa.Table, first_number: int = 0) -> Rows:
         raise DataError(
             "histories: items, ratings and roles differ in length; prepare the data anew"
         )
-    number_B = np.arange(first_number, first_number + len(table), dtype=np.int64)
+    number_B = first_number + step * np.arange(len(table), dtype=np.int64)
     return Rows(number_B, pointer_P, item_N, value_N, role_N)
-
-
-def flat_list(table: pa.Table, name: str) -> tuple[IntArray, npt.NDArray[Any]]:
-    """Return row pointers from 0 and the flat values of a list column.
-
-    Args:
-        table: Where the column is.
-        name: Of the column.
-
-    Returns:
-        Pointers, int64, one more than rows; values in the type of the column.
-
-    Raises:
-        DataError: The column has null rows or null values.
-    """
-    column = table[name]
-    if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
-        raise DataError(
-            f"column {name!r} is {column.type}, not a list; give one list for each user"
-        )
-    if column.null_count:
-        raise DataError(
-            f"column {name!r} has {column.null_count} null list(s); write empty lists instead"
-        )
-    lengths, values = [], []
-    for chunk in column.chunks:
-        lengths.append(np.diff(chunk.offsets.to_numpy()))
-        flat = chunk.flatten()  # .values would ignore slices
-        if flat.null_count:
-            raise DataError(f"column {name!r} has {flat.null_count} null value(s); remove them")
-        values.append(flat.to_numpy(zero_copy_only=False))
-    pointer = np.concatenate([[0], *lengths]).cumsum().astype(np.int64)
-    return pointer, np.concatenate(values) if values else np.zeros(0)
 
 
 def select(rows: Rows, keep_N: npt.NDArray[np.bool_], keep_B: npt.NDArray[np.bool_]) -> Rows:
@@ -122,12 +91,12 @@ def select(rows: Rows, keep_N: npt.NDArray[np.bool_], keep_B: npt.NDArray[np.boo
 
 
 def training_rows(rows: Rows, subset_B: npt.NDArray[np.int8]) -> Rows:
-    """Return what a model may be trained on: training users with at least one input interaction.
+    """Return what a model may be trained on: training users with at least one such interaction.
 
     Nothing held out is in the result, so no later step can leak it.
     """
-    is_input_N = rows.role_N == Role.INPUT
-    return select(rows, is_input_N, (_counts(rows, is_input_N) > 0) & (subset_B == Subset.TRAIN))
+    trains_N = rows.role_N <= Role.TRAIN_TARGET
+    return select(rows, trains_N, (_counts(rows, trains_N) > 0) & (subset_B == Subset.TRAIN))
 
 
 def asked_rows(rows: Rows, role: Role) -> Rows:
@@ -189,11 +158,25 @@ def gather(rows: Rows, wanted_B: IntArray) -> tuple[Batch, torch.Tensor]:
     return batch, torch.from_numpy(rows.role_N[place_N])
 
 
-def example(rows: Rows, wanted_B: IntArray, role: Role) -> Example:
-    """Collect some users of `asked_rows` for evaluation."""
+def example(
+    rows: Rows, wanted_B: IntArray, role: Role, *, is_chronological: bool = False
+) -> Example:
+    """Collect some users of `asked_rows` for evaluation.
+
+    Args:
+        rows: Histories.
+        wanted_B: Row of each user, in any order.
+        role: What is asked.
+        is_chronological: Whether all that came before what is asked may be read, validation
+            targets included; otherwise only what was trained on.
+
+    Returns:
+        The users.
+    """
     batch, role_N = gather(rows, wanted_B)
+    last_read = role - 1 if is_chronological else Role.TRAIN_TARGET
     return Example(
-        source=batch.keep(role_N == Role.INPUT),
+        source=batch.keep(role_N <= last_read),
         target=batch.keep(role_N == role),
         seen=batch.keep(role_N < role),
     )

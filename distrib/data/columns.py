@@ -1,10 +1,13 @@
-"""Arrow columns as single arrays, whatever pieces they come in."""
+"""Arrow columns as single arrays, whatever pieces they come in; knows nothing of torch."""
 
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from distrib.errors import DataError
 
 
 def whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -27,3 +30,36 @@ def equals_next(column: pa.ChunkedArray) -> Any:
     """Tell for all rows but the last whether the next one is the same; nulls are not."""
     joined = whole(column)
     return to_numpy(pc.equal(joined[:-1], joined[1:]).fill_null(False))
+
+
+def flat_list(table: pa.Table, name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+    """Return row pointers from 0 and the flat values of a list column.
+
+    Args:
+        table: Where the column is.
+        name: Of the column.
+
+    Returns:
+        Pointers, int64, one more than rows; values in the type of the column.
+
+    Raises:
+        DataError: The column has null rows or null values.
+    """
+    column = table[name]
+    if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
+        raise DataError(
+            f"column {name!r} is {column.type}, not a list; give one list for each user"
+        )
+    if column.null_count:
+        raise DataError(
+            f"column {name!r} has {column.null_count} null list(s); write empty lists instead"
+        )
+    lengths, values = [], []
+    for chunk in column.chunks:
+        lengths.append(np.diff(chunk.offsets.to_numpy()))
+        flat = chunk.flatten()  # .values would ignore slices
+        if flat.null_count:
+            raise DataError(f"column {name!r} has {flat.null_count} null value(s); remove them")
+        values.append(flat.to_numpy(zero_copy_only=False))
+    pointer = np.concatenate([[0], *lengths]).cumsum().astype(np.int64)
+    return pointer, np.concatenate(values) if values else np.zeros(0)

@@ -10,8 +10,7 @@ import ray.data
 
 from distrib.batch import Batch
 from distrib.data.collate import IntArray, Rows, asked_rows, gather, merge, rows_of, training_rows
-from distrib.data.histories import read_shard
-from distrib.data.prepare import load_manifest
+from distrib.data.prepared import load_manifest, read_part, user_number
 from distrib.data.schema import Role
 from distrib.storage import Folder
 
@@ -46,18 +45,18 @@ def load_resident(prepared: Folder) -> Resident:
     Raises:
         DataError: Nothing complete is prepared there.
     """
-    shards = load_manifest(prepared)["shards"]
-    first, pieces = 0, []
-    for order, shard in enumerate(shards):
-        place = {"order": order, "first": first}
-        pieces.append({**place, "name": shard["name"], "sha256": shard["sha256"]})
-        first += shard["users"]
+    manifest = load_manifest(prepared)
+    pieces = [
+        {"order": order, **{key: shard[key] for key in ("shard", "name", "sha256")}}
+        for order, shard in enumerate(manifest["shards"])
+    ]
+    num_shards = manifest["recipe"]["num_shards"]
     url = str(prepared)
 
     def read(piece: pa.Table) -> pa.Table:
         entry = piece.to_pylist()[0]
-        table = read_shard(Folder(url), entry)
-        rows = rows_of(table, entry["first"])
+        table = read_part(Folder(url), entry, ["subset", "items", "ratings", "roles"])
+        rows = rows_of(table, *user_number(entry["shard"], num_shards))
         subset_B = table["subset"].to_numpy()
         parts = (training_rows(rows, subset_B), asked_rows(rows, Role.VALID_TARGET))
         return pa.table(

@@ -1,361 +1,285 @@
-"""Raw layouts of rating logs: files in, checked interactions out, every row accounted for."""
+"""Files of a log in, checked interactions and quarantined rows out, in bounded pieces."""
 
-import gzip
-import zlib
-from collections.abc import Iterator
-from typing import Annotated, BinaryIO, Literal, NamedTuple
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
+import pyarrow.json as pajson
 import pyarrow.parquet as pq
-from pydantic import AfterValidator, Field, model_validator
 
-from distrib.config import Config
-from distrib.data.columns import whole
-from distrib.data.schema import Status, interactions
-from distrib.data.synthetic import SyntheticSource
+from distrib.data.checks import checked
+from distrib.data.cleaning import Scale
+from distrib.data.columns import to_numpy, whole
+from distrib.data.layout import Layout
+from distrib.data.schema import QUARANTINE, Origin, Status, interactions
+from distrib.data.text import LogFile, chunks, first_lines, line_bounds, ranges
 from distrib.errors import DataError
 from distrib.storage import Folder
 
-_CHUNK_BYTES = 32 << 20
-_UNIT_SEPARATOR = b"\x1f"
-_NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
-_INTEGER = r"^\s*[-+]?\d{1,18}\s*$"
-_LEVEL_TOLERANCE = 1e-4
-_LATEST_S = 1e15  # far beyond any time, and exact in a float64
-_WHOLE_STARS = (1.0, 2.0, 3.0, 4.0, 5.0)
-_HALF_STARS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
-_MOVIELENS_HEADER = ("userId", "movieId", "rating", "timestamp")
+_UNIT_SEPARATOR = "\x1f"
+_LONGEST_TEXT = 1000
+_ROWS_AT_ONCE = 1 << 20
+_PIECE_BITS = 36  # a row's place in the log: piece, then row within it
 
-IdKind = Literal["int", "string"]
+IntArray = npt.NDArray[np.int64]
+Places = Callable[[IntArray], tuple[IntArray, pa.Array]]
+"""Tells for some rows on which line they stand, from 0, and what it says."""
 
 
-def _ascending(levels: tuple[float, ...]) -> tuple[float, ...]:
-    if not levels or list(levels) != sorted(set(levels)):
-        raise ValueError("levels must be one or more different numbers in ascending order")
-    return levels
+class Piece(NamedTuple):
+    """A part of a log that is read on its own."""
 
+    number: int
+    file: LogFile
+    start: int = 0
+    """First byte of a text, first row group of a Parquet file, chunk of a drawn log."""
 
-Levels = Annotated[tuple[float, ...], AfterValidator(_ascending)]
-
-
-class Columns(Config):
-    """Which columns of a log hold what."""
-
-    user: str
-    """Column of the user id."""
-
-    item: str
-    """Column of the item id."""
-
-    rating: str | None = None
-    """Column of the rating; without it every interaction counts as 1."""
-
-    time: str | None = None
-    """Column of the time in seconds since 1970; a row without one counts as oldest, and without the
-    column interactions are ordered by item id."""
-
-    @model_validator(mode="after")
-    def _one_column_one_meaning(self) -> "Columns":
-        if len(set(self.names())) != len(self.names()):
-            raise ValueError(f"one column has two meanings: {self.names()}; map each but once")
-        return self
-
-    def names(self) -> list[str]:
-        """Return the columns that are read."""
-        return [name for name in (self.user, self.item, self.rating, self.time) if name is not None]
-
-
-class MovieLensSource(Config):
-    """A MovieLens rating file: ``u.data``, ``ratings.dat`` or ``ratings.csv``, plain or gzip."""
-
-    format: Literal["movielens"] = "movielens"
-
-    path: str
-    """Path or URL of the file; the layout is told from its first line."""
-
-    levels: Levels | None = None
-    """Rating levels, ascending; whole stars for the two older layouts, half stars for CSV."""
-
-
-class _MappedSource(Config):
-    path: str
-    """Path or URL of a file, or of a folder whose files are all read."""
-
-    columns: Columns
-    """Which columns hold what."""
-
-    levels: Levels | None = None
-    """Declared rating levels, ascending; needed with a rating column, absent without one."""
-
-    @model_validator(mode="after")
-    def _levels_belong_to_ratings(self) -> "_MappedSource":
-        if (self.levels is None) != (self.columns.rating is None):
-            raise ValueError(
-                "give columns.rating and levels together, or neither for a log without ratings"
-            )
-        return self
-
-
-class CsvSource(_MappedSource):
-    """Delimited text with any columns, plain or gzip."""
-
-    format: Literal["csv"] = "csv"
-
-    separator: Annotated[str, Field(min_length=1)] = ","
-    """One or more characters between fields."""
-
-    header: tuple[str, ...] | None = None
-    """Column names of a file that has no header line."""
-
-    ids: IdKind = "string"
-    """Kind of the user and item ids."""
-
-
-class ParquetSource(_MappedSource):
-    """Parquet with any columns; integer ids stay integers, all else becomes text."""
-
-    format: Literal["parquet"] = "parquet"
-
-
-class SyntheticLog(SyntheticSource):
-    """A log drawn from a known process."""
-
-
-Source = Annotated[
-    MovieLensSource | CsvSource | ParquetSource | SyntheticLog, Field(discriminator="format")
-]
-
-
-class Layout(NamedTuple):
-    """How to read the files of a source, found out before any task starts."""
-
-    files: tuple[str, ...]
-    kind: Literal["text", "parquet"]
-    columns: Columns
-    levels: tuple[float, ...]
-    id_kind: IdKind
-    separator: str = ","
-    header: tuple[str, ...] | None = None
-    is_quoted: bool = True
+    stop: int | None = None
+    first_row: int = 0
+    """Rows of the file before this piece, in Parquet."""
 
     @property
-    def id_type(self) -> pa.DataType:
-        """Arrow type of the ids."""
-        return pa.int64() if self.id_kind == "int" else pa.string()
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Schema of what `read` yields."""
-        return interactions(self.id_type)
+    def has_line_numbers(self) -> bool:
+        """Whether lines are counted from the start of the file."""
+        return self.start == 0 or self.first_row > 0
 
 
-def inspect(source: MovieLensSource | CsvSource | ParquetSource) -> Layout:
-    """Look at the first line of a source and settle how to read it.
+class Reading(NamedTuple):
+    """What was read at once."""
 
-    Args:
-        source: What the run file says.
+    interactions: pa.Table
+    """`schema.interactions`; what is rejected is there as counts."""
 
-    Returns:
-        How to read the files.
-
-    Raises:
-        DataError: A file is absent or empty, a column is not there, or the layout is not known.
-    """
-    if isinstance(source, MovieLensSource):
-        return _inspect_movielens(source)
-    files = _files(source.path)
-    levels = source.levels or (1.0,)
-    if isinstance(source, CsvSource):
-        header = source.header or tuple(_first_line(files[0]).split(source.separator))
-        _require_columns(source.columns, [name.strip('"') for name in header], files[0])
-        return Layout(
-            files, "text", source.columns, levels, source.ids, source.separator, source.header
-        )
-    try:
-        with Folder(files[0]).open() as file:
-            schema = pq.read_schema(file)
-    except pa.ArrowException as error:
-        raise DataError(f"{files[0]}: is no Parquet file ({error}); check data.source") from error
-    _require_columns(source.columns, schema.names, files[0])
-    are_integers = all(
-        pa.types.is_integer(schema.field(name).type)
-        for name in (source.columns.user, source.columns.item)
-    )
-    return Layout(files, "parquet", source.columns, levels, "int" if are_integers else "string")
+    quarantine: pa.Table
+    """`schema.QUARANTINE`; lines count from the start of the piece where it starts in a range."""
 
 
-def read(file: str, layout: Layout) -> Iterator[pa.Table]:
-    """Yield the rows of one file, checked, in bounded pieces.
+class _Raw(NamedTuple):
+    table: pa.Table
+    places: Places
+    malformed_M: IntArray
+    """Lines that are no rows at all, from 0."""
+
+    bounds: Callable[[IntArray], pa.Array]
+    """Text of lines."""
+
+
+def pieces(layout: Layout) -> list[Piece]:
+    """Cut a log into parts to be read in parallel; the cut depends on nothing but the log.
 
     Args:
-        file: One of the layout's files.
         layout: What `inspect` found.
 
-    Yields:
-        Tables of `schema.interactions`; column ``shard`` is 0 still, and the values of a row that
-        is not kept are null.
+    Returns:
+        At least one piece.
+
+    Raises:
+        DataError: A file cannot be read.
     """
-    try:
-        yield from _pieces(file, layout)
-    except (pa.ArrowException, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file}: cannot be read as {layout.kind} with columns {layout.columns.names()}: "
-            f"{error}; convert or leave out the file"
-        ) from error
+    found: list[Piece] = []
+    for file in layout.files:
+        if layout.kind == "parquet":
+            parts = _row_group_parts(file)
+        elif layout.kind in {"text", "jsonl"}:
+            parts = [(start, stop, 0) for start, stop in ranges(file)]
+        else:
+            parts = [(0, None, 0)]
+        found += [Piece(len(found) + n, file, *part) for n, part in enumerate(parts)]
+    return found
 
 
-def _pieces(file: str, layout: Layout) -> Iterator[pa.Table]:
-    if layout.kind == "parquet":
-        with Folder(file).open() as stream:
-            for piece in pq.ParquetFile(stream).iter_batches(columns=layout.columns.names()):
-                yield checked(pa.Table.from_batches([piece]), layout)
-        return
-    header = layout.header
-    yield layout.schema.empty_table()  # so that a file of a header alone has columns too
-    for text in _text_chunks(file):
-        if header is None:
-            header = _header_of(text, layout)
-            _require_columns(layout.columns, list(header), file)
-            text = text[text.find(b"\n") + 1 :] if b"\n" in text else b""
-        if text.strip():
-            table, num_malformed = _parse(text, layout, header)
-            yield checked(table, layout)
-            if num_malformed:
-                yield _rejected(num_malformed, layout)
-
-
-def checked(table: pa.Table, layout: Layout) -> pa.Table:
-    """Turn raw columns (text or typed) into interactions with a status.
+def read(piece: Piece, layout: Layout, scale: Scale) -> Iterator[Reading]:
+    """Yield the rows of a piece, checked.
 
     Args:
-        table: The columns that the layout names.
-        layout: How to read them.
+        piece: One of `pieces`.
+        layout: What `inspect` found.
+        scale: What ratings are possible.
 
-    Returns:
-        One row of `schema.interactions` for each row given.
+    Yields:
+        At least one reading; no row twice, none left out.
+
+    Raises:
+        DataError: The file is damaged or not laid out as said.
     """
-    columns, num_rows = layout.columns, len(table)
-    status = np.zeros(num_rows, dtype=np.int8)
-
-    def reject(bad: np.ndarray, reason: Status) -> None:
-        status[bad & (status == Status.KEPT)] = reason
-
-    user, item = (_ids(table[name], layout.id_kind) for name in (columns.user, columns.item))
-    reject(_null(user) | _null(item), Status.MISSING_ID)
-    if columns.rating is None:
-        rating = pa.array(np.ones(num_rows, dtype=np.float32))
-    else:
-        rating = _numbers(table[columns.rating], _NUMBER, pa.float32())
-        reject(_null(rating), Status.RATING_NOT_A_NUMBER)
-        values = rating.fill_null(np.nan).to_numpy(zero_copy_only=False)
-        reject(~on_scale(values, layout.levels), Status.RATING_OUTSIDE_SCALE)
-    if columns.time is None:
-        time = pa.array(np.zeros(num_rows, dtype=np.int64))
-    else:
-        time = _times(table[columns.time])
-        reject(_null(time) & ~_null(whole(table[columns.time])), Status.TIME_NOT_A_NUMBER)
-        time = time.fill_null(0)  # a row without a time is as good as the others, and the oldest
-    parts = [user, item, rating, time, pa.array(status), pa.array(np.zeros(num_rows, np.int32))]
-    return pa.table(parts, schema=layout.schema)
-
-
-def _inspect_movielens(source: MovieLensSource) -> Layout:
-    files = _files(source.path)
-    first = _first_line(files[0])
-    columns = Columns(
-        **dict(zip(("user", "item", "rating", "time"), _MOVIELENS_HEADER, strict=True))
-    )
-    if tuple(first.split(",")) == _MOVIELENS_HEADER:
-        return Layout(files, "text", columns, source.levels or _HALF_STARS, "int")
-    for separator in ("::", "\t"):
-        if len(first.split(separator)) == len(_MOVIELENS_HEADER):
-            levels = source.levels or _WHOLE_STARS
-            return Layout(
-                files, "text", columns, levels, "int", separator, _MOVIELENS_HEADER, False
-            )
-    raise DataError(
-        f"{files[0]}: first line {first[:80]!r} is none of the MovieLens layouts (u.data, "
-        'ratings.dat, ratings.csv); use format = "csv" with a column mapping'
-    )
-
-
-def _files(url: str) -> tuple[str, ...]:
-    folder = Folder(url)
-    if not folder.exists():
-        raise DataError(f"{url}: no such file, folder or bucket; check data.source.path")
-    files: tuple[str, ...] = (str(folder),)
-    if folder.is_folder():  # marks of other writers, like _SUCCESS, are no data
-        files = tuple(str(folder / name) for name in folder.files() if name[0] not in "._")
-    if sum(Folder(file).size() for file in files) == 0:
-        raise DataError(f"{url}: the log is empty (0 bytes); nothing to prepare")
-    return files
-
-
-def _first_line(file: str) -> str:
-    with Folder(file).open() as stream:
-        line = _plain(stream, file).readline().decode("utf-8-sig", errors="replace").rstrip("\r\n")
-    if not line:
-        raise DataError(f"{file}: the log is empty (its first line is); nothing to prepare")
-    return line
-
-
-def _require_columns(columns: Columns, present: list[str], file: str) -> None:
-    absent = [name for name in columns.names() if name not in present]
-    if absent:
+    num_rows = 0
+    try:
+        for raw in _raw_tables(piece, layout):
+            order_N = (piece.number << _PIECE_BITS) + num_rows + np.arange(len(raw.table))
+            yield _settled(raw, layout, scale, order_N, piece.file)
+            num_rows += len(raw.table)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
-            f"{file}: no column(s) {absent}; it has {present}; correct data.source.columns"
+            f"{piece.file.label}: cannot be read as {layout.kind} with columns "
+            f"{layout.columns.names()}: {error}; convert or leave out the file"
+        ) from error
+    if num_rows == 0:
+        yield Reading(interactions(layout.id_type).empty_table(), QUARANTINE.empty_table())
+
+
+def counts_as_rows(counts: dict[int, int], id_type: pa.DataType) -> pa.Table:
+    """Return rows of `schema.interactions` that stand for rejected ones, by status."""
+    schema = interactions(id_type)
+    columns: dict[str, Any] = {field.name: pa.nulls(len(counts), field.type) for field in schema}
+    columns["time"] = pa.array(list(counts.values()), pa.int64())
+    columns["status"] = pa.array(list(counts), pa.int8())
+    for name in ("origin", "shard"):
+        columns[name] = pa.array(np.zeros(len(counts)), schema.field(name).type)
+    return pa.table(columns, schema=schema)
+
+
+def _settled(raw: _Raw, layout: Layout, scale: Scale, order_N: IntArray, file: LogFile) -> Reading:
+    found = checked(raw.table, layout, scale, order_N, file.origin)
+    bad_N = np.flatnonzero(found.status_N)
+    if not len(bad_N) and not len(raw.malformed_M):
+        return Reading(found.kept, QUARANTINE.empty_table())
+    line_M, text_M = raw.places(bad_N)
+    lines = np.concatenate([line_M, raw.malformed_M])
+    texts = pa.concat_arrays([text_M, raw.bounds(raw.malformed_M)])
+    status = np.concatenate(
+        [found.status_N[bad_N], np.full(len(raw.malformed_M), Status.MALFORMED, np.int8)]
+    )
+    reasons = pa.array([each.reason for each in Status], pa.string())
+    columns = [
+        pa.array([file.label]).take(pa.array(np.zeros(len(lines), np.int64))),
+        pa.array(lines + 1),
+        reasons.take(pa.array(status)),
+        pc.utf8_slice_codeunits(texts, 0, _LONGEST_TEXT),
+    ]
+    quarantine = pa.table(columns, schema=QUARANTINE).sort_by("line")
+    values, numbers = np.unique(status, return_counts=True)
+    counts = dict(zip(values.tolist(), numbers.tolist(), strict=True))
+    table = pa.concat_tables([found.kept, counts_as_rows(counts, layout.id_type)])
+    return Reading(table, quarantine)
+
+
+def _raw_tables(piece: Piece, layout: Layout) -> Iterator[_Raw]:
+    if layout.kind == "parquet":
+        yield from _parquet_tables(piece, layout)
+        return
+    parse = {"text": _csv, "jsonl": _json_lines, "sessions": _sessions, "matrix": _matrix}
+    first_line = 0
+    for text in chunks(piece.file, piece.start, piece.stop):
+        if layout.has_header and piece.start == 0 and first_line == 0:
+            _require_same_header(piece.file, layout)
+            cut = text.find(b"\n") + 1
+            body, first_line = (text[cut:] if cut else b""), 1
+        else:
+            body = text
+        if body.strip():
+            raw = parse[layout.kind](body, layout)
+            yield _moved(raw, first_line, piece.file, layout)
+        first_line += body.count(b"\n")
+
+
+def _moved(raw: _Raw, by: int, file: LogFile, layout: Layout) -> _Raw:
+    """Count lines from the start of the file; they are the users of sessions and matrices."""
+
+    def places(rows: IntArray) -> tuple[IntArray, pa.Array]:
+        lines, texts = raw.places(rows)
+        return lines + by, texts
+
+    def bounds(lines: IntArray) -> pa.Array:
+        return raw.bounds(lines - by)
+
+    table = raw.table
+    if layout.kind in {"sessions", "matrix"}:
+        user = pc.add(table[layout.columns.user], by)
+        if sum(each.origin == Origin.LOG for each in layout.files) > 1:
+            name = file.name.rsplit("/", 1)[-1]
+            user = pc.binary_join_element_wise(name, user.cast(pa.string()), ":")
+        table = table.set_column(0, layout.columns.user, user)
+    return raw._replace(table=table, places=places, bounds=bounds, malformed_M=raw.malformed_M + by)
+
+
+def _require_same_header(file: LogFile, layout: Layout) -> None:
+    """Refuse a further file whose columns stand in another order."""
+    first = first_lines(file, 1)[0].split(layout.separator)
+    names = tuple(name.strip().strip('"').partition(":")[0] for name in first)
+    wanted = tuple(name.partition(":")[0] for name in layout.header or ())
+    if names != wanted:
+        raise DataError(
+            f"{file.label}: header {list(names)} differs from {list(wanted)}, that of the first "
+            "file; prepare such files apart, or make them alike"
         )
 
 
-def _plain(stream: BinaryIO, file: str) -> BinaryIO:
-    return gzip.GzipFile(fileobj=stream) if file.endswith(".gz") else stream  # type: ignore[return-value]
+def _lines(text: bytes) -> tuple[IntArray, Callable[[IntArray], pa.Array]]:
+    """Return which lines are not empty, and what gives the text of lines."""
+    starts, ends = line_bounds(text)
+
+    def taken(lines: IntArray) -> pa.Array:
+        if 2 * len(lines) > len(starts):
+            proper = text.decode("utf-8", "replace").replace("\r\n", "\n")
+            everyone = pc.list_flatten(pc.split_pattern(pa.array([proper]), "\n"))
+            return everyone.take(pa.array(lines))
+        cut = [text[starts[n] : ends[n]].decode("utf-8", "replace") for n in lines]
+        return pa.array(cut, pa.string())
+
+    return np.flatnonzero(ends > starts), taken
 
 
-def _text_chunks(file: str) -> Iterator[bytes]:
-    """Cut a text file into pieces that end at line ends."""
-    rest = b""
-    with Folder(file).open() as stream:
-        for block in _read_blocks(_plain(stream, file), file):
-            cut = block.rfind(b"\n") + 1
-            if cut:
-                yield rest + block[:cut]
-                rest = b""
-            rest += block[cut:]
-    if rest.strip():
-        yield rest
-
-
-def _read_blocks(stream: BinaryIO, file: str) -> Iterator[bytes]:
-    try:
-        while block := stream.read(_CHUNK_BYTES):
-            yield block
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise DataError(f"{file}: the gzip file is damaged ({error}); fetch it anew") from error
-
-
-def _header_of(text: bytes, layout: Layout) -> tuple[str, ...]:
-    first = text.partition(b"\n")[0].decode("utf-8-sig").rstrip("\r")
-    return tuple(name.strip('"') for name in first.split(layout.separator))
-
-
-def _parse(text: bytes, layout: Layout, header: tuple[str, ...]) -> tuple[pa.Table, int]:
-    """Parse a piece of text without header; return its rows, and the number that are none."""
-    separator = layout.separator
+def _csv(text: bytes, layout: Layout) -> _Raw:
+    clean, separator = text, layout.separator
     if len(separator) > 1:
-        text, separator = text.replace(separator.encode(), _UNIT_SEPARATOR), "\x1f"
-    num_malformed = 0
+        clean, separator = text.replace(separator.encode(), b"\x1f"), _UNIT_SEPARATOR
+    for types in _guesses(layout):
+        try:
+            table, numbers = _parsed(clean, layout, separator, types)
+            break
+        except pa.ArrowInvalid:
+            continue
+    else:
+        as_text = dict.fromkeys(layout.columns.names(), pa.string())
+        proper = clean.decode("utf-8", "replace").encode()
+        table, numbers = _parsed(proper, layout, separator, as_text)
+    malformed_M = np.asarray(numbers, dtype=np.int64) - 1
+    lines: list[Any] = []
 
-    def skip(_row: pacsv.InvalidRow) -> str:
-        nonlocal num_malformed
-        num_malformed += 1
+    def known() -> list[Any]:
+        if not lines:
+            lines.extend(_lines(text))
+        return lines
+
+    def places(rows: IntArray) -> tuple[IntArray, pa.Array]:
+        filled, taken = known()
+        found = np.delete(filled, malformed_M)[rows]
+        return found, taken(found)
+
+    malformed = known()[0][malformed_M] if len(malformed_M) else malformed_M
+    return _Raw(table, places, malformed, lambda wanted: known()[1](wanted))
+
+
+def _guesses(layout: Layout) -> list[dict[str, pa.DataType]]:
+    """Return the types to parse columns as, the likeliest first; text, the last, always works."""
+    columns = layout.columns
+    types = {columns.user: layout.id_type, columns.item: layout.id_type}
+    if columns.rating is not None:
+        types[columns.rating] = pa.float32()
+    if columns.time is None:
+        return [types]
+    kinds = [pa.string()] if layout.time_unit == "iso8601" else [pa.int64(), pa.float64()]
+    return [{**types, columns.time: kind} for kind in kinds]
+
+
+def _parsed(
+    text: bytes, layout: Layout, separator: str, types: dict[str, pa.DataType]
+) -> tuple[pa.Table, list[int]]:
+    """Parse text without header; return its rows, and the numbers from 1 of lines that are none."""
+    malformed: list[int] = []
+
+    def skip(row: pacsv.InvalidRow) -> str:
+        malformed.append(row.number)
         return "skip"
 
     table = pacsv.read_csv(
         pa.BufferReader(text),
-        read_options=pacsv.ReadOptions(column_names=header, use_threads=False),
+        read_options=pacsv.ReadOptions(column_names=layout.header, use_threads=False),
         parse_options=pacsv.ParseOptions(
             delimiter=separator,
             quote_char='"' if layout.is_quoted else False,
@@ -363,58 +287,127 @@ def _parse(text: bytes, layout: Layout, header: tuple[str, ...]) -> tuple[pa.Tab
         ),
         convert_options=pacsv.ConvertOptions(
             include_columns=layout.columns.names(),
-            column_types=dict.fromkeys(layout.columns.names(), pa.string()),
+            column_types=types,
             strings_can_be_null=True,
             null_values=[""],
         ),
     )
-    return table, num_malformed
+    return table, malformed
 
 
-def _rejected(num_rows: int, layout: Layout) -> pa.Table:
-    nothing = {field.name: pa.nulls(num_rows, field.type) for field in layout.schema}
-    nothing["status"] = pa.array(np.full(num_rows, Status.MALFORMED, np.int8))
-    nothing["shard"] = pa.array(np.zeros(num_rows, np.int32))
-    return pa.table(nothing, schema=layout.schema)
-
-
-def _ids(column: pa.ChunkedArray, kind: IdKind) -> pa.Array:
-    if kind == "int":
-        return _numbers(column, _INTEGER, pa.int64())
-    text = whole(column.cast(pa.string()))
-    return pc.if_else(pc.equal(text, ""), None, text)
-
-
-def _numbers(column: pa.ChunkedArray, pattern: str, kind: pa.DataType) -> pa.Array:
-    """Convert to numbers; what is none becomes null."""
-    array = whole(column)
-    if pa.types.is_large_string(array.type):
-        array = array.cast(pa.string())
-    if pa.types.is_floating(array.type):
-        array = pc.if_else(pc.is_finite(array), array, None)
-    if not pa.types.is_string(array.type):
-        return array.cast(kind, safe=pa.types.is_integer(kind))
+def _json_lines(text: bytes, layout: Layout) -> _Raw:
+    filled, taken = _lines(text)
+    names = layout.columns.names()
+    fields = [(n, pa.type_for_alias(t)) for n, t in zip(names, layout.json_types, strict=True)]
+    malformed = np.zeros(0, dtype=np.int64)
     try:
-        return array.cast(kind)
+        table = pajson.read_json(
+            pa.BufferReader(text),
+            read_options=pajson.ReadOptions(use_threads=False, block_size=len(text) + 1),
+            parse_options=pajson.ParseOptions(
+                explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore"
+            ),
+        )
+        is_plain = len(table) == len(filled)
     except pa.ArrowInvalid:
-        clean = pc.utf8_trim_whitespace(array)
-        return pc.if_else(pc.match_substring_regex(clean, pattern), clean, None).cast(kind)
+        is_plain = False
+    if not is_plain:
+        table, is_object_N = _json_one_by_one(taken(filled), names)
+        filled, malformed = filled[is_object_N], filled[~is_object_N]
+    return _Raw(table, lambda rows: (filled[rows], taken(filled[rows])), malformed, taken)
 
 
-def _times(column: pa.ChunkedArray) -> pa.Array:
-    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        return whole(column.cast(pa.timestamp("s"), safe=False).cast(pa.int64()))
-    number = _numbers(column, _NUMBER, pa.float64())
-    possible = pc.less(pc.abs(number), _LATEST_S)
-    return pc.if_else(possible, number, None).cast(pa.int64(), safe=False)
+def _json_one_by_one(lines: pa.Array, names: list[str]) -> tuple[pa.Table, npt.NDArray[np.bool_]]:
+    """Read lines of which some are damaged, or of mixed types; all values become text."""
+    objects: list[Any] = []
+    for line in lines.to_pylist():
+        try:
+            objects.append(json.loads(line))
+        except json.JSONDecodeError:
+            objects.append(None)
+    is_object_N = np.array([isinstance(found, dict) for found in objects], dtype=bool)
+    rows = [found for found in objects if isinstance(found, dict)]
+
+    def text(value: Any) -> str | None:
+        return None if value is None else value if isinstance(value, str) else json.dumps(value)
+
+    columns = {name: pa.array([text(row.get(name)) for row in rows], pa.string()) for name in names}
+    return pa.table(columns), is_object_N
 
 
-def on_scale(values: np.ndarray, levels: tuple[float, ...]) -> np.ndarray:
-    """Tell which ratings are one of the levels, bool; NaN is none."""
-    scale = np.asarray(levels)
-    nearest = scale[np.abs(values[:, None] - scale[None, :]).argmin(1)]
-    return np.asarray(np.abs(values - nearest) < _LEVEL_TOLERANCE)
+def _sessions(text: bytes, layout: Layout) -> _Raw:
+    filled, taken = _lines(text)
+    entries = pc.split_pattern(taken(filled), layout.separator)
+    line_N = filled[to_numpy(pc.list_parent_indices(entries))]
+    item_N = pc.utf8_trim_whitespace(whole(pc.list_flatten(entries)))
+    is_item = pc.not_equal(item_N, layout.absent)
+    line_N, item_N = line_N[to_numpy(is_item)], item_N.filter(is_item)
+    table = pa.table({"line": line_N, "entry": item_N})
+    return _Raw(table, lambda rows: (line_N[rows], taken(line_N[rows])), filled[:0], taken)
 
 
-def _null(array: pa.Array) -> np.ndarray:
-    return np.asarray(array.is_null().to_numpy(zero_copy_only=False))
+def _matrix(text: bytes, layout: Layout) -> _Raw:
+    filled, taken = _lines(text)
+    cells = pc.split_pattern_regex(pc.utf8_trim_whitespace(taken(filled)), r"\s+")
+    length = to_numpy(pc.list_value_length(cells))
+    is_whole = length == (length[0] if len(length) else 0)
+    malformed, filled = filled[~is_whole], filled[is_whole]
+    value_N = whole(pc.list_flatten(cells.filter(pa.array(is_whole))))
+    width = int(length[0]) if len(length) else 0
+    cell_N = np.arange(len(value_N))
+    number_N = to_numpy(value_N.dictionary_encode().indices)
+    absent = [
+        code
+        for code, word in enumerate(value_N.dictionary_encode().dictionary.to_pylist())
+        if _is_number(word, float(layout.absent))
+    ]
+    cell_N = cell_N[~np.isin(number_N, absent)]
+    line_N = filled[cell_N // max(width, 1)]
+    table = pa.table(
+        {"row": line_N, "column": cell_N % max(width, 1), "value": value_N.take(pa.array(cell_N))}
+    )
+    return _Raw(table, lambda rows: (line_N[rows], taken(line_N[rows])), malformed, taken)
+
+
+def _is_number(word: str, number: float) -> bool:
+    try:
+        return float(word) == number
+    except ValueError:
+        return False
+
+
+def _row_group_parts(file: LogFile) -> list[tuple[int, int, int]]:
+    """Cut a Parquet file into runs of row groups with about a million rows each."""
+    with Folder(file.url).open() as stream:
+        metadata = pq.read_metadata(stream)
+    sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
+    parts, start, first_row, rows = [], 0, 0, 0
+    for number, size in enumerate(sizes):
+        rows += size
+        if rows >= _ROWS_AT_ONCE or number == len(sizes) - 1:
+            parts.append((start, number + 1, first_row))
+            start, first_row, rows = number + 1, first_row + rows, 0
+    return parts or [(0, 0, 0)]
+
+
+def _parquet_tables(piece: Piece, layout: Layout) -> Iterator[_Raw]:
+    names, first = layout.columns.names(), piece.first_row
+    with Folder(piece.file.url).open() as stream:
+        file = pq.ParquetFile(stream)
+        groups = list(range(piece.start, piece.stop or 0))
+        for batch in file.iter_batches(_ROWS_AT_ONCE, groups, columns=names, use_threads=False):
+            table = pa.Table.from_batches([batch])
+            yield _Raw(table, _row_places(table, first), np.zeros(0, np.int64), _no_text)
+            first += len(table)
+
+
+def _row_places(table: pa.Table, first: int) -> Places:
+    def places(rows: IntArray) -> tuple[IntArray, pa.Array]:
+        said = [str(row) for row in table.take(pa.array(rows)).to_pylist()]
+        return rows + first, pa.array(said, pa.string())
+
+    return places
+
+
+def _no_text(lines: IntArray) -> pa.Array:
+    return pa.nulls(len(lines), pa.string())

@@ -1,168 +1,230 @@
 """The rules by which interactions become histories; pure functions of tables."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from distrib.data import schema, splits
-from distrib.data.columns import equals_next, to_numpy, whole
-from distrib.data.schema import Role, Status, Subset
-from distrib.data.splits import Split, StrongGeneralisationSplit
-from distrib.errors import DataError
-from distrib.storage import Folder
-from distrib.vocabulary import Vocabulary
+from distrib.data.cleaning import codes
+from distrib.data.columns import flat_list, to_numpy, whole
+from distrib.data.schema import Origin, Role, Status, Subset, interactions
+from distrib.data.splits import Settled, Split
+from distrib.vocabulary import IntArray, Vocabulary, nearest_level
+
+
+class ItemCounts(NamedTuple):
+    """Training interactions of some users."""
+
+    table: pa.Table
+    """``item`` and ``train_count``, one count per level; all items there are, training or not."""
+
+    num_users: int
+    """Users with a training interaction."""
+
+
+class Histories(NamedTuple):
+    """Users of a shard, and what had to be left out."""
+
+    table: pa.Table
+    """`schema.histories`."""
+
+    num_unseen: int
+    """Interactions with items that the vocabulary does not hold."""
 
 
 def with_shard(table: pa.Table, num_shards: int) -> pa.Table:
-    """Fill in the shard of each kept row's user."""
-    kept = table["status"].combine_chunks().to_numpy(zero_copy_only=False) == Status.KEPT
-    shard = np.zeros(len(table), dtype=np.int32)
-    if kept.any():
-        users = table.filter(pa.array(kept))["user"].combine_chunks()
-        shard[kept] = splits.shard_of(whole(users), num_shards)
-    return table.set_column(table.schema.get_field_index("shard"), "shard", pa.array(shard))
+    """Fill in the shard of each row's user; rows without a user stay in shard 0."""
+    kept_N = to_numpy(table["status"]) == Status.KEPT
+    shard_N = np.zeros(len(table), dtype=np.int32)
+    if kept_N.all():
+        shard_N = splits.shard_of(whole(table["user"]), num_shards)
+    elif kept_N.any():
+        users = whole(table["user"].filter(pa.array(kept_N)))
+        shard_N[kept_N] = splits.shard_of(users, num_shards)
+    return table.set_column(table.schema.get_field_index("shard"), "shard", pa.array(shard_N))
 
 
-def deduplicated(table: pa.Table) -> pa.Table:
-    """Keep the latest interaction of a user with an item, whatever the order of lines."""
-    keys = [("status", "ascending"), ("user", "ascending"), ("item", "ascending")]
-    table = table.sort_by([*keys, ("time", "ascending"), ("rating", "ascending")])
-    status = to_numpy(table["status"])
-    if len(table) > 1:
-        same = equals_next(table["user"]) & equals_next(table["item"])
-        status[:-1][same & (status[:-1] == Status.KEPT) & (status[1:] == Status.KEPT)] = (
-            Status.DUPLICATE
-        )
-    return _with_status(table, status)
+def item_counts(
+    kept: pa.Table, levels: tuple[float, ...], split: Split, settled: Settled
+) -> ItemCounts:
+    """Count training interactions by item and level, and training users.
 
-
-def filtered(table: pa.Table, *, keep_above: float | None, min_user_items: int) -> pa.Table:
-    """Mark ratings that are not above a threshold, then users with too few interactions left."""
-    status = to_numpy(table["status"])
-    if keep_above is not None:
-        low = to_numpy(table["rating"].fill_null(0.0)) <= keep_above
-        status[low & (status == Status.KEPT)] = Status.NOT_ABOVE_THRESHOLD
-    if min_user_items > 1:
-        # Codes, since ids may be text; rejected rows may have none.
-        codes = to_numpy(whole(table["user"]).dictionary_encode().indices.fill_null(-1))
-        kept = status == Status.KEPT
-        lengths = np.bincount(codes[kept], minlength=max(int(codes.max(initial=-1)) + 1, 1))
-        status[kept & (lengths[codes] < min_user_items)] = Status.USER_TOO_SHORT
-    return _with_status(table, status)
-
-
-def kept_rows(table: pa.Table) -> pa.Table:
-    """Return the rows that are kept so far."""
-    return table.filter(pc.equal(table["status"], int(Status.KEPT)))
-
-
-def count_items(
-    kept: pa.Table, levels: Sequence[float], split: Split, limits: tuple[int, int]
-) -> pa.Table:
-    """Count training interactions by item and level, and training users, of complete users.
+    What is held out is not counted. Where the split removes unseen items (`splits.removes_unseen`),
+    items without a count are not in the result either.
 
     Args:
-        kept: Rows of `schema.interactions`, all kept.
+        kept: Interactions of complete users, ordered by shard, user, time and item.
         levels: Rating levels.
-        split: What is held out; it is not counted. An item that only held-out users have is not
-            in the result either, since nothing could be learned of it.
-        limits: `splits.subset_limits` of all users.
+        split: What is held out.
+        settled: What the split knows of all the data.
 
     Returns:
-        Columns ``item``, ``level`` (position), ``count``, and ``users``: the number of training
-        users in the first row, 0 in the others.
+        The counts.
     """
-    subset_N, role_N = subset_and_role(kept, split, limits)
-    trains_N = (subset_N == Subset.TRAIN) & (role_N == Role.INPUT)
-    level_N = np.abs(to_numpy(kept["rating"])[:, None] - np.asarray(levels)).argmin(1)
-    table = pa.table(
-        {
-            "user": kept["user"],
-            "item": kept["item"],
-            "level": level_N,
-            "count": trains_N.astype(int),
-        }
-    )
-    training = table.filter(pa.array(trains_N))
-    if isinstance(split, StrongGeneralisationSplit):
-        table = training
-    counts = table.group_by(["item", "level"]).aggregate([("count", "sum")])
-    users = np.zeros(len(counts), dtype=np.int64)
-    users[:1] = pc.count_distinct(training["user"]).as_py()
-    return counts.rename_columns(["item", "level", "count"]).append_column("users", pa.array(users))
+    subset_N, role_N = splits.assign(kept, split, settled)
+    trains_N = (subset_N == Subset.TRAIN) & (role_N <= Role.TRAIN_TARGET)
+    items = pc.unique(whole(kept["item"]))
+    items = items.take(pc.sort_indices(items))
+    level_N = nearest_level(to_numpy(kept["rating"]), levels)
+    cell_N = codes(kept["item"]) * len(levels) + level_N
+    count_IL = np.bincount(cell_N[trains_N], minlength=len(items) * len(levels))
+    count_IL = count_IL.reshape(len(items), len(levels)).astype(np.int64)
+    users = whole(kept["user"]).filter(pa.array(trains_N))
+    table = pa.table({"item": items, "train_count": counts_column(count_IL)})
+    if splits.removes_unseen(split):
+        table = table.filter(pa.array(count_IL.sum(1) > 0))
+    return ItemCounts(table, int(pc.count_distinct(users).as_py()))
+
+
+def counts_column(count_IL: npt.NDArray[np.int64]) -> pa.Array:
+    """Lay counts out as one list per item."""
+    flat = pa.array(np.ascontiguousarray(count_IL).reshape(-1), pa.int64())
+    return pa.FixedSizeListArray.from_arrays(flat, count_IL.shape[1])
+
+
+def counts_matrix(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Read what `counts_column` made."""
+    lists = whole(column)
+    flat = to_numpy(lists.flatten())
+    return np.asarray(flat.reshape(len(lists), lists.type.list_size), dtype=np.int64)
+
+
+def added_counts(parts: list[ItemCounts]) -> ItemCounts:
+    """Add up the counts of different users; items ascend."""
+    tables = [part.table for part in parts]
+    counts = np.concatenate([counts_matrix(table["train_count"]) for table in tables])
+    ids = pa.concat_arrays([whole(table["item"]) for table in tables])
+    items = pc.unique(ids)
+    items = items.take(pc.sort_indices(items))
+    count_IL = np.zeros((len(items), counts.shape[1]), dtype=np.int64)
+    np.add.at(count_IL, codes(ids), counts)
+    table = pa.table({"item": items, "train_count": counts_column(count_IL)})
+    return ItemCounts(table, sum(part.num_users for part in parts))
 
 
 def build_histories(
-    kept: pa.Table, vocabulary: Vocabulary, split: Split, limits: tuple[int, int]
-) -> tuple[pa.Table, int]:
+    kept: pa.Table, vocabulary: Vocabulary, split: Split, settled: Settled
+) -> Histories:
     """Group the interactions of complete users into histories.
 
     Args:
-        kept: Rows of `schema.interactions`, all kept, no (user, item) twice.
+        kept: Interactions ordered by user, time and item.
         vocabulary: Items; interactions with others are left out.
         split: What is held out.
-        limits: `splits.subset_limits` of all users.
+        settled: What the split knows of all the data.
 
     Returns:
-        A table of `schema.histories` ordered by user, and the number of interactions left out.
+        One row per user that is left, in the order of ``kept``.
     """
-    positions = vocabulary.positions(whole(kept["item"]))
-    num_unseen = int((positions < 0).sum())
-    kept = kept.append_column("position", pa.array(positions.astype(np.int32)))
-    kept = kept.filter(pa.array(positions >= 0))
-    kept = kept.sort_by([("user", "ascending"), ("time", "ascending"), ("position", "ascending")])
-    subset_N, role_N = subset_and_role(kept, split, limits)
-    changes = ~equals_next(kept["user"]) if len(kept) > 1 else np.zeros(max(len(kept) - 1, 0), bool)
-    start_B = np.flatnonzero(np.concatenate([[len(kept) > 0], changes]))
-    pointers = pa.array(np.append(start_B, len(kept)).astype(np.int32))
+    position_N = vocabulary.positions(whole(kept["item"]))
+    is_known_N = position_N >= 0
+    if not is_known_N.all():
+        kept, position_N = kept.filter(pa.array(is_known_N)), position_N[is_known_N]
+    subset_N, role_N = splits.assign(kept, split, settled)
+    start_P = splits.user_starts(whole(kept["user"]))
+    pointers = pa.array(start_P.astype(np.int32))
+    kinds = schema.histories(kept.schema.field("user").type)
 
-    def lists(values: pa.Array) -> pa.Array:
-        return pa.ListArray.from_arrays(pointers, values)
+    def lists(name: str, values: pa.Array) -> pa.Array:
+        return pa.ListArray.from_arrays(pointers, values, type=kinds.field(name).type)
 
+    first_B = start_P[:-1]
     columns = [
-        whole(kept["user"]).take(pa.array(start_B)),
-        pa.array(subset_N[start_B]),
-        lists(whole(kept["position"])),
-        lists(whole(kept["rating"])),
-        lists(whole(kept["time"])),
-        lists(pa.array(role_N)),
+        whole(kept["user"]).take(pa.array(first_B)),
+        pa.array(subset_N[first_B]),
+        lists("items", pa.array(position_N.astype(np.int32))),
+        lists("ratings", whole(kept["rating"])),
+        lists("times", whole(kept["time"])),
+        lists("roles", pa.array(role_N)),
     ]
-    return pa.table(columns, schema=schema.histories(kept.schema.field("user").type)), num_unseen
+    return Histories(pa.table(columns, schema=kinds), int((~is_known_N).sum()))
 
 
-def read_shard(prepared: Folder, shard: Mapping[str, Any]) -> pa.Table:
-    """Read a shard of a prepared folder, checked against its manifest.
+def interactions_of(table: pa.Table, vocabulary: Vocabulary, shard: int) -> pa.Table:
+    """Turn histories back into interactions, in the same order.
 
     Args:
-        prepared: The folder.
-        shard: The manifest's entry: ``name`` and ``sha256``.
+        table: `schema.histories`.
+        vocabulary: That of the histories.
+        shard: Their shard.
 
     Returns:
-        A table of `schema.histories`.
-
-    Raises:
-        DataError: The file is not what prepare wrote.
+        `schema.interactions`.
     """
-    content = prepared.read(shard["name"])
-    if hashlib.sha256(content).hexdigest() != shard["sha256"]:
-        raise DataError(
-            f"{prepared / shard['name']}: content differs from the manifest; it was damaged or "
-            "changed, prepare the data anew"
+    pointer_P, item_N = flat_list(table, "items")
+    user_N = np.repeat(np.arange(len(table)), np.diff(pointer_P))
+    kinds = interactions(table.schema.field("user").type)
+    columns = [
+        whole(table["user"]).take(pa.array(user_N)),
+        vocabulary.ids.take(pa.array(item_N)),
+        pa.array(flat_list(table, "ratings")[1], pa.float32()),
+        pa.array(flat_list(table, "times")[1], pa.int64()),
+        pa.array(np.zeros(len(item_N), np.int8)),
+        pa.array(np.full(len(item_N), Origin.LOG, np.int8)),
+        pa.array(np.full(len(item_N), shard, np.int32)),
+    ]
+    return pa.table(columns, schema=kinds)
+
+
+def transposed_rows(table: pa.Table, first_number: int, step: int) -> dict[str, Any]:
+    """Return the interactions of histories by themselves, to be grouped by item.
+
+    Args:
+        table: `schema.histories`.
+        first_number: Number of the first user.
+        step: Between the numbers of two users.
+
+    Returns:
+        Flat columns ``item`` (position), ``user`` (number), ``rating``, ``time``, ``role``,
+        ``subset``.
+    """
+    pointer_P, item_N = flat_list(table, "items")
+    row_N = np.repeat(np.arange(len(table)), np.diff(pointer_P))
+    return {
+        "item": item_N,
+        "user": first_number + step * row_N,
+        "rating": flat_list(table, "ratings")[1],
+        "time": flat_list(table, "times")[1],
+        "role": flat_list(table, "roles")[1],
+        "subset": to_numpy(table["subset"])[row_N],
+    }
+
+
+def build_item_histories(flat: pa.Table, vocabulary: Vocabulary, first: int, stop: int) -> pa.Table:
+    """Group the interactions of some items.
+
+    Args:
+        flat: `transposed_rows` of all users, those of these items, in any order.
+        vocabulary: All items.
+        first: Position of the first of these items.
+        stop: Position after the last.
+
+    Returns:
+        `schema.item_histories` with one row for each of them, rated or not; within a row users
+        stand in order of time, then number.
+    """
+    item_N, time_N, user_N = (to_numpy(flat[name]) for name in ("item", "time", "user"))
+    order = pa.array(np.lexsort((user_N, time_N, item_N)))
+    length_I = np.bincount(item_N - first, minlength=stop - first)
+    pointers = pa.array(np.concatenate([[0], length_I.cumsum()]).astype(np.int32))
+    kinds = schema.item_histories(vocabulary.ids.type)
+    names = {"users": "user", "ratings": "rating", "times": "time", "roles": "role"}
+    lists = [
+        pa.ListArray.from_arrays(
+            pointers, whole(flat[column]).take(order), type=kinds.field(name).type
         )
-    return pq.read_table(pa.BufferReader(content))
+        for name, column in {**names, "subsets": "subset"}.items()
+    ]
+    return pa.table([vocabulary.ids.slice(first, stop - first), *lists], schema=kinds)
 
 
-def subset_and_role(kept: pa.Table, split: Split, limits: tuple[int, int]) -> tuple[Any, Any]:
-    """Return what each interaction's user, and it itself, is for (int8)."""
-    users, items = whole(kept["user"]), whole(kept["item"])
-    subset_N = splits.subsets(splits.user_hash(users, split), limits)
-    return subset_N, splits.roles(users, items, subset_N, split)
-
-
-def _with_status(table: pa.Table, status: Any) -> pa.Table:
-    return table.set_column(table.schema.get_field_index("status"), "status", pa.array(status))
+def item_ranges(length_I: IntArray, num_parts: int) -> list[tuple[int, int]]:
+    """Cut items into at most so many ranges of positions with about equally many interactions."""
+    before = np.concatenate([[0], length_I.cumsum()])
+    wanted = np.linspace(0, before[-1], num_parts + 1)
+    inner = np.searchsorted(before, wanted[1:-1], side="left")
+    cuts = np.unique(np.concatenate([[0], inner, [len(length_I)]]))
+    return [(int(low), int(high)) for low, high in zip(cuts[:-1], cuts[1:], strict=True)]

@@ -11,11 +11,10 @@ import ray.data
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.checkpoint.manifest import MANIFEST
 from distrib.data.collate import Rows, asked_rows, example, gather, rows_of
-from distrib.data.formats import SyntheticLog
-from distrib.data.histories import read_shard
-from distrib.data.prepare import load_manifest
+from distrib.data.prepared import load_manifest, read_part
 from distrib.data.schema import Role
-from distrib.data.splits import EntrywiseSplit, NoSplit, Split
+from distrib.data.sources import SyntheticLog
+from distrib.data.splits import CHRONOLOGICAL, EntrywiseSplit, NoSplit, Split
 from distrib.data.synthetic import SyntheticSource, SyntheticWorld
 from distrib.errors import ConfigError, DataError
 from distrib.evaluate.protocol import EvaluateConfig, measure
@@ -104,7 +103,12 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> dict[str, Any]:
     shards = [{"name": s["name"], "sha256": s["sha256"]} for s in manifest["shards"]]
     measured = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
         _ShardMeasurer,
-        fn_constructor_kwargs={"bundle": bundle, "prepared": prepared, "config": config},
+        fn_constructor_kwargs={
+            "bundle": bundle,
+            "prepared": prepared,
+            "config": config,
+            "is_chronological": manifest["recipe"]["split"]["name"] in CHRONOLOGICAL,
+        },
         batch_size=1,
         batch_format="pyarrow",
         num_gpus=config.gpus_per_actor,
@@ -148,7 +152,10 @@ def portrait(run: str, prepared: str) -> Portrait | None:
 class _ShardMeasurer:
     """Holds the models; measures the users of one shard at a time."""
 
-    def __init__(self, bundle: str, prepared: str, config: EvaluateConfig) -> None:
+    def __init__(
+        self, bundle: str, prepared: str, config: EvaluateConfig, *, is_chronological: bool
+    ) -> None:
+        self.is_chronological = is_chronological
         self.prepared = Folder(prepared)
         self.config = config
         device = "cuda" if config.gpus_per_actor else "cpu"
@@ -160,7 +167,7 @@ class _ShardMeasurer:
         size = self.config.batch_users
         for start in range(0, rows.num_users, size):
             wanted = np.arange(start, min(start + size, rows.num_users))
-            asked = example(rows, wanted, Role.TEST_TARGET)
+            asked = example(rows, wanted, Role.TEST_TARGET, is_chronological=self.is_chronological)
             for name, scorer in self.scorers.items():
                 sums[name] = sums[name].merged(measure(scorer, asked, self.config))
         entry = {"num_users": rows.num_users, **{name: s.totals for name, s in sums.items()}}
@@ -174,7 +181,7 @@ def _scorers(bundle: str, device: str = "cpu") -> tuple[Scorer, Scorer]:
 
 
 def _test_rows(prepared: Folder, shard: dict[str, Any]) -> tuple[Rows, pa.Table]:
-    table = read_shard(prepared, shard)
+    table = read_part(prepared, shard)
     return asked_rows(rows_of(table), Role.TEST_TARGET), table
 
 
@@ -226,7 +233,7 @@ def _shape_distance(true_BI: np.ndarray, model_BI: np.ndarray) -> float:
 @ray.remote
 def _portrait(bundle: str, prepared: str, shard: dict[str, Any]) -> Portrait | None:
     scorer = Scorer.from_bundle(Folder(bundle))
-    table = read_shard(Folder(prepared), shard)
+    table = read_part(Folder(prepared), shard)
     rows = rows_of(table.slice(0, _PORTRAIT_USERS))
     batch, _ = gather(rows, np.arange(rows.num_users))
     step = -(-len(scorer.vocabulary) // _TRUTH_ITEMS)

@@ -13,8 +13,7 @@ import ray.data
 from distrib import __version__
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.checkpoint.manifest import MANIFEST as BUNDLE_MANIFEST
-from distrib.data.histories import read_shard
-from distrib.data.prepare import MANIFEST, VOCABULARY, load_manifest
+from distrib.data.prepared import MANIFEST, load_manifest, load_vocabulary, read_part
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.events import emit
 from distrib.score.lists import recommend_table, require_columns
@@ -172,13 +171,13 @@ class _ShardScorer:
         self.scorer = Scorer.from_bundle(Folder(work.bundle), device=device)
         self.vocabulary: Vocabulary | None = None
         if work.is_prepared:
-            self.vocabulary = Vocabulary.from_table(Folder(work.histories).read_parquet(VOCABULARY))
+            self.vocabulary = load_vocabulary(Folder(work.histories))
 
     def __call__(self, piece: pa.Table) -> pa.Table:
         entry = piece.to_pylist()[0]
         folder = Folder(self.work.histories)
         is_sealed = self.vocabulary is not None
-        table = read_shard(folder, entry) if is_sealed else folder.read_parquet(entry["name"])
+        table = read_part(folder, entry) if is_sealed else folder.read_parquet(entry["name"])
         lists, fates = recommend_table(self.scorer, table, self.vocabulary, self.config)
         content = Folder(self.work.output).write_parquet(entry["part"], lists)
         written = {

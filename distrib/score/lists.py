@@ -7,14 +7,12 @@ import pyarrow as pa
 import torch
 
 from distrib.batch import Batch
-from distrib.data.collate import flat_list
-from distrib.data.columns import whole
-from distrib.data.formats import on_scale
+from distrib.data.columns import flat_list, whole
 from distrib.data.schema import Status
 from distrib.errors import DataError
 from distrib.score.policy import ScoreConfig
 from distrib.score.scorer import Recommendations, Scorer
-from distrib.vocabulary import IntArray, Vocabulary
+from distrib.vocabulary import IntArray, Vocabulary, on_scale
 
 _UNKNOWN_ITEM = Status.ITEM_UNSEEN_IN_TRAINING.reason
 _DUPLICATE = Status.DUPLICATE.reason

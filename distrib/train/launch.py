@@ -11,7 +11,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from distrib.checkpoint.bundle import BUNDLE, copy_bundle
 from distrib.data.feed import Resident, load_resident
-from distrib.data.prepare import load_manifest, load_vocabulary
+from distrib.data.prepared import load_manifest, load_vocabulary
 from distrib.errors import CheckpointError, ConfigError, DataError, DivergedError
 from distrib.events import emit, is_terminal
 from distrib.storage import Folder

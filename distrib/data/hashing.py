@@ -1,0 +1,35 @@
+"""Hashes of ids that are the same on every machine and for ever."""
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+HashArray = npt.NDArray[np.uint64]
+
+
+def hash_ids(ids: pa.Array, use: int, seed: int = 0) -> HashArray:
+    """Hash ids to 64 bits; equal ids of equal kind hash alike on every machine.
+
+    Args:
+        ids: Integers or text.
+        use: Separates independent uses of the same ids.
+        seed: Separates draws.
+
+    Returns:
+        One hash for each id.
+    """
+    if pa.types.is_integer(ids.type):
+        base = ids.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64)
+    else:
+        base = pd.util.hash_array(ids.to_numpy(zero_copy_only=False).astype(object))
+    return mixed(base + mixed(np.asarray([seed * 1_000_003 + use], dtype=np.int64).view(np.uint64)))
+
+
+def mixed(state: HashArray) -> HashArray:
+    """Scramble 64-bit numbers, one to one: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    with np.errstate(over="ignore"):
+        state = state + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return state ^ (state >> np.uint64(31))
