@@ -17,6 +17,8 @@ from distrib.errors import ConfigError, DistribError
 from distrib.events import is_terminal
 from distrib.run_file import RunFile
 
+_WORKERS_PER_CORE = 4
+
 Check = Callable[[RunFile], object]
 Run = Callable[[RunFile], dict[str, Any]]
 
@@ -104,6 +106,10 @@ def connected() -> Iterator[None]:
     if "RAY_ADDRESS" in os.environ:
         ray.init(**quiet)
     else:
+        # Ray Data's shuffle has workers of its own; with Ray's limit of one per core, each pass
+        # would end the workers of the one before and wait seconds for new ones.
+        limit = _WORKERS_PER_CORE * (os.cpu_count() or 1)
+        os.environ.setdefault("RAY_num_workers_soft_limit", str(limit))
         ray.init(include_dashboard=False, **quiet)
     ray.data.DataContext.get_current().raise_original_map_exception = True  # ours have a message
     try:

@@ -3,7 +3,7 @@
 from pydantic import Field, model_validator
 
 from distrib.config import Config
-from distrib.data.config import DataConfig
+from distrib.data.config import ConvertConfig, DataConfig
 from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import ModelConfig
 from distrib.objectives import MultinomialConfig, ObjectiveConfig, RatingClassesConfig
@@ -32,6 +32,7 @@ class RunFile(Config):
     train: LoopConfig = Field(default_factory=LoopConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     score: ScoreConfig = Field(default_factory=ScoreConfig)
+    convert: ConvertConfig = Field(default_factory=ConvertConfig)
 
     @model_validator(mode="after")
     def _second_list_needs_a_model_that_tells(self) -> "RunFile":

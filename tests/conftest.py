@@ -65,6 +65,7 @@ def cluster(object_store: str) -> Iterator[None]:
     """One local Ray for all tests that need it; its workers reach the object store."""
     ray = pytest.importorskip("ray")
     os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["RAY_num_workers_soft_limit"] = "16"  # noqa: SIM112  Ray spells it so; see cli
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     ray.init(

@@ -12,7 +12,11 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 RAY_MODULES = {  # the rim; grows only on purpose
     "cli.py",
     "data/feed.py",
+    "data/convert.py",
+    "data/extension.py",
+    "data/passes.py",
     "data/prepare.py",
+    "data/writing.py",
     "evaluate/run.py",
     "score/bulk.py",
     "train/launch.py",
@@ -54,9 +58,14 @@ def test_only_the_rim_imports_ray_deepspeed_and_collectives():
 
 def test_models_and_scorer_import_without_ray_and_deepspeed():
     code = (
-        "import sys, distrib.models, distrib.score.scorer, distrib.train.engine;"
+        "import sys, distrib.models, distrib.score.scorer, distrib.train.engine, distrib.run_file;"
         "sys.exit(int(bool({'ray', 'deepspeed'} & set(sys.modules))))"
     )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_workers_that_prepare_do_not_wait_for_torch():
+    code = "import sys, distrib.data.prepare; sys.exit(int('torch' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

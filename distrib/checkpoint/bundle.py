@@ -30,6 +30,9 @@ class Bundle(NamedTuple):
 
     model: Model
     vocabulary: Vocabulary
+    config: Any
+    """Of the model, a member of `ModelConfig`."""
+
     facts: dict[str, Any]
     """What the manifest says besides: epoch, metrics, hash of the data."""
 
@@ -84,11 +87,12 @@ def load_bundle(folder: Folder) -> Bundle:
         )
     vocabulary = Vocabulary.from_table(pq.read_table(io.BytesIO(files[_VOCABULARY])))
     weights = safetensors.torch.load(files[_WEIGHTS])
+    config = _ADAPTER.validate_json(files[_MODEL])
     try:
-        model = restored(_ADAPTER.validate_json(files[_MODEL]), vocabulary, weights)
+        model = restored(config, vocabulary, weights)
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: weights do not fit the model: {error}") from error
-    return Bundle(model, vocabulary, manifest)
+    return Bundle(model, vocabulary, config, manifest)
 
 
 def copy_bundle(source: Folder, target: Folder) -> None:

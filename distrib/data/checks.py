@@ -91,13 +91,22 @@ def _ids(column: pa.ChunkedArray, kind: str) -> tuple[pa.Array, BoolArray, BoolA
         array = array.dictionary_decode()
     if pa.types.is_large_string(array.type):
         array = array.cast(pa.string())
-    if kind != "int":
-        text = array if pa.types.is_string(array.type) else array.cast(pa.string())
-        is_given_N = ~_null(text) & ~to_numpy(pc.equal(text, "").fill_null(True))
-        if not len(text):
-            return text, is_given_N, is_given_N
-        is_text_N = ~to_numpy(pc.match_substring(text, _REPLACEMENT).fill_null(False))
-        return text.fill_null(""), is_given_N, is_text_N
+    return _integer_ids(array) if kind == "int" else _text_ids(array)
+
+
+def _text_ids(array: pa.Array) -> tuple[pa.Array, BoolArray, BoolArray]:
+    text = array if pa.types.is_string(array.type) else array.cast(pa.string())
+    is_given_N = ~_null(text) & ~to_numpy(pc.equal(text, "").fill_null(True))
+    is_text_N = ~to_numpy(pc.match_substring(text, _REPLACEMENT).fill_null(False))
+    return text.fill_null(""), is_given_N, is_text_N
+
+
+def _integer_ids(array: pa.Array) -> tuple[pa.Array, BoolArray, BoolArray]:
+    everyone = np.ones(len(array), dtype=bool)
+    if pa.types.is_int64(array.type) and len(array) and not array.null_count:
+        bounds = pc.min_max(array).as_py()
+        if bounds["min"] > -_LARGEST_ID and bounds["max"] < _LARGEST_ID:
+            return array, everyone, everyone
     is_given_N = ~_null(array)
     if pa.types.is_string(array.type):
         clean = pc.utf8_trim_whitespace(array)
@@ -107,8 +116,8 @@ def _ids(column: pa.ChunkedArray, kind: str) -> tuple[pa.Array, BoolArray, BoolA
         whole_numbers = pc.equal(pc.floor(array), array).fill_null(False)
         array = pc.if_else(whole_numbers, array, None).cast(pa.int64())
     array = array.cast(pa.int64(), safe=False)
-    possible = pc.less(pc.abs(array), _LARGEST_ID)
-    return pc.if_else(possible, array, None), is_given_N, np.ones(len(array), dtype=bool)
+    possible = pc.and_(pc.greater(array, -_LARGEST_ID), pc.less(array, _LARGEST_ID))
+    return pc.if_else(possible, array, None), is_given_N, everyone
 
 
 def _matching(text: pa.Array, pattern: str, kind: pa.DataType) -> pa.Array:

@@ -96,7 +96,8 @@ class Scale(NamedTuple):
         share = {"nearest": (0.5, 0.5), "up": (1.0, 0.0), "down": (0.0, 1.0)}[self.rounding]
         low, high = self.levels[0] - gaps[0] * share[0], self.levels[-1] + gaps[-1] * share[1]
         inside = (rating_N > low) & (rating_N < high)
-        return inside | np.isin(rating_N, np.float32(self.levels))
+        is_level_N = np.isin(rating_N, np.asarray(self.levels, dtype=np.float32))
+        return np.asarray(inside | is_level_N)
 
     def settled(self, rating_N: FloatArray) -> FloatArray:
         """Bring ratings to their levels, or counts to weights."""
@@ -188,7 +189,8 @@ def cleaned(
     ):
         counts[int(status)] += int(number)
     rows = table.filter(pa.array(is_row_N))
-    user_N, item_N = codes(rows["user"]), codes(rows["item"])
+    user_N = _by_shard(codes(rows["user"]), to_numpy(rows["shard"]))
+    item_N = codes(rows["item"])
     rating_N, origin_N = to_numpy(rows["rating"]), to_numpy(rows["origin"])
     time_N = to_numpy(rows["time"])
     chosen_N, rating_N = _unique(user_N, item_N, origin_N, time_N, rating_N, config.duplicates)
@@ -203,10 +205,7 @@ def cleaned(
     for status in np.unique(fate_N[fate_N != Status.KEPT]):
         counts[int(status)] += int((fate_N == status).sum())
     chosen_N, rating_N = chosen_N[fate_N == 0], scale.settled(rating_N[fate_N == 0])
-    shard_N = to_numpy(rows["shard"])
-    order_N = by_user_and_time(
-        user_N[chosen_N], time_N[chosen_N], item_N[chosen_N], shard_N[chosen_N]
-    )
+    order_N = by_user_and_time(user_N[chosen_N], time_N[chosen_N])
     kept = rows.take(pa.array(chosen_N[order_N]))
     place = kept.schema.get_field_index("rating")
     kept = kept.set_column(place, kept.schema.field(place), pa.array(rating_N[order_N]))
@@ -243,28 +242,43 @@ def codes(column: pa.ChunkedArray | pa.Array) -> IntArray:
     rank = np.empty(len(encoded.dictionary), dtype=np.int64)
     order = to_numpy(pc.sort_indices(encoded.dictionary))
     rank[order] = np.arange(len(order))
-    return rank[to_numpy(encoded.indices)]
+    return np.asarray(rank[to_numpy(encoded.indices)])
 
 
-def by_user_and_time(
-    user_N: IntArray, time_N: IntArray, item_N: IntArray, shard_N: npt.NDArray[np.int32]
-) -> IntArray:
-    """Return the order by shard, user, time, item; codes must not be negative.
-
-    Where all four fit into one 64-bit key a single sort of that replaces four.
-    """
+def by_user_and_time(user_N: IntArray, time_N: IntArray) -> IntArray:
+    """Return the order by user, then time; rows that agree in both stay in the order given."""
     if not len(user_N):
         return np.zeros(0, dtype=np.int64)
-    first_s = int(time_N.min())
-    sizes = [int(part.max()) + 1 for part in (shard_N, user_N, item_N)]
-    others, times = sizes[0] * sizes[1] * sizes[2], int(time_N.max()) - first_s + 1
-    if others * times >= _KEY_LIMIT:  # ranks of times are smaller than times
-        time_N, first_s = codes(pa.array(time_N)), 0
-        times = int(time_N.max()) + 1
-    if others * times < _KEY_LIMIT:
-        key_N = (shard_N.astype(np.int64) * sizes[1] + user_N) * times + (time_N - first_s)
-        return np.argsort(key_N * sizes[2] + item_N, kind="stable")
-    return np.lexsort((item_N, time_N, user_N, shard_N))
+    first_s, users = int(time_N.min()), int(user_N.max()) + 1
+    times = int(time_N.max()) - first_s + 1
+    if users * times >= _KEY_LIMIT:
+        return np.lexsort((time_N, user_N))
+    return stable_order(user_N * times + (time_N - first_s), users * times)
+
+
+def stable_order(key_N: IntArray, bound: int) -> IntArray:
+    """Return the order of keys in 0..bound-1, equal ones as they come.
+
+    Where key and row fit into 64 bits together, they are sorted as one number, which is several
+    times as fast as sorting rows by key.
+    """
+    row_bits = max(len(key_N) - 1, 1).bit_length()
+    if bound << row_bits > 2**64:
+        return np.argsort(key_N, kind="stable")
+    shift = np.uint64(row_bits)
+    packed_N = np.sort((key_N.astype(np.uint64) << shift) | np.arange(len(key_N), dtype=np.uint64))
+    return (packed_N & np.uint64((1 << row_bits) - 1)).astype(np.int64)
+
+
+def _by_shard(user_N: IntArray, shard_N: npt.NDArray[np.int32]) -> IntArray:
+    """Renumber users so that those of a shard follow one another, in the same order."""
+    if not len(user_N) or shard_N.min() == shard_N.max():
+        return user_N
+    shard_B = np.zeros(int(user_N.max()) + 1, dtype=np.int32)
+    shard_B[user_N] = shard_N
+    rank_B = np.empty(len(shard_B), dtype=np.int64)
+    rank_B[np.argsort(shard_B, kind="stable")] = np.arange(len(shard_B))
+    return rank_B[user_N]
 
 
 def _unique(
@@ -275,33 +289,44 @@ def _unique(
     rating_N: FloatArray,
     policy: str,
 ) -> tuple[IntArray, FloatArray]:
-    """Return one row per user, item and origin, and its rating.
+    """Return one row per user, item and origin, in this order, and its rating.
 
     Only rows that have a double are compared; in most logs there are few.
     """
     if not len(user_N):
         return np.zeros(0, dtype=np.int64), rating_N
-    key_N = (user_N * (int(item_N.max()) + 1) + item_N) * (int(origin_N.max()) + 1) + origin_N
-    order_N = np.argsort(key_N)
-    same_N = key_N[order_N][1:] == key_N[order_N][:-1]
-    if not same_N.any():
-        return order_N, rating_N[order_N]
-    is_double_N = np.append(same_N, False) | np.append(False, same_N)
-    single_N, double_N = order_N[~is_double_N], order_N[is_double_N]
-    double_N = double_N[np.lexsort((rating_N[double_N], time_N[double_N], key_N[double_N]))]
-    starts = np.flatnonzero(np.append(True, np.diff(key_N[double_N]) != 0))
-    ends = np.append(starts[1:], len(double_N))
-    ratings = rating_N[double_N].astype(np.float64)
-    chosen_N = double_N[ends - 1]
-    value_N = ratings[ends - 1]
+    sizes = [int(part.max()) + 1 for part in (user_N, item_N, origin_N)]
+    key_N = (user_N * sizes[1] + item_N) * sizes[2] + origin_N
+    order_N = stable_order(key_N, sizes[0] * sizes[1] * sizes[2])
+    sorted_N = key_N[order_N]
+    starts = np.flatnonzero(np.append(True, sorted_N[1:] != sorted_N[:-1]))
+    lengths = np.diff(np.append(starts, len(sorted_N)))
+    chosen_N, is_double = order_N[starts], lengths > 1
+    value_N = rating_N[chosen_N]
+    if is_double.any():
+        double_N = order_N[np.repeat(is_double, lengths)]
+        picked_N, settled_N = _one_of_each(
+            double_N[np.lexsort((rating_N[double_N], time_N[double_N], key_N[double_N]))],
+            lengths[is_double],
+            rating_N,
+            policy,
+        )
+        chosen_N[is_double], value_N[is_double] = picked_N, settled_N
+    return chosen_N, value_N
+
+
+def _one_of_each(
+    row_N: IntArray, length_G: IntArray, rating_N: FloatArray, policy: str
+) -> tuple[IntArray, FloatArray]:
+    """Return the row and the rating that remain of each group of doubles, oldest first in each."""
+    ends = length_G.cumsum()
+    starts = ends - length_G
+    ratings = rating_N[row_N].astype(np.float64)
     if policy == "first":
-        chosen_N, value_N = double_N[starts], ratings[starts]
-    elif policy == "max":
-        value_N = np.maximum.reduceat(ratings, starts)
+        return row_N[starts], ratings[starts].astype(np.float32)
+    value_G = ratings[ends - 1]
+    if policy == "max":
+        value_G = np.maximum.reduceat(ratings, starts)
     elif policy in {"mean", "sum"}:
-        value_N = np.add.reduceat(ratings, starts)
-        value_N = value_N / (ends - starts) if policy == "mean" else value_N
-    return (
-        np.concatenate([single_N, chosen_N]),
-        np.concatenate([rating_N[single_N], value_N.astype(np.float32)]),
-    )
+        value_G = np.add.reduceat(ratings, starts) / (length_G if policy == "mean" else 1)
+    return row_N[ends - 1], value_G.astype(np.float32)

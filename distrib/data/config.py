@@ -1,4 +1,6 @@
-"""The section of a run file that says what is prepared, and how."""
+"""The sections of a run file that say what is prepared or converted, and how."""
+
+from typing import Literal
 
 from pydantic import Field, PositiveInt
 
@@ -6,6 +8,8 @@ from distrib.config import Config
 from distrib.data.cleaning import CleaningConfig, RatingsConfig
 from distrib.data.sources import Source, SyntheticLog
 from distrib.data.splits import EntrywiseSplit, Split
+
+LogFormat = Literal["inter", "csv", "parquet"]
 
 
 class DataConfig(Config):
@@ -37,3 +41,17 @@ class DataConfig(Config):
 
     max_damaged_share: float = Field(default=0.1, ge=0.0, le=1.0)
     """Stop when a larger share of the log is damaged: then the layout or the scale is wrong."""
+
+
+class ConvertConfig(Config):
+    """What is written, and where to."""
+
+    output: str | None = None
+    """Path or URL of a new folder; the convert job needs it."""
+
+    format: LogFormat = "inter"
+    """``inter`` is RecBole's atomic file; columns are user_id, item_id, rating, timestamp."""
+
+    of: Literal["source", "prepared"] = "prepared"
+    """The rows of data.source as they are, damaged ones left out; or data.prepared, cleaned. One
+    file comes of each piece of the one, or shard of the other."""

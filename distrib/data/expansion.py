@@ -75,7 +75,7 @@ class Expansion(NamedTuple):
 
     def _uniform(self, use: int, number_N: IntArray, other: int | IntArray) -> FloatArray:
         """Return numbers in [0, 1) that are functions of the arguments and the seed alone."""
-        key = np.uint64(self.seed * 8 + use)
+        key = np.asarray(self.seed * 8 + use, dtype=np.uint64)
         state = mixed(
             number_N.astype(np.uint64) ^ mixed(np.asarray(other, dtype=np.uint64) ^ mixed(key))
         )

@@ -1,4 +1,4 @@
-"""A later log added to a prepared folder: ids stay, and only the shards it touches are rewritten."""
+"""A later log added to a prepared folder: ids stay, only the shards it touches are rewritten."""
 
 from collections import Counter
 from typing import Any, NamedTuple
@@ -118,7 +118,7 @@ def extend(
         generation=generation,
     )
     blocks = passes.cleaned_blocks(plan, folder)
-    survey = passes.survey(blocks)
+    survey = passes.survey(blocks, has_time=plan.layout.has_time)
     check_counts(survey.counts, config)
     warn_of_times(survey, plan.layout)
     low, high = (int(limit) for limit in manifest["limits"])

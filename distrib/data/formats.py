@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from distrib.data.checks import checked
 from distrib.data.cleaning import Scale
 from distrib.data.columns import to_numpy, whole
-from distrib.data.layout import Layout
+from distrib.data.layout import Layout, header_of
 from distrib.data.schema import QUARANTINE, Origin, Status, interactions
-from distrib.data.text import LogFile, chunks, first_lines, line_bounds, ranges
+from distrib.data.text import LogFile, chunks, count_lines, line_bounds, ranges
 from distrib.errors import DataError
 from distrib.storage import Folder
 
@@ -83,6 +83,7 @@ def pieces(layout: Layout) -> list[Piece]:
     """
     found: list[Piece] = []
     for file in layout.files:
+        parts: list[tuple[int, int | None, int]]
         if layout.kind == "parquet":
             parts = _row_group_parts(file)
         elif layout.kind in {"text", "jsonl"}:
@@ -164,17 +165,18 @@ def _raw_tables(piece: Piece, layout: Layout) -> Iterator[_Raw]:
         return
     parse = {"text": _csv, "jsonl": _json_lines, "sessions": _sessions, "matrix": _matrix}
     first_line = 0
+    if layout.has_header:
+        layout = layout._replace(header=header_of(piece.file, layout))
     for text in chunks(piece.file, piece.start, piece.stop):
         if layout.has_header and piece.start == 0 and first_line == 0:
-            _require_same_header(piece.file, layout)
             cut = text.find(b"\n") + 1
             body, first_line = (text[cut:] if cut else b""), 1
         else:
             body = text
-        if body.strip():
+        if body and not body.isspace():
             raw = parse[layout.kind](body, layout)
             yield _moved(raw, first_line, piece.file, layout)
-        first_line += body.count(b"\n")
+        first_line += count_lines(body)
 
 
 def _moved(raw: _Raw, by: int, file: LogFile, layout: Layout) -> _Raw:
@@ -197,18 +199,6 @@ def _moved(raw: _Raw, by: int, file: LogFile, layout: Layout) -> _Raw:
     return raw._replace(table=table, places=places, bounds=bounds, malformed_M=raw.malformed_M + by)
 
 
-def _require_same_header(file: LogFile, layout: Layout) -> None:
-    """Refuse a further file whose columns stand in another order."""
-    first = first_lines(file, 1)[0].split(layout.separator)
-    names = tuple(name.strip().strip('"').partition(":")[0] for name in first)
-    wanted = tuple(name.partition(":")[0] for name in layout.header or ())
-    if names != wanted:
-        raise DataError(
-            f"{file.label}: header {list(names)} differs from {list(wanted)}, that of the first "
-            "file; prepare such files apart, or make them alike"
-        )
-
-
 def _lines(text: bytes) -> tuple[IntArray, Callable[[IntArray], pa.Array]]:
     """Return which lines are not empty, and what gives the text of lines."""
     starts, ends = line_bounds(text)
@@ -228,16 +218,7 @@ def _csv(text: bytes, layout: Layout) -> _Raw:
     clean, separator = text, layout.separator
     if len(separator) > 1:
         clean, separator = text.replace(separator.encode(), b"\x1f"), _UNIT_SEPARATOR
-    for types in _guesses(layout):
-        try:
-            table, numbers = _parsed(clean, layout, separator, types)
-            break
-        except pa.ArrowInvalid:
-            continue
-    else:
-        as_text = dict.fromkeys(layout.columns.names(), pa.string())
-        proper = clean.decode("utf-8", "replace").encode()
-        table, numbers = _parsed(proper, layout, separator, as_text)
+    table, numbers = _parsed_as_guessed(clean, layout, separator)
     malformed_M = np.asarray(numbers, dtype=np.int64) - 1
     lines: list[Any] = []
 
@@ -255,8 +236,20 @@ def _csv(text: bytes, layout: Layout) -> _Raw:
     return _Raw(table, places, malformed, lambda wanted: known()[1](wanted))
 
 
+def _parsed_as_guessed(text: bytes, layout: Layout, separator: str) -> tuple[pa.Table, list[int]]:
+    """Parse by the likeliest types that fit all rows, else as text, which always does."""
+    for types in _guesses(layout):
+        try:
+            return _parsed(text, layout, separator, types)
+        except pa.ArrowInvalid:
+            continue
+    as_text = dict.fromkeys(layout.columns.names(), pa.string())
+    proper = text.decode("utf-8", "replace").encode()
+    return _parsed(proper, layout, separator, as_text)
+
+
 def _guesses(layout: Layout) -> list[dict[str, pa.DataType]]:
-    """Return the types to parse columns as, the likeliest first; text, the last, always works."""
+    """Return the types to parse columns as, the likeliest first."""
     columns = layout.columns
     types = {columns.user: layout.id_type, columns.item: layout.id_type}
     if columns.rating is not None:
@@ -299,7 +292,7 @@ def _json_lines(text: bytes, layout: Layout) -> _Raw:
     filled, taken = _lines(text)
     names = layout.columns.names()
     fields = [(n, pa.type_for_alias(t)) for n, t in zip(names, layout.json_types, strict=True)]
-    malformed = np.zeros(0, dtype=np.int64)
+    malformed, table = np.zeros(0, dtype=np.int64), None
     try:
         table = pajson.read_json(
             pa.BufferReader(text),
@@ -308,10 +301,9 @@ def _json_lines(text: bytes, layout: Layout) -> _Raw:
                 explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore"
             ),
         )
-        is_plain = len(table) == len(filled)
     except pa.ArrowInvalid:
-        is_plain = False
-    if not is_plain:
+        table = None
+    if table is None or len(table) != len(filled):
         table, is_object_N = _json_one_by_one(taken(filled), names)
         filled, malformed = filled[is_object_N], filled[~is_object_N]
     return _Raw(table, lambda rows: (filled[rows], taken(filled[rows])), malformed, taken)
@@ -376,12 +368,13 @@ def _is_number(word: str, number: float) -> bool:
         return False
 
 
-def _row_group_parts(file: LogFile) -> list[tuple[int, int, int]]:
+def _row_group_parts(file: LogFile) -> list[tuple[int, int | None, int]]:
     """Cut a Parquet file into runs of row groups with about a million rows each."""
     with Folder(file.url).open() as stream:
         metadata = pq.read_metadata(stream)
     sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
-    parts, start, first_row, rows = [], 0, 0, 0
+    parts: list[tuple[int, int | None, int]] = []
+    start, first_row, rows = 0, 0, 0
     for number, size in enumerate(sizes):
         rows += size
         if rows >= _ROWS_AT_ONCE or number == len(sizes) - 1:

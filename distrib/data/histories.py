@@ -1,5 +1,6 @@
 """The rules by which interactions become histories; pure functions of tables."""
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -227,4 +228,4 @@ def item_ranges(length_I: IntArray, num_parts: int) -> list[tuple[int, int]]:
     wanted = np.linspace(0, before[-1], num_parts + 1)
     inner = np.searchsorted(before, wanted[1:-1], side="left")
     cuts = np.unique(np.concatenate([[0], inner, [len(length_I)]]))
-    return [(int(low), int(high)) for low, high in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [(int(low), int(high)) for low, high in pairwise(cuts)]

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -62,9 +62,14 @@ class Layout(NamedTuple):
 
     separator: str = ","
     header: tuple[str, ...] | None = None
-    """Names of the fields; the files of a text log have a header line where `has_header`."""
+    """Names of the fields of the first file."""
 
     has_header: bool = False
+    """Whether each file has a header line; columns may stand in another order in each."""
+
+    is_typed: bool = False
+    """Whether the names in the header carry a type, after a colon."""
+
     is_quoted: bool = True
     time_unit: TimeUnit = "s"
     json_types: tuple[str, ...] = ()
@@ -96,23 +101,28 @@ def inspect(source: FileSource) -> Layout:
     Raises:
         DataError: A file is absent or empty, a column is not there, or the layout is not known.
     """
-    match source:
-        case MovieLensSource():
-            return _movielens(source)
-        case AmazonSource():
-            return _amazon(source)
-        case HetRecSource():
-            return _hetrec(source)
-        case RecBoleSource():
-            return _recbole(source)
-        case ParquetSource():
-            return _parquet(source)
-        case JsonLinesSource():
-            return _json_lines(_files(source.path), source.columns, source.ids, source.time_unit)
-        case CsvSource():
-            return _csv(source)
-        case SessionsSource() | MatrixSource():
-            return _headless(source)
+    return _INSPECTORS[type(source)](source)
+
+
+def header_of(file: LogFile, layout: Layout) -> tuple[str, ...]:
+    """Return the names of a file's columns.
+
+    Args:
+        file: One of a log with header lines.
+        layout: Of the log.
+
+    Returns:
+        Names, without quotes and types.
+
+    Raises:
+        DataError: A column that is read is not there.
+    """
+    names = tuple(
+        name.strip().strip('"').partition(":")[0] if layout.is_typed else name.strip().strip('"')
+        for name in first_lines(file, 1)[0].split(layout.separator)
+    )
+    _require_columns(layout.columns, names, file)
+    return names
 
 
 def with_held_out(layout: Layout, source: FileSource, paths: Sequence[tuple[str, int]]) -> Layout:
@@ -132,7 +142,7 @@ def with_held_out(layout: Layout, source: FileSource, paths: Sequence[tuple[str,
     files = list(layout.files)
     for path, origin in paths:
         other = inspect(source.model_copy(update={"path": path}))
-        if other._replace(files=()) != layout._replace(files=()):
+        if other._replace(files=(), header=None) != layout._replace(files=(), header=None):
             raise DataError(
                 f"{path}: is not laid out like {source.path}; convert it to that layout"
             )
@@ -247,8 +257,9 @@ def _recbole(source: RecBoleSource) -> Layout:
         columns = Columns(**{**columns.model_dump(), **usual})
     _require_columns(columns, header, files[0])
     return Layout(
-        files, "text", columns, source.ids, None, "\t", header, has_header=True, is_quoted=False
-    )
+        files, "text", columns, source.ids, None, "\t", header,
+        has_header=True, is_typed=True, is_quoted=False,
+    )  # fmt: skip
 
 
 def _csv(source: CsvSource) -> Layout:
@@ -266,6 +277,10 @@ def _csv(source: CsvSource) -> Layout:
         files, "text", source.columns, source.ids, None, source.separator, header,
         has_header=source.header is None, is_quoted=source.is_quoted, time_unit=source.time_unit,
     )  # fmt: skip
+
+
+def _plain_json_lines(source: JsonLinesSource) -> Layout:
+    return _json_lines(_files(source.path), source.columns, source.ids, source.time_unit)
 
 
 def _json_lines(
@@ -329,7 +344,7 @@ def _headless(source: SessionsSource | MatrixSource) -> Layout:
 
 
 def _files(url: str, wanted: tuple[str, ...] = ()) -> tuple[LogFile, ...]:
-    """List the files of a log; of an archive or folder with some of the wanted names, only those."""
+    """List the files of a log; of an archive or folder that has wanted names, only those."""
     folder = Folder(url)
     if not folder.exists():
         raise DataError(f"{url}: no such file, folder or bucket; check data.source.path")
@@ -361,3 +376,16 @@ def _require_columns(columns: Columns, present: tuple[str, ...], file: LogFile) 
             f"{file.label}: column(s) {twice} stand there twice; rename one in the log or with "
             "data.source.header"
         )
+
+
+_INSPECTORS: dict[type[FileSource], Callable[[Any], Layout]] = {
+    MovieLensSource: _movielens,
+    AmazonSource: _amazon,
+    HetRecSource: _hetrec,
+    RecBoleSource: _recbole,
+    SessionsSource: _headless,
+    MatrixSource: _headless,
+    CsvSource: _csv,
+    JsonLinesSource: _plain_json_lines,
+    ParquetSource: _parquet,
+}

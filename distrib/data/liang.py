@@ -34,11 +34,25 @@ PUBLISHED = {
 class Recipe(Protocol):
     """The settings that the draw depends on."""
 
-    valid_users: int
-    test_users: int
-    target_share: float
-    min_items: int
-    seed: int
+    @property
+    def valid_users(self) -> int:
+        """Users held out for choosing."""
+
+    @property
+    def test_users(self) -> int:
+        """Users held out for testing."""
+
+    @property
+    def target_share(self) -> float:
+        """Share that is asked of them."""
+
+    @property
+    def min_items(self) -> int:
+        """Shorter histories are asked nothing."""
+
+    @property
+    def seed(self) -> int:
+        """Of the generator."""
 
 
 class LiangDraw(NamedTuple):

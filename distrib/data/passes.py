@@ -101,7 +101,7 @@ def cleaned_blocks(plan: Plan, target: Folder) -> Blocks:
     def read_pieces(table: pa.Table) -> Iterator[pa.Table]:
         for number in table["piece"].to_pylist():
             damaged = [QUARANTINE.empty_table()]
-            for reading in _readings(plan.pieces[number], plan):
+            for reading in readings(plan.pieces[number], plan):
                 damaged.append(reading.quarantine)
                 yield with_shard(reading.interactions, plan.num_shards)
             rejected = pa.concat_tables(damaged)
@@ -121,7 +121,8 @@ def cleaned_blocks(plan: Plan, target: Folder) -> Blocks:
         settled = grouped.map_batches(
             lambda table: clean(table, plan), batch_size=None, batch_format="pyarrow"
         ).materialize()
-    return _after_core(settled.to_arrow_refs(), plan.cleaning)
+    blocks = settled.to_arrow_refs() or [ray.put(counts_as_rows({}, plan.layout.id_type))]
+    return _after_core(blocks, plan.cleaning)
 
 
 def clean(table: pa.Table, plan: Plan) -> pa.Table:
@@ -145,10 +146,10 @@ def kept_rows(block: pa.Table) -> pa.Table:
     return block.slice(0, int(is_row_N.sum()))  # counts stand at the end
 
 
-def survey(blocks: Blocks) -> Survey:
-    """Count rows and users, and find the first and last time."""
+def survey(blocks: Blocks, *, has_time: bool) -> Survey:
+    """Count rows and users, and find the first and last time where there are times."""
     found: Survey = ray.get(tree([_survey.remote(ref) for ref in blocks], _merge_surveys))
-    return found
+    return found if has_time else found._replace(first_s=None, last_s=None)
 
 
 def settle(blocks: Blocks, split: Split, num_rows: int, num_users: int) -> Settled:
@@ -213,7 +214,8 @@ def count_items(
     return found
 
 
-def _readings(piece: Piece, plan: Plan) -> Iterator[Reading]:
+def readings(piece: Piece, plan: Plan) -> Iterator[Reading]:
+    """Yield what is in a piece, read or drawn."""
     if isinstance(plan.source, SyntheticLog | ExpandedLog):
         yield draw(piece, plan.source, plan.layout, plan.scale)
     else:

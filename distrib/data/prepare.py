@@ -43,7 +43,7 @@ def preflight(config: DataConfig) -> Plan:
         DataError: The log or one of its columns is absent, or the target folder is taken or
             cannot be written.
     """
-    plan = _plan(config)
+    plan = plan_of(config)
     folder = Folder(config.prepared)
     if folder.exists(MANIFEST):
         found, wanted = load_manifest(folder)["recipe"], recipe(config, plan)
@@ -96,7 +96,7 @@ def prepare(config: DataConfig) -> dict[str, Any]:
         return load_manifest(folder)
     _begin(folder)
     blocks = passes.cleaned_blocks(plan, folder)
-    survey = passes.survey(blocks)
+    survey = passes.survey(blocks, has_time=plan.layout.has_time)
     check_counts(survey.counts, config)
     warn_of_times(survey, plan.layout)
     settled = passes.settle(blocks, plan.split, survey.counts[Status.KEPT], survey.num_users)
@@ -129,7 +129,19 @@ def prepare(config: DataConfig) -> dict[str, Any]:
     return manifest
 
 
-def _plan(config: DataConfig) -> Plan:
+def plan_of(config: DataConfig) -> Plan:
+    """Settle how a log is read.
+
+    Args:
+        config: What the run file says.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: Settings clash.
+        DataError: The log or one of its columns is absent, or the layout is not known.
+    """
     source, split = config.source, config.split
     if isinstance(source, SyntheticLog | ExpandedLog):
         layout, found = drawn_layout(source), drawn_pieces(source)

@@ -295,25 +295,33 @@ def assign(kept: pa.Table, split: Split, settled: Settled) -> tuple[Any, Any]:
     nothing = np.zeros(len(kept), dtype=np.int8)
     if not len(kept) or isinstance(split, NoSplit):
         return nothing, nothing
+    if isinstance(split, StrongGeneralisationSplit | LiangSplit):
+        return _by_user(kept, split, settled)
+    return nothing, _roles(kept, split, settled)
+
+
+def _by_user(
+    kept: pa.Table, split: StrongGeneralisationSplit | LiangSplit, settled: Settled
+) -> tuple[Any, Any]:
     users, items = whole(kept["user"]), whole(kept["item"])
-    match split:
-        case EntrywiseSplit():
-            return nothing, _entrywise_roles(cell_hash(users, items, split), split, settled.limits)
-        case StrongGeneralisationSplit():
-            subset_N = _subsets(user_hash(users, split), settled.limits)
-            order_N = cell_hash(users, items, split)
-            return subset_N, _fold_in_roles(user_starts(users), order_N, subset_N, split)
-        case LiangSplit():
-            return _liang(users, items, settled.draw)
-        case LeaveLastSplit():
-            return nothing, _leave_last_roles(user_starts(users), split.count)
-        case GlobalTimeSplit():
-            limits = np.asarray(settled.limits, dtype=np.uint64)
-            later_N = np.searchsorted(limits, limit_keys(kept, split), side="right")
-            return nothing, _HELD_OUT[later_N]
-        case GivenSplit():
-            origin_N = kept["origin"].to_numpy()
-            return nothing, _HELD_OUT[origin_N.astype(np.int64)]
+    if isinstance(split, LiangSplit):
+        return _liang(users, items, settled.draw)
+    subset_N = _subsets(user_hash(users, split), settled.limits)
+    order_N = cell_hash(users, items, split)
+    return subset_N, _fold_in_roles(user_starts(users), order_N, subset_N, split)
+
+
+def _roles(kept: pa.Table, split: Split, settled: Settled) -> Any:
+    """Return roles where every user is a training user."""
+    if isinstance(split, LeaveLastSplit):
+        return _leave_last_roles(user_starts(whole(kept["user"])), split.count)
+    if isinstance(split, GivenSplit):
+        return _HELD_OUT[kept["origin"].to_numpy().astype(np.int64)]
+    if isinstance(split, EntrywiseSplit) and not split.is_exact:
+        cell_N = cell_hash(whole(kept["user"]), whole(kept["item"]), split)
+        return _entrywise_roles(cell_N, split)
+    limits = np.asarray(settled.limits, dtype=np.uint64)
+    return _HELD_OUT[np.searchsorted(limits, limit_keys(kept, split), side="right")]
 
 
 _HELD_OUT = np.array([Role.INPUT, Role.VALID_TARGET, Role.TEST_TARGET], dtype=np.int8)
@@ -327,12 +335,7 @@ def moments(split: GlobalTimeSplit) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def _entrywise_roles(
-    cell_N: HashArray, split: EntrywiseSplit, limits: tuple[int, int]
-) -> npt.NDArray[np.int8]:
-    if split.is_exact:
-        later_N = np.searchsorted(np.asarray(limits, dtype=np.uint64), cell_N, side="right")
-        return _HELD_OUT[later_N]
+def _entrywise_roles(cell_N: HashArray, split: EntrywiseSplit) -> npt.NDArray[np.int8]:
     draw_N = cell_N.astype(np.float64) / 2.0**64
     held_out = np.where(draw_N < split.seen_share, Role.VALID_TARGET, Role.TEST_TARGET)
     return np.where(draw_N < split.train_share, Role.INPUT, held_out).astype(np.int8)

@@ -4,8 +4,8 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple
+from contextlib import ExitStack, contextmanager
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -93,8 +93,8 @@ def first_lines(file: LogFile, count: int) -> list[str]:
             head += more
     if head.startswith(_OTHER_BOMS):
         raise DataError(f"{file.label}: is UTF-16 text; convert it to UTF-8")
-    lines = head.decode("utf-8-sig", errors="replace").splitlines()[:count]
-    found = [line for line in lines if line.strip()]
+    lines = head.decode("utf-8-sig", errors="replace").split("\n")[:count]
+    found = [line.removesuffix("\r") for line in lines if line.strip()]
     if not found:
         raise DataError(f"{file.label}: the log is empty (its first line is); nothing to prepare")
     return found
@@ -135,6 +135,11 @@ def ranges(file: LogFile) -> list[tuple[int, int | None]]:
     ]
 
 
+def count_lines(text: bytes) -> int:
+    """Count the line ends, several times as fast as ``text.count`` where lines are short."""
+    return int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord("\n")))
+
+
 def line_bounds(text: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return where each line begins, and where it ends without its line end."""
     ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
@@ -148,25 +153,30 @@ def line_bounds(text: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
 @contextmanager
 def _opened(file: LogFile, start: int = 0) -> Iterator[BinaryIO]:
     """Open the text of a file; what goes wrong inside is told as a fault of the file."""
-    with Folder(file.url).open() as raw:
-        try:
-            if file.member:
-                with zipfile.ZipFile(raw) as archive, archive.open(file.member) as member:
-                    yield _decompressed(member, file)  # type: ignore[arg-type]
-            else:
-                raw.seek(max(start - 1, 0))  # a range may begin right after a line end
-                yield _decompressed(raw, file)
-        except _DAMAGES as error:
-            if file.is_plain or isinstance(error, _OF_THE_STORE):
-                raise
-            raise DataError(f"{file.label}: damaged ({error}); fetch it anew") from error
+    with Folder(file.url).open() as raw, _explained(file), ExitStack() as stack:
+        if file.member:
+            archive = stack.enter_context(zipfile.ZipFile(raw))
+            yield _decompressed(stack.enter_context(archive.open(file.member)), file)
+        else:
+            raw.seek(max(start - 1, 0))  # a range may begin right after a line end
+            yield _decompressed(raw, file)
 
 
-def _decompressed(stream: BinaryIO, file: LogFile) -> BinaryIO:
+@contextmanager
+def _explained(file: LogFile) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGES as error:
+        if file.is_plain or isinstance(error, _OF_THE_STORE):
+            raise
+        raise DataError(f"{file.label}: damaged ({error}); fetch it anew") from error
+
+
+def _decompressed(stream: Any, file: LogFile) -> BinaryIO:
     name = file.member or file.url
     codec = next((codec for suffix, codec in _CODECS.items() if name.endswith(suffix)), None)
     if codec is None:
-        return stream
+        return stream  # type: ignore[no-any-return]
     return pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), codec)  # type: ignore[no-any-return]
 
 

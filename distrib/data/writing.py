@@ -24,7 +24,7 @@ from distrib.data.passes import Blocks, Plan, kept_rows, part_name
 from distrib.data.prepared import read_part, user_number
 from distrib.data.schema import Role, Subset
 from distrib.data.splits import Settled, Split
-from distrib.data.text import LogFile, chunks
+from distrib.data.text import LogFile, chunks, count_lines
 from distrib.errors import DataError
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
@@ -128,36 +128,26 @@ def write_item_histories(
         return pa.table({**flat, "part": part})
 
     def write(table: pa.Table) -> pa.Table:
-        entries = []
+        written = []
         for part in np.unique(to_numpy(table["part"])):
-            first, stop = bounds[part]
             mine = table.filter(pc.equal(table["part"], int(part)))
-            histories = build_item_histories(mine, ray.get(shared), first, stop)
+            found = build_item_histories(mine, ray.get(shared), *bounds[part])
             name = part_name("item_histories", part, generation)
-            content = Folder(url).write_parquet(name, histories)
-            entries.append(
-                {
-                    **described(name, content),
-                    "first_item": first,
-                    "items": len(histories),
-                    "interactions": len(mine),
-                }
-            )
-        return pa.table({"entry": pa.array([json.dumps(entry) for entry in entries], pa.string())})
+            content = Folder(url).write_parquet(name, found)
+            size = {"first_item": bounds[part][0], "items": len(found), "interactions": len(mine)}
+            written.append({**described(name, content), **size})
+        return pa.table({"entry": pa.array([json.dumps(entry) for entry in written], pa.string())})
 
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = None
     pieces = [{"entry": json.dumps(entry)} for entry in shards]
     with ray.data.DataContext.current(context):
-        written = (
-            ray.data.from_items(pieces, override_num_blocks=len(pieces))
-            .map_batches(flatten, batch_size=1, batch_format="pyarrow")
-            .repartition(len(bounds), keys=["part"])
-            .map_batches(write, batch_size=None, batch_format="pyarrow")
-            .take_all()
+        flat = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
+            flatten, batch_size=1, batch_format="pyarrow"
         )
-    entries = [json.loads(row["entry"]) for row in written]
-    return sorted(entries, key=lambda entry: str(entry["name"]))
+        parts = flat.repartition(len(bounds), keys=["part"])
+        rows = parts.map_batches(write, batch_size=None, batch_format="pyarrow").take_all()
+    return sorted((json.loads(row["entry"]) for row in rows), key=lambda entry: str(entry["name"]))
 
 
 def seal_quarantine(plan: Plan, target: Folder) -> list[Entry]:
@@ -221,7 +211,7 @@ def without_times(table: pa.Table) -> pa.Table:
 
 @ray.remote
 def _count_lines(file: LogFile, start: int, stop: int | None) -> int:
-    return sum(text.count(b"\n") for text in chunks(file, start, stop))
+    return sum(count_lines(text) for text in chunks(file, start, stop))
 
 
 @ray.remote

@@ -54,9 +54,13 @@ class Model(nn.Module, ABC):
             What describes the users, one row each.
         """
 
+    def input_tables(self) -> Rows:
+        """Return the tables with one row per item that only `encode` reads, whole."""
+        return ()
+
     @abstractmethod
     def item_tables(self) -> Rows:
-        """Return the tables with one row per item, whole."""
+        """Return the tables with one row per item that `decode_rows` reads, whole."""
 
     @abstractmethod
     def decode_rows(self, state: State, rows: Rows) -> Tensor:

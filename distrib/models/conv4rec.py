@@ -128,6 +128,10 @@ class Conv4Rec(Model):
         return Conv4RecState(torch.tanh(sum_BZ * scale_B1 + self.input_bias_Z))
 
     @override
+    def input_tables(self) -> Rows:
+        return (self.input_IDZ,)
+
+    @override
     def item_tables(self) -> Rows:
         if self.output_bias_ID is None:
             return self.output_IDZ, self.prior_IC

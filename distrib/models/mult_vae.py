@@ -94,6 +94,10 @@ class MultVae(Model):
         return MultVaeState(torch.tanh(self.from_code(code_BZ)), mean_BZ, log_variance_BZ)
 
     @override
+    def input_tables(self) -> Rows:
+        return (self.input_IH,)
+
+    @override
     def item_tables(self) -> Rows:
         return self.output_IH, self.output_bias_I
 

@@ -9,13 +9,14 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from distrib.checkpoint.bundle import BUNDLE, copy_bundle
+from distrib.checkpoint.bundle import BUNDLE, copy_bundle, load_bundle
 from distrib.data.feed import Resident, load_resident
 from distrib.data.prepared import load_manifest, load_vocabulary
 from distrib.errors import CheckpointError, ConfigError, DataError, DivergedError
 from distrib.events import emit, is_terminal
 from distrib.storage import Folder
 from distrib.train.config import TrainConfig
+from distrib.train.warm_start import require_same_kind
 from distrib.train.worker import Inputs, train_worker
 from distrib.vocabulary import Vocabulary
 
@@ -50,6 +51,9 @@ def preflight(config: TrainConfig) -> dict[str, Any]:
             f"{config.prepared}: no user has a training interaction; choose another data.split"
         )
     _require_same(config, {"data": manifest["hash"]})
+    if config.loop.warm_start:
+        earlier = load_bundle(Folder(config.loop.warm_start) / BUNDLE)
+        require_same_kind(earlier, config.model, tuple(manifest["levels"]))
     return manifest
 
 

@@ -41,6 +41,9 @@ class LoopConfig(Config):
     """Metrics that choose the best epoch (geometric mean; errors inverted). Without it: the first
     NDCG for scores, the second Recall and RMSE together for outcomes."""
 
+    warm_start: str | None = None
+    """Run folder of an earlier model of the same kind to begin with, e.g. before the data grew."""
+
     log_every_s: PositiveFloat = 10.0
     """Seconds between lines of progress in a job log."""
 

@@ -17,7 +17,7 @@ from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMod
 from torch import Tensor
 
 from distrib.checkpoint import store
-from distrib.checkpoint.bundle import BUNDLE, restored, write_bundle
+from distrib.checkpoint.bundle import BUNDLE, load_bundle, restored, write_bundle
 from distrib.data.collate import Rows, example
 from distrib.data.feed import Feed, Resident
 from distrib.data.schema import Role
@@ -32,6 +32,7 @@ from distrib.train.deepspeed_engine import DeepSpeedEngine
 from distrib.train.loop import TrainState, run_epochs
 from distrib.train.progress import Bar
 from distrib.train.step import TrainStep
+from distrib.train.warm_start import begin_with
 from distrib.vocabulary import Vocabulary
 
 STATE = "state.json"
@@ -243,6 +244,8 @@ class Worker:
 def _engine(config: TrainConfig, vocabulary: Vocabulary, device: torch.device) -> DeepSpeedEngine:
     torch.manual_seed(config.seed)
     model = config.model.build(vocabulary.catalogue)
+    if config.loop.warm_start:
+        begin_with(model, vocabulary, load_bundle(Folder(config.loop.warm_start) / BUNDLE))
     objective = config.objective.build(vocabulary.levels)
     step = TrainStep(model, objective, block_items=config.engine.block_items)
     return DeepSpeedEngine(

@@ -24,9 +24,11 @@ import torch.distributed
 
 from distrib.cli import connected
 from distrib.data.collate import gather
+from distrib.data.config import DataConfig
 from distrib.data.feed import Feed, load_resident
-from distrib.data.formats import MovieLensSource, SyntheticLog
-from distrib.data.prepare import DataConfig, load_vocabulary, prepare
+from distrib.data.prepare import prepare
+from distrib.data.prepared import load_vocabulary
+from distrib.data.sources import MovieLensSource, SyntheticLog
 from distrib.events import table
 from distrib.models import Conv4RecConfig, MultVaeConfig
 from distrib.noise import Noise

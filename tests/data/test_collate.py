@@ -14,7 +14,7 @@ from distrib.data.collate import (
 from distrib.data.schema import Role, Subset
 from distrib.errors import DataError
 
-IN, VALID, TEST = (int(role) for role in Role)
+IN, _, VALID, TEST = (int(role) for role in Role)
 TABLE = pa.table(
     {
         "subset": pa.array([Subset.TRAIN, Subset.TRAIN, Subset.TEST, Subset.TRAIN], pa.int8()),

@@ -1,82 +1,280 @@
 import gzip
+import io
+import json
+import zipfile
+from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from distrib.data import formats
-from distrib.data.formats import Columns, CsvSource, MovieLensSource, ParquetSource
+from distrib.data import formats, text
+from distrib.data.cleaning import Scale
+from distrib.data.layout import HALF_STARS, WHOLE_STARS, inspect
 from distrib.data.schema import Status
+from distrib.data.sources import (
+    AmazonSource,
+    Columns,
+    CsvSource,
+    HetRecSource,
+    JsonLinesSource,
+    MatrixSource,
+    MovieLensSource,
+    ParquetSource,
+    RecBoleSource,
+    SessionsSource,
+)
 from distrib.errors import DataError
 
 COLUMNS = Columns(user="who", item="what", rating="stars", time="when")
+STARS = Scale((1.0, 2.0, 3.0, 4.0, 5.0))
 ROWS = [(1, 10, 5.0, 100), (2, 20, 3.0, 200)]
 
 
-def read(source):
-    layout = formats.inspect(source)
-    tables = [table for file in layout.files for table in formats.read(file, layout)]
-    return pa.concat_tables(tables), layout
-
-
-def statuses(table):
-    return [Status(value) for value in table["status"].to_pylist()]
+def readings(source, scale=None):
+    layout = inspect(source)
+    scale = scale or (Scale(layout.levels) if layout.levels else STARS)
+    found = [r for piece in formats.pieces(layout) for r in formats.read(piece, layout, scale)]
+    return (
+        pa.concat_tables([reading.interactions for reading in found]),
+        pa.concat_tables([reading.quarantine for reading in found]),
+    )
 
 
 def kept(table):
-    rows = table.filter(pa.array([s == Status.KEPT for s in statuses(table)])).to_pylist()
+    rows = table.filter(pa.array(table["status"].to_numpy() == Status.KEPT)).to_pylist()
     return [(row["user"], row["item"], row["rating"], row["time"]) for row in rows]
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("u.data", "1\t10\t5\t100\n2\t20\t3\t200\n"),
-        ("ratings.dat", "1::10::5::100\n2::20::3::200\n"),
-        ("ratings.csv", "userId,movieId,rating,timestamp\n1,10,5.0,100\n2,20,3.0,200\n"),
-        ("ratings.csv", "userId,movieId,rating,timestamp\r\n1,10,5.0,100\r\n2,20,3.0,200"),
-    ],
-)
-def test_the_three_layouts_of_movielens_read_alike(tmp_path, name, text, compressed):
-    path = tmp_path / (name + (".gz" if compressed else ""))
-    path.write_bytes(gzip.compress(text.encode()) if compressed else text.encode())
-    table, layout = read(MovieLensSource(path=str(path)))
+def rejected(table):
+    rows = table.filter(pa.array(table["status"].to_numpy() != Status.KEPT)).to_pylist()
+    return {Status(row["status"]): row["time"] for row in rows}
+
+
+MOVIELENS = [
+    ("u.data", "1\t10\t5\t100\n2\t20\t3\t200\n"),
+    ("ratings.dat", "1::10::5::100\n2::20::3::200\n"),
+    ("ratings.csv", "userId,movieId,rating,timestamp\n1,10,5.0,100\n2,20,3.0,200\n"),
+    ("ratings.csv", "userId,movieId,rating,timestamp\r\n1,10,5.0,100\r\n2,20,3.0,200"),
+]
+
+
+def packed(path, name, content, packing):
+    """Write a file as a user would have it, and return its path."""
+    content = content.encode() if isinstance(content, str) else content
+    if packing == "zip":
+        with zipfile.ZipFile(path / "log.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("folder/README", "nothing")
+            archive.writestr(f"folder/{name}", content)
+        return str(path / "log.zip")
+    packers = {"": bytes, "gz": gzip.compress, "zst": lambda b: pa.compress(b, "zstd", True)}
+    suffix = f".{packing}" if packing else ""
+    (path / (name + suffix)).write_bytes(packers[packing](content))
+    return str(path / (name + suffix))
+
+
+@pytest.mark.parametrize("packing", ["", "gz", "zip", "zst"])
+@pytest.mark.parametrize(("name", "content"), MOVIELENS)
+def test_the_layouts_of_movielens_read_alike(tmp_path, name, content, packing):
+    source = MovieLensSource(path=packed(tmp_path, name, content, packing))
+    table, quarantine = readings(source)
     assert kept(table) == ROWS
-    assert len(layout.levels) == (10 if "csv" in name else 5)
+    assert len(quarantine) == 0
+    assert inspect(source).levels == (HALF_STARS if "csv" in name else WHOLE_STARS)
+
+
+def test_movielens_10m_has_half_stars_in_the_older_layout(tmp_path):
+    (tmp_path / "ratings.dat").write_text("1::10::5::100\n2::20::3.5::200\n")
+    assert inspect(MovieLensSource(path=str(tmp_path / "ratings.dat"))).levels == HALF_STARS
+
+
+AMAZON = {
+    "2018.csv": "B00000000A,A1USERUSERUSER,5.0,100\nB00000000B,A2USERUSERUSER,3.0,200\n",
+    "2014.csv": "A1USERUSERUSER,B00000000A,5.0,100\nA2USERUSERUSER,B00000000B,3.0,200\n",
+    "2018.json.gz": "".join(
+        json.dumps(
+            {"overall": rating, "reviewerID": user, "asin": item, "unixReviewTime": time, "x": [1]}
+        )
+        + "\n"
+        for user, item, rating, time in (
+            ("A1USERUSERUSER", "B00000000A", 5.0, 100),
+            ("A2USERUSERUSER", "B00000000B", 3.0, 200),
+        )
+    ),
+    "2023.csv": "user_id,parent_asin,rating,timestamp\n"
+    "A1USERUSERUSER,B00000000A,5.0,100000\nA2USERUSERUSER,B00000000B,3.0,200999\n",
+    "2023.jsonl": "".join(
+        json.dumps({"rating": r, "user_id": u, "parent_asin": i, "asin": "other", "timestamp": t})
+        + "\n"
+        for u, i, r, t in (
+            ("A1USERUSERUSER", "B00000000A", 5.0, 100_000),
+            ("A2USERUSERUSER", "B00000000B", 3.0, 200_999),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(AMAZON))
+def test_amazon_reviews_of_all_years_read_alike(tmp_path, name):
+    content = AMAZON[name].encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    table, _ = readings(AmazonSource(path=str(tmp_path / name)))
+    assert kept(table) == [
+        ("A1USERUSERUSER", "B00000000A", 5.0, 100),
+        ("A2USERUSERUSER", "B00000000B", 3.0, 200),
+    ]
+
+
+def test_ids_that_do_not_tell_users_from_products_are_asked_about(tmp_path):
+    (tmp_path / "r.csv").write_text("u1,i1,5.0,1\nu2,i2,5.0,1\n")
+    with pytest.raises(DataError, match=r"cannot tell users from products.*data\.source\.order"):
+        inspect(AmazonSource(path=str(tmp_path / "r.csv")))
+    table, _ = readings(AmazonSource(path=str(tmp_path / "r.csv"), order="item_first"))
+    assert kept(table)[0] == ("i1", "u1", 5.0, 1)
+
+
+def test_recbole_fields_are_found_by_their_names(tmp_path):
+    (tmp_path / "x.inter").write_text(
+        "timestamp:float\titem_id:token\tuser_id:token\trating:float\n"
+        "100.0\t10\t1\t5\n200\t20\t2\t3\n"
+    )
+    table, _ = readings(RecBoleSource(path=str(tmp_path), ids="int"))
+    assert kept(table) == ROWS
+    table, _ = readings(RecBoleSource(path=str(tmp_path / "x.inter")))
+    assert kept(table)[0][:2] == ("1", "10")
+
+
+def test_hetrec_counts_have_no_levels(tmp_path):
+    (tmp_path / "user_artists.dat").write_text("userID\tartistID\tweight\n1\t10\t5\n2\t20\t1388\n")
+    source = HetRecSource(path=str(tmp_path / "user_artists.dat"))
+    assert inspect(source).levels is None
+    table, _ = readings(source, Scale((1.0,), confidence="log"))
+    assert [row[:3] for row in kept(table)] == [(1, 10, 5.0), (2, 20, 1388.0)]
+
+
+def test_a_session_is_a_user_and_padding_is_nobody(tmp_path):
+    (tmp_path / "s.csv").write_text("0,0,7,8\n0,7,9,7\n\n5,x,0,0\n")
+    table, quarantine = readings(SessionsSource(path=str(tmp_path / "s.csv")))
+    found = sorted((user, time, item) for user, item, _, time in kept(table))
+    assert [(user, item) for user, _, item in found] == [
+        (0, 7),
+        (0, 8),
+        (1, 7),
+        (1, 9),
+        (1, 7),
+        (3, 5),
+    ]
+    assert quarantine.to_pylist()[0]["line"] == 4
+    assert rejected(table) == {Status.ID_NOT_AN_INTEGER: 1}
+
+
+def test_sessions_in_several_files_are_told_apart(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.csv").write_text("0,7\n8,9\n")
+    table, _ = readings(SessionsSource(path=str(tmp_path)))
+    assert sorted({row[0] for row in kept(table)}) == ["a.csv:0", "a.csv:1", "b.csv:0", "b.csv:1"]
+
+
+def test_a_dense_matrix_holds_its_observed_cells(tmp_path):
+    (tmp_path / "m.ascii").write_text("0 5 0 \n3 0 nan\n1 2\n0 0 4\n")
+    table, quarantine = readings(MatrixSource(path=str(tmp_path / "m.ascii")))
+    assert [row[:3] for row in kept(table)] == [(0, 1, 5.0), (1, 0, 3.0), (3, 2, 4.0)]
+    assert rejected(table) == {Status.RATING_NOT_A_NUMBER: 1, Status.MALFORMED: 1}
+    assert quarantine["line"].to_pylist() == [2, 3]
 
 
 def test_pieces_of_a_large_file_join_without_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "_CHUNK_BYTES", 64)
+    monkeypatch.setattr(text, "RANGE_BYTES", 301)
+    monkeypatch.setattr(text, "_CHUNK_BYTES", 64)
+    monkeypatch.setattr(text, "_STEP_BYTES", 7)
     lines = [f"{n},{n % 7},4.5,{n}" for n in range(500)]
     path = tmp_path / "ratings.csv"
     path.write_text("\n".join(["userId,movieId,rating,timestamp", *lines]))
-    table, _ = read(MovieLensSource(path=str(path)))
+    layout = inspect(MovieLensSource(path=str(path)))
+    assert len(formats.pieces(layout)) > 10
+    table, _ = readings(MovieLensSource(path=str(path)))
     assert kept(table) == [(n, n % 7, 4.5, n) for n in range(500)]
 
 
-def test_every_bad_line_is_counted_with_its_reason(tmp_path):
-    path = tmp_path / "log.csv"
-    path.write_text(
-        "who,what,stars,when\na,x,5,1\na,,5,1\nb,y,many,1\nb,z,9,1\nc,x,4,soon\nc,x\n"
-        "d,x,3,\n d,y,2,1.7e9\n"
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 30), min_size=1, max_size=40),
+    ends_whole=st.booleans(),
+    size=st.integers(1, 200),
+)
+def test_byte_ranges_give_every_line_once(tmp_path_factory, lengths, ends_whole, size):
+    path = tmp_path_factory.mktemp("ranges") / "log"
+    lines = [f"{n:x}" * length for n, length in enumerate(lengths)]
+    path.write_text("\n".join(lines) + ("\n" if ends_whole else ""))
+    content, file = path.read_bytes(), text.LogFile(str(path), 0)
+    edges = [*range(0, len(content), size), len(content)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "_CHUNK_BYTES", 16)
+        patch.setattr(text, "_STEP_BYTES", 5)
+        spans = list(pairwise(edges))
+        found = b"".join(b"".join(text.chunks(file, *span)) for span in spans)
+    assert found == content
+
+
+DAMAGED = (
+    "who,what,stars,when\na,x,5,1\na,,5,1\n\nb,y,many,1\nb,z,9,1\nc,x,4,soon\nc,x\n"
+    "d,x,3,\n d,y,2,1.7e9\ne,x,nan,1\ne,y,inf,1\n"
+)
+
+
+def test_every_bad_line_is_quarantined_with_reason_and_place(tmp_path):
+    (tmp_path / "log.csv").write_text(DAMAGED)
+    table, quarantine = readings(CsvSource(path=str(tmp_path / "log.csv"), columns=COLUMNS))
+    assert kept(table) == [
+        ("a", "x", 5.0, 1),
+        ("d", "x", 3.0, 0),
+        (" d", "y", 2.0, 1_700_000_000),
+    ]
+    found = [(row["line"], row["reason"], row["text"]) for row in quarantine.to_pylist()]
+    assert found == [
+        (3, "missing id", "a,,5,1"),
+        (5, "rating not a number", "b,y,many,1"),
+        (6, "rating outside scale", "b,z,9,1"),
+        (7, "time not a time", "c,x,4,soon"),
+        (8, "malformed", "c,x"),
+        (11, "rating not a number", "e,x,nan,1"),
+        (12, "rating not a number", "e,y,inf,1"),
+    ]
+    assert rejected(table)[Status.RATING_NOT_A_NUMBER] == 3
+    assert sum(rejected(table).values()) == 7
+
+
+FIELD = st.one_of(
+    st.integers(-(10**20), 10**20).map(str),
+    st.floats().map(str),
+    st.sampled_from(
+        ["", " 7", "+5", "1e3", "0x10", "NaN", "inf", "-", "1.0", "a", "1,5", "٣", "1_0"]
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.lists(st.tuples(FIELD, FIELD, FIELD, FIELD), min_size=1, max_size=5),
+    ids=st.sampled_from(["int", "string"]),
+)
+def test_typed_parsing_agrees_with_text_parsing(tmp_path_factory, rows, ids):
+    """The fast path may only take what the plain one takes, and must read the same."""
+    path = tmp_path_factory.mktemp("typed") / "log"
+    path.write_text("".join("\x1d".join(row) + "\n" for row in rows))
+    source = CsvSource(
+        path=str(path), columns=COLUMNS, header=tuple(COLUMNS.names()), separator="\x1d", ids=ids
     )
-    source = CsvSource(path=str(path), columns=COLUMNS, levels=(1.0, 2.0, 3.0, 4.0, 5.0))
-    table, _ = read(source)
-    assert sorted(statuses(table)) == sorted(
-        [
-            Status.KEPT,
-            Status.MISSING_ID,
-            Status.RATING_NOT_A_NUMBER,
-            Status.RATING_OUTSIDE_SCALE,
-            Status.TIME_NOT_A_NUMBER,
-            Status.MALFORMED,
-            Status.KEPT,
-            Status.KEPT,
-        ]
-    )
-    assert ("d", "x", 3.0, 0) in kept(table)
-    assert (" d", "y", 2.0, 1_700_000_000) in kept(table)
+    table, quarantine = readings(source)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "_guesses", lambda _: [])
+        plain, plain_quarantine = readings(source)
+    assert kept(table) == kept(plain)
+    assert quarantine.to_pylist() == plain_quarantine.to_pylist()
 
 
 def test_a_csv_with_any_separator_and_no_header(tmp_path):
@@ -89,19 +287,119 @@ def test_a_csv_with_any_separator_and_no_header(tmp_path):
         ids="int",
         columns=Columns(user="who", item="what"),
     )
-    table, layout = read(source)
-    assert kept(table) == [(7, 9, 1.0, 0), (8, 9, 1.0, 0)]
-    assert layout.levels == (1.0,)
+    table, _ = readings(source)
+    assert [row[:3] for row in kept(table)] == [(7, 9, 1.0), (8, 9, 1.0)]
+    assert [row[3] for row in kept(table)] == [0, 1]  # places in the log stand for times
+
+
+def test_a_quoted_id_may_hold_the_separator(tmp_path):
+    (tmp_path / "log.csv").write_text('who,what,stars,when\n"a,b",x,5,1\n"say ""hi""",x,5,1\n')
+    table, _ = readings(CsvSource(path=str(tmp_path / "log.csv"), columns=COLUMNS))
+    assert [row[0] for row in kept(table)] == ["a,b", 'say "hi"']
 
 
 def test_parquet_with_any_columns_in_many_files(tmp_path):
     for part, row in enumerate(ROWS):
         columns = {name: [value] for name, value in zip(COLUMNS.names(), row, strict=True)}
         pq.write_table(pa.table({**columns, "more": ["x"]}), tmp_path / f"{part}.parquet")
-    source = ParquetSource(path=str(tmp_path), columns=COLUMNS, levels=(1.0, 2.0, 3.0, 4.0, 5.0))
-    table, layout = read(source)
+    source = ParquetSource(path=str(tmp_path), columns=COLUMNS)
+    table, _ = readings(source)
     assert kept(table) == ROWS
-    assert layout.id_kind == "int"
+    assert inspect(source).id_kind == "int"
+
+
+def test_an_item_of_two_types_becomes_text(tmp_path):
+    for part, item in enumerate((10, "10")):
+        table = pa.table({"who": [1], "what": [item], "stars": [5.0], "when": [part]})
+        pq.write_table(table, tmp_path / f"{part}.parquet")
+    table, _ = readings(ParquetSource(path=str(tmp_path), columns=COLUMNS))
+    assert [row[:2] for row in kept(table)] == [("1", "10"), ("1", "10")]
+    lines = [{"who": "a", "what": item, "stars": 5, "when": 1} for item in ("10", 10, 10.0, None)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = JsonLinesSource(path=str(tmp_path / "log.jsonl"), columns=COLUMNS)
+    table, _ = readings(source)
+    assert [row[1] for row in kept(table)] == ["10", "10", "10.0"]
+    assert rejected(table) == {Status.MISSING_ID: 1}
+
+
+def test_json_lines_that_are_none_are_quarantined(tmp_path):
+    good = '{"who": 1, "what": 10, "stars": 5, "when": 100, "text": "a \\n b"}'
+    (tmp_path / "log.jsonl").write_text(f'{good}\n\nnot json\n[1]\n{{"who": 2, "what": 20, ')
+    source = JsonLinesSource(path=str(tmp_path / "log.jsonl"), columns=COLUMNS, ids="int")
+    table, quarantine = readings(source)
+    assert kept(table) == ROWS[:1]
+    assert quarantine["line"].to_pylist() == [3, 4, 5]
+    assert quarantine["text"].to_pylist()[0] == "not json"
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("unit", "value"),
+    [
+        ("s", 1_600_000_000),
+        ("ms", 1_600_000_000_123),
+        ("us", 1_600_000_000_123_456),
+        ("ns", 1_600_000_000_123_456_789),
+        ("iso8601", "2020-09-13T12:26:40"),
+        ("iso8601", "2020-09-13 14:26:40.9+02:00"),
+    ],
+)
+def test_times_in_any_unit_become_seconds(tmp_path, kind, unit, value):
+    path = tmp_path / f"log.{kind}"
+    if kind == "csv":
+        path.write_text(f"who,what,when\na,x,{value}\n")
+        source = CsvSource(
+            path=str(path), columns=Columns(user="who", item="what", time="when"), time_unit=unit
+        )
+    else:
+        path.write_text(json.dumps({"who": "a", "what": "x", "when": value}) + "\n")
+        source = JsonLinesSource(
+            path=str(path), columns=Columns(user="who", item="what", time="when"), time_unit=unit
+        )
+    table, _ = readings(source)
+    assert kept(table) == [("a", "x", 1.0, 1_600_000_000)]
+
+
+def test_dates_that_are_none_are_rejected_one_by_one(tmp_path):
+    (tmp_path / "l.csv").write_text("who,what,when\na,x,2020-02-30\na,y,2020-02-03\na,z,soon\n")
+    source = CsvSource(
+        path=str(tmp_path / "l.csv"),
+        columns=Columns(user="who", item="what", time="when"),
+        time_unit="iso8601",
+    )
+    table, quarantine = readings(source)
+    assert [row[1] for row in kept(table)] == ["y"]
+    assert quarantine["line"].to_pylist() == [2, 4]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path):
+    (tmp_path / "log.csv").write_bytes(b"\xef\xbb\xbfwho,what,stars,when\na,x,5,1\n")
+    table, _ = readings(CsvSource(path=str(tmp_path / "log.csv"), columns=COLUMNS))
+    assert kept(table) == [("a", "x", 5.0, 1)]
+    (tmp_path / "log.csv").write_bytes("who,what,stars,when\na,x,5,1\n".encode("utf-16"))
+    with pytest.raises(DataError, match="is UTF-16 text; convert it to UTF-8"):
+        inspect(CsvSource(path=str(tmp_path / "log.csv"), columns=COLUMNS))
+
+
+def test_a_line_in_another_encoding_is_quarantined_alone(tmp_path):
+    content = b"who,what,stars,when\nanna,x,5,1\ncaf\xe9,x,5,1\nr\xc3\xa9gis,y,4,2\n"
+    (tmp_path / "log.csv").write_bytes(content)
+    table, quarantine = readings(CsvSource(path=str(tmp_path / "log.csv"), columns=COLUMNS))
+    assert [row[0] for row in kept(table)] == ["anna", "régis"]
+    assert quarantine["reason"].to_pylist() == ["not utf8"]
+    assert quarantine["line"].to_pylist() == [3]
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst", "zip"])
+def test_a_truncated_archive_is_named(tmp_path, packing):
+    content = "who,what,stars,when\n" + "".join(
+        f"u{n},{hash(n) % 9973},5,1\n" for n in np.random.default_rng(0).integers(0, 10**9, 50_000)
+    )
+    path = packed(tmp_path, "log.csv", content, packing)
+    whole = Path(path).read_bytes()
+    Path(path).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"log\.(csv\.|zip).*(damaged|no whole zip)"):
+        readings(CsvSource(path=path, columns=COLUMNS))
 
 
 @pytest.mark.parametrize(
@@ -117,83 +415,71 @@ def test_a_log_that_is_no_movielens_is_refused_at_once(tmp_path, content, messag
     if content is not None:
         path.write_text(content)
     with pytest.raises(DataError, match=message):
-        formats.inspect(MovieLensSource(path=str(path)))
-
-
-def test_unknown_columns_are_named_beside_those_there_are(tmp_path):
-    path = tmp_path / "log.csv"
-    path.write_text("who,what\n1,2\n")
-    source = CsvSource(path=str(path), columns=Columns(user="who", item="thing"))
-    with pytest.raises(DataError, match=r"no column\(s\) \['thing'\]; it has \['who', 'what'\]"):
-        formats.inspect(source)
-
-
-def test_ratings_need_their_levels():
-    with pytest.raises(ValueError, match=r"columns\.rating and levels together"):
-        CsvSource(path="x", columns=COLUMNS)
-
-
-def test_a_damaged_gzip_file_is_named(tmp_path):
-    path = tmp_path / "u.data.gz"
-    path.write_bytes(gzip.compress(b"1\t10\t5\t100\n" * 1000)[:-20])
-    layout = formats.inspect(MovieLensSource(path=str(path)))
-    with pytest.raises(DataError, match="the gzip file is damaged"):
-        list(formats.read(str(path), layout))
+        inspect(MovieLensSource(path=str(path)))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"who,what,stars,when\nJos\xe9,x,5,1\n", "cannot be read as text"),
-        (b"PAR1 but no more", "is no Parquet file"),
+        ("a,b,c,d\n1,2,3,4\n", r"no column\(s\).*it has \['a', 'b', 'c', 'd'\]"),
+        ("1,2,3,4\n1,2,3,4\n", r"is its header missing\? then set data\.source\.header"),
+        ("who,what,stars,when\n0,a,x,5,1\n", "4 column names .* first row has 5 fields"),
+        ("who,what,stars,when,who\na,x,5,1,b\n", r"column\(s\) \['who'\] stand there twice"),
     ],
 )
-def test_bytes_that_are_no_log_are_one_clear_error(tmp_path, content, message):
-    path = tmp_path / "log"
-    path.write_bytes(content)
-    kind = ParquetSource if b"PAR1" in content else CsvSource
-    source = kind(path=str(path), columns=COLUMNS, levels=(1.0, 5.0))
+def test_a_header_that_is_missing_or_shifted_is_seen_at_once(tmp_path, content, message):
+    (tmp_path / "log.csv").write_text(content)
     with pytest.raises(DataError, match=message):
-        read(source)
+        inspect(CsvSource(path=str(tmp_path / "log.csv"), columns=COLUMNS))
 
 
 def test_marks_of_other_writers_are_no_data_and_every_file_has_its_header(tmp_path):
     (tmp_path / "_SUCCESS").write_text("")
     (tmp_path / "a.csv").write_text("who,what,stars,when\n1,10,5,100\n")
     (tmp_path / "b.csv").write_text("when,stars,what,who\n200,3,20,2\n")
-    source = CsvSource(path=str(tmp_path), ids="int", columns=COLUMNS, levels=(3.0, 5.0))
-    assert kept(read(source)[0]) == ROWS
+    source = CsvSource(path=str(tmp_path), ids="int", columns=COLUMNS)
+    assert kept(readings(source)[0]) == ROWS
     (tmp_path / "c.csv").write_text("who,thing\n1,2\n")
     with pytest.raises(DataError, match=r"c\.csv: no column\(s\) \['what', 'stars', 'when'\]"):
-        read(source)
+        readings(source)
 
 
 def test_odd_values_of_parquet_columns_are_rejected_not_bent(tmp_path):
-    table = pa.table(
-        {
-            "who": [1, 2, 3],
-            "what": [1, 2, 3],
-            "stars": pa.array(["5", "x", "3"], pa.large_string()),
-            "when": [float("nan"), 1.0, 1e30],
-        }
-    )
-    pq.write_table(table, tmp_path / "log.parquet")
-    source = ParquetSource(path=str(tmp_path / "log.parquet"), columns=COLUMNS, levels=(3.0, 5.0))
-    found, _ = read(source)
-    wanted = [Status.TIME_NOT_A_NUMBER, Status.RATING_NOT_A_NUMBER, Status.TIME_NOT_A_NUMBER]
-    assert statuses(found) == wanted
-    assert Status.KEPT not in statuses(found)
+    columns = {
+        "who": [1, 2, 3],
+        "what": [1, 2, 3],
+        "stars": pa.array(["5", "x", "3"], pa.large_string()),
+        "when": [float("nan"), 1.0, 1e30],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    found, _ = readings(ParquetSource(path=str(tmp_path / "log.parquet"), columns=COLUMNS))
+    assert rejected(found) == {Status.TIME_NOT_A_TIME: 2, Status.RATING_NOT_A_NUMBER: 1}
+    assert kept(found) == []
 
 
 def test_text_ids_like_na_are_ids_and_quotes_are_taken_off(tmp_path):
-    path = tmp_path / "log.tsv"
-    path.write_text('who\twhat\n"NA"\tnull\n')
-    source = CsvSource(path=str(path), separator="\t", columns=Columns(user="who", item="what"))
-    assert kept(read(source)[0]) == [("NA", "null", 1.0, 0)]
+    (tmp_path / "log.tsv").write_text('who\twhat\n"NA"\tnull\n')
+    columns = Columns(user="who", item="what")
+    source = CsvSource(path=str(tmp_path / "log.tsv"), separator="\t", columns=columns)
+    assert [row[:3] for row in kept(readings(source)[0])] == [("NA", "null", 1.0)]
 
 
-def test_levels_ascend_and_a_column_has_one_meaning():
-    with pytest.raises(ValueError, match="ascending"):
-        MovieLensSource(path="x", levels=(5.0, 1.0))
+def test_a_column_has_one_meaning():
     with pytest.raises(ValueError, match="two meanings"):
         Columns(user="a", item="a")
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path):
+    (tmp_path / "log.parquet").write_bytes(b"nothing of the kind")
+    with pytest.raises(DataError, match=r"log\.parquet: is no Parquet file"):
+        inspect(ParquetSource(path=str(tmp_path / "log.parquet"), columns=COLUMNS))
+
+
+def test_quarantined_rows_of_parquet_have_their_number(tmp_path):
+    sink = io.BytesIO()
+    table = pa.table({"who": [1] * 5, "what": [1, 2, None, 4, 5], "stars": [5.0, 9.0, 1, 1, 1]})
+    pq.write_table(table, sink, row_group_size=2)
+    (tmp_path / "log.parquet").write_bytes(sink.getvalue())
+    columns = Columns(user="who", item="what", rating="stars")
+    _, quarantine = readings(ParquetSource(path=str(tmp_path / "log.parquet"), columns=columns))
+    assert quarantine["line"].to_pylist() == [2, 3]

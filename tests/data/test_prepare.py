@@ -8,16 +8,24 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from distrib.data.formats import Columns, CsvSource, MovieLensSource, ParquetSource, SyntheticLog
-from distrib.data.histories import read_shard
-from distrib.data.prepare import DataConfig, load_vocabulary, prepare
+from distrib.data.cleaning import CleaningConfig, RatingsConfig
+from distrib.data.config import DataConfig
+from distrib.data.prepare import prepare
+from distrib.data.prepared import load_vocabulary, read_part
 from distrib.data.schema import Role, Subset
+from distrib.data.sources import (
+    Columns,
+    CsvSource,
+    MovieLensSource,
+    ParquetSource,
+    SyntheticLog,
+)
 from distrib.data.splits import NoSplit, StrongGeneralisationSplit
 from distrib.errors import DataError
 from distrib.storage import Folder
 
 pytestmark = pytest.mark.ray
-STARS = (1.0, 2.0, 3.0, 4.0, 5.0)
+STARS = RatingsConfig(levels=(1.0, 2.0, 3.0, 4.0, 5.0))
 COLUMNS = Columns(user="who", item="what", rating="stars", time="when")
 
 
@@ -47,13 +55,17 @@ def test_a_rerun_gives_the_same_bytes(cluster, tmp_path):
 def csv(tmp_path, lines, name="log.csv"):
     path = tmp_path / name
     path.write_text("who,what,stars,when\n" + "\n".join(lines) + "\n")
-    return CsvSource(path=str(path), columns=COLUMNS, levels=STARS)
+    return CsvSource(path=str(path), columns=COLUMNS)
 
 
 def test_histories_hold_what_the_log_says_in_order_of_time(cluster, tmp_path):
     lines = ["b,y,2,30", "a,x,5,20", "a,y,4,10", "a,z,1,10", "b,x,3,40"]
     config = DataConfig(
-        prepared=str(tmp_path / "p"), source=csv(tmp_path, lines), split=NoSplit(), num_shards=2
+        prepared=str(tmp_path / "p"),
+        source=csv(tmp_path, lines),
+        ratings=STARS,
+        split=NoSplit(),
+        num_shards=2,
     )
     manifest = prepare(config)
     vocabulary = load_vocabulary(Folder(config.prepared))
@@ -72,7 +84,10 @@ def test_duplicates_keep_the_latest_whatever_the_order_of_lines(cluster, tmp_pat
     found = []
     for name, order in (("one", lines), ("two", lines[::-1])):
         config = DataConfig(
-            prepared=str(tmp_path / name), source=csv(tmp_path, order), split=NoSplit()
+            prepared=str(tmp_path / name),
+            source=csv(tmp_path, order),
+            ratings=STARS,
+            split=NoSplit(),
         )
         assert prepare(config)["counts"]["rejected"] == {"duplicate": 2}
         found.append(rows_of(tmp_path / name))
@@ -86,12 +101,19 @@ def test_every_row_read_is_kept_or_rejected_by_name(cluster, tmp_path):
     config = DataConfig(
         prepared=str(tmp_path / "p"),
         source=csv(tmp_path, lines),
+        ratings=STARS,
         split=NoSplit(),
-        keep_above=2.0,
-        min_user_items=2,
+        cleaning=CleaningConfig(keep_above=2.0, min_user_items=2),
     )
     with pytest.raises(DataError, match="nothing left"):
-        prepare(config.model_copy(update={"min_user_items": 50}))
+        prepare(
+            config.model_copy(
+                update={
+                    "cleaning": CleaningConfig(keep_above=2.0, min_user_items=50),
+                    "prepared": str(tmp_path / "q"),
+                }
+            )
+        )
     counts = prepare(config)["counts"]
     assert counts["read"] == 104
     assert counts["kept"] == 2
@@ -107,13 +129,13 @@ def test_every_row_read_is_kept_or_rejected_by_name(cluster, tmp_path):
 def test_a_mostly_damaged_log_is_refused_with_its_counts(cluster, tmp_path):
     source = csv(tmp_path, ["a,x,9,1", "b,x,5,1"])
     with pytest.raises(DataError, match=r"1 of 2 rows are damaged.*'rating outside scale': 1"):
-        prepare(DataConfig(prepared=str(tmp_path / "p"), source=source))
+        prepare(DataConfig(prepared=str(tmp_path / "p"), source=source, ratings=STARS))
     assert not (tmp_path / "p" / "manifest.json").exists()
 
 
 def test_a_folder_of_another_preparation_is_not_touched(cluster, tmp_path):
     source = csv(tmp_path, ["a,x,5,1", "b,x,5,1"])
-    config = DataConfig(prepared=str(tmp_path / "p"), source=source, split=NoSplit())
+    config = DataConfig(prepared=str(tmp_path / "p"), source=source, ratings=STARS, split=NoSplit())
     prepare(config)
     before = digests(tmp_path / "p")
     with pytest.raises(DataError, match=r"another preparation \(differs in num_shards\)"):
@@ -128,6 +150,7 @@ def test_nothing_held_out_is_in_counts_or_vocabulary(cluster, tmp_path):
     config = DataConfig(
         prepared=str(tmp_path / "p"),
         source=csv(tmp_path, lines),
+        ratings=STARS,
         split=StrongGeneralisationSplit(valid_users=10, test_users=10),
     )
     manifest = prepare(config)
@@ -145,7 +168,7 @@ def test_nothing_held_out_is_in_counts_or_vocabulary(cluster, tmp_path):
 
 def test_entrywise_counts_are_those_of_the_training_part(cluster, tmp_path):
     source = SyntheticLog(num_users=2000, num_items=30, num_interactions=20_000)
-    config = DataConfig(prepared=str(tmp_path / "p"), source=source)
+    config = DataConfig(prepared=str(tmp_path / "p"), source=source, ratings=STARS)
     manifest = prepare(config)
     counts = np.zeros((30, 5), dtype=int)
     total = Counter()
@@ -155,7 +178,7 @@ def test_entrywise_counts_are_those_of_the_training_part(cluster, tmp_path):
             counts[item, int(rating) - 1] += role == Role.INPUT
     np.testing.assert_array_equal(load_vocabulary(Folder(config.prepared)).train_count_IL, counts)
     named = manifest["counts"]["interactions_by_role"]
-    assert named == {role.name.lower(): total[role] for role in Role}
+    assert named == {role.name.lower(): total[role] for role in Role if total[role]}
 
 
 def test_real_movielens_counts(cluster, real_data, tmp_path):
@@ -175,14 +198,17 @@ def test_real_movielens_counts(cluster, real_data, tmp_path):
 def test_parquet_rows_without_a_time_are_kept_as_the_oldest(cluster, tmp_path):
     table = {"who": [1, 1], "what": [7, 8], "stars": [5.0, 4.0], "when": [9, None]}
     pq.write_table(pa.table(table), tmp_path / "log.parquet")
-    source = ParquetSource(path=str(tmp_path / "log.parquet"), columns=COLUMNS, levels=STARS)
-    prepare(DataConfig(prepared=str(tmp_path / "p"), source=source, split=NoSplit()))
+    source = ParquetSource(path=str(tmp_path / "log.parquet"), columns=COLUMNS)
+    prepare(DataConfig(prepared=str(tmp_path / "p"), source=source, ratings=STARS, split=NoSplit()))
     assert [(row["items"], row["times"]) for row in rows_of(tmp_path / "p")] == [([1, 0], [0, 9])]
 
 
 def test_the_manifest_is_json_without_a_clock(cluster, tmp_path):
     config = DataConfig(
-        prepared=str(tmp_path / "p"), source=csv(tmp_path, ["a,x,5,1"]), split=NoSplit()
+        prepared=str(tmp_path / "p"),
+        source=csv(tmp_path, ["a,x,5,1"]),
+        ratings=STARS,
+        split=NoSplit(),
     )
     manifest = prepare(config)
     assert json.loads((tmp_path / "p" / "manifest.json").read_text()) == manifest
@@ -191,7 +217,10 @@ def test_the_manifest_is_json_without_a_clock(cluster, tmp_path):
 
 def test_a_log_that_has_changed_is_not_taken_for_the_old_one(cluster, tmp_path):
     config = DataConfig(
-        prepared=str(tmp_path / "p"), source=csv(tmp_path, ["a,x,5,1"]), split=NoSplit()
+        prepared=str(tmp_path / "p"),
+        source=csv(tmp_path, ["a,x,5,1"]),
+        ratings=STARS,
+        split=NoSplit(),
     )
     prepare(config)
     csv(tmp_path, ["a,x,5,1", "b,x,5,1"])
@@ -201,7 +230,10 @@ def test_a_log_that_has_changed_is_not_taken_for_the_old_one(cluster, tmp_path):
 
 def test_a_damaged_shard_is_refused(cluster, tmp_path):
     config = DataConfig(
-        prepared=str(tmp_path / "p"), source=csv(tmp_path, ["a,x,5,1"]), split=NoSplit()
+        prepared=str(tmp_path / "p"),
+        source=csv(tmp_path, ["a,x,5,1"]),
+        ratings=STARS,
+        split=NoSplit(),
     )
     shard = prepare(config)["shards"][0]
     path = tmp_path / "p" / shard["name"]
@@ -209,7 +241,7 @@ def test_a_damaged_shard_is_refused(cluster, tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match="content differs from the manifest"):
-        read_shard(Folder(config.prepared), shard)
+        read_part(Folder(config.prepared), shard)
 
 
 def test_a_shard_larger_than_rays_blocks_stays_whole(cluster, tmp_path, monkeypatch):
@@ -218,15 +250,21 @@ def test_a_shard_larger_than_rays_blocks_stays_whole(cluster, tmp_path, monkeypa
     monkeypatch.setattr(context, "target_max_block_size", 20_000)
     lines = [f"user-{n % 50},item-{n},{n % 5 + 1},{n}" for n in range(5000)]
     config = DataConfig(
-        prepared=str(tmp_path / "p"), source=csv(tmp_path, lines), split=NoSplit(), num_shards=1
+        prepared=str(tmp_path / "p"),
+        source=csv(tmp_path, lines),
+        ratings=STARS,
+        split=NoSplit(),
+        num_shards=1,
     )
-    counts = prepare(config.model_copy(update={"min_user_items": 100}))["counts"]
+    counts = prepare(config.model_copy(update={"cleaning": CleaningConfig(min_user_items=100)}))[
+        "counts"
+    ]
     assert (counts["users"], counts["kept"], counts["rejected"]) == (50, 5000, {})
 
 
 def test_a_header_alone_is_an_empty_log(cluster, tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("who,what,stars,when")
-    source = CsvSource(path=str(path), columns=COLUMNS, levels=STARS)
+    source = CsvSource(path=str(path), columns=COLUMNS)
     with pytest.raises(DataError, match=r"nothing left of 0 row\(s\)"):
-        prepare(DataConfig(prepared=str(tmp_path / "p"), source=source))
+        prepare(DataConfig(prepared=str(tmp_path / "p"), source=source, ratings=STARS))

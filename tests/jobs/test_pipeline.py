@@ -12,8 +12,11 @@ import pytest
 
 from distrib.checkpoint.bundle import load_bundle
 from distrib.config import load
-from distrib.data.formats import SyntheticLog
-from distrib.data.prepare import DataConfig, load_vocabulary, prepare
+from distrib.data.config import DataConfig
+from distrib.data.prepare import prepare
+from distrib.data.prepared import load_vocabulary
+from distrib.data.schema import Role
+from distrib.data.sources import SyntheticLog
 from distrib.data.splits import NoSplit
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.evaluate.run import evaluate
@@ -70,11 +73,11 @@ def test_the_model_beats_popularity_and_comes_nearer_to_the_truth(evaluated):
 def test_every_test_user_is_counted(trained, evaluated):
     _, file = trained
     rows = pq.read_table(f"{file.data.prepared}/histories")["roles"].to_pylist()
-    asked = sum(2 in roles for roles in rows)
+    asked = sum(Role.TEST_TARGET in roles for roles in rows)
     assert evaluated["users"]["measured"] == asked
     assert evaluated["users"]["all"] == len(rows)
     assert evaluated["metrics"]["model"]["recall@20"]["num_observations"] == asked
-    cells = sum(role == 2 for roles in rows for role in roles)
+    cells = sum(role == Role.TEST_TARGET for roles in rows for role in roles)
     assert evaluated["metrics"]["model"]["rmse"]["num_observations"] == cells
 
 
@@ -278,11 +281,11 @@ def test_the_whole_way_runs_on_an_object_store(cluster, object_store):
     log = "\n".join(f"{n % 40},{n % 17},{n % 5 + 1},{n}" for n in range(2000))
     Folder(place).write("log/ratings.csv", f"who,what,stars,when\n{log}\n".encode())
     source = (
-        f'data.source={{format="csv", path="{place}/log/", levels=[1.0, 2.0, 3.0, 4.0, 5.0], '
+        f'data.source={{format="csv", path="{place}/log/", '
         'columns={user="who", item="what", rating="stars", time="when"}}'
     )
     places = [f'run="{place}/run"', f'data.prepared="{place}/data"', "train.num_epochs=2"]
-    overrides = [*places, source, "score.k=3"]
+    overrides = [*places, source, "data.ratings.levels=[1.0, 2.0, 3.0, 4.0, 5.0]", "score.k=3"]
     file = load(RunFile, ROOT / "configs/demo.toml", overrides=overrides)
     counts = prepare(file.data)["counts"]
     assert counts["read"] == 2000 == counts["kept"] + counts["rejected"]["duplicate"]

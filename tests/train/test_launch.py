@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from distrib.checkpoint.bundle import load_bundle
-from distrib.data.formats import SyntheticLog
-from distrib.data.prepare import DataConfig, prepare
+from distrib.data.config import DataConfig
+from distrib.data.prepare import prepare
+from distrib.data.sources import SyntheticLog
 from distrib.errors import ConfigError, DataError, DivergedError
 from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import Conv4RecConfig, MultVaeConfig

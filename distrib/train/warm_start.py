@@ -1,0 +1,56 @@
+"""A model that begins with what an earlier one learned, on a catalogue that has grown since."""
+
+import torch
+
+from distrib.checkpoint.bundle import Bundle
+from distrib.errors import ConfigError
+from distrib.models.base import Model
+from distrib.vocabulary import Vocabulary
+
+
+def require_same_kind(bundle: Bundle, config: object, levels: tuple[float, ...]) -> None:
+    """Refuse to begin with a model of another shape.
+
+    Args:
+        bundle: The earlier model.
+        config: Configuration of the new one.
+        levels: Rating levels of the new one.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    faults = []
+    if bundle.config != config:
+        faults.append(f"model is {bundle.config!r} there, {config!r} now")
+    if bundle.vocabulary.levels != levels:
+        faults.append(f"levels are {list(bundle.vocabulary.levels)} there, {list(levels)} now")
+    if faults:
+        raise ConfigError(
+            f"train.warm_start: {'; '.join(faults)}; make them alike, or leave it out"
+        )
+
+
+def begin_with(model: Model, vocabulary: Vocabulary, bundle: Bundle) -> int:
+    """Copy an earlier model's parameters; those of items go by original id.
+
+    Items that the earlier model did not know keep their fresh values, whatever their positions.
+
+    Args:
+        model: Fresh, of the same kind; changed in place.
+        vocabulary: Its items.
+        bundle: The earlier model.
+
+    Returns:
+        Number of items that are known from earlier.
+    """
+    place_I = torch.from_numpy(bundle.vocabulary.positions(vocabulary.ids))
+    known_I = place_I >= 0
+    by_item = {id(table) for table in (*model.input_tables(), *model.item_tables())}
+    earlier = dict(bundle.model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if id(parameter) in by_item:
+                parameter[known_I] = earlier[name][place_I[known_I]]
+            else:
+                parameter.copy_(earlier[name])
+    return int(known_I.sum())
