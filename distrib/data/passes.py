@@ -96,12 +96,12 @@ def cleaned_blocks(plan: Plan, target: Folder) -> Blocks:
     Returns:
         The blocks.
     """
-    url = str(target)
+    url, by_number = str(target), {piece.number: piece for piece in plan.pieces}
 
     def read_pieces(table: pa.Table) -> Iterator[pa.Table]:
         for number in table["piece"].to_pylist():
             damaged = [QUARANTINE.empty_table()]
-            for reading in readings(plan.pieces[number], plan):
+            for reading in readings(by_number[number], plan):
                 damaged.append(reading.quarantine)
                 yield with_shard(reading.interactions, plan.num_shards)
             rejected = pa.concat_tables(damaged)

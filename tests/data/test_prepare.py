@@ -1,6 +1,10 @@
 import hashlib
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,23 +12,36 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from distrib.config import load
+from distrib.data import text
 from distrib.data.cleaning import CleaningConfig, RatingsConfig
 from distrib.data.config import DataConfig
+from distrib.data.feed import load_resident
 from distrib.data.prepare import prepare
 from distrib.data.prepared import load_vocabulary, read_part
 from distrib.data.schema import Role, Subset
 from distrib.data.sources import (
     Columns,
     CsvSource,
-    MovieLensSource,
+    MatrixSource,
     ParquetSource,
     SyntheticLog,
 )
-from distrib.data.splits import NoSplit, StrongGeneralisationSplit
+from distrib.data.splits import (
+    EntrywiseSplit,
+    GivenSplit,
+    GlobalTimeSplit,
+    LeaveLastSplit,
+    LiangSplit,
+    NoSplit,
+    StrongGeneralisationSplit,
+)
 from distrib.errors import DataError
+from distrib.run_file import RunFile
 from distrib.storage import Folder
 
 pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parent.parent.parent
 STARS = RatingsConfig(levels=(1.0, 2.0, 3.0, 4.0, 5.0))
 COLUMNS = Columns(user="who", item="what", rating="stars", time="when")
 
@@ -181,18 +198,228 @@ def test_entrywise_counts_are_those_of_the_training_part(cluster, tmp_path):
     assert named == {role.name.lower(): total[role] for role in Role if total[role]}
 
 
-def test_real_movielens_counts(cluster, real_data, tmp_path):
-    """Published sizes of ML-100K and ml-latest-small, in two of the three layouts."""
-    for path, users, items, rows in (
-        ("ml-100k/u.data", 943, 1682, 100_000),
-        ("ml-latest-small/ratings.csv", 610, 9724, 100_836),
-    ):
-        config = DataConfig(
-            prepared=str(tmp_path / path), source=MovieLensSource(path=str(real_data / path))
-        )
-        counts = prepare(config)["counts"]
-        assert (counts["users"], counts["items"], counts["kept"]) == (users, items, rows)
-        assert counts["rejected"] == {}
+REAL = {  # as in the README: rows, users, items
+    "ml100k_conv4rec": (100_000, 943, 1_682),
+    "ml1m_conv4rec": (1_000_209, 6_040, 3_706),
+    "ml_latest_small_mult_vae": (100_836, 610, 9_724),
+    "coat_conv4rec": (6_960 + 4_640, 290, 300),
+    "diginetica_mult_vae": (467_631, 62_502, 43_229),
+    "lastfm_mult_vae": (92_834, 1_892, 17_632),
+}
+
+
+@pytest.mark.parametrize("name", sorted(REAL))
+def test_every_real_log_has_its_published_size(cluster, real_data, tmp_path, name):
+    environment = {"DISTRIB_DATA": str(real_data)}
+    file = load(RunFile, ROOT / f"configs/{name}.toml", environment=environment)
+    config = file.data.model_copy(
+        update={"prepared": str(tmp_path / "all"), "split": NoSplit(), "cleaning": CleaningConfig()}
+    )
+    if file.data.split.name == "given":
+        config = config.model_copy(update={"split": file.data.split})
+    counts = prepare(config)["counts"]
+    assert (counts["kept"], counts["users"], counts["items"]) == REAL[name]
+    assert counts["rejected"] == {}
+    own = prepare(file.data.model_copy(update={"prepared": str(tmp_path / "own")}))["counts"]
+    assert own["read"] == counts["read"] == own["kept"] + sum(own["rejected"].values())
+
+
+def test_coat_keeps_the_files_apart(cluster, real_data, tmp_path):
+    source = MatrixSource(path=str(real_data / "coat/train.ascii"))
+    split = GivenSplit(test=str(real_data / "coat/test.ascii"))
+    config = DataConfig(
+        prepared=str(tmp_path / "keep"), source=source, ratings=STARS, split=split, num_shards=2
+    )
+    counts = prepare(config)["counts"]
+    assert counts["interactions_by_role"] == {"input": 6_960, "test_target": 4_640}
+    drops = {"prepared": str(tmp_path / "drop"), "split": GivenSplit(test=split.test, known="drop")}
+    counts = prepare(config.model_copy(update=drops))["counts"]
+    assert counts["rejected"] == {"already known": 366}
+    assert counts["interactions_by_role"] == {"input": 6_960, "test_target": 4_640 - 366}
+
+
+SPLITS = [
+    EntrywiseSplit(),
+    EntrywiseSplit(train_share=0.6, valid_share=0.2, is_exact=True),
+    StrongGeneralisationSplit(valid_users=30, test_users=30),
+    LiangSplit(valid_users=30, test_users=30),
+    LeaveLastSplit(),
+    GlobalTimeSplit(),
+]
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=lambda split: split.name)
+def test_nothing_held_out_is_in_what_training_reads(cluster, tmp_path, split):
+    """Training rows, counts of the vocabulary, and histories of items."""
+    source = SyntheticLog(num_users=300, num_items=60, num_interactions=5_000)
+    config = DataConfig(
+        prepared=str(tmp_path / "p"), source=source, split=split, item_histories=True, num_shards=3
+    )
+    manifest = prepare(config)
+    folder = Folder(config.prepared)
+    trained, held_out = set(), set()
+    for shard in manifest["shards"]:
+        for place, row in enumerate(read_part(folder, shard).to_pylist()):
+            number = shard["shard"] + 3 * place
+            for item, rating, role in zip(row["items"], row["ratings"], row["roles"], strict=True):
+                is_trained = row["subset"] == Subset.TRAIN and role <= Role.TRAIN_TARGET
+                (trained if is_trained else held_out).add((number, item, rating))
+    assert held_out
+    assert not trained & held_out
+    rows = ray.get(load_resident(folder).train)
+    users = np.repeat(rows.number_B, np.diff(rows.pointer_P)).tolist()
+    read = set(zip(users, rows.item_N.tolist(), rows.value_N.tolist(), strict=True))
+    assert read == trained
+    vocabulary = load_vocabulary(folder)
+    counted = Counter((item, rating) for _, item, rating in trained)
+    for item, counts in enumerate(vocabulary.train_count_IL.tolist()):
+        assert counts == [counted[item, level] for level in vocabulary.levels]
+    assert vocabulary.num_users == len({number for number, _, _ in trained})
+    by_item = set()
+    for entry in manifest["item_histories"]:
+        for place, row in enumerate(read_part(folder, entry).to_pylist()):
+            cells = zip(row["users"], row["ratings"], row["roles"], row["subsets"], strict=True)
+            by_item |= {
+                (user, entry["first_item"] + place, rating)
+                for user, rating, role, subset in cells
+                if subset == Subset.TRAIN and role <= Role.TRAIN_TARGET
+            }
+    assert by_item == trained
+
+
+def test_histories_of_items_are_those_of_users_turned_round(cluster, tmp_path):
+    source = SyntheticLog(num_users=500, num_items=40, num_interactions=6_000)
+    config = DataConfig(
+        prepared=str(tmp_path / "p"), source=source, item_histories=True, num_shards=4
+    )
+    manifest = prepare(config)
+    folder, ids = Folder(config.prepared), load_vocabulary(Folder(config.prepared)).ids.to_pylist()
+    from_users, from_items = set(), set()
+    for shard in manifest["shards"]:
+        for place, row in enumerate(read_part(folder, shard).to_pylist()):
+            number = shard["shard"] + 4 * place
+            cells = zip(row["items"], row["ratings"], row["times"], row["roles"], strict=True)
+            from_users |= {(number, ids[item], *rest) for item, *rest in cells}
+    names = []
+    for entry in manifest["item_histories"]:
+        for row in read_part(folder, entry).to_pylist():
+            names.append(row["item"])
+            assert row["times"] == sorted(row["times"])
+            cells = zip(row["users"], row["ratings"], row["times"], row["roles"], strict=True)
+            from_items |= {(user, row["item"], *rest) for user, *rest in cells}
+    assert names == ids
+    assert from_items == from_users
+    assert len(manifest["item_histories"]) > 1
+
+
+def apart(config, cpus, kills):
+    command = [sys.executable, "-m", "tests.data.prepare_apart", config.model_dump_json()]
+    return subprocess.Popen(
+        [*command, str(cpus), str(kills)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_bytes_depend_neither_on_cpus_nor_on_lost_workers(tmp_path):
+    source = SyntheticLog(num_users=20_000, num_items=300, num_interactions=600_000)
+    found = {}
+    for cpus, kills in ((1, 0), (2, 3), (4, 0)):
+        folder = tmp_path / str(cpus)
+        config = DataConfig(prepared=str(folder), source=source, item_histories=True, num_shards=4)
+        process = apart(config, cpus, kills)
+        output, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors[-2000:]
+        killed = json.loads(next(x for x in output.splitlines() if x.startswith(b"[")))
+        assert len(killed) == kills
+        found[cpus] = digests(folder)
+    assert found[1] == found[2] == found[4]
+
+
+def test_a_killed_job_leaves_nothing_that_looks_finished(cluster, tmp_path):
+    source = SyntheticLog(num_users=20_000, num_items=300, num_interactions=600_000)
+    config = DataConfig(prepared=str(tmp_path / "p"), source=source, num_shards=4)
+    process = apart(config, 2, 0)
+    while not (tmp_path / "p" / "histories").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    (tmp_path / "p" / "histories" / "part-00099.parquet").write_text("of another attempt")
+    with pytest.raises(DataError, match="nothing complete is prepared there"):
+        load_vocabulary(Folder(config.prepared))
+    prepare(config)
+    whole = config.model_copy(update={"prepared": str(tmp_path / "q")})
+    prepare(whole)
+    assert digests(tmp_path / "p") == digests(tmp_path / "q")
+
+
+def test_a_folder_of_someone_else_is_not_written_into(cluster, tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "thesis.txt").write_text("years of work")
+    config = DataConfig(
+        prepared=str(tmp_path / "p"), source=csv(tmp_path, ["a,x,5,1"]), ratings=STARS
+    )
+    with pytest.raises(DataError, match=r"did not write \(thesis\.txt\)"):
+        prepare(config)
+
+
+def test_damaged_rows_beyond_the_first_range_have_the_line_of_the_file(
+    cluster, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(text, "RANGE_BYTES", 4_000)
+    lines = [f"u{n % 50},i{n},{n % 5 + 1},{n}" for n in range(2_000)]
+    for line in (3, 700, 1_999):
+        lines[line] = f"u,i,9,{line}"
+    config = DataConfig(
+        prepared=str(tmp_path / "p"), source=csv(tmp_path, lines), ratings=STARS, split=NoSplit()
+    )
+    manifest = prepare(config)
+    assert len(manifest["quarantine"]) == 3
+    found = pq.read_table(tmp_path / "p" / "quarantine").sort_by("line").to_pylist()
+    assert [(row["line"], row["text"]) for row in found] == [
+        (line + 2, f"u,i,9,{line}") for line in (3, 700, 1_999)
+    ]
+    assert {row["reason"] for row in found} == {"rating outside scale"}
+    assert manifest["counts"]["rejected"] == {"rating outside scale": 3}
+
+
+def test_a_core_is_reached_over_all_shards_and_each_reason_is_counted(cluster, tmp_path):
+    lines = [f"u{u},i{i},5,1" for u in range(6) for i in range(6)]
+    lines += [f"u{u},rare{u},5,1" for u in range(6)] + [f"short,i{i},5,1" for i in range(4)]
+    cleaning = CleaningConfig(min_user_items=5, min_item_users=3)
+    config = DataConfig(
+        prepared=str(tmp_path / "p"),
+        source=csv(tmp_path, lines),
+        ratings=STARS,
+        cleaning=cleaning,
+        split=NoSplit(),
+    )
+    counts = prepare(config)["counts"]
+    assert (counts["users"], counts["items"], counts["kept"]) == (6, 6, 36)
+    assert counts["rejected"] == {"item too rare": 6, "user too short": 4}
+    # Once: the items of `short` count 7 users, and only then does it go.
+    once = cleaning.model_copy(update={"min_item_users": 7, "is_iterated": False})
+    settings = {"cleaning": once, "prepared": str(tmp_path / "q")}
+    with pytest.raises(DataError, match=r"'user too short': 28, 'item too rare': 18"):
+        prepare(config.model_copy(update=settings))
+
+
+def test_one_user_with_a_million_interactions(cluster, tmp_path):
+    columns = {"who": np.zeros(1_000_000, np.int64), "what": np.arange(1_000_000)}
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    source = ParquetSource(
+        path=str(tmp_path / "log.parquet"), columns=Columns(user="who", item="what")
+    )
+    counts = prepare(DataConfig(prepared=str(tmp_path / "p"), source=source))["counts"]
+    assert (counts["users"], counts["kept"]) == (1, 1_000_000)
+
+
+def test_times_in_another_unit_are_warned_of(cluster, tmp_path, capfd):
+    source = csv(tmp_path, ["a,x,5,1600000000123"])
+    config = DataConfig(prepared=str(tmp_path / "p"), source=source, ratings=STARS, split=NoSplit())
+    prepare(config)
+    warned = [line for line in capfd.readouterr().err.splitlines() if "suspect_time_unit" in line]
+    assert json.loads(warned[0])["likely"] == "ms"
+    assert len(warned) == 1
 
 
 def test_parquet_rows_without_a_time_are_kept_as_the_oldest(cluster, tmp_path):

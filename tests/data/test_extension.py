@@ -1,0 +1,176 @@
+"""A log that grows: what a prepared folder holds then, and what of it has not changed."""
+
+import json
+import random
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from distrib.data.cleaning import CleaningConfig, RatingsConfig
+from distrib.data.config import DataConfig
+from distrib.data.prepare import prepare
+from distrib.data.prepared import load_vocabulary, read_part, user_number
+from distrib.data.sources import Columns, CsvSource
+from distrib.data.splits import (
+    EntrywiseSplit,
+    LeaveLastSplit,
+    LiangSplit,
+    NoSplit,
+    StrongGeneralisationSplit,
+)
+from distrib.errors import DataError
+from distrib.storage import Folder
+
+pytestmark = pytest.mark.ray
+COLUMNS = Columns(user="who", item="what", rating="stars", time="when")
+STARS = RatingsConfig(levels=(1.0, 2.0, 3.0, 4.0, 5.0))
+
+
+def lines(users, items, count, seed):
+    rng = random.Random(seed)
+    return [
+        f"u{rng.choice(users)},i{rng.choice(items)},{rng.randint(1, 5)},{rng.randint(0, 10**6)}"
+        for _ in range(count)
+    ]
+
+
+def write(folder, name, rows):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("\n".join(["who,what,stars,when", *rows]) + "\n")
+
+
+def config_of(tmp_path, name, **changes):
+    source = CsvSource(path=str(tmp_path / "log"), columns=COLUMNS)
+    settings = {"source": source, "ratings": STARS, "split": EntrywiseSplit(), "num_shards": 4}
+    return DataConfig(prepared=str(tmp_path / name), **{**settings, **changes})
+
+
+def histories(config):
+    """All histories by user, items by original id; a user's number in the prepared data besides."""
+    folder = Folder(config.prepared)
+    manifest = json.loads(folder.read("manifest.json"))
+    ids = load_vocabulary(folder).ids.to_pylist()
+    found, numbers = {}, {}
+    for shard in manifest["shards"]:
+        first, step = user_number(shard["shard"], config.num_shards)
+        for place, row in enumerate(read_part(folder, shard).to_pylist()):
+            row["items"] = [ids[n] for n in row["items"]]
+            numbers[row["user"]] = first + step * place
+            found[row.pop("user")] = row
+    return found, numbers
+
+
+@pytest.mark.parametrize("split", [EntrywiseSplit(), LeaveLastSplit(), NoSplit()], ids=repr)
+def test_extending_gives_what_preparing_both_logs_gives(cluster, tmp_path, split):
+    write(tmp_path / "log", "day1.csv", lines(range(40), range(30), 400, seed=1))
+    grown = config_of(tmp_path, "grown", split=split, extend=True, item_histories=True)
+    prepare(grown)
+    before, old_numbers = histories(grown)
+    old_ids = load_vocabulary(Folder(grown.prepared)).ids.to_pylist()
+    write(tmp_path / "log", "day2.csv", lines(range(20, 60), range(20, 50), 300, seed=2))
+    extended = prepare(grown)
+    at_once = config_of(tmp_path, "at_once", split=split, item_histories=True)
+    whole = prepare(at_once)
+    found, numbers = histories(grown)
+    assert found == histories(at_once)[0]
+    assert extended["counts"] == whole["counts"]
+    assert extended["times"] == whole["times"]
+    vocabulary, other = (load_vocabulary(Folder(c.prepared)) for c in (grown, at_once))
+    assert vocabulary.num_users == other.num_users
+    assert vocabulary.ids.to_pylist()[: len(old_ids)] == old_ids
+    assert len(vocabulary) > len(old_ids)
+    places = other.positions(vocabulary.ids)
+    np.testing.assert_array_equal(vocabulary.train_count_IL, other.train_count_IL[places])
+    assert {user: numbers[user] for user in before} == old_numbers
+    by_item = [item_histories(c.prepared) for c in (grown, at_once)]
+    assert by_item[0] == by_item[1]
+
+
+def item_histories(prepared):
+    manifest = json.loads(Folder(prepared).read("manifest.json"))
+    rows = [
+        r for e in manifest["item_histories"] for r in read_part(Folder(prepared), e).to_pylist()
+    ]
+    return {
+        row["item"]: sorted(zip(row["times"], row["ratings"], row["roles"], strict=True))
+        for row in rows
+    }
+
+
+def test_only_touched_shards_are_rewritten_and_nothing_is_added_twice(cluster, tmp_path):
+    write(tmp_path / "log", "day1.csv", lines(range(40), range(30), 400, seed=1))
+    config = config_of(tmp_path, "p", num_shards=16, extend=True, max_damaged_share=0.6)
+    first = prepare(config)
+    write(tmp_path / "log", "day2.csv", ["u3,i1,5,7", "u3,i99,4,8"])
+    second = prepare(config)
+    stays = {e["name"] for e in first["shards"]} & {e["name"] for e in second["shards"]}
+    assert len(stays) == len(first["shards"]) - 1 > 8
+    assert second["counts"]["read"] == 402
+    present = {path.name for path in (tmp_path / "p" / "histories").iterdir()}
+    assert present == {e["name"].split("/")[1] for e in second["shards"]}
+    assert pq.read_table(tmp_path / "p" / "histories").num_rows == second["counts"]["users"]
+    assert prepare(config) == second
+    write(tmp_path / "log", "day3.csv", ["new,i99,1,9", ",i1,5,1"])
+    third = prepare(config)
+    assert third["counts"]["users"] == second["counts"]["users"] + 1
+    assert third["counts"]["rejected"]["missing id"] == 1
+    assert [entry["name"] for entry in third["quarantine"]] == ["quarantine/part-00002-g2.parquet"]
+    assert third["generation"] == 2
+    assert prepare(config.model_copy(update={"extend": False})) == third
+
+
+def test_held_out_users_stay_held_out(cluster, tmp_path):
+    write(tmp_path / "log", "day1.csv", lines(range(60), range(20), 900, seed=1))
+    split = StrongGeneralisationSplit(valid_users=10, test_users=10)
+    config = config_of(tmp_path, "p", split=split, extend=True)
+    prepare(config)
+    before, _ = histories(config)
+    write(tmp_path / "log", "day2.csv", lines(range(80), range(25), 300, seed=2))
+    manifest = prepare(config)
+    after, _ = histories(config)
+    assert {user: after[user]["subset"] for user in before} == {
+        user: row["subset"] for user, row in before.items()
+    }
+    counts = manifest["counts"]
+    assert counts["read"] == counts["kept"] + sum(counts["rejected"].values()) == 1200
+    vocabulary = load_vocabulary(Folder(config.prepared))
+    trained = [row for row in after.values() if row["subset"] == 0]
+    assert vocabulary.num_users == len(trained) == counts["training_users"]
+    assert vocabulary.train_count_IL.sum() == sum(len(row["items"]) for row in trained)
+
+
+def test_a_log_without_times_goes_on_in_its_own_order(cluster, tmp_path):
+    columns = Columns(user="who", item="what")
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "1.csv").write_text("who,what\na,z\na,y\nb,x\n")
+    source = CsvSource(path=str(tmp_path / "log"), columns=columns)
+    config = config_of(
+        tmp_path, "p", source=source, ratings=RatingsConfig(), split=NoSplit(), extend=True
+    )
+    prepare(config)
+    (tmp_path / "log" / "2.csv").write_text("who,what\na,w\na,z\nc,v\n")
+    prepare(config)
+    found, _ = histories(config)
+    assert found["a"]["items"] == ["y", "w", "z"]  # the last z counts
+    assert found["a"]["times"] == [0, 0, 0]
+
+
+def test_what_cannot_be_extended_exactly_is_refused_with_all_reasons(cluster, tmp_path):
+    write(tmp_path / "log", "day1.csv", lines(range(40), range(30), 600, seed=1))
+    cleaning = CleaningConfig(min_user_items=2, duplicates="last")
+    config = config_of(
+        tmp_path, "p", split=LiangSplit(valid_users=5, test_users=5), cleaning=cleaning
+    )
+    prepare(config)
+    write(tmp_path / "log", "day1.csv", lines(range(40), range(30), 600, seed=3))
+    other = config.model_copy(update={"extend": True, "max_damaged_share": 0.2})
+    with pytest.raises(DataError) as found:
+        prepare(other)
+    for reason in (
+        "max_damaged_share differs",
+        "min_user_items = 2: who was dropped is not kept",
+        "'liang_2018' is drawn for one log",
+        "day1.csv has changed",
+    ):
+        assert reason in str(found.value)
