@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint types imports bench clean
+.PHONY: demo test slow lint types imports bench bench-data clean
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --config configs/demo.toml
@@ -29,6 +29,9 @@ imports: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.throughput
+
+bench-data: $(READY)
+	$(BIN)/python -m tests.benchmarks.preparation
 
 # torch first: DeepSpeed's build and its requirements must find it, or pip fetches a CUDA build.
 $(READY): pyproject.toml constraints.txt

@@ -109,6 +109,6 @@ def test_what_the_readme_names_is_there():
     for path in set(re.findall(r"\b(?:jobs|configs|distrib|tests)/[\w/]+\.(?:py|toml)\b", text)):
         assert (ROOT / path).exists(), path
     makefile = (ROOT / "Makefile").read_text()
-    for targets in re.findall(r"`?make ([a-z]+(?: [a-z]+)*)`?", text):
+    for targets in re.findall(r"`?make ([a-z-]+(?: [a-z-]+)*)`?", text):
         for target in targets.split():
-            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+            assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target

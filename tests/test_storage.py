@@ -1,11 +1,19 @@
+import os
 import pickle
+import subprocess
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pytest
 
+from distrib.data.config import DataConfig
+from distrib.data.prepare import preflight, prepare
+from distrib.data.sources import Columns, CsvSource, SyntheticLog
+from distrib.data.splits import NoSplit
 from distrib.errors import DataError
 from distrib.storage import Folder
+from tests.stores import door
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -72,3 +80,59 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="No space left"):
         folder.write("a", b"new")
     assert folder.read("a") == b"old"
+
+
+@pytest.mark.parametrize("url", ["s3://key:secret@bucket/data", "https://user:secret@host/x"])
+def test_credentials_in_a_url_are_refused_and_not_repeated(url):
+    with pytest.raises(DataError, match="must not hold credentials") as found:
+        Folder(url)
+    assert "secret" not in str(found.value)
+    Folder("memory://account@host/is/no/credential")
+
+
+def test_a_bucket_that_denies_writing_is_found_before_the_work(object_store, tmp_path, monkeypatch):
+    host, port = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://").split(":")
+    with door(host, int(port)) as (controls, url):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        (tmp_path / "log.csv").write_text("who,what\na,x\n")
+        source = CsvSource(path=str(tmp_path / "log.csv"), columns=Columns(user="who", item="what"))
+        config = DataConfig(prepared=f"{object_store}/denied", source=source, split=NoSplit())
+        preflight(config)
+        controls.refused["PUT"] = 403
+        with pytest.raises(DataError, match=r"s3://bucket/denied: access refused"):
+            preflight(config)
+        controls.refused.clear()
+        assert Folder(config.prepared).files() == []
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A disk of 256 kB, where this user may mount one."""
+    (tmp_path / "small").mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path / "small")]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a small disk here")
+    yield tmp_path / "small"
+    subprocess.run(["umount", str(tmp_path / "small")], check=True)
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_no_part(full_disk):
+    folder = Folder(str(full_disk))
+    folder.write("whole.bin", b"1" * 1000)
+    with pytest.raises(DataError, match="No space left on device"):
+        folder.write("large.bin", b"1" * 1_000_000)
+    assert folder.files() == ["whole.bin"]
+    folder.write("large.bin", b"2" * 1000)
+    assert folder.read("large.bin") == b"2" * 1000
+
+
+def test_a_preparation_that_finds_the_disk_full_stops_clean(cluster, full_disk):
+    source = SyntheticLog(num_users=5000, num_items=80, num_interactions=60_000)
+    config = DataConfig(prepared=str(full_disk / "p"), source=source, num_shards=2)
+    with pytest.raises(Exception, match="No space left on device"):
+        prepare(config)
+    assert not Folder(config.prepared).exists("manifest.json")
+    parts = [name for name in (Folder(config.prepared) / "histories").files() if ".part" in name]
+    assert parts == []
