@@ -15,26 +15,45 @@ from distrib.errors import DataError
 IntArray = npt.NDArray[np.int64]
 
 _LEVEL_TOLERANCE = 1e-4
+_EXACT_IN_FLOAT32 = 200.0
 
 
 def nearest_level(values: npt.NDArray[Any], levels: Sequence[float]) -> IntArray:
-    """Return the position of the nearest rating level; a value half-way goes down, NaN to the top.
+    """Return the position of the nearest rating level; a value half-way goes down.
 
     Args:
-        values: Ratings.
+        values: Ratings, none of them NaN.
         levels: Ascending.
 
     Returns:
         int64, one for each rating.
     """
+    step = _even_step(levels)
+    if step is not None:
+        place = np.ceil((values.astype(np.float64) - levels[0]) / step - 0.5)
+        return np.clip(place, 0, len(levels) - 1).astype(np.int64)
     middles = [(low + high) / 2 for low, high in pairwise(levels)]
     return np.searchsorted(np.asarray(middles), values.astype(np.float64), side="left")
 
 
 def on_scale(values: npt.NDArray[Any], levels: Sequence[float]) -> npt.NDArray[np.bool_]:
     """Tell which ratings are one of the levels; NaN is none."""
+    step = _even_step(levels)
+    if step is not None:
+        is_small = abs(levels[0]) + abs(levels[-1]) < _EXACT_IN_FLOAT32
+        exact = values.dtype if is_small else np.dtype(np.float64)
+        place = (values.astype(exact) - exact.type(levels[0])) / exact.type(step)
+        with np.errstate(invalid="ignore"):  # infinity is no level
+            is_level = np.abs(place - np.rint(place)) < _LEVEL_TOLERANCE / step
+        return np.asarray(is_level & (place > -0.5) & (place < len(levels) - 0.5))
     nearest = np.asarray(levels)[nearest_level(values, levels)]
     return np.asarray(np.abs(values - nearest) < _LEVEL_TOLERANCE)
+
+
+def _even_step(levels: Sequence[float]) -> float | None:
+    """Return the distance between levels where it is the same for all; a search is slower."""
+    steps = {high - low for low, high in pairwise(levels)}
+    return steps.pop() if len(steps) == 1 else None
 
 
 class Catalogue(NamedTuple):

@@ -50,7 +50,8 @@ def checked(raw: pa.Table, layout: Layout, scale: Scale, order_N: Any, origin: i
     status_N = np.zeros(num_rows, dtype=np.int8)
 
     def reject(bad_N: BoolArray, reason: Status) -> None:
-        status_N[bad_N & (status_N == Status.KEPT)] = reason
+        if bad_N.any():
+            status_N[bad_N & (status_N == Status.KEPT)] = reason
 
     ids = []
     for name in (columns.user, columns.item):
@@ -130,17 +131,20 @@ def _floats(column: pa.ChunkedArray, kind: pa.DataType) -> Any:
     """Convert to floating point; what is no number becomes NaN."""
     array = whole(column)
     if pa.types.is_large_string(array.type) or pa.types.is_string(array.type):
-        array = _matching(pc.utf8_trim_whitespace(array.cast(pa.string())), _NUMBER, pa.float64())
+        array = _matching(pc.utf8_trim_whitespace(array.cast(pa.string())), _NUMBER, kind)
     elif pa.types.is_boolean(array.type):
         array = array.cast(pa.int8())
-    return to_numpy(array.cast(kind, safe=False).fill_null(np.nan))
+    return to_numpy((array.fill_null(np.nan) if array.null_count else array).cast(kind, safe=False))
 
 
 def _times(column: pa.ChunkedArray, unit: TimeUnit) -> tuple[Any, BoolArray]:
     """Return seconds since 1970, 0 where there is no time, and whether there is one."""
     array = whole(column)
     if pa.types.is_integer(array.type) and unit != "iso8601":
-        seconds = to_numpy(array.cast(pa.int64(), safe=False).fill_null(0)) // _PER_SECOND[unit]
+        known = array.fill_null(0) if array.null_count else array
+        seconds = to_numpy(known.cast(pa.int64(), safe=False))
+        if unit != "s":
+            seconds //= _PER_SECOND[unit]
         return seconds, ~_null(array) & (np.abs(seconds) < _LATEST_S)
     if pa.types.is_temporal(array.type):
         naive = array.cast(pa.timestamp("us"), safe=False)
@@ -183,4 +187,6 @@ def _moment(text: pa.Array) -> pa.Array:
 
 
 def _null(array: pa.Array) -> BoolArray:
+    if not array.null_count:
+        return np.zeros(len(array), dtype=bool)
     return np.asarray(array.is_null().to_numpy(zero_copy_only=False))

@@ -14,6 +14,8 @@ def whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Join the chunks of a column."""
     if isinstance(column, pa.Array):
         return column
+    if column.num_chunks == 1:
+        return column.chunk(0)
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 

@@ -1,6 +1,7 @@
 """Files of a log in, checked interactions and quarantined rows out, in bounded pieces."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from distrib.data.text import LogFile, chunks, count_lines, line_bounds, ranges
 from distrib.errors import DataError
 from distrib.storage import Folder
 
+_HEXADECIMAL = re.compile(rb"0[xX]")  # a number to Arrow, not to us
 _UNIT_SEPARATOR = "\x1f"
 _LONGEST_TEXT = 1000
 _ROWS_AT_ONCE = 1 << 20
@@ -238,7 +240,7 @@ def _csv(text: bytes, layout: Layout) -> _Raw:
 
 def _parsed_as_guessed(text: bytes, layout: Layout, separator: str) -> tuple[pa.Table, list[int]]:
     """Parse by the likeliest types that fit all rows, else as text, which always does."""
-    for types in _guesses(layout):
+    for types in [] if _HEXADECIMAL.search(text) else _guesses(layout):
         try:
             return _parsed(text, layout, separator, types)
         except pa.ArrowInvalid:

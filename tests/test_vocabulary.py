@@ -1,0 +1,34 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distrib.vocabulary import nearest_level, on_scale
+
+VALUES = st.one_of(st.floats(-3, 12, width=32), st.integers(-4, 24).map(lambda n: n / 4))
+
+
+@given(
+    values=st.lists(VALUES, max_size=30),
+    first=st.sampled_from([0.0, 0.5, 1.0]),
+    step=st.sampled_from([0.5, 1.0, 2.0]),
+    count=st.integers(1, 6),
+)
+def test_even_levels_are_found_by_division_as_by_comparison(values, first, step, count):
+    levels = [first + step * n for n in range(count)]
+    given_N = np.array(values, np.float32)
+    distance = np.abs(given_N[:, None].astype(float) - np.array(levels))
+    np.testing.assert_array_equal(nearest_level(given_N, levels), distance.argmin(1))
+    np.testing.assert_array_equal(on_scale(given_N, levels), distance.min(1) < 1e-4)
+
+
+def test_uneven_levels_and_nan():
+    levels = [1.0, 2.0, 5.0]
+    given_N = np.array([0.0, 1.5, 1.6, 3.5, 3.6, 9.0])
+    assert nearest_level(given_N, levels).tolist() == [0, 0, 1, 1, 2, 2]
+    for scale in (levels, [1.0, 2.0, 3.0]):
+        assert on_scale(np.array([np.nan, 2.0, 2.5, np.inf]), scale).tolist() == [
+            False,
+            True,
+            False,
+            False,
+        ]
