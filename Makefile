@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint types imports bench bench-data clean
+.PHONY: demo test slow test-stores lint types imports bench bench-data clean
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --config configs/demo.toml
@@ -14,6 +14,14 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Servers of others, installed apart: their requirements are their own.
+test-stores: $(READY)
+	$(PYTHON) -m venv .stores
+	.stores/bin/pip install --quiet swift==2.38.3 pyeclib==1.8.0 gcp-storage-emulator==2026.7.19
+	npm install --silent --prefix .stores azurite@3.35.0
+	STORES_PYTHON=.stores/bin/python AZURITE=.stores/node_modules/.bin/azurite-blob \
+	  $(BIN)/python -m pytest -m slow tests/test_stores.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

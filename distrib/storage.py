@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from distrib.errors import DataError
 
+_CLIENTS = {"aiohttp", "azure", "botocore", "gcsfs", "google"}
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 
@@ -89,6 +90,7 @@ class Folder:
     def size(self, name: str = "") -> int:
         """Return the size of a file in bytes."""
         with self._explained():
+            self._fs.invalidate_cache()
             return int(self._fs.size(self._at(name)))
 
     def is_folder(self) -> bool:
@@ -107,13 +109,16 @@ class Folder:
         return sorted(name for name in names if name.endswith(suffix))
 
     def stamp(self, name: str = "") -> str:
-        """Return size and time of change of a file, as text: another content, another stamp."""
+        """Return size, time of change and, where a store has one, tag of a file as text."""
         with self._explained():
+            self._fs.invalidate_cache()
+            about = self._fs.info(self._at(name))
             try:
                 changed = self._fs.modified(self._at(name)).isoformat()
             except NotImplementedError:  # not every store knows
                 changed = "unknown"
-        return f"{self.size(name)} bytes, {changed}"
+        tag = about.get("ETag") or about.get("etag")
+        return f"{about['size']} bytes, {changed}" + (f", {str(tag).strip(chr(34))}" if tag else "")
 
     @contextmanager
     def open(self, name: str = "") -> Iterator[BinaryIO]:
@@ -224,7 +229,14 @@ class Folder:
             raise DataError(
                 f"{self.url}: access refused ({error}); check the credentials"
             ) from error
-        except OSError as error:
+        except Exception as error:
+            if not _is_of_a_store(error):
+                raise
             raise DataError(
-                f"{self.url}: the store failed ({error}); check it and try again"
+                f"{self.url}: the store failed ({error}); check it, the credentials, and try again"
             ) from error
+
+
+def _is_of_a_store(error: Exception) -> bool:
+    """Tell errors of stores from our own; some clients let theirs through as they are."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS

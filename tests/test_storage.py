@@ -13,7 +13,7 @@ from distrib.data.sources import Columns, CsvSource, SyntheticLog
 from distrib.data.splits import NoSplit
 from distrib.errors import DataError
 from distrib.storage import Folder
-from tests.stores import door
+from tests.stores.door import door
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -276,6 +276,20 @@ def test_a_bundle_carries_what_it_needs(trained):
     )
 
 
+def test_the_demo_runs_with_its_folder_on_an_object_store(object_store):
+    """The command that ``make demo`` runs, on less data, in a process of its own."""
+    place = f"{object_store}/demo"
+    settings = [f'run="{place}/run"', f'data.prepared="{place}/data"', *SMALL, "train.num_epochs=2"]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    done = command("pipeline", "--config", "configs/demo.toml", *arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["scored"]["output"] == f"{place}/run/recommendations"
+    assert result["scored"]["counts"]["users"] == result["evaluated"]["users"]["all"]
+    for name in ("run/bundle/manifest.json", "data/manifest.json", "run/learning_curves.png"):
+        assert Folder(place).exists(name)
+
+
 def test_the_whole_way_runs_on_an_object_store(cluster, object_store):
     place = f"{object_store}/pipeline"
     log = "\n".join(f"{n % 40},{n % 17},{n % 5 + 1},{n}" for n in range(2000))
