@@ -18,7 +18,7 @@ from distrib.data.histories import interactions_of
 from distrib.data.passes import kept_rows, readings
 from distrib.data.prepare import plan_of
 from distrib.data.prepared import load_manifest, load_vocabulary, read_part
-from distrib.data.schema import Status
+from distrib.data.schema import Origin, Status
 from distrib.data.writing import described
 from distrib.errors import ConfigError, DataError
 from distrib.events import emit
@@ -130,7 +130,7 @@ def encoded(table: pa.Table, format: LogFormat, where: str) -> bytes:
 
 def _source_tables(data: DataConfig) -> tuple[list[int], Callable[[int], Any]]:
     plan = plan_of(data)
-    pieces = {piece.number: piece for piece in plan.pieces}
+    pieces = {p.number: p for p in plan.pieces if p.file.origin == Origin.LOG}
 
     def table_of(number: int) -> tuple[pa.Table, dict[str, int]]:
         kept, rejected = [], Counter[str]()

@@ -35,7 +35,8 @@ def drawn_layout(source: DrawnSource) -> Layout:
     if isinstance(source, SyntheticLog):
         return Layout((), "drawn", _COLUMNS, "int", source.levels)
     base = inspect(source.base)
-    columns = _COLUMNS if base.columns.rating else _COLUMNS.model_copy(update={"rating": None})
+    absent = {name: None for name in ("rating", "time") if getattr(base.columns, name) is None}
+    columns = _COLUMNS.model_copy(update=absent)
     return Layout(base.files, "drawn", columns, "int", base.levels)
 
 

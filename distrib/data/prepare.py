@@ -61,7 +61,8 @@ def preflight(config: DataConfig) -> Plan:
             f"{folder}: holds files that prepare did not write "
             f"({', '.join(folder.files()[:3])}); set data.prepared to a new folder"
         )
-    folder.require_writable()
+    if config.extend or not folder.exists(MANIFEST):
+        folder.require_writable()
     return plan
 
 
@@ -88,10 +89,10 @@ def prepare(config: DataConfig) -> dict[str, Any]:
         DataError: The log cannot be used; the message counts what was rejected.
     """
     plan = preflight(config)
-    folder = Folder(config.prepared)
+    folder, made_from = Folder(config.prepared), recipe(config, plan)
     if folder.exists(MANIFEST):
         if config.extend:
-            return extension.extend(config, plan, recipe(config, plan), folder)
+            return extension.extend(config, plan, made_from, folder)
         emit("already_prepared", folder=str(folder))
         return load_manifest(folder)
     _begin(folder)
@@ -115,7 +116,7 @@ def prepare(config: DataConfig) -> dict[str, Any]:
     manifest = {
         "format": FORMAT,
         "distrib": __version__,
-        "recipe": recipe(config, plan),
+        "recipe": made_from,
         "generation": 0,
         "limits": [str(limit) for limit in settled.limits],
         "quarantine": writing.seal_quarantine(plan, folder),
