@@ -72,3 +72,37 @@ def test_null_lists_and_values_are_refused():
         flat_list(pa.table({"items": pa.array([[1], None])}), "items")
     with pytest.raises(DataError, match="1 null value"):
         flat_list(pa.table({"items": pa.array([[1, None]])}), "items")
+
+
+def test_what_is_known_and_asked_at_once_stays_a_candidate():
+    """Pairs of Coat's test part that its training part holds, too."""
+    table = pa.table(
+        {
+            "items": [[7, 3, 7], [7]],
+            "ratings": [[5.0, 1.0, 4.0], [2.0]],
+            "roles": pa.array([[IN, IN, TEST], [IN]], pa.list_(pa.int8())),
+        }
+    )
+    asked = example(asked_rows(rows_of(table), Role.TEST_TARGET), np.array([0]), Role.TEST_TARGET)
+    assert asked.source.item_N.tolist() == [7, 3]
+    assert asked.target.item_N.tolist() == [7]
+    assert asked.seen.item_N.tolist() == [3]
+
+
+def test_a_chronological_split_shows_what_came_before():
+    roles = [[IN, Role.TRAIN_TARGET, VALID, TEST]]
+    table = pa.table(
+        {
+            "items": [[1, 2, 3, 4]],
+            "ratings": [[1.0] * 4],
+            "roles": pa.array(roles, pa.list_(pa.int8())),
+        }
+    )
+    rows = asked_rows(rows_of(table), Role.TEST_TARGET)
+    plain = example(rows, np.array([0]), Role.TEST_TARGET)
+    shown = example(rows, np.array([0]), Role.TEST_TARGET, is_chronological=True)
+    assert plain.source.item_N.tolist() == [1, 2]
+    assert shown.source.item_N.tolist() == [1, 2, 3]
+    assert shown.seen.item_N.tolist() == plain.seen.item_N.tolist() == [1, 2, 3]
+    valid = example(asked_rows(rows_of(table), Role.VALID_TARGET), np.array([0]), Role.VALID_TARGET)
+    assert valid.source.item_N.tolist() == [1, 2]
