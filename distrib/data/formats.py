@@ -18,7 +18,7 @@ from distrib.data.cleaning import Scale
 from distrib.data.columns import to_numpy, whole
 from distrib.data.layout import Layout, header_of
 from distrib.data.schema import QUARANTINE, Origin, Status, interactions
-from distrib.data.text import LogFile, chunks, count_lines, line_bounds, ranges
+from distrib.data.text import BOM, LogFile, chunks, count_lines, line_bounds, ranges
 from distrib.errors import DataError
 from distrib.storage import Folder
 
@@ -175,7 +175,8 @@ def _raw_tables(piece: Piece, layout: Layout) -> Iterator[_Raw]:
             body, first_line = (text[cut:] if cut else b""), 1
         else:
             body = text
-        if body and not body.isspace():
+        is_blank = not body or (body.isspace() and not body.strip(b"\r\n"))
+        if not is_blank:
             raw = parse[layout.kind](body, layout)
             yield _moved(raw, first_line, piece.file, layout)
         first_line += count_lines(body)
@@ -218,8 +219,10 @@ def _lines(text: bytes) -> tuple[IntArray, Callable[[IntArray], pa.Array]]:
 
 def _csv(text: bytes, layout: Layout) -> _Raw:
     clean, separator = text, layout.separator
+    if text.startswith(BOM):  # not at the start of a file; Arrow would leave it out all the same
+        clean = b"\n" + text
     if len(separator) > 1:
-        clean, separator = text.replace(separator.encode(), b"\x1f"), _UNIT_SEPARATOR
+        clean, separator = clean.replace(separator.encode(), b"\x1f"), _UNIT_SEPARATOR
     table, numbers = _parsed_as_guessed(clean, layout, separator)
     malformed_M = np.asarray(numbers, dtype=np.int64) - 1
     lines: list[Any] = []
@@ -240,14 +243,25 @@ def _csv(text: bytes, layout: Layout) -> _Raw:
 
 def _parsed_as_guessed(text: bytes, layout: Layout, separator: str) -> tuple[pa.Table, list[int]]:
     """Parse by the likeliest types that fit all rows, else as text, which always does."""
+    proper = _proper(text)
     for types in [] if _HEXADECIMAL.search(text) else _guesses(layout):
         try:
-            return _parsed(text, layout, separator, types)
+            return _parsed(proper, layout, separator, types)
         except pa.ArrowInvalid:
             continue
     as_text = dict.fromkeys(layout.columns.names(), pa.string())
-    proper = text.decode("utf-8", "replace").encode()
     return _parsed(proper, layout, separator, as_text)
+
+
+def _proper(text: bytes) -> bytes:
+    """Return text in UTF-8, with a mark in place of what is none."""
+    if text.isascii():
+        return text
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return text.decode("utf-8", "replace").encode()
+    return text
 
 
 def _guesses(layout: Layout) -> list[dict[str, pa.DataType]]:

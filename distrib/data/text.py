@@ -20,7 +20,7 @@ RANGE_BYTES = 64 << 20
 _CHUNK_BYTES = 16 << 20
 _STEP_BYTES = 64 << 10
 _CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _DAMAGES = (OSError, EOFError, zlib.error, zipfile.BadZipFile, pa.ArrowException)
 _OF_THE_STORE = (FileNotFoundError, PermissionError, ConnectionError, TimeoutError)
@@ -122,7 +122,7 @@ def chunks(file: LogFile, start: int = 0, stop: int | None = None) -> Iterator[b
         if start:
             blocks = _after_first_line(blocks)
         for position, text in enumerate(_whole_lines(blocks)):
-            yield text.removeprefix(_BOM) if position == 0 and start == 0 else text
+            yield text.removeprefix(BOM) if position == 0 and start == 0 else text
 
 
 def ranges(file: LogFile) -> list[tuple[int, int | None]]:

@@ -2,6 +2,7 @@ import gzip
 import io
 import json
 import zipfile
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -52,7 +53,10 @@ def kept(table):
 
 def rejected(table):
     rows = table.filter(pa.array(table["status"].to_numpy() != Status.KEPT)).to_pylist()
-    return {Status(row["status"]): row["time"] for row in rows}
+    found = Counter()
+    for row in rows:
+        found[Status(row["status"])] += row["time"]
+    return found
 
 
 MOVIELENS = [
@@ -483,3 +487,31 @@ def test_quarantined_rows_of_parquet_have_their_number(tmp_path):
     columns = Columns(user="who", item="what", rating="stars")
     _, quarantine = readings(ParquetSource(path=str(tmp_path / "log.parquet"), columns=columns))
     assert quarantine["line"].to_pylist() == [2, 3]
+
+
+TEXT = st.characters(exclude_characters="\r\n\x00", exclude_categories=["Cs"])
+LINE = st.one_of(
+    st.lists(FIELD, min_size=1, max_size=6).map("\x1d".join),
+    st.text(
+        alphabet=st.characters(exclude_characters="\r\n\x00", exclude_categories=["Cs"]),
+        max_size=12,
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(lines=st.lists(LINE, max_size=12), garbage=st.binary(max_size=6))
+def test_every_line_is_kept_or_quarantined_once(tmp_path_factory, lines, garbage):
+    path = tmp_path_factory.mktemp("lines") / "log"
+    content = "\n".join(["a\x1db\x1d5\x1d1", *lines]).encode()
+    content += b"\n" + garbage.replace(b"\n", b"").replace(b"\r", b"").replace(b"\x00", b"")
+    path.write_bytes(content)
+    header = tuple(COLUMNS.names())
+    table, quarantine = readings(
+        CsvSource(path=str(path), columns=COLUMNS, header=header, separator="\x1d", is_quoted=False)
+    )
+    filled = [number for number, line in enumerate(content.split(b"\n"), 1) if line]
+    assert len(kept(table)) + len(quarantine) == len(filled)
+    assert sum(rejected(table).values()) == len(quarantine)
+    assert set(quarantine["line"].to_pylist()) <= set(filled)
+    assert len(set(quarantine["line"].to_pylist())) == len(quarantine)
