@@ -108,6 +108,24 @@ class Folder:
         names = [posixpath.basename(e["name"].rstrip("/")) for e in entries if e["type"] == "file"]
         return sorted(name for name in names if name.endswith(suffix))
 
+    def data_files(self) -> list[str]:
+        """Return the sorted names of all files inside, at any depth, that are not empty.
+
+        Names with a part that begins with a dot or an underscore are marks of other writers.
+        """
+        with self._explained():
+            self._fs.invalidate_cache()
+            found = self._fs.find(self._root, detail=True)
+        sizes = {
+            str(path)[len(self._root.rstrip("/")) + 1 :]: entry["size"]
+            for path, entry in found.items()
+        }
+        return sorted(
+            name
+            for name, size in sizes.items()
+            if size and not any(part[0] in "._" for part in name.split("/") if part)
+        )
+
     def stamp(self, name: str = "") -> str:
         """Return size, time of change and, where a store has one, tag of a file as text."""
         with self._explained():

@@ -62,12 +62,13 @@ def contents(
     return found
 
 
-def check_counts(counts: Counter[int], config: DataConfig) -> None:
+def check_counts(counts: Counter[int], config: DataConfig, *, may_be_empty: bool = False) -> None:
     """Refuse a log of which too much is damaged, or nothing is left.
 
     Args:
         counts: Rows by `Status`.
         config: What may be damaged.
+        may_be_empty: Whether it is no fault that nothing is left, as of a day without events.
 
     Raises:
         DataError: With all counts.
@@ -81,7 +82,7 @@ def check_counts(counts: Counter[int], config: DataConfig) -> None:
             f"{config.max_damaged_share}: {reasons}{where}; check layout and levels, or raise the "
             "share"
         )
-    if counts[Status.KEPT] == 0:
+    if counts[Status.KEPT] == 0 and not may_be_empty:
         raise DataError(
             f"nothing left of {total} row(s): {reasons}{where}; check layout, levels and filters"
         )

@@ -1,5 +1,6 @@
 """Rules for single rows: raw columns in, interactions and the rows that cannot be used out."""
 
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,17 @@ from distrib.data.schema import Status, interactions
 from distrib.data.sources import TimeUnit
 
 _NUMBER = r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"
-_INTEGER = r"^[-+]?\d{1,18}$"
-_LARGEST_ID = 10**18
+_INTEGER = r"^[-+]?\d+$"
+_LARGEST_INT64 = "9223372036854775807"
 _LATEST_S = 1e15  # far beyond any time, and exact in a float64
 _PER_SECOND: dict[TimeUnit, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_DATE = (
+    r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
+    r"([T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d{1,6})?)?(Z|[+-]\d\d:?\d\d)?)?$"
+)
+_MONTH, _DAY = r"^(?P<month>\d{4}-(?:0[1-9]|1[0-2]))-", r"^\d{4}-\d\d-(?P<day>\d\d)"
+_ZONED = r":\d\d.*(Z|[+-]\d\d:?\d\d)$"
+_A_DAY = pa.scalar(timedelta(days=1))
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 BoolArray = npt.NDArray[np.bool_]
@@ -96,6 +104,8 @@ def _ids(column: pa.ChunkedArray, kind: str) -> tuple[pa.Array, BoolArray, BoolA
 
 
 def _text_ids(array: pa.Array) -> tuple[pa.Array, BoolArray, BoolArray]:
+    if pa.types.is_floating(array.type):
+        array = pc.if_else(pc.is_finite(array), array, None)
     text = array if pa.types.is_string(array.type) else array.cast(pa.string())
     is_given_N = ~_null(text) & ~to_numpy(pc.equal(text, "").fill_null(True))
     is_text_N = ~to_numpy(pc.match_substring(text, _REPLACEMENT).fill_null(False))
@@ -104,21 +114,33 @@ def _text_ids(array: pa.Array) -> tuple[pa.Array, BoolArray, BoolArray]:
 
 def _integer_ids(array: pa.Array) -> tuple[pa.Array, BoolArray, BoolArray]:
     everyone = np.ones(len(array), dtype=bool)
-    if pa.types.is_int64(array.type) and len(array) and not array.null_count:
-        bounds = pc.min_max(array).as_py()
-        if bounds["min"] > -_LARGEST_ID and bounds["max"] < _LARGEST_ID:
-            return array, everyone, everyone
     is_given_N = ~_null(array)
     if pa.types.is_string(array.type):
         clean = pc.utf8_trim_whitespace(array)
         is_given_N &= ~to_numpy(pc.equal(clean, "").fill_null(True))
-        array = _matching(clean, _INTEGER, pa.int64())
-    elif not pa.types.is_integer(array.type):
-        whole_numbers = pc.equal(pc.floor(array), array).fill_null(False)
-        array = pc.if_else(whole_numbers, array, None).cast(pa.int64())
-    array = array.cast(pa.int64(), safe=False)
-    possible = pc.and_(pc.greater(array, -_LARGEST_ID), pc.less(array, _LARGEST_ID))
-    return pc.if_else(possible, array, None), is_given_N, everyone
+        array = _integers(clean)
+    elif pa.types.is_floating(array.type):
+        is_given_N &= ~np.isnan(to_numpy(array.fill_null(0.0)))
+        is_whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), 2.0**53))
+        array = pc.if_else(is_whole.fill_null(False), array, None).cast(pa.int64())
+    elif pa.types.is_uint64(array.type):
+        array = pc.if_else(
+            pc.less_equal(array, pa.scalar(int(_LARGEST_INT64), pa.uint64())), array, None
+        ).cast(pa.int64())
+    return array.cast(pa.int64()), is_given_N, everyone
+
+
+def _integers(text: pa.Array) -> pa.Array:
+    """Convert text to int64; what is no integer, or too large, becomes null."""
+    is_integer = pc.match_substring_regex(text, _INTEGER)
+    digits = pc.replace_substring_regex(text, r"^[-+]?0*", "")
+    length, longest = pc.utf8_length(digits), len(_LARGEST_INT64)
+    fits = pc.or_(
+        pc.less(length, longest),
+        pc.and_(pc.equal(length, longest), pc.less_equal(digits, _LARGEST_INT64)),
+    )
+    plain = pc.replace_substring_regex(text, r"^\+", "")
+    return pc.if_else(pc.and_(is_integer, fits), plain, None).cast(pa.int64())
 
 
 def _matching(text: pa.Array, pattern: str, kind: pa.DataType) -> pa.Array:
@@ -134,7 +156,8 @@ def _floats(column: pa.ChunkedArray, kind: pa.DataType) -> Any:
         array = _matching(pc.utf8_trim_whitespace(array.cast(pa.string())), _NUMBER, kind)
     elif pa.types.is_boolean(array.type):
         array = array.cast(pa.int8())
-    return to_numpy((array.fill_null(np.nan) if array.null_count else array).cast(kind, safe=False))
+    numbers = array.cast(kind, safe=False)
+    return to_numpy(numbers.fill_null(np.nan) if numbers.null_count else numbers)
 
 
 def _times(column: pa.ChunkedArray, unit: TimeUnit) -> tuple[Any, BoolArray]:
@@ -145,7 +168,7 @@ def _times(column: pa.ChunkedArray, unit: TimeUnit) -> tuple[Any, BoolArray]:
         seconds = to_numpy(known.cast(pa.int64(), safe=False))
         if unit != "s":
             seconds //= _PER_SECOND[unit]
-        return seconds, ~_null(array) & (np.abs(seconds) < _LATEST_S)
+        return seconds, ~_null(array) & (seconds > -_LATEST_S) & (seconds < _LATEST_S)
     if pa.types.is_temporal(array.type):
         naive = array.cast(pa.timestamp("us"), safe=False)
         return _floored(naive), ~_null(array)
@@ -163,27 +186,21 @@ def _floored(moment: pa.Array) -> Any:
 
 def _moments(text: pa.Array) -> pa.Array:
     """Read dates, with or without a time and a zone; what is none becomes null."""
-    clean = pc.utf8_trim_whitespace(text)
-    zone = r"(Z|[+-]\d\d:?\d\d)$"
-    has_zone = pc.match_substring_regex(clean, r"T?\d\d:\d\d.*" + zone)
-    is_date = pc.match_substring_regex(
-        clean,
-        r"^\d{4}-[01]\d-[0-3]\d([T ][0-2]\d:[0-5]\d(:[0-5]\d(\.\d{1,6})?)?(Z|[+-]\d\d:?\d\d)?)?$",
+    clean = pc.replace_substring_regex(pc.utf8_trim_whitespace(text), r"(\.\d{6})\d+", r"\1")
+    is_date = pc.match_substring_regex(clean, _DATE)
+    days = pc.struct_field(pc.extract_regex(clean, _DAY), [0]).cast(pa.int32())
+    month = pc.struct_field(pc.extract_regex(clean, _MONTH), [0])
+    first = pc.binary_join_element_wise(month, "01", "-").cast(pa.timestamp("us"))
+    after = pc.assume_timezone(first, "UTC")  # the month's length, leap years included
+    last = pc.day(
+        pc.subtract(pc.ceil_temporal(after, unit="month", ceil_is_strictly_greater=True), _A_DAY)
     )
-    try:
-        plain = pc.if_else(pc.and_(is_date, pc.invert(has_zone)), clean, None)
-        zoned = pc.if_else(pc.and_(is_date, has_zone), clean, None)
-        utc = zoned.cast(pa.timestamp("us", tz="UTC")).cast(pa.timestamp("us"))
-        return pc.coalesce(plain.cast(pa.timestamp("us")), utc)
-    except pa.ArrowInvalid:  # a 31st of April: find it, one by one
-        return pa.concat_arrays([_moment(text.slice(n, 1)) for n in range(len(text))])
-
-
-def _moment(text: pa.Array) -> pa.Array:
-    try:
-        return text.cast(pa.timestamp("us"))
-    except pa.ArrowInvalid:
-        return pa.nulls(1, pa.timestamp("us"))
+    is_date = pc.and_(is_date.fill_null(False), pc.less_equal(days, last).fill_null(False))
+    is_zoned = pc.match_substring_regex(clean, _ZONED)
+    plain = pc.if_else(pc.and_(is_date, pc.invert(is_zoned)), clean, None)
+    zoned = pc.if_else(pc.and_(is_date, is_zoned), clean, None)
+    utc = zoned.cast(pa.timestamp("us", tz="UTC")).cast(pa.timestamp("us"))
+    return pc.coalesce(plain.cast(pa.timestamp("us")), utc)
 
 
 def _null(array: pa.Array) -> BoolArray:

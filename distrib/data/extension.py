@@ -28,13 +28,13 @@ from distrib.data.prepared import MANIFEST, load_manifest, load_vocabulary, read
 from distrib.data.schema import Status
 from distrib.data.splits import Settled
 from distrib.data.writing import Entry
-from distrib.errors import DataError
+from distrib.errors import ConfigError, DataError
 from distrib.events import emit
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
 _BEFORE_ALL = -(1 << 40)  # places in the log of what was there before, where there are no times
-_FROZEN_SPLITS = ("liang_2018", "given")
+_DRAWN_SPLITS = ("liang_2018", "given")
 
 
 class _Old(NamedTuple):
@@ -54,36 +54,65 @@ class _Summary(NamedTuple):
     after: ItemCounts
 
 
-def require_extensible(folder: Folder, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse an extension whose result would differ from preparing both logs at once.
+def require_extensible(wanted: dict[str, Any]) -> None:
+    """Refuse settings under which an extension would differ from preparing all files at once.
 
     Args:
-        folder: A prepared folder.
-        found: Its recipe.
-        wanted: That of this preparation.
+        wanted: The recipe.
 
     Raises:
-        DataError: With all reasons.
+        ConfigError: With all reasons.
     """
-    keys = sorted(key for key in wanted if key != "files" and found.get(key) != wanted[key])
-    faults = [f"{key} differs from the preparation that is extended" for key in keys]
     cleaning, split = wanted["cleaning"], wanted["split"]
-    faults += [
+    faults = [
         f"data.cleaning.{name} = {cleaning[name]}: who was dropped is not kept anywhere"
         for name in ("min_user_items", "min_item_users")
         if cleaning[name] > 1
     ]
     if cleaning["duplicates"] in {"mean", "sum"}:
         faults.append(f"data.cleaning.duplicates = {cleaning['duplicates']!r} needs every rating")
-    if split["name"] in _FROZEN_SPLITS or split.get("is_exact"):
-        faults.append(f"data.split = {split['name']!r} is drawn for one log as a whole")
-    changed = [
-        file for file, stamp in found["files"].items() if wanted["files"].get(file, stamp) != stamp
+    faults += [
+        f"data.cleaning.{name} = {cleaning[name]}: a rating that it drops may count against another"
+        for name in ("keep_above", "keep_below")
+        if cleaning[name] is not None
     ]
-    faults += [f"{file} has changed since it was prepared" for file in changed]
+    if split["name"] in _DRAWN_SPLITS or split.get("is_exact"):
+        faults.append(f"data.split = {split['name']!r} is drawn for one log as a whole")
+    if split["name"] == "global_time" and split["valid_from"] is None:
+        faults.append("data.split = 'global_time' by shares: set valid_from and test_from")
     if faults:
         listing = "\n".join(f"  {fault}" for fault in faults)
-        raise DataError(f"{folder}: cannot be extended; prepare both logs anew\n{listing}")
+        raise ConfigError(f"data.extend = true cannot be exact here; do without it\n{listing}")
+
+
+def require_same_log(
+    folder: Folder, found: dict[str, Any], wanted: dict[str, Any], *, has_time: bool
+) -> None:
+    """Refuse to extend a folder of another preparation, or by files that were changed.
+
+    Args:
+        folder: A prepared folder.
+        found: Its recipe.
+        wanted: That of this preparation.
+        has_time: Whether the log has times.
+
+    Raises:
+        DataError: With all reasons.
+    """
+    keys = sorted(key for key in wanted if key != "files" and found.get(key) != wanted[key])
+    faults = [f"{key} differs from the preparation that is extended" for key in keys]
+    known = found["files"]
+    faults += [
+        f"{file} has changed since it was prepared"
+        for file, stamp in known.items()
+        if wanted["files"].get(file, stamp) != stamp
+    ]
+    if not has_time:
+        early = [file for file in wanted["files"] if file not in known and file < max(known)]
+        faults += [f"{file} comes before known files, and the log has no times" for file in early]
+    if faults:
+        listing = "\n".join(f"  {fault}" for fault in faults)
+        raise DataError(f"{folder}: cannot be extended; prepare all files anew\n{listing}")
 
 
 def extend(
@@ -117,9 +146,10 @@ def extend(
         pieces=tuple(piece for piece in plan.pieces if piece.file.label in new),
         generation=generation,
     )
+    _clear_generation(folder, generation)
     blocks = passes.cleaned_blocks(plan, folder)
     survey = passes.survey(blocks, has_time=plan.layout.has_time)
-    check_counts(survey.counts, config)
+    check_counts(survey.counts, config, may_be_empty=True)
     warn_of_times(survey, plan.layout)
     low, high = (int(limit) for limit in manifest["limits"])
     vocabulary = load_vocabulary(folder, manifest)
@@ -199,6 +229,13 @@ def _books(manifest: dict[str, Any], survey: Survey, summary: _Summary) -> Surve
     times = manifest["times"]
     earlier = Survey(+total, 0, times["first"], times["last"])
     return earlier.merged(survey._replace(counts=Counter()))
+
+
+def _clear_generation(folder: Folder, generation: int) -> None:
+    """Remove what an extension left that did not come to its end."""
+    for kind in ("histories", "item_histories", "quarantine"):
+        for name in (folder / kind).files(f"-g{generation}.parquet"):
+            folder.remove(f"{kind}/{name}")
 
 
 def _names(manifest: dict[str, Any]) -> set[str]:

@@ -218,27 +218,76 @@ def _lines(text: bytes) -> tuple[IntArray, Callable[[IntArray], pa.Array]]:
 
 
 def _csv(text: bytes, layout: Layout) -> _Raw:
-    clean, separator = text, layout.separator
-    if text.startswith(BOM):  # not at the start of a file; Arrow would leave it out all the same
-        clean = b"\n" + text
-    if len(separator) > 1:
-        clean, separator = clean.replace(separator.encode(), b"\x1f"), _UNIT_SEPARATOR
-    table, numbers = _parsed_as_guessed(clean, layout, separator)
-    malformed_M = np.asarray(numbers, dtype=np.int64) - 1
+    for is_thorough in (False, True):
+        unclosed_M = _unclosed_lines(text, layout, is_thorough=is_thorough)
+        table, numbers = _parsed_as_guessed(*_one_separator(_without(text, unclosed_M), layout))
+        if not layout.is_quoted or b'"' not in text:
+            break
+        if len(table) + len(numbers) + len(unclosed_M) == len(_lines(text)[0]):
+            break
+    else:
+        raise DataError(
+            "quotes open that no line closes; if they are no quotes, set data.source.is_quoted = "
+            "false"
+        )
     lines: list[Any] = []
 
     def known() -> list[Any]:
+        """Return the lines that hold rows, those that do not, and what gives their text."""
         if not lines:
-            lines.extend(_lines(text))
+            filled, taken = _lines(text)
+            filled = np.setdiff1d(filled, unclosed_M)
+            short_M = np.asarray(numbers, dtype=np.int64) - 1
+            malformed = np.sort(np.concatenate([filled[short_M], unclosed_M]))
+            lines.extend([np.delete(filled, short_M), malformed, taken])
         return lines
 
     def places(rows: IntArray) -> tuple[IntArray, pa.Array]:
-        filled, taken = known()
-        found = np.delete(filled, malformed_M)[rows]
-        return found, taken(found)
+        found = known()[0][rows]
+        return found, known()[2](found)
 
-    malformed = known()[0][malformed_M] if len(malformed_M) else malformed_M
-    return _Raw(table, places, malformed, lambda wanted: known()[1](wanted))
+    is_whole = not numbers and not len(unclosed_M)
+    malformed = np.zeros(0, dtype=np.int64) if is_whole else known()[1]
+    return _Raw(table, places, malformed, lambda wanted: known()[2](wanted))
+
+
+def _one_separator(text: bytes, layout: Layout) -> tuple[bytes, Layout, str]:
+    """Replace a separator of several characters, which Arrow has no way to parse, by one."""
+    if text.startswith(BOM):  # not at the start of a file; Arrow would leave it out all the same
+        text = b"\n" + text
+    if len(layout.separator) == 1:
+        return text, layout, layout.separator
+    return text.replace(layout.separator.encode(), b"\x1f"), layout, _UNIT_SEPARATOR
+
+
+def _unclosed_lines(text: bytes, layout: Layout, *, is_thorough: bool) -> IntArray:
+    """Return the lines with a quote that they open and do not close; Arrow would read on.
+
+    An odd number of quotes is the usual sign; thoroughly, all lines with a quote are looked at.
+    """
+    if not layout.is_quoted or b'"' not in text:
+        return np.zeros(0, dtype=np.int64)
+    starts, ends = line_bounds(text)
+    is_quote = np.frombuffer(text, np.uint8) == ord('"')
+    count = np.add.reduceat(is_quote, starts, dtype=np.int64)
+    separator = re.escape(layout.separator.encode())
+    field = rb'(?:"(?:[^"]|"")*+"(?:(?!%b).)*|(?!")(?:(?!%b).)*)' % (separator, separator)
+    closed = re.compile(rb"%b(?:%b%b)*" % (field, separator, field), re.DOTALL)
+    suspects = np.flatnonzero(count > 0 if is_thorough else count % 2 == 1)
+    found = [n for n in suspects if not closed.fullmatch(text[starts[n] : ends[n]])]
+    return np.asarray(found, dtype=np.int64)
+
+
+def _without(text: bytes, lines: IntArray) -> bytes:
+    """Return text without some lines."""
+    if not len(lines):
+        return text
+    starts, _ = line_bounds(text)
+    stops = np.append(starts[1:], len(text))
+    is_left = np.ones(len(text), dtype=bool)
+    for start, stop in zip(starts[lines], stops[lines], strict=True):
+        is_left[start:stop] = False
+    return np.frombuffer(text, np.uint8)[is_left].tobytes()
 
 
 def _parsed_as_guessed(text: bytes, layout: Layout, separator: str) -> tuple[pa.Table, list[int]]:
@@ -288,7 +337,9 @@ def _parsed(
 
     table = pacsv.read_csv(
         pa.BufferReader(text),
-        read_options=pacsv.ReadOptions(column_names=layout.header, use_threads=False),
+        read_options=pacsv.ReadOptions(
+            column_names=layout.header, use_threads=False, block_size=len(text) + 1
+        ),
         parse_options=pacsv.ParseOptions(
             delimiter=separator,
             quote_char='"' if layout.is_quoted else False,
@@ -331,16 +382,27 @@ def _json_one_by_one(lines: pa.Array, names: list[str]) -> tuple[pa.Table, npt.N
     for line in lines.to_pylist():
         try:
             objects.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             objects.append(None)
     is_object_N = np.array([isinstance(found, dict) for found in objects], dtype=bool)
     rows = [found for found in objects if isinstance(found, dict)]
-
-    def text(value: Any) -> str | None:
-        return None if value is None else value if isinstance(value, str) else json.dumps(value)
-
-    columns = {name: pa.array([text(row.get(name)) for row in rows], pa.string()) for name in names}
+    columns = {
+        name: pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in names
+    }
     return pa.table(columns), is_object_N
+
+
+def _text(value: Any) -> str | None:
+    """Return a value of JSON as text; lists and objects are none."""
+    if value is None or isinstance(value, list | dict):
+        return None
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if text.isascii() else _sound(text)
+
+
+def _sound(text: str) -> str:
+    """Return text with a mark in place of half a surrogate pair."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _sessions(text: bytes, layout: Layout) -> _Raw:
@@ -358,10 +420,10 @@ def _matrix(text: bytes, layout: Layout) -> _Raw:
     filled, taken = _lines(text)
     cells = pc.split_pattern_regex(pc.utf8_trim_whitespace(taken(filled)), r"\s+")
     length = to_numpy(pc.list_value_length(cells))
-    is_whole = length == (length[0] if len(length) else 0)
+    width = int(np.bincount(length).argmax()) if len(length) else 0  # the commonest
+    is_whole = length == width
     malformed, filled = filled[~is_whole], filled[is_whole]
     value_N = whole(pc.list_flatten(cells.filter(pa.array(is_whole))))
-    width = int(length[0]) if len(length) else 0
     cell_N = np.arange(len(value_N))
     number_N = to_numpy(value_N.dictionary_encode().indices)
     absent = [

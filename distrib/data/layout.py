@@ -314,7 +314,7 @@ def _parquet(source: ParquetSource) -> Layout:
         _require_columns(source.columns, tuple(schema.names), file)
         names = (source.columns.user, source.columns.item)
         kinds |= {pa.types.is_integer(schema.field(name).type) for name in names}
-    ids: IdKind = "int" if kinds == {True} else "string"
+    ids: IdKind = source.ids or ("int" if kinds == {True} else "string")
     return Layout(files, "parquet", source.columns, ids, None, time_unit=source.time_unit)
 
 
@@ -349,9 +349,11 @@ def _files(url: str, wanted: tuple[str, ...] = ()) -> tuple[LogFile, ...]:
     if not folder.exists():
         raise DataError(f"{url}: no such file, folder or bucket; check data.source.path")
     urls = [str(folder)]
-    if folder.is_folder():  # marks of other writers, like _SUCCESS, are no data
-        urls = [str(folder / name) for name in folder.files() if name[0] not in "._"]
-    if sum(Folder(file).size() for file in urls) == 0:
+    if folder.is_folder():
+        urls = [str(folder / name) for name in folder.data_files()]
+    elif folder.size() == 0:
+        urls = []
+    if not urls:
         raise DataError(f"{url}: the log is empty (0 bytes); nothing to prepare")
     files = []
     for file in urls:

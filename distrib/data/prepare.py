@@ -45,10 +45,13 @@ def preflight(config: DataConfig) -> Plan:
     """
     plan = plan_of(config)
     folder = Folder(config.prepared)
+    wanted = recipe(config, plan)
+    if config.extend:
+        extension.require_extensible(wanted)
     if folder.exists(MANIFEST):
-        found, wanted = load_manifest(folder)["recipe"], recipe(config, plan)
+        found = load_manifest(folder)["recipe"]
         if config.extend:
-            extension.require_extensible(folder, found, wanted)
+            extension.require_same_log(folder, found, wanted, has_time=plan.layout.has_time)
         elif found != wanted:
             changed = sorted(key for key in wanted if found.get(key) != wanted[key])
             raise DataError(

@@ -33,7 +33,7 @@ class Columns(Config):
     """Column of the rating or count; without it every interaction counts as 1."""
 
     time: str | None = None
-    """Column of the time; a row without one counts as oldest, and without the column interactions
+    """Column of the time; a row without one counts as of 1970, and without the column interactions
     stand in the order of the log."""
 
     @model_validator(mode="after")
@@ -169,7 +169,7 @@ class JsonLinesSource(Config):
 
 
 class ParquetSource(Config):
-    """Parquet with any columns; integer ids stay integers, all else becomes text."""
+    """Parquet with any columns."""
 
     format: Literal["parquet"] = "parquet"
 
@@ -178,6 +178,9 @@ class ParquetSource(Config):
 
     columns: Columns
     """Which columns hold what."""
+
+    ids: IdKind | None = None
+    """Kind of the user and item ids; integers where both columns hold them, text otherwise."""
 
     time_unit: TimeUnit = "s"
     """Unit of a time column of numbers, since 1970; timestamps and dates know theirs."""

@@ -94,7 +94,7 @@ def first_lines(file: LogFile, count: int) -> list[str]:
     if head.startswith(_OTHER_BOMS):
         raise DataError(f"{file.label}: is UTF-16 text; convert it to UTF-8")
     lines = head.decode("utf-8-sig", errors="replace").split("\n")[:count]
-    found = [line.removesuffix("\r") for line in lines if line.strip()]
+    found = [whole for line in lines if (whole := line.removesuffix("\r"))]
     if not found:
         raise DataError(f"{file.label}: the log is empty (its first line is); nothing to prepare")
     return found

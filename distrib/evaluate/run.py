@@ -63,7 +63,8 @@ def preflight(run: str, prepared: str) -> dict[str, Any]:
         if trained_on != manifest["hash"]:
             raise ConfigError(
                 f"{run} was trained on data {trained_on}, but {prepared} holds "
-                f"{manifest['hash']}; name the data that it was trained on"
+                f"{manifest['hash']}; name the data that it was trained on, or, where it was "
+                "extended since, train anew with train.warm_start"
             )
     return manifest
 

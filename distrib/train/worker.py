@@ -245,7 +245,10 @@ def _engine(config: TrainConfig, vocabulary: Vocabulary, device: torch.device) -
     torch.manual_seed(config.seed)
     model = config.model.build(vocabulary.catalogue)
     if config.loop.warm_start:
-        begin_with(model, vocabulary, load_bundle(Folder(config.loop.warm_start) / BUNDLE))
+        earlier = load_bundle(Folder(config.loop.warm_start) / BUNDLE)
+        known = begin_with(model, vocabulary, earlier)
+        if torch.distributed.get_rank() == 0:
+            emit("warm_start", items=len(vocabulary), known_items=known)
     objective = config.objective.build(vocabulary.levels)
     step = TrainStep(model, objective, block_items=config.engine.block_items)
     return DeepSpeedEngine(

@@ -9,17 +9,18 @@ import pytest
 
 from distrib.data.cleaning import CleaningConfig, RatingsConfig
 from distrib.data.config import DataConfig
-from distrib.data.prepare import prepare
+from distrib.data.prepare import preflight, prepare
 from distrib.data.prepared import load_vocabulary, read_part, user_number
 from distrib.data.sources import Columns, CsvSource
 from distrib.data.splits import (
     EntrywiseSplit,
+    GlobalTimeSplit,
     LeaveLastSplit,
     LiangSplit,
     NoSplit,
     StrongGeneralisationSplit,
 )
-from distrib.errors import DataError
+from distrib.errors import ConfigError, DataError
 from distrib.storage import Folder
 
 pytestmark = pytest.mark.ray
@@ -156,21 +157,75 @@ def test_a_log_without_times_goes_on_in_its_own_order(cluster, tmp_path):
     assert found["a"]["times"] == [0, 0, 0]
 
 
-def test_what_cannot_be_extended_exactly_is_refused_with_all_reasons(cluster, tmp_path):
-    write(tmp_path / "log", "day1.csv", lines(range(40), range(30), 600, seed=1))
-    cleaning = CleaningConfig(min_user_items=2, duplicates="last")
-    config = config_of(
-        tmp_path, "p", split=LiangSplit(valid_users=5, test_users=5), cleaning=cleaning
-    )
+INEXACT = [
+    (CleaningConfig(min_user_items=2), EntrywiseSplit(), "min_user_items = 2: who was dropped"),
+    (CleaningConfig(min_item_users=3), EntrywiseSplit(), "min_item_users = 3: who was dropped"),
+    (CleaningConfig(duplicates="mean"), EntrywiseSplit(), "'mean' needs every rating"),
+    (CleaningConfig(keep_above=3.5), EntrywiseSplit(), "keep_above = 3.5: a rating that it drops"),
+    (CleaningConfig(), LiangSplit(), "'liang_2018' is drawn for one log"),
+    (CleaningConfig(), EntrywiseSplit(is_exact=True), "'entrywise' is drawn for one log"),
+    (CleaningConfig(), GlobalTimeSplit(), "set valid_from and test_from"),
+]
+
+
+@pytest.mark.parametrize(("cleaning", "split", "reason"), INEXACT)
+def test_what_cannot_be_extended_exactly_is_refused_at_once(tmp_path, cleaning, split, reason):
+    write(tmp_path / "log", "day1.csv", ["u1,i1,5,7"])
+    rounding = RatingsConfig(levels=STARS.levels, rounding="nearest")
+    settings = {"cleaning": cleaning, "split": split, "ratings": rounding, "extend": True}
+    with pytest.raises(ConfigError, match=reason):
+        preflight(config_of(tmp_path, "p", **settings))
+
+
+def test_another_preparation_or_a_changed_file_is_not_extended(cluster, tmp_path):
+    write(tmp_path / "log", "day1.csv", lines(range(40), range(30), 60, seed=1))
+    config = config_of(tmp_path, "p", extend=True)
     prepare(config)
-    write(tmp_path / "log", "day1.csv", lines(range(40), range(30), 600, seed=3))
-    other = config.model_copy(update={"extend": True, "max_damaged_share": 0.2})
+    write(tmp_path / "log", "day1.csv", lines(range(40), range(30), 61, seed=3))
+    other = config.model_copy(update={"max_damaged_share": 0.2})
     with pytest.raises(DataError) as found:
         prepare(other)
-    for reason in (
-        "max_damaged_share differs",
-        "min_user_items = 2: who was dropped is not kept",
-        "'liang_2018' is drawn for one log",
-        "day1.csv has changed",
-    ):
+    for reason in ("max_damaged_share differs", "day1.csv has changed"):
         assert reason in str(found.value)
+
+
+@pytest.mark.parametrize("policy", ["last", "first", "max"])
+def test_doubles_over_several_files_are_settled_as_at_once(cluster, tmp_path, policy):
+    cleaning = CleaningConfig(duplicates=policy)
+    grown = config_of(tmp_path, "grown", cleaning=cleaning, extend=True)
+    for day in (1, 2, 3):
+        write(tmp_path / "log", f"day{day}.csv", lines(range(20), range(10), 100, seed=day))
+        counts = prepare(grown)["counts"]
+    at_once = config_of(tmp_path, "at_once", cleaning=cleaning)
+    assert prepare(at_once)["counts"] == counts
+    assert histories(grown)[0] == histories(at_once)[0]
+
+
+def test_a_failed_extension_leaves_no_damaged_rows_of_its_own(cluster, tmp_path):
+    write(tmp_path / "log", "day1.csv", ["u1,i1,5,7", "u2,i1,5,7"])
+    config = config_of(tmp_path, "p", extend=True)
+    prepare(config)
+    write(tmp_path / "log", "day2.csv", ["u3,i1,9,7"])
+    with pytest.raises(DataError, match="1 of 1 rows are damaged"):
+        prepare(config)
+    write(tmp_path / "log", "day2.csv", ["u3,i1,4,7"])
+    assert prepare(config)["quarantine"] == []
+    assert not list((tmp_path / "p" / "quarantine").glob("*"))
+    write(tmp_path / "log", "day3.csv", [])
+    manifest = prepare(config)
+    assert manifest["counts"]["users"] == 3
+    assert any(name.endswith("day3.csv") for name in manifest["recipe"]["files"])
+    assert prepare(config) == manifest
+
+
+def test_without_times_a_file_cannot_come_before_known_ones(cluster, tmp_path):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "2.csv").write_text("who,what\na,z\n")
+    source = CsvSource(path=str(tmp_path / "log"), columns=Columns(user="who", item="what"))
+    config = config_of(
+        tmp_path, "p", source=source, ratings=RatingsConfig(), split=NoSplit(), extend=True
+    )
+    prepare(config)
+    (tmp_path / "log" / "1.csv").write_text("who,what\na,y\n")
+    with pytest.raises(DataError, match=r"1\.csv comes before known files"):
+        prepare(config)

@@ -515,3 +515,108 @@ def test_every_line_is_kept_or_quarantined_once(tmp_path_factory, lines, garbage
     assert sum(rejected(table).values()) == len(quarantine)
     assert set(quarantine["line"].to_pylist()) <= set(filled)
     assert len(set(quarantine["line"].to_pylist())) == len(quarantine)
+
+
+QUOTED = st.text(alphabet='"a,b ', max_size=14)
+
+
+@settings(max_examples=300, deadline=None)
+@given(lines=st.lists(QUOTED, max_size=10), more=st.integers(0, 3))
+def test_a_stray_quote_costs_its_own_line(tmp_path_factory, lines, more):
+    """Arrow would read on to the next quote, and the rows between were gone."""
+    path = tmp_path_factory.mktemp("quotes") / "log.csv"
+    good = [f'"u{n}","i,{n}",5,{n}' for n in range(more)]
+    path.write_text("\n".join(["who,what,stars,when", "first,x,5,1", *lines, *good]) + "\n")
+    table, quarantine = readings(CsvSource(path=str(path), columns=COLUMNS))
+    filled = sum(bool(line) for line in lines) + more + 1
+    assert len(kept(table)) + len(quarantine) == filled
+    users = [row[0] for row in kept(table)]
+    assert {"first", *(f"u{n}" for n in range(more))} <= set(users)
+    assert not any("\n" in user for user in users)
+
+
+def test_the_lines_of_damaged_rows_are_right_beside_stray_quotes(tmp_path):
+    (tmp_path / "log.csv").write_text(
+        'who,what,stars,when\na,x,5,1\nb,"y,5,1\nc,z,9,1\nd,"q,r",5,1\ne,5" disk,5,1\nf,z\n'
+    )
+    table, quarantine = readings(CsvSource(path=str(tmp_path / "log.csv"), columns=COLUMNS))
+    assert [row[0] for row in kept(table)] == ["a", "d", "e"]
+    found = [(row["line"], row["reason"], row["text"]) for row in quarantine.to_pylist()]
+    assert found == [
+        (3, "malformed", 'b,"y,5,1'),
+        (4, "rating outside scale", "c,z,9,1"),
+        (7, "malformed", "f,z"),
+    ]
+
+
+def test_a_missing_number_costs_its_own_row(tmp_path):
+    rows = [{"who": "a", "what": "x", "stars": 3, "when": 5}, {"who": "b", "what": "x", "when": 5}]
+    rows += [{"who": "c", "what": "x", "stars": None, "when": 5}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table, _ = readings(JsonLinesSource(path=str(tmp_path / "log.jsonl"), columns=COLUMNS))
+    assert rejected(table) == {Status.RATING_NOT_A_NUMBER: 2}
+    whole = {"who": ["a", "b"], "what": ["x", "x"], "when": [1, 2]}
+    for kind in (pa.int64(), pa.decimal128(21, 2)):
+        stars = pa.array([3, None], pa.int64()).cast(kind, safe=False)
+        pq.write_table(pa.table({**whole, "stars": stars}), tmp_path / "log.parquet")
+        table, _ = readings(ParquetSource(path=str(tmp_path / "log.parquet"), columns=COLUMNS))
+        assert rejected(table) == {Status.RATING_NOT_A_NUMBER: 1}
+
+
+def test_ids_are_never_bent(tmp_path):
+    path = tmp_path / "log.parquet"
+    columns = Columns(user="who", item="what")
+    largest = 2**63 - 1
+    who = pa.array([largest, 2**64 - 5, 7], pa.uint64())
+    pq.write_table(pa.table({"who": who, "what": [1, 1, 1]}), path)
+    table, _ = readings(ParquetSource(path=str(path), columns=columns))
+    assert [row[0] for row in kept(table)] == [largest, 7]
+    assert rejected(table) == {Status.ID_NOT_AN_INTEGER: 1}
+    table, _ = readings(ParquetSource(path=str(path), columns=columns, ids="string"))
+    assert [row[0] for row in kept(table)] == [str(largest), str(2**64 - 5), "7"]
+    pq.write_table(pa.table({"who": [1.0, float("nan")], "what": [1, 2]}), path)
+    table, _ = readings(ParquetSource(path=str(path), columns=columns))
+    assert rejected(table) == {Status.MISSING_ID: 1}
+
+
+def test_json_that_no_text_can_hold_is_quarantined(tmp_path):
+    good = json.dumps({"who": "a", "what": "x", "stars": 5, "when": 1})
+    odd = [
+        '{"who": "\\ud800", "what": "x", "stars": 5, "when": 1}',
+        '{"who": ["q"], "what": "x", "stars": 5, "when": 1}',
+        "[" * 100_000,
+        '{"who": "b", "what": "x", "stars": ' + "9" * 5000 + "}",
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join([good, *odd]) + "\n")
+    table, quarantine = readings(JsonLinesSource(path=str(tmp_path / "log.jsonl"), columns=COLUMNS))
+    assert [row[0] for row in kept(table)] == ["a"]
+    assert quarantine["line"].to_pylist() == [2, 3, 4, 5]
+
+
+def test_an_impossible_date_costs_its_own_row(tmp_path):
+    days = [
+        "2020-01-01T10:00:00Z",
+        "2021-02-30T10:00:00Z",
+        "2020-02-29",
+        "2019-02-29",
+        "2020-13-01",
+    ]
+    lines = "".join(f"u{n},x,{day}\n" for n, day in enumerate(days))
+    (tmp_path / "log.csv").write_text("who,what,when\n" + lines)
+    source = CsvSource(
+        path=str(tmp_path / "log.csv"),
+        columns=Columns(user="who", item="what", time="when"),
+        time_unit="iso8601",
+    )
+    assert [row[0] for row in kept(readings(source)[0])] == ["u0", "u2"]
+
+
+def test_folders_are_read_to_their_depth_and_empty_parts_are_nothing(tmp_path):
+    (tmp_path / "day=1").mkdir()
+    (tmp_path / "_tmp").mkdir()
+    (tmp_path / "day=1" / "b.csv").write_text("who,what,stars,when\n2,20,3,200\n")
+    (tmp_path / "_tmp" / "c.csv").write_text("of a writer who has not finished")
+    (tmp_path / "a.csv").write_text("who,what,stars,when\n1,10,5,100\n")
+    (tmp_path / "empty.csv").write_text("")
+    source = CsvSource(path=str(tmp_path), columns=COLUMNS, ids="int")
+    assert kept(readings(source)[0]) == ROWS
