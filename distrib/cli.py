@@ -18,6 +18,8 @@ from distrib.events import is_terminal
 from distrib.run_file import RunFile
 
 _WORKERS_PER_CORE = 4
+_REPEATERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
+"""Loggers of Ray that print, with their tracebacks, the errors that `job` tells in one line."""
 
 Check = Callable[[RunFile], object]
 Run = Callable[[RunFile], dict[str, Any]]
@@ -96,6 +98,8 @@ def connected() -> Iterator[None]:
     """Join the cluster that the job was submitted to, or start one on this machine and end it."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+    for name in _REPEATERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if is_terminal() else "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Our own events say what matters; Ray's workers would add a line a second without a dashboard.

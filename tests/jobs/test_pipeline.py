@@ -1,5 +1,6 @@
 """The jobs as a user starts them, on the demo's run file made small."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -313,3 +314,22 @@ def test_the_whole_way_runs_on_an_object_store(cluster, object_store):
     lists = [Folder(scored["output"]).read_parquet(name) for name in parts(scored["output"])]
     assert sum(len(table) for table in lists) == 40
     assert scored["output"].startswith("s3://")
+
+
+def test_a_damaged_log_is_told_in_one_line(tmp_path):
+    """The error comes from a task on the cluster; Ray would print it three times over."""
+    rng = np.random.default_rng(0)
+    text = "".join(f"{n},1,5,1\n" for n in rng.integers(10**9, size=50_000))
+    whole = gzip.compress(text.encode())
+    (tmp_path / "log.csv.gz").write_bytes(whole[: len(whole) // 2])
+    source = (
+        f'data.source={{format="csv", path="{tmp_path}/log.csv.gz", header=["u", "i", "r", "t"], '
+        'columns={user="u", item="i", rating="r", time="t"}}'
+    )
+    places = [source, "data.ratings.levels=[1.0, 5.0]", f'data.prepared="{tmp_path}/p"']
+    settings = [part for place in places for part in ("--set", place)]
+    failed = command("prepare", "--config", "configs/demo.toml", *settings)
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines() == [
+        f"DataError: {tmp_path}/log.csv.gz: damaged (Truncated compressed stream); fetch it anew"
+    ]
