@@ -27,6 +27,7 @@ from distrib.storage import Folder
 RESULT = "_manifest.json"
 """Written last; readers of folders pass over names that begin so."""
 
+_BEGUN = "_begun.json"
 _TYPES = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
 
 
@@ -44,7 +45,7 @@ def preflight(data: DataConfig, config: ConvertConfig) -> None:
     if config.output is None:
         raise ConfigError("convert.output is not set; name a folder to write to")
     target = Folder(config.output)
-    if target.exists(RESULT) or target.files():
+    if target.exists(RESULT) or (target.files() and not target.exists(_BEGUN)):
         raise DataError(f"{target}: holds files already; set convert.output to a new folder")
     if config.of == "prepared":
         load_manifest(Folder(data.prepared))
@@ -65,8 +66,11 @@ def convert(data: DataConfig, config: ConvertConfig) -> dict[str, Any]:
     """
     preflight(data, config)
     target = Folder(str(config.output))
-    tables = _prepared_tables(data) if config.of == "prepared" else _source_tables(data)
-    numbers, table_of = tables
+    for name in target.files():  # of a conversion that did not come to its end
+        target.remove(name)
+    target.write_json(_BEGUN, {"distrib": __version__})
+    is_prepared = config.of == "prepared"
+    numbers, table_of = _prepared_tables(data) if is_prepared else _source_tables(data)
 
     def write(batch: pa.Table) -> Iterator[pa.Table]:
         for number in batch["number"].to_pylist():
@@ -91,6 +95,7 @@ def convert(data: DataConfig, config: ConvertConfig) -> dict[str, Any]:
     target.write_json(
         RESULT, {"distrib": __version__, "files": entries, "counts": counts, "of": config.of}
     )
+    target.remove(_BEGUN)
     emit("converted", folder=str(target), counts=counts)
     return {"output": str(target), "counts": counts}
 

@@ -226,9 +226,8 @@ def _csv(text: bytes, layout: Layout) -> _Raw:
         if len(table) + len(numbers) + len(unclosed_M) == len(_lines(text)[0]):
             break
     else:
-        raise DataError(
-            "quotes open that no line closes; if they are no quotes, set data.source.is_quoted = "
-            "false"
+        raise pa.ArrowInvalid(
+            "quotes open that no line closes (if they are no quotes: data.source.is_quoted = false)"
         )
     lines: list[Any] = []
 

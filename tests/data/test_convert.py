@@ -85,6 +85,18 @@ def test_damaged_rows_of_a_source_are_left_out_and_counted(cluster, tmp_path):
         preflight(config, to)
 
 
+def test_a_conversion_that_was_stopped_can_be_started_again(cluster, tmp_path):
+    (tmp_path / "log.csv").write_text("who,what\na,x\n")
+    source = CsvSource(path=str(tmp_path / "log.csv"), columns=Columns(user="who", item="what"))
+    config = DataConfig(prepared="unused", source=source)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "_begun.json").write_text("{}")
+    (tmp_path / "out" / "part-00007.inter").write_text("of the stopped one")
+    convert(config, ConvertConfig(output=str(tmp_path / "out"), of="source"))
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["_manifest.json", "part-00000.inter"]
+
+
 def test_a_place_to_write_to_is_needed():
     with pytest.raises(ConfigError, match=r"convert\.output is not set"):
         preflight(DataConfig(prepared="p"), ConvertConfig())
