@@ -151,15 +151,12 @@ def extend(
     survey = passes.survey(blocks, has_time=plan.layout.has_time)
     check_counts(survey.counts, config, may_be_empty=True)
     warn_of_times(survey, plan.layout)
-    low, high = (int(limit) for limit in manifest["limits"])
-    vocabulary = load_vocabulary(folder, manifest)
-    shards = {entry["shard"]: entry for entry in manifest["shards"]}
-    old = _Old(str(folder), shards, vocabulary, Settled((low, high)))
+    old = _old(folder, manifest)
     shared = ray.put(old)
     merged, summary = _merged(blocks, shared, plan)
-    grown = _grown(vocabulary, summary)
+    grown = _grown(old.vocabulary, summary)
     written = _written(merged, shared, plan, ray.put(grown))
-    shards |= {entry["shard"]: entry for entry in written}
+    shards = old.shards | {entry["shard"]: entry for entry in written}
     ordered = [shards[shard] for shard in sorted(shards)]
     books = _books(manifest, survey, summary)
     made = {
@@ -176,6 +173,12 @@ def extend(
         folder.remove(name)
     emit("extended", folder=str(folder), files=len(new), shards=len(written), counts=made["counts"])
     return made
+
+
+def _old(folder: Folder, manifest: dict[str, Any]) -> _Old:
+    low, high = (int(limit) for limit in manifest["limits"])
+    shards = {entry["shard"]: entry for entry in manifest["shards"]}
+    return _Old(str(folder), shards, load_vocabulary(folder, manifest), Settled((low, high)))
 
 
 def _merged(blocks: Blocks, old: ray.ObjectRef, plan: Plan) -> tuple[Blocks, _Summary]:
