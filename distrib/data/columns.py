@@ -19,6 +19,12 @@ def whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
+def distinct(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Return the different values of a column, ascending."""
+    found = pc.unique(whole(column))
+    return found.take(pc.sort_indices(found))
+
+
 def to_numpy(column: pa.ChunkedArray | pa.Array) -> Any:
     """Copy a column into a NumPy array that may be written to."""
     return np.array(

@@ -246,16 +246,6 @@ def _names(manifest: dict[str, Any]) -> set[str]:
     return {entry["name"] for entry in files}
 
 
-def _shards_of(block: pa.Table) -> list[tuple[int, pa.Table]]:
-    kept = passes.kept_rows(block)
-    shard_N = to_numpy(kept["shard"])
-    found = []
-    for shard in np.unique(shard_N):
-        low, high = np.searchsorted(shard_N, [shard, shard + 1])
-        found.append((int(shard), kept.slice(low, high - low)))
-    return found
-
-
 def _old_rows(old: _Old, shard: int, plan: Plan) -> tuple[pa.Table | None, pa.Table | None]:
     """Return a shard's histories as they are, and as interactions."""
     if shard not in old.shards:
@@ -274,7 +264,7 @@ def _merge_block(block: pa.Table, old: _Old, plan: Plan) -> Any:
     scale = Scale(plan.scale.levels, SETTLED)
     nothing = passes.kept_rows(block).slice(0, 0)
     merged, before, num_rows = [nothing], [nothing], 0
-    for shard, new in _shards_of(block):
+    for shard, new in passes.shards_of(block):
         _, rows = _old_rows(old, shard, plan)
         both = new if rows is None else pa.concat_tables([rows, new])
         left = cleaned(both, rules, scale).kept
@@ -292,7 +282,7 @@ def _merge_block(block: pa.Table, old: _Old, plan: Plan) -> Any:
 @ray.remote
 def _write_merged(merged: pa.Table, old: _Old, plan: Plan, vocabulary: Vocabulary) -> list[Entry]:
     entries = []
-    for shard, rows in _shards_of(merged):
+    for shard, rows in passes.shards_of(merged):
         histories, _ = _old_rows(old, shard, plan)
         found = build_histories(rows, vocabulary, plan.split, old.settled)
         table = found.table if plan.layout.has_time else writing.without_times(found.table)

@@ -220,7 +220,8 @@ def _lines(text: bytes) -> tuple[IntArray, Callable[[IntArray], pa.Array]]:
 def _csv(text: bytes, layout: Layout) -> _Raw:
     for is_thorough in (False, True):
         unclosed_M = _unclosed_lines(text, layout, is_thorough=is_thorough)
-        table, numbers = _parsed_as_guessed(*_one_separator(_without(text, unclosed_M), layout))
+        clean, separator = _one_separator(_without(text, unclosed_M), layout)
+        table, numbers = _parsed_as_guessed(clean, layout, separator)
         if not layout.is_quoted or b'"' not in text:
             break
         if len(table) + len(numbers) + len(unclosed_M) == len(_lines(text)[0]):
@@ -250,13 +251,13 @@ def _csv(text: bytes, layout: Layout) -> _Raw:
     return _Raw(table, places, malformed, lambda wanted: known()[2](wanted))
 
 
-def _one_separator(text: bytes, layout: Layout) -> tuple[bytes, Layout, str]:
+def _one_separator(text: bytes, layout: Layout) -> tuple[bytes, str]:
     """Replace a separator of several characters, which Arrow has no way to parse, by one."""
     if text.startswith(BOM):  # not at the start of a file; Arrow would leave it out all the same
         text = b"\n" + text
     if len(layout.separator) == 1:
-        return text, layout, layout.separator
-    return text.replace(layout.separator.encode(), b"\x1f"), layout, _UNIT_SEPARATOR
+        return text, layout.separator
+    return text.replace(layout.separator.encode(), _UNIT_SEPARATOR.encode()), _UNIT_SEPARATOR
 
 
 def _unclosed_lines(text: bytes, layout: Layout, *, is_thorough: bool) -> IntArray:

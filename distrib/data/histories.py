@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from distrib.data import schema, splits
 from distrib.data.cleaning import codes
-from distrib.data.columns import flat_list, to_numpy, whole
+from distrib.data.columns import distinct, flat_list, to_numpy, whole
 from distrib.data.schema import Origin, Role, Status, Subset, interactions
 from distrib.data.splits import Settled, Split
 from distrib.vocabulary import IntArray, Vocabulary, nearest_level
@@ -67,8 +67,7 @@ def item_counts(
     """
     subset_N, role_N = splits.assign(kept, split, settled)
     trains_N = (subset_N == Subset.TRAIN) & (role_N <= Role.TRAIN_TARGET)
-    items = pc.unique(whole(kept["item"]))
-    items = items.take(pc.sort_indices(items))
+    items = distinct(kept["item"])
     level_N = nearest_level(to_numpy(kept["rating"]), levels)
     cell_N = codes(kept["item"]) * len(levels) + level_N
     count_IL = np.bincount(cell_N[trains_N], minlength=len(items) * len(levels))
@@ -98,8 +97,7 @@ def added_counts(parts: list[ItemCounts]) -> ItemCounts:
     tables = [part.table for part in parts]
     counts = np.concatenate([counts_matrix(table["train_count"]) for table in tables])
     ids = pa.concat_arrays([whole(table["item"]) for table in tables])
-    items = pc.unique(ids)
-    items = items.take(pc.sort_indices(items))
+    items = distinct(ids)
     count_IL = np.zeros((len(items), counts.shape[1]), dtype=np.int64)
     np.add.at(count_IL, codes(ids), counts)
     table = pa.table({"item": items, "train_count": counts_column(count_IL)})

@@ -6,6 +6,7 @@ the rejected ones (`schema.interactions`). Passes return summaries, added up in 
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ import ray.data
 
 from distrib.data import core, splits
 from distrib.data.cleaning import CleaningConfig, Scale, cleaned, codes
-from distrib.data.columns import to_numpy, whole
+from distrib.data.columns import distinct, to_numpy, whole
 from distrib.data.drawn import draw
 from distrib.data.formats import Piece, Reading, counts_as_rows, read
 from distrib.data.histories import ItemCounts, added_counts, item_counts, with_shard
@@ -109,11 +110,8 @@ def cleaned_blocks(plan: Plan, target: Folder) -> Blocks:
                 name = part_name("quarantine", number, plan.generation)
                 Folder(url).write_parquet(name, rejected)
 
-    # A shard must stay one block, whatever its size: duplicates and filters look at whole users.
-    context = ray.data.DataContext.get_current().copy()
-    context.target_max_block_size = None
     numbers = [{"piece": piece.number} for piece in plan.pieces]
-    with ray.data.DataContext.current(context):
+    with whole_blocks():
         raw = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
             read_pieces, batch_size=1, batch_format="pyarrow"
         )
@@ -144,6 +142,24 @@ def kept_rows(block: pa.Table) -> pa.Table:
     """Return the interactions of a block."""
     is_row_N = to_numpy(block["status"]) == Status.KEPT
     return block.slice(0, int(is_row_N.sum()))  # counts stand at the end
+
+
+def shards_of(block: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the shards of a block with their interactions."""
+    kept = kept_rows(block)
+    shard_N = to_numpy(kept["shard"])
+    for shard in np.unique(shard_N):
+        low, high = np.searchsorted(shard_N, [shard, shard + 1])
+        yield int(shard), kept.slice(low, high - low)
+
+
+@contextmanager
+def whole_blocks() -> Iterator[None]:
+    """Keep Ray from cutting blocks: who groups by shard must see whole users, whatever the size."""
+    context = ray.data.DataContext.get_current().copy()
+    context.target_max_block_size = None
+    with ray.data.DataContext.current(context):
+        yield
 
 
 def survey(blocks: Blocks, *, has_time: bool) -> Survey:
@@ -277,8 +293,7 @@ def _smallest_of(parts: list[Any], wanted: int) -> Any:
 
 
 def _union(parts: list[pa.Array]) -> pa.Array:
-    found = pc.unique(pa.concat_arrays(parts))
-    return found.take(pc.sort_indices(found))
+    return distinct(pa.concat_arrays(parts))
 
 
 def _sum(parts: list[Any]) -> Any:
@@ -305,7 +320,7 @@ def _smallest_hashes(block: pa.Table, split: Split, wanted: int) -> Any:
 
 @ray.remote
 def _distinct(block: pa.Table, name: str) -> pa.Array:
-    return _union([whole(pc.unique(kept_rows(block)[name]))])
+    return distinct(kept_rows(block)[name])
 
 
 @ray.remote

@@ -43,6 +43,11 @@ def preflight(config: DataConfig) -> Plan:
         DataError: The log or one of its columns is absent, or the target folder is taken or
             cannot be written.
     """
+    return _preflight(config)[0]
+
+
+def _preflight(config: DataConfig) -> tuple[Plan, dict[str, Any]]:
+    """Return the recipe besides, so that a store is asked for its files' stamps once."""
     plan = plan_of(config)
     folder = Folder(config.prepared)
     wanted = recipe(config, plan)
@@ -66,7 +71,7 @@ def preflight(config: DataConfig) -> Plan:
         )
     if config.extend or not folder.exists(MANIFEST):
         folder.require_writable()
-    return plan
+    return plan, wanted
 
 
 def recipe(config: DataConfig, plan: Plan) -> dict[str, Any]:
@@ -91,8 +96,8 @@ def prepare(config: DataConfig) -> dict[str, Any]:
         ConfigError: Settings clash.
         DataError: The log cannot be used; the message counts what was rejected.
     """
-    plan = preflight(config)
-    folder, made_from = Folder(config.prepared), recipe(config, plan)
+    plan, made_from = _preflight(config)
+    folder = Folder(config.prepared)
     if folder.exists(MANIFEST):
         if config.extend:
             return extension.extend(config, plan, made_from, folder)

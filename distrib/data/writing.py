@@ -20,7 +20,7 @@ from distrib.data.histories import (
     item_ranges,
     transposed_rows,
 )
-from distrib.data.passes import Blocks, Plan, kept_rows, part_name
+from distrib.data.passes import Blocks, Plan, part_name, shards_of, whole_blocks
 from distrib.data.prepared import read_part, user_number
 from distrib.data.schema import Role, Subset
 from distrib.data.splits import Settled, Split
@@ -138,10 +138,8 @@ def write_item_histories(
             written.append({**described(name, content), **size})
         return pa.table({"entry": pa.array([json.dumps(entry) for entry in written], pa.string())})
 
-    context = ray.data.DataContext.get_current().copy()
-    context.target_max_block_size = None
     pieces = [{"entry": json.dumps(entry)} for entry in shards]
-    with ray.data.DataContext.current(context):
+    with whole_blocks():
         flat = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
             flatten, batch_size=1, batch_format="pyarrow"
         )
@@ -183,18 +181,12 @@ def seal_quarantine(plan: Plan, target: Folder) -> list[Entry]:
 def _write_block(
     block: pa.Table, split: Split, settled: Settled, vocabulary: Any, url: str, has_time: bool
 ) -> list[Entry]:
-    kept = kept_rows(block)
-    shard_N = to_numpy(kept["shard"])
     written = []
-    for shard in np.unique(shard_N):
-        low, high = np.searchsorted(shard_N, [shard, shard + 1])
-        mine = kept.slice(low, high - low)
+    for shard, mine in shards_of(block):
         found = build_histories(mine, vocabulary, split, settled)
         if not has_time:
             found = found._replace(table=without_times(found.table))
-        written.append(
-            write_histories(part_name("histories", shard, 0), int(shard), found, Folder(url))
-        )
+        written.append(write_histories(part_name("histories", shard, 0), shard, found, Folder(url)))
     return written
 
 
