@@ -182,12 +182,7 @@ def cleaned(
         What is left, and what became of all rows.
     """
     is_row_N = to_numpy(table["status"]) == Status.KEPT
-    rejected = table.filter(pa.array(~is_row_N))
-    counts: Counter[int] = Counter()
-    for status, number in zip(
-        to_numpy(rejected["status"]), to_numpy(rejected["time"]), strict=True
-    ):
-        counts[int(status)] += int(number)
+    counts = rejected_counts(table.filter(pa.array(~is_row_N)))
     rows = table.filter(pa.array(is_row_N))
     user_N = _by_shard(codes(rows["user"]), to_numpy(rows["shard"]))
     item_N = codes(rows["item"])
@@ -211,6 +206,14 @@ def cleaned(
     kept = kept.set_column(place, kept.schema.field(place), pa.array(rating_N[order_N]))
     counts[Status.KEPT] += len(kept)
     return Cleaned(kept, +counts)
+
+
+def rejected_counts(rows: pa.Table) -> Counter[int]:
+    """Add up rows of `schema.interactions` that stand for rejected ones, by `Status`."""
+    counts: Counter[int] = Counter()
+    for status, number in zip(rows["status"].to_pylist(), rows["time"].to_pylist(), strict=True):
+        counts[status] += number
+    return counts
 
 
 def _thresholds(

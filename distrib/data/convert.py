@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import ray.data
 
 from distrib import __version__
+from distrib.data.cleaning import rejected_counts
 from distrib.data.columns import to_numpy
 from distrib.data.config import ConvertConfig, DataConfig, LogFormat
 from distrib.data.histories import interactions_of
@@ -146,9 +147,7 @@ def _source_tables(data: DataConfig) -> tuple[list[int], Callable[[int], Any]]:
             kept.append(
                 _columns(good, plan.layout.columns.rating is not None, plan.layout.has_time)
             )
-            for status, count in zip(
-                rest["status"].to_pylist(), rest["time"].to_pylist(), strict=True
-            ):
+            for status, count in rejected_counts(rest).items():
                 rejected[Status(status).reason] += count
         return pa.concat_tables(kept), dict(rejected)
 

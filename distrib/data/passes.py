@@ -16,7 +16,7 @@ import ray
 import ray.data
 
 from distrib.data import core, splits
-from distrib.data.cleaning import CleaningConfig, Scale, cleaned, codes
+from distrib.data.cleaning import CleaningConfig, Scale, cleaned, codes, rejected_counts
 from distrib.data.columns import distinct, to_numpy, whole
 from distrib.data.drawn import draw
 from distrib.data.formats import Piece, Reading, counts_as_rows, read
@@ -303,10 +303,8 @@ def _sum(parts: list[Any]) -> Any:
 @ray.remote
 def _survey(block: pa.Table) -> Survey:
     kept = kept_rows(block)
-    rest = block.slice(len(kept))
-    counts = Counter({int(Status.KEPT): len(kept)})
-    for status, number in zip(rest["status"].to_pylist(), rest["time"].to_pylist(), strict=True):
-        counts[status] += number
+    counts = rejected_counts(block.slice(len(kept)))
+    counts[int(Status.KEPT)] = len(kept)
     time_N = to_numpy(kept["time"])
     times = (int(time_N.min()), int(time_N.max())) if len(kept) else (None, None)
     return Survey(+counts, int(pc.count_distinct(kept["user"]).as_py()), *times)
