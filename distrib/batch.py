@@ -54,9 +54,43 @@ class Batch(NamedTuple):
         time_N = None if self.time_N is None else self.time_N[keep_N]
         return Batch(self.user_B, kept_before_P, self.item_N[keep_N], self.value_N[keep_N], time_N)
 
+    def rows(self, low: int, high: int) -> "Batch":
+        """Return the users from ``low`` to ``high``; views, no copies."""
+        start, stop = int(self.pointer_P[low]), int(self.pointer_P[high])
+        return Batch(
+            self.user_B[low:high],
+            self.pointer_P[low : high + 1] - start,
+            self.item_N[start:stop],
+            self.value_N[start:stop],
+            None if self.time_N is None else self.time_N[start:stop],
+        )
+
+    def split(self, num_parts: int) -> list["Batch"]:
+        """Return the users in so many parts, as even as can be; some are empty where users few."""
+        if num_parts == 1:
+            return [self]
+        cuts = [self.num_users * part // num_parts for part in range(num_parts + 1)]
+        return [self.rows(low, high) for low, high in pairwise(cuts)]
+
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device."""
         return Batch(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Batch"]) -> "Batch":
+        """Return the users of all parts, in order; there is at least one part."""
+        if len(parts) == 1:
+            return parts[0]
+        lengths = torch.cat([part.length_B for part in parts])
+        pointer_P = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        times = [part.time_N for part in parts if part.time_N is not None]
+        return cls(
+            torch.cat([part.user_B for part in parts]),
+            pointer_P,
+            torch.cat([part.item_N for part in parts]),
+            torch.cat([part.value_N for part in parts]),
+            torch.cat(times) if len(times) == len(parts) else None,
+        )
 
     @classmethod
     def from_lists(
@@ -89,6 +123,9 @@ class Cells(NamedTuple):
 
     place_M: Tensor
     """int64 place among the N interactions of the batch."""
+
+    log_weight_J: Tensor | None = None
+    """float32; of each item in the block, where the block is a sample; see `Candidates`."""
 
 
 def cells_by_block(batch: Batch, blocks: Sequence[tuple[int, int]]) -> Iterator[Cells]:

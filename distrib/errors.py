@@ -1,5 +1,8 @@
 """Every exception that distrib raises on purpose."""
 
+from collections.abc import Iterator
+from typing import Any
+
 
 class DistribError(Exception):
     """Base of the family; takes one message that says what, the value, where, and the remedy."""
@@ -18,4 +21,38 @@ class CheckpointError(DistribError):
 
 
 class DivergedError(DistribError):
-    """Training produced a loss that is not finite."""
+    """Training produced a number that is not finite."""
+
+
+class MemoryLimitError(DistribError):
+    """A computation does not fit into memory."""
+
+
+class WorkersLostError(DistribError):
+    """More workers were lost than training was told to survive."""
+
+
+class StoppedError(DistribError):
+    """Training was told to stop; it has kept its place, and the same command goes on."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all that led to it; Ray wraps what tasks and workers raised."""
+    pending: list[Any] = [error]
+    seen: set[int] = set()
+    while pending:
+        found = pending.pop()
+        if not isinstance(found, BaseException) or id(found) in seen:
+            continue
+        seen.add(id(found))
+        yield found
+        pending += [found.__context__, found.__cause__, getattr(found, "cause", None)]
+        pending += list(getattr(found, "worker_failures", {}).values())
+        pending.append(getattr(found, "controller_failure", None))
+
+
+def known(error: BaseException) -> DistribError | None:
+    """Return the error of ours that led to one of Ray's, or None."""
+    found = [cause for cause in causes(error) if isinstance(cause, DistribError)]
+    # Ray makes classes of its own from ours, with a traceback for a message; ours is in them.
+    return next((e for e in found if type(e).__module__ == __name__), next(iter(found), None))

@@ -1,14 +1,18 @@
 """The one door to files: URLs to file systems, whole writes, folders that count when complete."""
 
+import errno
+import hashlib
 import io
 import json
+import os
 import posixpath
 import re
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 import fsspec
 import pyarrow as pa
@@ -20,7 +24,11 @@ from distrib.errors import DataError
 
 _CLIENTS = {"aiohttp", "azure", "botocore", "gcsfs", "google"}
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_PIECE_BYTES = 8 << 20
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+
+T = TypeVar("T")
 
 
 class Folder:
@@ -194,6 +202,59 @@ class Folder:
             else:
                 self._fs.pipe_file(target, content)
 
+    def folders(self) -> list[str]:
+        """Return the sorted names of the folders directly inside."""
+        with self._explained():
+            self._fs.invalidate_cache()
+            if not self._fs.exists(self._root):
+                return []
+            entries = self._fs.ls(self._root, detail=True)
+        return sorted(
+            posixpath.basename(e["name"].rstrip("/")) for e in entries if e["type"] == "directory"
+        )
+
+    def upload(self, name: str, source: Path) -> dict[str, Any]:
+        """Copy a local file here, whole or not at all, in pieces.
+
+        Args:
+            name: Inside the folder.
+            source: The local file.
+
+        Returns:
+            ``bytes`` and ``sha256`` of what arrived.
+
+        Raises:
+            DataError: The store failed, or fewer bytes arrived than were sent.
+        """
+        target = self._at(name)
+        part = f"{target}.{uuid.uuid4().hex[:8]}.part" if self.is_local else target
+        with self._explained(), source.open("rb") as file:
+            if self._has_folders:
+                self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
+            try:
+                with self._fs.open(part, "wb") as sink:
+                    entry = _copied(file, sink)
+                    if self.is_local:
+                        sink.flush()
+                        os.fsync(sink.fileno())
+                if self.is_local:
+                    Path(part).replace(target)
+            finally:
+                if self.is_local:
+                    Path(part).unlink(missing_ok=True)
+        if self.size(name) != entry["bytes"]:
+            raise DataError(
+                f"{self / name}: {self.size(name)} bytes arrived of {entry['bytes']}; check the "
+                "store and its free space"
+            )
+        return entry
+
+    def download(self, name: str, target: Path) -> dict[str, Any]:
+        """Copy a file from here to a local one, in pieces; return ``bytes`` and ``sha256``."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self.open(name) as file, target.open("wb") as sink:
+            return _copied(file, sink)
+
     def require_writable(self) -> None:
         """Write and remove a small file, so that a refusal comes before the work, not after.
 
@@ -250,9 +311,58 @@ class Folder:
         except Exception as error:
             if not _is_of_a_store(error):
                 raise
+            if getattr(error, "errno", None) in _FULL:
+                raise DataError(
+                    f"{self.url}: no space is left ({error}); free some, or keep fewer checkpoints"
+                ) from error
             raise DataError(
                 f"{self.url}: the store failed ({error}); check it, the credentials, and try again"
             ) from error
+
+
+def may_pass(error: DataError) -> bool:
+    """Tell whether a store's failure may be over in a while, so that trying again makes sense."""
+    cause = error.__cause__
+    lasting = FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
+    if cause is None or isinstance(cause, lasting):
+        return False
+    return isinstance(cause, Exception) and getattr(cause, "errno", None) not in _FULL
+
+
+def patiently(action: Callable[[], T], *, for_s: float, told: Callable[[str], None]) -> T:
+    """Do something with a store, again after a while where it failed, for so long.
+
+    Args:
+        action: May raise `DataError`; done anew each time.
+        for_s: Seconds after which a failure is final.
+        told: Hears of each failure before the wait.
+
+    Returns:
+        What ``action`` returned.
+
+    Raises:
+        DataError: The last failure; at once where waiting cannot help (refused, full, absent).
+    """
+    started_s, wait_s = time.monotonic(), 0.5
+    while True:
+        try:
+            return action()
+        except DataError as error:
+            if not may_pass(error) or time.monotonic() - started_s + wait_s > for_s:
+                raise
+            told(str(error))
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, 30.0)
+
+
+def _copied(source: IO[bytes], sink: IO[bytes]) -> dict[str, Any]:
+    """Copy all bytes; return their number and digest."""
+    digest, size = hashlib.sha256(), 0
+    while piece := source.read(_PIECE_BYTES):
+        sink.write(piece)
+        digest.update(piece)
+        size += len(piece)
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def _is_of_a_store(error: Exception) -> bool:

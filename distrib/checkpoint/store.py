@@ -1,128 +1,121 @@
-"""Resumable checkpoints on any file system: every rank writes its part, whole or not at all."""
+"""Resumable checkpoints in a run folder: every rank writes its part, whole or not at all.
 
-import hashlib
-import json
-import posixpath
+A checkpoint counts when the manifests of all its ranks are there. The folder alone decides that:
+no service, no database, no memory of a process that may be dead.
+"""
+
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
+from distrib.errors import CheckpointError, DataError
+from distrib.storage import Folder
 
-from distrib.errors import CheckpointError
-
-_PIECE_BYTES = 8 << 20
-
-
-def upload_part(
-    source: Path, fs: pafs.FileSystem, target: str, *, rank: int, world_size: int
-) -> None:
-    """Write one rank's files into the folder that all ranks share, then its manifest.
-
-    Streams are closed explicitly and sizes compared: ``pyarrow.fs.copy_files``, which Ray Train
-    would use, drops errors that come when an object store finishes an upload.
-
-    Args:
-        source: The rank's own folder.
-        fs: Where the checkpoint goes.
-        target: Folder there; must be new to this attempt.
-        rank: Of this process.
-        world_size: Ranks in all.
-
-    Raises:
-        CheckpointError: A file did not arrive whole.
-    """
-    entries = {}
-    for path in sorted(source.rglob("*")):
-        if path.is_file():
-            name = path.relative_to(source).as_posix()
-            entries[name] = _upload(path, fs, posixpath.join(target, name))
-    content = json.dumps({"world_size": world_size, "files": entries}, indent=2).encode()
-    with fs.open_output_stream(posixpath.join(target, _part_name(rank))) as stream:
-        stream.write(content)
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints, inside a run."""
 
 
-def verify(fs: pafs.FileSystem, target: str) -> dict[str, Any]:
-    """Check that every rank's part is there and whole.
+class CheckpointStore:
+    """The checkpoints of a run. Names begin with the step, so that they sort by age."""
 
-    Args:
-        fs: Where the checkpoint is.
-        target: Its folder there.
+    def __init__(self, run: Folder) -> None:
+        self.folder = run / CHECKPOINTS
 
-    Returns:
-        Entries of all files by name.
+    def complete(self) -> list[str]:
+        """Return the names of the checkpoints that count, the newest first."""
+        names = [name for name in self.folder.folders() if name.startswith("step-")]
+        return [name for name in reversed(names) if self._is_complete(name)]
 
-    Raises:
-        CheckpointError: A part or a file is missing, or parts of different attempts are mixed.
-    """
-    first = _read_part(fs, target, 0)
-    files: dict[str, Any] = {}
-    for rank in range(first["world_size"]):
-        part = _read_part(fs, target, rank)
-        if part["world_size"] != first["world_size"]:
-            raise CheckpointError(
-                f"{target}: parts of {part['world_size']} and {first['world_size']} ranks are mixed"
-            )
-        files.update(part["files"])
-    for name, entry in files.items():
-        size = fs.get_file_info(posixpath.join(target, name)).size
-        if size != entry["bytes"]:
-            raise CheckpointError(
-                f"{target}/{name}: {size} bytes, but {entry['bytes']} were written; "
-                "the checkpoint is damaged"
-            )
-    return files
+    def write(
+        self, name: str, files: list[Path], *, rank: int, world_size: int
+    ) -> None:
+        """Write one rank's files into the folder that all ranks share, then its manifest.
+
+        Args:
+            name: From `checkpoint_name`; new to this attempt.
+            files: Local files with names that no other rank's have.
+            rank: Of this process.
+            world_size: Ranks in all.
+
+        Raises:
+            DataError: The store failed.
+        """
+        target = self.folder / name
+        entries = {path.name: target.upload(path.name, path) for path in files}
+        target.write_json(_part_name(rank), {"world_size": world_size, "files": entries})
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Read a whole checkpoint, checking every byte.
+
+        Args:
+            name: One of `complete`.
+            target: Local folder to write to.
+
+        Raises:
+            CheckpointError: It is not complete, or a file's content is not what was written.
+        """
+        source = self.folder / name
+        for file, entry in self._files(name).items():
+            try:
+                found = source.download(file, target / file)
+            except DataError as error:
+                raise CheckpointError(f"{source / file}: listed but not read: {error}") from error
+            if found != entry:
+                raise CheckpointError(
+                    f"{source / file}: content differs from what was written; the checkpoint is "
+                    "damaged"
+                )
+
+    def prune(self, keep: int, attempt: str) -> None:
+        """Remove all but the newest complete checkpoints, and what dead attempts left unfinished.
+
+        Args:
+            keep: How many stay.
+            attempt: The living one; what it has not finished yet stays.
+        """
+        complete = self.complete()
+        kept = set(complete[:keep])
+        for name in self.folder.folders():
+            is_unfinished = name not in complete
+            if name in kept or (is_unfinished and name.endswith(f"-{attempt}")):
+                continue
+            (self.folder / name).remove(_part_name(0))  # from here on it does not count
+            (self.folder / name).remove()
+
+    def _is_complete(self, name: str) -> bool:
+        folder = self.folder / name
+        try:
+            world_size = folder.read_json(_part_name(0))["world_size"]
+        except DataError:
+            return False
+        parts = {_part_name(rank) for rank in range(world_size)}
+        return parts <= set(folder.files(".json"))
+
+    def _files(self, name: str) -> dict[str, Any]:
+        """Return the entries of all files, of all ranks."""
+        folder = self.folder / name
+        files: dict[str, Any] = {}
+        world_size, rank = 1, 0
+        while rank < world_size:
+            try:
+                part = folder.read_json(_part_name(rank))
+            except DataError as error:
+                raise CheckpointError(
+                    f"{folder / _part_name(rank)} is absent: the checkpoint is not complete; an "
+                    "older one must serve"
+                ) from error
+            if rank and part["world_size"] != world_size:
+                raise CheckpointError(
+                    f"{folder}: parts of {part['world_size']} and {world_size} ranks are mixed"
+                )
+            world_size = part["world_size"]
+            files |= part["files"]
+            rank += 1
+        return files
 
 
-def download(fs: pafs.FileSystem, source: str, target: Path) -> None:
-    """Fetch a whole checkpoint, checking every byte.
-
-    Args:
-        fs: Where the checkpoint is.
-        source: Its folder there.
-        target: Local folder to write to.
-
-    Raises:
-        CheckpointError: It is not complete, or a file's content is not what was written.
-    """
-    for name, entry in verify(fs, source).items():
-        path = target / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
-        with fs.open_input_stream(posixpath.join(source, name)) as stream, path.open("wb") as file:
-            while piece := stream.read(_PIECE_BYTES):
-                digest.update(piece)
-                file.write(piece)
-        if digest.hexdigest() != entry["sha256"]:
-            raise CheckpointError(
-                f"{source}/{name}: content differs from what was written; the checkpoint is damaged"
-            )
-
-
-def _upload(path: Path, fs: pafs.FileSystem, target: str) -> dict[str, Any]:
-    fs.create_dir(posixpath.dirname(target), recursive=True)
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file, fs.open_output_stream(target) as stream:
-        while piece := file.read(_PIECE_BYTES):
-            stream.write(piece)
-            digest.update(piece)
-            size += len(piece)
-    arrived = fs.get_file_info(target).size
-    if arrived != size:
-        raise CheckpointError(
-            f"{target}: {arrived} bytes arrived of {size}; check the store and its free space"
-        )
-    return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def _read_part(fs: pafs.FileSystem, target: str, rank: int) -> dict[str, Any]:
-    name = posixpath.join(target, _part_name(rank))
-    if fs.get_file_info(name).type != pafs.FileType.File:
-        raise CheckpointError(
-            f"{name} is absent: the checkpoint is not complete; an older one must serve"
-        )
-    with fs.open_input_stream(name) as stream:
-        part: dict[str, Any] = json.loads(stream.read())
-    return part
+def checkpoint_name(step: int, attempt: str) -> str:
+    """Return the name of a checkpoint; attempts do not share one, so that files never mix."""
+    return f"step-{step:010d}-{attempt}"
 
 
 def _part_name(rank: int) -> str:

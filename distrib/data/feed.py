@@ -1,18 +1,28 @@
-"""The resident feed: histories read once through Ray Data, shared by all workers of a node."""
+"""Feeds: the same global batches on any number of ranks, from memory or from the shards' files.
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+Global batch t of an epoch is the t-th slice of one order of all training users, a pure function of
+(seed, epoch). Every user comes exactly once an epoch, none is dropped, and all ranks take equally
+many steps; a rank's part of a batch may be empty.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import ray
-import ray.data
+import torch
+from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.data.collate import IntArray, Rows, asked_rows, gather, merge, rows_of, training_rows
-from distrib.data.prepared import load_manifest, read_part, user_number
+from distrib.data.prepared import read_part, user_number
 from distrib.data.schema import Role
+from distrib.errors import DataError
 from distrib.storage import Folder
+
+_AHEAD = 3
+T = TypeVar("T")
 
 
 class RankBatch(NamedTuple):
@@ -23,108 +33,270 @@ class RankBatch(NamedTuple):
     """Users of the global batch, over all ranks."""
 
 
-class Resident(NamedTuple):
-    """References to rows in the object store; cheap to pass to workers."""
+class Dealing(NamedTuple):
+    """How users are dealt out."""
 
-    train: ray.ObjectRef
-    valid: ray.ObjectRef
+    batch_users: int
+    """Users of a global batch."""
+
+    seed: int
+    rank: int
+    world_size: int
+
+    def num_steps(self, num_users: int) -> int:
+        """Return the global batches of an epoch."""
+        return -(-num_users // self.batch_users)
+
+
+class Feed(Protocol):
+    """What a worker asks of a feed."""
+
+    num_users: int
+    """Training users, over all ranks."""
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
+        """Yield this rank's part of each global batch of an epoch.
+
+        Args:
+            epoch: From 0.
+            first_step: The first global batch wanted.
+
+        Yields:
+            Computed ahead, in a thread.
+        """
+
+    def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+        """Yield histories for validation, and the rows among them that are this rank's."""
+
+
+class ResidentFeed:
+    """From histories in memory, shared by all ranks of a node, or in this rank's GPU."""
+
+    def __init__(
+        self, train: Rows, valid: Rows, dealing: Dealing, device: torch.device | None = None
+    ) -> None:
+        self.num_users = train.num_users
+        self.dealing = dealing
+        self._valid = valid
+        self._gathered = _OnDevice(train, device).gather if device else _OnHost(train).gather
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
+        """Slice the permutation of all users; see `Feed`."""
+        return ahead(self._batches(epoch, first_step), _AHEAD)
+
+    def _batches(self, epoch: int, first_step: int) -> Iterator[RankBatch]:
+        dealing = self.dealing
+        order = epoch_order(self.num_users, dealing.seed, epoch)
+        for start in range(first_step * dealing.batch_users, len(order), dealing.batch_users):
+            chosen = order[start : start + dealing.batch_users]
+            mine = np.array_split(chosen, dealing.world_size)[dealing.rank]
+            yield RankBatch(self._gathered(mine), len(chosen))
+
+    def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+        """Yield one part; see `Feed`."""
+        everyone = np.arange(self._valid.num_users)
+        yield self._valid, everyone[self.dealing.rank :: self.dealing.world_size]
+
+
+class Shard(NamedTuple):
+    """A shard of a prepared folder, as a streaming feed needs to know it."""
+
+    entry: Mapping[str, Any]
+    """From the manifest."""
+
     num_train: int
-    num_valid: int
-    num_bytes: int
+    """Its training users."""
 
 
-def load_resident(prepared: Folder) -> Resident:
-    """Read a prepared folder into the object store; the order of users is that of the shards.
+class StreamingFeed:
+    """From the shards' files, a window of whole shards at a time; the next is read meanwhile.
 
-    Args:
-        prepared: A prepared folder.
-
-    Returns:
-        References that workers can read from.
-
-    Raises:
-        DataError: Nothing complete is prepared there.
-    """
-    manifest = load_manifest(prepared)
-    pieces = [
-        {"order": order, **{key: shard[key] for key in ("shard", "name", "sha256")}}
-        for order, shard in enumerate(manifest["shards"])
-    ]
-    num_shards = manifest["recipe"]["num_shards"]
-    url = str(prepared)
-
-    def read(piece: pa.Table) -> pa.Table:
-        entry = piece.to_pylist()[0]
-        table = read_part(Folder(url), entry, ["subset", "items", "ratings", "roles"])
-        rows = rows_of(table, *user_number(entry["shard"], num_shards))
-        subset_B = table["subset"].to_numpy()
-        parts = (training_rows(rows, subset_B), asked_rows(rows, Role.VALID_TARGET))
-        return pa.table(
-            {
-                "order": [entry["order"]],
-                **{
-                    f"{kind}_{name}": [part]
-                    for kind, rows in zip(("train", "valid"), parts, strict=True)
-                    for name, part in rows._asdict().items()
-                },
-            }
-        )
-
-    dataset = ray.data.from_items(pieces, override_num_blocks=len(pieces))
-    blocks = dataset.map_batches(read, batch_size=1, batch_format="pyarrow").to_arrow_refs()
-    train, valid, sizes = _assembled.remote(*blocks)
-    num_train, num_valid, num_bytes = ray.get(sizes)
-    return Resident(train, valid, num_train, num_valid, num_bytes)
-
-
-@ray.remote(num_returns=3)
-def _assembled(*blocks: pa.Table) -> Any:
-    """Join the shards in order; the results lie in the object store without a copy in a heap."""
-    entries = [(row, block) for block in blocks for row in range(len(block))]
-    entries.sort(key=lambda entry: entry[1]["order"][entry[0]].as_py())
-
-    def joined(kind: str) -> Rows:
-        return merge(
-            [
-                Rows(*(block[f"{kind}_{name}"][row].values.to_numpy() for name in Rows._fields))
-                for row, block in entries
-            ]
-        )
-
-    train, valid = joined("train"), joined("valid")
-    return train, valid, (train.num_users, valid.num_users, train.num_bytes + valid.num_bytes)
-
-
-class Feed:
-    """World-size-free batches: global batch t of an epoch is a slice of one permutation.
-
-    Every user comes exactly once an epoch, none is dropped, and all ranks take equally many steps;
-    a rank's part of the last batch may be empty.
+    Shards come in an order drawn for the epoch, and the users of a window in an order drawn for
+    the window. Each rank reads the part of a window that is its own, so that ranks together read
+    every file about once; which users make a batch does not depend on that.
     """
 
     def __init__(
-        self, rows: Rows, *, batch_users: int, seed: int, rank: int, world_size: int
+        self,
+        prepared: Folder,
+        shards: Sequence[Shard],
+        dealing: Dealing,
+        *,
+        num_shards: int,
+        window_users: int,
     ) -> None:
+        self.num_users = sum(shard.num_train for shard in shards)
+        self.dealing = dealing
+        self._prepared = prepared
+        self._shards = shards
+        self._num_shards = num_shards
+        self._window_users = window_users
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
+        """Slice the windows' orders, one after the other; see `Feed`."""
+        return ahead(self._batches(epoch, first_step), _AHEAD)
+
+    def _batches(self, epoch: int, first_step: int) -> Iterator[RankBatch]:
+        size = self.dealing.batch_users
+        parts: list[Batch] = []
+        num_users = 0
+        for window, first in self._windows(epoch, first_step * size):
+            start = first
+            while start < window.num_users:
+                stop = min(window.num_users, start + size - num_users)
+                parts.append(window.part(start, stop))
+                num_users += stop - start
+                start = stop
+                if num_users == size:
+                    yield RankBatch(Batch.joined(parts), num_users)
+                    parts, num_users = [], 0
+        if num_users:
+            yield RankBatch(Batch.joined(parts), num_users)
+
+    def _windows(self, epoch: int, skip: int) -> Iterator[tuple["_Window", int]]:
+        """Yield the windows from a user's place in the epoch on, and that place in the first."""
+        wanted = []
+        for number, shards in enumerate(self._cut(epoch)):
+            num_users = sum(shard.num_train for shard in shards)
+            if skip < num_users:
+                wanted.append((number, shards, skip))
+            skip = max(0, skip - num_users)
+        with ThreadPoolExecutor(1) as reader:
+            coming = deque(
+                reader.submit(self._read, epoch, number, shards)
+                for number, shards, _ in wanted[:1]
+            )
+            for place, (_, _, first) in enumerate(wanted):
+                window = coming.popleft().result()
+                for number, shards, _ in wanted[place + 1 : place + 2]:
+                    coming.append(reader.submit(self._read, epoch, number, shards))
+                yield window, first
+
+    def _cut(self, epoch: int) -> list[list[Shard]]:
+        """Return the shards of each window of an epoch."""
+        windows: list[list[Shard]] = []
+        held = self._window_users
+        for place in np.random.default_rng([self.dealing.seed, epoch]).permutation(
+            len(self._shards)
+        ):
+            if held >= self._window_users:
+                windows.append([])
+                held = 0
+            windows[-1].append(self._shards[place])
+            held += self._shards[place].num_train
+        return windows
+
+    def _read(self, epoch: int, number: int, shards: Sequence[Shard]) -> "_Window":
+        """Read this rank's part of a window."""
+        ends = np.cumsum([0, *(shard.num_train for shard in shards)])
+        total, rank, world_size = int(ends[-1]), self.dealing.rank, self.dealing.world_size
+        low, high = total * rank // world_size, total * (rank + 1) // world_size
+        overlapping = [
+            place for place in range(len(shards)) if ends[place] < high and ends[place + 1] > low
+        ]
+        rows = [self._train_rows(shards[place]) for place in overlapping]
+        order = np.random.default_rng([self.dealing.seed, epoch, number]).permutation(total)
+        base = int(ends[overlapping[0]]) if overlapping else 0
+        return _Window(order, merge(rows) if rows else None, base, low, high)
+
+    def _train_rows(self, shard: Shard) -> Rows:
+        rows, subset_B = _read_shard(self._prepared, shard.entry, self._num_shards)
+        found = training_rows(rows, subset_B)
+        if found.num_users != shard.num_train:
+            raise DataError(
+                f"{self._prepared / shard.entry['name']}: {found.num_users} training users, "
+                f"{shard.num_train} when training began; it was changed, train in a new run folder"
+            )
+        return found
+
+    def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+        """Yield the validation users of every so-manieth shard; see `Feed`."""
+        for shard in self._shards[self.dealing.rank :: self.dealing.world_size]:
+            rows, _ = _read_shard(self._prepared, shard.entry, self._num_shards)
+            asked = asked_rows(rows, Role.VALID_TARGET)
+            yield asked, np.arange(asked.num_users)
+
+
+class _Window:
+    """Some users in the order of the epoch, of whom this rank holds those from low to high."""
+
+    def __init__(
+        self, order: IntArray, rows: Rows | None, base: int, low: int, high: int
+    ) -> None:
+        self.num_users = len(order)
+        self._order, self._rows, self._base = order, rows, base
+        self._low, self._high = low, high
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Return this rank's users among those from start to stop of the order."""
+        chosen = self._order[start:stop]
+        mine = chosen[(chosen >= self._low) & (chosen < self._high)]
+        if self._rows is None:
+            return Batch.from_lists([])
+        return gather(self._rows, mine - self._base)[0]
+
+
+class _OnHost:
+    def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self.batch_users = batch_users
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
 
-    @property
-    def num_steps(self) -> int:
-        """Global batches in an epoch."""
-        return -(-self.rows.num_users // self.batch_users)
+    def gather(self, wanted_B: IntArray) -> Batch:
+        return gather(self.rows, wanted_B)[0]
 
-    def batches(self, epoch: int) -> Iterator[RankBatch]:
-        """Yield this rank's part of each global batch of an epoch."""
-        order = epoch_order(self.rows.num_users, self.seed, epoch)
-        for start in range(0, len(order), self.batch_users):
-            chosen = order[start : start + self.batch_users]
-            mine = np.array_split(chosen, self.world_size)[self.rank]
-            yield RankBatch(gather(self.rows, mine)[0], len(chosen))
+
+class _OnDevice:
+    """Rows as tensors on a device; gathers there, without a copy from the host."""
+
+    def __init__(self, rows: Rows, device: torch.device) -> None:
+        self.number_B, self.pointer_P, self.item_N, self.value_N = (
+            torch.from_numpy(part.copy()).to(device)
+            for part in (rows.number_B, rows.pointer_P, rows.item_N, rows.value_N)
+        )
+
+    def gather(self, wanted_B: IntArray) -> Batch:
+        wanted = torch.from_numpy(wanted_B).to(self.item_N.device)
+        start_B = self.pointer_P[wanted]
+        length_B = self.pointer_P[wanted + 1] - start_B
+        pointer_P: Tensor = torch.cat([length_B.new_zeros(1), length_B.cumsum(0)])
+        place_N = torch.arange(int(pointer_P[-1]), device=wanted.device)
+        place_N += (start_B - pointer_P[:-1]).repeat_interleave(length_B)
+        items = self.item_N[place_N].to(torch.int64)
+        return Batch(self.number_B[wanted], pointer_P, items, self.value_N[place_N])
 
 
 def epoch_order(num_users: int, seed: int, epoch: int) -> IntArray:
     """Return the order of users in an epoch, a pure function of its arguments."""
     return np.random.default_rng([seed, epoch]).permutation(num_users)
+
+
+def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+    """Yield what an iterator yields, computed up to ``depth`` items early, in a thread."""
+    end = object()
+    with ThreadPoolExecutor(1) as worker:
+        coming = deque(worker.submit(next, items, end) for _ in range(depth))
+        while (item := coming.popleft().result()) is not end:
+            coming.append(worker.submit(next, items, end))
+            yield item  # type: ignore[misc]
+
+
+def read_shard(
+    prepared: Folder, entry: Mapping[str, Any], num_shards: int
+) -> tuple[Rows, Rows]:
+    """Read a shard of a prepared folder.
+
+    Args:
+        prepared: The folder.
+        entry: The manifest's entry of the shard.
+        num_shards: From the manifest's recipe.
+
+    Returns:
+        What training reads, and what validation asks.
+    """
+    rows, subset_B = _read_shard(prepared, entry, num_shards)
+    return training_rows(rows, subset_B), asked_rows(rows, Role.VALID_TARGET)
+
+
+def _read_shard(prepared: Folder, entry: Mapping[str, Any], num_shards: int) -> tuple[Rows, Any]:
+    table = read_part(prepared, entry, ["subset", "items", "ratings", "roles"])
+    rows = rows_of(table, *user_number(entry["shard"], num_shards))
+    return rows, table["subset"].to_numpy()

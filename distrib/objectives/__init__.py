@@ -7,7 +7,16 @@ from pydantic import Field
 from distrib.objectives.base import Objective
 from distrib.objectives.multinomial import MultinomialConfig
 from distrib.objectives.rating_classes import RatingClassesConfig
+from distrib.objectives.squared_error import SquaredErrorConfig
 
-ObjectiveConfig = Annotated[MultinomialConfig | RatingClassesConfig, Field(discriminator="name")]
+ObjectiveConfig = Annotated[
+    MultinomialConfig | RatingClassesConfig | SquaredErrorConfig, Field(discriminator="name")
+]
 
-__all__ = ["MultinomialConfig", "Objective", "ObjectiveConfig", "RatingClassesConfig"]
+__all__ = [
+    "MultinomialConfig",
+    "Objective",
+    "ObjectiveConfig",
+    "RatingClassesConfig",
+    "SquaredErrorConfig",
+]

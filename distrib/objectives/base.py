@@ -1,26 +1,50 @@
 """What is asked of an objective: a loss per user that can be summed block by block of items."""
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from distrib.batch import Batch, Cells
+from distrib.noise import Noise
 
-Carry = Any
-"""What an objective remembers from block to block: tensors with B entries."""
+Carry = tuple[Tensor, ...]
+"""What an objective remembers from block to block: tensors whose last dimension is B."""
+
+
+class Candidates(NamedTuple):
+    """The items that a loss looks at, where these are not all."""
+
+    item_J: Tensor
+    """int64, ascending; the observed items of the batch are among them."""
+
+    log_weight_J: Tensor | None = None
+    """float32; how many items each stands for, as a logarithm. None: the loss needs none."""
 
 
 class Objective(Protocol):
     """A loss over all items of each user, computed without ever holding all items at once.
 
-    Going over the blocks once, `accumulate` then `finish` give the loss. The gradient needs a
-    second look at each block: `block_terms` returns numbers whose sum over blocks has the gradient
-    of the loss, given what `finish` learned.
+    Going over the blocks once, `accumulate` then `finish` give the loss. The gradient takes a
+    second look at each block: `output_gradient`, given what `finish` learned. Where ranks own
+    different items, `merged` joins what they accumulated.
     """
 
     @property
     def term_names(self) -> tuple[str, ...]:
         """Names of the T terms."""
+
+    def candidates(self, target: Batch, noise: Noise, step: int) -> Candidates | None:
+        """Return the items to decode for a batch; None for all.
+
+        Args:
+            target: What should be decoded.
+            noise: The epoch's randomness; ranks of one step must draw the same.
+            step: Updates made so far.
+
+        Returns:
+            Items, or None.
+        """
 
     def accumulate(self, carry: Carry | None, output: Tensor, cells: Cells) -> Carry:
         """Take one block into account.
@@ -34,11 +58,26 @@ class Objective(Protocol):
             What the next block needs.
         """
 
-    def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:
-        """Return the loss ``[T, B]`` and what `block_terms` will need."""
+    def merged(self, carries: Sequence[Carry]) -> Carry:
+        """Join what was accumulated over disjoint items."""
 
-    def block_terms(self, output: Tensor, cells: Cells, learned: Carry) -> Tensor:
-        """Return ``[T, B]`` with the block's share of the gradient."""
+    def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:
+        """Return the loss ``[T, B]`` and what `output_gradient` will need."""
+
+    def output_gradient(
+        self, output: Tensor, cells: Cells, learned: Carry, gradient_TB: Tensor
+    ) -> Tensor:
+        """Return the gradient of ``sum(loss * gradient_TB)`` by the block's output, float32.
+
+        Args:
+            output: The model's output for the block, float32; not changed.
+            cells: The observed cells in the block.
+            learned: From `finish`.
+            gradient_TB: Weight of each term of each user.
+
+        Returns:
+            Of the shape of ``output``.
+        """
 
     def divergence_weight(self, step: int) -> float:
         """Return the weight of the model's divergence after ``step`` updates."""
@@ -47,3 +86,9 @@ class Objective(Protocol):
 def sum_by_row(value_M: Tensor, cells: Cells, num_users: int) -> Tensor:
     """Add up values of cells for each user, ``[B]``."""
     return value_M.new_zeros(num_users).index_add(0, cells.row_M, value_M)
+
+
+def add_to_cells(output_BJ: Tensor, cells: Cells, value_M: Tensor) -> None:
+    """Add a value to each observed cell, in place."""
+    place_M = cells.row_M * output_BJ.shape[1] + cells.column_M
+    output_BJ.view(-1).index_add_(0, place_M, value_M)

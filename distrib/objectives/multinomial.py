@@ -1,14 +1,20 @@
 """Multinomial likelihood: one softmax over all items, each interaction a draw from it."""
 
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, NamedTuple, cast
 
+import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from distrib.batch import Batch, Cells
 from distrib.config import Config
-from distrib.objectives.base import sum_by_row
+from distrib.noise import Noise
+from distrib.objectives.base import Candidates, Carry, add_to_cells, sum_by_row
+from distrib.vocabulary import Catalogue
+
+_NEGATIVES = 101  # stream of noise
 
 
 class MultinomialConfig(Config):
@@ -24,15 +30,19 @@ class MultinomialConfig(Config):
     anneal_steps: NonNegativeInt = 200_000
     """Updates over which the weight would grow from 0 to 1; it stops at the cap."""
 
-    def build(self, levels: tuple[float, ...]) -> "Multinomial":
+    num_sampled: NonNegativeInt = 0
+    """Items drawn per update in place of the whole catalogue, for very many items; 0 takes all."""
+
+    sampling_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Items are drawn in proportion to this power of 1 + their interactions; 0 is uniform."""
+
+    def build(self, catalogue: Catalogue) -> "Multinomial":
         """Make the objective."""
-        del levels
-        return Multinomial(self)
+        return Multinomial(self, catalogue)
 
 
 class _Carry(NamedTuple):
-    largest_B: Tensor
-    exponentials_B: Tensor
+    log_normaliser_B: Tensor
     targets_B: Tensor
 
 
@@ -44,44 +54,86 @@ class _Learned(NamedTuple):
 class Multinomial:
     """-sum over a user's interactions of log softmax, nats, plus the annealed divergence.
 
-    The normaliser is gathered online over the blocks (largest score and sum of exponentials), in
-    float32. Not divided by the length of the history, so long histories weigh more.
+    The normaliser is gathered over the blocks in float32. Not divided by the length of the
+    history, so long histories weigh more.
+
+    With ``num_sampled`` S, the sum of exponentials over the items that a user has not met is
+    estimated from S draws with replacement, the same for all users of an update, each weighted by
+    1 / (S q): unbiased for any q. The user's own items stand in it as they are.
 
     Source: Liang et al., "Variational Autoencoders for Collaborative Filtering", WWW 2018, eq. 2
-    and 6.
+    and 6. Sampling: Bengio, Senecal, "Quick Training of Probabilistic Neural Nets by Importance
+    Sampling", AISTATS 2003. Differs from the source: sampling is ours to offer, and off.
     """
 
     term_names = ("reconstruction",)
 
-    def __init__(self, config: MultinomialConfig) -> None:
+    def __init__(self, config: MultinomialConfig, catalogue: Catalogue) -> None:
         self.config = config
+        if config.num_sampled:
+            count_I = np.asarray(catalogue.train_count_IL, dtype=np.float64).sum(1)
+            mass_I = (1.0 + count_I) ** config.sampling_power
+            share_I = mass_I / mass_I.sum()
+            self._below_I = torch.from_numpy(share_I.cumsum())
+            self._log_share_I = torch.from_numpy(np.log(share_I)).to(torch.float32)
 
-    def accumulate(self, carry: _Carry | None, output: Tensor, cells: Cells) -> _Carry:
-        """Merge a block into the online log-sum-exp and add its targets' scores."""
+    def candidates(self, target: Batch, noise: Noise, step: int) -> Candidates | None:
+        """Draw items, and add those observed; see `Objective`."""
+        num_drawn, device = self.config.num_sampled, target.item_N.device
+        if not num_drawn:
+            return None
+        # 24 bits are too few to reach the rare ones of a million items: two draws make one of 48.
+        counter_S = torch.arange(2 * num_drawn, device=device) + 2 * num_drawn * step
+        high_S, low_S = noise.uniform(_NEGATIVES, counter_S).to(torch.float64).chunk(2)
+        below_I = self._below_I.to(device)
+        drawn_S = torch.searchsorted(below_I, high_S + low_S / (1 << 24), right=True)
+        drawn_S = drawn_S.clamp(max=len(below_I) - 1)
+        item_J = torch.unique(torch.cat([drawn_S, target.item_N]))
+        times_J = torch.zeros(len(item_J), device=device)
+        times_J.index_add_(0, torch.searchsorted(item_J, drawn_S), torch.ones_like(times_J[:1]).expand(num_drawn))
+        log_share_J = self._log_share_I.to(device)[item_J]
+        return Candidates(item_J, torch.log(times_J / num_drawn) - log_share_J)
+
+    def accumulate(self, carry: Carry | None, output: Tensor, cells: Cells) -> Carry:
+        """Merge a block into the log-sum-exp and add its targets' scores."""
         targets_B = sum_by_row(output[cells.row_M, cells.column_M], cells, output.shape[0])
-        largest_B = output.max(dim=1).values
-        if carry is None:
-            return _Carry(largest_B, (output - largest_B[:, None]).exp().sum(1), targets_B)
-        highest_B = torch.maximum(carry.largest_B, largest_B)
-        exponentials_B = carry.exponentials_B * (carry.largest_B - highest_B).exp()
-        exponentials_B = exponentials_B + (output - highest_B[:, None]).exp().sum(1)
-        return _Carry(highest_B, exponentials_B, carry.targets_B + targets_B)
+        block = _Carry(torch.logsumexp(_weighted(output, cells), dim=1), targets_B)
+        return block if carry is None else self.merged([carry, block])
 
-    def finish(self, carry: _Carry, target: Batch) -> tuple[Tensor, _Learned]:
+    def merged(self, carries: Sequence[Carry]) -> Carry:
+        """Join normalisers and scores."""
+        normalisers, targets = zip(*carries, strict=True)
+        joined_B = torch.logsumexp(torch.stack(normalisers), dim=0)
+        return _Carry(joined_B, torch.stack(targets).sum(0))
+
+    def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:
         """Return length * log-sum-exp - sum of the targets' scores."""
-        log_normaliser_B = carry.largest_B + carry.exponentials_B.log()
+        log_normaliser_B, targets_B = carry
         length_B = target.length_B.to(torch.float32)
-        loss_B = length_B * log_normaliser_B - carry.targets_B
+        loss_B = length_B * log_normaliser_B - targets_B
         return loss_B[None], _Learned(log_normaliser_B, length_B)
 
-    def block_terms(self, output: Tensor, cells: Cells, learned: _Learned) -> Tensor:
-        """Return length * softmax mass of the block - its targets' scores: the same gradient."""
-        mass_B = (output - learned.log_normaliser_B[:, None]).exp().sum(1)
-        targets_B = sum_by_row(output[cells.row_M, cells.column_M], cells, output.shape[0])
-        return (learned.length_B * mass_B - targets_B)[None]
+    def output_gradient(
+        self, output: Tensor, cells: Cells, learned: Carry, gradient_TB: Tensor
+    ) -> Tensor:
+        """Return length * softmax - observed, times the weight."""
+        log_normaliser_B, length_B = cast("_Learned", learned)
+        gradient_BJ = (_weighted(output, cells) - log_normaliser_B[:, None]).exp_()
+        gradient_BJ.mul_((length_B * gradient_TB[0])[:, None])
+        add_to_cells(gradient_BJ, cells, -gradient_TB[0][cells.row_M])
+        return gradient_BJ
 
     def divergence_weight(self, step: int) -> float:
         """Return min(cap, step / anneal_steps)."""
         if self.config.anneal_steps == 0:
             return self.config.divergence_cap
         return min(self.config.divergence_cap, step / self.config.anneal_steps)
+
+
+def _weighted(output_BJ: Tensor, cells: Cells) -> Tensor:
+    """Let each item stand for as many as it was drawn for; a user's own stand for themselves."""
+    if cells.log_weight_J is None:
+        return output_BJ
+    weighted_BJ = output_BJ + cells.log_weight_J
+    weighted_BJ[cells.row_M, cells.column_M] = output_BJ[cells.row_M, cells.column_M]
+    return weighted_BJ

@@ -1,5 +1,6 @@
 """Rating classes: for every user and item, which of "none" and the rating levels it is."""
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from distrib.batch import Batch, Cells, level_index
 from distrib.config import Config
-from distrib.objectives.base import sum_by_row
+from distrib.noise import Noise
+from distrib.objectives.base import Candidates, Carry, add_to_cells, sum_by_row
+from distrib.vocabulary import Catalogue
 
 
 class RatingClassesConfig(Config):
@@ -22,9 +25,9 @@ class RatingClassesConfig(Config):
     rating_weight: Annotated[float, Field(gt=0.0)] = 1.0
     """Weight of the rating given an interaction; 1 is the plain cross-entropy of the paper."""
 
-    def build(self, levels: tuple[float, ...]) -> "RatingClasses":
+    def build(self, catalogue: Catalogue) -> "RatingClasses":
         """Make the objective."""
-        return RatingClasses(self, levels)
+        return RatingClasses(self, catalogue.levels)
 
 
 class RatingClasses:
@@ -44,30 +47,53 @@ class RatingClasses:
         self.config = config
         self.levels = levels
 
-    def accumulate(self, carry: Tensor | None, output: Tensor, cells: Cells) -> Tensor:
-        """Add a block's loss."""
-        terms_TB = self.block_terms(output, cells, None)
-        return terms_TB if carry is None else carry + terms_TB
+    def candidates(self, target: Batch, noise: Noise, step: int) -> Candidates | None:
+        """Return None: every item counts; see `Objective`."""
+        del target, noise, step
 
-    def finish(self, carry: Tensor, target: Batch) -> tuple[Tensor, None]:
-        """Return the sums."""
-        del target
-        return carry, None
-
-    def block_terms(self, output: Tensor, cells: Cells, learned: None) -> Tensor:
-        """Return the block's loss itself: items do not compete, so it is a plain sum."""
-        del learned
+    def accumulate(self, carry: Carry | None, output: Tensor, cells: Cells) -> Carry:
+        """Add a block's loss: items do not compete, so it is a plain sum."""
         num_users = output.shape[0]
         rated_BI = torch.logsumexp(output[..., 1:], dim=-1)
         odds_BI = rated_BI - output[..., 0]
         interaction_B = F.softplus(odds_BI).sum(1)
         row_M, column_M = cells.row_M, cells.column_M
-        observed_M = odds_BI[row_M, column_M]
+        interaction_B -= sum_by_row(odds_BI[row_M, column_M], cells, num_users)
         level_M = level_index(cells.value_M, self.levels) + 1
         surprise_M = rated_BI[row_M, column_M] - output[row_M, column_M, level_M]
-        interaction_B = interaction_B - sum_by_row(observed_M, cells, num_users)
         rating_B = self.config.rating_weight * sum_by_row(surprise_M, cells, num_users)
-        return torch.stack([interaction_B, rating_B])
+        block = (torch.stack([interaction_B, rating_B]),)
+        return block if carry is None else self.merged([carry, block])
+
+    def merged(self, carries: Sequence[Carry]) -> Carry:
+        """Add up."""
+        return (torch.stack([carry[0] for carry in carries]).sum(0),)
+
+    def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:
+        """Return the sums."""
+        del target
+        return carry[0], ()
+
+    def output_gradient(
+        self, output: Tensor, cells: Cells, learned: Carry, gradient_TB: Tensor
+    ) -> Tensor:
+        """Return the gradients of both parts; that of the rating is 0 where nothing was rated."""
+        del learned
+        row_M, column_M = cells.row_M, cells.column_M
+        interaction_B, rating_B = gradient_TB[0], self.config.rating_weight * gradient_TB[1]
+        rated_BI = torch.logsumexp(output[..., 1:], dim=-1)
+        by_odds_BI = torch.sigmoid(rated_BI - output[..., 0]).mul_(interaction_B[:, None])
+        add_to_cells(by_odds_BI, cells, -interaction_B[row_M])
+        gradient_BIC = torch.empty_like(output)
+        gradient_BIC[..., 0] = -by_odds_BI
+        levels_BIL = gradient_BIC[..., 1:]
+        torch.sub(output[..., 1:], rated_BI[..., None], out=levels_BIL).exp_()
+        share_ML = levels_BIL[row_M, column_M]
+        levels_BIL.mul_(by_odds_BI[..., None])
+        level_M = level_index(cells.value_M, self.levels)
+        share_ML[torch.arange(len(level_M), device=level_M.device), level_M] -= 1.0
+        levels_BIL[row_M, column_M] += rating_B[row_M, None] * share_ML
+        return gradient_BIC
 
     def divergence_weight(self, step: int) -> float:
         """Return 1: a divergence, where the model has one, is taken as it is."""

@@ -1,103 +1,171 @@
 """The last layer and the loss by blocks of items, computed again in the backward pass."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distrib.batch import Batch, cells_by_block, item_blocks
-from distrib.models.base import Model, State
+from distrib.batch import Batch, Cells, cells_by_block, item_blocks
+from distrib.models.base import Model, Rows, State
 from distrib.objectives import Objective
+from distrib.objectives.base import Candidates, Carry
+
+
+class Blocks(NamedTuple):
+    """How the last layer is cut."""
+
+    block_items: int
+    """Items decoded at a time."""
+
+    keep_bytes: int = 0
+    """Size of all decoded blocks up to which they are kept rather than computed again."""
+
+
+class _Task(NamedTuple):
+    """All that is fixed in one forward and backward pass."""
+
+    model: Model
+    objective: Objective
+    target: Batch
+    blocks: Sequence[tuple[int, int]]
+    cells: Sequence[Cells]
+    candidates: Candidates | None
+    join: Callable[[Carry], Carry]
+    keep_bytes: int
+    num_state: int
+    num_tables: int
 
 
 def blocked_terms(
-    model: Model, objective: Objective, state: State, target: Batch, block_items: int
+    model: Model,
+    objective: Objective,
+    state: State,
+    target: Batch,
+    blocks: Blocks,
+    *,
+    candidates: Candidates | None = None,
+    join: Callable[[Carry], Carry] = lambda carry: carry,
 ) -> Tensor:
     """Return the objective's terms for each user without holding the output of all items.
 
     Equal to decoding all items at once, value and gradient, up to rounding. Peak memory grows with
-    users x block, at the price of decoding each block a second time in the backward pass.
+    users x block, at the price of decoding each block a second time in the backward pass; below
+    ``blocks.keep_bytes`` the blocks are kept instead.
 
     Args:
         model: Decodes the blocks.
         objective: Turns them into terms.
         state: Users, from ``model.encode``.
         target: What they should be decoded to.
-        block_items: Items in a block.
+        blocks: How to cut.
+        candidates: The items that count, positions in the model's tables; all without it.
+        join: Completes what was accumulated, where other ranks hold the other items.
 
     Returns:
         float32 ``[T, B]``.
     """
     tables, shared = model.item_tables(), model.shared_parameters()
-    blocks = item_blocks(tables[0].shape[0], block_items)
-    sizes = (len(state), len(tables))
-    result: Tensor = _Blocked.apply(  # type: ignore[no-untyped-call]
-        model, objective, target, blocks, sizes, *state, *tables, *shared
-    )
+    if candidates is None:
+        item_count = tables[0].shape[0]
+    else:
+        item_count = candidates.item_J.shape[0]
+        place_N = torch.searchsorted(candidates.item_J, target.item_N)
+        target = target._replace(item_N=place_N)
+    cuts = item_blocks(item_count, blocks.block_items) or [(0, 0)]
+    cells = [
+        _with_weights(found, candidates, cut)
+        for found, cut in zip(cells_by_block(target, cuts), cuts, strict=True)
+    ]
+    keep_bytes = blocks.keep_bytes if torch.is_grad_enabled() else 0
+    sizes = (keep_bytes, len(state), len(tables))
+    task = _Task(model, objective, target, cuts, cells, candidates, join, *sizes)
+    result: Tensor = _Blocked.apply(task, *state, *tables, *shared)  # type: ignore[no-untyped-call]
     return result
 
 
 class _Blocked(torch.autograd.Function):
-    """Inputs after ``sizes``: the state's tensors, the item tables, the shared parameters."""
+    """Inputs after the task: the state's tensors, the item tables, the shared parameters."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        model: Model,
-        objective: Objective,
-        target: Batch,
-        blocks: Sequence[tuple[int, int]],
-        sizes: tuple[int, int],
-        *tensors: Tensor,
-    ) -> Tensor:
-        state, tables = tensors[: sizes[0]], tensors[sizes[0] : sum(sizes)]
-        carry = None
-        for (low, high), cells in zip(blocks, cells_by_block(target, blocks), strict=True):
-            output = model.decode_rows(state, tuple(table[low:high] for table in tables))
-            carry = objective.accumulate(carry, output.float(), cells)
-        terms_TB, ctx.learned = objective.finish(carry, target)
-        ctx.model, ctx.objective, ctx.target, ctx.blocks, ctx.sizes = (
-            model,
-            objective,
-            target,
-            blocks,
-            sizes,
-        )
+    def forward(ctx: Any, task: _Task, *tensors: Tensor) -> Tensor:
+        state, tables = tensors[: task.num_state], tensors[task.num_state :][: task.num_tables]
+        state = tuple(_leaf(tensor) for tensor in state)
+        carry, kept = None, []
+        is_kept = task.keep_bytes > 0
+        for position, cells in enumerate(task.cells):
+            rows = tuple(_leaf(table) for table in _rows(task, tables, position))
+            with torch.set_grad_enabled(is_kept):
+                output = task.model.decode_rows(state, rows)
+            is_kept = is_kept and output.nbytes * len(task.blocks) <= task.keep_bytes
+            kept.append((rows, output))
+            if not is_kept:
+                kept.clear()
+            carry = task.objective.accumulate(carry, output.detach().float(), cells)
+        assert carry is not None  # there is at least one block, maybe without items
+        terms_TB, ctx.learned = task.objective.finish(task.join(carry), task.target)
+        ctx.task, ctx.state, ctx.kept = task, state, kept
         ctx.save_for_backward(*tensors)
         return terms_TB
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_TB: Tensor) -> tuple[Tensor | None, ...]:
-        num_state, num_tables = ctx.sizes
+        task: _Task = ctx.task
         tensors = ctx.saved_tensors
-        tables = tensors[num_state : num_state + num_tables]
-        shared = tensors[num_state + num_tables :]
-        state = tuple(_leaf(tensor) for tensor in tensors[:num_state])
-        table_grads = [torch.empty_like(table) for table in tables]
-        wanted_state = [tensor for tensor in state if tensor.requires_grad]
-        summed: list[Tensor | None] = [None] * (len(wanted_state) + len(shared))
-        for (low, high), cells in zip(
-            ctx.blocks, cells_by_block(ctx.target, ctx.blocks), strict=True
-        ):
-            rows = tuple(_leaf(table[low:high]) for table in tables)
-            with torch.enable_grad():
-                output = ctx.model.decode_rows(state, rows).float()
-                terms_TB = ctx.objective.block_terms(output, cells, ctx.learned)
+        tables = tensors[task.num_state :][: task.num_tables]
+        shared = tensors[task.num_state + task.num_tables :]
+        wanted_state = [tensor for tensor in ctx.state if tensor.requires_grad]
+        inner = [*wanted_state, *shared]
+        summed: list[Tensor | None] = [None] * len(inner)
+        fresh = torch.empty_like if task.candidates is None else torch.zeros_like
+        table_grads = [fresh(table) for table in tables]
+        for position, cells in enumerate(task.cells):
+            if ctx.kept:
+                rows, output = ctx.kept[position]
+                ctx.kept[position] = None
+            else:
+                rows = tuple(_leaf(table) for table in _rows(task, tables, position))
+                with torch.enable_grad():
+                    output = task.model.decode_rows(ctx.state, rows)
+            by_output = task.objective.output_gradient(
+                output.detach().float(), cells, ctx.learned, gradient_TB
+            )
             grads: tuple[Tensor | None, ...] = torch.autograd.grad(
-                terms_TB, [*rows, *wanted_state, *shared], gradient_TB, allow_unused=True
+                output, [*rows, *inner], by_output.to(output.dtype), allow_unused=True
             )
             for table_grad, grad in zip(table_grads, grads, strict=False):
-                table_grad[low:high] = 0.0 if grad is None else grad
-            summed = [_added(*pair) for pair in zip(summed, grads[num_tables:], strict=True)]
+                _put(task, table_grad, position, grad)
+            summed = [_added(*pair) for pair in zip(summed, grads[len(tables) :], strict=True)]
+        ctx.kept = None
         of_state = iter(summed[: len(wanted_state)])
-        state_grads = [_like(next(of_state), t) if t.requires_grad else None for t in state]
+        state_grads = [_like(next(of_state), t) if t.requires_grad else None for t in ctx.state]
         shared_grads = [
             _like(g, t) for g, t in zip(summed[len(wanted_state) :], shared, strict=True)
         ]
-        return (None, None, None, None, None, *state_grads, *table_grads, *shared_grads)
+        return (None, *state_grads, *table_grads, *shared_grads)
+
+
+def _rows(task: _Task, tables: Rows, position: int) -> Rows:
+    """Return the rows of a block."""
+    low, high = task.blocks[position]
+    if task.candidates is None:
+        return tuple(table[low:high] for table in tables)
+    return tuple(table[task.candidates.item_J[low:high]] for table in tables)
+
+
+def _put(task: _Task, table_grad: Tensor, position: int, grad: Tensor | None) -> None:
+    """Write the gradient of a block's rows to where they stand in the table."""
+    low, high = task.blocks[position]
+    part = slice(low, high) if task.candidates is None else task.candidates.item_J[low:high]
+    table_grad[part] = 0.0 if grad is None else grad
+
+
+def _with_weights(cells: Cells, candidates: Candidates | None, cut: tuple[int, int]) -> Cells:
+    if candidates is None or candidates.log_weight_J is None:
+        return cells
+    return cells._replace(log_weight_J=candidates.log_weight_J[cut[0] : cut[1]])
 
 
 def _leaf(tensor: Tensor) -> Tensor:

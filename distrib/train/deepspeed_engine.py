@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
@@ -13,51 +14,13 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor
 
 from distrib.batch import Batch
-from distrib.errors import CheckpointError
+from distrib.checkpoint.state import Piece, SavedState
 from distrib.noise import Noise
-from distrib.train.engine import EngineConfig, OptimizerConfig, build_optimizer
+from distrib.train import deepspeed_state
+from distrib.train.deepspeed_config import deepspeed_config
+from distrib.train.engine import EngineConfig, Update
+from distrib.train.optimizer import OptimizerConfig, build_optimizer, set_rate
 from distrib.train.step import TrainStep, total
-
-_TAG = "engine"
-
-
-def deepspeed_config(
-    engine: EngineConfig, optimizer: OptimizerConfig, *, batch_users: int, world_size: int
-) -> dict[str, Any]:
-    """Build DeepSpeed's configuration from typed fields; all values with a trap are written out.
-
-    Args:
-        engine: Precision and ZeRO stage.
-        optimizer: For gradient clipping.
-        batch_users: Users of a global batch.
-        world_size: Ranks.
-
-    Returns:
-        The configuration as DeepSpeed takes it.
-    """
-    micro = -(-batch_users // world_size)
-    stage, precision = engine.zero_stage, engine.precision
-    config: dict[str, Any] = {
-        "train_batch_size": micro * world_size,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": optimizer.gradient_clipping,  # DeepSpeed's own default is 1.0
-        "bf16": {"enabled": precision == "bf16"},
-        "fp16": {"enabled": precision == "fp16", "initial_scale_power": 16},
-        "communication_data_type": "fp32",
-        "zero_optimization": {
-            "stage": stage,
-            "contiguous_gradients": True,
-            "reduce_scatter": True,
-            "overlap_comm": torch.cuda.is_available(),
-        },
-        "zero_allow_untested_optimizer": optimizer.name == "sgd",
-        "steps_per_print": 1_000_000_000,
-        "wall_clock_breakdown": False,
-    }
-    if stage > 0:  # refused by DeepSpeed at stage 0
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
-    return config
 
 
 class DeepSpeedEngine:
@@ -80,11 +43,13 @@ class DeepSpeedEngine:
         self.world_size = torch.distributed.get_world_size()
         self.device = device
         self.step_module = step
+        self.optimizer = optimizer
         _forbid_builds()
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         config = deepspeed_config(
             engine, optimizer, batch_users=batch_users, world_size=self.world_size
         )
+        self.num_parts: int = config["gradient_accumulation_steps"]
         with contextlib.redirect_stdout(io.StringIO()):  # it prints of its memory
             self.engine, *_ = deepspeed.initialize(
                 model=step, optimizer=build_optimizer(step.model, optimizer), config=config
@@ -97,14 +62,23 @@ class DeepSpeedEngine:
 
     def train_batch(
         self, source: Batch, target: Batch, noise: Noise, *, step: int, num_users: int
-    ) -> dict[str, Tensor]:
-        """Forward, backward, update; see `Engine`."""
+    ) -> Update:
+        """Forward and backward over each part of the batch, then the update; see `Engine`."""
         read = source.to(self.device)
         wanted = read if target is source else target.to(self.device)
-        terms: dict[str, Tensor] = self.engine(read, wanted, noise, step)
-        self.engine.backward(total(terms) * (self.world_size / num_users))
-        self.engine.step()
-        return {name: term.detach() for name, term in terms.items()}
+        set_rate(self.engine.optimizer, self.optimizer.rate(step))
+        summed: dict[str, Tensor] = {}
+        for part, asked in zip(read.split(self.num_parts), wanted.split(self.num_parts), strict=True):
+            terms: dict[str, Tensor] = self.engine(part, asked, noise, step)
+            # DeepSpeed divides by the ranks and by the parts, we by the users.
+            scale = self.world_size * self.num_parts / num_users
+            self.engine.backward(total(terms) * scale)
+            self.engine.step()
+            for name, term in terms.items():
+                summed[name] = summed[name] + term.detach() if name in summed else term.detach()
+        norm = self.engine.get_global_grad_norm()
+        size = torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32)
+        return Update(summed, size, bool(self.engine.was_step_applied()))
 
     def weights(self) -> dict[str, Tensor]:
         """Gather the float32 master weights; see `Engine`."""
@@ -117,24 +91,18 @@ class DeepSpeedEngine:
             gathered[name] = buffer.detach().cpu().clone()
         return gathered
 
-    def save(self, folder: str) -> None:
-        """Write DeepSpeed's own files; each rank its part."""
-        self.engine.save_checkpoint(folder, tag=_TAG)
+    def pieces(self) -> Iterator[Piece]:
+        """Yield what ZeRO has laid on this rank; see `Engine`."""
+        return deepspeed_state.pieces(self.engine, self.step_module.model)
 
-    def load(self, folder: str) -> None:
-        """Read DeepSpeed's own files.
+    def facts(self) -> dict[str, Any]:
+        """Return the scale of fp16 losses; see `Engine`."""
+        return deepspeed_state.loss_scale(self.engine)
 
-        Args:
-            folder: What `save` wrote, from all ranks.
-
-        Raises:
-            CheckpointError: They are not there; DeepSpeed itself would only warn and go on.
-        """
-        path, _ = self.engine.load_checkpoint(folder, tag=_TAG)
-        if path is None:
-            raise CheckpointError(
-                f"{folder}: no engine state to go on from; start in a new run folder"
-            )
+    def restore(self, saved: SavedState, facts: dict[str, Any]) -> None:
+        """Take up this rank's share; see `Engine`."""
+        deepspeed_state.restore(self.engine, self.step_module.model, saved)
+        deepspeed_state.set_loss_scale(self.engine, facts)
 
 
 def _shape(parameter: Tensor) -> torch.Size:

@@ -1,35 +1,19 @@
 """What the loop asks of an engine, and the one-process engine that defines the right answer."""
 
-from typing import Annotated, Literal, Protocol
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from distrib.batch import Batch
+from distrib.checkpoint.state import VALUE, Piece, SavedState
 from distrib.config import Config
-from distrib.models.base import Model
 from distrib.noise import Noise
+from distrib.train.deepspeed_config import faults_of
+from distrib.train.optimizer import OptimizerConfig, build_optimizer, set_rate
 from distrib.train.step import TrainStep, total
-
-
-class OptimizerConfig(Config):
-    """How gradients become updates."""
-
-    name: Literal["adamw", "adam", "sgd", "adagrad"] = "adamw"
-    """Rule of the update; ``adamw`` decays weights apart from the gradient."""
-
-    learning_rate: PositiveFloat = 1e-3
-    """Size of an update."""
-
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    """Pull towards 0, on the parameters that the model names only (never biases and priors)."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running moments of the two Adams."""
-
-    gradient_clipping: Annotated[float, Field(ge=0.0)] = 0.0
-    """Largest norm of the gradient; 0 for no limit."""
 
 
 class EngineConfig(Config):
@@ -41,37 +25,66 @@ class EngineConfig(Config):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """What is spread over ranks: 1 optimizer state, 2 also gradients, 3 also parameters."""
 
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What DeepSpeed keeps in CPU memory: the optimizer's state, or (stage 3) parameters, too."""
+
+    parallel: Literal["data", "items"] = "data"
+    """``items``: each rank owns a range of items in the last layer, and gathers the users' codes
+    instead of adding up gradients as large as the catalogue. Without ZeRO, and without fp16."""
+
     block_items: PositiveInt = 4096
     """Items decoded at a time; peak memory grows with it, speed falls when it is small."""
 
+    keep_output_mb: NonNegativeInt = 256
+    """Decoded blocks are kept for the backward pass up to this size, and computed again beyond."""
+
+    micro_batch_users: NonNegativeInt = 0
+    """Users of a rank in one forward pass; gradients add up over as many as a batch needs. 0: all
+    at once."""
+
+    compile: bool = False
+    """Whether torch.compile fuses the losses of a block; pays on GPUs, needs a compiler."""
+
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Handed to DeepSpeed as it is, e.g. ``zero_optimization.reduce_bucket_size``; what other
+    settings decide is refused."""
+
     @model_validator(mode="after")
-    def _fp16_needs_zero(self) -> "EngineConfig":
+    def _what_does_not_go_together(self) -> "EngineConfig":
+        faults = faults_of(self.deepspeed)
         if self.precision == "fp16" and self.zero_stage == 0:
-            raise ValueError(
+            faults.append(
                 "precision fp16 with zero_stage 0 trains wrongly in DeepSpeed (its issue 8393); "
                 "use zero_stage 1, or precision bf16"
             )
+        if self.offload != "none" and self.zero_stage < (3 if self.offload == "all" else 1):
+            faults.append(
+                f"offload {self.offload!r} with zero_stage {self.zero_stage}: the optimizer's "
+                "state can be offloaded from stage 1 on, parameters in stage 3"
+            )
+        if self.parallel == "items" and (
+            self.precision == "fp16" or self.offload != "none" or self.deepspeed
+        ):
+            faults.append(
+                "parallel 'items' is computed without DeepSpeed: precision fp16, offload and the "
+                "deepspeed table are not for it; remove them, or set parallel = 'data'"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
 
-def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Make the optimizer, with weight decay where the model wants it."""
-    decayed = {id(parameter) for parameter in model.decayed_parameters()}
-    groups = [
-        {
-            "params": [p for p in model.parameters() if (id(p) in decayed) == is_decayed],
-            "weight_decay": config.weight_decay if is_decayed else 0.0,
-        }
-        for is_decayed in (True, False)
-    ]
-    groups = [group for group in groups if group["params"]]
-    rate = config.learning_rate
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=rate)
-    if config.name == "adagrad":
-        return torch.optim.Adagrad(groups, lr=rate)
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=rate, betas=config.betas)
+class Update(NamedTuple):
+    """What one update did."""
+
+    terms: dict[str, Tensor]
+    """This rank's sums of the loss terms, detached."""
+
+    gradient_norm: Tensor
+    """Of the whole model, over all ranks, before clipping."""
+
+    is_applied: bool = True
+    """False where fp16 overflowed and the update was left out."""
 
 
 class Engine(Protocol):
@@ -79,7 +92,7 @@ class Engine(Protocol):
 
     def train_batch(
         self, source: Batch, target: Batch, noise: Noise, *, step: int, num_users: int
-    ) -> dict[str, Tensor]:
+    ) -> Update:
         """Make one update from this rank's part of a global batch.
 
         Args:
@@ -90,17 +103,20 @@ class Engine(Protocol):
             num_users: Users of the global batch, over all ranks.
 
         Returns:
-            This rank's sums of the loss terms, detached.
+            Losses and the size of the gradient.
         """
 
     def weights(self) -> dict[str, Tensor]:
         """Return the model's weights, whole, float32, on the CPU; every rank must call."""
 
-    def save(self, folder: str) -> None:
-        """Write what is needed to go on into a local folder; every rank must call."""
+    def pieces(self) -> Iterator[Piece]:
+        """Yield what this rank must save: over all ranks, everything, once. Views, not copies."""
 
-    def load(self, folder: str) -> None:
-        """Read back what `save` wrote; every rank must call."""
+    def facts(self) -> dict[str, Any]:
+        """Return what else is needed to go on, as JSON; equal on all ranks."""
+
+    def restore(self, saved: SavedState, facts: dict[str, Any]) -> None:
+        """Take up what `pieces` and `facts` gave, of however many ranks; every rank must call."""
 
 
 class LocalEngine:
@@ -113,19 +129,83 @@ class LocalEngine:
 
     def train_batch(
         self, source: Batch, target: Batch, noise: Noise, *, step: int, num_users: int
-    ) -> dict[str, Tensor]:
+    ) -> Update:
         """Forward, backward, update; see `Engine`."""
         terms: dict[str, Tensor] = self.step_module(source, target, noise, step)
         self.optimizer.zero_grad()
         (total(terms) / num_users).backward()
-        if self.config.gradient_clipping:
-            torch.nn.utils.clip_grad_norm_(
-                self.step_module.parameters(), self.config.gradient_clipping
-            )
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.step_module.parameters(), self.config.gradient_clipping or float("inf")
+        )
+        set_rate(self.optimizer, self.config.rate(step))
         self.optimizer.step()
-        return {name: term.detach() for name, term in terms.items()}
+        return Update({name: term.detach() for name, term in terms.items()}, norm)
 
     def weights(self) -> dict[str, Tensor]:
         """Copy the state; see `Engine`."""
         state = self.step_module.model.state_dict()
         return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items()}
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield every parameter; see `Engine`."""
+        for name, parameter in self.step_module.model.named_parameters():
+            yield piece_of(self.optimizer, name, parameter, (0, 0, parameter.numel()))
+
+    def facts(self) -> dict[str, Any]:
+        """Return nothing; see `Engine`."""
+        return {}
+
+    def restore(self, saved: SavedState, facts: dict[str, Any]) -> None:
+        """Copy every parameter; see `Engine`."""
+        del facts
+        for name, parameter in self.step_module.model.named_parameters():
+            take_up(self.optimizer, saved, name, parameter, (0, 0, parameter.numel()))
+
+
+Stretch = tuple[int, int, int]
+"""Place of a stretch in the flat parameter, its place in the tensor that holds it, its length."""
+
+
+def piece_of(
+    optimizer: torch.optim.Optimizer, name: str, held: Tensor, stretch: Stretch
+) -> Piece:
+    """Describe a stretch of a parameter by the tensor that the optimizer updates.
+
+    Args:
+        optimizer: Plain torch; keeps its state by tensor.
+        name: Of the parameter in the model.
+        held: float32; holds the stretch, and maybe those of other parameters.
+        stretch: Which part.
+
+    Returns:
+        Views of its value and of the optimizer's state.
+    """
+    start, offset, length = stretch
+    state = optimizer.state.get(held, {})
+    flat = {VALUE: held} | {k: v for k, v in state.items() if _is_like(v, held)}
+    return Piece(
+        name,
+        start,
+        {k: v.detach().reshape(-1)[offset : offset + length] for k, v in flat.items()},
+        {k: float(v) for k, v in state.items() if not _is_like(v, held) and v is not None},
+    )
+
+
+def take_up(
+    optimizer: torch.optim.Optimizer, saved: SavedState, name: str, held: Tensor, stretch: Stretch
+) -> None:
+    """Write a saved stretch into the tensor that the optimizer updates; see `piece_of`."""
+    start, offset, length = stretch
+    state = optimizer.state[held]
+    for kind in [VALUE, *saved.kinds(name)]:
+        if kind != VALUE and kind not in state:
+            state[kind] = torch.zeros_like(held, requires_grad=False)
+        target = held if kind == VALUE else state[kind]
+        part = target.data.view(-1)[offset : offset + length]
+        part.copy_(saved.read(name, kind, start, length))
+    for kind, value in saved.scalars(name).items():
+        state[kind] = torch.tensor(value, dtype=torch.float32)
+
+
+def _is_like(value: Any, held: Tensor) -> bool:
+    return torch.is_tensor(value) and value.shape == held.shape and value.dim() > 0

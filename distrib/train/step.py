@@ -8,17 +8,19 @@ from distrib.batch import Batch
 from distrib.models.base import Model
 from distrib.noise import Noise
 from distrib.objectives import Objective
-from distrib.train.blocked import blocked_terms
+from distrib.train.blocked import Blocks, blocked_terms
 
 
 class TrainStep(nn.Module):
     """Computes the terms of the loss of a batch; touches every parameter inside one forward."""
 
-    def __init__(self, model: Model, objective: Objective, *, block_items: int) -> None:
+    def __init__(
+        self, model: Model, objective: Objective, *, block_items: int, keep_output_mb: int = 0
+    ) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
-        self.block_items = block_items
+        self.blocks = Blocks(block_items, keep_output_mb << 20)
 
     @override
     def forward(self, source: Batch, target: Batch, noise: Noise, step: int) -> dict[str, Tensor]:
@@ -34,7 +36,10 @@ class TrainStep(nn.Module):
             float32 scalars by name; a term ``divergence`` is added where the model has one.
         """
         state = self.model.encode(source, noise)
-        terms_TB = blocked_terms(self.model, self.objective, state, target, self.block_items)
+        candidates = self.objective.candidates(target, noise, step)
+        terms_TB = blocked_terms(
+            self.model, self.objective, state, target, self.blocks, candidates=candidates
+        )
         terms = dict(zip(self.objective.term_names, terms_TB.sum(1).unbind(), strict=True))
         divergence_B = self.model.divergence(state)
         if divergence_B is not None:

@@ -1,41 +1,62 @@
-"""What Ray Train runs on every worker: feed, engine and loop; validate, checkpoint and report."""
+"""What Ray Train runs on every worker: feed, engine and loop; validate, checkpoint, agree."""
 
+import functools
+import json
 import logging
-import math
+import os
 import tempfile
+import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import psutil
 import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
-from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 from torch import Tensor
 
-from distrib.checkpoint import store
+from distrib.batch import Batch
 from distrib.checkpoint.bundle import BUNDLE, load_bundle, restored, write_bundle
-from distrib.data.collate import Rows, example
-from distrib.data.feed import Feed, Resident
+from distrib.checkpoint.state import SavedState
+from distrib.checkpoint.store import CheckpointStore, checkpoint_name
+from distrib.checkpoint.writer import CheckpointWriter, Rank
+from distrib.data.collate import example
+from distrib.data.feed import Dealing, Feed
 from distrib.data.schema import Role
-from distrib.errors import CheckpointError
+from distrib.data.source import Source
+from distrib.errors import CheckpointError, DataError, MemoryLimitError
 from distrib.evaluate.protocol import measure, selection_score
 from distrib.events import Interval, emit, rounded
 from distrib.metrics import Sums
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
 from distrib.train.config import TrainConfig
+from distrib.train.control import Listener
 from distrib.train.deepspeed_engine import DeepSpeedEngine
+from distrib.train.engine import Engine, Update
+from distrib.train.item_engine import ItemEngine
+from distrib.train.ledger import Agreed, Ledger
 from distrib.train.loop import TrainState, run_epochs
-from distrib.train.progress import Bar
+from distrib.train.meters import Meters
 from distrib.train.step import TrainStep
 from distrib.train.warm_start import begin_with
+from distrib.train.watchdog import Watchdog
 from distrib.vocabulary import Vocabulary
 
-STATE = "state.json"
+POSITION = "position.json"
+"""Where training stood, inside a checkpoint."""
+
+TOKEN = "attempt.json"
+"""Which start of the run may write, inside a run."""
+
+BEST = "best"
+"""Folder of the bundles of the best epochs so far, inside a run."""
+
+_PREEMPTION_S = 5.0  # between questions to Ray
 
 
 class Inputs(NamedTuple):
@@ -44,12 +65,14 @@ class Inputs(NamedTuple):
     config: str
     """`TrainConfig` as JSON."""
 
-    resident: Resident
+    source: Source
     vocabulary: ray.ObjectRef
     facts: dict[str, Any]
     """Kept in the bundle: hash of the data and the like."""
 
     shows_bar: bool
+    token: str
+    control: ray.actor.ActorHandle
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
@@ -59,21 +82,19 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         settings: ``{"inputs": Inputs}``.
 
     Returns:
-        ``{"history": one entry per epoch}``, with ``"diverged"`` where the loss was not finite.
+        ``{"history": one entry per epoch}``, with ``"diverged"``, ``"fault"`` or ``"stopped"``
+        where training ended before its time.
     """
-    logging.getLogger().setLevel(logging.WARNING)  # Ray would tell of every report
+    logging.getLogger().setLevel(logging.WARNING)
     worker = Worker(settings["inputs"])
-    worker.resume()
-    run_epochs(
-        worker.state,
-        worker.engine,
-        worker.feed,
-        num_epochs=worker.config.loop.num_epochs,
-        on_step=worker.on_step,
-        on_epoch=worker.on_epoch,
-    )
-    outcome: dict[str, Any] = {"history": worker.history}
-    return outcome if worker.diverged is None else {**outcome, "diverged": worker.diverged}
+    try:
+        return worker.train()
+    except (MemoryError, RuntimeError) as error:
+        if _is_of_memory(error):
+            raise MemoryLimitError(worker.memory_advice(error)) from error
+        raise
+    finally:
+        worker.close()
 
 
 class Worker:
@@ -84,164 +105,308 @@ class Worker:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self.config = config = TrainConfig.model_validate_json(inputs.config)
-        self.facts = inputs.facts
+        self.inputs = inputs
+        self.folder = Folder(config.run)
         self.vocabulary: Vocabulary = ray.get(inputs.vocabulary)
-        train_rows: Rows = ray.get(inputs.resident.train)
-        self.valid_rows: Rows = ray.get(inputs.resident.valid)
-        self.feed = Feed(
-            train_rows,
-            batch_users=config.loop.batch_users,
-            seed=config.seed,
-            rank=self.rank,
-            world_size=self.world_size,
+        loop = config.loop
+        self.watchdog = _watchdog(self.rank, self.world_size, loop.hang_s)
+        self.feed: Feed = inputs.source.open(
+            Dealing(loop.batch_users, config.seed, self.rank, self.world_size),
+            window_users=loop.window_users,
+            device=self.device if loop.rows_on_gpu and loop.use_gpu else None,
         )
+        self.num_steps = -(-self.feed.num_users // loop.batch_users)
         self.engine = _engine(config, self.vocabulary, self.device)
         self.state = TrainState(config.seed)
+        self.ledger = Ledger(self.device, max_skipped=loop.max_skipped)
         self.history: list[dict[str, Any]] = []
-        self.diverged: dict[str, Any] | None = None
-        self.attempt = _agreed(uuid.uuid4().hex[:8] if self.rank == 0 else None)
-        self.interval = Interval(config.loop.log_every_s)
-        self.bar = Bar(
-            self.feed.num_steps * config.loop.num_epochs, shown=inputs.shows_bar and self.rank == 0
-        )
-        self._sums: dict[str, Tensor] = {}
-        self._counted = 0
+        self.ending: dict[str, Any] = {}
+        """What ended training before its time; equal on all ranks."""
 
-    def resume(self) -> None:
-        """Load the latest checkpoint that every rank finds whole, if there is one.
+        self.attempt = str(_agreed(uuid.uuid4().hex[:8]))
+        self.store = CheckpointStore(self.folder)
+        self.writer = CheckpointWriter(
+            self.store,
+            Rank(self.rank, self.world_size),
+            retry_s=loop.checkpoint.retry_s,
+            in_background=loop.checkpoint.in_background,
+        )
+        self.listener = Listener(inputs.control) if self.rank == 0 else None
+        self.interval = Interval(loop.log_every_s)
+        self.ask = Interval(_PREEMPTION_S)
+        self.meters = Meters(config, self.num_steps, shown=inputs.shows_bar, is_first=self.rank == 0)
+        self._saved_s = time.monotonic()
+        self._noted = 0
+        """Users of the epoch that the ledger has heard of."""
+
+
+    def close(self) -> None:
+        """End the threads."""
+        self.watchdog.close()
+        self.meters.close()
+        if self.listener is not None:
+            self.listener.close()
+
+    def train(self) -> dict[str, Any]:
+        """Resume, train, and wait until all is written."""
+        self._resume()
+        run_epochs(
+            self.state,
+            self.engine,
+            _Watched(self.feed, self.watchdog),
+            num_epochs=self._last_epoch(),
+            on_step=self._on_step,
+            on_epoch=self._on_epoch,
+        )
+        self.writer.wait()
+        faults = [fault for fault in _gathered(self.writer.fault) if fault]
+        if faults and not self.ending:
+            self.ending = {"fault": faults[0]}
+        if self.rank == 0 and not faults:
+            self.store.prune(self.config.loop.checkpoint.keep, self.attempt)
+        return {"history": self.history, **self.ending}
+
+    def _resume(self) -> None:
+        """Load the newest checkpoint that every rank finds whole, if there is one.
 
         Raises:
             CheckpointError: There are some, but none is whole.
         """
         faults: list[str] = []
-        for checkpoint in _newest_first():
-            fault = self._load(checkpoint)
+        names: list[str] = _agreed(self.store.complete() if self.rank == 0 else None)
+        for name in names:
+            fault = self._load(name)
             if not fault:
                 if self.rank == 0:
-                    emit("resumed", epoch=self.state.epoch, step=self.state.step, damaged=faults)
+                    emit("resumed", checkpoint=name, **self.state.position(), damaged=faults)
                 return
             faults.append(fault)
         if faults:
             raise CheckpointError("; ".join(faults))
 
-    def _load(self, checkpoint: Checkpoint) -> str:
-        """Load a checkpoint on all ranks, or on none; return what is wrong with it, if anything."""
-        with tempfile.TemporaryDirectory() as folder:
-            fault = ""
+    def _load(self, name: str) -> str:
+        """Load a checkpoint on all ranks, or on none; return what is wrong with it, if anything.
+
+        One rank of each node fetches it for all of that node.
+        """
+        context = ray.train.get_context()
+        folder = Path(_shared_folder(), f"distrib-{self.attempt}-{name}")
+        fault = ""
+        if context.get_local_rank() == 0:
             try:
-                store.download(checkpoint.filesystem, checkpoint.path, Path(folder))
-            except (CheckpointError, OSError) as error:
+                self.store.fetch(name, folder)
+            except (DataError, CheckpointError, OSError) as error:
                 fault = str(error)
-            fault = next(filter(None, _gathered(fault)), "")
-            if not fault:
-                saved = Folder(folder).read_json(STATE)
-                self.engine.load(folder)
-                self.state.epoch, self.state.step = saved["epoch"], saved["step"]
-                self.history = saved["history"]
+        fault = next(filter(None, _gathered(fault)), "")
+        if not fault:
+            saved = Folder(str(folder)).read_json(POSITION)
+            self.engine.restore(SavedState(folder), saved["engine"])
+            self.state.go_to(saved["position"])
+            self._noted = self.state.num_users
+            self.ledger.take(saved["ledger"], self.rank, self.world_size)
+            self.history = saved["history"]
+        torch.distributed.barrier()
+        if context.get_local_rank() == 0:
+            Folder(str(folder)).remove()
         return fault
 
-    def on_step(self, state: TrainState, terms: dict[str, Tensor]) -> None:
-        """Add up losses; tell now and then, without waiting for other ranks."""
-        for name, term in terms.items():
-            self._sums[name] = self._sums[name] + term if name in self._sums else term
-        self._counted = state.num_users
-        self.bar.reach(state.step)
-        if self.rank == 0 and self.interval.due():
-            users_per_s = state.num_users / (state.data_s + state.compute_s)
-            losses = {name: float(term) for name, term in terms.items()}
-            emit(
-                "step",
-                epoch=state.epoch,
-                step=state.step,
-                users_per_s=round(users_per_s),
-                rank_sums=rounded(losses),
-            )
+    def _last_epoch(self) -> int:
+        """Return where to end; a run that has lost its patience is at its end."""
+        num_epochs = self.config.loop.num_epochs
+        return min(num_epochs, self.state.epoch) if self._is_out_of_patience() else num_epochs
 
-    def on_epoch(self, state: TrainState) -> bool:
-        """Validate, checkpoint and report; False when the loss is not finite."""
-        losses = self._mean_losses()
-        if not all(math.isfinite(value) for value in losses.values()):
-            self.diverged = {"epoch": state.epoch, "step": state.step, "losses": losses}
+    def _on_step(self, state: TrainState, update: Update) -> bool:
+        """Note an update; now and then agree with the other ranks on what comes next."""
+        self.watchdog.progress("reading")
+        self.ledger.add(update, state.num_users - self._noted)
+        self._noted = state.num_users
+        loop = self.config.loop
+        every = loop.checkpoint.every_steps
+        is_due = bool(every) and state.step % every == 0
+        is_last = state.epoch_step == self.num_steps
+        if not (is_due or is_last or state.step % loop.check_steps == 0):
+            return True
+        return self._agree(is_due=is_due and not is_last, is_last=is_last)
+
+    def _agree(self, *, is_due: bool, is_last: bool) -> bool:
+        """Decide with all ranks: go on, keep the place, or leave."""
+        every_s, now_s = self.config.loop.checkpoint.every_s, time.monotonic()
+        is_late = bool(every_s) and now_s - self._saved_s > every_s and not is_last
+        agreed = self.ledger.agree(
+            stop=float(self.listener is not None and bool(self.listener.reason)),
+            fault=float(bool(self.writer.fault)),
+            due=float(is_due or (self.rank == 0 and is_late)),
+            ask=float(self.rank == 0 and self.ask.due()),
+        )
+        if agreed.bad is not None:
+            step = self.state.step - agreed.bad.steps_ago
+            where = {"epoch": self.state.epoch + 1, "step": step}
+            self.ending = {"diverged": {**where, **agreed.bad._asdict()}}
             return False
+        if agreed.flags["fault"]:
+            self.ending = {"fault": next(filter(None, _gathered(self.writer.fault)))}
+            return False
+        reason = self._reason_to_leave(agreed)
+        if reason:
+            self._save()
+            self.writer.wait()
+            self.ending = {"stopped": reason}
+            return False
+        if agreed.flags["due"]:
+            self._save()
+        self._tell(agreed)
+        return True
+
+    def _reason_to_leave(self, agreed: Agreed) -> str:
+        """Return why all ranks should leave: the driver's word, or a node that is to go."""
+        if agreed.flags["stop"]:
+            return str(_agreed(self.listener.reason if self.listener else None))
+        if not agreed.flags["ask"]:
+            return ""
+        notice = ray.train.get_preemption_info()  # waits for all ranks
+        return "" if notice is None else f"preemption of ranks {notice.preempted_ranks}"
+
+    def _tell(self, agreed: Agreed) -> None:
+        """Show progress; only rank 0 does."""
+        if self.rank != 0:
+            return
+        state = self.state
+        rate = self.config.optimizer.rate(state.updates)
+        self.meters.reach(state, agreed.means, rate)
+        if self.interval.due():
+            emit("step", epoch=state.epoch + 1, step=state.step, **self.meters.summary())
+
+    def _on_epoch(self, state: TrainState) -> bool:
+        """Validate and keep the place; False when there is no hope of a better epoch."""
+        losses = self.ledger.mean_losses()
+        self.ledger.clear()
+        self._noted = 0
         weights = self.engine.weights()
+        self.watchdog.progress("validating")
+        started_s = time.perf_counter()
         metrics = self._validate(weights)
-        users_per_s = state.num_users / (state.data_s + state.compute_s)
         entry = {
             "epoch": state.epoch,
             "step": state.step,
             "losses": losses,
             "valid": metrics,
-            "users_per_s": users_per_s,
-            "data_share": state.data_s / (state.data_s + state.compute_s),
             "selection": selection_score(metrics, self.config.selection)
             if metrics
             else float(state.epoch),
+            **self.meters.of_epoch(state, time.perf_counter() - started_s),
         }
         self.history.append(entry)
-        self._checkpoint(entry, weights)
+        self._save(weights if entry is _best(self.history) else None)
         if self.rank == 0:
-            emit(
-                "epoch",
-                epoch=state.epoch,
-                **rounded({**losses, **metrics}),
-                users_per_s=round(users_per_s),
-            )
-        return True
+            self.meters.tell_epoch(entry)
+            shown = ("users_per_s", "data_share", "checkpoint_share")
+            facts = rounded({**losses, **metrics, **{key: entry[key] for key in shown}})
+            emit("epoch", epoch=state.epoch, **facts)
+        state.start_clocks()
+        return not self._is_out_of_patience()
 
-    def _mean_losses(self) -> dict[str, float]:
-        names = sorted(self._sums)
-        sums = torch.stack([self._sums[name].double() for name in names])
-        torch.distributed.all_reduce(sums)
-        self._sums = {}
-        return dict(zip(names, (sums / self._counted).tolist(), strict=True))
+    def _is_out_of_patience(self) -> bool:
+        """Tell whether the best epoch lies too far back."""
+        patience = self.config.loop.patience
+        if not patience or not self.history:
+            return False
+        return bool(self.history[-1]["epoch"] - _best(self.history)["epoch"] >= patience)
 
     def _validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
         """Measure on the validation users, each on one rank; empty where there are none."""
-        if self.valid_rows.num_users == 0:
+        if self.inputs.source.num_valid == 0:
             return {}
         model = restored(self.config.model, self.vocabulary, weights)
         scorer = Scorer(
             model, self.vocabulary, device=self.device, block_items=self.config.engine.block_items
         )
-        mine = np.arange(self.valid_rows.num_users)[self.rank :: self.world_size]
         sums = Sums({})
         size = self.config.evaluate.batch_users
-        for start in range(0, len(mine), size):
-            asked = example(self.valid_rows, mine[start : start + size], Role.VALID_TARGET)
-            sums = sums.merged(measure(scorer, asked, self.config.evaluate))
-        merged = Sums({})
-        for part in _gathered(sums):
-            merged = merged.merged(part)
+        for rows, mine in self.feed.valid_parts():
+            for start in range(0, len(mine), size):
+                asked = example(rows, mine[start : start + size], Role.VALID_TARGET)
+                sums = sums.merged(measure(scorer, asked, self.config.evaluate))
+        merged = functools.reduce(Sums.merged, _gathered(sums), Sums({}))
         return {name: summary.mean for name, summary in merged.summaries().items()}
 
-    def _checkpoint(self, entry: dict[str, Any], weights: dict[str, Tensor]) -> None:
-        """Write, upload and register a checkpoint; returns once it is durable."""
-        name = f"epoch-{self.state.epoch:04d}-{self.attempt}"
-        with tempfile.TemporaryDirectory() as folder:
-            self.engine.save(folder)
-            if self.rank == 0:
-                saved = {
-                    "epoch": self.state.epoch,
-                    "step": self.state.step,
-                    "history": self.history,
-                }
-                Folder(folder).write_json(STATE, saved)
-                facts = {**self.facts, "epoch": self.state.epoch, "valid": entry["valid"]}
-                write_bundle(
-                    Folder(folder) / BUNDLE, weights, self.config.model, self.vocabulary, facts
-                )
-            ray.train.report(
-                {"selection": entry["selection"], "epoch": self.state.epoch},
-                checkpoint=Checkpoint.from_directory(folder),
-                checkpoint_dir_name=name,
-                checkpoint_upload_mode=CheckpointUploadMode.SYNC,
-                checkpoint_upload_fn=_upload,
+    def _save(self, best: dict[str, Tensor] | None = None) -> None:
+        """Begin to write a checkpoint; ``best`` are the weights of an epoch better than all before."""
+        started_s = time.perf_counter()
+        self.watchdog.progress("writing a checkpoint")
+        ledgers = _gathered(self.ledger.to_json())
+        position = {
+            "position": self.state.position(),
+            "ledger": ledgers,
+            "engine": self.engine.facts(),
+            "history": self.history,
+        }
+        texts = {POSITION: json.dumps(position)} if self.rank == 0 else {}
+        before = functools.partial(self._prepare_to_write, self.state.epoch, best, list(self.history))
+        self.writer.start(
+            checkpoint_name(self.state.step, self.attempt),
+            self.engine.pieces(),
+            texts,
+            before if self.rank == 0 else None,
+        )
+        self._saved_s = time.monotonic()
+        self.state.checkpoint_s += time.perf_counter() - started_s
+
+    def _prepare_to_write(
+        self, epoch: int, best: dict[str, Tensor] | None, history: list[dict[str, Any]]
+    ) -> None:
+        """Make sure that the run is still ours, keep the best weights, drop what is old."""
+        keep = self.config.loop.checkpoint.keep
+        if self.folder.read_json(TOKEN)["token"] != self.inputs.token:
+            raise CheckpointError(
+                f"{self.folder}: another start of this run has taken it over; this one ends"
             )
-        # A report that has returned is not registered yet; a worker lost now would redo the epoch.
-        ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+        if best is not None:
+            facts = {**self.inputs.facts, "epoch": epoch, "valid": history[-1]["valid"]}
+            place = self.folder / BEST / best_name(epoch)
+            write_bundle(place, best, self.config.model, self.vocabulary, facts)
+            for name in (self.folder / BEST).folders()[: -keep - 1]:
+                (self.folder / BEST / name).remove()
+        self.store.prune(keep, self.attempt)
+
+    def memory_advice(self, error: BaseException) -> str:
+        """Return what ran out of memory, how much there was, and what would need less."""
+        config, loop = self.config.engine, self.config.loop
+        peak_gb = psutil.Process().memory_info().rss / 2**30
+        if self.device.type == "cuda":
+            peak_gb = torch.cuda.max_memory_allocated(self.device) / 2**30
+        return (
+            f"rank {self.rank}, step {self.state.step + 1}: out of memory at {peak_gb:.1f} GiB on "
+            f"{self.device} ({str(error).splitlines()[0][:200]}); set engine.micro_batch_users (now "
+            f"{config.micro_batch_users or 'all'} of {loop.batch_users}), lower "
+            f"engine.block_items ({config.block_items}) or engine.keep_output_mb "
+            f"({config.keep_output_mb}), raise engine.zero_stage ({config.zero_stage}), set "
+            f"engine.offload, or train.feed = 'streaming'; jobs/doctor.py estimates what a run needs"
+        )
 
 
-def _engine(config: TrainConfig, vocabulary: Vocabulary, device: torch.device) -> DeepSpeedEngine:
+class _Watched:
+    """A feed whose batches the watchdog sees arrive."""
+
+    def __init__(self, feed: Feed, watchdog: Watchdog) -> None:
+        self._feed, self._watchdog = feed, watchdog
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Batch, int]]:
+        for item in self._feed.batches(epoch, first_step):
+            self._watchdog.progress("computing")
+            yield item
+
+
+def best_name(epoch: int) -> str:
+    """Return the name of the bundle of an epoch; names sort by age."""
+    return f"epoch-{epoch:06d}"
+
+
+def _best(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the entry of the best epoch, the earliest of equals."""
+    return max(history, key=lambda entry: (entry["selection"], -entry["epoch"]))
+
+
+def _engine(config: TrainConfig, vocabulary: Vocabulary, device: torch.device) -> Engine:
     torch.manual_seed(config.seed)
     model = config.model.build(vocabulary.catalogue)
     if config.loop.warm_start:
@@ -249,21 +414,48 @@ def _engine(config: TrainConfig, vocabulary: Vocabulary, device: torch.device) -
         known = begin_with(model, vocabulary, earlier)
         if torch.distributed.get_rank() == 0:
             emit("warm_start", items=len(vocabulary), known_items=known)
-    objective = config.objective.build(vocabulary.levels)
-    step = TrainStep(model, objective, block_items=config.engine.block_items)
-    return DeepSpeedEngine(
-        step, config.optimizer, config.engine, batch_users=config.loop.batch_users, device=device
+    objective = config.objective.build(vocabulary.catalogue)
+    engine = config.engine
+    step = TrainStep(
+        model, objective, block_items=engine.block_items, keep_output_mb=engine.keep_output_mb
+    )
+    kind = ItemEngine if engine.parallel == "items" else DeepSpeedEngine
+    return kind(
+        step, config.optimizer, engine, batch_users=config.loop.batch_users, device=device
     )
 
 
-def _newest_first() -> list[Checkpoint]:
-    """Return all checkpoints of the run that Ray Train knows, the latest first."""
-    latest = ray.train.get_checkpoint()
-    if latest is None:
-        return []
-    reported = [entry.checkpoint for entry in ray.train.get_all_reported_checkpoints()]
-    older = [checkpoint for checkpoint in reversed(reported) if checkpoint.path != latest.path]
-    return [latest, *older]
+def _watchdog(rank: int, world_size: int, limit_s: float) -> Watchdog:
+    """Start the watch over this rank, with a store on rank 0 that all ranks reach."""
+    host, port, store = ray.util.get_node_ip_address(), 0, None
+    if rank == 0:
+        store = _meeting(host, 0, world_size, is_master=True)
+        port = store.port
+    host, port = _agreed((host, port))
+    store = store or _meeting(host, port, world_size, is_master=False)
+
+    def on_hang(missing: list[int], doing: str) -> None:
+        emit("hung", rank=rank, missing_ranks=missing, doing=doing, waited_s=limit_s)
+        os._exit(1)  # the collective never returns; Ray Train starts anew
+
+    return Watchdog(store, rank, world_size, limit_s=limit_s, on_hang=on_hang)
+
+
+def _meeting(host: str, port: int, world_size: int, *, is_master: bool) -> Any:
+    return torch.distributed.TCPStore(
+        host, port, world_size, is_master=is_master, wait_for_workers=False
+    )
+
+
+def _shared_folder() -> str:
+    """Return a folder on this node's disk that all its workers see."""
+    return tempfile.gettempdir()
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    is_of_torch = isinstance(error, torch.OutOfMemoryError)
+    return is_of_torch or isinstance(error, MemoryError) or "can't allocate memory" in text
 
 
 def _gathered(mine: Any) -> list[Any]:
@@ -273,22 +465,8 @@ def _gathered(mine: Any) -> list[Any]:
     return everyone
 
 
-def _agreed(token: str | None) -> str:
-    """Give all ranks the token of rank 0."""
-    box = [token]
+def _agreed(of_first: Any) -> Any:
+    """Give all ranks what rank 0 has."""
+    box = [of_first]
     torch.distributed.broadcast_object_list(box, src=0)
-    return str(box[0])
-
-
-def _upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
-    context = ray.train.get_context()
-    storage = context.get_storage()
-    target = storage.build_checkpoint_path_from_name(name)
-    store.upload_part(
-        Path(checkpoint.path),
-        storage.storage_filesystem,
-        target,
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-    )
-    return Checkpoint(path=target, filesystem=storage.storage_filesystem)
+    return box[0]

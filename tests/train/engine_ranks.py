@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import deepspeed.accelerator
 import numpy as np
@@ -10,19 +12,24 @@ import torch
 import torch.distributed
 
 from distrib.batch import Batch
+from distrib.checkpoint.state import SavedState, write_pieces
 from distrib.models.conv4rec import Conv4RecConfig
 from distrib.models.mult_vae import MultVaeConfig
 from distrib.noise import Noise
-from distrib.objectives import MultinomialConfig, RatingClassesConfig
+from distrib.objectives import MultinomialConfig, RatingClassesConfig, SquaredErrorConfig
 from distrib.train.deepspeed_engine import DeepSpeedEngine
-from distrib.train.engine import EngineConfig, OptimizerConfig
+from distrib.train.engine import EngineConfig
+from distrib.train.optimizer import OptimizerConfig, ScheduleConfig
 from distrib.train.step import TrainStep
 from tests.conftest import Small
 
-OPTIMIZER = OptimizerConfig(learning_rate=0.01, weight_decay=0.1, gradient_clipping=5.0)
+OPTIMIZER = OptimizerConfig(
+    learning_rate=0.01,
+    weight_decay=0.1,
+    gradient_clipping=5.0,
+    schedule=ScheduleConfig(name="cosine", warmup_steps=2, decay_steps=8, final_share=0.1),
+)
 BATCH_USERS, NUM_STEPS = 11, 6
-PRECISIONS = [("fp32", s) for s in range(4)]
-PRECISIONS += [(half, s) for half in ("bf16", "fp16") for s in range(1, 4)]
 CASES = {
     "conv4rec": (Conv4RecConfig(latent_width=8), RatingClassesConfig(rating_weight=3.0)),
     "conv4rec-mlp": (Conv4RecConfig(latent_width=8, decoder="mlp"), RatingClassesConfig()),
@@ -30,7 +37,26 @@ CASES = {
         MultVaeConfig(hidden_width=16, latent_width=8),
         MultinomialConfig(anneal_steps=10),
     ),
+    "mult_vae-sampled": (
+        MultVaeConfig(hidden_width=16, latent_width=8),
+        MultinomialConfig(anneal_steps=10, num_sampled=20),
+    ),
+    "mult_vae-ratings": (MultVaeConfig(hidden_width=16, latent_width=8), SquaredErrorConfig()),
 }
+
+
+class Job(NamedTuple):
+    """Some updates by one engine."""
+
+    case: str
+    engine: dict
+    begin: str | None = None
+    """Folder of the state to go on from."""
+
+    first: int = 0
+    last: int = NUM_STEPS
+    save: str | None = None
+    optimizer: str = "adamw"
 
 
 def make_step(case: str) -> TrainStep:
@@ -38,59 +64,66 @@ def make_step(case: str) -> TrainStep:
     model, objective = CASES[case]
     torch.manual_seed(0)
     built = model.build(small.catalogue)
-    return TrainStep(built, objective.build(small.catalogue.levels), block_items=17)
+    return TrainStep(built, objective.build(small.catalogue), block_items=17)
 
 
-def fresh_engine(case: str, config: EngineConfig) -> DeepSpeedEngine:
-    device = torch.device("cpu")
-    return DeepSpeedEngine(
-        make_step(case), OPTIMIZER, config, batch_users=BATCH_USERS, device=device
+def fresh_engine(job: Job) -> object:
+    special = {"sgd": {"momentum": 0.5}, "adagrad": {"weight_decay": 0.0}}.get(job.optimizer, {})
+    optimizer = OPTIMIZER.model_copy(update={"name": job.optimizer} | special)
+    config = EngineConfig(**job.engine)
+    make = DeepSpeedEngine
+    return make(
+        make_step(job.case), optimizer, config, batch_users=BATCH_USERS, device=torch.device("cpu")
     )
 
 
-def losses(engine: object, rank: int, world_size: int, first: int = 0) -> list[list[float]]:
+def losses(
+    engine: object, rank: int, world_size: int, first: int = 0, last: int = NUM_STEPS
+) -> list[list[float]]:
     """Mean losses of some steps; the last batch has fewer users than there are ranks."""
     small, found = Small(), []
-    for step in range(first, NUM_STEPS):
+    for step in range(first, last):
         size = BATCH_USERS if step < NUM_STEPS - 1 else 1
         users = [(step * BATCH_USERS + place) % 37 for place in range(size)]
         mine = np.array_split(np.array(users), world_size)[rank].tolist()
         batch = small.users(mine) if mine else Batch.from_lists([])
-        terms = engine.train_batch(batch, batch, Noise.of(1, 0), step=step, num_users=size)
-        summed = torch.stack([terms[name].double() for name in sorted(terms)])
+        update = engine.train_batch(batch, batch, Noise.of(1, 0), step=step, num_users=size)
+        summed = torch.stack([update.terms[name].double() for name in sorted(update.terms)])
         if world_size > 1:
             torch.distributed.all_reduce(summed)
         found.append((summed / size).tolist())
     return found
 
 
-def main(rank: int, world_size: int, address: str, folder: str) -> None:
+def done(job: Job, rank: int, world_size: int) -> dict:
+    """Do a job on all ranks; every rank returns what it saw."""
+    engine = fresh_engine(job)
+    if job.begin:
+        facts = json.loads((Path(job.begin) / "facts.json").read_text())
+        engine.restore(SavedState(Path(job.begin)), facts)
+    found = {"losses": losses(engine, rank, world_size, job.first, job.last)}
+    if job.save:
+        folder = Path(job.save)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_pieces(folder / f"state-{rank}.safetensors", engine.pieces())
+        (folder / "facts.json").write_text(json.dumps(engine.facts()))
+    weights = engine.weights()
+    found["digest"] = float(sum(value.double().abs().sum() for value in weights.values()))
+    torch.distributed.barrier()
+    return found
+
+
+def main(rank: int, world_size: int, folder: Path) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank)}
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{address}", rank=rank, world_size=world_size
-    )
+    meeting = f"file://{folder}/meeting"
+    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=world_size)
     # DeepSpeed takes most CPUs to be unfit for fp16; slow is all that they are.
     deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
-    result = {}
-    for case in CASES:
-        for precision, stage in PRECISIONS:
-            config = EngineConfig(precision=precision, zero_stage=stage)
-            engine = fresh_engine(case, config)
-            key = f"{case}/{precision}/{stage}"
-            result[key] = losses(engine, rank, world_size)
-            place = f"{folder}/{case}-{precision}-{stage}"
-            engine.save(place)
-            weights = engine.weights()
-            torch.distributed.barrier()
-            again = fresh_engine(case, config)
-            again.load(place)
-            result[key + "/restored"] = all(
-                torch.equal(weights[name], value) for name, value in again.weights().items()
-            )
-            result[key + "/digest"] = float(sum(value.double().sum() for value in weights.values()))
-    print("RESULT " + json.dumps(result), flush=True)
+    jobs = json.loads((folder / "jobs.json").read_text())
+    result = [done(Job(*job), rank, world_size) for job in jobs]
+    (folder / f"result{rank}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

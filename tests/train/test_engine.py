@@ -1,4 +1,4 @@
-"""Engines must agree: DeepSpeed with any stage and number of ranks equals the local reference."""
+"""Engines must agree: any engine, stage, number of ranks, before and after a restart."""
 
 import json
 import subprocess
@@ -8,37 +8,65 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distrib.train.deepspeed_engine import deepspeed_config
-from distrib.train.engine import EngineConfig, LocalEngine, OptimizerConfig, build_optimizer
-from tests.train.engine_ranks import CASES, OPTIMIZER, losses, make_step
+from distrib.train.deepspeed_config import deepspeed_config
+from distrib.train.engine import EngineConfig, LocalEngine
+from distrib.train.optimizer import OptimizerConfig, ScheduleConfig, build_optimizer
+from tests.train.engine_ranks import CASES, NUM_STEPS, OPTIMIZER, Job, losses, make_step
 
 ROOT = Path(__file__).parents[2]
+HALF = NUM_STEPS // 2
+ENGINES = {f"zero{stage}": {"precision": "fp32", "zero_stage": stage} for stage in range(4)}
+SPECIAL = {
+    "accumulated": {"precision": "fp32", "zero_stage": 1, "micro_batch_users": 2},
+    "offloaded": {"precision": "fp32", "zero_stage": 2, "offload": "optimizer"},
+    "offloaded-all": {"precision": "fp32", "zero_stage": 3, "offload": "all"},
+}
+HALVED_CASES = ("conv4rec", "mult_vae")
+HALVES = {f"{p}/{s}": {"precision": p, "zero_stage": s} for p in ("bf16", "fp16") for s in (1, 2, 3)}
 
 
-def run_ranks(world_size: int, folder: Path) -> list[dict]:
+def run_ranks(world_size: int, jobs: dict[str, Job], folder: Path) -> list[dict[str, dict]]:
+    """Do jobs on so many processes; for each rank, what it saw by the job's name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "jobs.json").write_text(json.dumps(list(jobs.values())))
     command = [sys.executable, "-m", "tests.train.engine_ranks"]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(world_size), str(folder / "meeting"), str(folder)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
+    ranks = []
+    for rank in range(world_size):
+        with (folder / f"log{rank}").open("w") as log:  # a pipe would fill while others are read
+            arguments = [str(rank), str(world_size), str(folder)]
+            ranks.append(subprocess.Popen([*command, *arguments], cwd=ROOT, stdout=log, stderr=log))
     results = []
-    for rank in ranks:
-        out, err = rank.communicate(timeout=280)
-        assert rank.returncode == 0, err[-3000:]
-        line = next(line for line in out.splitlines() if line.startswith("RESULT "))
-        results.append(json.loads(line.removeprefix("RESULT ")))
+    for number, rank in enumerate(ranks):
+        code = rank.wait(timeout=280)
+        assert code == 0, (folder / f"log{number}").read_text()[-3000:]
+        seen = json.loads((folder / f"result{number}.json").read_text())
+        results.append(dict(zip(jobs, seen, strict=True)))
     return results
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
+
+
+def saved_at(folder, world_size, name):
+    return str(folder / f"saved{world_size}" / name)
+
+
 @pytest.fixture(scope="module", params=[1, 2])
-def measured(request, tmp_path_factory):
-    return run_ranks(request.param, tmp_path_factory.mktemp(f"ranks{request.param}"))
+def measured(request, folder):
+    """Six updates of every engine; its state after three is kept, and gone on from at the end."""
+    world_size = request.param
+    jobs = {}
+    for case in CASES:
+        halves = HALVES if case in HALVED_CASES else {}
+        for kind, engine in (ENGINES | SPECIAL | halves).items():
+            name = f"{case}/{kind}"
+            kept = saved_at(folder, world_size, name)
+            jobs[name] = Job(case, engine)
+            jobs[f"{name}/first"] = Job(case, engine, last=HALF, save=kept)
+            jobs[f"{name}/second"] = Job(case, engine, begin=kept, first=HALF)
+    return run_ranks(world_size, jobs, folder / str(world_size))
 
 
 @pytest.fixture(scope="module")
@@ -50,39 +78,81 @@ def reference():
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("stage", range(4))
-def test_every_stage_and_rank_count_gives_the_losses_of_the_local_engine(
-    case, stage, measured, reference
+@pytest.mark.parametrize("kind", ENGINES | SPECIAL)
+def test_every_engine_and_rank_count_gives_the_losses_of_the_local_engine(
+    case, kind, measured, reference
 ):
     # float32; six Adam steps let sums in another order grow to a few 1e-6 of the loss.
-    np.testing.assert_allclose(measured[0][f"{case}/fp32/{stage}"], reference[case], rtol=2e-5)
+    np.testing.assert_allclose(measured[0][f"{case}/{kind}"]["losses"], reference[case], rtol=2e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", HALVED_CASES)
 @pytest.mark.parametrize("stage", range(1, 4))
 def test_bf16_stays_near_the_local_engine_and_stages_agree(case, stage, measured, reference):
     # bf16 has 8 bits: 0.4 % a number; terms are sums of many. Terms near 0 need an absolute part.
-    found = measured[0][f"{case}/bf16/{stage}"]
+    found = measured[0][f"{case}/bf16/{stage}"]["losses"]
     np.testing.assert_allclose(found, reference[case], rtol=0.02, atol=0.05)
-    np.testing.assert_allclose(found, measured[0][f"{case}/bf16/1"], rtol=2e-5)
+    np.testing.assert_allclose(found, measured[0][f"{case}/bf16/1"]["losses"], rtol=2e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", HALVED_CASES)
 @pytest.mark.parametrize("stage", range(1, 4))
 def test_fp16_scales_its_losses_and_trains(case, stage, measured, reference):
-    found = np.array(measured[0][f"{case}/fp16/{stage}"])
+    found = np.array(measured[0][f"{case}/fp16/{stage}"]["losses"])
     # Before the first update only rounding (11 bits) differs; later ones may have been skipped.
     np.testing.assert_allclose(found[0], reference[case][0], rtol=5e-3, atol=5e-3)
     assert np.isfinite(found).all()
-    np.testing.assert_allclose(found, measured[0][f"{case}/fp16/1"], rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(
+        found, measured[0][f"{case}/fp16/1"]["losses"], rtol=2e-3, atol=2e-3
+    )
 
 
-def test_replicas_are_equal_and_a_saved_engine_comes_back_whole(measured):
-    for key in measured[0]:
-        if key.endswith("/restored"):
-            assert all(rank[key] for rank in measured), key
-        if key.endswith("/digest"):
-            assert len({rank[key] for rank in measured}) == 1, key
+def test_a_restored_engine_goes_on_bit_for_bit_and_replicas_are_equal(measured):
+    whole = [name for name in measured[0] if f"{name}/second" in measured[0]]
+    assert len(whole) == len(CASES) * len(ENGINES | SPECIAL) + len(HALVED_CASES) * len(HALVES)
+    for name in whole:
+        halves = [measured[0][f"{name}/{half}"]["losses"] for half in ("first", "second")]
+        assert halves[0] + halves[1] == measured[0][name]["losses"], name
+        for key in (name, f"{name}/second"):
+            assert {rank[key]["digest"] for rank in measured} == {measured[0][name]["digest"]}, key
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3)])
+def test_a_state_serves_any_number_of_ranks_and_any_engine(before, after, folder, reference):
+    kinds = list(ENGINES)
+    first = {
+        f"{case}/{kind}": Job(case, ENGINES[kind], last=HALF, save=f"{folder}/{before}-{case}-{kind}")
+        for case in CASES
+        for kind in kinds
+    }
+    run_ranks(before, first, folder / f"{before}to{after}-first")
+    second = {  # the same stage, and one that is another
+        f"{case}/{kind}/{other}": Job(
+            case, ENGINES[other], begin=f"{folder}/{before}-{case}-{kind}", first=HALF
+        )
+        for case in CASES
+        for place, kind in enumerate(kinds)
+        for other in (kind, kinds[place - 1])
+    }
+    ranks = run_ranks(after, second, folder / f"{before}to{after}-second")
+    for name, found in ranks[0].items():
+        wanted = reference[name.split("/")[0]][HALF:]
+        np.testing.assert_allclose(found["losses"], wanted, rtol=2e-5, err_msg=name)
+        assert len({rank[name]["digest"] for rank in ranks}) == 1, name
+
+
+@pytest.mark.parametrize("rule", ["adam", "sgd", "adagrad"])
+def test_other_rules_go_on_bit_for_bit(rule, folder):
+    place = f"{folder}/{rule}"
+    engine = ENGINES["zero2"]
+    jobs = {
+        "whole": Job("mult_vae", engine, optimizer=rule),
+        "first": Job("mult_vae", engine, last=HALF, save=place, optimizer=rule),
+        "second": Job("mult_vae", engine, begin=place, first=HALF, optimizer=rule),
+    }
+    found = run_ranks(2, jobs, folder / f"rule-{rule}")[0]
+    assert found["first"]["losses"] + found["second"]["losses"] == found["whole"]["losses"]
+    assert found["second"]["digest"] == found["whole"]["digest"]
 
 
 def test_deepspeeds_defaults_with_a_trap_are_written_out():
@@ -94,6 +164,43 @@ def test_deepspeeds_defaults_with_a_trap_are_written_out():
     assert config["communication_data_type"] == "fp32"
     stage_0 = deepspeed_config(EngineConfig(zero_stage=0), optimizer, batch_users=4, world_size=1)
     assert "data_types" not in stage_0
+
+
+def test_the_rest_of_deepspeed_passes_through_and_clashes_are_refused():
+    engine = EngineConfig(deepspeed={"zero_optimization": {"reduce_bucket_size": 1000}})
+    config = deepspeed_config(engine, OptimizerConfig(), batch_users=4, world_size=1)
+    assert config["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert config["zero_optimization"]["stage"] == 1
+    wrong = {"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0, "memory_brakdown": True}
+    with pytest.raises(ValueError, match=r"zero_optimization\.stage: engine\.zero_stage") as told:
+        EngineConfig(deepspeed=wrong)
+    assert "gradient_clipping: optimizer.gradient_clipping" in str(told.value)
+    assert "did you mean 'memory_breakdown'?" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "fp16", "zero_stage": 0}, "trains wrongly"),
+        ({"offload": "all", "zero_stage": 2}, "parameters in stage 3"),
+        ({"offload": "optimizer", "zero_stage": 0}, "from stage 1 on"),
+        ({"parallel": "items", "precision": "fp16"}, "without DeepSpeed"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        EngineConfig(**settings)
+
+
+def test_the_learning_rate_warms_up_and_goes_down():
+    cosine = ScheduleConfig(name="cosine", warmup_steps=4, decay_steps=10, final_share=0.1)
+    assert [cosine.share(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert cosine.share(9) == pytest.approx(0.55)
+    assert cosine.share(14) == cosine.share(99) == pytest.approx(0.1)
+    assert ScheduleConfig(name="linear", decay_steps=4).share(1) == 0.75
+    assert ScheduleConfig().share(10**6) == 1.0
+    with pytest.raises(ValueError, match="need decay_steps above 0"):
+        ScheduleConfig(name="linear")
 
 
 def test_weight_decay_falls_on_named_parameters_only():

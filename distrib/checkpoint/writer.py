@@ -1,0 +1,97 @@
+"""Writes checkpoints while training goes on."""
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from distrib.checkpoint.state import Piece, write_pieces
+from distrib.checkpoint.store import CheckpointStore
+from distrib.events import emit
+from distrib.storage import patiently
+
+
+class Rank(NamedTuple):
+    """Who writes."""
+
+    rank: int
+    world_size: int
+
+
+class CheckpointWriter:
+    """One rank's part of each checkpoint, in a thread; one at a time.
+
+    A failure is not raised where it happens but kept, so that all ranks can learn of it and stop
+    together; see `fault`.
+    """
+
+    def __init__(
+        self, store: CheckpointStore, who: Rank, *, retry_s: float, in_background: bool
+    ) -> None:
+        self.store = store
+        self.who = who
+        self.retry_s = retry_s
+        self.in_background = in_background
+        self.fault = ""
+        """What went wrong; empty while nothing has."""
+
+        self._thread: threading.Thread | None = None
+
+    def start(
+        self,
+        name: str,
+        pieces: Iterable[Piece],
+        texts: Mapping[str, str],
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        """Copy the state and write it; returns when it is copied, the one before is written first.
+
+        Args:
+            name: Of the checkpoint.
+            pieces: The engine's, maybe views.
+            texts: Further files by name.
+            before: Done in the thread before anything is written.
+        """
+        self.wait()
+        held = [piece.copied() if self.in_background else piece for piece in pieces]
+        task = (name, held, dict(texts), before)
+        if not self.in_background:
+            self._write(*task)
+            return
+        self._thread = threading.Thread(target=self._write, args=task, daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(
+        self,
+        name: str,
+        pieces: list[Piece],
+        texts: dict[str, str],
+        before: Callable[[], None] | None,
+    ) -> None:
+        rank, world_size = self.who
+
+        def put() -> None:
+            if before is not None:
+                before()
+            self.store.write(name, files, rank=rank, world_size=world_size)
+
+        def told(failure: str) -> None:
+            emit("store_retry", rank=rank, checkpoint=name, failure=failure)
+
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                files = [Path(folder, f"state-{rank:05d}.safetensors")]
+                write_pieces(files[0], pieces)
+                for file, text in texts.items():
+                    files.append(Path(folder, file))
+                    files[-1].write_text(text, encoding="utf-8")
+                patiently(put, for_s=self.retry_s, told=told)
+        except Exception as error:  # noqa: BLE001  none may be lost in a thread
+            self.fault = f"checkpoint {name} could not be written: {error}"

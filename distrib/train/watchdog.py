@@ -1,0 +1,89 @@
+"""Tells which ranks are missing when one waits for too long, and ends the wait."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch.distributed import TCPStore
+
+_PULSES = 5  # looks per time limit
+
+
+class Watchdog:
+    """One rank's watch over its own progress, and its word to the others of where it stands.
+
+    A collective that one rank does not enter waits for ever, and says nothing. Each rank counts
+    what it has done, and a thread writes that to a store of all ranks; who has waited for too long
+    reads there who is behind, or no longer writes at all.
+    """
+
+    def __init__(
+        self,
+        store: TCPStore,
+        rank: int,
+        world_size: int,
+        *,
+        limit_s: float,
+        on_hang: Callable[[list[int], str], None],
+    ) -> None:
+        self.limit_s = limit_s
+        self._store, self._rank, self._world_size = store, rank, world_size
+        self._on_hang = on_hang
+        self._done, self._doing, self._since_s = 0, "starting", time.monotonic()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def progress(self, doing: str) -> None:
+        """Tell that something is done and what comes next; all ranks call at the same points."""
+        self._done += 1
+        self._doing, self._since_s = doing, time.monotonic()
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        pulse, before = 0, []
+        while not self._closed.wait(self.limit_s / _PULSES):
+            pulse += 1
+            try:
+                said = json.dumps({"pulse": pulse, "done": self._done})
+                self._store.set(f"rank{self._rank}", said)
+                now = [self._said(rank) for rank in range(self._world_size)]
+            except RuntimeError:  # the rank that holds the store is gone
+                now = []
+            if time.monotonic() - self._since_s > self.limit_s:
+                self._on_hang(missing_ranks(before, now), self._doing)
+                return
+            before = now
+
+    def _said(self, rank: int) -> dict[str, Any]:
+        if not self._store.check([f"rank{rank}"]):
+            return {"pulse": 0, "done": -1}
+        found: dict[str, Any] = json.loads(self._store.get(f"rank{rank}"))
+        return found
+
+
+def missing_ranks(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[int]:
+    """Return the ranks that hold up the others.
+
+    Args:
+        before: What each rank said at the last look.
+        now: What each says at this one; nothing when the store does not answer.
+
+    Returns:
+        Those that have done less than the furthest, or have fallen silent; rank 0, which holds the
+        store, when nobody can say anything.
+    """
+    if not now:
+        return [0]
+    furthest = max(said["done"] for said in now)
+    silent = {
+        rank for rank, (old, new) in enumerate(zip(before, now, strict=False)) if old["pulse"] == new["pulse"]
+    }
+    behind = {rank for rank, said in enumerate(now) if said["done"] < furthest}
+    return sorted(silent | behind)
