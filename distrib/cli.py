@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +12,8 @@ from typing import Any
 
 import ray
 
-from distrib import errors
 from distrib.config import load
-from distrib.errors import ConfigError, DistribError
+from distrib.errors import ConfigError, StoppedError, known
 from distrib.events import is_terminal
 from distrib.run_file import RunFile
 
@@ -21,8 +21,19 @@ _WORKERS_PER_CORE = 4
 _REPEATERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
 """Loggers of Ray that print, with their tracebacks, the errors that `job` tells in one line."""
 
+STOPPED = 75
+"""Exit code of a run that was told to stop; EX_TEMPFAIL of sysexits.h: try again."""
+
 Check = Callable[[RunFile], object]
 Run = Callable[[RunFile], dict[str, Any]]
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _terminated(_number: int, _frame: object) -> None:
+    raise _Terminated
 
 
 def job(description: str, check: Check, run: Run, arguments: list[str] | None = None) -> int:
@@ -38,9 +49,10 @@ def job(description: str, check: Check, run: Run, arguments: list[str] | None = 
         arguments: Instead of ``sys.argv``.
 
     Returns:
-        The exit code: 0, 2 for a fault in the configuration, 1 for any other known error, 130 when
-        interrupted.
+        The exit code: 0, 2 for a fault in the configuration, 1 for any other known error, 75 when
+        told to stop with the place kept, 130 when interrupted, 143 when terminated.
     """
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         config = parse(description, arguments)
         check(config)
@@ -52,15 +64,16 @@ def job(description: str, check: Check, run: Run, arguments: list[str] | None = 
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from what is complete\n")
         return 130
+    except _Terminated:
+        sys.stderr.write("terminated; the same command goes on from what is complete\n")
+        return 143
     except Exception as error:
-        known = [cause for cause in _causes(error) if isinstance(cause, DistribError)]
-        if not known:
+        plain = known(error)
+        if plain is None:
             raise
-        # Ray makes classes of its own from ours, with a traceback for a message; ours is in them.
-        plain = next((e for e in known if type(e).__module__ == errors.__name__), known[0])
         message = str(plain).partition("\nFailed to apply UDF")[0]  # Ray Data's own addition
         sys.stderr.write(f"{type(plain).__name__}: {message}\n")
-        return 1
+        return STOPPED if isinstance(plain, StoppedError) else 1
     sys.stdout.write(json.dumps(result, default=str) + "\n")
     return 0
 
@@ -120,17 +133,3 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and all that led to it; Ray wraps what tasks and workers raised."""
-    pending: list[Any] = [error]
-    seen: set[int] = set()
-    while pending:
-        found = pending.pop()
-        if not isinstance(found, BaseException) or id(found) in seen:
-            continue
-        seen.add(id(found))
-        yield found
-        pending += [found.__context__, found.__cause__, getattr(found, "cause", None)]
-        pending += list(getattr(found, "worker_failures", {}).values())

@@ -9,8 +9,9 @@ from distrib.models import ModelConfig
 from distrib.objectives import MultinomialConfig, ObjectiveConfig, RatingClassesConfig
 from distrib.score.policy import ScoreConfig
 from distrib.train.config import TrainConfig
-from distrib.train.engine import EngineConfig, OptimizerConfig
+from distrib.train.engine import EngineConfig
 from distrib.train.loop import LoopConfig
+from distrib.train.optimizer import OptimizerConfig
 
 
 class RunFile(Config):

@@ -227,21 +227,14 @@ class Folder:
             DataError: The store failed, or fewer bytes arrived than were sent.
         """
         target = self._at(name)
-        part = f"{target}.{uuid.uuid4().hex[:8]}.part" if self.is_local else target
         with self._explained(), source.open("rb") as file:
             if self._has_folders:
                 self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
-            try:
-                with self._fs.open(part, "wb") as sink:
+            if self.is_local:
+                entry = _copied_whole(file, Path(target))
+            else:
+                with self._fs.open(target, "wb") as sink:
                     entry = _copied(file, sink)
-                    if self.is_local:
-                        sink.flush()
-                        os.fsync(sink.fileno())
-                if self.is_local:
-                    Path(part).replace(target)
-            finally:
-                if self.is_local:
-                    Path(part).unlink(missing_ok=True)
         if self.size(name) != entry["bytes"]:
             raise DataError(
                 f"{self / name}: {self.size(name)} bytes arrived of {entry['bytes']}; check the "
@@ -353,6 +346,19 @@ def patiently(action: Callable[[], T], *, for_s: float, told: Callable[[str], No
             told(str(error))
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, 30.0)
+
+
+def _copied_whole(source: IO[bytes], target: Path) -> dict[str, Any]:
+    """Copy into a local file that is there when all of it is on the disk."""
+    part = Path(f"{target}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with part.open("wb") as sink:
+            entry = _copied(source, sink)
+            os.fsync(sink.fileno())
+        part.replace(target)
+    finally:  # a full disk, say
+        part.unlink(missing_ok=True)
+    return entry
 
 
 def _copied(source: IO[bytes], sink: IO[bytes]) -> dict[str, Any]:

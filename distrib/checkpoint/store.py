@@ -25,9 +25,7 @@ class CheckpointStore:
         names = [name for name in self.folder.folders() if name.startswith("step-")]
         return [name for name in reversed(names) if self._is_complete(name)]
 
-    def write(
-        self, name: str, files: list[Path], *, rank: int, world_size: int
-    ) -> None:
+    def write(self, name: str, files: list[Path], *, rank: int, world_size: int) -> None:
         """Write one rank's files into the folder that all ranks share, then its manifest.
 
         Args:

@@ -163,8 +163,7 @@ class StreamingFeed:
             skip = max(0, skip - num_users)
         with ThreadPoolExecutor(1) as reader:
             coming = deque(
-                reader.submit(self._read, epoch, number, shards)
-                for number, shards, _ in wanted[:1]
+                reader.submit(self._read, epoch, number, shards) for number, shards, _ in wanted[:1]
             )
             for place, (_, _, first) in enumerate(wanted):
                 window = coming.popleft().result()
@@ -220,9 +219,7 @@ class StreamingFeed:
 class _Window:
     """Some users in the order of the epoch, of whom this rank holds those from low to high."""
 
-    def __init__(
-        self, order: IntArray, rows: Rows | None, base: int, low: int, high: int
-    ) -> None:
+    def __init__(self, order: IntArray, rows: Rows | None, base: int, low: int, high: int) -> None:
         self.num_users = len(order)
         self._order, self._rows, self._base = order, rows, base
         self._low, self._high = low, high
@@ -279,9 +276,7 @@ def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
             yield item  # type: ignore[misc]
 
 
-def read_shard(
-    prepared: Folder, entry: Mapping[str, Any], num_shards: int
-) -> tuple[Rows, Rows]:
+def read_shard(prepared: Folder, entry: Mapping[str, Any], num_shards: int) -> tuple[Rows, Rows]:
     """Read a shard of a prepared folder.
 
     Args:

@@ -51,7 +51,8 @@ class Source(NamedTuple):
             The feed.
         """
         if self.rows is not None:
-            return ResidentFeed(*ray.get(list(self.rows)), dealing, device)
+            train, valid = ray.get(list(self.rows))
+            return ResidentFeed(train, valid, dealing, device)
         return StreamingFeed(
             Folder(self.prepared),
             self.shards,
@@ -84,10 +85,13 @@ def expected_bytes(manifest: Mapping[str, Any]) -> int:
     """Return about how much memory all training and validation histories take."""
     counts = manifest["counts"]
     by_role = counts["interactions_by_role"]
-    trains = by_role.get(Role.INPUT.name.lower(), 0) + by_role.get(Role.TRAIN_TARGET.name.lower(), 0)
-    asked = by_role.get(Role.VALID_TARGET.name.lower(), 0)
-    interactions = trains + (trains + asked if asked else 0)
-    return _BYTES_PER_INTERACTION * interactions + 2 * _BYTES_PER_USER * counts["users"]
+    trains, trained, asked = (
+        int(by_role.get(role.name.lower(), 0))
+        for role in (Role.INPUT, Role.TRAIN_TARGET, Role.VALID_TARGET)
+    )
+    held_out = trains + trained + asked if asked else 0
+    users = 2 * _BYTES_PER_USER * int(counts["users"])
+    return _BYTES_PER_INTERACTION * (trains + trained + held_out) + users
 
 
 def load_source(prepared: Folder, kind: Kind) -> Source:
@@ -130,9 +134,19 @@ def load_source(prepared: Folder, kind: Kind) -> Source:
         Shard({key: piece[key] for key in ("shard", "name", "sha256")}, fact["num_train"])
         for piece, fact in zip(pieces, found, strict=True)
     )
-    sums = [sum(fact[key] for fact in found) for key in ("num_train", "num_valid", "num_bytes")]
-    rows = (train, valid) if is_resident else None
-    return Source(url, kind, shards, num_shards, *sums, rows)
+    num_train, num_valid, num_bytes = (
+        sum(fact[key] for fact in found) for key in ("num_train", "num_valid", "num_bytes")
+    )
+    return Source(
+        url,
+        kind,
+        shards,
+        num_shards,
+        num_train=num_train,
+        num_valid=num_valid,
+        num_bytes=num_bytes,
+        rows=(train, valid) if is_resident else None,
+    )
 
 
 def _columns(**parts: Rows) -> dict[str, list[Any]]:

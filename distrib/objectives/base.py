@@ -11,6 +11,19 @@ from distrib.noise import Noise
 Carry = tuple[Tensor, ...]
 """What an objective remembers from block to block: tensors whose last dimension is B."""
 
+Seen = tuple[Tensor, ...]
+"""What an objective makes of one block."""
+
+
+class Weights(NamedTuple):
+    """What the gradient of a block depends on besides the block."""
+
+    learned: Carry
+    """From `Objective.finish`."""
+
+    gradient_TB: Tensor
+    """Weight of each term of each user, float32."""
+
 
 class Candidates(NamedTuple):
     """The items that a loss looks at, where these are not all."""
@@ -25,9 +38,9 @@ class Candidates(NamedTuple):
 class Objective(Protocol):
     """A loss over all items of each user, computed without ever holding all items at once.
 
-    Going over the blocks once, `accumulate` then `finish` give the loss. The gradient takes a
-    second look at each block: `output_gradient`, given what `finish` learned. Where ranks own
-    different items, `merged` joins what they accumulated.
+    Going over the blocks once, `observe`, `accumulate`, then `finish` give the loss. The gradient
+    takes a second look at each block: `fill_gradient`, given what `finish` learned. Where ranks
+    own different items, `merged` joins what they accumulated.
     """
 
     @property
@@ -46,12 +59,23 @@ class Objective(Protocol):
             Items, or None.
         """
 
-    def accumulate(self, carry: Carry | None, output: Tensor, cells: Cells) -> Carry:
+    def observe(self, output: Tensor, cells: Cells) -> Seen:
+        """Compute, in float32, what both the loss and its gradient need of a block.
+
+        Args:
+            output: The model's output for the block, in the model's precision; not changed.
+            cells: The observed cells in the block.
+
+        Returns:
+            Tensors, maybe as large as the block.
+        """
+
+    def accumulate(self, carry: Carry | None, seen: Seen, cells: Cells) -> Carry:
         """Take one block into account.
 
         Args:
             carry: What the blocks before gave; None for the first.
-            output: The model's output for the block, float32.
+            seen: From `observe`.
             cells: The observed cells in the block.
 
         Returns:
@@ -62,21 +86,16 @@ class Objective(Protocol):
         """Join what was accumulated over disjoint items."""
 
     def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:
-        """Return the loss ``[T, B]`` and what `output_gradient` will need."""
+        """Return the loss ``[T, B]`` and what `fill_gradient` will need."""
 
-    def output_gradient(
-        self, output: Tensor, cells: Cells, learned: Carry, gradient_TB: Tensor
-    ) -> Tensor:
-        """Return the gradient of ``sum(loss * gradient_TB)`` by the block's output, float32.
+    def fill_gradient(self, out: Tensor, seen: Seen, cells: Cells, weights: Weights) -> None:
+        """Compute the gradient of ``sum(loss * gradient_TB)`` by the block's output.
 
         Args:
-            output: The model's output for the block, float32; not changed.
+            out: Filled; of the shape and precision of the output.
+            seen: From `observe`.
             cells: The observed cells in the block.
-            learned: From `finish`.
-            gradient_TB: Weight of each term of each user.
-
-        Returns:
-            Of the shape of ``output``.
+            weights: What the block alone does not tell.
         """
 
     def divergence_weight(self, step: int) -> float:
@@ -91,4 +110,4 @@ def sum_by_row(value_M: Tensor, cells: Cells, num_users: int) -> Tensor:
 def add_to_cells(output_BJ: Tensor, cells: Cells, value_M: Tensor) -> None:
     """Add a value to each observed cell, in place."""
     place_M = cells.row_M * output_BJ.shape[1] + cells.column_M
-    output_BJ.view(-1).index_add_(0, place_M, value_M)
+    output_BJ.view(-1).index_add_(0, place_M, value_M.to(output_BJ.dtype))

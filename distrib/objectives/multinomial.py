@@ -1,7 +1,7 @@
 """Multinomial likelihood: one softmax over all items, each interaction a draw from it."""
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, NamedTuple, cast
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from distrib.batch import Batch, Cells
 from distrib.config import Config
 from distrib.noise import Noise
-from distrib.objectives.base import Candidates, Carry, add_to_cells, sum_by_row
+from distrib.objectives.base import Candidates, Carry, Seen, Weights, add_to_cells, sum_by_row
 from distrib.vocabulary import Catalogue
 
 _NEGATIVES = 101  # stream of noise
@@ -90,14 +90,27 @@ class Multinomial:
         drawn_S = drawn_S.clamp(max=len(below_I) - 1)
         item_J = torch.unique(torch.cat([drawn_S, target.item_N]))
         times_J = torch.zeros(len(item_J), device=device)
-        times_J.index_add_(0, torch.searchsorted(item_J, drawn_S), torch.ones_like(times_J[:1]).expand(num_drawn))
+        times_J.index_add_(
+            0, torch.searchsorted(item_J, drawn_S), torch.ones_like(times_J[:1]).expand(num_drawn)
+        )
         log_share_J = self._log_share_I.to(device)[item_J]
         return Candidates(item_J, torch.log(times_J / num_drawn) - log_share_J)
 
-    def accumulate(self, carry: Carry | None, output: Tensor, cells: Cells) -> Carry:
+    def observe(self, output: Tensor, cells: Cells) -> Seen:
+        """Take the softmax of the block by itself, its normaliser, and the targets' scores."""
+        targets_M = output[cells.row_M, cells.column_M].float()
+        if cells.log_weight_J is not None or output.shape[1] == 0:
+            return *_weighted_softmax(output, cells), targets_M
+        softmax_BJ = torch.softmax(output, dim=1, dtype=torch.float32)
+        # The largest score and its probability tell the normaliser, without another pass.
+        log_normaliser_B = output.amax(1).float() - softmax_BJ.amax(1).log()
+        return log_normaliser_B, softmax_BJ, targets_M
+
+    def accumulate(self, carry: Carry | None, seen: Seen, cells: Cells) -> Carry:
         """Merge a block into the log-sum-exp and add its targets' scores."""
-        targets_B = sum_by_row(output[cells.row_M, cells.column_M], cells, output.shape[0])
-        block = _Carry(torch.logsumexp(_weighted(output, cells), dim=1), targets_B)
+        log_normaliser_B, _, targets_M = seen
+        targets_B = sum_by_row(targets_M, cells, len(log_normaliser_B))
+        block = _Carry(log_normaliser_B, targets_B)
         return block if carry is None else self.merged([carry, block])
 
     def merged(self, carries: Sequence[Carry]) -> Carry:
@@ -113,15 +126,14 @@ class Multinomial:
         loss_B = length_B * log_normaliser_B - targets_B
         return loss_B[None], _Learned(log_normaliser_B, length_B)
 
-    def output_gradient(
-        self, output: Tensor, cells: Cells, learned: Carry, gradient_TB: Tensor
-    ) -> Tensor:
-        """Return length * softmax - observed, times the weight."""
-        log_normaliser_B, length_B = cast("_Learned", learned)
-        gradient_BJ = (_weighted(output, cells) - log_normaliser_B[:, None]).exp_()
-        gradient_BJ.mul_((length_B * gradient_TB[0])[:, None])
-        add_to_cells(gradient_BJ, cells, -gradient_TB[0][cells.row_M])
-        return gradient_BJ
+    def fill_gradient(self, out: Tensor, seen: Seen, cells: Cells, weights: Weights) -> None:
+        """Fill in length * softmax - observed, times the weight."""
+        block_normaliser_B, softmax_BJ, _ = seen
+        log_normaliser_B, length_B = weights.learned
+        gradient_B = weights.gradient_TB[0]
+        mass_B = (block_normaliser_B - log_normaliser_B).exp_().mul_(length_B * gradient_B)
+        torch.mul(softmax_BJ, mass_B[:, None], out=out)
+        add_to_cells(out, cells, -gradient_B[cells.row_M])
 
     def divergence_weight(self, step: int) -> float:
         """Return min(cap, step / anneal_steps)."""
@@ -130,10 +142,16 @@ class Multinomial:
         return min(self.config.divergence_cap, step / self.config.anneal_steps)
 
 
-def _weighted(output_BJ: Tensor, cells: Cells) -> Tensor:
-    """Let each item stand for as many as it was drawn for; a user's own stand for themselves."""
-    if cells.log_weight_J is None:
-        return output_BJ
-    weighted_BJ = output_BJ + cells.log_weight_J
-    weighted_BJ[cells.row_M, cells.column_M] = output_BJ[cells.row_M, cells.column_M]
-    return weighted_BJ
+def _weighted_softmax(output_BJ: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
+    """Let each item stand for as many as it was drawn for; a user's own stand for themselves.
+
+    Returns:
+        Normaliser ``[B]``, -infinity where nothing counts, and softmax ``[B, J]``.
+    """
+    weighted_BJ = output_BJ.float()
+    if cells.log_weight_J is not None:
+        weighted_BJ = weighted_BJ + cells.log_weight_J
+        weighted_BJ[cells.row_M, cells.column_M] = output_BJ[cells.row_M, cells.column_M].float()
+    log_normaliser_B = torch.logsumexp(weighted_BJ, dim=1)
+    finite_B = torch.nan_to_num(log_normaliser_B, neginf=0.0)
+    return log_normaliser_B, (weighted_BJ - finite_B[:, None]).exp_()

@@ -11,7 +11,7 @@ from torch import Tensor
 from distrib.batch import Batch, Cells, level_index
 from distrib.config import Config
 from distrib.noise import Noise
-from distrib.objectives.base import Candidates, Carry, add_to_cells, sum_by_row
+from distrib.objectives.base import Candidates, Carry, Seen, Weights, add_to_cells, sum_by_row
 from distrib.vocabulary import Catalogue
 
 
@@ -50,11 +50,18 @@ class RatingClasses:
     def candidates(self, target: Batch, noise: Noise, step: int) -> Candidates | None:
         """Return None: every item counts; see `Objective`."""
         del target, noise, step
+        return None
 
-    def accumulate(self, carry: Carry | None, output: Tensor, cells: Cells) -> Carry:
+    def observe(self, output: Tensor, cells: Cells) -> Seen:
+        """Return the output in float32, and the log-sum-exp over the rating levels."""
+        del cells
+        exact = output.float()
+        return exact, torch.logsumexp(exact[..., 1:], dim=-1)
+
+    def accumulate(self, carry: Carry | None, seen: Seen, cells: Cells) -> Carry:
         """Add a block's loss: items do not compete, so it is a plain sum."""
+        output, rated_BI = seen
         num_users = output.shape[0]
-        rated_BI = torch.logsumexp(output[..., 1:], dim=-1)
         odds_BI = rated_BI - output[..., 0]
         interaction_B = F.softplus(odds_BI).sum(1)
         row_M, column_M = cells.row_M, cells.column_M
@@ -74,26 +81,22 @@ class RatingClasses:
         del target
         return carry[0], ()
 
-    def output_gradient(
-        self, output: Tensor, cells: Cells, learned: Carry, gradient_TB: Tensor
-    ) -> Tensor:
-        """Return the gradients of both parts; that of the rating is 0 where nothing was rated."""
-        del learned
+    def fill_gradient(self, out: Tensor, seen: Seen, cells: Cells, weights: Weights) -> None:
+        """Fill in the gradients of both parts; that of the rating is 0 where nothing was rated."""
+        output, rated_BI = seen
         row_M, column_M = cells.row_M, cells.column_M
-        interaction_B, rating_B = gradient_TB[0], self.config.rating_weight * gradient_TB[1]
-        rated_BI = torch.logsumexp(output[..., 1:], dim=-1)
+        interaction_B = weights.gradient_TB[0]
+        rating_B = self.config.rating_weight * weights.gradient_TB[1]
         by_odds_BI = torch.sigmoid(rated_BI - output[..., 0]).mul_(interaction_B[:, None])
         add_to_cells(by_odds_BI, cells, -interaction_B[row_M])
-        gradient_BIC = torch.empty_like(output)
-        gradient_BIC[..., 0] = -by_odds_BI
-        levels_BIL = gradient_BIC[..., 1:]
-        torch.sub(output[..., 1:], rated_BI[..., None], out=levels_BIL).exp_()
-        share_ML = levels_BIL[row_M, column_M]
-        levels_BIL.mul_(by_odds_BI[..., None])
+        torch.neg(by_odds_BI, out=out[..., 0])
         level_M = level_index(cells.value_M, self.levels)
-        share_ML[torch.arange(len(level_M), device=level_M.device), level_M] -= 1.0
-        levels_BIL[row_M, column_M] += rating_B[row_M, None] * share_ML
-        return gradient_BIC
+        share_ML = (output[row_M, column_M, 1:] - rated_BI[row_M, column_M, None]).exp_()
+        by_level_ML = share_ML * (by_odds_BI[row_M, column_M] + rating_B[row_M])[:, None]
+        by_level_ML[torch.arange(len(level_M), device=level_M.device), level_M] -= rating_B[row_M]
+        share_BIL = (output[..., 1:] - rated_BI[..., None]).exp_()
+        torch.mul(share_BIL, by_odds_BI[..., None], out=out[..., 1:])
+        out[..., 1:][row_M, column_M] = by_level_ML.to(out.dtype)
 
     def divergence_weight(self, step: int) -> float:
         """Return 1: a divergence, where the model has one, is taken as it is."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from distrib.batch import Batch, Cells
 from distrib.config import Config
 from distrib.noise import Noise
-from distrib.objectives.base import Candidates, Carry, add_to_cells, sum_by_row
+from distrib.objectives.base import Candidates, Carry, Seen, Weights, add_to_cells
 from distrib.vocabulary import Catalogue
 
 
@@ -47,10 +47,15 @@ class SquaredError:
         del noise, step
         return Candidates(torch.unique(target.item_N))
 
-    def accumulate(self, carry: Carry | None, output: Tensor, cells: Cells) -> Carry:
+    def observe(self, output: Tensor, cells: Cells) -> Seen:
+        """Return the errors, and for each user nothing yet."""
+        error_M = output[cells.row_M, cells.column_M].float() - cells.value_M
+        return error_M, error_M.new_zeros(output.shape[0])
+
+    def accumulate(self, carry: Carry | None, seen: Seen, cells: Cells) -> Carry:
         """Add a block's errors."""
-        error_M = output[cells.row_M, cells.column_M] - cells.value_M
-        block = (sum_by_row(error_M.square(), cells, output.shape[0]),)
+        error_M, nothing_B = seen
+        block = (nothing_B.index_add(0, cells.row_M, error_M.square()),)
         return block if carry is None else self.merged([carry, block])
 
     def merged(self, carries: Sequence[Carry]) -> Carry:
@@ -62,15 +67,10 @@ class SquaredError:
         del target
         return carry[0][None], ()
 
-    def output_gradient(
-        self, output: Tensor, cells: Cells, learned: Carry, gradient_TB: Tensor
-    ) -> Tensor:
-        """Return 2 (score - rating) at the observed cells."""
-        del learned
-        error_M = output[cells.row_M, cells.column_M] - cells.value_M
-        gradient_BJ = torch.zeros_like(output)
-        add_to_cells(gradient_BJ, cells, 2.0 * error_M * gradient_TB[0][cells.row_M])
-        return gradient_BJ
+    def fill_gradient(self, out: Tensor, seen: Seen, cells: Cells, weights: Weights) -> None:
+        """Fill in 2 (score - rating) at the observed cells, 0 elsewhere."""
+        out.zero_()
+        add_to_cells(out, cells, 2.0 * seen[0] * weights.gradient_TB[0][cells.row_M])
 
     def divergence_weight(self, step: int) -> float:
         """Return the weight."""

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from distrib.batch import Batch, Cells, cells_by_block, item_blocks
 from distrib.models.base import Model, Rows, State
 from distrib.objectives import Objective
-from distrib.objectives.base import Candidates, Carry
+from distrib.objectives.base import Candidates, Carry, Weights
 
 
 class Blocks(NamedTuple):
@@ -22,6 +22,19 @@ class Blocks(NamedTuple):
     keep_bytes: int = 0
     """Size of all decoded blocks up to which they are kept rather than computed again."""
 
+    candidates: Candidates | None = None
+    """The items that count, as positions in the model's tables; all without it."""
+
+
+class Share(NamedTuple):
+    """What a rank knows besides its own items, where ranks own different ones."""
+
+    target: Batch
+    """The users with the items of all ranks."""
+
+    join: Callable[[Carry], Carry]
+    """Completes what was accumulated over this rank's items."""
+
 
 class _Task(NamedTuple):
     """All that is fixed in one forward and backward pass."""
@@ -32,7 +45,7 @@ class _Task(NamedTuple):
     blocks: Sequence[tuple[int, int]]
     cells: Sequence[Cells]
     candidates: Candidates | None
-    join: Callable[[Carry], Carry]
+    share: Share | None
     keep_bytes: int
     num_state: int
     num_tables: int
@@ -45,8 +58,7 @@ def blocked_terms(
     target: Batch,
     blocks: Blocks,
     *,
-    candidates: Candidates | None = None,
-    join: Callable[[Carry], Carry] = lambda carry: carry,
+    share: Share | None = None,
 ) -> Tensor:
     """Return the objective's terms for each user without holding the output of all items.
 
@@ -59,14 +71,14 @@ def blocked_terms(
         objective: Turns them into terms.
         state: Users, from ``model.encode``.
         target: What they should be decoded to.
-        blocks: How to cut.
-        candidates: The items that count, positions in the model's tables; all without it.
-        join: Completes what was accumulated, where other ranks hold the other items.
+        blocks: Which items, and how they are cut.
+        share: The rest, where ``model`` and ``target`` hold one rank's items only.
 
     Returns:
         float32 ``[T, B]``.
     """
     tables, shared = model.item_tables(), model.shared_parameters()
+    candidates = blocks.candidates
     if candidates is None:
         item_count = tables[0].shape[0]
     else:
@@ -80,7 +92,7 @@ def blocked_terms(
     ]
     keep_bytes = blocks.keep_bytes if torch.is_grad_enabled() else 0
     sizes = (keep_bytes, len(state), len(tables))
-    task = _Task(model, objective, target, cuts, cells, candidates, join, *sizes)
+    task = _Task(model, objective, target, cuts, cells, candidates, share, *sizes)
     result: Tensor = _Blocked.apply(task, *state, *tables, *shared)  # type: ignore[no-untyped-call]
     return result
 
@@ -98,13 +110,18 @@ class _Blocked(torch.autograd.Function):
             rows = tuple(_leaf(table) for table in _rows(task, tables, position))
             with torch.set_grad_enabled(is_kept):
                 output = task.model.decode_rows(state, rows)
-            is_kept = is_kept and output.nbytes * len(task.blocks) <= task.keep_bytes
-            kept.append((rows, output))
+            seen = task.objective.observe(output.detach(), cells)
+            size = output.nbytes + sum(part.nbytes for part in seen)
+            is_kept = is_kept and size * len(task.blocks) <= task.keep_bytes
+            kept.append((rows, output, seen))
             if not is_kept:
                 kept.clear()
-            carry = task.objective.accumulate(carry, output.detach().float(), cells)
+            carry = task.objective.accumulate(carry, seen, cells)
         assert carry is not None  # there is at least one block, maybe without items
-        terms_TB, ctx.learned = task.objective.finish(task.join(carry), task.target)
+        if task.share is not None:
+            carry = task.share.join(carry)
+        whole = task.target if task.share is None else task.share.target
+        terms_TB, ctx.learned = task.objective.finish(carry, whole)
         ctx.task, ctx.state, ctx.kept = task, state, kept
         ctx.save_for_backward(*tensors)
         return terms_TB
@@ -118,22 +135,24 @@ class _Blocked(torch.autograd.Function):
         shared = tensors[task.num_state + task.num_tables :]
         wanted_state = [tensor for tensor in ctx.state if tensor.requires_grad]
         inner = [*wanted_state, *shared]
+        weights = Weights(ctx.learned, gradient_TB)
         summed: list[Tensor | None] = [None] * len(inner)
         fresh = torch.empty_like if task.candidates is None else torch.zeros_like
         table_grads = [fresh(table) for table in tables]
         for position, cells in enumerate(task.cells):
             if ctx.kept:
-                rows, output = ctx.kept[position]
+                rows, output, seen = ctx.kept[position]
                 ctx.kept[position] = None
             else:
                 rows = tuple(_leaf(table) for table in _rows(task, tables, position))
                 with torch.enable_grad():
                     output = task.model.decode_rows(ctx.state, rows)
-            by_output = task.objective.output_gradient(
-                output.detach().float(), cells, ctx.learned, gradient_TB
-            )
+                seen = task.objective.observe(output.detach(), cells)
+            by_output = torch.empty_like(output)
+            task.objective.fill_gradient(by_output, seen, cells, weights)
+            del seen
             grads: tuple[Tensor | None, ...] = torch.autograd.grad(
-                output, [*rows, *inner], by_output.to(output.dtype), allow_unused=True
+                output, [*rows, *inner], by_output, allow_unused=True
             )
             for table_grad, grad in zip(table_grads, grads, strict=False):
                 _put(task, table_grad, position, grad)

@@ -4,8 +4,9 @@ from distrib.config import Config
 from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig
-from distrib.train.engine import EngineConfig, OptimizerConfig
+from distrib.train.engine import EngineConfig
 from distrib.train.loop import LoopConfig
+from distrib.train.optimizer import OptimizerConfig
 
 
 class TrainConfig(Config):

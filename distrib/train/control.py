@@ -8,7 +8,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 _ASK_S = 1.0
 
 
-@ray.remote(num_cpus=0)
 class Control:
     """Holds what the driver wants; lives on its node."""
 
@@ -27,7 +26,7 @@ class Control:
 def start_control() -> ray.actor.ActorHandle:
     """Start the actor beside the driver."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return Control.options(scheduling_strategy=here).remote()
+    return ray.remote(Control).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 class Listener:

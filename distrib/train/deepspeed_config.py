@@ -75,7 +75,9 @@ def faults_of(extra: Mapping[str, Any]) -> list[str]:
 
 def _paths(table: Mapping[str, Any]) -> list[str]:
     """Return all keys, those of tables inside joined by a dot."""
-    inner = [f"{k}.{path}" for k, v in table.items() if isinstance(v, Mapping) for path in _paths(v)]
+    inner = [
+        f"{k}.{path}" for k, v in table.items() if isinstance(v, Mapping) for path in _paths(v)
+    ]
     return [*table, *inner]
 
 

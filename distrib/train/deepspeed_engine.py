@@ -3,10 +3,12 @@
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import deepspeed
+import deepspeed.comm.comm
 import deepspeed.ops
 import torch
 import torch.distributed
@@ -21,6 +23,8 @@ from distrib.train.deepspeed_config import deepspeed_config
 from distrib.train.engine import EngineConfig, Update
 from distrib.train.optimizer import OptimizerConfig, build_optimizer, set_rate
 from distrib.train.step import TrainStep, total
+
+_SAMPLE_EVERY = 100  # updates between two whose collectives are timed
 
 
 class DeepSpeedEngine:
@@ -49,6 +53,8 @@ class DeepSpeedEngine:
         config = deepspeed_config(
             engine, optimizer, batch_users=batch_users, world_size=self.world_size
         )
+        self.communication_share = 0.0
+        self._num_batches = 0
         self.num_parts: int = config["gradient_accumulation_steps"]
         with contextlib.redirect_stdout(io.StringIO()):  # it prints of its memory
             self.engine, *_ = deepspeed.initialize(
@@ -64,11 +70,25 @@ class DeepSpeedEngine:
         self, source: Batch, target: Batch, noise: Noise, *, step: int, num_users: int
     ) -> Update:
         """Forward and backward over each part of the batch, then the update; see `Engine`."""
+        self._num_batches += 1
+        if self.world_size == 1 or self._num_batches % _SAMPLE_EVERY != 2:
+            return self._update(source, target, noise, step, num_users)
+        started_s = time.perf_counter()
+        with _timed_communication() as spent:
+            update = self._update(source, target, noise, step, num_users)
+        self.communication_share = min(1.0, spent() / (time.perf_counter() - started_s))
+        return update
+
+    def _update(
+        self, source: Batch, target: Batch, noise: Noise, step: int, num_users: int
+    ) -> Update:
         read = source.to(self.device)
         wanted = read if target is source else target.to(self.device)
         set_rate(self.engine.optimizer, self.optimizer.rate(step))
         summed: dict[str, Tensor] = {}
-        for part, asked in zip(read.split(self.num_parts), wanted.split(self.num_parts), strict=True):
+        for part, asked in zip(
+            read.split(self.num_parts), wanted.split(self.num_parts), strict=True
+        ):
             terms: dict[str, Tensor] = self.engine(part, asked, noise, step)
             # DeepSpeed divides by the ranks and by the parts, we by the users.
             scale = self.world_size * self.num_parts / num_users
@@ -103,6 +123,22 @@ class DeepSpeedEngine:
         """Take up this rank's share; see `Engine`."""
         deepspeed_state.restore(self.engine, self.step_module.model, saved)
         deepspeed_state.set_loss_scale(self.engine, facts)
+
+
+@contextlib.contextmanager
+def _timed_communication() -> Iterator[Callable[[], float]]:
+    """Time DeepSpeed's collectives, each of which then waits for its end; yield their sum, s."""
+    logger = deepspeed.comm.comm.comms_logger
+    before = logger.enabled, logger.prof_all
+    logger.comms_dict, logger.enabled, logger.prof_all = {}, True, True
+    try:
+        yield lambda: sum(
+            sum(latencies) / 1000
+            for by_size in logger.comms_dict.values()
+            for _, latencies, *_ in by_size.values()
+        )
+    finally:
+        logger.enabled, logger.prof_all = before
 
 
 def _shape(parameter: Tensor) -> torch.Size:

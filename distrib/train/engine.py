@@ -90,6 +90,9 @@ class Update(NamedTuple):
 class Engine(Protocol):
     """One update on the cluster, whatever does it."""
 
+    communication_share: float
+    """Share of the time of an update that goes into waiting for other ranks, as last measured."""
+
     def train_batch(
         self, source: Batch, target: Batch, noise: Noise, *, step: int, num_users: int
     ) -> Update:
@@ -125,6 +128,7 @@ class LocalEngine:
     def __init__(self, step: TrainStep, config: OptimizerConfig) -> None:
         self.step_module = step
         self.config = config
+        self.communication_share = 0.0
         self.optimizer = build_optimizer(step.model, config)
 
     def train_batch(
@@ -166,9 +170,7 @@ Stretch = tuple[int, int, int]
 """Place of a stretch in the flat parameter, its place in the tensor that holds it, its length."""
 
 
-def piece_of(
-    optimizer: torch.optim.Optimizer, name: str, held: Tensor, stretch: Stretch
-) -> Piece:
+def piece_of(optimizer: torch.optim.Optimizer, name: str, held: Tensor, stretch: Stretch) -> Piece:
     """Describe a stretch of a parameter by the tensor that the optimizer updates.
 
     Args:

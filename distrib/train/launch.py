@@ -1,33 +1,55 @@
-"""The driver's side of training: check, start the workers, publish the best."""
+"""The driver's side of training: check, start the workers, survive their loss, publish the best."""
 
 import json
-import math
-from typing import Any
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import ray
-import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from distrib.checkpoint.bundle import BUNDLE, copy_bundle, load_bundle
-from distrib.data.feed import Resident, load_resident
 from distrib.data.prepared import load_manifest, load_vocabulary
-from distrib.errors import CheckpointError, ConfigError, DataError, DivergedError
+from distrib.data.source import Source, kind_of, load_source
+from distrib.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    StoppedError,
+    WorkersLostError,
+    causes,
+    known,
+)
 from distrib.events import emit, is_terminal
 from distrib.storage import Folder
 from distrib.train.config import TrainConfig
+from distrib.train.control import start_control
+from distrib.train.meters import require_installed
 from distrib.train.warm_start import require_same_kind
-from distrib.train.worker import Inputs, train_worker
+from distrib.train.worker import BEST, TOKEN, Inputs, best_name, train_worker
 from distrib.vocabulary import Vocabulary
 
 RUN = "run.json"
 HISTORY = "history.json"
-_ENGINE = "train"
-_MAY_CHANGE: Any = {
-    "run": True,
-    "prepared": True,  # its content counts, as a hash
-    "loop": {"num_epochs", "max_failures", "log_every_s", "cpus_per_worker"},
-}
+_RAY = "ray"
+_FIXED_IN_LOOP = {"batch_users", "window_users", "warm_start", "select_by", "feed"}
+"""Of `LoopConfig`: what decides the result; with the rest, a run may go on as it likes."""
+
+_FIXED_IN_ENGINE = {"precision"}
+_FAULTS_OF_PROGRAMS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+)
+T = TypeVar("T")
 
 
 def preflight(config: TrainConfig) -> dict[str, Any]:
@@ -67,31 +89,44 @@ def check_choice(config: TrainConfig) -> None:
         ConfigError: See `preflight`.
     """
     _require_same(config, {})
+    require_installed(config)
     model, objective = config.model, config.objective
     if model.gives != objective.accepts:
         raise ConfigError(
             f"model {model.name!r} gives {model.gives}, but objective {objective.name!r} takes "
             f"{objective.accepts}; pairs that make sense: conv4rec with rating_classes, "
-            "mult_vae with multinomial"
+            "mult_vae with multinomial or squared_error"
         )
     if config.engine.precision == "fp16" and not config.loop.use_gpu:
         raise ConfigError(
             "engine.precision = 'fp16' with train.use_gpu = false: DeepSpeed computes in fp16 on "
             "GPUs (and few CPUs); use bf16 or fp32, or set train.use_gpu = true"
         )
-    known = set(config.evaluate.metric_names)
+    if config.loop.max_skipped and config.engine.precision != "fp16":
+        raise ConfigError(
+            f"train.max_skipped = {config.loop.max_skipped} with engine.precision = "
+            f"{config.engine.precision!r}: only fp16 leaves updates out; set it to 0"
+        )
+    known_metrics = set(config.evaluate.metric_names)
     if model.gives == "scores":
-        known -= {"rmse", "mae"}
-    unknown = [name for name in config.selection if name not in known]
+        known_metrics -= {"rmse", "mae"}
+    unknown = [name for name in config.selection if name not in known_metrics]
     if unknown:
         raise ConfigError(
-            f"train.select_by names {unknown}, which are not measured; known are {sorted(known)}"
+            f"train.select_by names {unknown}, which are not measured; known are "
+            f"{sorted(known_metrics)}"
         )
 
 
 def identity(config: TrainConfig, data: dict[str, Any]) -> dict[str, Any]:
-    """Return what must not change between two starts of a run."""
-    fixed: dict[str, Any] = json.loads(config.model_dump_json(exclude=_MAY_CHANGE))
+    """Return what must not change between two starts of a run.
+
+    The content of the prepared data counts, as a hash, and not its place; speed, memory, numbers
+    of workers and epochs may change.
+    """
+    fixed: dict[str, Any] = json.loads(config.model_dump_json(exclude={"run", "prepared"}))
+    for part, names in (("loop", _FIXED_IN_LOOP), ("engine", _FIXED_IN_ENGINE)):
+        fixed[part] = {name: fixed[part][name] for name in sorted(names)}
     return {**fixed, **data}
 
 
@@ -106,83 +141,207 @@ def launch(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: See `preflight`; also when the cluster can never hold the workers.
-        DivergedError: The loss was not finite.
+        DivergedError: A loss or gradient was not finite.
+        CheckpointError: A checkpoint could not be written, or none could be read.
+        MemoryLimitError: A worker ran out of memory.
+        WorkersLostError: Workers were lost more often than ``max_failures``.
+        StoppedError: A signal or a preemption asked to stop; the place is kept.
     """
     manifest = preflight(config)
     _require_room(config)
     folder, prepared = Folder(config.run), Folder(config.prepared)
+    config = _with_feed(config, manifest, folder)
     folder.write_json(RUN, identity(config, {"data": manifest["hash"]}))
     vocabulary = load_vocabulary(prepared)
-    resident = load_resident(prepared)
-    emit(
-        "feed",
-        kind="resident",
-        training_users=resident.num_train,
-        valid_users=resident.num_valid,
-        megabytes=round(resident.num_bytes / 1e6, 1),
-    )
-    result = _trainer(config, resident, vocabulary, manifest, folder).fit()
-    outcome: dict[str, Any] = result.return_value
+    outcome = _fitted(config, vocabulary, manifest)
     history = outcome["history"]
     folder.write_json(HISTORY, history)
-    best_epoch = _publish(result, folder) if history else 0
-    if "diverged" in outcome:
-        raise _diverged(outcome["diverged"], history)
+    best = _publish(folder, history) if history else {}
+    _raise_what_ended(outcome, history, folder)
+    last = history[-1]
     return {
         "run": str(folder),
-        "epochs": history[-1]["epoch"],
-        "best_epoch": best_epoch,
-        "valid": history[best_epoch - 1]["valid"],
-        "users_per_s": history[-1]["users_per_s"],
-        "data_share": history[-1]["data_share"],
+        "epochs": last["epoch"],
+        "best_epoch": best["epoch"],
+        "valid": best["valid"],
+        "users_per_s": last["users_per_s"],
+        "data_share": last["data_share"],
     }
+
+
+def _with_feed(config: TrainConfig, manifest: dict[str, Any], folder: Folder) -> TrainConfig:
+    """Settle the kind of feed; a run keeps the one it began with."""
+    feed = config.loop.feed
+    if feed == "auto" and folder.exists(RUN):
+        feed = folder.read_json(RUN)["loop"]["feed"]
+    loop = config.loop.model_copy(update={"feed": kind_of(feed, manifest)})
+    return config.model_copy(update={"loop": loop})
+
+
+def _fitted(
+    config: TrainConfig, vocabulary: Vocabulary, manifest: dict[str, Any]
+) -> dict[str, Any]:
+    """Run the workers until they end by themselves; start them anew where some are lost."""
+    failures = 0
+    with _stopping() as control:
+        while True:
+            source = load_source(Folder(config.prepared), config.loop.feed)  # type: ignore[arg-type]
+            emit(
+                "feed",
+                kind=source.kind,
+                chosen=config.loop.feed,
+                training_users=source.num_train,
+                valid_users=source.num_valid,
+                megabytes=round(source.num_bytes / 1e6, 1),
+            )
+            try:
+                trainer = _trainer(config, source, vocabulary, manifest, control.actor)
+                outcome: dict[str, Any] = control.waiting(lambda: trainer.fit().return_value)  # noqa: B023
+            except TrainingFailedError as error:
+                failures += 1
+                _require_hope(error, failures, config.loop.max_failures)
+                continue
+            is_preempted = outcome.get("stopped", "").startswith("preemption")
+            if is_preempted and config.loop.min_workers < config.loop.max_workers:
+                emit("preempted", reason=outcome["stopped"])  # go on with those that are left
+                continue
+            return outcome
+
+
+def _require_hope(error: TrainingFailedError, failures: int, max_failures: int) -> None:
+    """Raise what starting again would not mend."""
+    ours = known(error)
+    if ours is not None:
+        raise ours from error
+    found = list(causes(error))
+    is_lost = any(
+        isinstance(cause, ray.exceptions.RayError)
+        and not isinstance(cause, ray.exceptions.RayTaskError)
+        for cause in found
+    )
+    if not is_lost and any(isinstance(cause, _FAULTS_OF_PROGRAMS) for cause in found):
+        raise error
+    last = str(found[-1]).strip().splitlines() or [type(found[-1]).__name__]
+    emit("workers_lost", times=failures, of=max_failures, cause=last[-1][:300])
+    if failures > max_failures:
+        raise WorkersLostError(
+            f"workers were lost {failures} times, train.max_failures is {max_failures}; the last: "
+            f"{last[-1][:300]}; the same command goes on from the last checkpoint"
+        ) from error
 
 
 def _trainer(
     config: TrainConfig,
-    resident: Resident,
+    source: Source,
     vocabulary: Vocabulary,
     manifest: dict[str, Any],
-    folder: Folder,
+    control: ray.actor.ActorHandle,
 ) -> TorchTrainer:
-    facts = {"data": manifest["hash"], "seed": config.seed}
-    inputs = Inputs(config.model_dump_json(), resident, ray.put(vocabulary), facts, is_terminal())
-    loop = config.loop
+    folder, loop = Folder(config.run), config.loop
+    token = uuid.uuid4().hex
+    folder.write_json(TOKEN, {"token": token})
+    inputs = Inputs(
+        config=config.model_dump_json(),
+        source=source,
+        vocabulary=ray.put(vocabulary),
+        facts={"data": manifest["hash"], "seed": config.seed},
+        shows_bar=is_terminal(),
+        token=token,
+        control=control,
+    )
     resources = {"CPU": float(loop.cpus_per_worker)} | ({"GPU": 1.0} if loop.use_gpu else {})
     environment = {} if loop.use_gpu else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    is_elastic = loop.min_workers < loop.max_workers
     return TorchTrainer(
         train_worker,
         train_loop_config={"inputs": inputs},
-        torch_config=TorchConfig(timeout_s=1800),
+        torch_config=TorchConfig(timeout_s=int(loop.hang_s * 2) + 60),
         scaling_config=ScalingConfig(
-            num_workers=loop.num_workers, use_gpu=loop.use_gpu, resources_per_worker=resources
+            num_workers=loop.worker_range if is_elastic else loop.max_workers,
+            use_gpu=loop.use_gpu,
+            resources_per_worker=resources,
+            **({"elastic_resize_monitor_interval_s": loop.resize_s} if is_elastic else {}),
         ),
         run_config=RunConfig(
-            name=_ENGINE,
+            name=_RAY,
             storage_path=folder.path,
             storage_filesystem=folder.arrow(),
-            failure_config=FailureConfig(max_failures=loop.max_failures),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=loop.num_checkpoints,
-                checkpoint_score_attribute="selection",
-                checkpoint_score_order="max",
-            ),
+            failure_config=FailureConfig(max_failures=0),  # `_fitted` knows which ones to survive
             worker_runtime_env={"env_vars": environment},
         ),
     )
 
 
-def _publish(result: ray.train.Result, folder: Folder) -> int:
-    """Copy the best epoch's bundle to where the other jobs look; return the epoch."""
-    kept = [
-        (metrics["selection"], -metrics["epoch"], checkpoint.path)
-        for checkpoint, metrics in result.best_checkpoints
-    ]
-    if not kept:
-        raise CheckpointError(f"{folder}: its checkpoints are gone; train in a new run folder")
-    _, negative_epoch, path = max(kept)
-    copy_bundle(folder / _ENGINE / path.rstrip("/").rsplit("/", 1)[-1] / BUNDLE, folder / BUNDLE)
-    return -int(negative_epoch)
+class _Control:
+    """The driver's hand on the workers."""
+
+    def __init__(self) -> None:
+        self.actor = start_control()
+        self.num_signals = 0
+
+    def on_signal(self, number: int, _frame: object) -> None:
+        self.num_signals += 1
+        name = signal.Signals(number).name
+        emit("stopping", signal=name, next="a second one ends at once, without a checkpoint")
+        self.actor.stop.remote(name)
+
+    def waiting(self, action: Callable[[], T]) -> T:
+        """Do something in a thread, so that signals are heard; Ray Train takes them else."""
+        found: list[T] = []
+        failures: list[BaseException] = []
+
+        def act() -> None:
+            try:
+                found.append(action())
+            except BaseException as error:  # noqa: BLE001  raised again below
+                failures.append(error)
+
+        thread = threading.Thread(target=act, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+            if self.num_signals > 1:
+                raise KeyboardInterrupt
+        if failures:
+            raise failures[0]
+        return found[0]
+
+
+@contextmanager
+def _stopping() -> Iterator[_Control]:
+    """Turn signals into a word to the workers; leaves them alone outside the main thread."""
+    control = _Control()
+    is_main = threading.current_thread() is threading.main_thread()
+    heard = (signal.SIGTERM, signal.SIGINT) if is_main else ()
+    before = {number: signal.signal(number, control.on_signal) for number in heard}
+    try:
+        yield control
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        ray.kill(control.actor)
+
+
+def _publish(folder: Folder, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Copy the best epoch's bundle to where the other jobs look; return its entry."""
+    best = max(history, key=lambda entry: (entry["selection"], -entry["epoch"]))
+    copy_bundle(folder / BEST / best_name(best["epoch"]), folder / BUNDLE)
+    return best
+
+
+def _raise_what_ended(
+    outcome: dict[str, Any], history: list[dict[str, Any]], folder: Folder
+) -> None:
+    """Raise when training ended before its time."""
+    if "diverged" in outcome:
+        raise _diverged(outcome["diverged"], history)
+    if "fault" in outcome:
+        raise CheckpointError(f"{outcome['fault']}; the same command goes on from the last one")
+    if "stopped" in outcome:
+        raise StoppedError(
+            f"stopped by {outcome['stopped']}, {len(history)} epochs done; the place is kept in "
+            f"{folder}, the same command goes on from there"
+        )
 
 
 def _require_same(config: TrainConfig, data: dict[str, Any]) -> None:
@@ -192,6 +351,8 @@ def _require_same(config: TrainConfig, data: dict[str, Any]) -> None:
         return
     found = folder.read_json(RUN)
     wanted = identity(config, data or {"data": found["data"]})
+    if config.loop.feed == "auto":
+        wanted["loop"]["feed"] = found["loop"]["feed"]
     faults = [
         f"{path}: {old!r} there, {new!r} now" for path, old, new in _differences(found, wanted, "")
     ]
@@ -216,9 +377,9 @@ def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
 def _require_room(config: TrainConfig) -> None:
     """Refuse what the cluster can never hold; Ray would wait for ever."""
     loop, have = config.loop, ray.cluster_resources()
-    needed = {"CPU": loop.num_workers * loop.cpus_per_worker}
+    needed = {"CPU": loop.min_workers * loop.cpus_per_worker}
     if loop.use_gpu:
-        needed["GPU"] = loop.num_workers
+        needed["GPU"] = loop.min_workers
     short = {
         name: (count, have.get(name, 0))
         for name, count in needed.items()
@@ -229,15 +390,15 @@ def _require_room(config: TrainConfig) -> None:
             f"{count:g} {name}, there are {there:g}" for name, (count, there) in short.items()
         )
         raise ConfigError(
-            f"train.num_workers = {loop.num_workers} needs {listing}; lower it or add nodes"
+            f"train.num_workers = {loop.min_workers} needs {listing}; lower it or add nodes"
         )
 
 
 def _diverged(where: dict[str, Any], history: list[dict[str, Any]]) -> DivergedError:
     good = history[-1]["epoch"] if history else None
-    bad = {name: value for name, value in where["losses"].items() if not math.isfinite(value)}
     return DivergedError(
-        f"epoch {where['epoch']}, step {where['step']}: loss {bad} not finite; last good epoch: "
-        f"{'none' if good is None else good}; lower optimizer.learning_rate, set "
-        "optimizer.gradient_clipping, or use engine.precision bf16 or fp32"
+        f"epoch {where['epoch']}, step {where['step']}: {where['term']} is {where['value']}, not "
+        f"finite; last good epoch: {'none' if good is None else good}, and nothing after it was "
+        "kept; lower optimizer.learning_rate, set optimizer.gradient_clipping, or use "
+        "engine.precision bf16 or fp32"
     )

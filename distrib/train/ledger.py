@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
-from torch import Tensor
 
 from distrib.train.engine import Update
 
@@ -104,7 +103,9 @@ class Ledger:
     def mean_losses(self) -> dict[str, float]:
         """Return the loss terms per user of the epoch so far; every rank must call."""
         names = sorted(self.totals)
-        sums = torch.tensor([self.totals[n] for n in names], dtype=torch.float64, device=self.device)
+        sums = torch.tensor(
+            [self.totals[n] for n in names], dtype=torch.float64, device=self.device
+        )
         torch.distributed.all_reduce(sums)
         return dict(zip(names, (sums / max(1, self.num_users)).tolist(), strict=True))
 

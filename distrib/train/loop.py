@@ -2,10 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic import model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from distrib.batch import Batch
 from distrib.config import Config
@@ -68,6 +74,9 @@ class LoopConfig(Config):
     max_failures: NonNegativeInt = 8
     """Lost workers to survive; each costs the time since the last checkpoint."""
 
+    resize_s: PositiveFloat = 60.0
+    """Seconds between looks whether the cluster has room for more workers, given a range."""
+
     hang_s: PositiveFloat = 600.0
     """Seconds without progress after which a worker tells which ranks are missing, and ends."""
 
@@ -90,10 +99,10 @@ class LoopConfig(Config):
     """Seconds between lines of progress in a job log."""
 
     tensorboard: bool = False
-    """Whether curves are written into the run folder for TensorBoard; needs distrib[tensorboard]."""
+    """Whether curves for TensorBoard go into the run folder; needs distrib[tensorboard]."""
 
     mlflow: str | None = None
-    """Tracking URI of an MLflow server or store that hears of every epoch; needs distrib[mlflow]."""
+    """Tracking URI of the MLflow server that hears of every epoch; needs distrib[mlflow]."""
 
     @model_validator(mode="after")
     def _workers_are_a_range(self) -> "LoopConfig":

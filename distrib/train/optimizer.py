@@ -41,7 +41,9 @@ class ScheduleConfig(Config):
         if self.name == "constant":
             return 1.0
         progress = min(1.0, (step - self.warmup_steps) / self.decay_steps)
-        height = 1.0 - progress if self.name == "linear" else 0.5 + 0.5 * math.cos(math.pi * progress)
+        height = (
+            1.0 - progress if self.name == "linear" else 0.5 + 0.5 * math.cos(math.pi * progress)
+        )
         return self.final_share + (1.0 - self.final_share) * height
 
 

@@ -37,9 +37,8 @@ class TrainStep(nn.Module):
         """
         state = self.model.encode(source, noise)
         candidates = self.objective.candidates(target, noise, step)
-        terms_TB = blocked_terms(
-            self.model, self.objective, state, target, self.blocks, candidates=candidates
-        )
+        blocks = self.blocks._replace(candidates=candidates)
+        terms_TB = blocked_terms(self.model, self.objective, state, target, blocks)
         terms = dict(zip(self.objective.term_names, terms_TB.sum(1).unbind(), strict=True))
         divergence_B = self.model.divergence(state)
         if divergence_B is not None:

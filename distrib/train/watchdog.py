@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 _PULSES = 5  # looks per time limit
 
@@ -47,7 +47,8 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        pulse, before = 0, []
+        pulse = 0
+        before: list[dict[str, Any]] = []
         while not self._closed.wait(self.limit_s / _PULSES):
             pulse += 1
             try:
@@ -83,7 +84,9 @@ def missing_ranks(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> li
         return [0]
     furthest = max(said["done"] for said in now)
     silent = {
-        rank for rank, (old, new) in enumerate(zip(before, now, strict=False)) if old["pulse"] == new["pulse"]
+        rank
+        for rank, (old, new) in enumerate(zip(before, now, strict=False))
+        if old["pulse"] == new["pulse"]
     }
     behind = {rank for rank, said in enumerate(now) if said["done"] < furthest}
     return sorted(silent | behind)

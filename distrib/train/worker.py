@@ -18,6 +18,7 @@ import ray.train.torch
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import BUNDLE, load_bundle, restored, write_bundle
@@ -134,11 +135,16 @@ class Worker:
         self.listener = Listener(inputs.control) if self.rank == 0 else None
         self.interval = Interval(loop.log_every_s)
         self.ask = Interval(_PREEMPTION_S)
-        self.meters = Meters(config, self.num_steps, shown=inputs.shows_bar, is_first=self.rank == 0)
+        self.meters = Meters(
+            config,
+            self.engine,
+            self.num_steps,
+            shown=inputs.shows_bar,
+            is_first=self.rank == 0,
+        )
         self._saved_s = time.monotonic()
         self._noted = 0
         """Users of the epoch that the ledger has heard of."""
-
 
     def close(self) -> None:
         """End the threads."""
@@ -268,12 +274,9 @@ class Worker:
 
     def _tell(self, agreed: Agreed) -> None:
         """Show progress; only rank 0 does."""
-        if self.rank != 0:
-            return
         state = self.state
-        rate = self.config.optimizer.rate(state.updates)
-        self.meters.reach(state, agreed.means, rate)
-        if self.interval.due():
+        self.meters.reach(state, agreed.means, self.config.optimizer.rate(state.updates))
+        if self.rank == 0 and self.interval.due():
             emit("step", epoch=state.epoch + 1, step=state.step, **self.meters.summary())
 
     def _on_epoch(self, state: TrainState) -> bool:
@@ -285,7 +288,7 @@ class Worker:
         self.watchdog.progress("validating")
         started_s = time.perf_counter()
         metrics = self._validate(weights)
-        entry = {
+        entry: dict[str, Any] = {
             "epoch": state.epoch,
             "step": state.step,
             "losses": losses,
@@ -293,12 +296,13 @@ class Worker:
             "selection": selection_score(metrics, self.config.selection)
             if metrics
             else float(state.epoch),
-            **self.meters.of_epoch(state, time.perf_counter() - started_s),
+            **self.meters.speed(state),
+            "valid_s": time.perf_counter() - started_s,
         }
         self.history.append(entry)
         self._save(weights if entry is _best(self.history) else None)
+        self.meters.tell_epoch(entry)
         if self.rank == 0:
-            self.meters.tell_epoch(entry)
             shown = ("users_per_s", "data_share", "checkpoint_share")
             facts = rounded({**losses, **metrics, **{key: entry[key] for key in shown}})
             emit("epoch", epoch=state.epoch, **facts)
@@ -330,7 +334,7 @@ class Worker:
         return {name: summary.mean for name, summary in merged.summaries().items()}
 
     def _save(self, best: dict[str, Tensor] | None = None) -> None:
-        """Begin to write a checkpoint; ``best`` are the weights of an epoch better than all before."""
+        """Begin to write a checkpoint; ``best``: weights of an epoch better than all before."""
         started_s = time.perf_counter()
         self.watchdog.progress("writing a checkpoint")
         ledgers = _gathered(self.ledger.to_json())
@@ -341,7 +345,9 @@ class Worker:
             "history": self.history,
         }
         texts = {POSITION: json.dumps(position)} if self.rank == 0 else {}
-        before = functools.partial(self._prepare_to_write, self.state.epoch, best, list(self.history))
+        before = functools.partial(
+            self._prepare_to_write, self.state.epoch, best, list(self.history)
+        )
         self.writer.start(
             checkpoint_name(self.state.step, self.attempt),
             self.engine.pieces(),
@@ -376,11 +382,11 @@ class Worker:
             peak_gb = torch.cuda.max_memory_allocated(self.device) / 2**30
         return (
             f"rank {self.rank}, step {self.state.step + 1}: out of memory at {peak_gb:.1f} GiB on "
-            f"{self.device} ({str(error).splitlines()[0][:200]}); set engine.micro_batch_users (now "
-            f"{config.micro_batch_users or 'all'} of {loop.batch_users}), lower "
+            f"{self.device} ({str(error).splitlines()[0][:200]}); set engine.micro_batch_users "
+            f"(now {config.micro_batch_users or 'all'} of {loop.batch_users}), lower "
             f"engine.block_items ({config.block_items}) or engine.keep_output_mb "
             f"({config.keep_output_mb}), raise engine.zero_stage ({config.zero_stage}), set "
-            f"engine.offload, or train.feed = 'streaming'; jobs/doctor.py estimates what a run needs"
+            "engine.offload, or train.feed = 'streaming'; jobs/doctor.py tells what a run needs"
         )
 
 
@@ -420,9 +426,7 @@ def _engine(config: TrainConfig, vocabulary: Vocabulary, device: torch.device) -
         model, objective, block_items=engine.block_items, keep_output_mb=engine.keep_output_mb
     )
     kind = ItemEngine if engine.parallel == "items" else DeepSpeedEngine
-    return kind(
-        step, config.optimizer, engine, batch_users=config.loop.batch_users, device=device
-    )
+    return kind(step, config.optimizer, engine, batch_users=config.loop.batch_users, device=device)
 
 
 def _watchdog(rank: int, world_size: int, limit_s: float) -> Watchdog:
@@ -442,9 +446,7 @@ def _watchdog(rank: int, world_size: int, limit_s: float) -> Watchdog:
 
 
 def _meeting(host: str, port: int, world_size: int, *, is_master: bool) -> Any:
-    return torch.distributed.TCPStore(
-        host, port, world_size, is_master=is_master, wait_for_workers=False
-    )
+    return TCPStore(host, port, world_size, is_master=is_master, wait_for_workers=False)
 
 
 def _shared_folder() -> str:

@@ -25,7 +25,6 @@ import torch.distributed
 from distrib.cli import connected
 from distrib.data.collate import gather
 from distrib.data.config import DataConfig
-from distrib.data.feed import Feed, load_resident
 from distrib.data.prepare import prepare
 from distrib.data.prepared import load_vocabulary
 from distrib.data.sources import MovieLensSource, SyntheticLog
@@ -35,8 +34,9 @@ from distrib.noise import Noise
 from distrib.objectives import MultinomialConfig, RatingClassesConfig
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
-from distrib.train.engine import EngineConfig, OptimizerConfig
+from distrib.train.engine import EngineConfig
 from distrib.train.loop import TrainState, timed
+from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep
 
 MODELS = {

@@ -16,10 +16,10 @@ from distrib.config import load
 from distrib.data import text
 from distrib.data.cleaning import CleaningConfig, RatingsConfig
 from distrib.data.config import DataConfig
-from distrib.data.feed import load_resident
 from distrib.data.prepare import prepare
 from distrib.data.prepared import load_vocabulary, read_part
 from distrib.data.schema import Role, Subset
+from distrib.data.source import load_source
 from distrib.data.sources import (
     Columns,
     CsvSource,
@@ -266,7 +266,7 @@ def test_nothing_held_out_is_in_what_training_reads(cluster, tmp_path, split):
                 (trained if is_trained else held_out).add((number, item, rating))
     assert held_out
     assert not trained & held_out
-    rows = ray.get(load_resident(folder).train)
+    rows = ray.get(load_source(folder, "resident").rows[0])
     users = np.repeat(rows.number_B, np.diff(rows.pointer_P)).tolist()
     read = set(zip(users, rows.item_N.tolist(), rows.value_N.tolist(), strict=True))
     assert read == trained

@@ -12,7 +12,8 @@ from distrib.models.conv4rec import Conv4RecConfig
 from distrib.models.mult_vae import MultVaeConfig
 from distrib.noise import Noise
 from distrib.objectives import MultinomialConfig, RatingClassesConfig
-from distrib.train.engine import LocalEngine, OptimizerConfig
+from distrib.train.engine import LocalEngine
+from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep, total
 from distrib.vocabulary import Catalogue
 
@@ -27,7 +28,7 @@ every_model = pytest.mark.parametrize("config", CASES, ids=repr)
 
 def step_of(config, catalogue, block_items=17):
     torch.manual_seed(0)
-    objective = OBJECTIVES[config.gives].build(catalogue.levels)
+    objective = OBJECTIVES[config.gives].build(catalogue)
     return TrainStep(config.build(catalogue), objective, block_items=block_items)
 
 

@@ -19,6 +19,7 @@ from distrib.noise import Noise
 from distrib.objectives import MultinomialConfig, RatingClassesConfig, SquaredErrorConfig
 from distrib.train.deepspeed_engine import DeepSpeedEngine
 from distrib.train.engine import EngineConfig
+from distrib.train.item_engine import ItemEngine
 from distrib.train.optimizer import OptimizerConfig, ScheduleConfig
 from distrib.train.step import TrainStep
 from tests.conftest import Small
@@ -71,7 +72,7 @@ def fresh_engine(job: Job) -> object:
     special = {"sgd": {"momentum": 0.5}, "adagrad": {"weight_decay": 0.0}}.get(job.optimizer, {})
     optimizer = OPTIMIZER.model_copy(update={"name": job.optimizer} | special)
     config = EngineConfig(**job.engine)
-    make = DeepSpeedEngine
+    make = ItemEngine if config.parallel == "items" else DeepSpeedEngine
     return make(
         make_step(job.case), optimizer, config, batch_users=BATCH_USERS, device=torch.device("cpu")
     )

@@ -2,8 +2,9 @@ import numpy as np
 
 from distrib.data.collate import Rows
 from distrib.data.feed import Feed
-from distrib.train.engine import LocalEngine, OptimizerConfig
+from distrib.train.engine import LocalEngine
 from distrib.train.loop import TrainState, run_epochs
+from distrib.train.optimizer import OptimizerConfig
 from tests.train.engine_ranks import make_step
 
 

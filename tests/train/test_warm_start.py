@@ -18,9 +18,10 @@ from distrib.models.mult_vae import MultVaeConfig
 from distrib.objectives import RatingClassesConfig
 from distrib.storage import Folder
 from distrib.train.config import TrainConfig
-from distrib.train.engine import EngineConfig, OptimizerConfig
+from distrib.train.engine import EngineConfig
 from distrib.train.launch import launch, preflight
 from distrib.train.loop import LoopConfig
+from distrib.train.optimizer import OptimizerConfig
 from distrib.train.warm_start import begin_with, require_same_kind
 from distrib.vocabulary import Vocabulary
 from tests.models.test_contract import CASES
