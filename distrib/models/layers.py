@@ -1,10 +1,12 @@
 """Layers that at least two models use."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from distrib.batch import Batch
 from distrib.models.base import Opinion
@@ -13,7 +15,9 @@ from distrib.models.base import Opinion
 def history_sum(table: Tensor, index_N: Tensor, weight_N: Tensor, pointer_P: Tensor) -> Tensor:
     """Sum weighted rows of a table over each history; the sparse first layer.
 
-    Equals a multi-hot matrix times the table, in time and memory of the interactions only.
+    Equals a multi-hot matrix times the table, in time and memory of the interactions only. The
+    gradient of the table is the same sum, over the users of each row: no two threads add to one
+    place, so it is deterministic, and popular rows add up in float32 in any precision.
 
     Args:
         table: ``[rows, H]``.
@@ -24,12 +28,47 @@ def history_sum(table: Tensor, index_N: Tensor, weight_N: Tensor, pointer_P: Ten
     Returns:
         ``[B, H]``, zero for an empty history.
     """
+    result: Tensor = _HistorySum.apply(table, index_N, weight_N.to(table.dtype), pointer_P)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _HistorySum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, table: Tensor, index_N: Tensor, weight_N: Tensor, pointer_P: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(table, index_N, weight_N, pointer_P)
+        return _bag(table, index_N, weight_N, pointer_P)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BH: Tensor) -> tuple[Tensor | None, ...]:
+        table, index_N, weight_N, pointer_P = ctx.saved_tensors
+        num_users = pointer_P.shape[0] - 1
+        row_N = torch.arange(num_users, device=index_N.device).repeat_interleave(
+            pointer_P.diff(), output_size=index_N.shape[0]
+        )
+        by_table = by_weight = None
+        if ctx.needs_input_grad[0]:
+            order_N = torch.argsort(index_N, stable=True)
+            counts = torch.bincount(index_N, minlength=table.shape[0])
+            bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+            by_table = _bag(gradient_BH, row_N[order_N], weight_N[order_N], bounds)
+        if ctx.needs_input_grad[2]:
+            sum_mode, no_padding = 0, -1
+            by_weight = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                gradient_BH.contiguous(), table, index_N, pointer_P, row_N, sum_mode, no_padding
+            )
+        return by_table, None, by_weight, None
+
+
+def _bag(table: Tensor, index_N: Tensor, weight_N: Tensor, pointer_P: Tensor) -> Tensor:
     return F.embedding_bag(
         index_N,
         table,
         pointer_P,
         mode="sum",
-        per_sample_weights=weight_N.to(table.dtype),
+        per_sample_weights=weight_N,
         include_last_offset=True,
     )
 

@@ -78,12 +78,14 @@ class MultVae(Model):
     @override
     def encode(self, batch: Batch, noise: Noise | None = None) -> MultVaeState:
         """Normalise to unit length, drop items, encode; sample the code where there is noise."""
-        weight_N = inverse_root_length(batch)[batch.row_N]
+        weight_B = inverse_root_length(batch)
         keep = 1.0 - self.config.input_dropout
+        read = batch
         if noise is not None and keep < 1.0:
             draw_N = noise.uniform(_DROPOUT, batch.user_B[batch.row_N], batch.item_N)
-            weight_N = torch.where(draw_N < keep, weight_N / keep, 0.0)
-        hidden_BH = history_sum(self.input_IH, batch.item_N, weight_N, batch.pointer_P)
+            read = batch.keep(draw_N < keep)
+            weight_B = weight_B / keep
+        hidden_BH = history_sum(self.input_IH, read.item_N, weight_B[read.row_N], read.pointer_P)
         code = self.to_code(torch.tanh(hidden_BH + self.input_bias_H))
         mean_BZ, log_variance_BZ = code.chunk(2, dim=-1)
         code_BZ = mean_BZ

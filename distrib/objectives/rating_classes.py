@@ -89,7 +89,7 @@ class RatingClasses:
         rating_B = self.config.rating_weight * weights.gradient_TB[1]
         by_odds_BI = torch.sigmoid(rated_BI - output[..., 0]).mul_(interaction_B[:, None])
         add_to_cells(by_odds_BI, cells, -interaction_B[row_M])
-        torch.neg(by_odds_BI, out=out[..., 0])
+        out[..., 0] = -by_odds_BI
         level_M = level_index(cells.value_M, self.levels)
         share_ML = (output[row_M, column_M, 1:] - rated_BI[row_M, column_M, None]).exp_()
         by_level_ML = share_ML * (by_odds_BI[row_M, column_M] + rating_B[row_M])[:, None]

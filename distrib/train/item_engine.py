@@ -342,4 +342,5 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 def _square(gradient: Tensor | None) -> Tensor:
     assert gradient is not None  # every master has been given one
-    return gradient.double().square().sum()
+    norm: Tensor = torch.linalg.vector_norm(gradient)
+    return norm.double().square()

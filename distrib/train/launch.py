@@ -40,6 +40,15 @@ _RAY = "ray"
 _FIXED_IN_LOOP = {"batch_users", "window_users", "warm_start", "select_by", "feed"}
 """Of `LoopConfig`: what decides the result; with the rest, a run may go on as it likes."""
 
+ON_CPU = {
+    "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    # Freed memory stays with the process: fresh pages for its tensors take a third of a step.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+}
+"""Environment of workers without a GPU."""
+
 _FIXED_IN_ENGINE = {"precision"}
 _FAULTS_OF_PROGRAMS = (
     TypeError,
@@ -173,7 +182,7 @@ def _with_feed(config: TrainConfig, manifest: dict[str, Any], folder: Folder) ->
     """Settle the kind of feed; a run keeps the one it began with."""
     feed = config.loop.feed
     if feed == "auto" and folder.exists(RUN):
-        feed = folder.read_json(RUN)["loop"]["feed"]
+        feed = folder.read_json(RUN)["loop"].get("feed", feed)
     loop = config.loop.model_copy(update={"feed": kind_of(feed, manifest)})
     return config.model_copy(update={"loop": loop})
 
@@ -250,7 +259,7 @@ def _trainer(
         control=control,
     )
     resources = {"CPU": float(loop.cpus_per_worker)} | ({"GPU": 1.0} if loop.use_gpu else {})
-    environment = {} if loop.use_gpu else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {} if loop.use_gpu else ON_CPU
     is_elastic = loop.min_workers < loop.max_workers
     return TorchTrainer(
         train_worker,
@@ -352,7 +361,7 @@ def _require_same(config: TrainConfig, data: dict[str, Any]) -> None:
     found = folder.read_json(RUN)
     wanted = identity(config, data or {"data": found["data"]})
     if config.loop.feed == "auto":
-        wanted["loop"]["feed"] = found["loop"]["feed"]
+        wanted["loop"]["feed"] = found["loop"].get("feed")  # a run keeps what it began with
     faults = [
         f"{path}: {old!r} there, {new!r} now" for path, old, new in _differences(found, wanted, "")
     ]

@@ -117,7 +117,7 @@ class Worker:
             device=self.device if loop.rows_on_gpu and loop.use_gpu else None,
         )
         self.num_steps = -(-self.feed.num_users // loop.batch_users)
-        self.engine = _engine(config, self.vocabulary, self.device)
+        self.engine = build_engine(config, self.vocabulary, self.device)
         self.state = TrainState(config.seed)
         self.ledger = Ledger(self.device, max_skipped=loop.max_skipped)
         self.history: list[dict[str, Any]] = []
@@ -412,7 +412,8 @@ def _best(history: list[dict[str, Any]]) -> dict[str, Any]:
     return max(history, key=lambda entry: (entry["selection"], -entry["epoch"]))
 
 
-def _engine(config: TrainConfig, vocabulary: Vocabulary, device: torch.device) -> Engine:
+def build_engine(config: TrainConfig, vocabulary: Vocabulary, device: torch.device) -> Engine:
+    """Build the model, as a warm start where one is wanted, and the engine around it."""
     torch.manual_seed(config.seed)
     model = config.model.build(vocabulary.catalogue)
     if config.loop.warm_start:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -25,8 +25,10 @@ import torch.distributed
 from distrib.cli import connected
 from distrib.data.collate import gather
 from distrib.data.config import DataConfig
+from distrib.data.feed import Dealing
 from distrib.data.prepare import prepare
 from distrib.data.prepared import load_vocabulary
+from distrib.data.source import Source, load_source
 from distrib.data.sources import MovieLensSource, SyntheticLog
 from distrib.events import table
 from distrib.models import Conv4RecConfig, MultVaeConfig
@@ -72,7 +74,7 @@ def data_configs(folder: str) -> dict[str, DataConfig]:
 
 
 @ray.remote(max_calls=1)
-def measure_training(model: str, url: str, resident: Any, steps: int) -> dict[str, float]:
+def measure_training(model: str, url: str, source: Source, steps: int) -> dict[str, float]:
     """Train some steps in a fresh process; the first ones are not counted."""
     os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0", "RANK": "0"}
     from distrib.train.deepspeed_engine import DeepSpeedEngine
@@ -83,11 +85,11 @@ def measure_training(model: str, url: str, resident: Any, steps: int) -> dict[st
     vocabulary = load_vocabulary(Folder(url))
     config, objective = MODELS[model]
     built = config.build(vocabulary.catalogue)
-    step = TrainStep(built, objective.build(vocabulary.levels), block_items=4096)
+    step = TrainStep(built, objective.build(vocabulary.catalogue), block_items=4096)
     engine = DeepSpeedEngine(
         step, OptimizerConfig(), EngineConfig(), batch_users=BATCH_USERS, device=torch.device("cpu")
     )
-    feed = Feed(ray.get(resident.train), batch_users=BATCH_USERS, seed=0, rank=0, world_size=1)
+    feed = source.open(Dealing(BATCH_USERS, 0, 0, 1), window_users=0)
     state, noise, warm_up = TrainState(seed=0), Noise.of(0, 0), 3
     for number, (batch, num_users) in enumerate(timed(feed.batches(0), state)):
         if number == warm_up:
@@ -107,12 +109,12 @@ def measure_training(model: str, url: str, resident: Any, steps: int) -> dict[st
 
 
 @ray.remote(max_calls=1)
-def measure_scoring(model: str, url: str, resident: Any, steps: int) -> dict[str, float]:
+def measure_scoring(model: str, url: str, source: Source, steps: int) -> dict[str, float]:
     """Make top-K lists in a fresh process."""
     torch.set_num_threads(os.cpu_count() or 1)
     vocabulary = load_vocabulary(Folder(url))
     built = MODELS[model][0].build(vocabulary.catalogue).requires_grad_(False)
-    scorer, rows = Scorer(built, vocabulary), ray.get(resident.train)
+    scorer, rows = Scorer(built, vocabulary), ray.get(source.rows[0])
     started_s, num_users = time.perf_counter(), 0
     for number in range(steps):
         wanted = np.arange(number * BATCH_USERS, (number + 1) * BATCH_USERS) % rows.num_users
@@ -129,12 +131,12 @@ def peak_mb() -> float:
 
 def measure(log: str, model: str, config: DataConfig, steps: int) -> Figures:
     url, cores = config.prepared, os.cpu_count()
-    resident = load_resident(Folder(url))
+    source = load_source(Folder(url), "resident")
     found: dict[str, float] = {}
     for task in (measure_training, measure_scoring):
         fresh = task.options(num_cpus=cores)
-        found |= ray.get(fresh.remote(model, url, resident, steps))
-    cells = resident.num_train * len(load_vocabulary(Folder(url)))
+        found |= ray.get(fresh.remote(model, url, source, steps))
+    cells = source.num_train * len(load_vocabulary(Folder(url)))
     return Figures(log=log, model=model, cells=cells, **found)
 
 

@@ -1,10 +1,8 @@
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pytest
 import torch
 
-from distrib.checkpoint import store
 from distrib.checkpoint.bundle import copy_bundle, load_bundle, write_bundle
 from distrib.errors import CheckpointError
 from distrib.models.conv4rec import Conv4RecConfig
@@ -59,37 +57,3 @@ def test_altered_and_missing_files_are_named(bundle, name):
     folder.remove(name)
     with pytest.raises(CheckpointError, match=f"{name}: listed in .* but absent"):
         load_bundle(folder)
-
-
-@pytest.fixture
-def uploaded(tmp_path):
-    fs, target = pafs.LocalFileSystem(), str(tmp_path / "checkpoint")
-    for rank in range(2):
-        source = tmp_path / f"rank{rank}"
-        (source / "engine").mkdir(parents=True)
-        (source / "engine" / f"part{rank}.pt").write_bytes(bytes([rank]) * 1000)
-        store.upload_part(source, fs, target, rank=rank, world_size=2)
-    return fs, target
-
-
-def test_the_parts_of_all_ranks_come_back(uploaded, tmp_path):
-    fs, target = uploaded
-    store.download(fs, target, tmp_path / "back")
-    for rank in range(2):
-        assert (tmp_path / "back" / "engine" / f"part{rank}.pt").read_bytes() == bytes(
-            [rank]
-        ) * 1000
-
-
-def test_a_checkpoint_that_lacks_a_rank_or_bytes_is_refused(uploaded, tmp_path):
-    fs, target = uploaded
-    part = tmp_path / "checkpoint" / "engine" / "part1.pt"
-    part.write_bytes(b"\x01" * 999 + b"\x02")
-    with pytest.raises(CheckpointError, match="content differs from what was written"):
-        store.download(fs, target, tmp_path / "back")
-    part.write_bytes(b"short")
-    with pytest.raises(CheckpointError, match="5 bytes, but 1000 were written"):
-        store.verify(fs, target)
-    (tmp_path / "checkpoint" / "_rank00001.json").unlink()
-    with pytest.raises(CheckpointError, match=r"_rank00001\.json is absent"):
-        store.verify(fs, target)

@@ -8,6 +8,7 @@ from distrib.models.mult_vae import MultVaeConfig
 from distrib.noise import Noise
 from distrib.objectives import MultinomialConfig
 from distrib.train.step import TrainStep
+from tests.conftest import Small
 
 
 def multi_hot(batch):
@@ -34,7 +35,7 @@ def test_network_equals_the_plain_one(small):
 
 def test_loss_is_the_multinomial_likelihood_plus_the_annealed_divergence(small):
     model = MultVaeConfig(hidden_width=16, latent_width=8, input_dropout=0.0).build(small.catalogue)
-    objective = MultinomialConfig(divergence_cap=0.2, anneal_steps=100).build((1.0,))
+    objective = MultinomialConfig(divergence_cap=0.2, anneal_steps=100).build(Small().catalogue)
     noise = Noise.of(0, 0)
     terms = TrainStep(model, objective, block_items=7)(small.batch, small.batch, noise, 10)
     x = multi_hot(small.batch)
@@ -52,7 +53,7 @@ def test_loss_is_the_multinomial_likelihood_plus_the_annealed_divergence(small):
 
 
 def test_the_divergence_weight_grows_to_its_cap():
-    objective = MultinomialConfig(divergence_cap=0.2, anneal_steps=100).build((1.0,))
+    objective = MultinomialConfig(divergence_cap=0.2, anneal_steps=100).build(Small().catalogue)
     assert [objective.divergence_weight(s) for s in (0, 10, 20, 500)] == [0.0, 0.1, 0.2, 0.2]
 
 

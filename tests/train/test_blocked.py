@@ -8,8 +8,9 @@ from distrib.batch import Batch, cells_by_block, level_index
 from distrib.models.conv4rec import Conv4RecConfig
 from distrib.models.mult_vae import MultVaeConfig
 from distrib.noise import Noise
-from distrib.objectives import MultinomialConfig, RatingClassesConfig
-from distrib.train.blocked import blocked_terms
+from distrib.objectives import MultinomialConfig, RatingClassesConfig, SquaredErrorConfig
+from distrib.train.blocked import Blocks, blocked_terms
+from tests.conftest import Small
 
 
 def plain_rating_classes(output_BIC, target, levels, rating_weight):
@@ -34,11 +35,15 @@ CASES = {
     "conv4rec-linear": (Conv4RecConfig(latent_width=8), RatingClassesConfig(rating_weight=3.0)),
     "conv4rec-mlp": (Conv4RecConfig(latent_width=8, decoder="mlp"), RatingClassesConfig()),
     "mult_vae": (MultVaeConfig(hidden_width=16, latent_width=8), MultinomialConfig()),
+    "ratings": (MultVaeConfig(hidden_width=16, latent_width=8), SquaredErrorConfig()),
 }
 
 
 def plain_terms(model, objective_config, state, target):
     output = model.decode(state, slice(None)).float()
+    if objective_config.name == "squared_error":
+        error_N = output[target.row_N, target.item_N] - target.value_N
+        return torch.zeros(len(output)).index_add(0, target.row_N, error_N**2)[None]
     if objective_config.name == "multinomial":
         return plain_multinomial(output, target)
     return plain_rating_classes(output, target, model.levels, objective_config.rating_weight)
@@ -50,14 +55,16 @@ def gradients(terms_TB, model):
     return dict(zip(dict(model.named_parameters()), found, strict=True))
 
 
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 20])
 @pytest.mark.parametrize("block_items", [1, 7, 17, 50, 1000])
 @pytest.mark.parametrize("case", CASES)
-def test_blocked_equals_plain_forward_and_backward(case, block_items, small):
+def test_blocked_equals_plain_forward_and_backward(case, block_items, keep_bytes, small):
     config, objective_config = CASES[case]
     model = config.build(small.catalogue)
-    objective = objective_config.build(small.catalogue.levels)
+    objective = objective_config.build(small.catalogue)
     batch, noise = small.batch, Noise.of(0, 0)
-    blocked = blocked_terms(model, objective, model.encode(batch, noise), batch, block_items)
+    blocks = Blocks(block_items, keep_bytes, objective.candidates(batch, noise, 0))
+    blocked = blocked_terms(model, objective, model.encode(batch, noise), batch, blocks)
     plain = plain_terms(model, objective_config, model.encode(batch, noise), batch)
     torch.testing.assert_close(blocked, plain, rtol=1e-4, atol=1e-4)
     wanted = gradients(plain, model)
@@ -69,21 +76,22 @@ def test_blocked_equals_plain_forward_and_backward(case, block_items, small):
 def test_the_objectives_terms_add_up_to_the_plain_cross_entropy(small):
     model = Conv4RecConfig(latent_width=8).build(small.catalogue).double()
     batch = small.batch
-    objective = RatingClassesConfig(rating_weight=1.0).build(small.catalogue.levels)
+    objective = RatingClassesConfig(rating_weight=1.0).build(small.catalogue)
     output = model.decode(model.encode(batch), slice(None))
     outcome = torch.zeros(37, 50, dtype=torch.int64)
     outcome[batch.row_N, batch.item_N] = level_index(batch.value_N, model.levels) + 1
     plain = F.cross_entropy(output.permute(0, 2, 1), outcome, reduction="none").sum(1)
-    blocked = blocked_terms(model, objective, model.encode(batch), batch, 50).sum(0)
+    blocked = blocked_terms(model, objective, model.encode(batch), batch, Blocks(50)).sum(0)
     torch.testing.assert_close(blocked.double(), plain, rtol=1e-5, atol=1e-5)
 
 
 def test_a_near_certain_none_keeps_its_loss():
     """-log p(none) of 4e-7 nats is 0 in float32 when taken through a log-softmax."""
     output = torch.tensor([[[16.0, -2.0, -2.0, -2.0, -2.0, -2.0]]])
-    objective = RatingClassesConfig().build((1.0, 2.0, 3.0, 4.0, 5.0))
+    objective = RatingClassesConfig().build(Small().catalogue)
     nothing = next(cells_by_block(Batch.from_lists([[]]), [(0, 1)]))
-    loss = objective.accumulate(None, output, nothing)[0]
+    (loss_TB,) = objective.accumulate(None, objective.observe(output, nothing), nothing)
+    loss = loss_TB[0]
     exact = torch.log1p(5 * torch.exp(torch.tensor(-18.0, dtype=torch.float64)))
     assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
     assert -output.log_softmax(-1)[0, 0, 0].item() == 0.0
@@ -92,9 +100,74 @@ def test_a_near_certain_none_keeps_its_loss():
 def test_users_without_targets_and_batches_without_users_give_zeros(small):
     for config, objective_config in CASES.values():
         model = config.build(small.catalogue)
-        objective = objective_config.build(small.catalogue.levels)
+        objective = objective_config.build(small.catalogue)
         nobody = Batch.from_lists([])
-        terms = blocked_terms(model, objective, model.encode(nobody), nobody, 17)
+        blocks = Blocks(17, 0, objective.candidates(nobody, Noise.of(0, 0), 0))
+        terms = blocked_terms(model, objective, model.encode(nobody), nobody, blocks)
         assert terms.shape[1] == 0
         terms.sum().backward()
         assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def sampled_loss(model, batch, num_sampled, step, power=0.5, block_items=17):
+    config = MultinomialConfig(num_sampled=num_sampled, sampling_power=power)
+    objective = config.build(Small().catalogue)
+    candidates = objective.candidates(batch, Noise.of(0, 0), step)
+    blocks = Blocks(block_items, 0, candidates)
+    return blocked_terms(model, objective, model.encode(batch), batch, blocks)[0], candidates
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_the_sampled_normaliser_has_the_mean_of_the_exact_one(power, small):
+    model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalogue)
+    batch = small.users(range(6))
+    output_BI = model.decode(model.encode(batch), slice(None)).detach()
+    score_B = torch.zeros(6).index_add(0, batch.row_N, output_BI[batch.row_N, batch.item_N])
+    sums = []
+    for step in range(400):
+        loss_B, _ = sampled_loss(model, batch, 12, step, power)
+        sums.append(((loss_B.detach() + score_B) / batch.length_B).exp())
+    mean_B, exact_B = torch.stack(sums).mean(0), output_BI.exp().sum(1)
+    error_B = torch.stack(sums).std(0) / 20.0
+    assert ((mean_B - exact_B).abs() < 4 * error_B).all()
+
+
+def test_a_sampled_loss_does_not_depend_on_who_else_is_in_the_batch(small):
+    model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalogue)
+    whole_B, _ = sampled_loss(model, small.batch, 20, 3)
+    alone_B, candidates = sampled_loss(model, small.users([7]), 20, 3, block_items=5)
+    torch.testing.assert_close(whole_B[7:8], alone_B)
+    assert set(small.items[7]) <= set(candidates.item_J.tolist())
+
+
+def test_the_gradient_of_a_sampled_loss_is_that_of_the_plain_formula(small):
+    model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalogue)
+    batch = small.batch
+    loss_B, (item_J, log_weight_J) = sampled_loss(model, batch, 20, 0)
+    output_BJ = model.decode(model.encode(batch), item_J)
+    place_N = torch.searchsorted(item_J, batch.item_N)
+    own_BJ = torch.zeros(output_BJ.shape, dtype=torch.bool)
+    own_BJ[batch.row_N, place_N] = True
+    weighted_BJ = torch.where(own_BJ, output_BJ, output_BJ + log_weight_J)
+    score_B = torch.where(own_BJ, output_BJ, 0.0).sum(1)
+    plain_B = batch.length_B * weighted_BJ.logsumexp(1) - score_B
+    torch.testing.assert_close(loss_B, plain_B)
+    wanted = gradients(plain_B[None], model)
+    for name, gradient in gradients(loss_B[None], model).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_that_own_different_items_join_to_the_same_loss(case, small):
+    config, objective_config = CASES[case]
+    model = config.build(small.catalogue)
+    objective = objective_config.build(small.catalogue)
+    output = model.decode(model.encode(small.batch), slice(None)).detach()
+
+    def carry(low, high):
+        _, cells, _ = cells_by_block(small.batch, [(0, low), (low, high), (high, 50)])
+        return objective.accumulate(None, objective.observe(output[:, low:high], cells), cells)
+
+    joined = objective.merged([carry(0, 20), carry(20, 31), carry(31, 50)])
+    whole_TB, _ = objective.finish(carry(0, 50), small.batch)
+    torch.testing.assert_close(objective.finish(joined, small.batch)[0], whole_TB)

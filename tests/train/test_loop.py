@@ -1,11 +1,24 @@
-import numpy as np
+"""The loop and its feeds: who comes when, on how many ranks, and what a restart changes."""
 
-from distrib.data.collate import Rows
-from distrib.data.feed import Feed
+import hashlib
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from distrib.checkpoint.state import SavedState, write_pieces
+from distrib.data.collate import Rows, gather
+from distrib.data.feed import Dealing, ResidentFeed, Shard, StreamingFeed, ahead
+from distrib.data.schema import Role, Subset
+from distrib.errors import CheckpointError, DataError
+from distrib.storage import Folder
 from distrib.train.engine import LocalEngine
 from distrib.train.loop import TrainState, run_epochs
 from distrib.train.optimizer import OptimizerConfig
-from tests.train.engine_ranks import make_step
+from tests.train.engine_ranks import CASES, make_step
 
 
 def rows_of(small):
@@ -19,63 +32,205 @@ def rows_of(small):
     )
 
 
-def feed_of(small, rank=0, world_size=1):
-    return Feed(rows_of(small), batch_users=8, seed=3, rank=rank, world_size=world_size)
+def resident(small, folder, dealing):
+    del folder
+    rows = rows_of(small)
+    return ResidentFeed(rows, rows, dealing)
 
 
-def train(small, epochs, engine=None, state=None):
-    engine = engine or LocalEngine(make_step("mult_vae"), OptimizerConfig())
-    state = state or TrainState(seed=0)
-    found = []
-    run_epochs(
-        state,
-        engine,
-        feed_of(small),
-        num_epochs=epochs,
-        on_step=lambda _state, terms: found.append(sum(float(term) for term in terms.values())),
-        on_epoch=lambda _state: True,
+def write_shards(small, folder, num_shards=5):
+    """Lay the users out as prepare does, one in three of them held out for validation."""
+    shards = []
+    for shard in range(num_shards):
+        users = list(range(shard, 37, num_shards))
+        held_out = [user % 9 == 8 for user in users]
+        roles = [
+            [int(Role.VALID_TARGET if held else Role.INPUT)] * len(small.items[user])
+            for user, held in zip(users, held_out, strict=True)
+        ]
+        subset = [int(Subset.VALID if held else Subset.TRAIN) for held in held_out]
+        lists = {
+            "items": pa.array([small.items[user] for user in users], pa.list_(pa.int32())),
+            "ratings": pa.array([small.values[user] for user in users], pa.list_(pa.float32())),
+            "roles": pa.array(roles, pa.list_(pa.int8())),
+        }
+        name = f"shard-{shard}.parquet"
+        pq.write_table(pa.table({"subset": pa.array(subset, pa.int8()), **lists}), folder / name)
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        entry = {"shard": shard, "name": name, "sha256": digest}
+        shards.append(Shard(entry, held_out.count(False)))
+    return shards
+
+
+def streaming(small, folder, dealing, window_users=12):
+    shards = write_shards(small, folder)
+    return StreamingFeed(
+        Folder(str(folder)), shards, dealing, num_shards=5, window_users=window_users
     )
-    return found, engine, state
 
 
-def test_stopping_after_an_epoch_and_going_on_changes_nothing(small):
-    whole, _, _ = train(small, 4)
-    first, engine, state = train(small, 2)
-    second, _, _ = train(small, 4, engine, state)
-    assert first + second == whole
-    assert state.step == 4 * 5
+FEEDS = {"resident": resident, "streaming": streaming}
+every_feed = pytest.mark.parametrize("make_feed", FEEDS.values(), ids=FEEDS)
 
 
-def test_an_epoch_shows_every_user_once_in_an_order_of_its_own(small):
-    orders = []
-    for epoch in range(2):
-        users = [b.batch.user_B for b in feed_of(small).batches(epoch)]
-        orders.append(np.concatenate([u.numpy() for u in users]).tolist())
-        assert sorted(orders[-1]) == list(range(37))
+def users_of(feed, epoch, first_step=0):
+    return [(b.batch.user_B.tolist(), b.num_users) for b in feed.batches(epoch, first_step)]
+
+
+@every_feed
+def test_an_epoch_shows_every_user_once_in_an_order_of_its_own(make_feed, small, tmp_path):
+    feed = make_feed(small, tmp_path, Dealing(8, 3, 0, 1))
+    orders = [[u for users, _ in users_of(feed, epoch) for u in users] for epoch in range(2)]
+    everyone = [user for user in range(37) if make_feed is resident or user % 9 != 8]
+    assert sorted(orders[0]) == sorted(orders[1]) == everyone
     assert orders[0] != orders[1]
+    assert [size for _, size in users_of(feed, 0)][:-1] == [8] * (feed.num_users // 8)
 
 
-def test_ranks_share_each_global_batch_without_dropping_anyone(small):
-    whole = list(feed_of(small).batches(0))
-    for world_size in (2, 3, 7):
-        ranks = [list(feed_of(small, rank, world_size).batches(0)) for rank in range(world_size)]
-        assert {len(batches) for batches in ranks} == {len(whole)}
-        for step, (batch, num_users) in enumerate(whole):
-            parts = [rank[step] for rank in ranks]
-            assert {part.num_users for part in parts} == {num_users}
-            joined = [user for part in parts for user in part.batch.user_B.tolist()]
-            assert joined == batch.user_B.tolist()
+@every_feed
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_ranks_share_each_global_batch_without_dropping_anyone(
+    make_feed, world_size, small, tmp_path
+):
+    whole = users_of(make_feed(small, tmp_path, Dealing(8, 3, 0, 1)), 0)
+    ranks = [
+        users_of(make_feed(small, tmp_path, Dealing(8, 3, rank, world_size)), 0)
+        for rank in range(world_size)
+    ]
+    assert {len(batches) for batches in ranks} == {len(whole)}
+    for step, (users, num_users) in enumerate(whole):
+        assert {rank[step][1] for rank in ranks} == {num_users}
+        assert sorted(u for rank in ranks for u in rank[step][0]) == sorted(users)
 
 
-def test_a_listener_can_end_training(small):
-    engine = LocalEngine(make_step("mult_vae"), OptimizerConfig())
-    state = TrainState(seed=0)
+@every_feed
+def test_an_epoch_can_be_entered_at_any_step(make_feed, small, tmp_path):
+    feed = make_feed(small, tmp_path, Dealing(8, 3, 1, 2))
+    whole = users_of(feed, 4)
+    for step in range(len(whole) + 1):
+        assert users_of(feed, 4, step) == whole[step:]
+
+
+@every_feed
+def test_a_batch_holds_its_users_histories(make_feed, small, tmp_path):
+    for batch, _ in make_feed(small, tmp_path, Dealing(8, 3, 0, 1)).batches(0):
+        for place, user in enumerate(batch.user_B.tolist()):
+            row = batch.rows(place, place + 1)
+            assert row.item_N.tolist() == small.items[user]
+            assert row.value_N.tolist() == small.values[user]
+
+
+@every_feed
+def test_each_validation_user_falls_to_one_rank(make_feed, small, tmp_path):
+    found = []
+    for rank in range(3):
+        feed = make_feed(small, tmp_path, Dealing(8, 3, rank, 3))
+        for rows, mine in feed.valid_parts():
+            found += rows.number_B[mine].tolist()
+    assert sorted(found) == [u for u in range(37) if make_feed is resident or u % 9 == 8]
+
+
+def test_windows_hold_whole_shards_and_a_changed_shard_is_noticed(small, tmp_path):
+    feed = streaming(small, tmp_path, Dealing(8, 3, 0, 1), window_users=1)
+    first = users_of(feed, 0)[0][0]
+    assert len({user % 5 for user in first}) <= 2  # a window is one shard of about seven
+    wrong = [shard._replace(num_train=shard.num_train + 1) for shard in feed._shards]
+    changed = StreamingFeed(
+        Folder(str(tmp_path)), wrong, Dealing(8, 3, 0, 1), num_shards=5, window_users=9
+    )
+    with pytest.raises(DataError, match="when training began"):
+        list(changed.batches(0))
+
+
+def test_rows_on_a_device_give_the_same_batches(small):
+    rows, dealing = rows_of(small), Dealing(8, 3, 0, 2)
+    on_device = ResidentFeed(rows, rows, dealing, torch.device("cpu"))
+    for found, wanted in zip(
+        on_device.batches(0), ResidentFeed(rows, rows, dealing).batches(0), strict=True
+    ):
+        for part, other in zip(found.batch[:4], wanted.batch[:4], strict=True):
+            assert torch.equal(part, other)
+            assert part.dtype == other.dtype
+    assert torch.equal(gather(rows, np.array([5, 2]))[0].user_B, torch.tensor([5, 2]))
+
+
+def test_ahead_keeps_order_and_passes_errors_on():
+    def items():
+        yield from range(5)
+        raise DataError("sixth")
+
+    coming = ahead(items(), 3)
+    assert [next(coming) for _ in range(5)] == list(range(5))
+    with pytest.raises(DataError, match="sixth"):
+        next(coming)
+    assert list(ahead(iter([]), 3)) == []
+
+
+class Run:
+    """A training run by hand, that can be stopped after any step and begun again elsewhere."""
+
+    def __init__(self, case, feed):
+        self.engine = LocalEngine(make_step(case), OptimizerConfig())
+        self.feed, self.state, self.losses = feed, TrainState(seed=0), []
+
+    def train(self, num_epochs, until_step=10**9):
+        def on_step(state, update):
+            self.losses.append({name: float(term) for name, term in update.terms.items()})
+            return state.step < until_step
+
+        run_epochs(
+            self.state,
+            self.engine,
+            self.feed,
+            num_epochs=num_epochs,
+            on_step=on_step,
+            on_epoch=lambda _state: True,
+        )
+
+    def save(self, folder):
+        folder.mkdir()
+        write_pieces(folder / "state.safetensors", self.engine.pieces())
+        (folder / "position.json").write_text(json.dumps(self.state.position()))
+
+    def load(self, folder):
+        self.engine.restore(SavedState(folder), {})
+        self.state.go_to(json.loads((folder / "position.json").read_text()))
+
+
+@every_feed
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("step", [1, 5, 7, 10])
+def test_stopping_after_any_step_and_going_on_changes_nothing(
+    case, make_feed, step, small, tmp_path
+):
+    feed = make_feed(small, tmp_path, Dealing(8, 3, 0, 1))
+    whole, first, second = (Run(case, feed) for _ in range(3))
+    whole.train(4)
+    first.train(4, until_step=step)
+    first.save(tmp_path / "saved")
+    second.load(tmp_path / "saved")
+    second.train(4)
+    assert len(first.losses) == step
+    assert first.losses + second.losses == whole.losses
+    for name, tensor in whole.engine.weights().items():
+        assert torch.equal(tensor, second.engine.weights()[name]), name
+
+
+def test_a_state_of_another_model_is_refused(small, tmp_path):
+    run = Run("mult_vae", resident(small, tmp_path, Dealing(8, 3, 0, 1)))
+    run.save(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match=r"value of \w+: the checkpoint holds 0 of"):
+        Run("conv4rec", run.feed).load(tmp_path / "saved")
+
+
+def test_a_listener_can_end_training(small, tmp_path):
+    run = Run("mult_vae", resident(small, tmp_path, Dealing(8, 3, 0, 1)))
     run_epochs(
-        state,
-        engine,
-        feed_of(small),
+        run.state,
+        run.engine,
+        run.feed,
         num_epochs=9,
-        on_step=lambda _state, _terms: None,
+        on_step=lambda _state, _update: True,
         on_epoch=lambda state: state.epoch < 3,
     )
-    assert state.epoch == 3
+    assert run.state.epoch == 3

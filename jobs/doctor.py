@@ -1,0 +1,26 @@
+"""Ray job: can this run train here? ``python jobs/doctor.py --config configs/demo.toml``."""
+
+import sys
+
+from distrib.cli import job
+from distrib.run_file import RunFile
+from distrib.train.doctor import examine
+from distrib.train.launch import preflight
+
+
+def check(file: RunFile) -> None:
+    """Find faults that need no cluster."""
+    preflight(file.training())
+
+
+def main() -> int:
+    """Check the nodes, try some updates, print the estimate."""
+    return job(
+        "Check every node and estimate memory and time of training, before it starts.",
+        check=check,
+        run=lambda file: examine(file.training()),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""What one rank books; with several ranks it is tested through launch."""
+
+import math
+
+import pytest
+import torch
+import torch.distributed
+
+from distrib.train.engine import Update
+from distrib.train.ledger import NORM, Bad, Ledger
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def update(loss, norm=1.0, *, is_applied=True):
+    terms = {"a": torch.tensor(loss), "b": torch.tensor(2.0)}
+    return Update(terms, torch.tensor(norm), is_applied)
+
+
+def ledger_of(*updates, max_skipped=0):
+    ledger = Ledger(torch.device("cpu"), max_skipped=max_skipped)
+    for found in updates:
+        ledger.add(found, 4)
+    return ledger
+
+
+def test_sums_flags_and_means_are_those_of_what_was_added():
+    ledger = ledger_of(update(8.0, 3.0), update(4.0, 5.0))
+    agreed = ledger.agree(stop=1.0, due=0.0)
+    assert agreed.flags == {"stop": 1.0, "due": 0.0}
+    assert agreed.bad is None
+    assert agreed.means == {"a": 1.5, "b": 0.5, NORM: 4.0}
+    assert ledger.mean_losses() == {"a": 1.5, "b": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("updates", "bad"),
+    [
+        ([update(1.0), update(math.nan), update(1.0)], ("a", 1)),
+        ([update(math.inf)], ("a", 0)),
+        ([update(1.0), update(1.0, math.inf)], (NORM, 0)),
+    ],
+)
+def test_the_first_number_that_is_not_finite_is_named_with_its_step(updates, bad):
+    found = ledger_of(*updates).agree(stop=0.0).bad
+    assert isinstance(found, Bad)
+    assert (found.term, found.steps_ago) == bad
+    assert not math.isfinite(found.value)
+
+
+def test_fp16_may_leave_out_and_count_but_not_too_often():
+    skipped = update(math.inf, math.inf, is_applied=False)
+    ledger = ledger_of(update(8.0), skipped, skipped, update(4.0), max_skipped=2)
+    assert ledger.agree(stop=0.0).bad is None
+    assert ledger.num_users == 8
+    assert ledger.mean_losses()["a"] == 1.5
+    assert ledger_of(skipped, skipped, skipped, max_skipped=2).agree(stop=0.0).bad is not None
+    stepped_back = update(1.0, math.inf, is_applied=False)  # only the scaled gradient overflowed
+    assert ledger_of(stepped_back).agree(stop=0.0).bad is None
+
+
+def test_a_checkpoint_of_other_ranks_is_booked_once():
+    parts = [{"totals": {"a": float(n)}, "num_users": 7, "skipped": 0} for n in (1, 2)]
+    whole = ledger_of()
+    whole.take(parts, 0, 1)
+    assert (whole.totals, whole.num_users) == ({"a": 3.0}, 7)
+    whole.take(parts, 2, 3)
+    assert whole.totals == {"a": 0.0}
+    whole.take(parts, 1, 2)
+    assert whole.totals == {"a": 2.0}
