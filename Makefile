@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow test-stores lint types imports bench bench-data clean
+.PHONY: demo test slow test-stores lint types imports bench bench-data bench-training clean
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --config configs/demo.toml
@@ -40,6 +40,13 @@ bench: $(READY)
 
 bench-data: $(READY)
 	$(BIN)/python -m tests.benchmarks.preparation
+
+# RecBole apart, with what it was made for: NumPy 1, an old Ray, setuptools with pkg_resources.
+bench-training: $(READY)
+	$(PYTHON) -m venv .recbole
+	.recbole/bin/pip install --quiet torch==2.13.0 recbole==1.2.1 numpy==1.26.4 scipy==1.11.4 \
+	  pandas==2.1.4 setuptools==80.10.2
+	$(BIN)/python -m tests.benchmarks.training --recbole .recbole/bin/python
 
 # torch first: DeepSpeed's build and its requirements must find it, or pip fetches a CUDA build.
 $(READY): pyproject.toml constraints.txt

@@ -11,7 +11,7 @@ LIBRARY = sorted((ROOT / "distrib").rglob("*.py"))
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
 RAY_MODULES = {  # the rim; grows only on purpose
     "cli.py",
-    "data/feed.py",
+    "data/source.py",
     "data/convert.py",
     "data/extension.py",
     "data/passes.py",
@@ -19,12 +19,22 @@ RAY_MODULES = {  # the rim; grows only on purpose
     "data/writing.py",
     "evaluate/run.py",
     "score/bulk.py",
+    "train/control.py",
+    "train/doctor.py",
     "train/launch.py",
-    "train/progress.py",
+    "train/meters.py",
     "train/worker.py",
 }
 DEEPSPEED_MODULES = {"train/deepspeed_engine.py"}
-DISTRIBUTED_MODULES = {"train/deepspeed_engine.py", "train/worker.py"}
+DISTRIBUTED_MODULES = {
+    "train/deepspeed_engine.py",
+    "train/deepspeed_state.py",
+    "train/doctor.py",
+    "train/item_engine.py",
+    "train/ledger.py",
+    "train/watchdog.py",
+    "train/worker.py",
+}
 DUMPING_GROUNDS = {"utils", "common", "helpers", "misc"}
 
 

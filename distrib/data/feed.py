@@ -55,18 +55,10 @@ class Feed(Protocol):
     """Training users, over all ranks."""
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
-        """Yield this rank's part of each global batch of an epoch.
-
-        Args:
-            epoch: From 0.
-            first_step: The first global batch wanted.
-
-        Yields:
-            Computed ahead, in a thread.
-        """
+        """Return this rank's part of each global batch of an epoch, from ``first_step`` on."""
 
     def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
-        """Yield histories for validation, and the rows among them that are this rank's."""
+        """Return histories for validation, and the rows among them that are this rank's."""
 
 
 class ResidentFeed:
@@ -209,7 +201,7 @@ class StreamingFeed:
         return found
 
     def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
-        """Yield the validation users of every so-manieth shard; see `Feed`."""
+        """Yield the validation users of every so many shards; see `Feed`."""
         for shard in self._shards[self.dealing.rank :: self.dealing.world_size]:
             rows, _ = _read_shard(self._prepared, shard.entry, self._num_shards)
             asked = asked_rows(rows, Role.VALID_TARGET)

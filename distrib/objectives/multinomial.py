@@ -143,10 +143,9 @@ class Multinomial:
 
 
 def _weighted_softmax(output_BJ: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
-    """Let each item stand for as many as it was drawn for; a user's own stand for themselves.
+    """Return normaliser and softmax where each item stands for as many as it was drawn for.
 
-    Returns:
-        Normaliser ``[B]``, -infinity where nothing counts, and softmax ``[B, J]``.
+    A user's own stand for themselves. The normaliser is -infinity where nothing counts.
     """
     weighted_BJ = output_BJ.float()
     if cells.log_weight_J is not None:

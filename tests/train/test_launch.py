@@ -84,26 +84,15 @@ def test_training_learns_and_publishes_its_best_epoch(whole_run):
     assert bundle.facts["valid"] == best["valid"]
 
 
-@pytest.mark.parametrize("model", ["conv4rec", "mult_vae"])
-def test_one_worker_and_two_give_the_same_losses(model, prepared, tmp_path):
-    for workers in (1, 2):
-        launch(
-            config_of(tmp_path / str(workers), prepared, model, num_workers=workers, num_epochs=2)
-        )
+def test_one_worker_and_two_give_the_same_losses(prepared, whole_run, tmp_path):
+    launch(config_of(tmp_path, prepared, num_workers=1, num_epochs=2))
     # float32; sums over users are ordered differently.
-    np.testing.assert_allclose(losses(tmp_path / "1"), losses(tmp_path / "2"), rtol=1e-5)
+    np.testing.assert_allclose(losses(tmp_path), losses(whole_run[0])[:2], rtol=1e-5)
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(prepared, whole_run, tmp_path):
-    launch(config_of(tmp_path, prepared, num_epochs=1))
-    launch(config_of(tmp_path, prepared, num_epochs=3))
-    assert losses(tmp_path) == losses(whole_run[0])
-    again = launch(config_of(tmp_path, prepared, num_epochs=3))
-    assert again["best_epoch"] == whole_run[1]["best_epoch"]
-    assert len(losses(tmp_path)) == 3
-
-
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(prepared, whole_run, tmp_path):
+def test_a_stopped_run_goes_on_and_a_damaged_checkpoint_gives_way_to_the_one_before(
+    prepared, whole_run, tmp_path
+):
     launch(config_of(tmp_path, prepared, num_epochs=2))
     part = checkpoints(tmp_path)[-1] / "state-00001.safetensors"
     content = bytearray(part.read_bytes())
@@ -132,7 +121,7 @@ def test_a_run_goes_on_within_an_epoch_bit_for_bit(model, feed, prepared, tmp_pa
     assert {path.name: path.read_bytes() for path in begun.iterdir()} == saved
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3)])  # all stages: test_engine.py
 def test_a_run_goes_on_within_an_epoch_on_other_workers(
     before, after, prepared, whole_run, tmp_path
 ):
@@ -147,6 +136,16 @@ def test_a_run_goes_on_within_an_epoch_on_other_workers(
     np.testing.assert_allclose(losses(tmp_path), losses(whole_run[0]), rtol=1e-4)
 
 
+SLOW = {"batch_users": 4, "num_epochs": 2}  # epochs of seconds, so that faults fall inside
+
+
+@pytest.fixture(scope="module")
+def slow_run(prepared, tmp_path_factory):
+    run = tmp_path_factory.mktemp("slow")
+    launch(config_of(run, prepared, **SLOW))
+    return run
+
+
 def stop_after(step, run, sent):
     """Wait for a checkpoint, then ask this process to stop, as a cluster would."""
     deadline = time.monotonic() + 120
@@ -157,9 +156,8 @@ def stop_after(step, run, sent):
         time.sleep(0.02)
 
 
-def test_a_signal_keeps_the_place_and_leaves(prepared, tmp_path):
-    slow = {"batch_users": 4, "num_epochs": 2, "checkpoint": {"every_steps": 20}}
-    launch(config_of(tmp_path / "calm", prepared, **slow))
+def test_a_signal_keeps_the_place_and_leaves(prepared, slow_run, tmp_path):
+    slow = SLOW | {"checkpoint": {"every_steps": 20}}
     sent = []
     watcher = threading.Thread(target=stop_after, args=(420, tmp_path / "stopped", sent))
     watcher.start()
@@ -169,15 +167,7 @@ def test_a_signal_keeps_the_place_and_leaves(prepared, tmp_path):
     assert load_bundle(Folder(str(tmp_path / "stopped")) / "bundle").facts["epoch"] == 1
     assert checkpoints(tmp_path / "stopped")[-1].name > "step-0000000420"
     launch(config_of(tmp_path / "stopped", prepared, **slow))
-    assert losses(tmp_path / "stopped") == losses(tmp_path / "calm")
-
-
-def test_old_checkpoints_go_and_the_best_stays(prepared, tmp_path):
-    launch(config_of(tmp_path, prepared, num_epochs=4, checkpoint={"keep": 1, "every_steps": 6}))
-    assert [path.name[:15] for path in checkpoints(tmp_path)] == ["step-0000000060"]
-    history = Folder(str(tmp_path)).read_json(HISTORY)
-    best = max(history, key=lambda entry: entry["selection"])["epoch"]
-    assert load_bundle(Folder(str(tmp_path)) / "bundle").facts["epoch"] == best
+    assert losses(tmp_path / "stopped") == losses(slow_run)
 
 
 def test_a_store_that_fails_for_good_stops_the_run_clean(prepared, tmp_path):
@@ -186,13 +176,16 @@ def test_a_store_that_fails_for_good_stops_the_run_clean(prepared, tmp_path):
         launch(config_of(tmp_path, prepared, checkpoint={"retry_s": 0.0}))
 
 
-def test_training_ends_early_when_nothing_gets_better(prepared, tmp_path):
+def test_training_ends_early_old_checkpoints_go_and_the_best_stays(prepared, tmp_path):
     still = OptimizerConfig(learning_rate=1e-12)
-    config = config_of(tmp_path, prepared, num_epochs=9, patience=2)
+    settings = {"num_epochs": 9, "patience": 2, "checkpoint": {"keep": 1, "every_steps": 6}}
+    config = config_of(tmp_path, prepared, **settings)
     launch(config.model_copy(update={"optimizer": still}))
-    assert len(losses(tmp_path)) <= 5
-    launch(config.model_copy(update={"optimizer": still}))
-    assert len(losses(tmp_path)) <= 5
+    history = Folder(str(tmp_path)).read_json(HISTORY)
+    best = max(history, key=lambda entry: (entry["selection"], -entry["epoch"]))["epoch"]
+    assert len(history) == best + 2 < 9
+    assert [path.name[:15] for path in checkpoints(tmp_path)] == [f"step-{15 * len(history):010d}"]
+    assert load_bundle(Folder(str(tmp_path)) / "bundle").facts["epoch"] == best
 
 
 def train_workers():
@@ -209,7 +202,7 @@ def kill_one_worker_after(epoch, run, killed):
     while time.monotonic() < deadline:
         done = [path for path in checkpoints(run) if path.name >= f"step-{375 * epoch:010d}"]
         if done:
-            time.sleep(1.0)  # into the next epoch
+            time.sleep(0.5)  # into the next epoch
             workers = train_workers()
             if workers:
                 os.kill(workers[-1].pid, signal.SIGKILL)
@@ -218,17 +211,15 @@ def kill_one_worker_after(epoch, run, killed):
         time.sleep(0.05)
 
 
-def test_a_killed_worker_costs_nothing_but_time(prepared, tmp_path):
-    slow = {"batch_users": 4, "num_epochs": 3}  # epochs of seconds, so that the kill falls inside
-    launch(config_of(tmp_path / "calm", prepared, **slow))
+def test_a_killed_worker_costs_nothing_but_time(prepared, slow_run, tmp_path):
     killed = []
     chaos = threading.Thread(target=kill_one_worker_after, args=(1, tmp_path / "killed", killed))
     chaos.start()
-    result = launch(config_of(tmp_path / "killed", prepared, **slow))
+    result = launch(config_of(tmp_path / "killed", prepared, **SLOW))
     chaos.join()
     assert killed == [1]
-    assert result["epochs"] == 3
-    assert losses(tmp_path / "killed") == losses(tmp_path / "calm")
+    assert result["epochs"] == 2
+    assert losses(tmp_path / "killed") == losses(slow_run)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(prepared, tmp_path):
