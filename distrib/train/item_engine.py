@@ -221,9 +221,7 @@ class ItemEngine:
         """Return the rows of all ranks."""
         padded = own.new_zeros(self.chunk, *own.shape[1:])
         padded[: len(own)] = own
-        everyone = own.new_empty(self.chunk * self.world_size, *own.shape[1:])
-        _wait(dist.all_gather_into_tensor, everyone, padded)
-        return everyone[: self.item_count]
+        return torch.cat(_of_all(padded))[: self.item_count]
 
     def weights(self) -> dict[str, Tensor]:
         """Gather the float32 masters; see `Engine`."""

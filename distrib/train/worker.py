@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,6 +88,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         where training ended before its time.
     """
     logging.getLogger().setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)  # DeepSpeed's
     worker = Worker(settings["inputs"])
     try:
         return worker.train()
