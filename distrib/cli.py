@@ -127,7 +127,7 @@ def connected() -> Iterator[None]:
         # would end the workers of the one before and wait seconds for new ones.
         limit = _WORKERS_PER_CORE * (os.cpu_count() or 1)
         os.environ.setdefault("RAY_num_workers_soft_limit", str(limit))
-        ray.init(include_dashboard=False, **quiet)
+        ray.init("local", include_dashboard=False, **quiet)
     ray.data.DataContext.get_current().raise_original_map_exception = True  # ours have a message
     try:
         yield

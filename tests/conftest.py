@@ -69,6 +69,7 @@ def cluster(object_store: str) -> Iterator[None]:
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     ray.init(
+        "local",
         num_cpus=4,
         include_dashboard=False,
         object_store_memory=400 << 20,

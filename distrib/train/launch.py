@@ -1,6 +1,7 @@
 """The driver's side of training: check, start the workers, survive their loss, publish the best."""
 
 import json
+import shutil
 import signal
 import threading
 import uuid
@@ -13,6 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from distrib.checkpoint.bundle import BUNDLE, copy_bundle, load_bundle
+from distrib.checkpoint.store import CheckpointStore
 from distrib.data.prepared import load_manifest, load_vocabulary
 from distrib.data.source import Source, kind_of, load_source
 from distrib.errors import (
@@ -37,6 +39,7 @@ from distrib.vocabulary import Vocabulary
 RUN = "run.json"
 HISTORY = "history.json"
 _RAY = "ray"
+_COMPILERS = ("c++", "g++", "clang++")
 _FIXED_IN_LOOP = {"batch_users", "window_users", "warm_start", "select_by", "feed"}
 """Of `LoopConfig`: what decides the result; with the rest, a run may go on as it likes."""
 
@@ -110,6 +113,11 @@ def check_choice(config: TrainConfig) -> None:
         raise ConfigError(
             "engine.precision = 'fp16' with train.use_gpu = false: DeepSpeed computes in fp16 on "
             "GPUs (and few CPUs); use bf16 or fp32, or set train.use_gpu = true"
+        )
+    if config.engine.compile and not any(shutil.which(name) for name in _COMPILERS):
+        raise ConfigError(
+            f"engine.compile = true, but none of {', '.join(_COMPILERS)} is on the path; install "
+            "one on every node, or set it to false"
         )
     if config.loop.max_skipped and config.engine.precision != "fp16":
         raise ConfigError(
@@ -343,7 +351,7 @@ def _raise_what_ended(
 ) -> None:
     """Raise when training ended before its time."""
     if "diverged" in outcome:
-        raise _diverged(outcome["diverged"], history)
+        raise _diverged(outcome["diverged"], history, folder)
     if "fault" in outcome:
         raise CheckpointError(f"{outcome['fault']}; the same command goes on from the last one")
     if "stopped" in outcome:
@@ -403,11 +411,14 @@ def _require_room(config: TrainConfig) -> None:
         )
 
 
-def _diverged(where: dict[str, Any], history: list[dict[str, Any]]) -> DivergedError:
-    good = history[-1]["epoch"] if history else None
+def _diverged(
+    where: dict[str, Any], history: list[dict[str, Any]], folder: Folder
+) -> DivergedError:
+    good = history[-1]["epoch"] if history else "none"
+    kept = next(iter(CheckpointStore(folder).complete()), "none")
     return DivergedError(
         f"epoch {where['epoch']}, step {where['step']}: {where['term']} is {where['value']}, not "
-        f"finite; last good epoch: {'none' if good is None else good}, and nothing after it was "
-        "kept; lower optimizer.learning_rate, set optimizer.gradient_clipping, or use "
-        "engine.precision bf16 or fp32"
+        f"finite; last good epoch: {good}, last good checkpoint: {kept}; lower "
+        "optimizer.learning_rate, set optimizer.gradient_clipping, or use engine.precision bf16 "
+        "or fp32"
     )

@@ -34,6 +34,8 @@ from distrib.errors import CheckpointError, DataError, MemoryLimitError
 from distrib.evaluate.protocol import measure, selection_score
 from distrib.events import Interval, emit, rounded
 from distrib.metrics import Sums
+from distrib.objectives import Objective
+from distrib.objectives.compiled import Compiled
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
 from distrib.train.config import TrainConfig
@@ -423,8 +425,10 @@ def build_engine(config: TrainConfig, vocabulary: Vocabulary, device: torch.devi
         known = begin_with(model, vocabulary, earlier)
         if torch.distributed.get_rank() == 0:
             emit("warm_start", items=len(vocabulary), known_items=known)
-    objective = config.objective.build(vocabulary.catalogue)
     engine = config.engine
+    objective: Objective = config.objective.build(vocabulary.catalogue)
+    if engine.compile:
+        objective = Compiled(objective)
     step = TrainStep(
         model, objective, block_items=engine.block_items, keep_output_mb=engine.keep_output_mb
     )

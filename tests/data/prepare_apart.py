@@ -36,7 +36,7 @@ def kill_workers(wanted: int, killed: list[str], stop: threading.Event) -> None:
 def main() -> None:
     config = DataConfig.model_validate_json(sys.argv[1])
     os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
-    ray.init(num_cpus=int(sys.argv[2]), include_dashboard=False, logging_level="ERROR")
+    ray.init("local", num_cpus=int(sys.argv[2]), include_dashboard=False, logging_level="ERROR")
     killed: list[str] = []
     stop = threading.Event()
     killer = threading.Thread(target=kill_workers, args=(int(sys.argv[3]), killed, stop))

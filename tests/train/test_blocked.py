@@ -1,5 +1,7 @@
 """The blocked loss equals the plain one: decode everything, take the textbook loss, autograd."""
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from distrib.models.conv4rec import Conv4RecConfig
 from distrib.models.mult_vae import MultVaeConfig
 from distrib.noise import Noise
 from distrib.objectives import MultinomialConfig, RatingClassesConfig, SquaredErrorConfig
+from distrib.objectives.compiled import Compiled
 from distrib.train.blocked import Blocks, blocked_terms
 from tests.conftest import Small
 
@@ -171,3 +174,20 @@ def test_ranks_that_own_different_items_join_to_the_same_loss(case, small):
     joined = objective.merged([carry(0, 20), carry(20, 31), carry(31, 50)])
     whole_TB, _ = objective.finish(carry(0, 50), small.batch)
     torch.testing.assert_close(objective.finish(joined, small.batch)[0], whole_TB)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_equals_plain(case, small):
+    config, objective_config = CASES[case]
+    model = config.build(small.catalogue)
+    plain = objective_config.build(small.catalogue)
+    found = []
+    for objective in (plain, Compiled(plain)):
+        blocks = Blocks(17, 0, objective.candidates(small.batch, Noise.of(0, 0), 0))
+        terms_TB = blocked_terms(model, objective, model.encode(small.batch), small.batch, blocks)
+        found.append((terms_TB, gradients(terms_TB, model)))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-4)
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-3, atol=1e-4, msg=name)

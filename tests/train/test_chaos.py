@@ -38,7 +38,8 @@ precision = "fp32"
 [train]
 num_epochs = 40
 batch_users = 4
-num_workers = 2
+num_workers = {workers}
+resize_s = 2.0
 max_failures = 100
 hang_s = 20.0
 checkpoint = {{ every_steps = 100 }}
@@ -48,18 +49,19 @@ checkpoint = {{ every_steps = 100 }}
 class World:
     """A cluster that can be hurt, and the job that runs on it."""
 
-    def __init__(self, folder, run):
+    def __init__(self, folder, run, *, workers="2", num_nodes=3):
         self.run = folder / run
         self.config = folder / f"{run}.toml"
-        self.config.write_text(RUN_FILE.format(folder=folder, run=run))
+        self.config.write_text(RUN_FILE.format(folder=folder, run=run, workers=workers))
         self.cluster, self.nodes, self.jobs, self.log = None, [], [], folder / f"{run}.log"
+        self.num_nodes = num_nodes
         self.begin()
 
     def begin(self):
-        """Start a head that does no work, three nodes, and the job."""
+        """Start a head that does no work, the nodes, and the job."""
         arguments = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 200 << 20}
         self.cluster = Cluster(initialize_head=True, head_node_args=arguments)
-        self.nodes = [self.add_node() for _ in range(3)]
+        self.nodes = [self.add_node() for _ in range(self.num_nodes)]
         variables = {
             **os.environ,
             "RAY_ADDRESS": self.cluster.address,
@@ -117,12 +119,20 @@ class World:
         return Folder(str(self.run)).read_json(HISTORY)
 
 
-def test_twenty_faults_change_nothing(tmp_path):
-    prepare = [sys.executable, ROOT / "jobs/prepare.py", "--config", tmp_path / "calm.toml"]
-    (tmp_path / "calm.toml").write_text(RUN_FILE.format(folder=tmp_path, run="calm"))
-    subprocess.run(prepare, cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    calm = World(tmp_path, "calm").end()
-    world, rng, faults = World(tmp_path, "hurt"), random.Random(0), []
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with the data that all runs read."""
+    folder = tmp_path_factory.mktemp("chaos")
+    config = folder / "prepare.toml"
+    config.write_text(RUN_FILE.format(folder=folder, run="none", workers="2"))
+    command = [sys.executable, ROOT / "jobs/prepare.py", "--config", config]
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return folder
+
+
+def test_twenty_faults_change_nothing(prepared):
+    calm = World(prepared, "calm").end()
+    world, rng, faults = World(prepared, "hurt"), random.Random(0), []
     while len(faults) < NUM_FAULTS:
         assert world.wait_for_progress(), f"the job ended after {len(faults)} faults"
         time.sleep(rng.random())
@@ -141,3 +151,24 @@ def test_twenty_faults_change_nothing(tmp_path):
     assert len(world.jobs) == 2
     kept = ("epoch", "step", "losses", "valid", "selection")
     assert [{k: e[k] for k in kept} for e in hurt] == [{k: e[k] for k in kept} for e in calm]
+
+
+def test_a_run_grows_and_shrinks_with_its_cluster(prepared):
+    world = World(prepared, "elastic", workers="[1, 2]", num_nodes=1)
+
+    def parts():
+        names = sorted((world.run / "checkpoints").glob("step-*"))
+        return len(list(names[-1].glob("_rank*"))) if names else 0
+
+    for wanted in (1, 2, 1):
+        if wanted == 2:
+            world.nodes.append(world.add_node())
+        elif world.nodes[1:]:
+            world.cluster.remove_node(world.nodes.pop(), allow_graceful=False)
+        deadline = time.monotonic() + 180
+        while parts() != wanted:
+            assert world.jobs[-1].poll() is None, world.log.read_text()[-3000:]
+            assert time.monotonic() < deadline, world.log.read_text()[-3000:]
+            time.sleep(0.1)
+    history = world.end()
+    assert [entry["epoch"] for entry in history] == list(range(1, 41))

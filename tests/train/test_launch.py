@@ -1,25 +1,31 @@
 """Training through Ray Train and DeepSpeed: any number of workers, stopped, killed, refused."""
 
+import json
 import os
 import shutil
 import signal
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from distrib.checkpoint.bundle import load_bundle
 from distrib.data.config import DataConfig
 from distrib.data.prepare import prepare
-from distrib.data.sources import SyntheticLog
+from distrib.data.sources import CsvSource, SyntheticLog
+from distrib.data.splits import NoSplit
 from distrib.errors import CheckpointError, ConfigError, DataError, DivergedError, StoppedError
 from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import Conv4RecConfig, MultVaeConfig
 from distrib.objectives import MultinomialConfig, RatingClassesConfig
 from distrib.storage import Folder
 from distrib.train.config import TrainConfig
+from distrib.train.doctor import examine
 from distrib.train.engine import EngineConfig
 from distrib.train.launch import HISTORY, launch, preflight
 from distrib.train.loop import CheckpointConfig, LoopConfig
@@ -186,6 +192,68 @@ def test_training_ends_early_old_checkpoints_go_and_the_best_stays(prepared, tmp
     assert len(history) == best + 2 < 9
     assert [path.name[:15] for path in checkpoints(tmp_path)] == [f"step-{15 * len(history):010d}"]
     assert load_bundle(Folder(str(tmp_path)) / "bundle").facts["epoch"] == best
+
+
+class Tracking(BaseHTTPRequestHandler):
+    """As much of MLflow's REST interface as a run uses."""
+
+    metrics: ClassVar[list[dict]] = []
+
+    def answer(self, code, content):
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def do_GET(self):
+        self.answer(404, {"error_code": "RESOURCE_DOES_NOT_EXIST"})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.endswith("log-metric"):
+            self.metrics.append(asked)
+        info = {"run_id": "abc", "run_uuid": "abc", "experiment_id": "7", "status": "RUNNING"}
+        self.answer(200, {"experiment_id": "7", "run": {"info": info, "data": {}}})
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def tracking():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Tracking)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_one_user_in_all_trains_on_two_workers_and_is_shown(cluster, tracking, tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("user,item\n" + "".join(f"anna,{item}\n" for item in "abcde"))
+    source = CsvSource(path=str(log), columns={"user": "user", "item": "item"})
+    data = str(tmp_path / "data")
+    prepare(DataConfig(prepared=data, source=source, split=NoSplit()))
+    told = {"tensorboard": True, "mlflow": tracking, "num_epochs": 2}
+    result = launch(config_of(tmp_path / "run", data, "mult_vae", **told))
+    assert result["epochs"] == 2
+    assert np.isfinite(losses(tmp_path / "run")).all()
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    named = {(metric["key"], metric["step"]) for metric in Tracking.metrics}
+    assert {("epoch_reconstruction", 1), ("epoch_reconstruction", 2)} <= named
+
+
+def test_doctor_looks_at_every_node_and_estimates(prepared, tmp_path):
+    found = examine(config_of(tmp_path, prepared, "mult_vae", engine={"parallel": "items"}))
+    assert len(found["nodes"]) == 1
+    assert found["nodes"][0]["torch"] == torch.__version__
+    assert found["estimate"]["steps an epoch"] == 15
+    assert not any(tmp_path.iterdir())
+
+
+def test_doctor_refuses_a_run_folder_that_cannot_be_written(prepared, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match=r"(?s)1 fault.*cannot write into the run folder"):
+        examine(config_of(tmp_path / "file" / "run", prepared))
 
 
 def train_workers():
