@@ -41,6 +41,16 @@ def test_what_is_written_is_read_listed_and_removed(folder):
     assert pickle.loads(pickle.dumps(folder)).read_json("b.json") == {"x": 1}
 
 
+def test_a_file_goes_up_and_comes_down_whole(folder, tmp_path):
+    (tmp_path / "source").write_bytes(b"abc" * 1000)
+    sent = folder.upload("deep/x.bin", tmp_path / "source")
+    assert sent["bytes"] == 3000
+    assert folder.download("deep/x.bin", tmp_path / "back" / "x") == sent
+    assert (tmp_path / "back" / "x").read_bytes() == b"abc" * 1000
+    assert folder.folders() == ["deep"]
+    assert (folder / "deep").files() == ["x.bin"]
+
+
 def test_equal_tables_give_equal_bytes(folder):
     table = pa.table({"items": [[1, 2], [3]]})
     assert folder.write_parquet("a.parquet", table) == folder.write_parquet("b.parquet", table)
@@ -121,8 +131,12 @@ def full_disk(tmp_path):
 def test_a_full_disk_is_one_clear_error_and_leaves_no_part(full_disk):
     folder = Folder(str(full_disk))
     folder.write("whole.bin", b"1" * 1000)
-    with pytest.raises(DataError, match="No space left on device"):
+    with pytest.raises(DataError, match="no space is left"):
         folder.write("large.bin", b"1" * 1_000_000)
+    large = full_disk.parent / "large.bin"
+    large.write_bytes(b"1" * 1_000_000)
+    with pytest.raises(DataError, match="no space is left"):
+        folder.upload("large.bin", large)
     assert folder.files() == ["whole.bin"]
     folder.write("large.bin", b"2" * 1000)
     assert folder.read("large.bin") == b"2" * 1000

@@ -1,6 +1,8 @@
-import pathlib
+import os
 import threading
+import time
 
+import fsspec
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from distrib.checkpoint.store import CheckpointStore, checkpoint_name
 from distrib.checkpoint.writer import CheckpointWriter, Rank
 from distrib.errors import CheckpointError, DataError
 from distrib.storage import Folder, patiently
+from tests.stores.door import door
 
 
 @pytest.fixture
@@ -110,12 +113,19 @@ def test_what_waiting_does_not_mend_is_told_at_once(cause):
     assert not heard
 
 
-def test_a_full_disk_is_called_that():
-    with pytest.raises(DataError, match="no space is left"):
-        Folder("/dev").write("full/x", b"") if False else _write_to_full_device()
-
-
-def _write_to_full_device():
-    folder = Folder("/dev")
-    with folder._explained(), pathlib.Path("/dev/full").open("wb", buffering=0) as file:
-        file.write(b"1")
+def test_a_store_that_fails_for_a_while_costs_only_time(object_store, monkeypatch, tmp_path):
+    host, _, port = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://").partition(":")
+    with door(host, int(port)) as (controls, url):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        store = CheckpointStore(Folder(f"{object_store}/{tmp_path.name}"))
+        writer = CheckpointWriter(store, Rank(0, 1), retry_s=60, in_background=True)
+        controls.refused["PUT"] = 500
+        writer.start("step-1-x", [Piece("p", 0, {"value": torch.ones(2)}, {})], {})
+        time.sleep(2.0)
+        assert store.complete() == []
+        controls.refused.clear()
+        writer.wait()
+        assert not writer.fault
+        assert store.complete() == ["step-1-x"]
+    fsspec.get_filesystem_class("s3").clear_instance_cache()

@@ -30,7 +30,8 @@ def door(host: str, port: int) -> Iterator[tuple[Door, str]]:
             controls.seen.append(f"{self.command} {self.path}")
             if self.command in controls.refused:
                 status = controls.refused[self.command]
-                text = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+                code = "AccessDenied" if status == 403 else "InternalError"
+                text = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
                 self.respond(status, {"Content-Type": "application/xml"}, text)
                 return
             connection = http.client.HTTPConnection(controls.host, controls.port, timeout=30)
