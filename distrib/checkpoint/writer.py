@@ -33,6 +33,9 @@ class CheckpointWriter:
         self.who = who
         self.retry_s = retry_s
         self.in_background = in_background
+        self.on_wait: Callable[[], None] = lambda: None
+        """Called each second while something is waited for."""
+
         self.fault = ""
         """What went wrong; empty while nothing has."""
 
@@ -64,9 +67,11 @@ class CheckpointWriter:
 
     def wait(self) -> None:
         """Return when nothing is being written."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        while self._thread is not None:
+            self._thread.join(timeout=1.0)
+            self.on_wait()
+            if not self._thread.is_alive():
+                self._thread = None
 
     def _write(
         self,

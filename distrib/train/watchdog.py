@@ -3,8 +3,8 @@
 import json
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -41,6 +41,10 @@ class Watchdog:
         self._done += 1
         self._doing, self._since_s = doing, time.monotonic()
 
+    def touch(self) -> None:
+        """Tell that this rank is at work, on something that others may have less of."""
+        self._since_s = time.monotonic()
+
     def close(self) -> None:
         """Watch no longer."""
         self._closed.set()
@@ -48,28 +52,38 @@ class Watchdog:
 
     def _watch(self) -> None:
         pulse = 0
-        before: list[dict[str, Any]] = []
+        before: list[Said] = []
         while not self._closed.wait(self.limit_s / _PULSES):
             pulse += 1
+            idle_s = time.monotonic() - self._since_s if self._done else 0.0
             try:
-                said = json.dumps({"pulse": pulse, "done": self._done})
-                self._store.set(f"rank{self._rank}", said)
+                said = Said(pulse, self._done, idle_s)
+                self._store.set(f"rank{self._rank}", json.dumps(said))
                 now = [self._said(rank) for rank in range(self._world_size)]
             except RuntimeError:  # the rank that holds the store is gone
                 now = []
-            if time.monotonic() - self._since_s > self.limit_s:
+            if idle_s > self.limit_s and not _is_anyone_at_work(before, now, self.limit_s):
                 self._on_hang(missing_ranks(before, now), self._doing)
                 return
             before = now
 
-    def _said(self, rank: int) -> dict[str, Any]:
+    def _said(self, rank: int) -> "Said":
         if not self._store.check([f"rank{rank}"]):
-            return {"pulse": 0, "done": -1}
-        found: dict[str, Any] = json.loads(self._store.get(f"rank{rank}"))
-        return found
+            return Said(0, -1, 0.0)
+        return Said(*json.loads(self._store.get(f"rank{rank}")))
 
 
-def missing_ranks(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[int]:
+class Said(NamedTuple):
+    """What a rank tells of itself."""
+
+    pulse: int
+    """Looks so far; stands still when the process does."""
+
+    done: int
+    idle_s: float
+
+
+def missing_ranks(before: Sequence[Said], now: Sequence[Said]) -> list[int]:
     """Return the ranks that hold up the others.
 
     Args:
@@ -82,11 +96,17 @@ def missing_ranks(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> li
     """
     if not now:
         return [0]
-    furthest = max(said["done"] for said in now)
-    silent = {
-        rank
-        for rank, (old, new) in enumerate(zip(before, now, strict=False))
-        if old["pulse"] == new["pulse"]
-    }
-    behind = {rank for rank, said in enumerate(now) if said["done"] < furthest}
-    return sorted(silent | behind)
+    furthest = max(said.done for said in now)
+    behind = {rank for rank, said in enumerate(now) if said.done < furthest}
+    return sorted(_silent(before, now) | behind)
+
+
+def _silent(before: Sequence[Said], now: Sequence[Said]) -> set[int]:
+    pairs = enumerate(zip(before, now, strict=False))
+    return {rank for rank, (old, new) in pairs if old.pulse == new.pulse}
+
+
+def _is_anyone_at_work(before: Sequence[Said], now: Sequence[Said], limit_s: float) -> bool:
+    """Tell whether a rank that still speaks has done something of late: then it is only slow."""
+    silent = _silent(before, now)
+    return any(said.idle_s < limit_s for rank, said in enumerate(now) if rank not in silent)

@@ -136,6 +136,7 @@ class Worker:
             retry_s=loop.checkpoint.retry_s,
             in_background=loop.checkpoint.in_background,
         )
+        self.writer.on_wait = self.watchdog.touch
         self.listener = Listener(inputs.control) if self.rank == 0 else None
         self.interval = Interval(loop.log_every_s)
         self.ask = Interval(_PREEMPTION_S)
@@ -332,6 +333,7 @@ class Worker:
         size = self.config.evaluate.batch_users
         for rows, mine in self.feed.valid_parts():
             for start in range(0, len(mine), size):
+                self.watchdog.touch()
                 asked = example(rows, mine[start : start + size], Role.VALID_TARGET)
                 sums = sums.merged(measure(scorer, asked, self.config.evaluate))
         merged = functools.reduce(Sums.merged, _gathered(sums), Sums({}))

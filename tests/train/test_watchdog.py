@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distrib.train.watchdog import missing_ranks
+from distrib.train.watchdog import Said, missing_ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +34,7 @@ def test_who_waits_names_the_rank_that_does_not_come(how, tmp_path):
 
 
 def said(*numbers):
-    return [{"pulse": pulse, "done": done} for pulse, done in numbers]
+    return [Said(pulse, done, 9.0) for pulse, done in numbers]
 
 
 def test_missing_are_those_behind_and_those_silent():
