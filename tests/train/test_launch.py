@@ -84,6 +84,10 @@ def test_training_learns_and_publishes_its_best_epoch(whole_run):
     history = Folder(str(run)).read_json(HISTORY)
     assert [entry["epoch"] for entry in history] == [1, 2, 3]
     assert history[-1]["losses"]["interaction"] < history[0]["losses"]["interaction"]
+    for entry in history:
+        shares = [entry[f"{part}_share"] for part in ("data", "compute", "checkpoint")]
+        assert 0.0 < entry["communication_share"] < 1.0
+        assert sum(shares) + entry["communication_share"] == pytest.approx(1.0)
     best = max(history, key=lambda entry: entry["selection"])
     bundle = load_bundle(Folder(str(run)) / "bundle")
     assert result["best_epoch"] == bundle.facts["epoch"] == best["epoch"]
