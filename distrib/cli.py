@@ -121,7 +121,13 @@ def connected() -> Iterator[None]:
         "logging_config": ray.LoggingConfig(log_level="ERROR"),
     }
     if "RAY_ADDRESS" in os.environ:
-        ray.init(**quiet)
+        try:
+            ray.init(**quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"RAY_ADDRESS = {os.environ['RAY_ADDRESS']}: no cluster answers there ({error}); "
+                "start it, or unset the variable to train on this machine"
+            ) from error
     else:
         # Ray Data's shuffle has workers of its own; with Ray's limit of one per core, each pass
         # would end the workers of the one before and wait seconds for new ones.

@@ -322,7 +322,9 @@ def may_pass(error: DataError) -> bool:
     return isinstance(cause, Exception) and getattr(cause, "errno", None) not in _FULL
 
 
-def patiently(action: Callable[[], T], *, for_s: float, told: Callable[[str], None]) -> T:
+def patiently(
+    action: Callable[[], T], *, for_s: float, told: Callable[[str], None] = lambda _: None
+) -> T:
     """Do something with a store, again after a while where it failed, for so long.
 
     Args:

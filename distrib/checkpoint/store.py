@@ -4,11 +4,12 @@ A checkpoint counts when the manifests of all its ranks are there. The folder al
 no service, no database, no memory of a process that may be dead.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
 from distrib.errors import CheckpointError, DataError
-from distrib.storage import Folder
+from distrib.storage import Folder, patiently
 
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints, inside a run."""
@@ -41,20 +42,22 @@ class CheckpointStore:
         entries = {path.name: target.upload(path.name, path) for path in files}
         target.write_json(_part_name(rank), {"world_size": world_size, "files": entries})
 
-    def fetch(self, name: str, target: Path) -> None:
+    def fetch(self, name: str, target: Path, *, retry_s: float = 0.0) -> None:
         """Read a whole checkpoint, checking every byte.
 
         Args:
             name: One of `complete`.
             target: Local folder to write to.
+            retry_s: Seconds for which a store that fails is tried again.
 
         Raises:
             CheckpointError: It is not complete, or a file's content is not what was written.
         """
         source = self.folder / name
         for file, entry in self._files(name).items():
+            get = functools.partial(source.download, file, target / file)
             try:
-                found = source.download(file, target / file)
+                found = patiently(get, for_s=retry_s)
             except DataError as error:
                 raise CheckpointError(f"{source / file}: listed but not read: {error}") from error
             if found != entry:

@@ -19,9 +19,10 @@ from distrib.data.collate import IntArray, Rows, asked_rows, gather, merge, rows
 from distrib.data.prepared import read_part, user_number
 from distrib.data.schema import Role
 from distrib.errors import DataError
-from distrib.storage import Folder
+from distrib.storage import Folder, patiently
 
 _AHEAD = 3
+_RETRY_S = 120.0  # for a store that does not answer
 T = TypeVar("T")
 
 
@@ -284,6 +285,7 @@ def read_shard(prepared: Folder, entry: Mapping[str, Any], num_shards: int) -> t
 
 
 def _read_shard(prepared: Folder, entry: Mapping[str, Any], num_shards: int) -> tuple[Rows, Any]:
-    table = read_part(prepared, entry, ["subset", "items", "ratings", "roles"])
+    columns = ["subset", "items", "ratings", "roles"]
+    table = patiently(lambda: read_part(prepared, entry, columns), for_s=_RETRY_S)
     rows = rows_of(table, *user_number(entry["shard"], num_shards))
     return rows, table["subset"].to_numpy()

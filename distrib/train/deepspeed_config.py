@@ -55,7 +55,10 @@ _KNOWN = {
     "wandb",
     "zero_optimization",
 }
-"""Other keys at the top; DeepSpeed passes over what it does not know, without a word."""
+"""Keys that pass through. DeepSpeed ignores what it does not know at the top, without a word; and
+it knows some that would change what the engine does (``compile``, ``sparse_gradients``)."""
+
+_TABLES = {"bf16", "fp16", "zero_optimization"}
 
 
 def faults_of(extra: Mapping[str, Any]) -> list[str]:
@@ -65,11 +68,13 @@ def faults_of(extra: Mapping[str, Any]) -> list[str]:
         for path in _paths(extra)
         if path in _OURS
     ]
-    for key in extra:
+    for key, value in extra.items():
+        if key in _TABLES and not isinstance(value, Mapping):
+            faults.append(f"deepspeed.{key} = {value!r}: this is a table")
         if key not in _KNOWN and key not in _OURS:
             near = difflib.get_close_matches(key, _KNOWN, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {sorted(_KNOWN)}"
-            faults.append(f"deepspeed.{key}: DeepSpeed would ignore this key; {hint}")
+            hint = f"did you mean {near[0]!r}?" if near else f"those that do: {sorted(_KNOWN)}"
+            faults.append(f"deepspeed.{key}: this key does not pass through; {hint}")
     return faults
 
 

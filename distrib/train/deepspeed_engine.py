@@ -12,11 +12,15 @@ import deepspeed.comm.comm
 import deepspeed.ops
 import torch
 import torch.distributed
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import safe_get_full_fp32_param
+from pydantic import ValidationError
 from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.checkpoint.state import Piece, SavedState
+from distrib.errors import ConfigError
 from distrib.noise import Noise
 from distrib.train import deepspeed_state
 from distrib.train.deepspeed_config import deepspeed_config
@@ -24,6 +28,11 @@ from distrib.train.engine import EngineConfig, Update
 from distrib.train.optimizer import OptimizerConfig, build_optimizer, set_rate
 from distrib.train.step import TrainStep, total
 
+_SECTIONS = {
+    "zero_optimization": DeepSpeedZeroConfig,
+    "bf16": DeepSpeedBF16Config,
+    "fp16": DeepSpeedFP16Config,
+}
 _SAMPLE_EVERY = 100  # updates between two whose collectives are timed
 
 
@@ -123,6 +132,30 @@ class DeepSpeedEngine:
         """Take up this rank's share; see `Engine`."""
         deepspeed_state.restore(self.engine, self.step_module.model, saved)
         deepspeed_state.set_loss_scale(self.engine, facts)
+
+
+def require_valid(engine: EngineConfig, optimizer: OptimizerConfig) -> None:
+    """Let DeepSpeed look at what a run file adds to its configuration, before any worker starts.
+
+    Args:
+        engine: Holds the table.
+        optimizer: For the rest of the configuration.
+
+    Raises:
+        ConfigError: DeepSpeed does not know a key or takes no such value.
+    """
+    config = deepspeed_config(engine, optimizer, batch_users=1, world_size=1)
+    faults = []
+    for name, kind in _SECTIONS.items():
+        try:
+            kind(**config[name])
+        except ValidationError as error:
+            faults += [
+                f"engine.deepspeed.{'.'.join([name, *map(str, fault['loc'])])}: {fault['msg']}"
+                for fault in error.errors()
+            ]
+    if faults:
+        raise ConfigError("; ".join(faults))
 
 
 @contextlib.contextmanager

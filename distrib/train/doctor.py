@@ -15,16 +15,17 @@ import torch
 import torch.distributed
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from distrib.data.collate import gather
+from distrib.data.collate import Rows, gather
 from distrib.data.feed import read_shard
 from distrib.data.prepared import load_manifest, load_vocabulary
 from distrib.data.source import expected_bytes, kind_of
-from distrib.errors import ConfigError, DataError
+from distrib.errors import ConfigError, DataError, MemoryLimitError, causes
 from distrib.events import table
 from distrib.noise import Noise
 from distrib.storage import Folder
 from distrib.train.config import TrainConfig
-from distrib.train.launch import ON_CPU, preflight
+from distrib.train.launch import ON_CPU, preflight, require_room
+from distrib.train.memory import advice, is_of_memory
 
 _PACKAGES = ("distrib", "ray", "torch", "deepspeed", "pyarrow", "numpy")
 _WARM_UP_STEPS, _TIMED_STEPS = 2, 3
@@ -49,6 +50,7 @@ def examine(config: TrainConfig) -> dict[str, Any]:
         ConfigError: Something will not work; all faults at once.
     """
     manifest = preflight(config)
+    require_room(config)
     nodes, faults = _nodes(config)
     faults += _differences(nodes)
     _show_nodes(nodes)
@@ -67,10 +69,13 @@ def _nodes(config: TrainConfig) -> tuple[list[dict[str, Any]], list[str]]:
     look, read, clean = (_on_every(task, alive) for task in (_looked, _read_all, _removed))
     found = look([(config.run, name) for name in names])
     faults = [f"{node['node']}: {node['fault']}" for node in found if node["fault"]]
-    if not faults:
-        unread = read([(config.run, names)] * len(alive))
-        faults = [f"{n['node']}: {fault}" for n, fault in zip(found, unread, strict=True) if fault]
-    clean([(config.run, [name]) for name in names])
+    try:
+        if not faults:
+            unread = read([(config.run, names)] * len(alive))
+            pairs = zip(found, unread, strict=True)
+            faults = [f"{node['node']}: {fault}" for node, fault in pairs if fault]
+    finally:
+        clean([(config.run, [name]) for name in names])
     return found, faults
 
 
@@ -157,7 +162,12 @@ def _estimate(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
     variables = {"LOCAL_RANK": "0", "RANK": "0", **({} if loop.use_gpu else ON_CPU)}
     environment = {"env_vars": variables}
     trial = ray.remote(max_calls=1, runtime_env=environment, **resources)(_tried)
-    measured = ray.get(trial.remote(config.model_dump_json(), workers))
+    try:
+        measured = ray.get(trial.remote(config.model_dump_json(), workers))
+    except ray.exceptions.RayError as error:
+        if any(is_of_memory(cause) for cause in causes(error)):
+            raise MemoryLimitError(advice(config, "a worker's share of a batch")) from error
+        raise
     num_users = manifest["counts"]["training_users"]
     steps = -(-num_users // loop.batch_users)
     kind = kind_of(loop.feed, manifest)
@@ -192,8 +202,7 @@ def _tried(config_json: str, workers: int) -> dict[str, float]:
         torch.set_num_threads(config.loop.cpus_per_worker)
         prepared = Folder(config.prepared)
         manifest = load_manifest(prepared)
-        largest = max(manifest["shards"], key=lambda shard: shard["users"])
-        train, _ = read_shard(prepared, largest, manifest["recipe"]["num_shards"])
+        train = _some_rows(prepared, manifest)
         engine = build_engine(config, load_vocabulary(prepared), device)
         share = -(-config.loop.batch_users // workers)
         started_s = 0.0
@@ -208,6 +217,16 @@ def _tried(config_json: str, workers: int) -> dict[str, float]:
         peak = torch.cuda.max_memory_allocated() if config.loop.use_gpu else _peak_bytes()
         parameters = sum(tensor.numel() for tensor in engine.weights().values())
     return {"step_s": step_s, "peak_gb": peak / _GB, "parameters": parameters}
+
+
+def _some_rows(prepared: Folder, manifest: dict[str, Any]) -> Rows:
+    """Return the training histories of the largest shard that has any."""
+    shards = sorted(manifest["shards"], key=lambda shard: -shard["users"])
+    for shard in shards:
+        train, _ = read_shard(prepared, shard, manifest["recipe"]["num_shards"])
+        if train.num_users:
+            return train
+    raise DataError(f"{prepared}: no shard has a training user; prepare the data anew")
 
 
 def _peak_bytes() -> int:

@@ -73,6 +73,9 @@ class ItemEngine:
             )
         decayed = {id(parameter) for parameter in step.model.decayed_parameters()}
         self.communication_share = 0.0
+        self._kept: dict[int, Tensor] = {}
+        """Gradients of the parts of a batch so far, float32, by parameter."""
+
         self.dtype = _DTYPES[engine.precision]
         self.output: dict[str, _Part] = {}
         self.read: dict[str, _Part] = {}
@@ -105,11 +108,13 @@ class ItemEngine:
         started_s = time.perf_counter()
         for owned in self._parts():
             owned.parameter.grad = None
+        self._kept.clear()
         summed: dict[str, Tensor] = {}
         for part, asked in zip(
             read.split(self.num_parts), wanted.split(self.num_parts), strict=True
         ):
             terms = self._backward(part, asked, noise, step, num_users)
+            self._keep_gradients()
             for name, term in terms.items():
                 summed[name] = summed[name] + term if name in summed else term
         self._collect(read.item_N)
@@ -161,6 +166,22 @@ class ItemEngine:
         loss.backward()
         return terms
 
+    def _keep_gradients(self) -> None:
+        """Add the gradients of a part of the batch to those before, in float32."""
+        if self.num_parts == 1:
+            return
+        for owned in self._parts():
+            kept, fresh = self._kept.get(id(owned.parameter)), _gradient(owned.parameter)
+            total = fresh.float() if kept is None else kept.add_(fresh)
+            self._kept[id(owned.parameter)] = total
+            owned.parameter.grad = None
+
+    def _summed(self, owned: _Part) -> Tensor:
+        """Return the gradient of all parts of the batch."""
+        if self.num_parts == 1:
+            return _gradient(owned.parameter)
+        return self._kept[id(owned.parameter)]
+
     def _own_candidates(self, candidates: Candidates | None) -> Candidates | None:
         if candidates is None:
             return None
@@ -174,15 +195,13 @@ class ItemEngine:
     def _collect(self, item_N: Tensor) -> None:
         """Bring to each master the gradient of all ranks."""
         for part in self.output.values():
-            part.master.grad = _gradient(part.parameter).float()
+            part.master.grad = self._summed(part).float()
         met_U = torch.unique(item_N)
         for part in self.read.values():
-            part.master.grad = self._rows_of_owner(_gradient(part.parameter), met_U)
+            part.master.grad = self._rows_of_owner(self._summed(part), met_U)
         if self.small:
-            flat = torch.cat(
-                [_gradient(part.parameter).float().view(-1) for part in self.small.values()]
-            )
-            dist.all_reduce(flat)
+            flat = torch.cat([self._summed(p).float().view(-1) for p in self.small.values()])
+            _wait(dist.all_reduce, flat)
             cuts = flat.split([part.parameter.numel() for part in self.small.values()])
             for part, cut in zip(self.small.values(), cuts, strict=True):
                 part.master.grad = cut.view(part.master.shape)

@@ -16,12 +16,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from distrib.checkpoint.bundle import BUNDLE, copy_bundle, load_bundle
 from distrib.checkpoint.store import CheckpointStore
 from distrib.data.prepared import load_manifest, load_vocabulary
+from distrib.data.schema import Role
 from distrib.data.source import Source, kind_of, load_source
 from distrib.errors import (
     CheckpointError,
     ConfigError,
     DataError,
     DivergedError,
+    MemoryLimitError,
     StoppedError,
     WorkersLostError,
     causes,
@@ -31,9 +33,11 @@ from distrib.events import emit, is_terminal
 from distrib.storage import Folder
 from distrib.train.config import TrainConfig
 from distrib.train.control import start_control
+from distrib.train.deepspeed_engine import require_valid
+from distrib.train.memory import advice
 from distrib.train.meters import require_installed
 from distrib.train.warm_start import require_same_kind
-from distrib.train.worker import BEST, TOKEN, Inputs, best_name, train_worker
+from distrib.train.worker import BEST, TOKEN, Inputs, best_name, require_ours, train_worker
 from distrib.vocabulary import Vocabulary
 
 RUN = "run.json"
@@ -53,7 +57,7 @@ ON_CPU = {
 """Environment of workers without a GPU."""
 
 _FIXED_IN_ENGINE = {"precision"}
-_FAULTS_OF_PROGRAMS = (
+_BUGS = (
     TypeError,
     ValueError,
     LookupError,
@@ -85,6 +89,12 @@ def preflight(config: TrainConfig) -> dict[str, Any]:
             f"{config.prepared}: no user has a training interaction; choose another data.split"
         )
     _require_same(config, {"data": manifest["hash"]})
+    asked = manifest["counts"]["interactions_by_role"].get(Role.VALID_TARGET.name.lower(), 0)
+    if config.loop.patience and not asked:
+        raise ConfigError(
+            f"train.patience = {config.loop.patience}, but the data hold nothing to validate on; "
+            "set it to 0, or prepare with another split"
+        )
     if config.loop.warm_start:
         earlier = load_bundle(Folder(config.loop.warm_start) / BUNDLE)
         require_same_kind(earlier, config.model, tuple(manifest["levels"]))
@@ -102,6 +112,7 @@ def check_choice(config: TrainConfig) -> None:
     """
     _require_same(config, {})
     require_installed(config)
+    require_valid(config.engine, config.optimizer)
     model, objective = config.model, config.objective
     if model.gives != objective.accepts:
         raise ConfigError(
@@ -165,12 +176,14 @@ def launch(config: TrainConfig) -> dict[str, Any]:
         StoppedError: A signal or a preemption asked to stop; the place is kept.
     """
     manifest = preflight(config)
-    _require_room(config)
+    require_room(config)
     folder, prepared = Folder(config.run), Folder(config.prepared)
     config = _with_feed(config, manifest, folder)
     folder.write_json(RUN, identity(config, {"data": manifest["hash"]}))
     vocabulary = load_vocabulary(prepared)
-    outcome = _fitted(config, vocabulary, manifest)
+    token = uuid.uuid4().hex
+    outcome = _fitted(config, vocabulary, manifest, token)
+    require_ours(folder, token)
     history = outcome["history"]
     folder.write_json(HISTORY, history)
     best = _publish(folder, history) if history else {}
@@ -196,27 +209,20 @@ def _with_feed(config: TrainConfig, manifest: dict[str, Any], folder: Folder) ->
 
 
 def _fitted(
-    config: TrainConfig, vocabulary: Vocabulary, manifest: dict[str, Any]
+    config: TrainConfig, vocabulary: Vocabulary, manifest: dict[str, Any], token: str
 ) -> dict[str, Any]:
     """Run the workers until they end by themselves; start them anew where some are lost."""
-    failures = 0
+    folder, losses = Folder(config.run), _Losses(config)
+    folder.write_json(TOKEN, {"token": token})
     with _stopping() as control:
         while True:
-            source = load_source(Folder(config.prepared), config.loop.feed)  # type: ignore[arg-type]
-            emit(
-                "feed",
-                kind=source.kind,
-                chosen=config.loop.feed,
-                training_users=source.num_train,
-                valid_users=source.num_valid,
-                megabytes=round(source.num_bytes / 1e6, 1),
-            )
             try:
-                trainer = _trainer(config, source, vocabulary, manifest, control.actor)
+                source = _opened(config)
+                trainer = _trainer(config, source, vocabulary, manifest, (token, control.actor))
                 outcome: dict[str, Any] = control.waiting(lambda: trainer.fit().return_value)  # noqa: B023
-            except TrainingFailedError as error:
-                failures += 1
-                _require_hope(error, failures, config.loop.max_failures)
+            except (TrainingFailedError, ray.exceptions.RayError) as error:
+                losses.require_hope(error)
+                require_ours(folder, token)
                 continue
             is_preempted = outcome.get("stopped", "").startswith("preemption")
             if is_preempted and config.loop.min_workers < config.loop.max_workers:
@@ -225,26 +231,59 @@ def _fitted(
             return outcome
 
 
-def _require_hope(error: TrainingFailedError, failures: int, max_failures: int) -> None:
-    """Raise what starting again would not mend."""
-    ours = known(error)
-    if ours is not None:
-        raise ours from error
-    found = list(causes(error))
-    is_lost = any(
-        isinstance(cause, ray.exceptions.RayError)
-        and not isinstance(cause, ray.exceptions.RayTaskError)
-        for cause in found
+def _opened(config: TrainConfig) -> Source:
+    """Read the histories, or look at their shards."""
+    kind = config.loop.feed
+    assert kind != "auto"  # `_with_feed` has settled it
+    source = load_source(Folder(config.prepared), kind)
+    emit(
+        "feed",
+        kind=source.kind,
+        training_users=source.num_train,
+        valid_users=source.num_valid,
+        megabytes=round(source.num_bytes / 1e6, 1),
     )
-    if not is_lost and any(isinstance(cause, _FAULTS_OF_PROGRAMS) for cause in found):
-        raise error
-    last = str(found[-1]).strip().splitlines() or [type(found[-1]).__name__]
-    emit("workers_lost", times=failures, of=max_failures, cause=last[-1][:300])
-    if failures > max_failures:
-        raise WorkersLostError(
-            f"workers were lost {failures} times, train.max_failures is {max_failures}; the last: "
-            f"{last[-1][:300]}; the same command goes on from the last checkpoint"
-        ) from error
+    return source
+
+
+class _Losses:
+    """Counts lost workers, and tells which failures are worth another start."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._store = CheckpointStore(Folder(config.run))
+        self._times = 0
+        self._last = ("", "")
+
+    def require_hope(self, error: Exception) -> None:
+        """Raise what starting again would not mend."""
+        ours = known(error)
+        if ours is not None:
+            raise ours from error
+        found = list(causes(error))
+        text = next(
+            (line[:300] for line in reversed(str(found[-1]).strip().splitlines()) if line),
+            type(found[-1]).__name__,
+        )
+        if any(isinstance(cause, ray.exceptions.OutOfMemoryError) for cause in found):
+            raise MemoryLimitError(
+                advice(
+                    self._config, f"Ray ended a worker because its node is out of memory ({text})"
+                )
+            ) from error
+        is_lost = any(isinstance(cause, ray.exceptions.RayActorError) for cause in found)
+        place = (text, next(iter(self._store.complete()), ""))
+        is_stuck = place == self._last
+        if not is_lost and (is_stuck or any(isinstance(cause, _BUGS) for cause in found)):
+            raise error  # the same place, the same words: a fault of the program
+        self._times, self._last = self._times + 1, place
+        most = self._config.loop.max_failures
+        emit("workers_lost", times=self._times, of=most, cause=text)
+        if self._times > most:
+            raise WorkersLostError(
+                f"workers were lost {self._times} times, train.max_failures is {most}; the last: "
+                f"{text}; the same command goes on from the last checkpoint"
+            ) from error
 
 
 def _trainer(
@@ -252,19 +291,17 @@ def _trainer(
     source: Source,
     vocabulary: Vocabulary,
     manifest: dict[str, Any],
-    control: ray.actor.ActorHandle,
+    ours: tuple[str, ray.actor.ActorHandle],
 ) -> TorchTrainer:
     folder, loop = Folder(config.run), config.loop
-    token = uuid.uuid4().hex
-    folder.write_json(TOKEN, {"token": token})
     inputs = Inputs(
         config=config.model_dump_json(),
         source=source,
         vocabulary=ray.put(vocabulary),
         facts={"data": manifest["hash"], "seed": config.seed},
         shows_bar=is_terminal(),
-        token=token,
-        control=control,
+        token=ours[0],
+        control=ours[1],
     )
     resources = {"CPU": float(loop.cpus_per_worker)} | ({"GPU": 1.0} if loop.use_gpu else {})
     environment = {} if loop.use_gpu else ON_CPU
@@ -283,7 +320,7 @@ def _trainer(
             name=_RAY,
             storage_path=folder.path,
             storage_filesystem=folder.arrow(),
-            failure_config=FailureConfig(max_failures=0),  # `_fitted` knows which ones to survive
+            failure_config=FailureConfig(max_failures=0),  # `_Losses` knows which to survive
             worker_runtime_env={"env_vars": environment},
         ),
     )
@@ -391,8 +428,15 @@ def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
     return [] if old == new else [(path, old, new)]
 
 
-def _require_room(config: TrainConfig) -> None:
-    """Refuse what the cluster can never hold; Ray would wait for ever."""
+def require_room(config: TrainConfig) -> None:
+    """Refuse what the cluster can never hold; Ray would wait for ever.
+
+    Args:
+        config: The run.
+
+    Raises:
+        ConfigError: There is too little of something.
+    """
     loop, have = config.loop, ray.cluster_resources()
     needed = {"CPU": loop.min_workers * loop.cpus_per_worker}
     if loop.use_gpu:
@@ -418,7 +462,7 @@ def _diverged(
     kept = next(iter(CheckpointStore(folder).complete()), "none")
     return DivergedError(
         f"epoch {where['epoch']}, step {where['step']}: {where['term']} is {where['value']}, not "
-        f"finite; last good epoch: {good}, last good checkpoint: {kept}; lower "
-        "optimizer.learning_rate, set optimizer.gradient_clipping, or use engine.precision bf16 "
-        "or fp32"
+        f"finite; last good epoch: {good}, last good checkpoint: {kept}; in a new "
+        "run folder, lower optimizer.learning_rate, set optimizer.gradient_clipping, or use "
+        "engine.precision bf16 or fp32"
     )

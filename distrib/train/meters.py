@@ -1,9 +1,11 @@
 """What a run shows while it trains: a bar, Ray's metrics, TensorBoard, MLflow."""
 
+import contextlib
 import importlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import torch
 from ray.experimental import tqdm_ray
 from ray.util.metrics import Gauge
 
-from distrib.errors import ConfigError
-from distrib.events import rounded
+from distrib.errors import ConfigError, DataError
+from distrib.events import emit, rounded
 from distrib.storage import Folder
 from distrib.train.config import TrainConfig
 from distrib.train.engine import Engine
@@ -23,6 +25,7 @@ TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's files, inside a run."""
 
 _MLFLOW = "mlflow.json"
+_PATIENCE_S = 20.0  # for the last metrics, when training is over
 
 
 def require_installed(config: TrainConfig) -> None:
@@ -125,6 +128,8 @@ class Meters:
             self._bar.close()
         if self._curves is not None:
             self._curves.publish()
+        if self._tracking is not None:
+            self._tracking.close()
 
     def _gauge(self, name: str) -> Gauge:
         if name not in self._gauges:
@@ -158,27 +163,56 @@ class _Curves:
 
     def publish(self) -> None:
         self._writer.flush()
-        for path in Path(self._folder.name).iterdir():
-            (self._run / TENSORBOARD).upload(path.name, path)
+        try:
+            for path in Path(self._folder.name).iterdir():
+                (self._run / TENSORBOARD).upload(path.name, path)
+        except DataError as error:
+            emit("tracking_failed", what="tensorboard", error=str(error)[:300])
 
 
 class _Tracking:
-    """One MLflow run for all starts of a run; its id is kept in the run folder."""
+    """One MLflow run for all starts of a run; its id is kept in the run folder.
+
+    Everything goes through a thread: a server that is slow or gone costs curves, not training.
+    """
 
     def __init__(self, uri: str, run: Folder) -> None:
-        from mlflow.tracking import MlflowClient
-
-        self._client = MlflowClient(uri)
-        if run.exists(_MLFLOW):
-            self._id = run.read_json(_MLFLOW)["run_id"]
-            return
-        found = self._client.get_experiment_by_name("distrib")
-        experiment = found.experiment_id if found else self._client.create_experiment("distrib")
-        name = str(run).rstrip("/").rsplit("/", 1)[-1]
-        self._id = self._client.create_run(experiment, run_name=name).info.run_id
-        run.write_json(_MLFLOW, {"run_id": self._id})
+        self._thread = ThreadPoolExecutor(1)
+        self._client: Any = None
+        self._id = ""
+        self._last = self._thread.submit(self._guarded, self._begin, uri, run)
 
     def add(self, numbers: Mapping[str, float], step: int) -> None:
+        self._last = self._thread.submit(self._guarded, self._log, dict(numbers), step)
+
+    def close(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            self._last.result(timeout=_PATIENCE_S)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _guarded(self, action: Callable[..., None], *arguments: Any) -> None:
+        try:
+            action(*arguments)
+        except Exception as error:  # noqa: BLE001  whatever it is, training goes on
+            emit("tracking_failed", what="mlflow", error=str(error)[:300])
+
+    def _begin(self, uri: str, run: Folder) -> None:
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(uri)
+        if run.exists(_MLFLOW):
+            self._id = run.read_json(_MLFLOW)["run_id"]
+        else:
+            found = client.get_experiment_by_name("distrib")
+            experiment = found.experiment_id if found else client.create_experiment("distrib")
+            name = str(run).rstrip("/").rsplit("/", 1)[-1]
+            self._id = client.create_run(experiment, run_name=name).info.run_id
+            run.write_json(_MLFLOW, {"run_id": self._id})
+        self._client = client
+
+    def _log(self, numbers: dict[str, float], step: int) -> None:
+        if self._client is None:  # told already that it could not begin
+            return
         now_ms = int(time.time() * 1000)
         for name, value in numbers.items():
             key = name.replace(" ", "_").replace("@", "_at_")

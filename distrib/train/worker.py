@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import ray
 import ray.train
 import ray.train.torch
@@ -37,7 +36,7 @@ from distrib.metrics import Sums
 from distrib.objectives import Objective
 from distrib.objectives.compiled import Compiled
 from distrib.score.scorer import Scorer
-from distrib.storage import Folder
+from distrib.storage import Folder, patiently
 from distrib.train.config import TrainConfig
 from distrib.train.control import Listener
 from distrib.train.deepspeed_engine import DeepSpeedEngine
@@ -45,7 +44,8 @@ from distrib.train.engine import Engine, Update
 from distrib.train.item_engine import ItemEngine
 from distrib.train.ledger import Agreed, Ledger
 from distrib.train.loop import TrainState, run_epochs
-from distrib.train.meters import Meters
+from distrib.train.memory import advice, is_of_memory
+from distrib.train.meters import Meters, memory_gb
 from distrib.train.step import TrainStep
 from distrib.train.warm_start import begin_with
 from distrib.train.watchdog import Watchdog
@@ -91,15 +91,23 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """
     logging.getLogger().setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)  # DeepSpeed's
-    worker = Worker(settings["inputs"])
+    inputs: Inputs = settings["inputs"]
+    worker = None
     try:
+        worker = Worker(inputs)
         return worker.train()
     except (MemoryError, RuntimeError) as error:
-        if _is_of_memory(error):
-            raise MemoryLimitError(worker.memory_advice(error)) from error
-        raise
+        if not is_of_memory(error):
+            raise
+        rank = ray.train.get_context().get_world_rank()
+        step = "before the first step" if worker is None else f"step {worker.state.step + 1}"
+        text = str(error).splitlines()[0][:200]
+        what = f"rank {rank}, {step}: out of memory at {memory_gb():.1f} GiB ({text})"
+        config = TrainConfig.model_validate_json(inputs.config)
+        raise MemoryLimitError(advice(config, what)) from error
     finally:
-        worker.close()
+        if worker is not None:
+            worker.close()
 
 
 class Worker:
@@ -169,13 +177,18 @@ class Worker:
             on_step=self._on_step,
             on_epoch=self._on_epoch,
         )
-        self.writer.wait()
-        faults = [fault for fault in _gathered(self.writer.fault) if fault]
-        if faults and not self.ending:
-            self.ending = {"fault": faults[0]}
-        if self.rank == 0 and not faults:
+        fault = self._fault_of_writing()
+        self.ending = self.ending or fault
+        if self.rank == 0 and not fault:
+            self._require_ours()
             self.store.prune(self.config.loop.checkpoint.keep, self.attempt)
         return {"history": self.history, **self.ending}
+
+    def _fault_of_writing(self) -> dict[str, Any]:
+        """Wait until all is written, on all ranks; return what failed on any of them."""
+        self.writer.wait()
+        faults = [fault for fault in _gathered(self.writer.fault) if fault]
+        return {"fault": faults[0]} if faults else {}
 
     def _resume(self) -> None:
         """Load the newest checkpoint that every rank finds whole, if there is one.
@@ -184,7 +197,9 @@ class Worker:
             CheckpointError: There are some, but none is whole.
         """
         faults: list[str] = []
-        names: list[str] = _agreed(self.store.complete() if self.rank == 0 else None)
+        retry_s = self.config.loop.checkpoint.retry_s
+        found = patiently(self.store.complete, for_s=retry_s) if self.rank == 0 else None
+        names: list[str] = _agreed(found)
         for name in names:
             fault = self._load(name)
             if not fault:
@@ -205,7 +220,7 @@ class Worker:
         fault = ""
         if context.get_local_rank() == 0:
             try:
-                self.store.fetch(name, folder)
+                self.store.fetch(name, folder, retry_s=self.config.loop.checkpoint.retry_s)
             except (DataError, CheckpointError, OSError) as error:
                 fault = str(error)
         fault = next(filter(None, _gathered(fault)), "")
@@ -255,13 +270,12 @@ class Worker:
             self.ending = {"diverged": {**where, **agreed.bad._asdict()}}
             return False
         if agreed.flags["fault"]:
-            self.ending = {"fault": next(filter(None, _gathered(self.writer.fault)))}
+            self.ending = self._fault_of_writing()
             return False
         reason = self._reason_to_leave(agreed)
         if reason:
             self._save()
-            self.writer.wait()
-            self.ending = {"stopped": reason}
+            self.ending = self._fault_of_writing() or {"stopped": reason}
             return False
         if agreed.flags["due"]:
             self._save()
@@ -303,15 +317,16 @@ class Worker:
             else float(state.epoch),
             **self.meters.speed(state),
             "valid_s": time.perf_counter() - started_s,
+            "skipped_updates": state.step - state.updates,
         }
         self.history.append(entry)
+        state.start_clocks()  # what writing takes away from training counts to the next epoch
         self._save(weights if entry is _best(self.history) else None)
         self.meters.tell_epoch(entry)
         if self.rank == 0:
             shown = ("users_per_s", "data_share", "checkpoint_share")
             facts = rounded({**losses, **metrics, **{key: entry[key] for key in shown}})
             emit("epoch", epoch=state.epoch, **facts)
-        state.start_clocks()
         return not self._is_out_of_patience()
 
     def _is_out_of_patience(self) -> bool:
@@ -368,10 +383,7 @@ class Worker:
     ) -> None:
         """Make sure that the run is still ours, keep the best weights, drop what is old."""
         keep = self.config.loop.checkpoint.keep
-        if self.folder.read_json(TOKEN)["token"] != self.inputs.token:
-            raise CheckpointError(
-                f"{self.folder}: another start of this run has taken it over; this one ends"
-            )
+        self._require_ours()
         if best is not None:
             facts = {**self.inputs.facts, "epoch": epoch, "valid": history[-1]["valid"]}
             place = self.folder / BEST / best_name(epoch)
@@ -380,19 +392,24 @@ class Worker:
                 (self.folder / BEST / name).remove()
         self.store.prune(keep, self.attempt)
 
-    def memory_advice(self, error: BaseException) -> str:
-        """Return what ran out of memory, how much there was, and what would need less."""
-        config, loop = self.config.engine, self.config.loop
-        peak_gb = psutil.Process().memory_info().rss / 2**30
-        if self.device.type == "cuda":
-            peak_gb = torch.cuda.max_memory_allocated(self.device) / 2**30
-        return (
-            f"rank {self.rank}, step {self.state.step + 1}: out of memory at {peak_gb:.1f} GiB on "
-            f"{self.device} ({str(error).splitlines()[0][:200]}); set engine.micro_batch_users "
-            f"(now {config.micro_batch_users or 'all'} of {loop.batch_users}), lower "
-            f"engine.block_items ({config.block_items}) or engine.keep_output_mb "
-            f"({config.keep_output_mb}), raise engine.zero_stage ({config.zero_stage}), set "
-            "engine.offload, or train.feed = 'streaming'; jobs/doctor.py tells what a run needs"
+    def _require_ours(self) -> None:
+        """Raise when a later start of this run has taken the folder over."""
+        require_ours(self.folder, self.inputs.token)
+
+
+def require_ours(folder: Folder, token: str) -> None:
+    """Refuse to write into a run that a later start has taken over.
+
+    Args:
+        folder: The run.
+        token: Of this start.
+
+    Raises:
+        CheckpointError: It is no longer ours.
+    """
+    if folder.read_json(TOKEN)["token"] != token:
+        raise CheckpointError(
+            f"{folder}: a later start of this run has taken it over; this one ends, wait for that"
         )
 
 
@@ -461,12 +478,6 @@ def _meeting(host: str, port: int, world_size: int, *, is_master: bool) -> Any:
 def _shared_folder() -> str:
     """Return a folder on this node's disk that all its workers see."""
     return tempfile.gettempdir()
-
-
-def _is_of_memory(error: BaseException) -> bool:
-    text = str(error)
-    is_of_torch = isinstance(error, torch.OutOfMemoryError)
-    return is_of_torch or isinstance(error, MemoryError) or "can't allocate memory" in text
 
 
 def _gathered(mine: Any) -> list[Any]:

@@ -1,0 +1,32 @@
+"""What to say when memory runs out."""
+
+import torch
+
+from distrib.train.config import TrainConfig
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory ran out."""
+    is_torch = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_torch or "can't allocate memory" in str(error)
+
+
+def advice(config: TrainConfig, what: str) -> str:
+    """Say what ran out of memory, and what would need less.
+
+    Args:
+        config: The run.
+        what: Who ran out, where, at what size.
+
+    Returns:
+        The message.
+    """
+    engine = config.engine
+    return (
+        f"{what}; set engine.micro_batch_users (now {engine.micro_batch_users or 'all'} of "
+        f"{config.loop.batch_users} users at once), lower engine.block_items "
+        f"({engine.block_items}) or engine.keep_output_mb ({engine.keep_output_mb}), raise "
+        f"engine.zero_stage ({engine.zero_stage}) or set engine.offload; where histories fill the "
+        "memory, train.feed = 'streaming' in a new run folder; jobs/doctor.py tells what a run "
+        "needs"
+    )
