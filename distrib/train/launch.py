@@ -51,6 +51,7 @@ ON_CPU = {
     "DS_ACCELERATOR": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
     # Freed memory stays with the process: fresh pages for its tensors take a third of a step.
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
 }
@@ -377,9 +378,14 @@ def _stopping() -> Iterator[_Control]:
 
 
 def _publish(folder: Folder, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Copy the best epoch's bundle to where the other jobs look; return its entry."""
+    """Copy the best epoch's bundle to where the other jobs look; return its entry.
+
+    A run that is stopped before its end, and has nothing to validate on, has none yet.
+    """
     best = max(history, key=lambda entry: (entry["selection"], -entry["epoch"]))
-    copy_bundle(folder / BEST / best_name(best["epoch"]), folder / BUNDLE)
+    place = folder / BEST / best_name(best["epoch"])
+    if place.exists():
+        copy_bundle(place, folder / BUNDLE)
     return best
 
 

@@ -20,7 +20,13 @@ from distrib.train.engine import Engine, Update
 
 
 class CheckpointConfig(Config):
-    """When checkpoints are written, and how many stay; one falls on the end of every epoch."""
+    """When checkpoints are written, and how many stay.
+
+    One falls on every epoch that is better than all before, and on the last, besides.
+    """
+
+    every_epochs: NonNegativeInt = 1
+    """Epochs after which one is written; 0 for never. Where epochs take a second, write fewer."""
 
     every_steps: NonNegativeInt = 0
     """Global batches after which one is written within an epoch; 0 for never."""

@@ -300,10 +300,14 @@ class Worker:
 
     def _on_epoch(self, state: TrainState) -> bool:
         """Validate and keep the place; False when there is no hope of a better epoch."""
+        loop = self.config.loop
         losses = self.ledger.mean_losses()
         self.ledger.clear()
         self._noted = 0
-        weights = self.engine.weights()
+        is_end = state.epoch >= loop.num_epochs
+        # Without validation the last epoch is the best, and weights are wanted then only.
+        is_wanted = is_end or self.inputs.source.num_valid > 0
+        weights = self.engine.weights() if is_wanted else None
         self.watchdog.progress("validating")
         started_s = time.perf_counter()
         metrics = self._validate(weights)
@@ -321,13 +325,17 @@ class Worker:
         }
         self.history.append(entry)
         state.start_clocks()  # what writing takes away from training counts to the next epoch
-        self._save(weights if entry is _best(self.history) else None)
+        is_end = is_end or self._is_out_of_patience()
+        best = weights if entry is _best(self.history) else None
+        every = loop.checkpoint.every_epochs
+        if is_end or best is not None or (every and state.epoch % every == 0):
+            self._save(best)
         self.meters.tell_epoch(entry)
         if self.rank == 0:
             shown = ("users_per_s", "data_share", "checkpoint_share")
             facts = rounded({**losses, **metrics, **{key: entry[key] for key in shown}})
             emit("epoch", epoch=state.epoch, **facts)
-        return not self._is_out_of_patience()
+        return not is_end
 
     def _is_out_of_patience(self) -> bool:
         """Tell whether the best epoch lies too far back."""
@@ -336,9 +344,9 @@ class Worker:
             return False
         return bool(self.history[-1]["epoch"] - _best(self.history)["epoch"] >= patience)
 
-    def _validate(self, weights: dict[str, Tensor]) -> dict[str, float]:
+    def _validate(self, weights: dict[str, Tensor] | None) -> dict[str, float]:
         """Measure on the validation users, each on one rank; empty where there are none."""
-        if self.inputs.source.num_valid == 0:
+        if weights is None or self.inputs.source.num_valid == 0:
             return {}
         model = restored(self.config.model, self.vocabulary, weights)
         scorer = Scorer(

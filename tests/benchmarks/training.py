@@ -45,7 +45,7 @@ from distrib.train.blocked import Blocks, blocked_terms
 from distrib.train.config import TrainConfig
 from distrib.train.engine import EngineConfig
 from distrib.train.launch import HISTORY, ON_CPU, launch
-from distrib.train.loop import LoopConfig
+from distrib.train.loop import CheckpointConfig, LoopConfig
 from distrib.train.optimizer import OptimizerConfig
 from distrib.vocabulary import Catalogue
 
@@ -87,6 +87,7 @@ def ours(prepared: str, epochs: int, *, workers: int, threads: int, parallel: st
                     batch_users=BATCH_USERS,
                     num_workers=workers,
                     cpus_per_worker=threads,
+                    checkpoint=CheckpointConfig(every_epochs=0),
                 ),
                 evaluate=EvaluateConfig(),
             )
@@ -248,12 +249,15 @@ def speed(log: str, config: DataConfig, given: argparse.Namespace) -> list[list[
     items = len(load_vocabulary(Folder(config.prepared)))
     cores = os.cpu_count() or 1
     url, epochs = config.prepared, given.epochs
-    rows = [("bare loop, 2 threads", apart(bare_loop, source, items, cores, given.batches))]
+    batches = given.batches if items > 10_000 else 5 * given.batches
+    if items < 10_000:
+        epochs *= 5  # short ones
+    rows = [("bare loop, 2 threads", apart(bare_loop, source, items, cores, batches))]
     whole = {"workers": 1, "threads": cores, "parallel": "data"}
     rows.append(("ours, 1 worker, 2 threads", ours(url, epochs, **whole)))
     if given.recbole:
-        rows.append(("RecBole, 2 threads", recbole(given.recbole, config, given.batches)))
-    one = apart(bare_loop, source, items, 1, given.batches, threads=1)
+        rows.append(("RecBole, 2 threads", recbole(given.recbole, config, batches)))
+    one = apart(bare_loop, source, items, 1, batches, threads=1)
     rows.append(("bare loop, 1 thread", one))
     for workers, parallel in ((1, "data"), (2, "data"), (1, "items"), (2, "items")):
         found = ours(url, epochs, workers=workers, threads=1, parallel=parallel)
