@@ -18,6 +18,7 @@ from distrib.errors import ConfigError
 from distrib.noise import Noise
 from distrib.objectives.base import Candidates, Carry
 from distrib.train.blocked import Share, blocked_terms
+from distrib.train.deepspeed_config import num_micro_batches
 from distrib.train.engine import EngineConfig, Update, piece_of, take_up
 from distrib.train.optimizer import OptimizerConfig, optimizer_of, set_rate
 from distrib.train.step import TrainStep
@@ -55,9 +56,9 @@ class ItemEngine:
         self.device, self.optimizer_config = device, optimizer
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.step_module = step
-        share = -(-batch_users // self.world_size)
-        micro = engine.micro_batch_users
-        self.num_parts = -(-share // micro) if micro else 1
+        self.num_parts = num_micro_batches(
+            engine, batch_users=batch_users, world_size=self.world_size
+        )
         self.item_count = step.model.item_tables()[0].shape[0]
         self.chunk = -(-self.item_count // self.world_size)
         self.low = min(self.rank * self.chunk, self.item_count)

@@ -267,11 +267,8 @@ class _Losses:
             type(found[-1]).__name__,
         )
         if any(isinstance(cause, ray.exceptions.OutOfMemoryError) for cause in found):
-            raise MemoryLimitError(
-                advice(
-                    self._config, f"Ray ended a worker because its node is out of memory ({text})"
-                )
-            ) from error
+            what = f"Ray ended a worker, its node being out of memory ({text})"
+            raise MemoryLimitError(advice(self._config, what)) from error
         is_lost = any(isinstance(cause, ray.exceptions.RayActorError) for cause in found)
         place = (text, next(iter(self._store.complete()), ""))
         is_stuck = place == self._last

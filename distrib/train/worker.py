@@ -123,12 +123,13 @@ class Worker:
         self.vocabulary: Vocabulary = ray.get(inputs.vocabulary)
         loop = config.loop
         self.watchdog = _watchdog(self.rank, self.world_size, loop.hang_s)
+        dealing = Dealing(loop.batch_users, config.seed, self.rank, self.world_size)
         self.feed: Feed = inputs.source.open(
-            Dealing(loop.batch_users, config.seed, self.rank, self.world_size),
+            dealing,
             window_users=loop.window_users,
             device=self.device if loop.rows_on_gpu and loop.use_gpu else None,
         )
-        self.num_steps = -(-self.feed.num_users // loop.batch_users)
+        self.num_steps = dealing.num_steps(self.feed.num_users)
         self.engine = build_engine(config, self.vocabulary, self.device)
         self.state = TrainState(config.seed)
         self.ledger = Ledger(self.device, max_skipped=loop.max_skipped)
