@@ -4,6 +4,7 @@ from distrib.config import Config
 from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig
+from distrib.storage import Folder
 from distrib.train.engine import EngineConfig
 from distrib.train.loop import LoopConfig
 from distrib.train.optimizer import OptimizerConfig
@@ -27,6 +28,15 @@ class TrainConfig(Config):
     engine: EngineConfig
     loop: LoopConfig
     evaluate: EvaluateConfig
+
+    def absolute(self) -> "TrainConfig":
+        """Return the same with whole paths: workers stand in folders of their own."""
+        earlier = self.loop.warm_start
+        loop = self.loop.model_copy(
+            update={"warm_start": str(Folder(earlier)) if earlier else None}
+        )
+        places = {"run": str(Folder(self.run)), "prepared": str(Folder(self.prepared))}
+        return self.model_copy(update={**places, "loop": loop})
 
     @property
     def selection(self) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ def examine(config: TrainConfig) -> dict[str, Any]:
     """
     manifest = preflight(config)
     require_room(config)
+    config = config.absolute()
     nodes, faults = _nodes(config)
     faults += _differences(nodes)
     _show_nodes(nodes)

@@ -293,7 +293,7 @@ def _trainer(
 ) -> TorchTrainer:
     folder, loop = Folder(config.run), config.loop
     inputs = Inputs(
-        config=config.model_dump_json(),
+        config=config.absolute().model_dump_json(),
         source=source,
         vocabulary=ray.put(vocabulary),
         facts={"data": manifest["hash"], "seed": config.seed},

@@ -229,14 +229,17 @@ def tracking():
     server.server_close()
 
 
-def test_one_user_in_all_trains_on_two_workers_and_is_shown(cluster, tracking, tmp_path):
+def test_one_user_in_all_trains_on_two_workers_and_is_shown(
+    cluster, tracking, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # workers stand elsewhere
     log = tmp_path / "log.csv"
     log.write_text("user,item\n" + "".join(f"anna,{item}\n" for item in "abcde"))
     source = CsvSource(path=str(log), columns={"user": "user", "item": "item"})
     data = str(tmp_path / "data")
     prepare(DataConfig(prepared=data, source=source, split=NoSplit()))
     told = {"tensorboard": True, "mlflow": tracking, "num_epochs": 2}
-    result = launch(config_of(tmp_path / "run", data, "mult_vae", **told))
+    result = launch(config_of("run", data, "mult_vae", **told))
     assert result["epochs"] == 2
     assert np.isfinite(losses(tmp_path / "run")).all()
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
