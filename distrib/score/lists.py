@@ -41,7 +41,7 @@ def recommend_table(
     parts = []
     for start in range(0, max(len(table), 1), config.batch_users):
         stop = min(start + config.batch_users, len(table))
-        lists = _lists(scorer, _rows(read, start, stop), _rows(known, start, stop), config)
+        lists = _lists(scorer, read.rows(start, stop), known.rows(start, stop), config)
         parts.append(pa.table({"user": whole(table["user"].slice(start, stop - start)), **lists}))
     return pa.concat_tables(parts), fates
 
@@ -143,16 +143,6 @@ def _last_of_each(key_N: IntArray) -> Any:
     _, places = np.unique(key_N[::-1], return_index=True)
     is_last_N[len(key_N) - 1 - places] = True
     return is_last_N
-
-
-def _rows(batch: Batch, start: int, stop: int) -> Batch:
-    low, high = int(batch.pointer_P[start]), int(batch.pointer_P[stop])
-    return Batch(
-        batch.user_B[start:stop],
-        batch.pointer_P[start : stop + 1] - low,
-        batch.item_N[low:high],
-        batch.value_N[low:high],
-    )
 
 
 def _columns(scorer: Scorer, lists: Recommendations, prefix: str) -> dict[str, pa.Array]:

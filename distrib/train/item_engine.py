@@ -63,10 +63,8 @@ class ItemEngine:
         self.chunk = -(-self.item_count // self.world_size)
         self.low = min(self.rank * self.chunk, self.item_count)
         self.high = min(self.low + self.chunk, self.item_count)
-        output, read = (
-            _named(step, step.model.item_tables()),
-            _named(step, step.model.input_tables()),
-        )
+        output = _named(step, step.model.item_tables())
+        read = _named(step, step.model.input_tables())
         if output.keys() & read.keys():
             raise ConfigError(
                 f"engine.parallel = 'items', but {sorted(output.keys() & read.keys())} are read by "

@@ -37,7 +37,15 @@ from distrib.train.deepspeed_engine import require_valid
 from distrib.train.memory import advice
 from distrib.train.meters import require_installed
 from distrib.train.warm_start import require_same_kind
-from distrib.train.worker import BEST, TOKEN, Inputs, best_name, require_ours, train_worker
+from distrib.train.worker import (
+    BEST,
+    TOKEN,
+    Inputs,
+    best_entry,
+    best_name,
+    require_ours,
+    train_worker,
+)
 from distrib.vocabulary import Vocabulary
 
 RUN = "run.json"
@@ -379,7 +387,7 @@ def _publish(folder: Folder, history: list[dict[str, Any]]) -> dict[str, Any]:
 
     A run that is stopped before its end, and has nothing to validate on, has none yet.
     """
-    best = max(history, key=lambda entry: (entry["selection"], -entry["epoch"]))
+    best = best_entry(history)
     place = folder / BEST / best_name(best["epoch"])
     if place.exists():
         copy_bundle(place, folder / BUNDLE)

@@ -217,7 +217,7 @@ class Worker:
         One rank of each node fetches it for all of that node.
         """
         context = ray.train.get_context()
-        folder = Path(_shared_folder(), f"distrib-{self.attempt}-{name}")
+        folder = Path(tempfile.gettempdir(), f"distrib-{self.attempt}-{name}")
         fault = ""
         if context.get_local_rank() == 0:
             try:
@@ -327,7 +327,7 @@ class Worker:
         self.history.append(entry)
         state.start_clocks()  # what writing takes away from training counts to the next epoch
         is_end = is_end or self._is_out_of_patience()
-        best = weights if entry is _best(self.history) else None
+        best = weights if entry is best_entry(self.history) else None
         every = loop.checkpoint.every_epochs
         if is_end or best is not None or (every and state.epoch % every == 0):
             self._save(best)
@@ -343,7 +343,7 @@ class Worker:
         patience = self.config.loop.patience
         if not patience or not self.history:
             return False
-        return bool(self.history[-1]["epoch"] - _best(self.history)["epoch"] >= patience)
+        return bool(self.history[-1]["epoch"] - best_entry(self.history)["epoch"] >= patience)
 
     def _validate(self, weights: dict[str, Tensor] | None) -> dict[str, float]:
         """Measure on the validation users, each on one rank; empty where there are none."""
@@ -439,7 +439,7 @@ def best_name(epoch: int) -> str:
     return f"epoch-{epoch:06d}"
 
 
-def _best(history: list[dict[str, Any]]) -> dict[str, Any]:
+def best_entry(history: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the entry of the best epoch, the earliest of equals."""
     return max(history, key=lambda entry: (entry["selection"], -entry["epoch"]))
 
@@ -482,11 +482,6 @@ def _watchdog(rank: int, world_size: int, limit_s: float) -> Watchdog:
 
 def _meeting(host: str, port: int, world_size: int, *, is_master: bool) -> Any:
     return TCPStore(host, port, world_size, is_master=is_master, wait_for_workers=False)
-
-
-def _shared_folder() -> str:
-    """Return a folder on this node's disk that all its workers see."""
-    return tempfile.gettempdir()
 
 
 def _gathered(mine: Any) -> list[Any]:
