@@ -10,6 +10,11 @@ from torch import Tensor
 
 from distrib.batch import Batch
 
+SQUARED_ERROR_UNCUT = "squared_error_uncut"
+"""Of ratings as a model gave them, which may lie outside the scale."""
+
+_ROOTS = {"squared_error": "rmse", SQUARED_ERROR_UNCUT: "rmse_uncut"}
+
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -106,9 +111,11 @@ class Sums(NamedTuple):
             mean = total / count
             variance = max(squares / count - mean * mean, 0.0)
             error = (variance / max(count - 1.0, 1.0)) ** 0.5
-            if name == "squared_error":
+            if name in _ROOTS:
                 root = mean**0.5
-                result["rmse"] = Summary(root, error / (2 * root) if root > 0 else 0.0, int(count))
+                result[_ROOTS[name]] = Summary(
+                    root, error / (2 * root) if root > 0 else 0.0, int(count)
+                )
             else:
                 result[name] = Summary(mean, error, int(count))
         return result

@@ -6,7 +6,7 @@ from distrib.config import Config
 from distrib.data.config import ConvertConfig, DataConfig
 from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import ModelConfig
-from distrib.objectives import MultinomialConfig, ObjectiveConfig, RatingClassesConfig
+from distrib.objectives import ObjectiveConfig
 from distrib.score.policy import ScoreConfig
 from distrib.train.config import TrainConfig
 from distrib.train.engine import EngineConfig
@@ -37,23 +37,22 @@ class RunFile(Config):
 
     @model_validator(mode="after")
     def _second_list_needs_a_model_that_tells(self) -> "RunFile":
-        if self.score.serendipitous_k and self.model.gives == "scores":
+        if self.score.serendipitous_k and self.model.traits.gives != "outcomes":
             raise ValueError(
                 f"score.serendipitous_k = {self.score.serendipitous_k}, but model "
-                f"{self.model.name!r} tells no ratings and probabilities; set it to 0, "
+                f"{self.model.name!r} tells not both ratings and probabilities; set it to 0, "
                 "or use conv4rec"
             )
         return self
 
     def training(self) -> TrainConfig:
         """Return the part that decides training."""
-        default = MultinomialConfig() if self.model.gives == "scores" else RatingClassesConfig()
         return TrainConfig(
             run=self.run,
             prepared=self.data.prepared,
             seed=self.seed,
             model=self.model,
-            objective=self.objective or default,
+            objective=self.objective or self.model.traits.objective,
             optimizer=self.optimizer,
             engine=self.engine,
             loop=self.train,

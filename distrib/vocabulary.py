@@ -69,12 +69,20 @@ class Catalogue(NamedTuple):
     num_users: int
     """Training users."""
 
+    user_numbers: int = 0
+    """One more than the largest number of a user, for models with a row for each."""
+
 
 class Vocabulary:
     """Original item ids in the order of their positions, with training counts by rating level."""
 
     def __init__(
-        self, ids: pa.Array, levels: tuple[float, ...], train_count_IL: IntArray, num_users: int
+        self,
+        ids: pa.Array,
+        levels: tuple[float, ...],
+        train_count_IL: IntArray,
+        num_users: int,
+        user_numbers: int = 0,
     ) -> None:
         if len(ids) != len(train_count_IL):
             raise DataError(
@@ -84,6 +92,7 @@ class Vocabulary:
         self.levels = levels
         self.train_count_IL = train_count_IL
         self.num_users = num_users
+        self.user_numbers = user_numbers
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,7 +107,20 @@ class Vocabulary:
     @property
     def catalogue(self) -> Catalogue:
         """What models are built from."""
-        return Catalogue(len(self), self.levels, self.train_count_IL, self.num_users)
+        return Catalogue(
+            len(self), self.levels, self.train_count_IL, self.num_users, self.user_numbers
+        )
+
+    @property
+    def users(self) -> Catalogue:
+        """What a model of the histories of items is built from: its columns are users.
+
+        Each has the counts of all, of which a mean is the mean of all ratings.
+        """
+        count_UL = np.broadcast_to(
+            self.train_count_IL.sum(0), (self.user_numbers, len(self.levels))
+        )
+        return Catalogue(self.user_numbers, self.levels, count_UL, len(self))
 
     def positions(self, ids: pa.Array) -> IntArray:
         """Return the position of each id, -1 where the vocabulary does not hold it.
@@ -127,7 +149,11 @@ class Vocabulary:
         )
         table = pa.table({"item": self.ids, "train_count": counts})
         return table.replace_schema_metadata(
-            {"levels": ",".join(map(repr, self.levels)), "num_users": str(self.num_users)}
+            {
+                "levels": ",".join(map(repr, self.levels)),
+                "num_users": str(self.num_users),
+                "user_numbers": str(self.user_numbers),
+            }
         )
 
     @classmethod
@@ -145,4 +171,5 @@ class Vocabulary:
             levels,
             flat.to_numpy().reshape(-1, len(levels)),
             int(metadata[b"num_users"]),
+            int(metadata.get(b"user_numbers", b"0")),
         )

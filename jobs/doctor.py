@@ -4,8 +4,8 @@ import sys
 
 from distrib.cli import job
 from distrib.run_file import RunFile
+from distrib.train.checks import preflight
 from distrib.train.doctor import examine
-from distrib.train.launch import preflight
 
 
 def check(file: RunFile) -> None:

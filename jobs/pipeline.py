@@ -9,7 +9,8 @@ from distrib.evaluate.run import check_split, evaluate
 from distrib.report.summary import draw_curves, draw_map, show_evaluation, show_recommendations
 from distrib.run_file import RunFile
 from distrib.score.bulk import check_histories, score
-from distrib.train.launch import check_choice, launch
+from distrib.train.checks import check_choice
+from distrib.train.launch import launch
 
 
 def check(file: RunFile) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 from distrib.cli import job
 from distrib.report.summary import draw_curves
 from distrib.run_file import RunFile
-from distrib.train.launch import launch, preflight
+from distrib.train.checks import preflight
+from distrib.train.launch import launch
 
 
 def train(file: RunFile) -> dict[str, Any]:

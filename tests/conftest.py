@@ -23,11 +23,23 @@ class Small:
         lengths = rng.integers(1, 15, size=num_users)
         self.items = [sorted(rng.choice(item_count, n, replace=False).tolist()) for n in lengths]
         self.values = [rng.integers(1, 6, size=n).astype(float).tolist() for n in lengths]
+        self._count(item_count)
+
+    @classmethod
+    def of(cls, items: list[list[int]], values: list[list[float]], item_count: int) -> "Small":
+        """The same, with histories by hand."""
+        world = cls.__new__(cls)
+        world.items, world.values = items, values
+        world._count(item_count)
+        return world
+
+    def _count(self, item_count: int) -> None:
+        num_users = len(self.items)
         counts = np.zeros((item_count, len(LEVELS)), dtype=np.int64)
         for items, values in zip(self.items, self.values, strict=True):
             for item, value in zip(items, values, strict=True):
                 counts[item, int(value) - 1] += 1
-        self.catalogue = Catalogue(item_count, LEVELS, counts, num_users)
+        self.catalogue = Catalogue(item_count, LEVELS, counts, num_users, num_users)
         self.batch = self.users(range(num_users))
 
     def users(self, numbers: object) -> Batch:

@@ -99,6 +99,26 @@ def training_rows(rows: Rows, subset_B: npt.NDArray[np.int8]) -> Rows:
     return select(rows, trains_N, (_counts(rows, trains_N) > 0) & (subset_B == Subset.TRAIN))
 
 
+def item_training_rows(table: pa.Table, first_item: int) -> Rows:
+    """Return the training histories of items: what training users gave them, where there is any.
+
+    Args:
+        table: Columns of `schema.item_histories`; all but ``item`` and ``times`` are read.
+        first_item: Position of the first item.
+
+    Returns:
+        Rows of items; ``item_N`` holds numbers of users.
+    """
+    pointer_P, user_N = flat_list(table, "users")
+    value_N, role_N, subset_N = (
+        flat_list(table, name)[1] for name in ("ratings", "roles", "subsets")
+    )
+    numbers = first_item + np.arange(len(table), dtype=np.int64)
+    rows = Rows(numbers, pointer_P, user_N.astype(np.int32), value_N, role_N)
+    trains_N = (role_N <= Role.TRAIN_TARGET) & (subset_N == Subset.TRAIN)
+    return select(rows, trains_N, _counts(rows, trains_N) > 0)
+
+
 def asked_rows(rows: Rows, role: Role) -> Rows:
     """Return the users who have a target of the given role, with all that may be shown of them.
 

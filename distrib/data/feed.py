@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 
 from distrib.batch import Batch
-from distrib.data.collate import IntArray, Rows, asked_rows, gather, merge, rows_of, training_rows
+from distrib.data.collate import (
+    IntArray,
+    Rows,
+    asked_rows,
+    gather,
+    item_training_rows,
+    merge,
+    rows_of,
+    select,
+    training_rows,
+)
 from distrib.data.prepared import read_part, user_number
 from distrib.data.schema import Role
 from distrib.errors import DataError
@@ -23,6 +33,8 @@ from distrib.storage import Folder, patiently
 
 _AHEAD = 3
 _RETRY_S = 120.0  # for a store that does not answer
+_USER_COLUMNS = ["subset", "items", "ratings", "roles"]
+_ITEM_COLUMNS = ["users", "ratings", "roles", "subsets"]
 T = TypeVar("T")
 
 
@@ -58,6 +70,9 @@ class Feed(Protocol):
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
         """Return this rank's part of each global batch of an epoch, from ``first_step`` on."""
 
+    def training_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+        """Return all training histories once, and the rows among them that are this rank's."""
+
     def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
         """Return histories for validation, and the rows among them that are this rank's."""
 
@@ -70,7 +85,7 @@ class ResidentFeed:
     ) -> None:
         self.num_users = train.num_users
         self.dealing = dealing
-        self._valid = valid
+        self._train, self._valid = train, valid
         self._gathered = _OnDevice(train, device).gather if device else _OnHost(train).gather
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
@@ -85,10 +100,17 @@ class ResidentFeed:
             mine = np.array_split(chosen, dealing.world_size)[dealing.rank]
             yield RankBatch(self._gathered(mine), len(chosen))
 
+    def training_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+        """Yield one part; see `Feed`."""
+        yield self._train, self._own(self._train)
+
     def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
         """Yield one part; see `Feed`."""
-        everyone = np.arange(self._valid.num_users)
-        yield self._valid, everyone[self.dealing.rank :: self.dealing.world_size]
+        yield self._valid, self._own(self._valid)
+
+    def _own(self, rows: Rows) -> IntArray:
+        everyone = np.arange(rows.num_users)
+        return everyone[self.dealing.rank :: self.dealing.world_size]
 
 
 class Shard(NamedTuple):
@@ -115,6 +137,7 @@ class StreamingFeed:
         shards: Sequence[Shard],
         dealing: Dealing,
         *,
+        asked: Sequence[Mapping[str, Any]] | None = None,
         num_shards: int,
         window_users: int,
     ) -> None:
@@ -122,6 +145,7 @@ class StreamingFeed:
         self.dealing = dealing
         self._prepared = prepared
         self._shards = shards
+        self._asked = [shard.entry for shard in shards] if asked is None else asked
         self._num_shards = num_shards
         self._window_users = window_users
 
@@ -192,8 +216,7 @@ class StreamingFeed:
         return _Window(order, merge(rows) if rows else None, base, low, high)
 
     def _train_rows(self, shard: Shard) -> Rows:
-        rows, subset_B = _read_shard(self._prepared, shard.entry, self._num_shards)
-        found = training_rows(rows, subset_B)
+        found, _ = read_shard(self._prepared, shard.entry, self._num_shards)
         if found.num_users != shard.num_train:
             raise DataError(
                 f"{self._prepared / shard.entry['name']}: {found.num_users} training users, "
@@ -201,11 +224,16 @@ class StreamingFeed:
             )
         return found
 
+    def training_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+        """Yield every so many shards; see `Feed`."""
+        for shard in self._shards[self.dealing.rank :: self.dealing.world_size]:
+            rows = self._train_rows(shard)
+            yield rows, np.arange(rows.num_users)
+
     def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
         """Yield the validation users of every so many shards; see `Feed`."""
-        for shard in self._shards[self.dealing.rank :: self.dealing.world_size]:
-            rows, _ = _read_shard(self._prepared, shard.entry, self._num_shards)
-            asked = asked_rows(rows, Role.VALID_TARGET)
+        for entry in self._asked[self.dealing.rank :: self.dealing.world_size]:
+            _, asked = read_shard(self._prepared, entry, self._num_shards)
             yield asked, np.arange(asked.num_users)
 
 
@@ -274,18 +302,24 @@ def read_shard(prepared: Folder, entry: Mapping[str, Any], num_shards: int) -> t
 
     Args:
         prepared: The folder.
-        entry: The manifest's entry of the shard.
+        entry: The manifest's entry of a shard of users, or of items.
         num_shards: From the manifest's recipe.
 
     Returns:
-        What training reads, and what validation asks.
+        What training reads, and what validation asks; items are asked nothing.
     """
-    rows, subset_B = _read_shard(prepared, entry, num_shards)
-    return training_rows(rows, subset_B), asked_rows(rows, Role.VALID_TARGET)
-
-
-def _read_shard(prepared: Folder, entry: Mapping[str, Any], num_shards: int) -> tuple[Rows, Any]:
-    columns = ["subset", "items", "ratings", "roles"]
+    is_of_items = "first_item" in entry
+    columns = _ITEM_COLUMNS if is_of_items else _USER_COLUMNS
     table = patiently(lambda: read_part(prepared, entry, columns), for_s=_RETRY_S)
+    if is_of_items:
+        train = item_training_rows(table, entry["first_item"])
+        return train, nobody_of(train)
     rows = rows_of(table, *user_number(entry["shard"], num_shards))
-    return rows, table["subset"].to_numpy()
+    train = training_rows(rows, table["subset"].to_numpy())
+    return train, asked_rows(rows, Role.VALID_TARGET)
+
+
+def nobody_of(rows: Rows) -> Rows:
+    """Return no rows of the same kinds."""
+    nothing = np.zeros(len(rows.item_N), dtype=bool), np.zeros(rows.num_users, dtype=bool)
+    return select(rows, *nothing)

@@ -54,7 +54,9 @@ def load_vocabulary(folder: Folder, manifest: Mapping[str, Any] | None = None) -
         DataError: The folder is not prepared, or the file is not what prepare wrote.
     """
     known = manifest or load_manifest(folder)
-    return Vocabulary.from_table(read_part(folder, known["vocabulary"]))
+    vocabulary = Vocabulary.from_table(read_part(folder, known["vocabulary"]))
+    vocabulary.user_numbers = user_numbers(known)
+    return vocabulary
 
 
 def read_part(
@@ -89,3 +91,13 @@ def user_number(shard: int, num_shards: int) -> tuple[int, int]:
     where shards differ in length.
     """
     return shard, num_shards
+
+
+def user_numbers(manifest: Mapping[str, Any]) -> int:
+    """Return one more than the largest number of a user of prepared data."""
+    last = [
+        first + step * (shard["users"] - 1)
+        for shard in manifest["shards"]
+        for first, step in [user_number(shard["shard"], manifest["recipe"]["num_shards"])]
+    ]
+    return max(last, default=-1) + 1

@@ -1,5 +1,6 @@
 """Where training histories come from: read once through Ray Data, or file by file on the ranks."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -9,7 +10,15 @@ import ray.data
 import torch
 
 from distrib.data.collate import Rows, merge
-from distrib.data.feed import Dealing, Feed, ResidentFeed, Shard, StreamingFeed, read_shard
+from distrib.data.feed import (
+    Dealing,
+    Feed,
+    ResidentFeed,
+    Shard,
+    StreamingFeed,
+    nobody_of,
+    read_shard,
+)
 from distrib.data.prepared import load_manifest
 from distrib.data.schema import Role
 from distrib.storage import Folder
@@ -28,6 +37,11 @@ class Source(NamedTuple):
     prepared: str
     kind: Kind
     shards: tuple[Shard, ...]
+    """Those that training reads, of users or of items."""
+
+    asked: tuple[Mapping[str, Any], ...]
+    """Entries of the users' shards, for validation."""
+
     num_shards: int
     num_train: int
     num_valid: int
@@ -57,6 +71,7 @@ class Source(NamedTuple):
             Folder(self.prepared),
             self.shards,
             dealing,
+            asked=self.asked,
             num_shards=self.num_shards,
             window_users=window_users,
         )
@@ -94,12 +109,13 @@ def expected_bytes(manifest: Mapping[str, Any]) -> int:
     return _BYTES_PER_INTERACTION * (trains + trained + held_out) + users
 
 
-def load_source(prepared: Folder, kind: Kind) -> Source:
+def load_source(prepared: Folder, kind: Kind, rows: Literal["users", "items"] = "users") -> Source:
     """Read a prepared folder into the object store, or look at its shards.
 
     Args:
         prepared: A prepared folder.
         kind: From `kind_of`.
+        rows: Whose histories training reads; validation asks users always.
 
     Returns:
         What ranks need; the order of users is that of the shards.
@@ -109,17 +125,23 @@ def load_source(prepared: Folder, kind: Kind) -> Source:
     """
     manifest = load_manifest(prepared)
     num_shards = manifest["recipe"]["num_shards"]
-    pieces = [
-        {"order": order, **{key: shard[key] for key in ("shard", "name", "sha256")}}
-        for order, shard in enumerate(manifest["shards"])
-    ]
+    asked = tuple(_entry(shard, "shard") for shard in manifest["shards"])
+    read_by = {"users": asked, "items": ()}
+    if rows == "items":
+        parts = manifest["item_histories"]
+        read_by["items"] = tuple(_entry(part, "first_item") for part in parts)
+    entries = [*asked, *read_by["items"]]
+    pieces = [{"order": order, "entry": json.dumps(entry)} for order, entry in enumerate(entries)]
     url, is_resident = str(prepared), kind == "resident"
 
     def read(piece: pa.Table) -> pa.Table:
-        entry = piece.to_pylist()[0]
+        row = piece.to_pylist()[0]
+        entry = json.loads(row["entry"])
         train, valid = read_shard(Folder(url), entry, num_shards)
+        if rows == "items" and "shard" in entry:
+            train = nobody_of(train)
         facts = {
-            "order": [entry["order"]],
+            "order": [row["order"]],
             "num_train": [train.num_users],
             "num_valid": [valid.num_users],
             "num_bytes": [train.num_bytes + valid.num_bytes],
@@ -131,8 +153,9 @@ def load_source(prepared: Folder, kind: Kind) -> Source:
     train, valid, facts = _assembled.remote(is_resident, *blocks)
     found = ray.get(facts)
     shards = tuple(
-        Shard({key: piece[key] for key in ("shard", "name", "sha256")}, fact["num_train"])
-        for piece, fact in zip(pieces, found, strict=True)
+        Shard(entry, fact["num_train"])
+        for entry, fact in zip(entries, found, strict=True)
+        if entry in read_by[rows]
     )
     num_train, num_valid, num_bytes = (
         sum(fact[key] for fact in found) for key in ("num_train", "num_valid", "num_bytes")
@@ -141,12 +164,17 @@ def load_source(prepared: Folder, kind: Kind) -> Source:
         url,
         kind,
         shards,
+        asked,
         num_shards,
         num_train=num_train,
         num_valid=num_valid,
         num_bytes=num_bytes,
         rows=(train, valid) if is_resident else None,
     )
+
+
+def _entry(found: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    return {key: found[key] for key in (place, "name", "sha256")}
 
 
 def _columns(**parts: Rows) -> dict[str, list[Any]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from distrib.config import Config
 from distrib.data.collate import Example
 from distrib.errors import ConfigError
-from distrib.metrics import Sums, hits, ndcg, recall, sums_of
+from distrib.metrics import SQUARED_ERROR_UNCUT, Sums, hits, ndcg, recall, sums_of
 from distrib.score.scorer import Scorer
 
 Cutoffs = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
@@ -51,10 +51,13 @@ def measure(scorer: Scorer, asked: Example, config: EvaluateConfig) -> Sums:
         Sums over users (ranking) and over cells (``squared_error``, ``mae``), to be merged.
     """
     values = _ranking(scorer, asked, config)
-    rating_N = scorer.predict(asked.source, asked.target)
-    if rating_N is not None:
-        error_N = (rating_N - asked.target.value_N).to(torch.float64)
+    predicted = scorer.predict(asked.source, asked.target)
+    if predicted is not None:
+        error_N = (predicted.rating_N - asked.target.value_N).to(torch.float64)
         values |= {"squared_error": error_N**2, "mae": error_N.abs()}
+        if predicted.uncut_N is not None:
+            uncut_N = (predicted.uncut_N - asked.target.value_N).to(torch.float64)
+            values[SQUARED_ERROR_UNCUT] = uncut_N**2
     return sums_of(values)
 
 

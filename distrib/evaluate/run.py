@@ -11,7 +11,7 @@ import ray.data
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.checkpoint.manifest import MANIFEST
 from distrib.data.collate import Rows, asked_rows, example, gather, rows_of
-from distrib.data.prepared import load_manifest, read_part
+from distrib.data.prepared import load_manifest, read_part, user_number
 from distrib.data.schema import Role
 from distrib.data.sources import SyntheticLog
 from distrib.data.splits import CHRONOLOGICAL, EntrywiseSplit, NoSplit, Split
@@ -101,7 +101,7 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> dict[str, Any]:
     manifest = preflight(run, prepared)
     bundle = str(Folder(run) / BUNDLE)
     load_bundle(Folder(bundle))  # fail here, clearly, rather than in an actor
-    shards = [{"name": s["name"], "sha256": s["sha256"]} for s in manifest["shards"]]
+    shards = _pieces(manifest)
     measured = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
         _ShardMeasurer,
         fn_constructor_kwargs={
@@ -145,7 +145,7 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> dict[str, Any]:
 
 def portrait(run: str, prepared: str) -> Portrait | None:
     """Return probabilities and expected ratings for some users and all items, if told."""
-    shard = load_manifest(Folder(prepared))["shards"][0]
+    shard = _pieces(load_manifest(Folder(prepared)))[0]
     found: Portrait | None = ray.get(_portrait.remote(str(Folder(run) / BUNDLE), prepared, shard))
     return found
 
@@ -181,9 +181,19 @@ def _scorers(bundle: str, device: str = "cpu") -> tuple[Scorer, Scorer]:
     return scorer, Scorer(popularity, scorer.vocabulary, device=device)
 
 
+def _pieces(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the shards, with what gives the numbers of their users."""
+    num_shards = manifest["recipe"]["num_shards"]
+    return [
+        {**{key: shard[key] for key in ("name", "sha256", "shard")}, "num_shards": num_shards}
+        for shard in manifest["shards"]
+    ]
+
+
 def _test_rows(prepared: Folder, shard: dict[str, Any]) -> tuple[Rows, pa.Table]:
     table = read_part(prepared, shard)
-    return asked_rows(rows_of(table), Role.TEST_TARGET), table
+    rows = rows_of(table, *user_number(shard["shard"], shard["num_shards"]))
+    return asked_rows(rows, Role.TEST_TARGET), table
 
 
 @ray.remote
@@ -201,9 +211,12 @@ def _truth(bundle: str, prepared: str, manifest: dict[str, Any]) -> dict[str, An
         if split["name"] == EntrywiseSplit.model_fields["name"].default
         else 1.0
     )
-    rows, table = _test_rows(Folder(prepared), manifest["shards"][0])
+    shard = _pieces(manifest)[0]
+    rows, table = _test_rows(Folder(prepared), shard)
     rows_wanted = np.arange(min(_TRUTH_USERS, rows.num_users))
-    users = table["user"].to_numpy()[rows.number_B[rows_wanted]]
+    first, step_of_numbers = user_number(shard["shard"], shard["num_shards"])
+    places = (rows.number_B[rows_wanted] - first) // step_of_numbers
+    users = table["user"].to_numpy()[places]
     asked = example(rows, rows_wanted, Role.TEST_TARGET)
     scorers = dict(zip(("model", "popularity"), _scorers(bundle), strict=True))
     step = -(-len(scorers["model"].vocabulary) // _TRUTH_ITEMS)
@@ -216,7 +229,7 @@ def _truth(bundle: str, prepared: str, manifest: dict[str, Any]) -> dict[str, An
         state = scorer.model.encode(asked.source)
         output = scorer.model.decode(state, slice(0, None, step)).float()
         share_of = output.softmax(-1).double().numpy()  # of items, or of outcomes in each cell
-        tells_outcomes = scorer.model.opinion(output) is not None
+        tells_outcomes = output.dim() == 3
         met_BI = share_of[..., 1:].sum(-1) if tells_outcomes else share_of
         result[name] = {"interactions": _shape_distance(true_BIC[..., 1:].sum(-1), met_BI)}
         if tells_outcomes:
@@ -235,12 +248,13 @@ def _shape_distance(true_BI: np.ndarray, model_BI: np.ndarray) -> float:
 def _portrait(bundle: str, prepared: str, shard: dict[str, Any]) -> Portrait | None:
     scorer = Scorer.from_bundle(Folder(bundle))
     table = read_part(Folder(prepared), shard)
-    rows = rows_of(table.slice(0, _PORTRAIT_USERS))
+    numbers = user_number(shard["shard"], shard["num_shards"])
+    rows = rows_of(table.slice(0, _PORTRAIT_USERS), *numbers)
     batch, _ = gather(rows, np.arange(rows.num_users))
     step = -(-len(scorer.vocabulary) // _TRUTH_ITEMS)
     opinion = scorer.model.opinion(
         scorer.model.decode(scorer.model.encode(batch), slice(0, None, step)).float()
     )
-    if opinion is None:
+    if opinion is None or opinion.probability_BI is None:
         return None
     return Portrait(opinion.probability_BI.flatten().numpy(), opinion.rating_BI.flatten().numpy())

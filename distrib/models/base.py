@@ -1,13 +1,16 @@
 """What is asked of a model; no behaviour of its own."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from distrib.batch import Batch
+from distrib.batch import Batch, cells_by_block, item_blocks
 from distrib.noise import Noise
+
+if TYPE_CHECKING:
+    from distrib.objectives import ObjectiveConfig
 
 State = tuple[Tensor, ...]
 """What describes the B users of a batch: tensors with B rows each (in practice a named tuple)."""
@@ -15,20 +18,43 @@ State = tuple[Tensor, ...]
 Rows = tuple[Tensor, ...]
 """What describes some items: tensors with one row for each."""
 
-OutputKind = Literal["scores", "outcomes"]
-"""``scores``: one number per item, ``[B, I]``; ``outcomes``: logits of outcomes, ``[B, I, C]``."""
+OutputKind = Literal["scores", "ratings", "outcomes"]
+"""``scores``: one number per item, ``[B, I]``; ``ratings``: the same, in units of the rating
+levels; ``outcomes``: logits of outcomes, ``[B, I, C]``."""
+
+
+_BLOCK_ITEMS = 4096
+
+
+class Traits(NamedTuple):
+    """What the pipeline must know of a model before it is built."""
+
+    gives: OutputKind
+
+    objective: "ObjectiveConfig | None"
+    """What is minimised unless the run file says otherwise; None for a model that is computed."""
+
+    learns: Literal["steps", "counts", "gram"] = "steps"
+    """``steps``: by updates of an engine; else from the counts of the vocabulary, or from the Gram
+    matrix of the interactions as well, at once."""
+
+    rows: Literal["users", "items"] = "users"
+    """Whose histories training reads."""
+
+    has_user_rows: bool = False
+    """Whether known users have parameters of their own; others are folded in."""
 
 
 class Opinion(NamedTuple):
-    """What a model with outcomes thinks of pairs of user and item."""
-
-    probability_BI: Tensor
-    """Probability that the user interacts with the item, 0..1."""
+    """What a model thinks of pairs of user and item."""
 
     rating_BI: Tensor
-    """Expected rating if so, in units of the levels."""
+    """Expected rating if the user interacts, in units of the levels; may lie outside the scale."""
 
-    level_BIL: Tensor
+    probability_BI: Tensor | None = None
+    """Probability that the user interacts with the item, 0..1."""
+
+    level_BIL: Tensor | None = None
     """Distribution of the rating if so; sums to 1 over L."""
 
 
@@ -86,15 +112,59 @@ class Model(nn.Module, ABC):
         """Return the parameters that weight decay is meant for."""
         return ()
 
+    def parts(self) -> dict[str, tuple[nn.Parameter, ...]]:
+        """Return the parameters by parts that are trained in turns; together they are all."""
+        return {"all": tuple(self.parameters())}
+
+    def begin_epoch(self, epoch: int) -> str:
+        """Get ready for the epoch that follows ``epoch`` others; return the part that it trains.
+
+        Called again where training goes on within an epoch.
+        """
+        del epoch
+        return "all"
+
+    def trains_items(self) -> bool:
+        """Tell whether this epoch's updates fall on `item_tables`, whose gradient is costly."""
+        return True
+
+    def end_epoch(self, epoch: int) -> None:
+        """Take note that the epoch is trained; called once for each, before anything is saved."""
+
     def divergence(self, state: State) -> Tensor | None:
         """Return the divergence of the users' posteriors from the prior, nats, ``[B]``, if any."""
         del state
         return None
 
     def opinion(self, output: Tensor) -> Opinion | None:
-        """Read output in float32 as probability and rating, where the model can tell them."""
+        """Read output in float32 as ratings, and as probabilities, where the model tells them."""
         del output
         return None
+
+    def tied_gram(self) -> Tensor:
+        """Return A^T A, float32 ``[Z, Z]``, where codes are x A and scores x A A^T."""
+        raise TypeError(f"{type(self).__name__} is no linear autoencoder with tied weights")
+
+    def decode_cells(self, state: State, cells: Batch) -> Tensor:
+        """Decode the stored cells only, ``[N]``; equal to picking them from `decode`.
+
+        Args:
+            state: Users.
+            cells: The same users; ``item_N`` says which items of each.
+
+        Returns:
+            ``[N]`` or ``[N, C]``.
+        """
+        item_J, place_N = torch.unique(cells.item_N, return_inverse=True)
+        blocks = item_blocks(len(item_J), _BLOCK_ITEMS) or [(0, 0)]
+        found, places = [], []
+        for (low, high), part in zip(
+            blocks, cells_by_block(cells._replace(item_N=place_N), blocks), strict=True
+        ):
+            output = self.decode(state, item_J[low:high])
+            found.append(output[part.row_M, part.column_M])
+            places.append(part.place_M)
+        return torch.cat(found)[torch.argsort(torch.cat(places))]
 
     def decode(self, state: State, items: slice | Tensor) -> Tensor:
         """Decode a range of items, or those at the given positions."""

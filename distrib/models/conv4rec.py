@@ -15,9 +15,10 @@ from typing_extensions import override
 
 from distrib.batch import Batch, level_index
 from distrib.config import Config
-from distrib.models.base import Model, Opinion, OutputKind, Rows, State, parameter
+from distrib.models.base import Model, Opinion, Rows, State, Traits, parameter
 from distrib.models.layers import history_sum, inverse_root_length, log_odds, opinion_of
 from distrib.noise import Noise
+from distrib.objectives import RatingClassesConfig
 from distrib.vocabulary import Catalogue, IntArray
 
 _CORRUPTION = 1  # stream of noise
@@ -31,7 +32,7 @@ class Conv4RecConfig(Config):
 
     name: Literal["conv4rec"] = "conv4rec"
 
-    gives: ClassVar[OutputKind] = "outcomes"
+    traits: ClassVar[Traits] = Traits("outcomes", RatingClassesConfig())
 
     latent_width: PositiveInt = 100
     """Dimensions of the code, r in the paper; low underfits, high needs more ratings."""

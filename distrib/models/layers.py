@@ -1,8 +1,10 @@
 """Layers that at least two models use."""
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from distrib.batch import Batch
 from distrib.models.base import Opinion
+from distrib.noise import Noise
+from distrib.vocabulary import Catalogue
 
 
 def history_sum(table: Tensor, index_N: Tensor, weight_N: Tensor, pointer_P: Tensor) -> Tensor:
@@ -44,22 +48,76 @@ class _HistorySum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient_BH: Tensor) -> tuple[Tensor | None, ...]:
         table, index_N, weight_N, pointer_P = ctx.saved_tensors
-        num_users = pointer_P.shape[0] - 1
-        row_N = torch.arange(num_users, device=index_N.device).repeat_interleave(
-            pointer_P.diff(), output_size=index_N.shape[0]
-        )
         by_table = by_weight = None
         if ctx.needs_input_grad[0]:
-            order_N = torch.argsort(index_N, stable=True)
-            counts = torch.bincount(index_N, minlength=table.shape[0])
-            bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-            by_table = _bag(gradient_BH, row_N[order_N], weight_N[order_N], bounds)
+            by_table = _transposed_bag(gradient_BH, index_N, weight_N, pointer_P, table.shape[0])
         if ctx.needs_input_grad[2]:
-            sum_mode, no_padding = 0, -1
-            by_weight = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-                gradient_BH.contiguous(), table, index_N, pointer_P, row_N, sum_mode, no_padding
-            )
+            by_weight = _products(gradient_BH, table, index_N, pointer_P)
         return by_table, None, by_weight, None
+
+
+def cell_products(code_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Tensor) -> Tensor:
+    """Multiply each user's code with the rows of the table that are listed for the user.
+
+    Equals picking cells from ``code_BZ @ table.T``, in time and memory of the cells only, forward
+    and backward.
+
+    Args:
+        code_BZ: Codes of the users.
+        table: ``[rows, Z]``.
+        index_N: int64 row of each cell.
+        pointer_P: int64 bounds of each user's cells.
+
+    Returns:
+        ``[N]``.
+    """
+    result: Tensor = _CellProducts.apply(code_BZ, table, index_N, pointer_P)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _CellProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, code_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(code_BZ, table, index_N, pointer_P)
+        return _products(code_BZ, table, index_N, pointer_P)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:
+        code_BZ, table, index_N, pointer_P = ctx.saved_tensors
+        by_code = by_table = None
+        if ctx.needs_input_grad[0]:
+            by_code = _bag(table, index_N, gradient_N, pointer_P)
+        if ctx.needs_input_grad[1]:
+            by_table = _transposed_bag(code_BZ, index_N, gradient_N, pointer_P, table.shape[0])
+        return by_code, by_table, None, None
+
+
+def _rows(pointer_P: Tensor, count: int) -> Tensor:
+    rows = torch.arange(pointer_P.shape[0] - 1, device=pointer_P.device)
+    return rows.repeat_interleave(pointer_P.diff(), output_size=count)
+
+
+def _products(code_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Tensor) -> Tensor:
+    sum_mode, no_padding = 0, -1
+    row_N = _rows(pointer_P, index_N.shape[0])
+    products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        code_BZ.contiguous(), table, index_N, pointer_P, row_N, sum_mode, no_padding
+    )
+    return products
+
+
+def _transposed_bag(
+    code_BZ: Tensor, index_N: Tensor, weight_N: Tensor, pointer_P: Tensor, num_rows: int
+) -> Tensor:
+    """Sum, for each row of a table, the weighted codes of the users who list it."""
+    order_N = torch.argsort(index_N, stable=True)
+    counts = torch.bincount(index_N, minlength=num_rows)
+    bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    row_N = _rows(pointer_P, index_N.shape[0])
+    return _bag(code_BZ, row_N[order_N], weight_N[order_N], bounds)
 
 
 def _bag(table: Tensor, index_N: Tensor, weight_N: Tensor, pointer_P: Tensor) -> Tensor:
@@ -78,6 +136,93 @@ def inverse_root_length(batch: Batch) -> Tensor:
     return batch.length_B.clamp(min=1).to(torch.float32).rsqrt()
 
 
+class Reading(NamedTuple):
+    """What a first layer sums."""
+
+    batch: Batch
+    weight_N: Tensor
+
+
+def unit_reading(
+    batch: Batch, *, by_value: bool, dropout: float = 0.0, noise: Noise | None = None, stream: int
+) -> Reading:
+    """Scale histories to unit length, then drop interactions and scale up those that stay.
+
+    Args:
+        batch: Histories.
+        by_value: Whether ratings are read; otherwise every interaction is a 1.
+        dropout: Share that is dropped, where there is noise.
+        noise: Source of the dropping; None for inference.
+        stream: Of the noise.
+
+    Returns:
+        The interactions left, with their weights.
+    """
+    if by_value:
+        square_B = batch.value_N.new_zeros(batch.num_users).index_add(
+            0, batch.row_N, batch.value_N.square()
+        )
+        weight_N = batch.value_N * square_B.clamp(min=1e-12).rsqrt()[batch.row_N]
+    else:
+        weight_N = inverse_root_length(batch)[batch.row_N]
+    if noise is None or dropout == 0.0:
+        return Reading(batch, weight_N)
+    keep = 1.0 - dropout
+    keep_N = noise.uniform(stream, batch.user_B[batch.row_N], batch.item_N) < keep
+    return Reading(batch.keep(keep_N), weight_N[keep_N] / keep)
+
+
+def normal_sample(
+    mean_BZ: Tensor, log_variance_BZ: Tensor, batch: Batch, noise: Noise, stream: int
+) -> Tensor:
+    """Draw each user's code from its posterior, by the reparametrisation trick."""
+    dimension_Z = torch.arange(mean_BZ.shape[1], device=mean_BZ.device)
+    draw_BZ = noise.normal(stream, batch.user_B[:, None], dimension_Z)
+    return mean_BZ + torch.exp(0.5 * log_variance_BZ) * draw_BZ.to(mean_BZ.dtype)
+
+
+def item_mean(catalogue: Catalogue, prior_ratings: float = 1.0) -> Tensor:
+    """Return the mean training rating of each item, smoothed towards that of all, ``[I]``."""
+    count_IL = np.asarray(catalogue.train_count_IL, dtype=np.float64)
+    level_L = np.asarray(catalogue.levels)
+    total = max(count_IL.sum(), 1.0)
+    mean = float(count_IL.sum(0) @ level_L / total) if count_IL.any() else float(level_L.mean())
+    mean_I = (count_IL @ level_L + prior_ratings * mean) / (count_IL.sum(1) + prior_ratings)
+    return torch.from_numpy(mean_I).to(torch.float32)
+
+
+def fold_in(
+    table_IZ: Tensor, batch: Batch, target_N: Tensor, penalty: float
+) -> tuple[Tensor, Tensor]:
+    """Find, for each user, the code and bias that best explain the history; ridge regression.
+
+    Minimises the sum over the history of (code . row + bias - target)^2 plus ``penalty`` times the
+    squared lengths of code and bias, in float64.
+
+    Args:
+        table_IZ: A row for each item.
+        batch: Histories.
+        target_N: What each interaction should come out as.
+        penalty: Above 0.
+
+    Returns:
+        Codes ``[B, Z]`` and biases ``[B]``, float32; zero for an empty history.
+    """
+    solution = table_IZ.new_zeros(batch.num_users, table_IZ.shape[1] + 1, dtype=torch.float32)
+    bounds = batch.pointer_P.tolist()
+    for row, (start, stop) in enumerate(pairwise(bounds)):
+        part = table_IZ[batch.item_N[start:stop]].double()
+        part = torch.cat([part, torch.ones_like(part[:, :1])], dim=1)
+        wanted = target_N[start:stop].double()
+        if len(part) < part.shape[1]:  # the smaller of the two equal systems
+            gram = part @ part.T + penalty * torch.eye(len(part), device=part.device).double()
+            solution[row] = (part.T @ torch.linalg.solve(gram, wanted)).float()
+        else:
+            gram = part.T @ part + penalty * torch.eye(part.shape[1], device=part.device).double()
+            solution[row] = torch.linalg.solve(gram, part.T @ wanted).float()
+    return solution[:, :-1], solution[:, -1]
+
+
 def log_odds(output_BIC: Tensor) -> Tensor:
     """Return the log-odds of any interaction from logits of outcomes, ``[B, I]``.
 
@@ -90,4 +235,4 @@ def opinion_of(output_BIC: Tensor, levels: Sequence[float]) -> Opinion:
     """Read logits of outcomes as probability, expected rating and its distribution."""
     level_BIL = torch.softmax(output_BIC[..., 1:], dim=-1)
     value_L = torch.tensor(levels, dtype=level_BIL.dtype, device=output_BIC.device)
-    return Opinion(torch.sigmoid(log_odds(output_BIC)), level_BIL @ value_L, level_BIL)
+    return Opinion(level_BIL @ value_L, torch.sigmoid(log_odds(output_BIC)), level_BIL)

@@ -1,12 +1,15 @@
 """Popularity and item mean: what counting alone knows; the baseline of every report."""
 
+from typing import ClassVar, Literal
+
 import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from distrib.batch import Batch
-from distrib.models.base import Model, Opinion, Rows, State
+from distrib.config import Config
+from distrib.models.base import Model, Opinion, Rows, State, Traits
 from distrib.models.layers import log_odds, opinion_of
 from distrib.noise import Noise
 from distrib.vocabulary import Catalogue
@@ -14,11 +17,23 @@ from distrib.vocabulary import Catalogue
 _PRIOR_RATINGS = 1e-3
 
 
+class PopularityConfig(Config):
+    """Popularity has nothing to set."""
+
+    name: Literal["popularity"] = "popularity"
+
+    traits: ClassVar[Traits] = Traits("outcomes", None, learns="counts")
+
+    def build(self, catalogue: Catalogue) -> "Popularity":
+        """Count."""
+        return Popularity(catalogue)
+
+
 class Popularity(Model):
     """The same opinion for everyone: item frequencies, item mean rating, item rating distribution.
 
-    An item nobody rated takes the mean and distribution of all ratings. Nothing is trained, so it
-    is not a choice in run files.
+    Ranked by it, lists are by popularity; its ratings are the item means. An item nobody rated
+    takes the mean and distribution of all ratings.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:

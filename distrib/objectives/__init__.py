@@ -4,16 +4,21 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distrib.objectives.base import Objective
+from distrib.objectives.base import CellObjective, CodeObjective, Objective
+from distrib.objectives.cosine import CosineConfig
 from distrib.objectives.multinomial import MultinomialConfig
 from distrib.objectives.rating_classes import RatingClassesConfig
 from distrib.objectives.squared_error import SquaredErrorConfig
 
 ObjectiveConfig = Annotated[
-    MultinomialConfig | RatingClassesConfig | SquaredErrorConfig, Field(discriminator="name")
+    CosineConfig | MultinomialConfig | RatingClassesConfig | SquaredErrorConfig,
+    Field(discriminator="name"),
 ]
 
 __all__ = [
+    "CellObjective",
+    "CodeObjective",
+    "CosineConfig",
     "MultinomialConfig",
     "Objective",
     "ObjectiveConfig",

@@ -1,7 +1,7 @@
 """What is asked of an objective: a loss per user that can be summed block by block of items."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -35,6 +35,7 @@ class Candidates(NamedTuple):
     """float32; how many items each stands for, as a logarithm. None: the loss needs none."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A loss over all items of each user, computed without ever holding all items at once.
 
@@ -102,9 +103,61 @@ class Objective(Protocol):
         """Return the weight of the model's divergence after ``step`` updates."""
 
 
+@runtime_checkable
+class CellObjective(Protocol):
+    """A loss that looks at observed cells only, so that no block has to be decoded."""
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the T terms."""
+
+    def cell_terms(self, output_N: Tensor, target: Batch) -> Tensor:
+        """Return the loss of each user.
+
+        Args:
+            output_N: The model's output for each stored cell of the target.
+            target: What should be decoded.
+
+        Returns:
+            float32 ``[T, B]``.
+        """
+
+    def divergence_weight(self, step: int) -> float:
+        """See `Objective`."""
+
+
+@runtime_checkable
+class CodeObjective(Protocol):
+    """A loss that a linear autoencoder's codes tell, so that no item has to be decoded."""
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the T terms."""
+
+    def code_terms(self, code_BZ: Tensor, gram_ZZ: Tensor, target: Batch) -> Tensor:
+        """Return the loss of each user.
+
+        Args:
+            code_BZ: x A.
+            gram_ZZ: A^T A, float32.
+            target: The histories; also what was encoded.
+
+        Returns:
+            float32 ``[T, B]``.
+        """
+
+    def divergence_weight(self, step: int) -> float:
+        """See `Objective`."""
+
+
 def sum_by_row(value_M: Tensor, cells: Cells, num_users: int) -> Tensor:
     """Add up values of cells for each user, ``[B]``."""
     return value_M.new_zeros(num_users).index_add(0, cells.row_M, value_M)
+
+
+def annealed(cap: float, anneal_steps: int, step: int) -> float:
+    """Return a weight that grows with the updates to its cap."""
+    return min(cap, step / anneal_steps) if anneal_steps else cap
 
 
 def add_to_cells(output_BJ: Tensor, cells: Cells, value_M: Tensor) -> None:

@@ -11,7 +11,15 @@ from torch import Tensor
 from distrib.batch import Batch, Cells
 from distrib.config import Config
 from distrib.noise import Noise
-from distrib.objectives.base import Candidates, Carry, Seen, Weights, add_to_cells, sum_by_row
+from distrib.objectives.base import (
+    Candidates,
+    Carry,
+    Seen,
+    Weights,
+    add_to_cells,
+    annealed,
+    sum_by_row,
+)
 from distrib.vocabulary import Catalogue
 
 _NEGATIVES = 101  # stream of noise
@@ -137,9 +145,7 @@ class Multinomial:
 
     def divergence_weight(self, step: int) -> float:
         """Return min(cap, step / anneal_steps)."""
-        if self.config.anneal_steps == 0:
-            return self.config.divergence_cap
-        return min(self.config.divergence_cap, step / self.config.anneal_steps)
+        return annealed(self.config.divergence_cap, self.config.anneal_steps, step)
 
 
 def _weighted_softmax(output_BJ: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from distrib.batch import Batch, Cells
 from distrib.config import Config
 from distrib.noise import Noise
-from distrib.objectives.base import Candidates, Carry, Seen, Weights, add_to_cells
+from distrib.objectives.base import Candidates, Carry, Seen, Weights, add_to_cells, annealed
 from distrib.vocabulary import Catalogue
 
 
@@ -19,10 +19,13 @@ class SquaredErrorConfig(Config):
 
     name: Literal["squared_error"] = "squared_error"
 
-    accepts: ClassVar[str] = "scores"
+    accepts: ClassVar[str] = "ratings"
 
-    divergence_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    """Weight of the model's divergence, where it has one."""
+    divergence_cap: Annotated[float, Field(ge=0.0)] = 0.2
+    """Weight that the model's divergence ends at, where it has one."""
+
+    anneal_steps: NonNegativeInt = 0
+    """Updates over which the weight would grow from 0 to 1; it stops at the cap."""
 
     def build(self, catalogue: Catalogue) -> "SquaredError":
         """Make the objective."""
@@ -46,6 +49,11 @@ class SquaredError:
         """Return the observed items; see `Objective`."""
         del noise, step
         return Candidates(torch.unique(target.item_N))
+
+    def cell_terms(self, output_N: Tensor, target: Batch) -> Tensor:
+        """Return the sums of squared errors, ``[1, B]``; see `CellObjective`."""
+        square_N = (output_N.float() - target.value_N).square()
+        return square_N.new_zeros(target.num_users).index_add(0, target.row_N, square_N)[None]
 
     def observe(self, output: Tensor, cells: Cells) -> Seen:
         """Return the errors, and for each user nothing yet."""
@@ -73,6 +81,5 @@ class SquaredError:
         add_to_cells(out, cells, 2.0 * seen[0] * weights.gradient_TB[0][cells.row_M])
 
     def divergence_weight(self, step: int) -> float:
-        """Return the weight."""
-        del step
-        return self.config.divergence_weight
+        """Return min(cap, step / anneal_steps)."""
+        return annealed(self.config.divergence_cap, self.config.anneal_steps, step)

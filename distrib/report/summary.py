@@ -6,7 +6,7 @@ from distrib.evaluate.run import portrait
 from distrib.events import table
 from distrib.report.plots import learning_curves, likely_and_liked
 from distrib.storage import Folder
-from distrib.train.launch import HISTORY
+from distrib.train.checks import HISTORY
 
 CURVES = "learning_curves.png"
 MAP = "likely_and_liked.png"

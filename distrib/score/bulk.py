@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ import ray.data
 from distrib import __version__
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.checkpoint.manifest import MANIFEST as BUNDLE_MANIFEST
-from distrib.data.prepared import MANIFEST, load_manifest, load_vocabulary, read_part
+from distrib.data.prepared import MANIFEST, load_manifest, load_vocabulary, read_part, user_number
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.events import emit
 from distrib.score.lists import recommend_table, require_columns
@@ -34,7 +35,7 @@ class Work(NamedTuple):
     bundle: str
     histories: str
     output: str
-    shards: tuple[dict[str, str], ...]
+    shards: tuple[dict[str, Any], ...]
     is_prepared: bool
     recipe: dict[str, Any]
 
@@ -64,6 +65,8 @@ def preflight(run: str, prepared: str, config: ScoreConfig) -> Work:
     if Folder(output).url == histories.url:
         raise DataError(f"{output}: score.output is where the histories are; name another folder")
     shards, identity = _shards(histories)
+    if bundle.read_json(BUNDLE_MANIFEST).get("data") == identity:
+        shards = _numbered(histories, shards)
     recipe = {
         "bundle": bundle.read_json(BUNDLE_MANIFEST)["files"],
         "histories": identity,
@@ -88,7 +91,7 @@ def check_histories(config: ScoreConfig) -> None:
         _shards(Folder(config.histories))
 
 
-def _shards(histories: Folder) -> tuple[tuple[dict[str, str], ...], Any]:
+def _shards(histories: Folder) -> tuple[tuple[dict[str, Any], ...], Any]:
     """Return the files to score, and what their content is known by."""
     if not histories.exists():
         raise DataError(f"{histories}: no such folder or bucket; check score.histories")
@@ -106,6 +109,16 @@ def _shards(histories: Folder) -> tuple[tuple[dict[str, str], ...], Any]:
             raise DataError(f"{histories / names[0]}: is no Parquet file ({error})") from error
     require_columns(columns)
     return tuple({"name": name} for name in names), {n: histories.stamp(n) for n in names}
+
+
+def _numbered(histories: Folder, shards: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    """Add what gives the numbers of users, which mean the same to the model."""
+    manifest = load_manifest(histories)
+    num_shards = manifest["recipe"]["num_shards"]
+    return tuple(
+        {**shard, "shard": entry["shard"], "num_shards": num_shards}
+        for shard, entry in zip(shards, manifest["shards"], strict=True)
+    )
 
 
 def _require_ours(target: Folder) -> None:
@@ -178,7 +191,13 @@ class _ShardScorer:
         folder = Folder(self.work.histories)
         is_sealed = self.vocabulary is not None
         table = read_part(folder, entry) if is_sealed else folder.read_parquet(entry["name"])
-        lists, fates = recommend_table(self.scorer, table, self.vocabulary, self.config)
+        numbers = None
+        if "shard" in entry:
+            first, step = user_number(entry["shard"], entry["num_shards"])
+            numbers = first + step * np.arange(len(table))
+        lists, fates = recommend_table(
+            self.scorer, table, self.vocabulary, self.config, number_B=numbers
+        )
         content = Folder(self.work.output).write_parquet(entry["part"], lists)
         written = {
             "name": entry["part"],

@@ -20,7 +20,11 @@ _OFF_SCALE = Status.RATING_OUTSIDE_SCALE.reason
 
 
 def recommend_table(
-    scorer: Scorer, table: pa.Table, source: Vocabulary | None, config: ScoreConfig
+    scorer: Scorer,
+    table: pa.Table,
+    source: Vocabulary | None,
+    config: ScoreConfig,
+    number_B: IntArray | None = None,
 ) -> tuple[pa.Table, dict[str, int]]:
     """Recommend to the users of a table of histories.
 
@@ -29,6 +33,8 @@ def recommend_table(
         table: ``user``, ``items`` and, where there are any, ``ratings``.
         source: The vocabulary that ``items`` are positions in; None when they are original ids.
         config: The policy.
+        number_B: Numbers of the users in the data that the model was trained on; None where these
+            are other data.
 
     Returns:
         The recommendations, in the order of the users, and the number of interactions by what
@@ -38,6 +44,8 @@ def recommend_table(
         DataError: A column is absent, or the model needs ratings and there are none.
     """
     read, known, fates = translated(scorer.vocabulary, table, source)
+    if number_B is not None:
+        read = read._replace(user_B=torch.from_numpy(number_B))
     parts = []
     for start in range(0, max(len(table), 1), config.batch_users):
         stop = min(start + config.batch_users, len(table))
@@ -155,14 +163,15 @@ def _columns(scorer: Scorer, lists: Recommendations, prefix: str) -> dict[str, p
 
     ids = scorer.vocabulary.ids.take(pa.array(lists.item_BK[present_BK].numpy()))
     columns = {"items": pa.ListArray.from_arrays(pointer, ids), "scores": column(lists.score_BK)}
-    if lists.opinion is not None:
-        level_ML = lists.opinion.level_BIL[present_BK].contiguous()
+    opinion = lists.opinion
+    if opinion is not None and opinion.probability_BI is not None:
+        columns["probabilities"] = column(opinion.probability_BI)
+    if opinion is not None:
+        columns["ratings"] = column(opinion.rating_BI)
+    if opinion is not None and opinion.level_BIL is not None:
+        level_ML = opinion.level_BIL[present_BK].contiguous()
         levels = pa.FixedSizeListArray.from_arrays(
             pa.array(level_ML.flatten().numpy()), level_ML.shape[1]
         )
-        columns |= {
-            "probabilities": column(lists.opinion.probability_BI),
-            "ratings": column(lists.opinion.rating_BI),
-            "rating_distribution": pa.ListArray.from_arrays(pointer, levels),
-        }
+        columns["rating_distribution"] = pa.ListArray.from_arrays(pointer, levels)
     return {prefix + name: value for name, value in columns.items()}

@@ -30,6 +30,16 @@ class Recommendations(NamedTuple):
     """Probability, expected rating and its distribution for each item, where the model tells."""
 
 
+class Prediction(NamedTuple):
+    """Expected ratings of some cells."""
+
+    rating_N: Tensor
+    """float32, cut to the scale of the levels."""
+
+    uncut_N: Tensor | None
+    """As the model gave them; None for a mean over the levels, which lies on the scale."""
+
+
 class Scorer:
     """A model on one device, asked for whole batches of users and blocks of items."""
 
@@ -72,9 +82,7 @@ class Scorer:
 
         best, output = self._best(source, seen, k, keys)
         score_BK = self.model.ranking_score(output)
-        return Recommendations(
-            items_of(best).cpu(), score_BK.cpu(), _to_cpu(self.model.opinion(output))
-        )
+        return Recommendations(items_of(best).cpu(), score_BK.cpu(), self._opinion(output))
 
     @torch.inference_mode()
     def serendipitous(
@@ -103,9 +111,10 @@ class Scorer:
         batch = source.to(self.device)
         step = max(1, -(-len(self.vocabulary) // _QUANTILE_SAMPLE))
         sample = self.model.decode(self.model.encode(batch), slice(0, None, step)).float()
-        if self.model.opinion(sample) is None:
+        told = self.model.opinion(sample)
+        if told is None or told.probability_BI is None:
             raise DataError(
-                f"{type(self.model).__name__} tells no ratings and probabilities, so it has no "
+                f"{type(self.model).__name__} tells not both ratings and probabilities, so has no "
                 "serendipitous list; set score.serendipitous_k = 0, or use conv4rec"
             )
         odds = self.model.ranking_score(sample)
@@ -121,24 +130,33 @@ class Scorer:
             return torch.where(wanted_BI, rank_keys(rating_BI, low), UNWANTED)
 
         best, output = self._best(source, seen, k, keys)
-        opinion = self.model.opinion(output)
+        opinion = self._opinion(output)
         assert opinion is not None  # asked above
-        return Recommendations(items_of(best).cpu(), opinion.rating_BI.cpu(), _to_cpu(opinion))
+        return Recommendations(items_of(best).cpu(), opinion.rating_BI, opinion)
 
     @torch.inference_mode()
-    def predict(self, source: Batch, target: Batch) -> Tensor | None:
-        """Return the expected rating of each target cell, float32 ``[N]``; None if not told."""
-        rating_N = torch.zeros(target.item_N.shape[0])
+    def predict(self, source: Batch, target: Batch) -> Prediction | None:
+        """Return the expected rating of each target cell; None where the model tells none."""
         target = target.to(self.device)
-        told = False
-        for (_, output), cells in zip(
-            self.outputs(source), cells_by_block(target, self.blocks), strict=True
-        ):
-            opinion = self.model.opinion(output[cells.row_M, cells.column_M][None])
-            if opinion is not None:
-                rating_N[cells.place_M.cpu()] = opinion.rating_BI[0].cpu()
-                told = True
-        return rating_N if told else None
+        output_N = self.model.decode_cells(self.model.encode(source.to(self.device)), target)
+        opinion = self.model.opinion(output_N.float()[None])
+        if opinion is None:
+            return None
+        is_point = opinion.level_BIL is None
+        raw_N = opinion.rating_BI[0].cpu()
+        return Prediction(self._on_scale(raw_N), raw_N if is_point else None)
+
+    def _opinion(self, output: Tensor) -> Opinion | None:
+        """Return what the model thinks, on the CPU, ratings cut to the scale."""
+        opinion = self.model.opinion(output)
+        if opinion is None:
+            return None
+        found = Opinion(*(None if part is None else part.cpu() for part in opinion))  # type: ignore[arg-type]
+        return found._replace(rating_BI=self._on_scale(found.rating_BI))
+
+    def _on_scale(self, rating: Tensor) -> Tensor:
+        levels = self.vocabulary.levels
+        return rating.clamp(levels[0], levels[-1])
 
     @torch.inference_mode()
     def outputs(self, source: Batch) -> Iterator[tuple[int, Tensor]]:
@@ -166,7 +184,3 @@ class Scorer:
             kept = joined[row_B1, column_BK]
         assert kept is not None  # there is at least one block
         return best, kept
-
-
-def _to_cpu(opinion: Opinion | None) -> Opinion | None:
-    return None if opinion is None else Opinion(*(part.cpu() for part in opinion))

@@ -78,6 +78,8 @@ def blocked_terms(
         float32 ``[T, B]``.
     """
     tables, shared = model.item_tables(), model.shared_parameters()
+    if not model.trains_items():
+        tables = tuple(table.detach() for table in tables)
     candidates = blocks.candidates
     if candidates is None:
         item_count = tables[0].shape[0]
@@ -107,7 +109,7 @@ class _Blocked(torch.autograd.Function):
         carry, kept = None, []
         is_kept = task.keep_bytes > 0
         for position, cells in enumerate(task.cells):
-            rows = tuple(_leaf(table) for table in _rows(task, tables, position))
+            rows = _leaves(task, tables, position)
             with torch.set_grad_enabled(is_kept):
                 output = task.model.decode_rows(state, rows)
             seen = task.objective.observe(output.detach(), cells)
@@ -134,29 +136,35 @@ class _Blocked(torch.autograd.Function):
         tables = tensors[task.num_state :][: task.num_tables]
         shared = tensors[task.num_state + task.num_tables :]
         wanted_state = [tensor for tensor in ctx.state if tensor.requires_grad]
+        is_wanted = ctx.needs_input_grad[1 + task.num_state :][: task.num_tables]
         inner = [*wanted_state, *shared]
         weights = Weights(ctx.learned, gradient_TB)
         summed: list[Tensor | None] = [None] * len(inner)
         fresh = torch.empty_like if task.candidates is None else torch.zeros_like
-        table_grads = [fresh(table) for table in tables]
+        table_grads = [
+            fresh(table) if wanted else None
+            for table, wanted in zip(tables, is_wanted, strict=True)
+        ]
         for position, cells in enumerate(task.cells):
             if ctx.kept:
                 rows, output, seen = ctx.kept[position]
                 ctx.kept[position] = None
             else:
-                rows = tuple(_leaf(table) for table in _rows(task, tables, position))
+                rows = _leaves(task, tables, position)
                 with torch.enable_grad():
                     output = task.model.decode_rows(ctx.state, rows)
                 seen = task.objective.observe(output.detach(), cells)
             by_output = torch.empty_like(output)
             task.objective.fill_gradient(by_output, seen, cells, weights)
             del seen
+            trained = [row for row, wanted in zip(rows, is_wanted, strict=True) if wanted]
             grads: tuple[Tensor | None, ...] = torch.autograd.grad(
-                output, [*rows, *inner], by_output, allow_unused=True
+                output, [*trained, *inner], by_output, allow_unused=True
             )
-            for table_grad, grad in zip(table_grads, grads, strict=False):
+            wanted_grads = (grad for grad in table_grads if grad is not None)
+            for table_grad, grad in zip(wanted_grads, grads, strict=False):
                 _put(task, table_grad, position, grad)
-            summed = [_added(*pair) for pair in zip(summed, grads[len(tables) :], strict=True)]
+            summed = [_added(*pair) for pair in zip(summed, grads[len(trained) :], strict=True)]
         ctx.kept = None
         of_state = iter(summed[: len(wanted_state)])
         state_grads = [_like(next(of_state), t) if t.requires_grad else None for t in ctx.state]
@@ -164,6 +172,11 @@ class _Blocked(torch.autograd.Function):
             _like(g, t) for g, t in zip(summed[len(wanted_state) :], shared, strict=True)
         ]
         return (None, *state_grads, *table_grads, *shared_grads)
+
+
+def _leaves(task: _Task, tables: Rows, position: int) -> Rows:
+    """Return the rows of a block as leaves of a graph of their own."""
+    return tuple(_leaf(table) for table in _rows(task, tables, position))
 
 
 def _rows(task: _Task, tables: Rows, position: int) -> Rows:

@@ -23,7 +23,9 @@ class TrainConfig(Config):
     """Of initial weights, order of users and noise."""
 
     model: ModelConfig
-    objective: ObjectiveConfig
+    objective: ObjectiveConfig | None
+    """None for a model that is computed at once."""
+
     optimizer: OptimizerConfig
     engine: EngineConfig
     loop: LoopConfig
@@ -43,7 +45,9 @@ class TrainConfig(Config):
         """Names of the metrics that choose the best epoch."""
         if self.loop.select_by:
             return self.loop.select_by
-        if self.model.gives == "outcomes":
+        if self.model.traits.gives == "ratings":
+            return ("rmse",)
+        if self.model.traits.gives == "outcomes":
             return (
                 f"recall@{self.evaluate.recall_at[min(1, len(self.evaluate.recall_at) - 1)]}",
                 "rmse",

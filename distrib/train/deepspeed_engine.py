@@ -24,8 +24,8 @@ from distrib.errors import ConfigError
 from distrib.noise import Noise
 from distrib.train import deepspeed_state
 from distrib.train.deepspeed_config import deepspeed_config
-from distrib.train.engine import EngineConfig, Update
-from distrib.train.optimizer import OptimizerConfig, build_optimizer, set_rate
+from distrib.train.engine import EngineConfig, Update, buffer_pieces, restore_buffers
+from distrib.train.optimizer import OptimizerConfig, build_optimizer, set_rate, train_part
 from distrib.train.step import TrainStep, total
 
 _SECTIONS = {
@@ -69,7 +69,8 @@ class DeepSpeedEngine:
             self.engine, *_ = deepspeed.initialize(
                 model=step, optimizer=build_optimizer(step.model, optimizer), config=config
             )
-        if engine.zero_stage == 3:
+        self.is_sharded = engine.zero_stage == 3
+        if self.is_sharded:
             # Tables are read in the step's forward, not in a layer's, so the step must fetch them.
             # A "leaf module" would not do: its hook fires before our gradients are there.
             for parameter in step.model.parameters():
@@ -109,6 +110,16 @@ class DeepSpeedEngine:
         size = torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32)
         return Update(summed, size, bool(self.engine.was_step_applied()))
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Choose the part to train; see `Engine`."""
+        train_part(self.engine.optimizer, self.step_module.model.begin_epoch(epoch))
+
+    def end_epoch(self, epoch: int) -> None:
+        """Tell the model, whole; see `Engine`."""
+        model = self.step_module.model
+        with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=self.is_sharded):
+            model.end_epoch(epoch)
+
     def weights(self) -> dict[str, Tensor]:
         """Gather the float32 master weights; see `Engine`."""
         gathered: dict[str, Tensor] = {}
@@ -118,11 +129,13 @@ class DeepSpeedEngine:
             gathered[name] = whole.detach().float().cpu().reshape(_shape(parameter)).clone()
         for name, buffer in self.step_module.model.named_buffers():
             gathered[name] = buffer.detach().cpu().clone()
-        return gathered
+        return {name: gathered[name] for name in self.step_module.model.state_dict()}
 
     def pieces(self) -> Iterator[Piece]:
         """Yield what ZeRO has laid on this rank; see `Engine`."""
-        return deepspeed_state.pieces(self.engine, self.step_module.model)
+        yield from deepspeed_state.pieces(self.engine, self.step_module.model)
+        if torch.distributed.get_rank() == 0:
+            yield from buffer_pieces(self.step_module.model)
 
     def facts(self) -> dict[str, Any]:
         """Return the scale of fp16 losses; see `Engine`."""
@@ -132,6 +145,7 @@ class DeepSpeedEngine:
         """Take up this rank's share; see `Engine`."""
         deepspeed_state.restore(self.engine, self.step_module.model, saved)
         deepspeed_state.set_loss_scale(self.engine, facts)
+        restore_buffers(self.step_module.model, saved)
 
 
 def require_valid(engine: EngineConfig, optimizer: OptimizerConfig) -> None:

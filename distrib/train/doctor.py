@@ -23,8 +23,9 @@ from distrib.errors import ConfigError, DataError, MemoryLimitError, causes
 from distrib.events import table
 from distrib.noise import Noise
 from distrib.storage import Folder
+from distrib.train.checks import preflight
 from distrib.train.config import TrainConfig
-from distrib.train.launch import ON_CPU, preflight, require_room
+from distrib.train.launch import ON_CPU, require_room
 from distrib.train.memory import advice, is_of_memory
 
 _PACKAGES = ("distrib", "ray", "torch", "deepspeed", "pyarrow", "numpy")

@@ -10,9 +10,10 @@ from torch import Tensor
 from distrib.batch import Batch
 from distrib.checkpoint.state import VALUE, Piece, SavedState
 from distrib.config import Config
+from distrib.models.base import Model
 from distrib.noise import Noise
 from distrib.train.deepspeed_config import faults_of
-from distrib.train.optimizer import OptimizerConfig, build_optimizer, set_rate
+from distrib.train.optimizer import OptimizerConfig, build_optimizer, set_rate, train_part
 from distrib.train.step import TrainStep, total
 
 
@@ -110,6 +111,12 @@ class Engine(Protocol):
             Losses and the size of the gradient.
         """
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Let the model get ready; also where training goes on within an epoch."""
+
+    def end_epoch(self, epoch: int) -> None:
+        """Let the model take note of an epoch's end; every rank must call."""
+
     def weights(self) -> dict[str, Tensor]:
         """Return the model's weights, whole, float32, on the CPU; every rank must call."""
 
@@ -146,6 +153,14 @@ class LocalEngine:
         self.optimizer.step()
         return Update({name: term.detach() for name, term in terms.items()}, norm)
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Choose the part to train; see `Engine`."""
+        train_part(self.optimizer, self.step_module.model.begin_epoch(epoch))
+
+    def end_epoch(self, epoch: int) -> None:
+        """Tell the model; see `Engine`."""
+        self.step_module.model.end_epoch(epoch)
+
     def weights(self) -> dict[str, Tensor]:
         """Copy the state; see `Engine`."""
         state = self.step_module.model.state_dict()
@@ -155,6 +170,7 @@ class LocalEngine:
         """Yield every parameter; see `Engine`."""
         for name, parameter in self.step_module.model.named_parameters():
             yield piece_of(self.optimizer, name, parameter, (0, 0, parameter.numel()))
+        yield from buffer_pieces(self.step_module.model)
 
     def facts(self) -> dict[str, Any]:
         """Return nothing; see `Engine`."""
@@ -165,6 +181,7 @@ class LocalEngine:
         del facts
         for name, parameter in self.step_module.model.named_parameters():
             take_up(self.optimizer, saved, name, parameter, (0, 0, parameter.numel()))
+        restore_buffers(self.step_module.model, saved)
 
 
 Stretch = tuple[int, int, int]
@@ -212,3 +229,16 @@ def take_up(
 
 def _is_like(value: Any, held: Tensor) -> bool:
     return torch.is_tensor(value) and value.shape == held.shape and value.dim() > 0
+
+
+def buffer_pieces(model: Model) -> Iterator[Piece]:
+    """Yield what the model remembers besides its parameters."""
+    for name, buffer in model.named_buffers():
+        yield Piece(name, 0, {VALUE: buffer.detach().float().reshape(-1)}, {})
+
+
+def restore_buffers(model: Model, saved: SavedState) -> None:
+    """Take up what `buffer_pieces` yielded."""
+    for name, buffer in model.named_buffers():
+        value = saved.read(name, VALUE, 0, buffer.numel())
+        buffer.copy_(value.view(buffer.shape))

@@ -16,11 +16,18 @@ from distrib.batch import Batch
 from distrib.checkpoint.state import VALUE, Piece, SavedState
 from distrib.errors import ConfigError
 from distrib.noise import Noise
-from distrib.objectives.base import Candidates, Carry
+from distrib.objectives.base import Candidates, Carry, Objective
 from distrib.train.blocked import Share, blocked_terms
 from distrib.train.deepspeed_config import num_micro_batches
-from distrib.train.engine import EngineConfig, Update, piece_of, take_up
-from distrib.train.optimizer import OptimizerConfig, optimizer_of, set_rate
+from distrib.train.engine import (
+    EngineConfig,
+    Update,
+    buffer_pieces,
+    piece_of,
+    restore_buffers,
+    take_up,
+)
+from distrib.train.optimizer import OptimizerConfig, groups_of, optimizer_of, set_rate, train_part
 from distrib.train.step import TrainStep
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -56,6 +63,8 @@ class ItemEngine:
         self.device, self.optimizer_config = device, optimizer
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.step_module = step
+        assert isinstance(step.objective, Objective)  # refused before any worker starts
+        self.objective = step.objective
         self.num_parts = num_micro_batches(
             engine, batch_users=batch_users, world_size=self.world_size
         )
@@ -70,7 +79,6 @@ class ItemEngine:
                 f"engine.parallel = 'items', but {sorted(output.keys() & read.keys())} are read by "
                 "both the first layer and the last; use parallel = 'data'"
             )
-        decayed = {id(parameter) for parameter in step.model.decayed_parameters()}
         self.communication_share = 0.0
         self._kept: dict[int, Tensor] = {}
         """Gradients of the parts of a batch so far, float32, by parameter."""
@@ -79,16 +87,22 @@ class ItemEngine:
         self.output: dict[str, _Part] = {}
         self.read: dict[str, _Part] = {}
         self.small: dict[str, _Part] = {}
-        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        masters: dict[int, nn.Parameter] = {}
         for name, parameter in step.model.named_parameters():
             is_cut = name in output or name in read
             part = self._own(parameter, is_cut=is_cut)
             place = self.output if name in output else self.read if name in read else self.small
             place[name] = part
-            groups[id(parameter) in decayed].append(part.master)
+            masters[id(parameter)] = part.master
             held = part.master if name in output else parameter
             parameter.data = held.detach().to(device, self.dtype, copy=True)
-        self.optimizer = optimizer_of([(groups[True], True), (groups[False], False)], optimizer)
+        self.optimizer = optimizer_of(
+            [
+                group._replace(parameters=[masters[id(p)] for p in group.parameters])
+                for group in groups_of(step.model, optimizer)
+            ],
+            optimizer,
+        )
         step.model.to(device)
 
     def _own(self, parameter: nn.Parameter, *, is_cut: bool) -> _Part:
@@ -136,7 +150,7 @@ class ItemEngine:
         self, source: Batch, target: Batch, noise: Noise, step: int, num_users: int
     ) -> dict[str, Tensor]:
         """Add to the gradients; return the loss terms of this rank's own users."""
-        model, objective = self.step_module.model, self.step_module.objective
+        model, objective = self.step_module.model, self.objective
         state = model.encode(source, noise)
         everyone, sizes = gathered_batch(target)
         first = sum(sizes[: self.rank])
@@ -241,6 +255,14 @@ class ItemEngine:
         padded[: len(own)] = own
         return torch.cat(_of_all(padded))[: self.item_count]
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Choose the part to train; see `Engine`."""
+        train_part(self.optimizer, self.step_module.model.begin_epoch(epoch))
+
+    def end_epoch(self, epoch: int) -> None:
+        """Tell the model; see `Engine`."""
+        self.step_module.model.end_epoch(epoch)
+
     def weights(self) -> dict[str, Tensor]:
         """Gather the float32 masters; see `Engine`."""
         model = self.step_module.model
@@ -261,6 +283,8 @@ class ItemEngine:
         for place, (name, part) in enumerate(self.small.items()):
             if place % self.world_size == self.rank:
                 yield piece_of(self.optimizer, name, part.master, (0, 0, part.master.numel()))
+        if self.rank == 0:
+            yield from buffer_pieces(self.step_module.model)
 
     def facts(self) -> dict[str, Any]:
         """Return nothing; see `Engine`."""
@@ -279,6 +303,7 @@ class ItemEngine:
             part.parameter.data.copy_(whole.view(part.parameter.shape))
         for part in (*self.output.values(), *self.small.values()):
             part.parameter.data.copy_(part.master.data.view(part.parameter.shape))
+        restore_buffers(self.step_module.model, saved)
 
 
 def gathered_batch(mine: Batch) -> tuple[Batch, list[int]]:

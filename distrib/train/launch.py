@@ -1,7 +1,5 @@
 """The driver's side of training: check, start the workers, survive their loss, publish the best."""
 
-import json
-import shutil
 import signal
 import threading
 import uuid
@@ -13,15 +11,13 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from distrib.checkpoint.bundle import BUNDLE, copy_bundle, load_bundle
+from distrib.checkpoint.bundle import BUNDLE, copy_bundle
 from distrib.checkpoint.store import CheckpointStore
-from distrib.data.prepared import load_manifest, load_vocabulary
-from distrib.data.schema import Role
+from distrib.data.prepared import load_vocabulary
 from distrib.data.source import Source, kind_of, load_source
 from distrib.errors import (
     CheckpointError,
     ConfigError,
-    DataError,
     DivergedError,
     MemoryLimitError,
     StoppedError,
@@ -31,12 +27,11 @@ from distrib.errors import (
 )
 from distrib.events import emit, is_terminal
 from distrib.storage import Folder
+from distrib.train.checks import HISTORY, RUN, identity, preflight
 from distrib.train.config import TrainConfig
 from distrib.train.control import start_control
-from distrib.train.deepspeed_engine import require_valid
+from distrib.train.fit import fit
 from distrib.train.memory import advice
-from distrib.train.meters import require_installed
-from distrib.train.warm_start import require_same_kind
 from distrib.train.worker import (
     BEST,
     TOKEN,
@@ -48,13 +43,7 @@ from distrib.train.worker import (
 )
 from distrib.vocabulary import Vocabulary
 
-RUN = "run.json"
-HISTORY = "history.json"
 _RAY = "ray"
-_COMPILERS = ("c++", "g++", "clang++")
-_FIXED_IN_LOOP = {"batch_users", "window_users", "warm_start", "select_by", "feed"}
-"""Of `LoopConfig`: what decides the result; with the rest, a run may go on as it likes."""
-
 ON_CPU = {
     "DS_ACCELERATOR": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
@@ -65,7 +54,6 @@ ON_CPU = {
 }
 """Environment of workers without a GPU."""
 
-_FIXED_IN_ENGINE = {"precision"}
 _BUGS = (
     TypeError,
     ValueError,
@@ -75,96 +63,6 @@ _BUGS = (
     ImportError,
 )
 T = TypeVar("T")
-
-
-def preflight(config: TrainConfig) -> dict[str, Any]:
-    """Check all that can be known before any worker is started.
-
-    Args:
-        config: The run.
-
-    Returns:
-        The manifest of the prepared data.
-
-    Raises:
-        ConfigError: Model and objective do not fit, or the run folder belongs to another
-            configuration.
-        DataError: The data are not prepared, or hold no training user.
-    """
-    check_choice(config)
-    manifest = load_manifest(Folder(config.prepared))
-    if manifest["counts"]["training_users"] == 0:
-        raise DataError(
-            f"{config.prepared}: no user has a training interaction; choose another data.split"
-        )
-    _require_same(config, {"data": manifest["hash"]})
-    asked = manifest["counts"]["interactions_by_role"].get(Role.VALID_TARGET.name.lower(), 0)
-    if config.loop.patience and not asked:
-        raise ConfigError(
-            f"train.patience = {config.loop.patience}, but the data hold nothing to validate on; "
-            "set it to 0, or prepare with another split"
-        )
-    if config.loop.warm_start:
-        earlier = load_bundle(Folder(config.loop.warm_start) / BUNDLE)
-        require_same_kind(earlier, config.model, tuple(manifest["levels"]))
-    return manifest
-
-
-def check_choice(config: TrainConfig) -> None:
-    """Check what only the configuration decides.
-
-    Args:
-        config: The run.
-
-    Raises:
-        ConfigError: See `preflight`.
-    """
-    _require_same(config, {})
-    require_installed(config)
-    require_valid(config.engine, config.optimizer)
-    model, objective = config.model, config.objective
-    if model.gives != objective.accepts:
-        raise ConfigError(
-            f"model {model.name!r} gives {model.gives}, but objective {objective.name!r} takes "
-            f"{objective.accepts}; pairs that make sense: conv4rec with rating_classes, "
-            "mult_vae with multinomial or squared_error"
-        )
-    if config.engine.precision == "fp16" and not config.loop.use_gpu:
-        raise ConfigError(
-            "engine.precision = 'fp16' with train.use_gpu = false: DeepSpeed computes in fp16 on "
-            "GPUs (and few CPUs); use bf16 or fp32, or set train.use_gpu = true"
-        )
-    if config.engine.compile and not any(shutil.which(name) for name in _COMPILERS):
-        raise ConfigError(
-            f"engine.compile = true, but none of {', '.join(_COMPILERS)} is on the path; install "
-            "one on every node, or set it to false"
-        )
-    if config.loop.max_skipped and config.engine.precision != "fp16":
-        raise ConfigError(
-            f"train.max_skipped = {config.loop.max_skipped} with engine.precision = "
-            f"{config.engine.precision!r}: only fp16 leaves updates out; set it to 0"
-        )
-    known_metrics = set(config.evaluate.metric_names)
-    if model.gives == "scores":
-        known_metrics -= {"rmse", "mae"}
-    unknown = [name for name in config.selection if name not in known_metrics]
-    if unknown:
-        raise ConfigError(
-            f"train.select_by names {unknown}, which are not measured; known are "
-            f"{sorted(known_metrics)}"
-        )
-
-
-def identity(config: TrainConfig, data: dict[str, Any]) -> dict[str, Any]:
-    """Return what must not change between two starts of a run.
-
-    The content of the prepared data counts, as a hash, and not its place; speed, memory, numbers
-    of workers and epochs may change.
-    """
-    fixed: dict[str, Any] = json.loads(config.model_dump_json(exclude={"run", "prepared"}))
-    for part, names in (("loop", _FIXED_IN_LOOP), ("engine", _FIXED_IN_ENGINE)):
-        fixed[part] = {name: fixed[part][name] for name in sorted(names)}
-    return {**fixed, **data}
 
 
 def launch(config: TrainConfig) -> dict[str, Any]:
@@ -185,6 +83,8 @@ def launch(config: TrainConfig) -> dict[str, Any]:
         StoppedError: A signal or a preemption asked to stop; the place is kept.
     """
     manifest = preflight(config)
+    if config.model.traits.learns != "steps":
+        return fit(config, manifest)
     require_room(config)
     folder, prepared = Folder(config.run), Folder(config.prepared)
     config = _with_feed(config, manifest, folder)
@@ -244,7 +144,7 @@ def _opened(config: TrainConfig) -> Source:
     """Read the histories, or look at their shards."""
     kind = config.loop.feed
     assert kind != "auto"  # `_with_feed` has settled it
-    source = load_source(Folder(config.prepared), kind)
+    source = load_source(Folder(config.prepared), kind, config.model.traits.rows)
     emit(
         "feed",
         kind=source.kind,
@@ -407,36 +307,6 @@ def _raise_what_ended(
             f"stopped by {outcome['stopped']}, {len(history)} epochs done; the place is kept in "
             f"{folder}, the same command goes on from there"
         )
-
-
-def _require_same(config: TrainConfig, data: dict[str, Any]) -> None:
-    """Refuse a run folder of another configuration; of other data, too, once ``data`` is known."""
-    folder = Folder(config.run)
-    if not folder.exists(RUN):
-        return
-    found = folder.read_json(RUN)
-    wanted = identity(config, data or {"data": found["data"]})
-    if config.loop.feed == "auto":
-        wanted["loop"]["feed"] = found["loop"].get("feed")  # a run keeps what it began with
-    faults = [
-        f"{path}: {old!r} there, {new!r} now" for path, old, new in _differences(found, wanted, "")
-    ]
-    if faults:
-        raise ConfigError(
-            f"{folder} belongs to a run with another configuration:\n  "
-            + "\n  ".join(faults)
-            + "\nset run to a new folder, or undo the change"
-        )
-
-
-def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            found
-            for key in sorted({*old, *new})
-            for found in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
-        ]
-    return [] if old == new else [(path, old, new)]
 
 
 def require_room(config: TrainConfig) -> None:

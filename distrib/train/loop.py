@@ -214,6 +214,7 @@ def run_epochs(
     going = True
     while going and state.epoch < num_epochs:
         noise = Noise.of(state.seed, state.epoch)
+        engine.begin_epoch(state.epoch)
         for batch, num_users in timed(feed.batches(state.epoch, state.epoch_step), state):
             started_s = time.perf_counter()
             update = engine.train_batch(
@@ -227,6 +228,7 @@ def run_epochs(
             state.timed_users += num_users
             if not on_step(state, update):
                 return
+        engine.end_epoch(state.epoch)
         state.epoch += 1
         state.epoch_step = state.num_users = 0
         going = on_epoch(state)

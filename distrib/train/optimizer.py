@@ -1,13 +1,15 @@
 """How gradients become updates: the rule, and its learning rate as a function of the update."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from distrib.config import Config
 from distrib.models.base import Model
+
+_PART, _IS_FROZEN = "part", "is_frozen"  # keys of a parameter group
 
 
 class ScheduleConfig(Config):
@@ -50,8 +52,9 @@ class ScheduleConfig(Config):
 class OptimizerConfig(Config):
     """How gradients become updates."""
 
-    name: Literal["adamw", "adam", "sgd", "adagrad"] = "adamw"
-    """Rule of the update; ``adamw`` decays weights apart from the gradient."""
+    name: Literal["adamw", "adam", "nadam", "sgd", "adagrad"] = "adamw"
+    """Rule of the update; ``adamw`` decays weights apart from the gradient, the others add the
+    weight times ``weight_decay`` to it."""
 
     learning_rate: PositiveFloat = 1e-3
     """Size of an update."""
@@ -62,7 +65,7 @@ class OptimizerConfig(Config):
     """Pull towards 0, on the parameters that the model names only (never biases and priors)."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running moments of the two Adams."""
+    """Decay of the running moments of the Adams."""
 
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Of ``sgd``."""
@@ -86,44 +89,81 @@ class OptimizerConfig(Config):
         return self.learning_rate * self.schedule.share(step)
 
 
+class Group(NamedTuple):
+    """Parameters that are updated alike."""
+
+    parameters: list[torch.nn.Parameter]
+    is_decayed: bool
+    part: str
+    """See `Model.parts`."""
+
+
 def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Make the optimizer, with weight decay where the model wants it."""
-    if not config.weight_decay:
-        return optimizer_of([(list(model.parameters()), False)], config)
+    return optimizer_of(groups_of(model, config), config)
+
+
+def groups_of(model: Model, config: OptimizerConfig) -> list[Group]:
+    """Return the parameters by part, and by whether their weights decay."""
     decayed = {id(parameter) for parameter in model.decayed_parameters()}
-    return optimizer_of(
-        [
-            ([p for p in model.parameters() if (id(p) in decayed) == is_decayed], is_decayed)
-            for is_decayed in (True, False)
-        ],
-        config,
-    )
+    if not config.weight_decay:
+        decayed = set()
+    groups = [
+        Group([p for p in parameters if (id(p) in decayed) == is_decayed], is_decayed, part)
+        for part, parameters in model.parts().items()
+        for is_decayed in (True, False)
+    ]
+    return [group for group in groups if group.parameters]
 
 
-def optimizer_of(
-    groups: list[tuple[list[torch.nn.Parameter], bool]], config: OptimizerConfig
-) -> torch.optim.Optimizer:
+def optimizer_of(groups: list[Group], config: OptimizerConfig) -> torch.optim.Optimizer:
     """Make the optimizer of some parameters; updates of a tensor are one pass over memory.
 
     Args:
-        groups: Parameters, and whether their weights decay.
+        groups: The parameters.
         config: The rule.
 
     Returns:
-        The optimizer.
+        The optimizer, which leaves parts alone that `train_part` did not name.
     """
     entries = [
-        {"params": parameters, "weight_decay": config.weight_decay if is_decayed else 0.0}
-        for parameters, is_decayed in groups
-        if parameters
+        {
+            "params": group.parameters,
+            "weight_decay": config.weight_decay if group.is_decayed else 0.0,
+            _PART: group.part,
+        }
+        for group in groups
     ]
+    optimizer = _rule(entries, config)
+    if len({group.part for group in groups}) > 1:
+        optimizer.register_step_pre_hook(_leave_alone)
+    return optimizer
+
+
+def _rule(entries: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
     rate = config.learning_rate
     if config.name == "sgd":
         return torch.optim.SGD(entries, lr=rate, momentum=config.momentum, fused=True)
     if config.name == "adagrad":
         return torch.optim.Adagrad(entries, lr=rate)
+    if config.name == "nadam":
+        return torch.optim.NAdam(entries, lr=rate, betas=config.betas)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(entries, lr=rate, betas=config.betas, fused=True)
+
+
+def train_part(optimizer: Any, part: str) -> None:
+    """Let the next updates fall on one part only; state and values of the others stay."""
+    for group in optimizer.param_groups:
+        group[_IS_FROZEN] = group.get(_PART, part) != part
+
+
+def _leave_alone(optimizer: torch.optim.Optimizer, *_arguments: Any) -> None:
+    """Take the gradients of parts that are not trained away; torch passes such parameters over."""
+    for group in optimizer.param_groups:
+        if group.get(_IS_FROZEN, False):
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from distrib.batch import Batch
-from distrib.models.base import Model
+from distrib.models.base import Model, State
 from distrib.noise import Noise
-from distrib.objectives import Objective
+from distrib.objectives import CellObjective, CodeObjective, Objective
 from distrib.train.blocked import Blocks, blocked_terms
 
 
@@ -15,7 +15,12 @@ class TrainStep(nn.Module):
     """Computes the terms of the loss of a batch; touches every parameter inside one forward."""
 
     def __init__(
-        self, model: Model, objective: Objective, *, block_items: int, keep_output_mb: int = 0
+        self,
+        model: Model,
+        objective: Objective | CellObjective | CodeObjective,
+        *,
+        block_items: int,
+        keep_output_mb: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -36,14 +41,22 @@ class TrainStep(nn.Module):
             float32 scalars by name; a term ``divergence`` is added where the model has one.
         """
         state = self.model.encode(source, noise)
-        candidates = self.objective.candidates(target, noise, step)
-        blocks = self.blocks._replace(candidates=candidates)
-        terms_TB = blocked_terms(self.model, self.objective, state, target, blocks)
+        terms_TB = self._terms(state, target, noise, step)
         terms = dict(zip(self.objective.term_names, terms_TB.sum(1).unbind(), strict=True))
         divergence_B = self.model.divergence(state)
         if divergence_B is not None:
             terms["divergence"] = self.objective.divergence_weight(step) * divergence_B.sum()
         return terms
+
+    def _terms(self, state: State, target: Batch, noise: Noise, step: int) -> Tensor:
+        """Return the objective's terms, looking at no more than the objective needs."""
+        objective = self.objective
+        if isinstance(objective, CodeObjective):
+            return objective.code_terms(state[0], self.model.tied_gram(), target)
+        if isinstance(objective, CellObjective):
+            return objective.cell_terms(self.model.decode_cells(state, target), target)
+        blocks = self.blocks._replace(candidates=objective.candidates(target, noise, step))
+        return blocked_terms(self.model, objective, state, target, blocks)
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:

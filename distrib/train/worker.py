@@ -41,6 +41,7 @@ from distrib.train.config import TrainConfig
 from distrib.train.control import Listener
 from distrib.train.deepspeed_engine import DeepSpeedEngine
 from distrib.train.engine import Engine, Update
+from distrib.train.item_codes import codes_of, joined_codes, trained_model
 from distrib.train.item_engine import ItemEngine
 from distrib.train.ledger import Agreed, Ledger
 from distrib.train.loop import TrainState, run_epochs
@@ -308,7 +309,7 @@ class Worker:
         is_end = state.epoch >= loop.num_epochs
         # Without validation the last epoch is the best, and weights are wanted then only.
         is_wanted = is_end or self.inputs.source.num_valid > 0
-        weights = self.engine.weights() if is_wanted else None
+        weights = self._scoring(self.engine.weights()) if is_wanted else None
         self.watchdog.progress("validating")
         started_s = time.perf_counter()
         metrics = self._validate(weights)
@@ -344,6 +345,20 @@ class Worker:
         if not patience or not self.history:
             return False
         return bool(self.history[-1]["epoch"] - best_entry(self.history)["epoch"] >= patience)
+
+    def _scoring(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state of the model that scores, from that of the one that is trained."""
+        if self.config.model.traits.rows == "users":
+            return weights
+        self.watchdog.progress("encoding items")
+        network = trained_model(self.config.model, self.vocabulary)
+        network.load_state_dict(weights)
+        size = self.config.evaluate.batch_users
+        mine = codes_of(network, self.feed.training_parts(), size)
+        code_IZ = joined_codes(network, _gathered(mine), len(self.vocabulary))
+        config: Any = self.config.model
+        found: dict[str, Tensor] = config.scoring(weights, code_IZ)
+        return found
 
     def _validate(self, weights: dict[str, Tensor] | None) -> dict[str, float]:
         """Measure on the validation users, each on one rank; empty where there are none."""
@@ -447,15 +462,16 @@ def best_entry(history: list[dict[str, Any]]) -> dict[str, Any]:
 def build_engine(config: TrainConfig, vocabulary: Vocabulary, device: torch.device) -> Engine:
     """Build the model, as a warm start where one is wanted, and the engine around it."""
     torch.manual_seed(config.seed)
-    model = config.model.build(vocabulary.catalogue)
+    model = trained_model(config.model, vocabulary)
     if config.loop.warm_start:
         earlier = load_bundle(Folder(config.loop.warm_start) / BUNDLE)
         known = begin_with(model, vocabulary, earlier)
         if torch.distributed.get_rank() == 0:
             emit("warm_start", items=len(vocabulary), known_items=known)
     engine = config.engine
-    objective: Objective = config.objective.build(vocabulary.catalogue)
-    if engine.compile:
+    assert config.objective is not None  # refused before any worker starts
+    objective: Any = config.objective.build(vocabulary.catalogue)
+    if engine.compile and isinstance(objective, Objective):
         objective = Compiled(objective)
     step = TrainStep(
         model, objective, block_items=engine.block_items, keep_output_mb=engine.keep_output_mb

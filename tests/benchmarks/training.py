@@ -42,9 +42,10 @@ from distrib.models import MultVaeConfig
 from distrib.objectives import MultinomialConfig
 from distrib.storage import Folder
 from distrib.train.blocked import Blocks, blocked_terms
+from distrib.train.checks import HISTORY
 from distrib.train.config import TrainConfig
 from distrib.train.engine import EngineConfig
-from distrib.train.launch import HISTORY, ON_CPU, launch
+from distrib.train.launch import ON_CPU, launch
 from distrib.train.loop import CheckpointConfig, LoopConfig
 from distrib.train.optimizer import OptimizerConfig
 from distrib.vocabulary import Catalogue

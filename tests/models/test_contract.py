@@ -5,31 +5,90 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 
 from distrib.batch import Batch
-from distrib.models import ModelConfig
-from distrib.models.conv4rec import Conv4RecConfig
-from distrib.models.mult_vae import MultVaeConfig
+from distrib.models import (
+    AutoRecConfig,
+    BiasedMfConfig,
+    Conv4RecConfig,
+    EaseConfig,
+    ElsaConfig,
+    ItemKnnConfig,
+    ModelConfig,
+    MultDaeConfig,
+    MultVaeConfig,
+    PopularityConfig,
+    RecVaeConfig,
+)
 from distrib.noise import Noise
-from distrib.objectives import MultinomialConfig, RatingClassesConfig
 from distrib.train.engine import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep, total
 from distrib.vocabulary import Catalogue
+from tests.conftest import LEVELS, Small
 
 CASES = [
     Conv4RecConfig(latent_width=8),
     Conv4RecConfig(latent_width=8, decoder="mlp", channel_width=2),
     MultVaeConfig(hidden_width=16, latent_width=8),
+    MultVaeConfig(hidden_width=16, latent_width=8, reads="ratings"),
+    MultDaeConfig(latent_width=8),
+    MultDaeConfig(latent_width=8, reads="ratings"),
+    RecVaeConfig(hidden_width=16, latent_width=8),
+    ElsaConfig(latent_width=8),
+    AutoRecConfig(side="users", hidden_width=16),
+    AutoRecConfig(side="users", hidden_width=16, hidden="relu", output="sigmoid"),
+    AutoRecConfig(side="items", hidden_width=16),
+    BiasedMfConfig(latent_width=8),
+    EaseConfig(penalty=10.0),
+    EaseConfig(penalty=10.0, num_neighbours=50),
+    ItemKnnConfig(num_neighbours=50),
+    PopularityConfig(),
 ]
-OBJECTIVES = {"scores": MultinomialConfig(anneal_steps=10), "outcomes": RatingClassesConfig()}
 every_model = pytest.mark.parametrize("config", CASES, ids=repr)
+TRAINED = [case for case in CASES if case.traits.learns == "steps"]
+every_trained_model = pytest.mark.parametrize("config", TRAINED, ids=repr)
 
 
-def step_of(config, catalogue, block_items=17):
+def trained_on(config, small):
+    """What training updates, and the histories that it reads: of users or of items."""
+    if config.traits.rows == "users":
+        return config.build(small.catalogue), small.batch
+    batch, item_count = small.batch, small.catalogue.item_count
+    count_UL = np.ones((batch.num_users, len(LEVELS)), dtype=np.int64)
+    users = Catalogue(batch.num_users, LEVELS, count_UL, item_count, batch.num_users)
+    order = torch.argsort(batch.item_N, stable=True)
+    lengths = torch.bincount(batch.item_N, minlength=item_count)
+    pointer_P = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    items = Batch(torch.arange(item_count), pointer_P, batch.row_N[order], batch.value_N[order])
+    return config.network(users), items
+
+
+def step_of(config, small, block_items=17):
     torch.manual_seed(0)
-    objective = OBJECTIVES[config.gives].build(catalogue)
-    return TrainStep(config.build(catalogue), objective, block_items=block_items)
+    model, batch = trained_on(config, small)
+    objective = config.traits.objective.build(small.catalogue)
+    return TrainStep(model, objective, block_items=block_items), batch
+
+
+def filled(config, small):
+    """A model that scores, with something to say."""
+    torch.manual_seed(0)
+    model = config.build(small.catalogue)
+    if config.traits.learns == "gram":
+        model.load_state_dict(config.solved(gram_of(small.batch, small.catalogue.item_count)))
+    if config.traits.rows == "items":
+        network, items = trained_on(config, small)
+        model.load_state_dict(config.scoring(network.state_dict(), network.encode(items)[0]))
+    return model.requires_grad_(False)
+
+
+def gram_of(batch, item_count=50):
+    """Plain: the dense product."""
+    met_BI = torch.zeros(batch.num_users, item_count)
+    met_BI[batch.row_N, batch.item_N] = 1.0
+    return csr_array((met_BI.T @ met_BI).numpy().astype(np.int32))
 
 
 def scores(model, batch):
@@ -50,7 +109,7 @@ def test_the_configuration_survives_json(config):
 
 @every_model
 def test_one_finite_score_per_item_also_for_an_empty_history(config, small):
-    model = config.build(small.catalogue)
+    model = filled(config, small)
     score = scores(model, Batch.from_lists([[], [1, 2]], [[], [5.0, 1.0]]))
     assert score.shape == (2, 50)
     assert score.dtype == torch.float32
@@ -59,7 +118,7 @@ def test_one_finite_score_per_item_also_for_an_empty_history(config, small):
 
 @every_model
 def test_a_user_scores_the_same_alone_and_in_a_batch(config, small):
-    model = config.build(small.catalogue)
+    model = filled(config, small)
     together = scores(model, small.batch)
     alone = torch.cat([scores(model, small.users([n])) for n in range(37)])
     # Sums over another batch size may be ordered differently: float32 rounding.
@@ -68,7 +127,7 @@ def test_a_user_scores_the_same_alone_and_in_a_batch(config, small):
 
 @every_model
 def test_a_part_of_the_items_decodes_as_in_the_whole(config, small):
-    model = config.build(small.catalogue)
+    model = filled(config, small)
     state = model.encode(small.batch)
     chosen = torch.tensor([3, 41, 7])
     whole = model.decode(state, slice(None))
@@ -77,66 +136,118 @@ def test_a_part_of_the_items_decodes_as_in_the_whole(config, small):
 
 @every_model
 def test_inference_is_a_pure_function_of_the_history(config, small):
-    model = config.build(small.catalogue)
+    """But of models with parameters for each user, which fold others in."""
+    model = filled(config, small)
     stranger = small.batch._replace(user_B=torch.full((37,), -1))
-    assert torch.equal(scores(model, small.batch), scores(model, stranger))
+    is_equal = torch.equal(scores(model, small.batch), scores(model, stranger))
+    assert is_equal != config.traits.has_user_rows
+    beyond = small.batch._replace(user_B=torch.arange(37) + 1000)
+    assert torch.equal(scores(model, beyond), scores(model, stranger))
 
 
-@every_model
+@every_trained_model
 def test_training_depends_on_the_noise_only_through_its_key(config, small):
-    step = step_of(config, small.catalogue)
+    step, batch = step_of(config, small)
+    is_noisy = not isinstance(config, AutoRecConfig | BiasedMfConfig | ElsaConfig)
 
     def loss(noise):
-        return total(step(small.batch, small.batch, noise, 5)).item()
+        return total(step(batch, batch, noise, 5)).item()
 
     assert loss(Noise.of(0, 0)) == loss(Noise.of(0, 0))
-    assert loss(Noise.of(0, 0)) != loss(Noise.of(0, 1))
+    assert (loss(Noise.of(0, 0)) != loss(Noise.of(0, 1))) == is_noisy
+
+
+@every_trained_model
+def test_the_loss_reaches_every_parameter_in_its_turn(config, small):
+    step, batch = step_of(config, small)
+    for epoch in range(4):
+        part = step.model.begin_epoch(epoch)
+        step.zero_grad()
+        total(step(batch, batch, Noise.of(0, 0), 5)).backward()
+        for parameter in step.model.parts()[part]:
+            assert parameter.grad is not None
+            assert parameter.grad.abs().sum() > 0
+    together = [p for parameters in step.model.parts().values() for p in parameters]
+    assert {id(p) for p in together} == {id(p) for p in step.parameters()}
 
 
 @every_model
-def test_the_loss_reaches_every_parameter(config, small):
-    step = step_of(config, small.catalogue)
-    total(step(small.batch, small.batch, Noise.of(0, 0), 5)).backward()
-    for name, parameter in step.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().sum() > 0, name
+def test_stored_cells_decode_as_in_the_whole(config, small):
+    model = filled(config, small)
+    state = model.encode(small.batch)
+    whole = model.decode(state, slice(None))[small.batch.row_N, small.batch.item_N]
+    torch.testing.assert_close(model.decode_cells(state, small.batch), whole)
 
 
 @every_model
 def test_permuting_items_permutes_scores(config, small):
     order = torch.from_numpy(np.random.default_rng(0).permutation(50))
-    model = config.build(small.catalogue)
-    moved = config.build(small.catalogue)
-    state = {
-        name: value[order] if value.ndim and value.shape[0] == 50 else value
-        for name, value in model.state_dict().items()
-    }
-    moved.load_state_dict(state)
     place = torch.argsort(order)
     renamed = small.batch._replace(item_N=place[small.batch.item_N])
+    model = filled(config, small)
+    moved = config.build(small.catalogue)
+    if config.traits.learns == "gram":
+        moved.load_state_dict(config.solved(gram_of(renamed)))
+    else:
+        state = {
+            name: value[order] if value.ndim and value.shape[0] == 50 else value
+            for name, value in model.state_dict().items()
+        }
+        moved.load_state_dict(state)
     torch.testing.assert_close(
         scores(moved, renamed), scores(model, small.batch)[:, order], rtol=1e-4, atol=1e-5
     )
 
 
-@every_model
-def test_learns_a_checkerboard(config):
-    """Users of two kinds, each with half of the even or odd items: the rest must rank first."""
+def board(is_rated):
+    """Users of two kinds, each with some of the even or odd items; rated: some of all items."""
     rng = np.random.default_rng(0)
     kinds = [n % 2 for n in range(120)]
-    items = [sorted((rng.permutation(10)[:6] * 2 + kind).tolist()) for kind in kinds]
-    batch = Batch.from_lists(items, [[5.0] * 6 for _ in items], range(120))
-    counts = np.zeros((20, 5), dtype=np.int64)
-    counts[:, 4] = np.bincount(batch.item_N.numpy(), minlength=20)
-    step = step_of(config, Catalogue(20, (1.0, 2.0, 3.0, 4.0, 5.0), counts, 120), block_items=9)
-    engine = LocalEngine(step, OptimizerConfig(learning_rate=0.02))
-    for epoch in range(80):
-        engine.train_batch(batch, batch, Noise.of(0, epoch), step=epoch, num_users=120)
-    score = scores(step.model, batch)
-    score[batch.row_N, batch.item_N] = -torch.inf
-    best = score.topk(4).indices
-    right = (best % 2 == torch.tensor(kinds)[:, None]).float().mean()
+    if is_rated:
+        items = [sorted(rng.permutation(20)[:12].tolist()) for _ in kinds]
+    else:
+        items = [sorted((rng.permutation(10)[:6] * 2 + kind).tolist()) for kind in kinds]
+    values = [
+        [5.0 if item % 2 == kind else 1.0 for item in row]
+        for row, kind in zip(items, kinds, strict=True)
+    ]
+    return Small.of(items, values, 20), torch.tensor(kinds)
+
+
+@pytest.mark.parametrize("config", [c for c in CASES if c.traits.learns != "counts"], ids=repr)
+def test_learns_a_checkerboard(config):
+    """What a user of either kind has not met: the user's own colour must come first."""
+    is_rated = config.traits.gives == "ratings"
+    world, kinds = board(is_rated)
+    model = trained(config, world)
+    score = scores(model, world.batch)
+    is_own = torch.arange(20) % 2 == kinds[:, None]
+    is_new = torch.ones(120, 20, dtype=torch.bool)
+    is_new[world.batch.row_N, world.batch.item_N] = False
+    if is_rated:
+        right = ((score > 3.0) == is_own)[is_new].float().mean()
+    else:
+        best = score.masked_fill(~is_new, -torch.inf).topk(4).indices
+        right = is_own.gather(1, best).float().mean()
     assert right > 0.95
+
+
+def trained(config, world):
+    """A model that scores, trained on all there is."""
+    if config.traits.learns == "gram":
+        return filled(config, world)
+    step, batch = step_of(config, world, block_items=9)
+    engine = LocalEngine(step, OptimizerConfig(learning_rate=0.02))
+    for epoch in range(120):
+        engine.begin_epoch(epoch)
+        engine.train_batch(batch, batch, Noise.of(0, epoch), step=epoch, num_users=120)
+        engine.end_epoch(epoch)
+    if config.traits.rows == "users":
+        return step.model
+    model = config.build(world.catalogue)
+    code_IZ = step.model.encode(batch)[0]
+    model.load_state_dict(config.scoring(step.model.state_dict(), code_IZ))
+    return model
 
 
 @every_model

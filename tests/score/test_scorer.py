@@ -61,7 +61,8 @@ def test_what_is_told_of_an_item_belongs_to_it(small):
 
 def test_predictions_stand_in_the_order_of_the_targets(small):
     scorer = scorer_of(small, Conv4RecConfig(latent_width=8), block_items=7)
-    rating_N = scorer.predict(small.batch, small.batch)
+    rating_N, uncut_N = scorer.predict(small.batch, small.batch)
+    assert uncut_N is None
     with torch.no_grad():
         output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
     whole = scorer.model.opinion(output).rating_BI
@@ -89,7 +90,7 @@ def test_serendipitous_items_are_unseen_unlikely_supported_and_sorted_by_rating(
 
 
 def test_a_model_without_ratings_has_no_serendipitous_list(small):
-    with pytest.raises(DataError, match="MultVae tells no ratings"):
+    with pytest.raises(DataError, match="MultVae tells not both ratings and probabilities"):
         scorer_of(small, MultVaeConfig()).serendipitous(
             small.batch, None, 3, unlikely_share=0.5, min_support=0
         )
@@ -103,7 +104,7 @@ def test_popularity_and_item_mean_are_what_counting_gives(small):
     item = int(counts.sum(1).argmax())
     mean = (counts[item] * np.arange(1, 6)).sum() / counts[item].sum()
     nobody = Batch.from_lists([[]])
-    told = scorer.predict(nobody, Batch.from_lists([[item]], [[3.0]]))
+    told = scorer.predict(nobody, Batch.from_lists([[item]], [[3.0]])).rating_N
     assert told.item() == pytest.approx(mean, abs=1e-3)
 
 
@@ -198,7 +199,7 @@ def test_measure_agrees_with_the_plain_formulas(small):
     lists = plain_lists(scorer, small.batch, 5)
     found = [int(t) in row for t, row in zip(target.item_N, lists, strict=True)]
     assert summaries["recall@5"].mean == pytest.approx(np.mean(found))
-    error = scorer.predict(small.batch, target) - 3.0
+    error = scorer.predict(small.batch, target).rating_N - 3.0
     assert summaries["rmse"].mean == pytest.approx((error**2).mean().sqrt().item(), rel=1e-5)
     assert summaries["rmse"].num_observations == 37
 

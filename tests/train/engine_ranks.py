@@ -13,10 +13,21 @@ import torch.distributed
 
 from distrib.batch import Batch
 from distrib.checkpoint.state import SavedState, write_pieces
-from distrib.models.conv4rec import Conv4RecConfig
-from distrib.models.mult_vae import MultVaeConfig
+from distrib.models import (
+    AutoRecConfig,
+    BiasedMfConfig,
+    Conv4RecConfig,
+    ElsaConfig,
+    MultVaeConfig,
+    RecVaeConfig,
+)
 from distrib.noise import Noise
-from distrib.objectives import MultinomialConfig, RatingClassesConfig, SquaredErrorConfig
+from distrib.objectives import (
+    CosineConfig,
+    MultinomialConfig,
+    RatingClassesConfig,
+    SquaredErrorConfig,
+)
 from distrib.train.deepspeed_engine import DeepSpeedEngine
 from distrib.train.engine import EngineConfig
 from distrib.train.item_engine import ItemEngine
@@ -42,7 +53,17 @@ CASES = {
         MultVaeConfig(hidden_width=16, latent_width=8),
         MultinomialConfig(anneal_steps=10, num_sampled=20),
     ),
-    "mult_vae-ratings": (MultVaeConfig(hidden_width=16, latent_width=8), SquaredErrorConfig()),
+    "mult_vae-ratings": (
+        MultVaeConfig(hidden_width=16, latent_width=8, reads="ratings"),
+        SquaredErrorConfig(divergence_cap=0.1),
+    ),
+    "rec_vae": (
+        RecVaeConfig(hidden_width=16, latent_width=8),
+        MultinomialConfig(divergence_cap=1.0, anneal_steps=0),
+    ),
+    "elsa": (ElsaConfig(latent_width=8), CosineConfig()),
+    "biased_mf": (BiasedMfConfig(latent_width=8), SquaredErrorConfig()),
+    "autorec": (AutoRecConfig(side="users", hidden_width=16), SquaredErrorConfig()),
 }
 
 
@@ -81,18 +102,23 @@ def fresh_engine(job: Job) -> object:
 def losses(
     engine: object, rank: int, world_size: int, first: int = 0, last: int = NUM_STEPS
 ) -> list[list[float]]:
-    """Mean losses of some steps; the last batch has fewer users than there are ranks."""
+    """Mean losses of some steps; the last batch has fewer users than there are ranks.
+
+    Each step is an epoch to the model, so that those trained in turns take them.
+    """
     small, found = Small(), []
     for step in range(first, last):
         size = BATCH_USERS if step < NUM_STEPS - 1 else 1
         users = [(step * BATCH_USERS + place) % 37 for place in range(size)]
         mine = np.array_split(np.array(users), world_size)[rank].tolist()
         batch = small.users(mine) if mine else Batch.from_lists([])
+        engine.begin_epoch(step)
         update = engine.train_batch(batch, batch, Noise.of(1, 0), step=step, num_users=size)
         summed = torch.stack([update.terms[name].double() for name in sorted(update.terms)])
         if world_size > 1:
             torch.distributed.all_reduce(summed)
         found.append((summed / size).tolist())
+        engine.end_epoch(step)
     return found
 
 

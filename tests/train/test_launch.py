@@ -24,10 +24,11 @@ from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import Conv4RecConfig, MultVaeConfig
 from distrib.objectives import MultinomialConfig, RatingClassesConfig
 from distrib.storage import Folder
+from distrib.train.checks import HISTORY, preflight
 from distrib.train.config import TrainConfig
 from distrib.train.doctor import examine
 from distrib.train.engine import EngineConfig
-from distrib.train.launch import HISTORY, launch, preflight
+from distrib.train.launch import launch
 from distrib.train.loop import CheckpointConfig, LoopConfig
 from distrib.train.optimizer import OptimizerConfig
 

@@ -17,9 +17,10 @@ from distrib.models.conv4rec import Conv4RecConfig
 from distrib.models.mult_vae import MultVaeConfig
 from distrib.objectives import RatingClassesConfig
 from distrib.storage import Folder
+from distrib.train.checks import preflight
 from distrib.train.config import TrainConfig
 from distrib.train.engine import EngineConfig
-from distrib.train.launch import launch, preflight
+from distrib.train.launch import launch
 from distrib.train.loop import LoopConfig
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.warm_start import begin_with, require_same_kind

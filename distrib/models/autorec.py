@@ -1,0 +1,224 @@
+"""AutoRec: an autoencoder of ratings with one hidden layer, on histories of users or of items.
+
+Source: Sedhain, Menon, Sanner, Xie, "AutoRec: Autoencoders Meet Collaborative Filtering", WWW 2015
+(U-AutoRec, I-AutoRec), and its authors' code.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from typing_extensions import override
+
+from distrib.batch import Batch
+from distrib.config import Config
+from distrib.models.base import Model, Opinion, Rows, State, Traits, parameter
+from distrib.models.layers import cell_products, fold_in, history_sum, item_mean
+from distrib.noise import Noise
+from distrib.objectives import SquaredErrorConfig
+from distrib.vocabulary import Catalogue
+
+_WEIGHT_SCALE = 0.01
+_EDGE = 1e-3  # of the sigmoid's range, where its inverse ends
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+}
+
+
+class AutoRecConfig(Config):
+    """Hyper-parameters of AutoRec; the defaults are the paper's best."""
+
+    name: Literal["autorec"] = "autorec"
+
+    side: Literal["users", "items"] = "items"
+    """Whose histories are encoded: ``users`` is U-AutoRec, ``items`` I-AutoRec, which needs
+    ``data.item_histories``."""
+
+    hidden_width: PositiveInt = 500
+    """Units of the hidden layer, k in the paper."""
+
+    hidden: Literal["sigmoid", "relu", "identity"] = "sigmoid"
+    """Activation of the hidden layer, g in the paper."""
+
+    output: Literal["identity", "sigmoid"] = "identity"
+    """Activation of the output, f in the paper; the sigmoid's range is that of the levels."""
+
+    new_user_penalty: Annotated[float, Field(gt=0.0)] = 30.0
+    """I-AutoRec: pull towards 0 on what a user, whom training did not see, is folded in by."""
+
+    @property
+    def traits(self) -> Traits:
+        """What the pipeline must know."""
+        by_items = self.side == "items"
+        return Traits("ratings", SquaredErrorConfig(), rows=self.side, has_user_rows=by_items)
+
+    def build(self, catalogue: Catalogue) -> "AutoRec | ItemAutoRec":
+        """Make the untrained model that predicts for users."""
+        kind = AutoRec if self.side == "users" else ItemAutoRec
+        return kind(self, catalogue)
+
+    def network(self, users: Catalogue) -> "AutoRec":
+        """Make the network that I-AutoRec trains; its columns are users."""
+        return AutoRec(self, users)
+
+    def scoring(self, network: dict[str, Tensor], code_IZ: Tensor) -> dict[str, Tensor]:
+        """Return the state of `ItemAutoRec` from that of its network and the items' codes."""
+        users = {"weight_UZ": network["output_IZ"], "bias_U": network["output_bias_I"]}
+        return {"code_IZ": code_IZ, **users}
+
+
+class AutoRecState(NamedTuple):
+    """Rows as AutoRec sees them."""
+
+    code_BZ: Tensor
+
+
+class AutoRec(Model):
+    """f(W g(V r + mu) + b), where r holds a row's ratings, and 0 where there are none.
+
+    The paper's penalty, lambda / 2 times the squared weights in each update, is
+    ``optimizer.name = "adam"`` with ``weight_decay`` = lambda / batch_users: the engine's loss is
+    the mean over the batch. Biases are free.
+
+    Differs from the source: trained in batches by a rule of the run file, theirs by L-BFGS or Rprop
+    on all rows at once; output biases start at the columns' mean ratings; a sigmoid at the output
+    is scaled to the range of the levels.
+    """
+
+    def __init__(self, config: AutoRecConfig, columns: Catalogue) -> None:
+        super().__init__()
+        self.config = config
+        self.levels = columns.levels
+        width = config.hidden_width
+        self.input_IZ = parameter(columns.item_count, width)
+        self.input_bias_Z = parameter(width)
+        self.output_IZ = parameter(columns.item_count, width)
+        self.output_bias_I = parameter(columns.item_count)
+        for weight in (self.input_IZ, self.output_IZ):
+            nn.init.normal_(weight, std=_WEIGHT_SCALE)
+        nn.init.zeros_(self.input_bias_Z)
+        self.output_bias_I.data.copy_(_logit(item_mean(columns), config, self.levels))
+
+    @override
+    def encode(self, batch: Batch, noise: Noise | None = None) -> AutoRecState:
+        """Sum the weighted rows of what was rated."""
+        sum_BZ = history_sum(self.input_IZ, batch.item_N, batch.value_N, batch.pointer_P)
+        return AutoRecState(_ACTIVATIONS[self.config.hidden](sum_BZ + self.input_bias_Z))
+
+    @override
+    def input_tables(self) -> Rows:
+        return (self.input_IZ,)
+
+    @override
+    def item_tables(self) -> Rows:
+        return self.output_IZ, self.output_bias_I
+
+    @override
+    def decode_rows(self, state: State, rows: Rows) -> Tensor:
+        weight_IZ, bias_I = rows
+        return _scaled(torch.addmm(bias_I, state[0], weight_IZ.T), self.config, self.levels)
+
+    @override
+    def decode_cells(self, state: State, cells: Batch) -> Tensor:
+        products_N = cell_products(state[0], self.output_IZ, cells.item_N, cells.pointer_P)
+        return _scaled(products_N + self.output_bias_I[cells.item_N], self.config, self.levels)
+
+    @override
+    def ranking_score(self, output: Tensor) -> Tensor:
+        return output
+
+    @override
+    def opinion(self, output: Tensor) -> Opinion:
+        return Opinion(output)
+
+    @override
+    def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
+        return self.input_IZ, self.output_IZ
+
+
+class ItemAutoRecState(NamedTuple):
+    """Users as I-AutoRec sees them: their columns of the last layer."""
+
+    weight_BZ: Tensor
+    bias_B: Tensor
+
+
+class ItemAutoRec(Model):
+    """I-AutoRec as it predicts: codes of items from training, and a weight and bias for each user.
+
+    What it knows of items is their codes, from their training histories; so an item is not scored
+    anew with each user, and users and blocks of items meet in one product.
+
+    Differs from the source: a user whom training did not see gets the weights that explain the
+    user's ratings best (`fold_in`), where the authors predict the constant 3.
+    """
+
+    def __init__(self, config: AutoRecConfig, catalogue: Catalogue) -> None:
+        super().__init__()
+        self.config = config
+        self.levels = catalogue.levels
+        width, num_users = config.hidden_width, catalogue.user_numbers
+        self.register_buffer("code_IZ", torch.zeros(catalogue.item_count, width))
+        self.register_buffer("weight_UZ", torch.zeros(num_users, width))
+        self.register_buffer("bias_U", torch.zeros(num_users))
+        mean = float(item_mean(catalogue, 1e9).mean())
+        self.register_buffer(
+            "base", _logit(torch.full((), mean), config, self.levels), persistent=False
+        )
+        self.code_IZ: Tensor
+        self.weight_UZ: Tensor
+        self.bias_U: Tensor
+        self.base: Tensor
+
+    @override
+    def encode(self, batch: Batch, noise: Noise | None = None) -> ItemAutoRecState:
+        """Look known users up, fold the others in."""
+        is_known_B = (batch.user_B >= 0) & (batch.user_B < len(self.bias_U))
+        number_B = batch.user_B.clamp(0, max(len(self.bias_U) - 1, 0))
+        if is_known_B.all() and len(self.bias_U):
+            return ItemAutoRecState(self.weight_UZ[number_B], self.bias_U[number_B])
+        unknown = batch.keep(~is_known_B[batch.row_N])
+        wanted_N = _logit(unknown.value_N, self.config, self.levels) - self.base
+        weight_BZ, bias_B = fold_in(self.code_IZ, unknown, wanted_N, self.config.new_user_penalty)
+        bias_B = bias_B + self.base
+        if is_known_B.any():
+            weight_BZ = torch.where(is_known_B[:, None], self.weight_UZ[number_B], weight_BZ)
+            bias_B = torch.where(is_known_B, self.bias_U[number_B], bias_B)
+        return ItemAutoRecState(weight_BZ, bias_B)
+
+    @override
+    def item_tables(self) -> Rows:
+        return (self.code_IZ,)
+
+    @override
+    def decode_rows(self, state: State, rows: Rows) -> Tensor:
+        weight_BZ, bias_B = state
+        return _scaled(weight_BZ @ rows[0].T + bias_B[:, None], self.config, self.levels)
+
+    @override
+    def ranking_score(self, output: Tensor) -> Tensor:
+        return output
+
+    @override
+    def opinion(self, output: Tensor) -> Opinion:
+        return Opinion(output)
+
+
+def _scaled(output: Tensor, config: AutoRecConfig, levels: tuple[float, ...]) -> Tensor:
+    """Apply the output's activation; a sigmoid spans the levels."""
+    if config.output == "identity":
+        return output
+    return levels[0] + (levels[-1] - levels[0]) * torch.sigmoid(output)
+
+
+def _logit(rating: Tensor, config: AutoRecConfig, levels: tuple[float, ...]) -> Tensor:
+    """Return what `_scaled` makes the rating of, the ends of the scale a little within it."""
+    if config.output == "identity":
+        return rating
+    share = (rating - levels[0]) / max(levels[-1] - levels[0], 1e-9)
+    return torch.logit(share, eps=_EDGE)

@@ -1,0 +1,107 @@
+"""Biased matrix factorisation: the mean, a bias of the user and of the item, and a product.
+
+Source: Koren, Bell, Volinsky, "Matrix Factorization Techniques for Recommender Systems", IEEE
+Computer 42(8), 2009, eq. 4 and 5.
+"""
+
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from typing_extensions import override
+
+from distrib.batch import Batch
+from distrib.config import Config
+from distrib.models.base import Model, Opinion, Rows, State, Traits, parameter
+from distrib.models.layers import cell_products, fold_in, item_mean
+from distrib.noise import Noise
+from distrib.objectives import SquaredErrorConfig
+from distrib.vocabulary import Catalogue
+
+
+class BiasedMfConfig(Config):
+    """Hyper-parameters of biased matrix factorisation."""
+
+    name: Literal["biased_mf"] = "biased_mf"
+
+    traits: ClassVar[Traits] = Traits("ratings", SquaredErrorConfig(), has_user_rows=True)
+
+    latent_width: PositiveInt = 40
+    """Dimensions of the factors."""
+
+    new_user_penalty: Annotated[float, Field(gt=0.0)] = 5.0
+    """Pull towards 0 on the factors of a user whom training did not see."""
+
+    def build(self, catalogue: Catalogue) -> "BiasedMf":
+        """Make an untrained model for the catalogue."""
+        return BiasedMf(self, catalogue)
+
+
+class BiasedMfState(NamedTuple):
+    """Users as the factorisation sees them."""
+
+    code_BZ: Tensor
+    bias_B: Tensor
+
+
+class BiasedMf(Model):
+    """mean + user bias + item bias + user factors times item factors.
+
+    Differs from the source: trained in batches of users; item biases hold the mean and start at
+    the items' mean ratings; a user whom training did not see is folded in from the ratings.
+    """
+
+    def __init__(self, config: BiasedMfConfig, catalogue: Catalogue) -> None:
+        super().__init__()
+        self.config = config
+        width = config.latent_width
+        self.user_UZ = parameter(catalogue.user_numbers, width)
+        self.user_bias_U = nn.Parameter(torch.zeros(catalogue.user_numbers))
+        self.item_IZ = parameter(catalogue.item_count, width)
+        self.item_bias_I = nn.Parameter(item_mean(catalogue))
+        for table in (self.user_UZ, self.item_IZ):
+            nn.init.normal_(table, std=0.1 * width**-0.5)
+
+    @override
+    def encode(self, batch: Batch, noise: Noise | None = None) -> BiasedMfState:
+        """Look known users up; fold the others in, without gradient."""
+        is_known_B = (batch.user_B >= 0) & (batch.user_B < len(self.user_UZ))
+        number_B = batch.user_B.clamp(0, max(len(self.user_UZ) - 1, 0))
+        if is_known_B.all() and len(self.user_UZ):
+            return BiasedMfState(self.user_UZ[number_B], self.user_bias_U[number_B])
+        unknown = batch.keep(~is_known_B[batch.row_N])
+        with torch.no_grad():
+            wanted_N = unknown.value_N - self.item_bias_I[unknown.item_N]
+            code_BZ, bias_B = fold_in(self.item_IZ, unknown, wanted_N, self.config.new_user_penalty)
+        if is_known_B.any():
+            code_BZ = torch.where(is_known_B[:, None], self.user_UZ[number_B], code_BZ)
+            bias_B = torch.where(is_known_B, self.user_bias_U[number_B], bias_B)
+        return BiasedMfState(code_BZ, bias_B)
+
+    @override
+    def item_tables(self) -> Rows:
+        return self.item_IZ, self.item_bias_I
+
+    @override
+    def decode_rows(self, state: State, rows: Rows) -> Tensor:
+        (code_BZ, bias_B), (item_IZ, item_bias_I) = state, rows
+        return torch.addmm(item_bias_I, code_BZ, item_IZ.T) + bias_B[:, None]
+
+    @override
+    def decode_cells(self, state: State, cells: Batch) -> Tensor:
+        code_BZ, bias_B = state
+        products_N = cell_products(code_BZ, self.item_IZ, cells.item_N, cells.pointer_P)
+        return products_N + self.item_bias_I[cells.item_N] + bias_B[cells.row_N]
+
+    @override
+    def ranking_score(self, output: Tensor) -> Tensor:
+        return output
+
+    @override
+    def opinion(self, output: Tensor) -> Opinion:
+        return Opinion(output)
+
+    @override
+    def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
+        return self.user_UZ, self.item_IZ, self.user_bias_U

@@ -1,0 +1,64 @@
+"""Cosine loss of a linear autoencoder with tied weights, without its output."""
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from distrib.batch import Batch
+from distrib.config import Config
+from distrib.vocabulary import Catalogue
+
+_SMALLEST = 1e-6
+
+
+class CosineConfig(Config):
+    """The cosine loss has nothing to set."""
+
+    name: Literal["cosine"] = "cosine"
+
+    accepts: ClassVar[str] = "scores"
+
+    looks_at: ClassVar[str] = "codes"
+
+    def build(self, catalogue: Catalogue) -> "Cosine":
+        """Make the objective."""
+        del catalogue
+        return Cosine()
+
+
+class Cosine:
+    """1 - cos(x A A^T - x, x) for each user, from x A and A^T A alone.
+
+    With z = x A for a binary history of n items and M = A^T A, rows of A of unit length, the
+    product of output and input is z.z - n, and the squared length of the output z M z - 2 z.z + n:
+    no item is decoded, so a step costs O(interactions Z + items Z^2). Its gradient is that of the
+    normalised squared error of the source, up to 2 / items.
+
+    Source: "Scalable Linear Shallow Autoencoder for Collaborative Filtering", RecSys 2022 (the
+    loss); the identities follow from the unit rows.
+    """
+
+    term_names = ("cosine",)
+
+    def code_terms(self, code_BZ: Tensor, gram_ZZ: Tensor, target: Batch) -> Tensor:
+        """Return the loss of each user.
+
+        Args:
+            code_BZ: x A.
+            gram_ZZ: A^T A, float32.
+            target: The histories; also what was encoded.
+
+        Returns:
+            float32 ``[1, B]``, 0..2; 1 for a user of one item that is like no other, and for an
+            empty history.
+        """
+        exact_BZ, length_B = code_BZ.float(), target.length_B.float()
+        own_B = exact_BZ.square().sum(1)
+        square_B = ((exact_BZ @ gram_ZZ) * exact_BZ).sum(1) - 2.0 * own_B + length_B
+        scale_B = (square_B.clamp(min=_SMALLEST) * length_B.clamp(min=1.0)).rsqrt()
+        return (1.0 - (own_B - length_B) * scale_B)[None]
+
+    def divergence_weight(self, step: int) -> float:
+        """Return 1."""
+        del step
+        return 1.0
