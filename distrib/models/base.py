@@ -1,6 +1,7 @@
 """What is asked of a model; no behaviour of its own."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -141,6 +142,15 @@ class Model(nn.Module, ABC):
         del output
         return None
 
+    def odds(self) -> "Odds | None":
+        """Return what decodes interactions alone, where levels are a part by themselves."""
+        return None
+
+    def decode_levels(self, state: State, cells: Batch) -> Tensor:
+        """Decode the levels of the stored cells, ``[N, L]``, of a model that has `odds`."""
+        del state, cells
+        raise TypeError(f"{type(self).__name__} has no levels by themselves")
+
     def tied_gram(self) -> Tensor:
         """Return A^T A, float32 ``[Z, Z]``, where codes are x A and scores x A A^T."""
         raise TypeError(f"{type(self).__name__} is no linear autoencoder with tied weights")
@@ -169,6 +179,27 @@ class Model(nn.Module, ABC):
     def decode(self, state: State, items: slice | Tensor) -> Tensor:
         """Decode a range of items, or those at the given positions."""
         return self.decode_rows(state, tuple(table[items] for table in self.item_tables()))
+
+
+class Odds(NamedTuple):
+    """The part of a model with outcomes that tells the log-odds of interactions, ``[B, I]``."""
+
+    tables: Rows
+    """Those of `Model.item_tables` that it reads."""
+
+    decode_rows: Callable[[State, Rows], Tensor]
+
+    def item_tables(self) -> Rows:
+        """Return the tables."""
+        return self.tables
+
+    def shared_parameters(self) -> tuple[nn.Parameter, ...]:
+        """Return nothing."""
+        return ()
+
+    def trains_items(self) -> bool:
+        """Return True."""
+        return True
 
 
 def parameter(*shape: int) -> nn.Parameter:

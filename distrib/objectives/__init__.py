@@ -4,21 +4,29 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distrib.objectives.base import CellObjective, CodeObjective, Objective
+from distrib.objectives.base import (
+    CellObjective,
+    CodeObjective,
+    FactoredObjective,
+    Objective,
+)
+from distrib.objectives.binary import BinaryConfig
 from distrib.objectives.cosine import CosineConfig
 from distrib.objectives.multinomial import MultinomialConfig
 from distrib.objectives.rating_classes import RatingClassesConfig
 from distrib.objectives.squared_error import SquaredErrorConfig
 
 ObjectiveConfig = Annotated[
-    CosineConfig | MultinomialConfig | RatingClassesConfig | SquaredErrorConfig,
+    BinaryConfig | CosineConfig | MultinomialConfig | RatingClassesConfig | SquaredErrorConfig,
     Field(discriminator="name"),
 ]
 
 __all__ = [
+    "BinaryConfig",
     "CellObjective",
     "CodeObjective",
     "CosineConfig",
+    "FactoredObjective",
     "MultinomialConfig",
     "Objective",
     "ObjectiveConfig",

@@ -127,6 +127,32 @@ class CellObjective(Protocol):
 
 
 @runtime_checkable
+class FactoredObjective(Protocol):
+    """A loss over outcomes that is the sum of one over interactions and one over observed levels.
+
+    Of a model that gives the two by themselves, all items are decoded to one number each.
+    """
+
+    @property
+    def interactions(self) -> Objective:
+        """The part that looks at the log-odds of all items."""
+
+    def level_terms(self, level_NL: Tensor, target: Batch) -> Tensor:
+        """Return the other part for each user.
+
+        Args:
+            level_NL: Logits of the levels of each stored cell of the target.
+            target: What should be decoded.
+
+        Returns:
+            float32 ``[T, B]``.
+        """
+
+    def divergence_weight(self, step: int) -> float:
+        """See `Objective`."""
+
+
+@runtime_checkable
 class CodeObjective(Protocol):
     """A loss that a linear autoencoder's codes tell, so that no item has to be decoded."""
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
@@ -20,9 +19,8 @@ from distrib.objectives.base import (
     annealed,
     sum_by_row,
 )
+from distrib.objectives.sampling import ItemSampler
 from distrib.vocabulary import Catalogue
-
-_NEGATIVES = 101  # stream of noise
 
 
 class MultinomialConfig(Config):
@@ -78,31 +76,15 @@ class Multinomial:
 
     def __init__(self, config: MultinomialConfig, catalogue: Catalogue) -> None:
         self.config = config
-        if config.num_sampled:
-            count_I = np.asarray(catalogue.train_count_IL, dtype=np.float64).sum(1)
-            mass_I = (1.0 + count_I) ** config.sampling_power
-            share_I = mass_I / mass_I.sum()
-            self._below_I = torch.from_numpy(share_I.cumsum())
-            self._log_share_I = torch.from_numpy(np.log(share_I)).to(torch.float32)
+        self.sampler = (
+            ItemSampler(config.num_sampled, config.sampling_power, catalogue)
+            if config.num_sampled
+            else None
+        )
 
     def candidates(self, target: Batch, noise: Noise, step: int) -> Candidates | None:
-        """Draw items, and add those observed; see `Objective`."""
-        num_drawn, device = self.config.num_sampled, target.item_N.device
-        if not num_drawn:
-            return None
-        # 24 bits are too few to reach the rare ones of a million items: two draws make one of 48.
-        counter_S = torch.arange(2 * num_drawn, device=device) + 2 * num_drawn * step
-        high_S, low_S = noise.uniform(_NEGATIVES, counter_S).to(torch.float64).chunk(2)
-        below_I = self._below_I.to(device)
-        drawn_S = torch.searchsorted(below_I, high_S + low_S / (1 << 24), right=True)
-        drawn_S = drawn_S.clamp(max=len(below_I) - 1)
-        item_J = torch.unique(torch.cat([drawn_S, target.item_N]))
-        times_J = torch.zeros(len(item_J), device=device)
-        times_J.index_add_(
-            0, torch.searchsorted(item_J, drawn_S), torch.ones_like(times_J[:1]).expand(num_drawn)
-        )
-        log_share_J = self._log_share_I.to(device)[item_J]
-        return Candidates(item_J, torch.log(times_J / num_drawn) - log_share_J)
+        """Draw items where that is asked for; see `Objective`."""
+        return None if self.sampler is None else self.sampler.draw(target, noise, step)
 
     def observe(self, output: Tensor, cells: Cells) -> Seen:
         """Take the softmax of the block by itself, its normaliser, and the targets' scores."""

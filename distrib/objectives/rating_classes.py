@@ -5,13 +5,14 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from distrib.batch import Batch, Cells, level_index
 from distrib.config import Config
 from distrib.noise import Noise
-from distrib.objectives.base import Candidates, Carry, Seen, Weights, add_to_cells, sum_by_row
+from distrib.objectives.base import Candidates, Carry, Seen, Weights, sum_by_row
+from distrib.objectives.binary import Binary
 from distrib.vocabulary import Catalogue
 
 
@@ -25,9 +26,16 @@ class RatingClassesConfig(Config):
     rating_weight: Annotated[float, Field(gt=0.0)] = 1.0
     """Weight of the rating given an interaction; 1 is the plain cross-entropy of the paper."""
 
+    num_sampled: NonNegativeInt = 0
+    """Items drawn per update for the cells that were not observed, without bias, for very many
+    items; 0 takes all."""
+
+    sampling_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Items are drawn in proportion to this power of 1 + their interactions; 0 is uniform."""
+
     def build(self, catalogue: Catalogue) -> "RatingClasses":
         """Make the objective."""
-        return RatingClasses(self, catalogue.levels)
+        return RatingClasses(self, catalogue)
 
 
 class RatingClasses:
@@ -35,22 +43,23 @@ class RatingClasses:
 
     With s the log-odds of an interaction, -log p(outcome) is softplus(s) - s [interacted], plus,
     where interacted, the cross-entropy of the level. This form keeps its precision where nearly
-    every cell is "none" and a log-softmax would round to 0.
+    every cell is "none" and a log-softmax would round to 0. A model that gives the two parts by
+    themselves is asked for levels at observed cells only (`FactoredObjective`).
 
     Source: "Conv4Rec", IEEE TNNLS 36(12), 2025 (arXiv 2509.07499). Differs from the source: the
-    rating part has a weight, 1 in the paper.
+    rating part has a weight, 1 in the paper; cells not observed can be sampled.
     """
 
     term_names = ("interaction", "rating")
 
-    def __init__(self, config: RatingClassesConfig, levels: tuple[float, ...]) -> None:
+    def __init__(self, config: RatingClassesConfig, catalogue: Catalogue) -> None:
         self.config = config
-        self.levels = levels
+        self.levels = catalogue.levels
+        self.interactions = Binary(catalogue, config.num_sampled, config.sampling_power)
 
     def candidates(self, target: Batch, noise: Noise, step: int) -> Candidates | None:
-        """Return None: every item counts; see `Objective`."""
-        del target, noise, step
-        return None
+        """Draw items where that is asked for; see `Objective`."""
+        return self.interactions.candidates(target, noise, step)
 
     def observe(self, output: Tensor, cells: Cells) -> Seen:
         """Return the output in float32, and the log-sum-exp over the rating levels."""
@@ -61,14 +70,12 @@ class RatingClasses:
     def accumulate(self, carry: Carry | None, seen: Seen, cells: Cells) -> Carry:
         """Add a block's loss: items do not compete, so it is a plain sum."""
         output, rated_BI = seen
-        num_users = output.shape[0]
         odds_BI = rated_BI - output[..., 0]
-        interaction_B = F.softplus(odds_BI).sum(1)
+        (interaction_B,) = self.interactions.accumulate(None, (odds_BI,), cells)
         row_M, column_M = cells.row_M, cells.column_M
-        interaction_B -= sum_by_row(odds_BI[row_M, column_M], cells, num_users)
         level_M = level_index(cells.value_M, self.levels) + 1
         surprise_M = rated_BI[row_M, column_M] - output[row_M, column_M, level_M]
-        rating_B = self.config.rating_weight * sum_by_row(surprise_M, cells, num_users)
+        rating_B = self.config.rating_weight * sum_by_row(surprise_M, cells, output.shape[0])
         block = (torch.stack([interaction_B, rating_B]),)
         return block if carry is None else self.merged([carry, block])
 
@@ -87,8 +94,8 @@ class RatingClasses:
         row_M, column_M = cells.row_M, cells.column_M
         interaction_B = weights.gradient_TB[0]
         rating_B = self.config.rating_weight * weights.gradient_TB[1]
-        by_odds_BI = torch.sigmoid(rated_BI - output[..., 0]).mul_(interaction_B[:, None])
-        add_to_cells(by_odds_BI, cells, -interaction_B[row_M])
+        odds_BI = rated_BI - output[..., 0]
+        by_odds_BI = self.interactions.by_odds(odds_BI, cells, interaction_B)
         out[..., 0] = -by_odds_BI
         level_M = level_index(cells.value_M, self.levels)
         share_ML = (output[row_M, column_M, 1:] - rated_BI[row_M, column_M, None]).exp_()
@@ -97,6 +104,13 @@ class RatingClasses:
         share_BIL = (output[..., 1:] - rated_BI[..., None]).exp_()
         torch.mul(share_BIL, by_odds_BI[..., None], out=out[..., 1:])
         out[..., 1:][row_M, column_M] = by_level_ML.to(out.dtype)
+
+    def level_terms(self, level_NL: Tensor, target: Batch) -> Tensor:
+        """Return the weighted cross-entropy of the levels, ``[1, B]``; see `FactoredObjective`."""
+        level_N = level_index(target.value_N, self.levels)
+        surprise_N = F.cross_entropy(level_NL.float(), level_N, reduction="none")
+        rating_B = surprise_N.new_zeros(target.num_users).index_add(0, target.row_N, surprise_N)
+        return self.config.rating_weight * rating_B[None]
 
     def divergence_weight(self, step: int) -> float:
         """Return 1: a divergence, where the model has one, is taken as it is."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distrib.batch import Batch, Cells, cells_by_block, item_blocks
-from distrib.models.base import Model, Rows, State
+from distrib.models.base import Model, Odds, Rows, State
 from distrib.objectives import Objective
 from distrib.objectives.base import Candidates, Carry, Weights
 
@@ -39,7 +39,7 @@ class Share(NamedTuple):
 class _Task(NamedTuple):
     """All that is fixed in one forward and backward pass."""
 
-    model: Model
+    model: Model | Odds
     objective: Objective
     target: Batch
     blocks: Sequence[tuple[int, int]]
@@ -52,7 +52,7 @@ class _Task(NamedTuple):
 
 
 def blocked_terms(
-    model: Model,
+    model: Model | Odds,
     objective: Objective,
     state: State,
     target: Batch,

@@ -159,7 +159,7 @@ class ItemEngine:
         is_mine_N = (everyone.item_N >= self.low) & (everyone.item_N < self.high)
         mine = everyone.keep(is_mine_N)
         candidates = objective.candidates(everyone, noise, step)
-        terms_TB = blocked_terms(
+        terms_TB = blocked_terms(  # outcomes whole: a rank holds not the users' levels elsewhere
             model,
             objective,
             all_state,

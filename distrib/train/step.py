@@ -7,7 +7,7 @@ from typing_extensions import override
 from distrib.batch import Batch
 from distrib.models.base import Model, State
 from distrib.noise import Noise
-from distrib.objectives import CellObjective, CodeObjective, Objective
+from distrib.objectives import CellObjective, CodeObjective, FactoredObjective, Objective
 from distrib.train.blocked import Blocks, blocked_terms
 
 
@@ -55,6 +55,14 @@ class TrainStep(nn.Module):
             return objective.code_terms(state[0], self.model.tied_gram(), target)
         if isinstance(objective, CellObjective):
             return objective.cell_terms(self.model.decode_cells(state, target), target)
+        odds = self.model.odds()
+        if odds is not None and isinstance(objective, FactoredObjective):
+            interactions = objective.interactions
+            blocks = self.blocks._replace(candidates=interactions.candidates(target, noise, step))
+            by_item_TB = blocked_terms(odds, interactions, state, target, blocks)
+            levels_NL = self.model.decode_levels(state, target)
+            return torch.cat([by_item_TB, objective.level_terms(levels_NL, target)])
+        assert isinstance(objective, Objective)
         blocks = self.blocks._replace(candidates=objective.candidates(target, noise, step))
         return blocked_terms(self.model, objective, state, target, blocks)
 

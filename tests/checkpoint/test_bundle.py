@@ -9,7 +9,7 @@ from distrib.models.conv4rec import Conv4RecConfig
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
-CONFIG = Conv4RecConfig(latent_width=4)
+CONFIG = Conv4RecConfig(latent_width=4, rating_width=4)
 
 
 def vocabulary_of(small):

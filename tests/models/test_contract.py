@@ -29,8 +29,10 @@ from distrib.vocabulary import Catalogue
 from tests.conftest import LEVELS, Small
 
 CASES = [
-    Conv4RecConfig(latent_width=8),
-    Conv4RecConfig(latent_width=8, decoder="mlp", channel_width=2),
+    Conv4RecConfig(latent_width=8, rating_width=4),
+    Conv4RecConfig(latent_width=8, rating_width=0, encoder="dense", scale="history"),
+    Conv4RecConfig(latent_width=8, rating_width=0, decoder="linear"),
+    Conv4RecConfig(latent_width=8, rating_width=0, decoder="mlp", channel_width=2),
     MultVaeConfig(hidden_width=16, latent_width=8),
     MultVaeConfig(hidden_width=16, latent_width=8, reads="ratings"),
     MultDaeConfig(latent_width=8),

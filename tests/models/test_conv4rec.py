@@ -37,7 +37,11 @@ def dense_forward(model, batch):
 
 @pytest.mark.parametrize("decoder", ["linear", "mlp"])
 def test_sparse_network_equals_the_dense_one_forward_and_backward(decoder, small):
-    model = Conv4RecConfig(latent_width=8, decoder=decoder).build(small.catalogue).double()
+    model = (
+        Conv4RecConfig(latent_width=8, rating_width=4, decoder=decoder)
+        .build(small.catalogue)
+        .double()
+    )
     batch = small.batch._replace(value_N=small.batch.value_N.double())
     sparse = model.decode(model.encode(batch), slice(None))
     dense = dense_forward(model, batch)
@@ -64,7 +68,7 @@ def test_the_prior_starts_at_the_items_smoothed_frequencies(small):
 
 
 def test_opinion_is_a_distribution_and_its_mean_lies_on_the_scale(small):
-    model = Conv4RecConfig(latent_width=8).build(small.catalogue)
+    model = Conv4RecConfig(latent_width=8, rating_width=4).build(small.catalogue)
     output = model.decode(model.encode(small.batch), slice(None)).float()
     opinion = model.opinion(output)
     six = output.softmax(-1)
@@ -76,12 +80,15 @@ def test_opinion_is_a_distribution_and_its_mean_lies_on_the_scale(small):
 
 
 def test_corruption_hides_half_of_the_history_as_if_not_observed(small):
-    model = Conv4RecConfig(latent_width=8, corruption=0.5).build(small.catalogue)
+    config = Conv4RecConfig(latent_width=8, corruption=0.5, scale="history")
+    model = config.build(small.catalogue)
     noise = Noise.of(0, 0)
     batch = small.batch
     draw = noise.uniform(1, batch.user_B[batch.row_N], batch.item_N)
-    hidden = model.encode(batch, noise).code_BZ
     kept = batch.keep(draw >= 0.5)
+    by_visible = Conv4RecConfig(latent_width=8, corruption=0.5).build(small.catalogue)
+    assert torch.equal(by_visible.encode(batch, noise).code_BZ, by_visible.encode(kept).code_BZ)
+    hidden = model.encode(batch, noise).code_BZ
     scale = (kept.length_B.clamp(min=1) / batch.length_B.clamp(min=1)).float().sqrt()[:, None]
     inner = torch.atanh(model.encode(kept).code_BZ) - model.input_bias_Z
     wanted = torch.tanh(inner * scale + model.input_bias_Z)

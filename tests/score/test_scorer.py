@@ -40,7 +40,9 @@ def plain_lists(scorer, batch, k):
 
 
 @pytest.mark.parametrize("block_items", [1, 7, 50])
-@pytest.mark.parametrize("config", [Conv4RecConfig(latent_width=8), MultVaeConfig(), None])
+@pytest.mark.parametrize(
+    "config", [Conv4RecConfig(latent_width=8, rating_width=4), MultVaeConfig(), None]
+)
 def test_blocks_give_the_same_lists_as_one_sort(config, block_items, small):
     scorer = scorer_of(small, config, block_items)
     found = scorer.recommend(small.batch, small.batch, 45)
@@ -49,7 +51,7 @@ def test_blocks_give_the_same_lists_as_one_sort(config, block_items, small):
 
 
 def test_what_is_told_of_an_item_belongs_to_it(small):
-    scorer = scorer_of(small, Conv4RecConfig(latent_width=8), block_items=7)
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4), block_items=7)
     found = scorer.recommend(small.batch, small.batch, 10)
     with torch.no_grad():
         output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
@@ -60,7 +62,7 @@ def test_what_is_told_of_an_item_belongs_to_it(small):
 
 
 def test_predictions_stand_in_the_order_of_the_targets(small):
-    scorer = scorer_of(small, Conv4RecConfig(latent_width=8), block_items=7)
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4), block_items=7)
     rating_N, uncut_N = scorer.predict(small.batch, small.batch)
     assert uncut_N is None
     with torch.no_grad():
@@ -70,7 +72,7 @@ def test_predictions_stand_in_the_order_of_the_targets(small):
 
 
 def test_serendipitous_items_are_unseen_unlikely_supported_and_sorted_by_rating(small):
-    scorer = scorer_of(small, Conv4RecConfig(latent_width=8), block_items=7)
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4), block_items=7)
     found = scorer.serendipitous(small.batch, small.batch, 20, unlikely_share=0.5, min_support=8)
     with torch.no_grad():
         output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
@@ -118,7 +120,7 @@ def histories(small, **more):
 
 
 def test_tables_of_original_ids_give_the_lists_of_the_scorer(small):
-    scorer = scorer_of(small, Conv4RecConfig(latent_width=8))
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4))
     config = ScoreConfig(k=5, batch_users=8, serendipitous_k=2, min_support=0)
     lists, fates = recommend_table(scorer, histories(small), None, config)
     direct = scorer.recommend(small.batch, small.batch, 5)
@@ -134,7 +136,7 @@ def test_tables_of_original_ids_give_the_lists_of_the_scorer(small):
 
 
 def test_what_cannot_be_read_is_counted_and_yet_not_recommended(small):
-    scorer = scorer_of(small, Conv4RecConfig(latent_width=8))
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4))
     table = pa.table(
         {
             "user": [1, 2],
@@ -158,7 +160,7 @@ def test_what_cannot_be_read_is_counted_and_yet_not_recommended(small):
 
 
 def test_a_table_without_users_gives_a_table_with_all_columns(small):
-    scorer = scorer_of(small, Conv4RecConfig(latent_width=8))
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4))
     some = histories(small)
     config = ScoreConfig(k=3, serendipitous_k=2)
     nobody, _ = recommend_table(scorer, some.slice(0, 0), None, config)
@@ -166,7 +168,7 @@ def test_a_table_without_users_gives_a_table_with_all_columns(small):
 
 
 def test_a_log_without_ratings_is_not_taken_for_all_ones(small):
-    scorer = scorer_of(small, Conv4RecConfig(latent_width=8))
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4))
     source = Vocabulary(IDS, (1.0,), np.ones((50, 1), dtype=np.int64), 37)
     table = pa.table({"user": [1], "items": [[0, 1]], "ratings": [[1.0, 1.0]]})
     with pytest.raises(DataError, match="the histories have no ratings"):
@@ -191,7 +193,7 @@ def test_text_ids_against_numbers_are_refused(small):
 
 
 def test_measure_agrees_with_the_plain_formulas(small):
-    scorer = scorer_of(small, Conv4RecConfig(latent_width=8), block_items=7)
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4), block_items=7)
     target = Batch.from_lists([[(items[0] + 1) % 50] for items in small.items], [[3.0]] * 37)
     config = EvaluateConfig(recall_at=(5,), ndcg_at=(5,))
     asked = Example(small.batch, target, small.batch)

@@ -43,8 +43,14 @@ OPTIMIZER = OptimizerConfig(
 )
 BATCH_USERS, NUM_STEPS = 11, 6
 CASES = {
-    "conv4rec": (Conv4RecConfig(latent_width=8), RatingClassesConfig(rating_weight=3.0)),
-    "conv4rec-mlp": (Conv4RecConfig(latent_width=8, decoder="mlp"), RatingClassesConfig()),
+    "conv4rec": (
+        Conv4RecConfig(latent_width=8, rating_width=4),
+        RatingClassesConfig(rating_weight=3.0),
+    ),
+    "conv4rec-mlp": (
+        Conv4RecConfig(latent_width=8, decoder="mlp"),
+        RatingClassesConfig(),
+    ),
     "mult_vae": (
         MultVaeConfig(hidden_width=16, latent_width=8),
         MultinomialConfig(anneal_steps=10),

@@ -35,8 +35,15 @@ def plain_multinomial(output_BI, target):
 
 
 CASES = {
-    "conv4rec-linear": (Conv4RecConfig(latent_width=8), RatingClassesConfig(rating_weight=3.0)),
-    "conv4rec-mlp": (Conv4RecConfig(latent_width=8, decoder="mlp"), RatingClassesConfig()),
+    "conv4rec": (Conv4RecConfig(latent_width=8, rating_width=4), RatingClassesConfig()),
+    "conv4rec-linear": (
+        Conv4RecConfig(latent_width=8, decoder="linear"),
+        RatingClassesConfig(rating_weight=3.0),
+    ),
+    "conv4rec-mlp": (
+        Conv4RecConfig(latent_width=8, decoder="mlp"),
+        RatingClassesConfig(),
+    ),
     "mult_vae": (MultVaeConfig(hidden_width=16, latent_width=8), MultinomialConfig()),
     "ratings": (MultVaeConfig(hidden_width=16, latent_width=8), SquaredErrorConfig()),
 }
@@ -77,7 +84,7 @@ def test_blocked_equals_plain_forward_and_backward(case, block_items, keep_bytes
 
 
 def test_the_objectives_terms_add_up_to_the_plain_cross_entropy(small):
-    model = Conv4RecConfig(latent_width=8).build(small.catalogue).double()
+    model = Conv4RecConfig(latent_width=8, rating_width=4).build(small.catalogue).double()
     batch = small.batch
     objective = RatingClassesConfig(rating_weight=1.0).build(small.catalogue)
     output = model.decode(model.encode(batch), slice(None))

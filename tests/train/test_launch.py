@@ -45,7 +45,7 @@ def prepared(cluster, tmp_path_factory):
 
 def config_of(run, prepared, model="conv4rec", precision="fp32", **loop):
     models = {
-        "conv4rec": (Conv4RecConfig(latent_width=8), RatingClassesConfig()),
+        "conv4rec": (Conv4RecConfig(latent_width=8, rating_width=4), RatingClassesConfig()),
         "mult_vae": (MultVaeConfig(hidden_width=32, latent_width=8), MultinomialConfig()),
     }
     checkpoint = CheckpointConfig(**loop.pop("checkpoint", {}))

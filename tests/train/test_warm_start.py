@@ -80,7 +80,7 @@ def train_config(run, prepared, **loop):
         run=str(run),
         prepared=str(prepared),
         seed=0,
-        model=Conv4RecConfig(latent_width=4),
+        model=Conv4RecConfig(latent_width=4, rating_width=4),
         objective=RatingClassesConfig(),
         optimizer=OptimizerConfig(learning_rate=loop.pop("learning_rate", 1e-2)),
         engine=EngineConfig(precision="fp32"),

@@ -1,0 +1,53 @@
+"""Items drawn in place of the whole catalogue, the same for all users of an update."""
+
+import numpy as np
+import torch
+
+from distrib.batch import Batch
+from distrib.noise import Noise
+from distrib.objectives.base import Candidates
+from distrib.vocabulary import Catalogue
+
+_NEGATIVES = 101  # stream of noise
+
+
+class ItemSampler:
+    """Draws items with replacement, in proportion to a power of 1 + their interactions.
+
+    Each item stands for the inverse of the draws expected of it, times those it got: a sum over
+    drawn items so weighted has the mean of the sum over all, for any power.
+    """
+
+    def __init__(self, num_sampled: int, power: float, catalogue: Catalogue) -> None:
+        self.num_sampled = num_sampled
+        count_I = np.asarray(catalogue.train_count_IL, dtype=np.float64).sum(1)
+        mass_I = (1.0 + count_I) ** power
+        share_I = mass_I / mass_I.sum()
+        self._below_I = torch.from_numpy(share_I.cumsum())
+        self._log_share_I = torch.from_numpy(np.log(share_I)).to(torch.float32)
+
+    def draw(self, target: Batch, noise: Noise, step: int) -> Candidates:
+        """Draw items for an update, and add those observed; the latter may stand for none.
+
+        Args:
+            target: What should be decoded.
+            noise: The epoch's randomness; ranks of one step draw the same.
+            step: Updates made so far.
+
+        Returns:
+            Items and their weights.
+        """
+        num_drawn, device = self.num_sampled, target.item_N.device
+        # 24 bits are too few to reach the rare ones of a million items: two draws make one of 48.
+        counter_S = torch.arange(2 * num_drawn, device=device) + 2 * num_drawn * step
+        high_S, low_S = noise.uniform(_NEGATIVES, counter_S).to(torch.float64).chunk(2)
+        below_I = self._below_I.to(device)
+        drawn_S = torch.searchsorted(below_I, high_S + low_S / (1 << 24), right=True)
+        drawn_S = drawn_S.clamp(max=len(below_I) - 1)
+        item_J = torch.unique(torch.cat([drawn_S, target.item_N]))
+        times_J = torch.zeros(len(item_J), device=device)
+        times_J.index_add_(
+            0, torch.searchsorted(item_J, drawn_S), torch.ones_like(times_J[:1]).expand(num_drawn)
+        )
+        log_share_J = self._log_share_I.to(device)[item_J]
+        return Candidates(item_J, torch.log(times_J / num_drawn) - log_share_J)
