@@ -69,14 +69,34 @@ def load(
     for text in overrides:
         _apply(raw, text, faults)
     raw = _substitute(raw, environment or {}, faults, where="")
-    config: ConfigT | None = None
+    return checked(kind, raw, where=str(path), faults=faults)
+
+
+def checked(
+    kind: type[ConfigT], document: Mapping[str, Any], *, where: str, faults: Sequence[str] = ()
+) -> ConfigT:
+    """Build a configuration from a nested document.
+
+    Args:
+        kind: The configuration to build.
+        document: Its fields as JSON would hold them.
+        where: What the message names.
+        faults: Those found before.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: Any key or value is wrong; lists all faults.
+    """
+    found, config = list(faults), None
     try:
-        config = kind.model_validate_json(json.dumps(raw, default=str))
+        config = kind.model_validate_json(json.dumps(document, default=str))
     except ValidationError as error:
-        faults += [_describe(kind, fault) for fault in error.errors()]
-    if faults or config is None:
-        listing = "\n".join(f"  {fault}" for fault in faults)
-        raise ConfigError(f"{path}: {len(faults)} fault(s)\n{listing}")
+        found += [_describe(kind, fault) for fault in error.errors()]
+    if found or config is None:
+        listing = "\n".join(f"  {fault}" for fault in found)
+        raise ConfigError(f"{where}: {len(found)} fault(s)\n{listing}")
     return config
 
 

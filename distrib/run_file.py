@@ -1,13 +1,17 @@
 """The run file: one description of the whole pipeline, read by every job."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field, model_validator
 
-from distrib.config import Config
+from distrib.config import Config, checked
 from distrib.data.config import ConvertConfig, DataConfig
 from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig
 from distrib.score.policy import ScoreConfig
+from distrib.search.space import SearchConfig, with_settings
 from distrib.train.config import TrainConfig
 from distrib.train.engine import EngineConfig
 from distrib.train.loop import LoopConfig
@@ -34,6 +38,7 @@ class RunFile(Config):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     score: ScoreConfig = Field(default_factory=ScoreConfig)
     convert: ConvertConfig = Field(default_factory=ConvertConfig)
+    search: SearchConfig = Field(default_factory=SearchConfig)
 
     @model_validator(mode="after")
     def _second_list_needs_a_model_that_tells(self) -> "RunFile":
@@ -44,6 +49,15 @@ class RunFile(Config):
                 "or use conv4rec"
             )
         return self
+
+    def training_with(self, settings: Mapping[str, Any]) -> TrainConfig:
+        """Return the part that decides training, with some fields set; see `search.space`.
+
+        Raises:
+            ConfigError: A field is not known or takes no such value.
+        """
+        document = with_settings(self.model_dump(mode="json", exclude_unset=True), settings)
+        return checked(RunFile, document, where="search.space").training()
 
     def training(self) -> TrainConfig:
         """Return the part that decides training."""

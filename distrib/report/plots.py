@@ -12,6 +12,8 @@ mpl.use("Agg")  # job pods have no display
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+_DECADE = 10.0  # ratio of values from which an axis is logarithmic
+
 
 def learning_curves(history: Sequence[dict[str, Any]], best_epoch: int) -> bytes:
     """Draw losses and validation metrics by epoch.
@@ -62,6 +64,39 @@ def likely_and_liked(probability_N: np.ndarray, rating_N: np.ndarray) -> bytes:
     axes.set_ylabel("expected rating if so")
     axes.set_title("All items of some users; serendipitous ones lie at the upper left")
     figure.colorbar(cells, label="pairs of user and item")
+    return _png(figure)
+
+
+def study(trials: Sequence[dict[str, Any]]) -> bytes:
+    """Draw a study: the course of each trial, and what came of each value of each field.
+
+    Args:
+        trials: Of ``search.json``.
+
+    Returns:
+        A PNG.
+    """
+    done = [trial for trial in trials if trial["selection"] is not None]
+    fields = list(trials[0]["settings"])
+    columns = 3
+    rows = -(-(len(fields) + 1) // columns)
+    figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")
+    axes = figure.add_subplot(rows, columns, 1)
+    for place, trial in enumerate(done):
+        color = "tab:orange" if place == 0 else "tab:gray"
+        epochs = range(1, len(trial["curve"]) + 1)
+        axes.plot(epochs, trial["curve"], color=color, alpha=1.0 if place == 0 else 0.4, marker=".")
+    axes.set_title("selection by epoch", fontsize=10)
+    for place, name in enumerate(fields):
+        axes = figure.add_subplot(rows, columns, place + 2)
+        values = [trial["settings"][name] for trial in done]
+        is_number = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        shown = values if is_number else [str(value) for value in values]
+        axes.scatter(shown, [trial["selection"] for trial in done], color="tab:blue")
+        if is_number and min(values) > 0 and max(values) > _DECADE * min(values):
+            axes.set_xscale("log")
+        axes.set_title(f"selection by {name}", fontsize=10)
+        axes.grid(visible=True, alpha=0.3)
     return _png(figure)
 
 

@@ -4,10 +4,11 @@ from typing import Any
 
 from distrib.evaluate.run import portrait
 from distrib.events import table
-from distrib.report.plots import learning_curves, likely_and_liked
+from distrib.report.plots import learning_curves, likely_and_liked, study
 from distrib.storage import Folder
 from distrib.train.checks import HISTORY
 
+STUDY = "search.png"
 CURVES = "learning_curves.png"
 MAP = "likely_and_liked.png"
 
@@ -26,6 +27,32 @@ def draw_map(run: str, prepared: str) -> str | None:
         return None
     Folder(run).write(MAP, likely_and_liked(found.probability_N, found.rating_N))
     return str(Folder(run) / MAP)
+
+
+def draw_search(run: str, result: dict[str, Any]) -> str:
+    """Draw a study into its folder and return where it is."""
+    Folder(run).write(STUDY, study(result["trials"]))
+    return str(Folder(run) / STUDY)
+
+
+def show_search(result: dict[str, Any], num_trials: int = 15) -> None:
+    """Print the best trials of a study."""
+    trials = result["trials"][:num_trials]
+    fields, metrics = list(trials[0]["settings"]), list(trials[0]["valid"])
+    rows = [
+        [
+            trial["trial"],
+            *trial["settings"].values(),
+            trial["epochs"],
+            *(f"{trial['valid'][name]:.4f}" if trial["valid"] else "-" for name in metrics),
+            trial["fault"][:30],
+        ]
+        for trial in trials
+    ]
+    columns = ["trial", *(name.partition(".")[2] or name for name in fields), "epochs", *metrics]
+    chosen_by = ", ".join(result["selection"])
+    title = f"Trials by {chosen_by} on validation; --set {' --set '.join(result['best'])}"
+    table(title, [*columns, "fault"], rows)
 
 
 def show_evaluation(result: dict[str, Any]) -> None:

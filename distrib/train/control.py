@@ -1,6 +1,7 @@
 """The driver's word to the workers of a run."""
 
 import threading
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -9,14 +10,23 @@ _ASK_S = 1.0
 
 
 class Control:
-    """Holds what the driver wants; lives on its node."""
+    """Holds what the driver wants, and what it should know; lives on its node."""
 
     def __init__(self) -> None:
         self._reason = ""
+        self._entries: list[dict[str, Any]] = []
 
     def stop(self, reason: str) -> None:
         """Ask the workers to keep their place and leave."""
         self._reason = reason
+
+    def tell(self, entry: dict[str, Any]) -> None:
+        """Take note of an epoch."""
+        self._entries.append(entry)
+
+    def entries(self, first: int) -> list[dict[str, Any]]:
+        """Return the epochs from the one on that was told as ``first``."""
+        return self._entries[first:]
 
     def reason(self) -> str:
         """Return why to leave; empty to stay."""

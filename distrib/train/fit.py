@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,17 @@ from distrib.train.memory import is_of_memory
 from distrib.vocabulary import Vocabulary
 
 
-def fit(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
+def fit(
+    config: TrainConfig,
+    manifest: dict[str, Any],
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Compute a model, validate it, write its bundle; at once where that is already done.
 
     Args:
         config: The run.
         manifest: Of the prepared data.
+        on_epoch: Told the one entry of the history.
 
     Returns:
         As `launch`.
@@ -44,7 +49,7 @@ def fit(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
     """
     folder = Folder(config.run)
     if folder.exists(HISTORY) and (folder / BUNDLE).exists(MANIFEST):
-        return _result(config, folder.read_json(HISTORY)[-1])
+        return _result(config, folder.read_json(HISTORY)[-1], on_epoch)
     folder.write_json(RUN, identity(config, {"data": manifest["hash"]}))
     started_s = time.perf_counter()
     vocabulary = load_vocabulary(Folder(config.prepared), manifest)
@@ -80,10 +85,16 @@ def fit(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
     }
     folder.write_json(HISTORY, [entry])
     emit("fitted", model=config.model.name, seconds=round(elapsed_s, 1), **rounded(metrics))
-    return _result(config, entry)
+    return _result(config, entry, on_epoch)
 
 
-def _result(config: TrainConfig, entry: dict[str, Any]) -> dict[str, Any]:
+def _result(
+    config: TrainConfig,
+    entry: dict[str, Any],
+    on_epoch: Callable[[dict[str, Any]], None] | None,
+) -> dict[str, Any]:
+    if on_epoch is not None:
+        on_epoch(entry)
     shown = {key: entry[key] for key in ("valid", "users_per_s", "data_share")}
     return {"run": str(Folder(config.run)), "epochs": 1, "best_epoch": 1, **shown}
 

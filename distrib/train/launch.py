@@ -63,13 +63,15 @@ _BUGS = (
     ImportError,
 )
 T = TypeVar("T")
+EpochListener = Callable[[dict[str, Any]], None]
 
 
-def launch(config: TrainConfig) -> dict[str, Any]:
+def launch(config: TrainConfig, on_epoch: EpochListener | None = None) -> dict[str, Any]:
     """Train on the cluster, going on where an earlier start of the same run stopped.
 
     Args:
         config: The run.
+        on_epoch: Told each epoch's entry of the history; what it raises ends training.
 
     Returns:
         ``run``, ``epochs``, ``best_epoch`` and the ``valid`` metrics of the best epoch.
@@ -84,14 +86,14 @@ def launch(config: TrainConfig) -> dict[str, Any]:
     """
     manifest = preflight(config)
     if config.model.traits.learns != "steps":
-        return fit(config, manifest)
+        return fit(config, manifest, on_epoch)
     require_room(config)
     folder, prepared = Folder(config.run), Folder(config.prepared)
     config = _with_feed(config, manifest, folder)
     folder.write_json(RUN, identity(config, {"data": manifest["hash"]}))
     vocabulary = load_vocabulary(prepared)
     token = uuid.uuid4().hex
-    outcome = _fitted(config, vocabulary, manifest, token)
+    outcome = _fitted(config, (vocabulary, manifest), token, on_epoch)
     require_ours(folder, token)
     history = outcome["history"]
     folder.write_json(HISTORY, history)
@@ -118,16 +120,19 @@ def _with_feed(config: TrainConfig, manifest: dict[str, Any], folder: Folder) ->
 
 
 def _fitted(
-    config: TrainConfig, vocabulary: Vocabulary, manifest: dict[str, Any], token: str
+    config: TrainConfig,
+    data: tuple[Vocabulary, dict[str, Any]],
+    token: str,
+    on_epoch: EpochListener | None,
 ) -> dict[str, Any]:
     """Run the workers until they end by themselves; start them anew where some are lost."""
     folder, losses = Folder(config.run), _Losses(config)
     folder.write_json(TOKEN, {"token": token})
-    with _stopping() as control:
+    with _stopping(on_epoch) as control:
         while True:
             try:
                 source = _opened(config)
-                trainer = _trainer(config, source, vocabulary, manifest, (token, control.actor))
+                trainer = _trainer(config, source, *data, (token, control.actor))
                 outcome: dict[str, Any] = control.waiting(lambda: trainer.fit().return_value)  # noqa: B023
             except (TrainingFailedError, ray.exceptions.RayError) as error:
                 losses.require_hope(error)
@@ -235,9 +240,11 @@ def _trainer(
 class _Control:
     """The driver's hand on the workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_epoch: EpochListener | None) -> None:
         self.actor = start_control()
         self.num_signals = 0
+        self._on_epoch = on_epoch
+        self._num_told = 0
 
     def on_signal(self, number: int, _frame: object) -> None:
         self.num_signals += 1
@@ -262,15 +269,25 @@ class _Control:
             thread.join(0.2)
             if self.num_signals > 1:
                 raise KeyboardInterrupt
+            self._tell()
+        self._tell()
         if failures:
             raise failures[0]
         return found[0]
 
+    def _tell(self) -> None:
+        """Pass on the epochs that the workers have told of."""
+        if self._on_epoch is None:
+            return
+        for entry in ray.get(self.actor.entries.remote(self._num_told)):
+            self._num_told += 1
+            self._on_epoch(entry)
+
 
 @contextmanager
-def _stopping() -> Iterator[_Control]:
+def _stopping(on_epoch: EpochListener | None) -> Iterator[_Control]:
     """Turn signals into a word to the workers; leaves them alone outside the main thread."""
-    control = _Control()
+    control = _Control(on_epoch)
     is_main = threading.current_thread() is threading.main_thread()
     heard = (signal.SIGTERM, signal.SIGINT) if is_main else ()
     before = {number: signal.signal(number, control.on_signal) for number in heard}

@@ -335,6 +335,7 @@ class Worker:
         self.meters.tell_epoch(entry)
         if self.rank == 0:
             shown = ("users_per_s", "data_share", "checkpoint_share")
+            self.inputs.control.tell.remote(entry)
             facts = rounded({**losses, **metrics, **{key: entry[key] for key in shown}})
             emit("epoch", epoch=state.epoch, **facts)
         return not is_end

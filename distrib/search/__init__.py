@@ -1,0 +1,1 @@
+"""Hyper-parameter search over the fields of a run file."""

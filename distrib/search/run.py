@@ -1,0 +1,173 @@
+"""A study on the cluster: Ray Tune chooses which trials go on, each is a run like any other."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+from distrib.errors import ConfigError, DistribError
+from distrib.events import emit
+from distrib.search.space import SearchConfig, Value, settings_of
+from distrib.storage import Folder
+from distrib.train.checks import preflight
+from distrib.train.config import TrainConfig
+from distrib.train.launch import launch
+
+RESULT = "search.json"
+TRIALS = "trials"
+_ENTRIES = "epochs.json"
+_NUMBER = "trial"
+
+TrainingOf = Callable[[Mapping[str, Value]], TrainConfig]
+"""Makes the configuration of a run from settings of its fields."""
+
+
+def check(config: SearchConfig, training_of: TrainingOf) -> None:
+    """Check the study: every field exists, and every trial makes a run that could start.
+
+    Args:
+        config: The study.
+        training_of: Makes the configuration of a run.
+
+    Raises:
+        ConfigError: There is nothing to search, or a trial is not valid; all faults at once.
+        DataError: The data are not prepared.
+    """
+    if not config.space:
+        raise ConfigError(
+            "search.space is empty; name fields of the run file, e.g. "
+            '[search.space] "optimizer.learning_rate" = { low = 1e-4, high = 1e-2, scale = "log" }'
+        )
+    faults: dict[str, None] = {}
+    for number in range(config.num_trials):
+        try:
+            preflight(_trial(config, training_of, number))
+        except ConfigError as error:
+            faults |= dict.fromkeys(str(error).splitlines())
+    if faults:
+        raise ConfigError("search.space draws what cannot run:\n" + "\n".join(faults))
+
+
+def search(config: SearchConfig, run: str, training_of: TrainingOf) -> dict[str, Any]:
+    """Run the trials, each in a folder of its own below the run; go on where a study stopped.
+
+    What trials have measured is not measured again: it is told to the scheduler anew, and those
+    that may go on do so from their checkpoints. So a study may be given more trials, too.
+
+    Args:
+        config: The study.
+        run: Run folder of the study.
+        training_of: See `check`.
+
+    Returns:
+        ``trials``, the best first, with number, settings, epochs, metrics of the best epoch and
+        what went wrong, if anything; and ``best``, as arguments for ``--set``. Also written to the
+        folder as ``search.json``.
+
+    Raises:
+        ConfigError: See `check`; or no trial came to the end of an epoch.
+    """
+    check(config, training_of)
+    started_s = time.perf_counter()
+    configs = {n: _trial(config, training_of, n) for n in range(config.num_trials)}
+    longest = max(each.loop.num_epochs for each in configs.values())
+
+    def trial(drawn: dict[str, Any]) -> None:
+        _tried(configs[drawn[_NUMBER]])
+
+    tuner = tune.Tuner(
+        tune.with_resources(trial, {"CPU": 0}),  # its workers ask for what they need
+        param_space={_NUMBER: tune.grid_search(sorted(configs))},
+        tune_config=tune.TuneConfig(
+            metric="selection",
+            mode="max",
+            scheduler=_scheduler(config, longest),
+            max_concurrent_trials=config.max_concurrent,
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{int(time.time())}",
+            storage_path=Folder(run).path,
+            storage_filesystem=Folder(run).arrow(),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    result = _summary(config, Folder(run), configs)
+    emit("searched", trials=len(configs), seconds=round(time.perf_counter() - started_s))
+    return result
+
+
+def _scheduler(config: SearchConfig, longest: int) -> Any:
+    if config.scheduler == "none" or longest <= config.grace_epochs:
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr="epoch",
+        max_t=longest,
+        grace_period=config.grace_epochs,
+        reduction_factor=config.reduction,
+    )
+
+
+def _trial(config: SearchConfig, training_of: TrainingOf, number: int) -> TrainConfig:
+    """Return the run of a trial, in a folder of its own."""
+    found = training_of(settings_of(config, number))
+    place = str(Folder(found.run) / TRIALS / f"{number:04d}")
+    return found.model_copy(update={"run": place}).absolute()
+
+
+def _tried(config: TrainConfig) -> None:
+    """Train, and tell Ray Tune of every epoch; what was measured before is told first."""
+    for name in ("ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    folder = Folder(config.run)
+    entries: list[dict[str, Any]] = []
+    if folder.exists(_ENTRIES):
+        entries = folder.read_json(_ENTRIES)["epochs"]
+
+    def tell(entry: dict[str, Any]) -> None:
+        if not entries or entry["epoch"] > entries[-1]["epoch"]:
+            entries.append(entry)
+            folder.write_json(_ENTRIES, {"epochs": entries})
+            tune.report({"epoch": entry["epoch"], "selection": entry["selection"]})
+
+    for entry in entries:
+        tune.report({"epoch": entry["epoch"], "selection": entry["selection"]})
+    try:
+        launch(config, tell)
+    except DistribError as error:  # one bad draw must not end the study
+        folder.write_json(_ENTRIES, {"epochs": entries, "fault": str(error)})
+        emit("trial_failed", run=config.run, fault=str(error))
+
+
+def _summary(
+    config: SearchConfig, folder: Folder, configs: Mapping[int, TrainConfig]
+) -> dict[str, Any]:
+    """Collect what the trials wrote, the best first."""
+    trials = []
+    for number, trial in configs.items():
+        place = Folder(trial.run)
+        found = place.read_json(_ENTRIES) if place.exists(_ENTRIES) else {"epochs": []}
+        best = max(found["epochs"], key=lambda entry: float(entry["selection"]), default=None)
+        trials.append(
+            {
+                "trial": number,
+                "settings": settings_of(config, number),
+                "epochs": len(found["epochs"]),
+                "selection": best["selection"] if best else None,
+                "best_epoch": best["epoch"] if best else None,
+                "valid": best["valid"] if best else {},
+                "curve": [entry["selection"] for entry in found["epochs"]],
+                "fault": found.get("fault", ""),
+            }
+        )
+    trials.sort(key=lambda trial: -(trial["selection"] or float("-inf")))
+    if trials[0]["selection"] is None:
+        raise ConfigError(f"no trial came to the end of an epoch; the first: {trials[0]['fault']}")
+    best = [f"{name}={json.dumps(value)}" for name, value in trials[0]["settings"].items()]
+    result = {"selection": configs[0].selection, "trials": trials, "best": best}
+    folder.write_json(RESULT, result)
+    return result

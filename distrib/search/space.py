@@ -1,0 +1,113 @@
+"""What is searched: fields of the run file, and how values of each are drawn."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, PositiveInt, model_validator
+
+from distrib.config import Config
+
+Value = bool | int | float | str
+
+
+class Choice(Config):
+    """One of some values, each as likely."""
+
+    values: Annotated[tuple[Value, ...], Field(min_length=1)]
+
+    def draw(self, rng: np.random.Generator) -> Value:
+        """Draw a value."""
+        return self.values[int(rng.integers(len(self.values)))]
+
+
+class Range(Config):
+    """A number between two."""
+
+    low: int | float
+    high: int | float
+
+    scale: Literal["linear", "log"] = "linear"
+    """``log``: each factor is as likely; for rates and penalties."""
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> "Range":
+        if not self.low < self.high or (self.scale == "log" and self.low <= 0):
+            raise ValueError(
+                f"low = {self.low}, high = {self.high}, scale = {self.scale!r}: low must be below "
+                "high, and above 0 for log"
+            )
+        return self
+
+    def draw(self, rng: np.random.Generator) -> Value:
+        """Draw a value; a whole number where both ends are."""
+        is_whole = isinstance(self.low, int) and isinstance(self.high, int)
+        high = self.high + 1 if is_whole else self.high
+        if self.scale == "log":
+            value = math.exp(rng.uniform(math.log(self.low), math.log(high)))
+        else:
+            value = rng.uniform(self.low, high)
+        return min(int(value), int(self.high)) if is_whole else float(f"{value:.4g}")
+
+
+class SearchConfig(Config):
+    """A study: how many trials of what."""
+
+    space: dict[str, Choice | Range] = Field(default_factory=dict)
+    """By field of the run file, e.g. ``"optimizer.learning_rate"``: ``values``, or ``low``,
+    ``high`` and ``scale``."""
+
+    num_trials: PositiveInt = 20
+    """How many draws; may be raised to go on with a finished study."""
+
+    seed: int = 0
+    """Of the draws."""
+
+    scheduler: Literal["halving", "none"] = "halving"
+    """``halving`` ends trials early that are worse than others were after as many epochs."""
+
+    grace_epochs: PositiveInt = 2
+    """Epochs that every trial gets."""
+
+    reduction: Annotated[int, Field(ge=2)] = 3
+    """Of the trials that come to a rung one in so many goes on; rungs lie this factor apart."""
+
+    max_concurrent: PositiveInt = 1
+    """Trials at a time, each with the workers that ``train`` asks for."""
+
+
+def settings_of(config: SearchConfig, trial: int) -> dict[str, Value]:
+    """Draw the settings of a trial, a pure function of (seed, trial) and of each field's name.
+
+    So a study that is gone on with, or searches one field more, draws what it drew.
+
+    Args:
+        config: The study.
+        trial: Its number, from 0.
+
+    Returns:
+        Values by field.
+    """
+    return {
+        name: kind.draw(np.random.default_rng([config.seed, trial, *name.encode()]))
+        for name, kind in sorted(config.space.items())
+    }
+
+
+def with_settings(document: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a nested document with some of its fields set.
+
+    Args:
+        document: A run file as JSON.
+        settings: Values by dotted name.
+
+    Returns:
+        The copy; sections that were not there are made.
+    """
+    result = dict(document)
+    for name, value in settings.items():
+        head, _, rest = name.partition(".")
+        below = result.get(head)
+        result[head] = with_settings(below or {}, {rest: value}) if rest else value
+    return result

@@ -1,0 +1,30 @@
+"""Ray job: search hyper-parameters. ``python jobs/search.py --config configs/my.toml``."""
+
+import sys
+from typing import Any
+
+from distrib.cli import job
+from distrib.report.summary import draw_search, show_search
+from distrib.run_file import RunFile
+from distrib.search.run import check, search
+
+
+def study(file: RunFile) -> dict[str, Any]:
+    """Run the trials, show the table, draw the picture."""
+    result = search(file.search, file.run, file.training_with)
+    show_search(result)
+    trials = [{k: v for k, v in t.items() if k != "curve"} for t in result["trials"]]
+    return {**result, "trials": trials, "picture": draw_search(file.run, result)}
+
+
+def main() -> int:
+    """Check every draw, search, print the trials."""
+    return job(
+        "Search fields of a run file on validation metrics.",
+        check=lambda file: check(file.search, file.training_with),
+        run=study,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
