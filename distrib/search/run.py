@@ -6,21 +6,26 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from distrib.errors import ConfigError, DistribError
+from distrib.errors import ConfigError, known
 from distrib.events import emit
 from distrib.search.space import SearchConfig, Value, settings_of
 from distrib.storage import Folder
 from distrib.train.checks import preflight
 from distrib.train.config import TrainConfig
+from distrib.train.control import Control
 from distrib.train.launch import launch
 
 RESULT = "search.json"
 TRIALS = "trials"
 _ENTRIES = "epochs.json"
 _NUMBER = "trial"
+_POLL_S = 0.5
+_OUTSIDE = PlacementGroupSchedulingStrategy(placement_group=None)
 
 TrainingOf = Callable[[Mapping[str, Value]], TrainConfig]
 """Makes the configuration of a run from settings of its fields."""
@@ -80,7 +85,7 @@ def search(config: SearchConfig, run: str, training_of: TrainingOf) -> dict[str,
         _tried(configs[drawn[_NUMBER]])
 
     tuner = tune.Tuner(
-        tune.with_resources(trial, {"CPU": 0}),  # its workers ask for what they need
+        tune.with_resources(trial, {"memory": 1}),  # workers ask for what they need themselves
         param_space={_NUMBER: tune.grid_search(sorted(configs))},
         tune_config=tune.TuneConfig(
             metric="selection",
@@ -120,27 +125,46 @@ def _trial(config: SearchConfig, training_of: TrainingOf, number: int) -> TrainC
 
 
 def _tried(config: TrainConfig) -> None:
-    """Train, and tell Ray Tune of every epoch; what was measured before is told first."""
-    for name in ("ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    """Train, and tell Ray Tune of every epoch; what was measured before is told first.
+
+    Tune keeps all that a trial starts within the trial's own resources, so training is a task
+    outside them; Tune ends a trial by an exception out of `tune.report`.
+    """
     folder = Folder(config.run)
-    entries: list[dict[str, Any]] = []
-    if folder.exists(_ENTRIES):
-        entries = folder.read_json(_ENTRIES)["epochs"]
-
-    def tell(entry: dict[str, Any]) -> None:
-        if not entries or entry["epoch"] > entries[-1]["epoch"]:
-            entries.append(entry)
-            folder.write_json(_ENTRIES, {"epochs": entries})
-            tune.report({"epoch": entry["epoch"], "selection": entry["selection"]})
-
+    entries = folder.read_json(_ENTRIES)["epochs"] if folder.exists(_ENTRIES) else []
     for entry in entries:
-        tune.report({"epoch": entry["epoch"], "selection": entry["selection"]})
+        _report(entry)
+    inbox = ray.remote(Control).options(num_cpus=0, scheduling_strategy=_OUTSIDE).remote()
+    training = ray.remote(max_retries=0, num_cpus=0)(_trained).options(scheduling_strategy=_OUTSIDE)
+    running, num_heard, fault, is_over = training.remote(config, inbox), 0, "", False
     try:
-        launch(config, tell)
-    except DistribError as error:  # one bad draw must not end the study
-        folder.write_json(_ENTRIES, {"epochs": entries, "fault": str(error)})
-        emit("trial_failed", run=config.run, fault=str(error))
+        while not is_over:
+            is_over = bool(ray.wait([running], timeout=_POLL_S)[0])
+            for entry in ray.get(inbox.entries.remote(num_heard)):
+                num_heard += 1
+                if not entries or entry["epoch"] > entries[-1]["epoch"]:
+                    entries.append(entry)
+                    folder.write_json(_ENTRIES, {"epochs": entries})
+                    _report(entry)
+        ray.get(running)
+    except ray.exceptions.RayError as error:  # one bad draw must not end the study
+        fault = str(known(error) or error)
+        emit("trial_failed", run=config.run, fault=fault)
+    finally:
+        ray.cancel(running, force=True)
+        ray.kill(inbox)
+    folder.write_json(_ENTRIES, {"epochs": entries, "fault": fault})
+
+
+def _report(entry: dict[str, Any]) -> None:
+    tune.report({"epoch": entry["epoch"], "selection": entry["selection"]})
+
+
+def _trained(config: TrainConfig, inbox: ray.actor.ActorHandle) -> None:
+    """Train in a process of its own."""
+    for name in ("ray.train", "ray.tune", "ray.data"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    launch(config, lambda entry: ray.get(inbox.tell.remote(entry)))
 
 
 def _summary(
