@@ -83,16 +83,15 @@ def show_recommendations(output: str, num_users: int = 3, num_items: int = 5) ->
             [f"{row['user']}, serendipitous", *_listed(row, "serendipitous_", num_items)]
             for row in lists
         ]
-    what = (
-        "item (probability, expected rating)" if lists and "ratings" in lists[0] else "item (score)"
-    )
+    is_told = lists and "probabilities" in lists[0]
+    what = "item (probability, expected rating)" if is_told else "item (score)"
     columns = ["user", *(str(rank) for rank in range(1, num_items + 1))]
     table(f"First recommendations: {what}; all in {output}", columns, rows)
 
 
 def _listed(row: dict[str, Any], prefix: str, num_items: int) -> list[str]:
     items = row[prefix + "items"][:num_items]
-    if prefix + "ratings" in row:
+    if prefix + "probabilities" in row:
         told = zip(row[prefix + "probabilities"], row[prefix + "ratings"], strict=True)
         texts = [
             f"{item} ({probability:.2f}, {rating:.1f})"

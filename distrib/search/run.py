@@ -1,9 +1,11 @@
 """A study on the cluster: Ray Tune chooses which trials go on, each is a run like any other."""
 
+import contextlib
 import json
 import logging
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ray
@@ -84,6 +86,7 @@ def search(config: SearchConfig, run: str, training_of: TrainingOf) -> dict[str,
     def trial(drawn: dict[str, Any]) -> None:
         _tried(configs[drawn[_NUMBER]])
 
+    place = f"tune-{int(time.time())}"
     tuner = tune.Tuner(
         tune.with_resources(trial, {"memory": 1}),  # workers ask for what they need themselves
         param_space={_NUMBER: tune.grid_search(sorted(configs))},
@@ -94,13 +97,17 @@ def search(config: SearchConfig, run: str, training_of: TrainingOf) -> dict[str,
             max_concurrent_trials=config.max_concurrent,
         ),
         run_config=tune.RunConfig(
-            name=f"tune-{int(time.time())}",
+            name=place,
             storage_path=Folder(run).path,
             storage_filesystem=Folder(run).arrow(),
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # Tune talks there
+            tuner.fit()
+    finally:
+        (Folder(run) / place).remove()  # the trials' own folders are the record
     result = _summary(config, Folder(run), configs)
     emit("searched", trials=len(configs), seconds=round(time.perf_counter() - started_s))
     return result
@@ -134,26 +141,35 @@ def _tried(config: TrainConfig) -> None:
     entries = folder.read_json(_ENTRIES)["epochs"] if folder.exists(_ENTRIES) else []
     for entry in entries:
         _report(entry)
-    inbox = ray.remote(Control).options(num_cpus=0, scheduling_strategy=_OUTSIDE).remote()
-    training = ray.remote(max_retries=0, num_cpus=0)(_trained).options(scheduling_strategy=_OUTSIDE)
-    running, num_heard, fault, is_over = training.remote(config, inbox), 0, "", False
+    fault = ""
     try:
-        while not is_over:
-            is_over = bool(ray.wait([running], timeout=_POLL_S)[0])
-            for entry in ray.get(inbox.entries.remote(num_heard)):
-                num_heard += 1
-                if not entries or entry["epoch"] > entries[-1]["epoch"]:
-                    entries.append(entry)
-                    folder.write_json(_ENTRIES, {"epochs": entries})
-                    _report(entry)
-        ray.get(running)
+        for entry in _trained_epochs(config):
+            if not entries or entry["epoch"] > entries[-1]["epoch"]:
+                entries.append(entry)
+                folder.write_json(_ENTRIES, {"epochs": entries})
+                _report(entry)
     except ray.exceptions.RayError as error:  # one bad draw must not end the study
         fault = str(known(error) or error)
         emit("trial_failed", run=config.run, fault=fault)
+    folder.write_json(_ENTRIES, {"epochs": entries, "fault": fault})
+
+
+def _trained_epochs(config: TrainConfig) -> Iterator[dict[str, Any]]:
+    """Train in a task, and yield each epoch's entry; the task ends with the iterator."""
+    inbox = ray.remote(Control).options(num_cpus=0, scheduling_strategy=_OUTSIDE).remote()
+    task = ray.remote(max_retries=0, num_cpus=0)(_trained)
+    running = task.options(scheduling_strategy=_OUTSIDE).remote(config, inbox)
+    num_heard, is_over = 0, False
+    try:
+        while not is_over:
+            is_over = bool(ray.wait([running], timeout=_POLL_S)[0])
+            fresh = ray.get(inbox.entries.remote(num_heard))
+            num_heard += len(fresh)
+            yield from fresh
+        ray.get(running)
     finally:
         ray.cancel(running, force=True)
         ray.kill(inbox)
-    folder.write_json(_ENTRIES, {"epochs": entries, "fault": fault})
 
 
 def _report(entry: dict[str, Any]) -> None:

@@ -128,7 +128,7 @@ def deepspeed_config(
         "fp16": {"enabled": precision == "fp16", "initial_scale_power": 16},
         "communication_data_type": "fp32",
         "zero_optimization": zero,
-        "zero_allow_untested_optimizer": optimizer.name == "sgd",
+        "zero_allow_untested_optimizer": optimizer.name in {"sgd", "nadam"},
         "zero_force_ds_cpu_optimizer": False,  # its own would be compiled at run time
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,

@@ -31,7 +31,7 @@ from distrib.train.memory import advice, is_of_memory
 _PACKAGES = ("distrib", "ray", "torch", "deepspeed", "pyarrow", "numpy")
 _WARM_UP_STEPS, _TIMED_STEPS = 2, 3
 _GB = 2**30
-_MOMENTS = {"adamw": 2, "adam": 2, "adagrad": 1, "sgd": 1}
+_MOMENTS = {"adamw": 2, "adam": 2, "nadam": 2, "adagrad": 1, "sgd": 1}
 
 
 def examine(config: TrainConfig) -> dict[str, Any]:
@@ -48,9 +48,13 @@ def examine(config: TrainConfig) -> dict[str, Any]:
         ``nodes``, and ``estimate`` with memory per worker and time.
 
     Raises:
-        ConfigError: Something will not work; all faults at once.
+        ConfigError: Something will not work, all faults at once; or nothing is trained by steps.
     """
     manifest = preflight(config)
+    if config.model.traits.learns != "steps":
+        raise ConfigError(
+            f"model {config.model.name!r} is computed at once; there are no updates to try"
+        )
     require_room(config)
     config = config.absolute()
     nodes, faults = _nodes(config)
