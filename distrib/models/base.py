@@ -68,6 +68,9 @@ class Model(nn.Module, ABC):
     no engine, no optimizer, no files and no ids.
     """
 
+    part = "all"
+    """Name of the part that the present epoch trains; see `parts`."""
+
     @abstractmethod
     def encode(self, batch: Batch, noise: Noise | None = None) -> State:
         """Describe the users of a batch.
@@ -123,7 +126,7 @@ class Model(nn.Module, ABC):
         Called again where training goes on within an epoch.
         """
         del epoch
-        return "all"
+        return self.part
 
     def trains_items(self) -> bool:
         """Tell whether this epoch's updates fall on `item_tables`, whose gradient is costly."""

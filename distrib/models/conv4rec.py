@@ -87,7 +87,8 @@ class Conv4Rec(Model):
     ReLUs leak, since with few channels a plain one can die at the start and take the code with it.
     The ``ordinal`` decoder is ours: with s the log-odds and v the place on the scale, its logits
     are 0, and s + log softmax_k(slope_k v + bias_k) for level k, so that the levels are learned
-    from observed cells alone, and training decodes one number of each other cell.
+    from observed cells alone, and training decodes one number of each other cell. With it, half of
+    the encoder's hidden channels begin with a ramp over the levels.
     """
 
     def __init__(self, config: Conv4RecConfig, catalogue: Catalogue) -> None:
@@ -122,6 +123,8 @@ class Conv4Rec(Model):
             place_L = torch.tensor(self.levels) - sum(self.levels) / len(self.levels)
             with torch.no_grad():
                 self.slope_L.copy_(_SLOPE * place_L / place_L.norm().clamp(min=1e-6))
+                if self.channels is not None:
+                    _add_ramp(cast("Tensor", self.channels[0].weight), place_L)
         if self.output_bias_ID is not None:
             nn.init.normal_(self.output_bias_ID, std=1.0)
         with torch.no_grad():
@@ -282,6 +285,17 @@ def _convolution(config: Conv4RecConfig, num_outcomes: int) -> nn.Sequential:
         nn.Linear(config.channel_hidden_width, config.channel_width),
         nn.LeakyReLU(_LEAK),
     )
+
+
+def _add_ramp(weight_HC: Tensor, place_L: Tensor) -> None:
+    """Let half of the hidden channels begin with a rise or fall over the levels.
+
+    At random, some starts tell the levels apart badly, and stay so.
+    """
+    ramp_L = place_L / place_L.abs().max().clamp(min=1e-6)
+    half = len(weight_HC) // 2
+    sign_H1 = 1.0 - 2.0 * (torch.arange(half) % 2)[:, None]
+    weight_HC[:half, 1:] += sign_H1 * ramp_L
 
 
 def _mlp_head(num_outcomes: int) -> nn.Sequential:

@@ -16,7 +16,7 @@ from distrib.batch import Batch
 from distrib.checkpoint.state import VALUE, Piece, SavedState
 from distrib.errors import ConfigError
 from distrib.noise import Noise
-from distrib.objectives.base import Candidates, Carry, Objective
+from distrib.objectives.base import Candidates, Carry, FactoredObjective, Objective
 from distrib.train.blocked import Share, blocked_terms
 from distrib.train.deepspeed_config import num_micro_batches
 from distrib.train.engine import (
@@ -158,19 +158,26 @@ class ItemEngine:
         all_state = tuple(_Gathered.apply(tensor, sizes) for tensor in state)  # type: ignore[no-untyped-call]
         is_mine_N = (everyone.item_N >= self.low) & (everyone.item_N < self.high)
         mine = everyone.keep(is_mine_N)
-        candidates = objective.candidates(everyone, noise, step)
-        terms_TB = blocked_terms(  # outcomes whole: a rank holds not the users' levels elsewhere
-            model,
-            objective,
+        mine = mine._replace(item_N=mine.item_N - self.low)
+        odds = model.odds()
+        is_factored = odds is not None and isinstance(objective, FactoredObjective)
+        by_item = objective.interactions if is_factored else objective  # type: ignore[attr-defined]
+        candidates = by_item.candidates(everyone, noise, step)
+        terms_TB = blocked_terms(
+            odds or model,
+            by_item,
             all_state,
-            mine._replace(item_N=mine.item_N - self.low),
+            mine,
             self.step_module.blocks._replace(candidates=self._own_candidates(candidates)),
-            share=Share(everyone, _joined(objective.merged)),
+            share=Share(everyone, _joined(by_item.merged)),
         )
+        sums = terms_TB[:, own].sum(1)
         loss = terms_TB.sum() / num_users
-        terms = dict(
-            zip(objective.term_names, terms_TB[:, own].sum(1).detach().unbind(), strict=True)
-        )
+        if is_factored:  # levels of the own items, of all users
+            levels_NL = model.decode_levels(all_state, mine)
+            level_T = objective.level_terms(levels_NL, mine).sum(1)  # type: ignore[attr-defined]
+            sums, loss = torch.cat([sums, level_T]), loss + level_T.sum() / num_users
+        terms = dict(zip(objective.term_names, sums.detach().unbind(), strict=True))
         divergence_B = model.divergence(state)
         if divergence_B is not None:
             divergence = objective.divergence_weight(step) * divergence_B.sum()

@@ -46,6 +46,12 @@ class TrainStep(nn.Module):
         divergence_B = self.model.divergence(state)
         if divergence_B is not None:
             terms["divergence"] = self.objective.divergence_weight(step) * divergence_B.sum()
+        resting = [
+            p for name, ps in self.model.parts().items() if name != self.model.part for p in ps
+        ]
+        if resting and self.training:  # ZeRO-3 would take their last gradients for this one's
+            name = self.objective.term_names[0]
+            terms[name] = terms[name] + 0.0 * torch.stack([p.sum() for p in resting]).sum().float()
         return terms
 
     def _terms(self, state: State, target: Batch, noise: Noise, step: int) -> Tensor:

@@ -10,9 +10,15 @@ from distrib.batch import Batch, cells_by_block, level_index
 from distrib.models.conv4rec import Conv4RecConfig
 from distrib.models.mult_vae import MultVaeConfig
 from distrib.noise import Noise
-from distrib.objectives import MultinomialConfig, RatingClassesConfig, SquaredErrorConfig
+from distrib.objectives import (
+    BinaryConfig,
+    MultinomialConfig,
+    RatingClassesConfig,
+    SquaredErrorConfig,
+)
 from distrib.objectives.compiled import Compiled
 from distrib.train.blocked import Blocks, blocked_terms
+from distrib.train.step import TrainStep, total
 from tests.conftest import Small
 
 
@@ -105,6 +111,58 @@ def test_a_near_certain_none_keeps_its_loss():
     exact = torch.log1p(5 * torch.exp(torch.tensor(-18.0, dtype=torch.float64)))
     assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
     assert -output.log_softmax(-1)[0, 0, 0].item() == 0.0
+
+
+@pytest.mark.parametrize("rating_width", [0, 4])
+def test_interactions_and_levels_by_themselves_give_the_loss_of_all_outcomes(rating_width, small):
+    model = Conv4RecConfig(latent_width=8, rating_width=rating_width).build(small.catalogue)
+    objective = RatingClassesConfig(rating_weight=3.0).build(small.catalogue)
+    batch, noise = small.batch, Noise.of(0, 0)
+    whole_TB = blocked_terms(model, objective, model.encode(batch, noise), batch, Blocks(17))
+    wanted = torch.autograd.grad(whole_TB.sum(), list(model.parameters()))
+    terms = TrainStep(model, objective, block_items=17)(batch, batch, noise, 0)
+    torch.testing.assert_close(torch.stack(list(terms.values())), whole_TB.sum(1))
+    found = torch.autograd.grad(total(terms), list(model.parameters()))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_binary_loss_is_the_plain_one(small):
+    model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalogue)
+    objective = BinaryConfig().build(small.catalogue)
+    batch = small.batch
+    loss_TB = blocked_terms(model, objective, model.encode(batch), batch, Blocks(17))
+    met_BI = torch.zeros(37, 50).index_put((batch.row_N, batch.item_N), torch.ones(()))
+    odds_BI = model.decode(model.encode(batch), slice(None))
+    plain_BI = F.binary_cross_entropy_with_logits(odds_BI, met_BI, reduction="none")
+    torch.testing.assert_close(loss_TB[0], plain_BI.sum(1))
+    wanted = gradients(plain_BI.sum(1)[None], model)
+    for name, gradient in gradients(loss_TB, model).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_sampled_unobserved_cells_have_the_mean_of_all_loss_and_gradient(power, small):
+    config = Conv4RecConfig(latent_width=8, decoder="linear")
+    model, batch = config.build(small.catalogue), small.users(range(6))
+    exact = RatingClassesConfig().build(small.catalogue)
+    settings = RatingClassesConfig(num_sampled=12, sampling_power=power)
+    sampled = settings.build(small.catalogue)
+
+    def both(objective, step):
+        candidates = objective.candidates(batch, Noise.of(0, 0), step)
+        blocks = Blocks(17, 0, candidates)
+        terms_TB = blocked_terms(model, objective, model.encode(batch), batch, blocks)
+        (by_prior,) = torch.autograd.grad(terms_TB.sum(), [model.prior_IC])
+        return torch.cat([terms_TB[0].detach(), by_prior[:, 0]]), terms_TB[1].detach()
+
+    wanted, rating_B = both(exact, 0)
+    draws = [both(sampled, step) for step in range(400)]
+    for _, ratings_B in draws[:5]:  # what was rated is not sampled
+        torch.testing.assert_close(ratings_B, rating_B)
+    found = torch.stack([draw for draw, _ in draws])
+    error = found.std(0) / 20.0
+    assert ((found.mean(0) - wanted).abs() < 4.5 * error + 1e-4).all()
 
 
 def test_users_without_targets_and_batches_without_users_give_zeros(small):

@@ -18,6 +18,12 @@ ROOT = Path(__file__).parents[2]
 HALF = NUM_STEPS // 2
 ENGINES = {f"zero{stage}": {"precision": "fp32", "zero_stage": stage} for stage in range(4)}
 ENGINES["items"] = {"precision": "fp32", "parallel": "items"}
+ENGINES_OF = {
+    "rec_vae": ("zero0", "zero1", "zero3", "items"),
+    "elsa": ("zero1", "zero3"),
+    "biased_mf": ("zero3",),
+    "autorec": ("zero1",),
+}
 SPECIAL = {
     "items-accumulated": {"precision": "fp32", "parallel": "items", "micro_batch_users": 2},
     "accumulated": {"precision": "fp32", "zero_stage": 1, "micro_batch_users": 2},
@@ -25,6 +31,12 @@ SPECIAL = {
     "offloaded-all": {"precision": "fp32", "zero_stage": 3, "offload": "all"},
 }
 HALVED_CASES = ("conv4rec", "mult_vae")
+PAIRS = [
+    (case, kind)
+    for case in CASES
+    for kind in (ENGINES if case in HALVED_CASES else ENGINES_OF.get(case, ("zero2", "items")))
+]
+"""Each model on engines that meet it differently; the two that all else rests on, on all."""
 HALVES = {
     f"{p}/{s}": {"precision": p, "zero_stage": s} for p in ("bf16", "fp16") for s in (1, 2, 3)
 }
@@ -64,14 +76,13 @@ def measured(request, folder):
     """Six updates of every engine; its state after three is kept, and gone on from at the end."""
     world_size = request.param
     jobs = {}
-    for case in CASES:
-        more = SPECIAL | HALVES if case in HALVED_CASES else {}
-        for kind, engine in (ENGINES | more).items():
-            name = f"{case}/{kind}"
-            kept = saved_at(folder, world_size, name)
-            jobs[name] = Job(case, engine)
-            jobs[f"{name}/first"] = Job(case, engine, last=HALF, save=kept)
-            jobs[f"{name}/second"] = Job(case, engine, begin=kept, first=HALF)
+    everything = ENGINES | SPECIAL | HALVES
+    for case, kind in [*PAIRS, *product(HALVED_CASES, SPECIAL | HALVES)]:
+        name, engine = f"{case}/{kind}", everything[kind]
+        kept = saved_at(folder, world_size, name)
+        jobs[name] = Job(case, engine)
+        jobs[f"{name}/first"] = Job(case, engine, last=HALF, save=kept)
+        jobs[f"{name}/second"] = Job(case, engine, begin=kept, first=HALF)
     return run_ranks(world_size, jobs, folder / str(world_size))
 
 
@@ -85,13 +96,13 @@ def reference():
 
 @pytest.mark.parametrize(
     ("case", "kind"),
-    [*product(CASES, ENGINES), *product(HALVED_CASES, SPECIAL)],
+    [*PAIRS, *product(HALVED_CASES, SPECIAL)],
 )
 def test_every_engine_and_rank_count_gives_the_losses_of_the_local_engine(
     case, kind, measured, reference
 ):
-    # float32; six Adam steps let sums in another order grow to a few 1e-6 of the loss.
-    np.testing.assert_allclose(measured[0][f"{case}/{kind}"]["losses"], reference[case], rtol=2e-5)
+    # float32; six Adam steps let sums in another order grow to some 1e-5 of the loss.
+    np.testing.assert_allclose(measured[0][f"{case}/{kind}"]["losses"], reference[case], rtol=5e-5)
 
 
 @pytest.mark.parametrize("case", HALVED_CASES)
@@ -116,7 +127,7 @@ def test_fp16_scales_its_losses_and_trains(case, stage, measured, reference):
 
 def test_a_restored_engine_goes_on_bit_for_bit_and_replicas_are_equal(measured):
     whole = [name for name in measured[0] if f"{name}/second" in measured[0]]
-    assert len(whole) == len(CASES) * len(ENGINES) + len(HALVED_CASES) * len(SPECIAL | HALVES)
+    assert len(whole) == len(PAIRS) + len(HALVED_CASES) * len(SPECIAL | HALVES)
     for name in whole:
         halves = [measured[0][f"{name}/{half}"]["losses"] for half in ("first", "second")]
         assert halves[0] + halves[1] == measured[0][name]["losses"], name
@@ -150,7 +161,7 @@ def test_a_state_serves_any_number_of_ranks_and_any_engine(before, after, folder
         assert len({rank[name]["digest"] for rank in ranks}) == 1, name
 
 
-@pytest.mark.parametrize("rule", ["adam", "sgd", "adagrad"])
+@pytest.mark.parametrize("rule", ["adam", "nadam", "sgd", "adagrad"])
 def test_other_rules_go_on_bit_for_bit(rule, folder):
     place = f"{folder}/{rule}"
     engine = ENGINES["zero2"]
@@ -216,12 +227,13 @@ def test_weight_decay_falls_on_named_parameters_only():
     step = make_step("conv4rec")
     optimizer = build_optimizer(step.model, OPTIMIZER)
     decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
-    assert decayed == {id(step.model.input_IDZ), id(step.model.output_IDZ)}
+    tables = step.model.input_IDZ, step.model.output_IDZ, step.model.rating_IZ
+    assert decayed == {id(table) for table in tables}
     everything = [p for g in optimizer.param_groups for p in g["params"]]
     assert len(everything) == len(list(step.model.parameters()))
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "adagrad"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "nadam", "sgd", "adagrad"])
 def test_every_optimizer_lowers_the_loss(name):
     engine = LocalEngine(make_step("conv4rec"), OptimizerConfig(name=name, learning_rate=0.003))
     first = np.sum(losses(engine, 0, 1))
