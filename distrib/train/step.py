@@ -46,13 +46,19 @@ class TrainStep(nn.Module):
         divergence_B = self.model.divergence(state)
         if divergence_B is not None:
             terms["divergence"] = self.objective.divergence_weight(step) * divergence_B.sum()
-        resting = [
-            p for name, ps in self.model.parts().items() if name != self.model.part for p in ps
-        ]
-        if resting and self.training:  # ZeRO-3 would take their last gradients for this one's
+        if self.training:
             name = self.objective.term_names[0]
-            terms[name] = terms[name] + 0.0 * torch.stack([p.sum() for p in resting]).sum().float()
+            terms[name] = terms[name] + self._no_gradient()
         return terms
+
+    def _no_gradient(self) -> Tensor | float:
+        """Return 0, whose gradient by what this epoch does not train is 0.
+
+        Without it ZeRO-3 would take the last gradients of such parameters for new ones.
+        """
+        parts = self.model.parts()
+        resting = [p for name in parts if name != self.model.part for p in parts[name]]
+        return 0.0 * torch.stack([p.float().sum() for p in resting]).sum() if resting else 0.0
 
     def _terms(self, state: State, target: Batch, noise: Noise, step: int) -> Tensor:
         """Return the objective's terms, looking at no more than the objective needs."""
