@@ -14,6 +14,9 @@ from distrib.score.scorer import Scorer
 
 Cutoffs = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
+EXPECTED, KNOWN = "interactions_expected", "interactions_known"
+"""Calibration: the sum of a user's probabilities, and the interactions that were read."""
+
 _LOWER_IS_BETTER = ("rmse", "mae")
 
 
@@ -48,9 +51,13 @@ def measure(scorer: Scorer, asked: Example, config: EvaluateConfig) -> Sums:
         config: Which metrics.
 
     Returns:
-        Sums over users (ranking) and over cells (``squared_error``, ``mae``), to be merged.
+        Sums over users (ranking; where probabilities are told, how many interactions the model
+        expects and how many it has read) and over cells (``squared_error``, ``mae``), to be merged.
     """
     values = _ranking(scorer, asked, config)
+    expected_B = scorer.expected_interactions(asked.source)
+    if expected_B is not None:
+        values |= {EXPECTED: expected_B, KNOWN: asked.source.length_B.double()}
     predicted = scorer.predict(asked.source, asked.target)
     if predicted is not None:
         error_N = (predicted.rating_N - asked.target.value_N).to(torch.float64)

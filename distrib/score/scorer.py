@@ -146,6 +146,24 @@ class Scorer:
         raw_N = opinion.rating_BI[0].cpu()
         return Prediction(self._on_scale(raw_N), raw_N if is_point else None)
 
+    @torch.inference_mode()
+    def expected_interactions(self, source: Batch) -> Tensor | None:
+        """Return the sum of each user's probabilities over all items, float64 ``[B]``, if told."""
+        state = self.model.encode(source.to(self.device))
+        odds = self.model.odds()
+        total_B = torch.zeros(source.num_users, dtype=torch.float64, device=self.device)
+        for low, high in self.blocks:
+            if odds is not None:
+                rows = tuple(table[low:high] for table in odds.tables)
+                probability_BI = torch.sigmoid(odds.decode_rows(state, rows).float())
+            else:
+                opinion = self.model.opinion(self.model.decode(state, slice(low, high)).float())
+                if opinion is None or opinion.probability_BI is None:
+                    return None
+                probability_BI = opinion.probability_BI
+            total_B += probability_BI.sum(1, dtype=torch.float64)
+        return total_B.cpu()
+
     def _opinion(self, output: Tensor) -> Opinion | None:
         """Return what the model thinks, on the CPU, ratings cut to the scale."""
         opinion = self.model.opinion(output)

@@ -208,6 +208,6 @@ def _summary(
     if trials[0]["selection"] is None:
         raise ConfigError(f"no trial came to the end of an epoch; the first: {trials[0]['fault']}")
     best = [f"{name}={json.dumps(value)}" for name, value in trials[0]["settings"].items()]
-    result = {"selection": configs[0].selection, "trials": trials, "best": best}
+    result = {"selection": list(configs[0].selection), "trials": trials, "best": best}
     folder.write_json(RESULT, result)
     return result

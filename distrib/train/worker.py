@@ -30,7 +30,7 @@ from distrib.data.feed import Dealing, Feed
 from distrib.data.schema import Role
 from distrib.data.source import Source
 from distrib.errors import CheckpointError, DataError, MemoryLimitError
-from distrib.evaluate.protocol import measure, selection_score
+from distrib.evaluate.protocol import EXPECTED, KNOWN, measure, selection_score
 from distrib.events import Interval, emit, rounded
 from distrib.metrics import Sums
 from distrib.objectives import Objective
@@ -61,6 +61,7 @@ TOKEN = "attempt.json"
 BEST = "best"
 """Folder of the bundles of the best epochs so far, inside a run."""
 
+_DRIFT = 0.2  # of the expected interactions from the known ones, from which it is told
 _PREEMPTION_S = 5.0  # between questions to Ray
 
 
@@ -326,6 +327,7 @@ class Worker:
             "skipped_updates": state.step - state.updates,
         }
         self.history.append(entry)
+        self._watch_calibration(metrics)
         state.start_clocks()  # what writing takes away from training counts to the next epoch
         is_end = is_end or self._is_out_of_patience()
         best = weights if entry is best_entry(self.history) else None
@@ -339,6 +341,14 @@ class Worker:
             facts = rounded({**losses, **metrics, **{key: entry[key] for key in shown}})
             emit("epoch", epoch=state.epoch, **facts)
         return not is_end
+
+    def _watch_calibration(self, metrics: dict[str, float]) -> None:
+        """Tell when probabilities drift from the counts that they should add up to."""
+        expected, known = metrics.get(EXPECTED), metrics.get(KNOWN)
+        if self.rank == 0 and expected is not None and known:
+            share = expected / known
+            if abs(share - 1.0) > _DRIFT:
+                emit("calibration_drift", epoch=self.state.epoch, expected_of_known=share)
 
     def _is_out_of_patience(self) -> bool:
         """Tell whether the best epoch lies too far back."""

@@ -71,6 +71,17 @@ def test_predictions_stand_in_the_order_of_the_targets(small):
     torch.testing.assert_close(rating_N, whole[small.batch.row_N, small.batch.item_N])
 
 
+@pytest.mark.parametrize("decoder", ["ordinal", "linear"])
+def test_expected_interactions_add_up_all_probabilities(decoder, small):
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8, decoder=decoder), block_items=7)
+    with torch.no_grad():
+        output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
+    wanted_B = 1.0 - output.softmax(-1)[..., 0]
+    found_B = scorer.expected_interactions(small.batch)
+    torch.testing.assert_close(found_B.float(), wanted_B.sum(1), rtol=1e-4, atol=1e-4)
+    assert scorer_of(small, MultVaeConfig()).expected_interactions(small.batch) is None
+
+
 def test_serendipitous_items_are_unseen_unlikely_supported_and_sorted_by_rating(small):
     scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4), block_items=7)
     found = scorer.serendipitous(small.batch, small.batch, 20, unlikely_share=0.5, min_support=8)

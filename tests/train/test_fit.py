@@ -1,0 +1,172 @@
+"""Models that are computed at once, from shards on the cluster; and training on rows of items."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from distrib.checkpoint.bundle import BUNDLE, load_bundle
+from distrib.data.config import DataConfig
+from distrib.data.feed import Dealing, read_shard
+from distrib.data.prepare import prepare
+from distrib.data.prepared import load_manifest, load_vocabulary
+from distrib.data.source import load_source
+from distrib.data.sources import SyntheticLog
+from distrib.errors import ConfigError
+from distrib.evaluate.protocol import EvaluateConfig
+from distrib.evaluate.run import evaluate
+from distrib.models import AutoRecConfig, EaseConfig, ItemKnnConfig, MultVaeConfig, PopularityConfig
+from distrib.models.popularity import Popularity
+from distrib.objectives import CosineConfig, MultinomialConfig
+from distrib.score.bulk import score
+from distrib.score.policy import ScoreConfig
+from distrib.score.scorer import Scorer
+from distrib.storage import Folder
+from distrib.train.checks import HISTORY, preflight
+from distrib.train.config import TrainConfig
+from distrib.train.engine import EngineConfig
+from distrib.train.launch import launch
+from distrib.train.loop import LoopConfig
+from distrib.train.optimizer import OptimizerConfig
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def prepared(cluster, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("data"))
+    source = SyntheticLog(num_users=1500, num_items=60, num_interactions=20_000)
+    prepare(DataConfig(prepared=folder, source=source, num_shards=3, item_histories=True))
+    return folder
+
+
+def config_of(run, prepared, model, **settings):
+    objective = settings.pop("objective", model.traits.objective)
+    return TrainConfig(
+        run=str(run),
+        prepared=prepared,
+        seed=0,
+        model=model,
+        objective=objective,
+        optimizer=OptimizerConfig(name="adam", learning_rate=0.003),
+        engine=EngineConfig(precision="fp32"),
+        loop=LoopConfig(**settings),
+        evaluate=EvaluateConfig(),
+    )
+
+
+def multi_hot(prepared):
+    manifest = load_manifest(Folder(prepared))
+    x_UI = np.zeros((manifest["counts"]["training_users"], len(load_vocabulary(Folder(prepared)))))
+    first = 0
+    for entry in manifest["shards"]:
+        train, _ = read_shard(Folder(prepared), entry, 3)
+        row_N = np.repeat(np.arange(train.num_users), np.diff(train.pointer_P))
+        x_UI[first + row_N, train.item_N] = 1.0
+        first += train.num_users
+    return x_UI
+
+
+def test_ease_from_shards_equals_a_plain_solution_and_is_solved_once(prepared, tmp_path):
+    config = config_of(tmp_path / "run", prepared, EaseConfig(penalty=20.0))
+    told = []
+    result = launch(config, told.append)
+    assert result["valid"] == told[0]["valid"]
+    assert result["valid"]["recall@20"] > 0.3
+    x_UI = multi_hot(prepared)
+    p_II = np.linalg.inv(x_UI.T @ x_UI + 20.0 * np.eye(x_UI.shape[1]))
+    wanted = -p_II / np.diag(p_II)
+    np.fill_diagonal(wanted, 0.0)
+    model = load_bundle(Folder(str(tmp_path / "run")) / BUNDLE).model
+    np.testing.assert_allclose(model.weight_II.numpy(), wanted, atol=1e-6)
+    before = (tmp_path / "run" / HISTORY).stat().st_mtime_ns
+    assert launch(config)["valid"] == result["valid"]
+    assert (tmp_path / "run" / HISTORY).stat().st_mtime_ns == before
+    measured = evaluate(str(tmp_path / "run"), prepared, EvaluateConfig())["metrics"]
+    assert measured["model"]["ndcg@100"]["mean"] > measured["popularity"]["ndcg@100"]["mean"]
+    with pytest.raises(ConfigError, match=r"model\.penalty: 20\.0 there, 5\.0 now"):
+        launch(config_of(tmp_path / "run", prepared, EaseConfig(penalty=5.0)))
+
+
+def test_popularity_is_a_model_like_others(prepared, tmp_path):
+    launch(config_of(tmp_path / "run", prepared, PopularityConfig()))
+    bundle = load_bundle(Folder(str(tmp_path / "run")) / BUNDLE)
+    counted = Popularity(load_vocabulary(Folder(prepared)).catalogue)
+    assert torch.equal(bundle.model.logit_IC, counted.logit_IC)
+
+
+def test_item_autorec_trains_on_rows_of_items_and_every_way_of_scoring_agrees(prepared, tmp_path):
+    model = AutoRecConfig(side="items", hidden_width=8)
+    config = config_of(tmp_path / "run", prepared, model, num_epochs=2, batch_users=7)
+    result = launch(config)
+    assert result["valid"]["rmse"] < 1.4
+    run = str(tmp_path / "run")
+    measured = evaluate(run, prepared, EvaluateConfig())["metrics"]["model"]
+    assert measured["rmse"]["mean"] == pytest.approx(result["valid"]["rmse"], abs=0.1)
+    written = score(run, prepared, ScoreConfig(k=5, output=str(tmp_path / "lists")))
+    table = Folder(written["output"]).read_parquet("part-00001.parquet").to_pylist()
+    manifest, folder = load_manifest(Folder(prepared)), Folder(prepared)
+    train, _ = read_shard(folder, manifest["shards"][1], 3)
+    scorer = Scorer.from_bundle(Folder(run) / BUNDLE)
+    number = int(train.number_B[4])  # a user in its shard, known by number
+    weight, bias = scorer.model.weight_UZ[number], scorer.model.bias_U[number]
+    row = table[(number - 1) // 3]
+    places = scorer.vocabulary.ids.to_pylist()
+    wanted = [float(scorer.model.code_IZ[places.index(i)] @ weight + bias) for i in row["items"]]
+    assert row["scores"] == pytest.approx(wanted, rel=1e-4)
+    assert set(row) == {"user", "items", "scores", "ratings"}
+
+
+def test_rows_of_items_are_the_transposed_rows_of_users(prepared):
+    by_item = {}
+    for kind in ("resident", "streaming"):
+        source = load_source(Folder(prepared), kind, "items")
+        feed = source.open(Dealing(7, 0, 0, 1), window_users=20)
+        found = {}
+        for batch, _ in feed.batches(0):
+            for row, item in enumerate(batch.user_B.tolist()):
+                part = slice(batch.pointer_P[row], batch.pointer_P[row + 1])
+                assert item not in found
+                found[item] = dict(
+                    zip(batch.item_N[part].tolist(), batch.value_N[part].tolist(), strict=True)
+                )
+        by_item[kind] = found
+        valid = sum(len(mine) for _, mine in feed.valid_parts())
+        assert valid == source.num_valid > 0
+    assert by_item["resident"] == by_item["streaming"]
+    cells = {}
+    for entry in load_manifest(Folder(prepared))["shards"]:
+        train, _ = read_shard(Folder(prepared), entry, 3)
+        user_N = np.repeat(train.number_B, np.diff(train.pointer_P))
+        for user, item, value in zip(user_N, train.item_N, train.value_N, strict=True):
+            cells.setdefault(int(item), {})[int(user)] = float(value)
+    assert by_item["resident"] == cells
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (EaseConfig(), {"objective": MultinomialConfig()}, "nothing is minimised; remove it"),
+        (ItemKnnConfig(), {"use_gpu": True}, "it is computed on CPUs"),
+        (MultVaeConfig(), {"objective": CosineConfig()}, "trained by no other; leave"),
+        (AutoRecConfig(side="users"), {"objective": MultinomialConfig()}, "gives ratings, but"),
+        (AutoRecConfig(), {"warm_start": "elsewhere"}, "parameters for each user"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(model, settings, message, prepared, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        preflight(config_of(tmp_path / "run", prepared, model, **settings))
+
+
+def test_data_that_lack_what_a_model_reads_are_refused(prepared, tmp_path):
+    manifest = load_manifest(Folder(prepared))
+    config = config_of(tmp_path / "run", str(tmp_path / "data"), AutoRecConfig())
+    for change, message in (
+        ({"item_histories": None}, "set data.item_histories = true"),
+        ({"levels": [1.0]}, "holds interactions without any"),
+    ):
+        lacking = {k: v for k, v in (manifest | change).items() if v is not None}
+        Folder(config.prepared).write("manifest.json", json.dumps(lacking).encode())
+        with pytest.raises(ConfigError, match=message):
+            preflight(config)
