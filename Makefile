@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow test-stores lint types imports bench bench-data bench-training clean
+.PHONY: demo test slow test-stores lint types imports bench bench-data bench-models bench-quality bench-training clean
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --config configs/demo.toml
@@ -40,6 +40,13 @@ bench: $(READY)
 
 bench-data: $(READY)
 	$(BIN)/python -m tests.benchmarks.preparation
+
+bench-models: $(READY)
+	$(BIN)/python -m tests.benchmarks.models
+
+# The tables of measured quality: three seeds each, on DISTRIB_DATA; hours.
+bench-quality: $(READY)
+	$(BIN)/python -m tests.benchmarks.quality $(sort $(wildcard configs/ml100k_*.toml configs/ml1m_*.toml))
 
 # RecBole apart, with what it was made for: NumPy 1, an old Ray, setuptools with pkg_resources.
 bench-training: $(READY)

@@ -86,8 +86,8 @@ class AutoRec(Model):
     the mean over the batch. Biases are free.
 
     Differs from the source: trained in batches by a rule of the run file, theirs by L-BFGS or Rprop
-    on all rows at once; output biases start at the columns' mean ratings; a sigmoid at the output
-    is scaled to the range of the levels.
+    on all rows at once; output biases start at the items' mean ratings, or, where columns are
+    users, at the mean of all; a sigmoid at the output is scaled to the range of the levels.
     """
 
     def __init__(self, config: AutoRecConfig, columns: Catalogue) -> None:

@@ -93,16 +93,16 @@ def measure_training(model: str, url: str, source: Source, steps: int) -> dict[s
     state, noise, warm_up = TrainState(seed=0), Noise.of(0, 0), 3
     for number, (batch, num_users) in enumerate(timed(feed.batches(0), state)):
         if number == warm_up:
-            state.start_epoch()
+            state.start_clocks()
         started_s = time.perf_counter()
         engine.train_batch(batch, batch, noise, step=number, num_users=num_users)
         state.compute_s += time.perf_counter() - started_s
-        state.num_users += num_users
+        state.timed_users += num_users
         if number == steps + warm_up:
             break
     elapsed_s = state.data_s + state.compute_s
     return {
-        "train_users_per_s": state.num_users / elapsed_s,
+        "train_users_per_s": state.timed_users / elapsed_s,
         "data_wait_share": state.data_s / elapsed_s,
         "train_peak_mb": peak_mb(),
     }

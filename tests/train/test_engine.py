@@ -161,18 +161,19 @@ def test_a_state_serves_any_number_of_ranks_and_any_engine(before, after, folder
         assert len({rank[name]["digest"] for rank in ranks}) == 1, name
 
 
-@pytest.mark.parametrize("rule", ["adam", "nadam", "sgd", "adagrad"])
-def test_other_rules_go_on_bit_for_bit(rule, folder):
-    place = f"{folder}/{rule}"
-    engine = ENGINES["zero2"]
-    jobs = {
-        "whole": Job("mult_vae", engine, optimizer=rule),
-        "first": Job("mult_vae", engine, last=HALF, save=place, optimizer=rule),
-        "second": Job("mult_vae", engine, begin=place, first=HALF, optimizer=rule),
-    }
-    found = run_ranks(2, jobs, folder / f"rule-{rule}")[0]
-    assert found["first"]["losses"] + found["second"]["losses"] == found["whole"]["losses"]
-    assert found["second"]["digest"] == found["whole"]["digest"]
+def test_other_rules_go_on_bit_for_bit(folder):
+    rules, engine = ("adam", "nadam", "sgd", "adagrad"), ENGINES["zero2"]
+    jobs = {}
+    for rule in rules:
+        place = f"{folder}/{rule}"
+        jobs[f"{rule}/whole"] = Job("mult_vae", engine, optimizer=rule)
+        jobs[f"{rule}/first"] = Job("mult_vae", engine, last=HALF, save=place, optimizer=rule)
+        jobs[f"{rule}/second"] = Job("mult_vae", engine, begin=place, first=HALF, optimizer=rule)
+    found = run_ranks(2, jobs, folder / "rules")[0]
+    for rule in rules:
+        whole, first, second = (found[f"{rule}/{part}"] for part in ("whole", "first", "second"))
+        assert first["losses"] + second["losses"] == whole["losses"], rule
+        assert second["digest"] == whole["digest"], rule
 
 
 def test_deepspeeds_defaults_with_a_trap_are_written_out():
@@ -237,7 +238,7 @@ def test_weight_decay_falls_on_named_parameters_only():
 def test_every_optimizer_lowers_the_loss(name):
     engine = LocalEngine(make_step("conv4rec"), OptimizerConfig(name=name, learning_rate=0.003))
     first = np.sum(losses(engine, 0, 1))
-    for _ in range(10):
+    for _ in range(3):
         last = np.sum(losses(engine, 0, 1))
     assert last < first
     assert np.isfinite(last)
