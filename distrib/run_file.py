@@ -51,7 +51,13 @@ class RunFile(Config):
         return self
 
     def training_with(self, settings: Mapping[str, Any]) -> TrainConfig:
-        """Return the part that decides training, with some fields set; see `search.space`.
+        """Return the part that decides training, with some fields set.
+
+        Args:
+            settings: Values by dotted name of the field.
+
+        Returns:
+            The checked configuration.
 
         Raises:
             ConfigError: A field is not known or takes no such value.
