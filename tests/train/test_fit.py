@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
+from distrib.config import load
 from distrib.data.config import DataConfig
 from distrib.data.feed import Dealing, read_shard
 from distrib.data.prepare import prepare
@@ -19,6 +20,7 @@ from distrib.evaluate.run import evaluate
 from distrib.models import AutoRecConfig, EaseConfig, ItemKnnConfig, MultVaeConfig, PopularityConfig
 from distrib.models.popularity import Popularity
 from distrib.objectives import CosineConfig, MultinomialConfig
+from distrib.run_file import RunFile
 from distrib.score.bulk import score
 from distrib.score.policy import ScoreConfig
 from distrib.score.scorer import Scorer
@@ -170,3 +172,20 @@ def test_data_that_lack_what_a_model_reads_are_refused(prepared, tmp_path):
         Folder(config.prepared).write("manifest.json", json.dumps(lacking).encode())
         with pytest.raises(ConfigError, match=message):
             preflight(config)
+
+
+@pytest.mark.slow
+def test_ease_on_real_data_equals_a_plain_solution(cluster, real_data, tmp_path):
+    environment = {"DISTRIB_DATA": str(real_data)}
+    places = [f'run="{tmp_path}/run"', f'data.prepared="{tmp_path}/data"', "data.num_shards=1"]
+    file = load(RunFile, "configs/ml1m_ease.toml", overrides=places, environment=environment)
+    manifest = prepare(file.data)
+    launch(file.training())
+    train, _ = read_shard(Folder(file.data.prepared), manifest["shards"][0], 1)
+    x_UI = np.zeros((train.num_users, manifest["counts"]["items"]))
+    x_UI[np.repeat(np.arange(train.num_users), np.diff(train.pointer_P)), train.item_N] = 1.0
+    p_II = np.linalg.inv(x_UI.T @ x_UI + file.model.penalty * np.eye(x_UI.shape[1]))
+    wanted = -p_II / np.diag(p_II)
+    np.fill_diagonal(wanted, 0.0)
+    model = load_bundle(Folder(f"{tmp_path}/run") / BUNDLE).model
+    np.testing.assert_allclose(model.weight_II.numpy(), wanted, atol=1e-6)
