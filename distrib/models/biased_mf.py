@@ -48,8 +48,8 @@ class BiasedMfState(NamedTuple):
 class BiasedMf(Model):
     """mean + user bias + item bias + user factors times item factors.
 
-    Weight decay falls on all rows in each update, while a user's ratings come once an epoch: on users
-    it weighs as much more as there are updates in an epoch.
+    Weight decay falls on all rows in each update, while a user's ratings come once an epoch: on
+    users it weighs as much more as there are updates in an epoch.
 
     Differs from the source: trained in batches of users; item biases hold the mean and start at
     the items' mean ratings; a user whom training did not see is folded in from the ratings.
