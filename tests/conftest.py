@@ -12,6 +12,8 @@ import torch
 from distrib.batch import Batch
 from distrib.vocabulary import Catalogue
 
+torch.set_num_threads(1)  # tensors here are tiny; threads would wait for each other
+
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
 
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 from distrib.batch import Batch
 from distrib.config import Config
 from distrib.models.base import Model, Opinion, Rows, State, Traits, parameter
-from distrib.models.layers import cell_products, fold_in, history_sum, item_mean
+from distrib.models.layers import fold_in, history_sum, item_mean, linear, linear_cells
 from distrib.noise import Noise
 from distrib.objectives import SquaredErrorConfig
 from distrib.vocabulary import Catalogue
@@ -120,17 +120,12 @@ class AutoRec(Model):
 
     @override
     def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        weight_IZ, bias_I = rows
-        return _scaled(torch.addmm(bias_I, state[0], weight_IZ.T), self.config, self.levels)
+        return _scaled(linear(state[0], rows), self.config, self.levels)
 
     @override
     def decode_cells(self, state: State, cells: Batch) -> Tensor:
-        products_N = cell_products(state[0], self.output_IZ, cells.item_N, cells.pointer_P)
-        return _scaled(products_N + self.output_bias_I[cells.item_N], self.config, self.levels)
-
-    @override
-    def ranking_score(self, output: Tensor) -> Tensor:
-        return output
+        output_N = linear_cells(state[0], self.item_tables(), cells)
+        return _scaled(output_N, self.config, self.levels)
 
     @override
     def opinion(self, output: Tensor) -> Opinion:
@@ -199,10 +194,6 @@ class ItemAutoRec(Model):
     def decode_rows(self, state: State, rows: Rows) -> Tensor:
         weight_BZ, bias_B = state
         return _scaled(weight_BZ @ rows[0].T + bias_B[:, None], self.config, self.levels)
-
-    @override
-    def ranking_score(self, output: Tensor) -> Tensor:
-        return output
 
     @override
     def opinion(self, output: Tensor) -> Opinion:

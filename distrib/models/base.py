@@ -104,9 +104,9 @@ class Model(nn.Module, ABC):
             ``[B, I]`` or ``[B, I, C]`` (see `OutputKind`), in the parameters' precision.
         """
 
-    @abstractmethod
     def ranking_score(self, output: Tensor) -> Tensor:
         """Turn output in float32 into scores to rank by, ``[B, I]``; higher is better."""
+        return output
 
     def shared_parameters(self) -> tuple[nn.Parameter, ...]:
         """Return the parameters that `decode_rows` uses besides the rows."""

@@ -14,7 +14,7 @@ from typing_extensions import override
 from distrib.batch import Batch
 from distrib.config import Config
 from distrib.models.base import Model, Opinion, Rows, State, Traits, parameter
-from distrib.models.layers import cell_products, fold_in, item_mean
+from distrib.models.layers import fold_in, item_mean, linear, linear_cells
 from distrib.noise import Noise
 from distrib.objectives import SquaredErrorConfig
 from distrib.vocabulary import Catalogue
@@ -88,18 +88,13 @@ class BiasedMf(Model):
 
     @override
     def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        (code_BZ, bias_B), (item_IZ, item_bias_I) = state, rows
-        return torch.addmm(item_bias_I, code_BZ, item_IZ.T) + bias_B[:, None]
+        code_BZ, bias_B = state
+        return linear(code_BZ, rows) + bias_B[:, None]
 
     @override
     def decode_cells(self, state: State, cells: Batch) -> Tensor:
         code_BZ, bias_B = state
-        products_N = cell_products(code_BZ, self.item_IZ, cells.item_N, cells.pointer_P)
-        return products_N + self.item_bias_I[cells.item_N] + bias_B[cells.row_N]
-
-    @override
-    def ranking_score(self, output: Tensor) -> Tensor:
-        return output
+        return linear_cells(code_BZ, self.item_tables(), cells) + bias_B[cells.row_N]
 
     @override
     def opinion(self, output: Tensor) -> Opinion:

@@ -78,10 +78,6 @@ class Ease(Model):
         ones_N = torch.ones(item_N.shape, device=item_N.device)
         return history_sum(rows[0].T.contiguous(), item_N, ones_N, pointer_P)
 
-    @override
-    def ranking_score(self, output: Tensor) -> Tensor:
-        return output
-
 
 def whole_weights(gram: csr_array, penalty: float, precision: torch.dtype) -> Tensor:
     """Solve for all items at once: B_ij = -P_ij / P_jj with P = (X^T X + penalty)^-1, B_jj = 0.

@@ -80,9 +80,5 @@ class Elsa(Model):
         return state[0] @ F.normalize(rows[0], dim=-1).T
 
     @override
-    def ranking_score(self, output: Tensor) -> Tensor:
-        return output
-
-    @override
     def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
         return (self.item_IZ,)

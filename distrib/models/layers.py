@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distrib.batch import Batch
-from distrib.models.base import Opinion
+from distrib.models.base import Opinion, Rows
 from distrib.noise import Noise
 from distrib.vocabulary import Catalogue
 
@@ -93,6 +93,19 @@ class _CellProducts(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             by_table = _transposed_bag(code_BZ, index_N, gradient_N, pointer_P, table.shape[0])
         return by_code, by_table, None, None
+
+
+def linear(code_BZ: Tensor, rows: Rows) -> Tensor:
+    """Decode by a linear layer: rows of its weights, and their biases."""
+    weight_IZ, bias_I = rows
+    return torch.addmm(bias_I, code_BZ, weight_IZ.T)
+
+
+def linear_cells(code_BZ: Tensor, tables: Rows, cells: Batch) -> Tensor:
+    """Decode the stored cells only, ``[N]``, by the same layer."""
+    weight_IZ, bias_I = tables
+    products_N = cell_products(code_BZ, weight_IZ, cells.item_N, cells.pointer_P)
+    return products_N + bias_I[cells.item_N]
 
 
 def _rows(pointer_P: Tensor, count: int) -> Tensor:

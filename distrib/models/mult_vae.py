@@ -17,9 +17,10 @@ from distrib.batch import Batch
 from distrib.config import Config
 from distrib.models.base import Model, Opinion, Rows, State, Traits, parameter
 from distrib.models.layers import (
-    cell_products,
     history_sum,
     item_mean,
+    linear,
+    linear_cells,
     normal_sample,
     unit_reading,
 )
@@ -143,17 +144,11 @@ class MultVae(Model):
 
     @override
     def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        weight_IH, bias_I = rows
-        return torch.addmm(bias_I, state[0], weight_IH.T)
+        return linear(state[0], rows)
 
     @override
     def decode_cells(self, state: State, cells: Batch) -> Tensor:
-        products_N = cell_products(state[0], self.output_IH, cells.item_N, cells.pointer_P)
-        return products_N + self.output_bias_I[cells.item_N]
-
-    @override
-    def ranking_score(self, output: Tensor) -> Tensor:
-        return output
+        return linear_cells(state[0], self.item_tables(), cells)
 
     @override
     def opinion(self, output: Tensor) -> Opinion | None:
@@ -213,17 +208,11 @@ class MultDae(Model):
 
     @override
     def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        weight_IZ, bias_I = rows
-        return torch.addmm(bias_I, state[0], weight_IZ.T)
+        return linear(state[0], rows)
 
     @override
     def decode_cells(self, state: State, cells: Batch) -> Tensor:
-        products_N = cell_products(state[0], self.output_IZ, cells.item_N, cells.pointer_P)
-        return products_N + self.output_bias_I[cells.item_N]
-
-    @override
-    def ranking_score(self, output: Tensor) -> Tensor:
-        return output
+        return linear_cells(state[0], self.item_tables(), cells)
 
     @override
     def opinion(self, output: Tensor) -> Opinion | None:

@@ -103,10 +103,6 @@ class Neighbours(Model):
         score.index_add_(0, place_of_score, weight_JM.flatten()[edge_F])
         return score.view(num_users, num_scored)
 
-    @override
-    def ranking_score(self, output: Tensor) -> Tensor:
-        return output
-
 
 def most_similar(gram: csr_array, num_neighbours: int, *, shrink: float) -> Similar:
     """Find the items whose users are most alike: n_ij / (sqrt(n_i n_j) + shrink).

@@ -17,7 +17,7 @@ from typing_extensions import override
 from distrib.batch import Batch
 from distrib.config import Config
 from distrib.models.base import Model, Rows, State, Traits, parameter
-from distrib.models.layers import history_sum, normal_sample, unit_reading
+from distrib.models.layers import history_sum, linear, normal_sample, unit_reading
 from distrib.noise import Noise
 from distrib.objectives import MultinomialConfig
 from distrib.vocabulary import Catalogue
@@ -148,12 +148,7 @@ class RecVae(Model):
 
     @override
     def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        weight_IZ, bias_I = rows
-        return torch.addmm(bias_I, state[0], weight_IZ.T)
-
-    @override
-    def ranking_score(self, output: Tensor) -> Tensor:
-        return output
+        return linear(state[0], rows)
 
 
 def divergence(code_BZ: Tensor, new: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor]) -> Tensor:
