@@ -174,8 +174,9 @@ def _estimate(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
         if any(is_of_memory(cause) for cause in causes(error)):
             raise MemoryLimitError(advice(config, "a worker's share of a batch")) from error
         raise
-    num_users = manifest["counts"]["training_users"]
-    steps = -(-num_users // loop.batch_users)
+    of_users = config.model.traits.rows == "users"
+    num_rows = manifest["counts"]["training_users" if of_users else "items"]
+    steps = -(-num_rows // loop.batch_users)
     kind = kind_of(loop.feed, manifest)
     rows_gb = expected_bytes(manifest) / _GB
     state_gb = _state_bytes(config, measured["parameters"], workers) / _GB
@@ -208,7 +209,7 @@ def _tried(config_json: str, workers: int) -> dict[str, float]:
         torch.set_num_threads(config.loop.cpus_per_worker)
         prepared = Folder(config.prepared)
         manifest = load_manifest(prepared)
-        train = _some_rows(prepared, manifest)
+        train = _some_rows(prepared, manifest, config.model.traits.rows)
         engine = build_engine(config, load_vocabulary(prepared), device)
         share = -(-config.loop.batch_users // workers)
         started_s = 0.0
@@ -225,9 +226,10 @@ def _tried(config_json: str, workers: int) -> dict[str, float]:
     return {"step_s": step_s, "peak_gb": peak / _GB, "parameters": parameters}
 
 
-def _some_rows(prepared: Folder, manifest: dict[str, Any]) -> Rows:
-    """Return the training histories of the largest shard that has any."""
-    shards = sorted(manifest["shards"], key=lambda shard: -shard["users"])
+def _some_rows(prepared: Folder, manifest: dict[str, Any], kind: str) -> Rows:
+    """Return the training histories of the largest shard, of users or of items, that has any."""
+    shards = manifest["shards"] if kind == "users" else manifest["item_histories"]
+    shards = sorted(shards, key=lambda shard: -shard["interactions"])
     for shard in shards:
         train, _ = read_shard(prepared, shard, manifest["recipe"]["num_shards"])
         if train.num_users:
