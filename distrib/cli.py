@@ -115,6 +115,7 @@ def connected() -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if is_terminal() else "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupt is ours to hear
     # Our own events say what matters; Ray's workers would add a line a second without a dashboard.
     quiet = {
         "logging_level": logging.WARNING,

@@ -99,6 +99,16 @@ def training_rows(rows: Rows, subset_B: npt.NDArray[np.int8]) -> Rows:
     return select(rows, trains_N, (_counts(rows, trains_N) > 0) & (subset_B == Subset.TRAIN))
 
 
+def trained_numbers(rows: Rows, subset_B: npt.NDArray[np.int8]) -> Rows:
+    """Return the rows with the number -1 for users whom training does not see.
+
+    A model with parameters for each user has none that were trained for them.
+    """
+    trains_N = rows.role_N <= Role.TRAIN_TARGET
+    is_trained_B = (subset_B == Subset.TRAIN) & (_counts(rows, trains_N) > 0)
+    return rows._replace(number_B=np.where(is_trained_B, rows.number_B, -1))
+
+
 def item_training_rows(table: pa.Table, first_item: int) -> Rows:
     """Return the training histories of items: what training users gave them, where there is any.
 

@@ -24,6 +24,7 @@ from distrib.data.collate import (
     merge,
     rows_of,
     select,
+    trained_numbers,
     training_rows,
 )
 from distrib.data.prepared import read_part, user_number
@@ -315,8 +316,9 @@ def read_shard(prepared: Folder, entry: Mapping[str, Any], num_shards: int) -> t
         train = item_training_rows(table, entry["first_item"])
         return train, nobody_of(train)
     rows = rows_of(table, *user_number(entry["shard"], num_shards))
-    train = training_rows(rows, table["subset"].to_numpy())
-    return train, asked_rows(rows, Role.VALID_TARGET)
+    subset_B = table["subset"].to_numpy()
+    known = trained_numbers(rows, subset_B)
+    return training_rows(rows, subset_B), asked_rows(known, Role.VALID_TARGET)
 
 
 def nobody_of(rows: Rows) -> Rows:

@@ -132,21 +132,12 @@ def load_source(prepared: Folder, kind: Kind, rows: Literal["users", "items"] = 
         read_by["items"] = tuple(_entry(part, "first_item") for part in parts)
     entries = [*asked, *read_by["items"]]
     pieces = [{"order": order, "entry": json.dumps(entry)} for order, entry in enumerate(entries)]
-    url, is_resident = str(prepared), kind == "resident"
+    is_resident = kind == "resident"
 
     def read(piece: pa.Table) -> pa.Table:
         row = piece.to_pylist()[0]
-        entry = json.loads(row["entry"])
-        train, valid = read_shard(Folder(url), entry, num_shards)
-        if rows == "items" and "shard" in entry:
-            train = nobody_of(train)
-        facts = {
-            "order": [row["order"]],
-            "num_train": [train.num_users],
-            "num_valid": [valid.num_users],
-            "num_bytes": [train.num_bytes + valid.num_bytes],
-        }
-        return pa.table(facts | (_columns(train=train, valid=valid) if is_resident else {}))
+        parts = _parts(prepared, json.loads(row["entry"]), num_shards, rows)
+        return _described(row["order"], *parts, is_resident=is_resident)
 
     dataset = ray.data.from_items(pieces, override_num_blocks=len(pieces))
     blocks = dataset.map_batches(read, batch_size=1, batch_format="pyarrow").to_arrow_refs()
@@ -161,7 +152,7 @@ def load_source(prepared: Folder, kind: Kind, rows: Literal["users", "items"] = 
         sum(fact[key] for fact in found) for key in ("num_train", "num_valid", "num_bytes")
     )
     return Source(
-        url,
+        str(prepared),
         kind,
         shards,
         asked,
@@ -171,6 +162,25 @@ def load_source(prepared: Folder, kind: Kind, rows: Literal["users", "items"] = 
         num_bytes=num_bytes,
         rows=(train, valid) if is_resident else None,
     )
+
+
+def _parts(
+    prepared: Folder, entry: Mapping[str, Any], num_shards: int, rows: str
+) -> tuple[Rows, Rows]:
+    """Read what training reads of a shard, and what validation asks of it."""
+    train, valid = read_shard(prepared, entry, num_shards)
+    trains = rows == "users" or "first_item" in entry
+    return (train if trains else nobody_of(train)), valid
+
+
+def _described(order: int, train: Rows, valid: Rows, *, is_resident: bool) -> pa.Table:
+    facts = {
+        "order": [order],
+        "num_train": [train.num_users],
+        "num_valid": [valid.num_users],
+        "num_bytes": [train.num_bytes + valid.num_bytes],
+    }
+    return pa.table(facts | (_columns(train=train, valid=valid) if is_resident else {}))
 
 
 def _entry(found: Mapping[str, Any], place: str) -> Mapping[str, Any]:

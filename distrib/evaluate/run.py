@@ -10,7 +10,7 @@ import ray.data
 
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.checkpoint.manifest import MANIFEST
-from distrib.data.collate import Rows, asked_rows, example, gather, rows_of
+from distrib.data.collate import Rows, asked_rows, example, gather, rows_of, trained_numbers
 from distrib.data.prepared import load_manifest, read_part, user_number
 from distrib.data.schema import Role
 from distrib.data.sources import SyntheticLog
@@ -193,7 +193,8 @@ def _pieces(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 def _test_rows(prepared: Folder, shard: dict[str, Any]) -> tuple[Rows, pa.Table]:
     table = read_part(prepared, shard)
     rows = rows_of(table, *user_number(shard["shard"], shard["num_shards"]))
-    return asked_rows(rows, Role.TEST_TARGET), table
+    known = trained_numbers(rows, table["subset"].to_numpy())
+    return asked_rows(known, Role.TEST_TARGET), table
 
 
 @ray.remote
@@ -214,8 +215,7 @@ def _truth(bundle: str, prepared: str, manifest: dict[str, Any]) -> dict[str, An
     shard = _pieces(manifest)[0]
     rows, table = _test_rows(Folder(prepared), shard)
     rows_wanted = np.arange(min(_TRUTH_USERS, rows.num_users))
-    first, step_of_numbers = user_number(shard["shard"], shard["num_shards"])
-    places = (rows.number_B[rows_wanted] - first) // step_of_numbers
+    places = asked_rows(rows_of(table), Role.TEST_TARGET).number_B[rows_wanted]
     users = table["user"].to_numpy()[places]
     asked = example(rows, rows_wanted, Role.TEST_TARGET)
     scorers = dict(zip(("model", "popularity"), _scorers(bundle), strict=True))
@@ -225,11 +225,16 @@ def _truth(bundle: str, prepared: str, manifest: dict[str, Any]) -> dict[str, An
     true_BIC[..., 1:] *= share
     true_BIC[..., 0] = 1.0 - true_BIC[..., 1:].sum(-1)
     result: dict[str, Any] = {"users": len(users), "items": len(items)}
+    objective = load_bundle(Folder(bundle)).config.traits.objective
+    is_multinomial = objective is not None and objective.name == "multinomial"
     for name, scorer in scorers.items():
         state = scorer.model.encode(asked.source)
         output = scorer.model.decode(state, slice(0, None, step)).float()
         share_of = output.softmax(-1).double().numpy()  # of items, or of outcomes in each cell
         tells_outcomes = output.dim() == 3
+        if not tells_outcomes and not is_multinomial:
+            result[name] = {}  # scores that are no logarithms of shares
+            continue
         met_BI = share_of[..., 1:].sum(-1) if tells_outcomes else share_of
         result[name] = {"interactions": _shape_distance(true_BIC[..., 1:].sum(-1), met_BI)}
         if tells_outcomes:
@@ -248,8 +253,9 @@ def _shape_distance(true_BI: np.ndarray, model_BI: np.ndarray) -> float:
 def _portrait(bundle: str, prepared: str, shard: dict[str, Any]) -> Portrait | None:
     scorer = Scorer.from_bundle(Folder(bundle))
     table = read_part(Folder(prepared), shard)
-    numbers = user_number(shard["shard"], shard["num_shards"])
-    rows = rows_of(table.slice(0, _PORTRAIT_USERS), *numbers)
+    table = table.slice(0, _PORTRAIT_USERS)
+    rows = rows_of(table, *user_number(shard["shard"], shard["num_shards"]))
+    rows = trained_numbers(rows, table["subset"].to_numpy())
     batch, _ = gather(rows, np.arange(rows.num_users))
     step = -(-len(scorer.vocabulary) // _TRUTH_ITEMS)
     opinion = scorer.model.opinion(

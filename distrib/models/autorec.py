@@ -15,7 +15,15 @@ from typing_extensions import override
 from distrib.batch import Batch
 from distrib.config import Config
 from distrib.models.base import Model, Opinion, Rows, State, Traits, parameter
-from distrib.models.layers import fold_in, history_sum, item_mean, linear, linear_cells
+from distrib.models.layers import (
+    Found,
+    fold_in,
+    history_sum,
+    item_mean,
+    known_or_new,
+    linear,
+    linear_cells,
+)
 from distrib.noise import Noise
 from distrib.objectives import SquaredErrorConfig
 from distrib.vocabulary import Catalogue
@@ -136,21 +144,14 @@ class AutoRec(Model):
         return self.input_IZ, self.output_IZ
 
 
-class ItemAutoRecState(NamedTuple):
-    """Users as I-AutoRec sees them: their columns of the last layer."""
-
-    weight_BZ: Tensor
-    bias_B: Tensor
-
-
 class ItemAutoRec(Model):
     """I-AutoRec as it predicts: codes of items from training, and a weight and bias for each user.
 
     What it knows of items is their codes, from their training histories; so an item is not scored
     anew with each user, and users and blocks of items meet in one product.
 
-    Differs from the source: a user whom training did not see gets the weights that explain the
-    user's ratings best (`fold_in`), where the authors predict the constant 3.
+    Differs from the source: a user whom training did not see gets the items' mean ratings, plus the
+    weights that explain the user's own ratings best (`fold_in`); the authors predict a constant 3.
     """
 
     def __init__(self, config: AutoRecConfig, catalogue: Catalogue) -> None:
@@ -161,39 +162,32 @@ class ItemAutoRec(Model):
         self.register_buffer("code_IZ", torch.zeros(catalogue.item_count, width))
         self.register_buffer("weight_UZ", torch.zeros(num_users, width))
         self.register_buffer("bias_U", torch.zeros(num_users))
-        mean = float(item_mean(catalogue, 1e9).mean())
-        self.register_buffer(
-            "base", _logit(torch.full((), mean), config, self.levels), persistent=False
-        )
+        offset_I = _logit(item_mean(catalogue), config, self.levels)
+        self.register_buffer("offset_I", offset_I, persistent=False)
         self.code_IZ: Tensor
         self.weight_UZ: Tensor
         self.bias_U: Tensor
-        self.base: Tensor
+        self.offset_I: Tensor
 
     @override
-    def encode(self, batch: Batch, noise: Noise | None = None) -> ItemAutoRecState:
+    def encode(self, batch: Batch, noise: Noise | None = None) -> Found:
         """Look known users up, fold the others in."""
-        is_known_B = (batch.user_B >= 0) & (batch.user_B < len(self.bias_U))
-        number_B = batch.user_B.clamp(0, max(len(self.bias_U) - 1, 0))
-        if is_known_B.all() and len(self.bias_U):
-            return ItemAutoRecState(self.weight_UZ[number_B], self.bias_U[number_B])
-        unknown = batch.keep(~is_known_B[batch.row_N])
-        wanted_N = _logit(unknown.value_N, self.config, self.levels) - self.base
-        weight_BZ, bias_B = fold_in(self.code_IZ, unknown, wanted_N, self.config.new_user_penalty)
-        bias_B = bias_B + self.base
-        if is_known_B.any():
-            weight_BZ = torch.where(is_known_B[:, None], self.weight_UZ[number_B], weight_BZ)
-            bias_B = torch.where(is_known_B, self.bias_U[number_B], bias_B)
-        return ItemAutoRecState(weight_BZ, bias_B)
+        return known_or_new(batch, (self.weight_UZ, self.bias_U), self._folded)
+
+    def _folded(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        rating_N = _logit(batch.value_N, self.config, self.levels)
+        wanted_N = rating_N - self.offset_I[batch.item_N]
+        return fold_in(self.code_IZ, batch, wanted_N, self.config.new_user_penalty)
 
     @override
     def item_tables(self) -> Rows:
-        return (self.code_IZ,)
+        return self.code_IZ, self.offset_I
 
     @override
     def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        weight_BZ, bias_B = state
-        return _scaled(weight_BZ @ rows[0].T + bias_B[:, None], self.config, self.levels)
+        (weight_BZ, bias_B, is_new_B), (code_IZ, offset_I) = state, rows
+        output = weight_BZ @ code_IZ.T + bias_B[:, None] + is_new_B[:, None] * offset_I
+        return _scaled(output, self.config, self.levels)
 
     @override
     def opinion(self, output: Tensor) -> Opinion:

@@ -14,7 +14,7 @@ from typing_extensions import override
 from distrib.batch import Batch
 from distrib.config import Config
 from distrib.models.base import Model, Opinion, Rows, State, Traits, parameter
-from distrib.models.layers import fold_in, item_mean, linear, linear_cells
+from distrib.models.layers import fold_in, item_mean, known_or_new, linear, linear_cells
 from distrib.noise import Noise
 from distrib.objectives import SquaredErrorConfig
 from distrib.vocabulary import Catalogue
@@ -69,18 +69,13 @@ class BiasedMf(Model):
     @override
     def encode(self, batch: Batch, noise: Noise | None = None) -> BiasedMfState:
         """Look known users up; fold the others in, without gradient."""
-        is_known_B = (batch.user_B >= 0) & (batch.user_B < len(self.user_UZ))
-        number_B = batch.user_B.clamp(0, max(len(self.user_UZ) - 1, 0))
-        if is_known_B.all() and len(self.user_UZ):
-            return BiasedMfState(self.user_UZ[number_B], self.user_bias_U[number_B])
-        unknown = batch.keep(~is_known_B[batch.row_N])
-        with torch.no_grad():
-            wanted_N = unknown.value_N - self.item_bias_I[unknown.item_N]
-            code_BZ, bias_B = fold_in(self.item_IZ, unknown, wanted_N, self.config.new_user_penalty)
-        if is_known_B.any():
-            code_BZ = torch.where(is_known_B[:, None], self.user_UZ[number_B], code_BZ)
-            bias_B = torch.where(is_known_B, self.user_bias_U[number_B], bias_B)
-        return BiasedMfState(code_BZ, bias_B)
+        found = known_or_new(batch, (self.user_UZ, self.user_bias_U), self._folded)
+        return BiasedMfState(found.code_BZ, found.bias_B)
+
+    @torch.no_grad()
+    def _folded(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        wanted_N = batch.value_N - self.item_bias_I[batch.item_N]
+        return fold_in(self.item_IZ, batch, wanted_N, self.config.new_user_penalty)
 
     @override
     def item_tables(self) -> Rows:

@@ -36,7 +36,8 @@ class EaseConfig(Config):
 
     num_neighbours: NonNegativeInt = 0
     """0 solves for all items together, in 16 x items^2 bytes of memory; otherwise each item by
-    itself among so many items that were met with it most, in items x neighbours x 12 bytes."""
+    itself among so many items that were met with it most, in items x neighbours x 12 bytes besides
+    the Gram matrix, which grows with the pairs of items that anyone met together."""
 
     precision: Literal["float64", "float32"] = "float64"
     """In which all items together are solved for; float32 halves the memory."""
@@ -122,7 +123,8 @@ def neighbour_weights(gram: csr_array, penalty: float, num_neighbours: int) -> d
     weight_IM = torch.zeros(num_items, width)
     for low, high in _ranges(num_items):
         own_J = torch.arange(low, high)
-        index_JS = torch.cat([own_J[:, None], near.index_IM[low:high]], dim=1)
+        index_JM = near.index_IM[low:high].clamp(max=num_items - 1)
+        index_JS = torch.cat([own_J[:, None], index_JM], dim=1)
         is_there_JS = torch.cat(
             [torch.ones(high - low, 1, dtype=torch.bool), near.weight_IM[low:high] > 0], dim=1
         )

@@ -1,6 +1,6 @@
 """Layers that at least two models use."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -234,6 +234,43 @@ def fold_in(
             gram = part.T @ part + penalty * torch.eye(part.shape[1], device=part.device).double()
             solution[row] = torch.linalg.solve(gram, part.T @ wanted).float()
     return solution[:, :-1], solution[:, -1]
+
+
+class Found(NamedTuple):
+    """Parameters of users, looked up or folded in."""
+
+    code_BZ: Tensor
+    bias_B: Tensor
+    is_new_B: Tensor
+    """1 for those folded in, else 0; of the type of the codes."""
+
+
+def known_or_new(
+    batch: Batch,
+    tables: tuple[Tensor, Tensor],
+    fold: Callable[[Batch], tuple[Tensor, Tensor]],
+) -> Found:
+    """Look up users by number; fold in those without one, or with one beyond the tables.
+
+    Args:
+        batch: Histories.
+        tables: A code and a bias for each number.
+        fold: Finds codes and biases of users from their histories; called only if there are any.
+
+    Returns:
+        Their parameters.
+    """
+    code_UZ, bias_U = tables
+    is_known_B = (batch.user_B >= 0) & (batch.user_B < len(bias_U))
+    if is_known_B.all() and len(bias_U):
+        bias_B = bias_U[batch.user_B]
+        return Found(code_UZ[batch.user_B], bias_B, torch.zeros_like(bias_B))
+    code_BZ, bias_B = fold(batch.keep(~is_known_B[batch.row_N]))
+    if is_known_B.any():
+        number_B = batch.user_B.clamp(0, len(bias_U) - 1)
+        code_BZ = torch.where(is_known_B[:, None], code_UZ[number_B], code_BZ)
+        bias_B = torch.where(is_known_B, bias_U[number_B], bias_B)
+    return Found(code_BZ, bias_B, (~is_known_B).to(bias_B.dtype))
 
 
 def log_odds(output_BIC: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Similar(NamedTuple):
     """The neighbours of each item, nearest first."""
 
     index_IM: Tensor
-    """int64 position; 0 where there are fewer neighbours."""
+    """int64 position; the number of items where there are fewer neighbours."""
 
     weight_IM: Tensor
     """float32; 0 where there are fewer."""
@@ -87,7 +87,7 @@ class Neighbours(Model):
         (pointer_P, item_N), (index_JM, weight_JM) = state, rows
         num_users, (num_scored, width) = len(pointer_P) - 1, index_JM.shape
         order_E = torch.argsort(index_JM.flatten(), stable=True)
-        degree_I = torch.bincount(index_JM.flatten(), minlength=self.item_count)
+        degree_I = torch.bincount(index_JM.flatten(), minlength=self.item_count + 1)
         start_I = degree_I.cumsum(0) - degree_I
         fan_N = degree_I[item_N]
         before_N = fan_N.cumsum(0) - fan_N
@@ -109,7 +109,7 @@ def most_similar(gram: csr_array, num_neighbours: int, *, shrink: float) -> Simi
 
     Args:
         gram: n_ij, X^T X of the binary interactions.
-        num_neighbours: How many of each item, at most the others there are.
+        num_neighbours: How many of each item, at most as many as there are items.
         shrink: See `ItemKnnConfig`.
 
     Returns:
@@ -118,7 +118,7 @@ def most_similar(gram: csr_array, num_neighbours: int, *, shrink: float) -> Simi
     num_items = gram.shape[0]
     width = min(num_neighbours, num_items)
     root_I = np.sqrt(gram.diagonal().astype(np.float64))
-    index_IM = np.zeros((num_items, width), dtype=np.int64)
+    index_IM = np.full((num_items, width), num_items, dtype=np.int64)
     weight_IM = np.zeros((num_items, width), dtype=np.float32)
     for item in range(num_items):
         part = slice(gram.indptr[item], gram.indptr[item + 1])

@@ -1,13 +1,23 @@
 """An objective whose passes over a block are fused by torch.compile."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from distrib.batch import Batch, Cells
 from distrib.noise import Noise
-from distrib.objectives.base import Candidates, Carry, Objective, Seen, Weights
+from distrib.objectives.base import (
+    Candidates,
+    Carry,
+    CellObjective,
+    CodeObjective,
+    FactoredObjective,
+    Objective,
+    Seen,
+    Weights,
+)
 
 
 class Compiled:
@@ -55,3 +65,20 @@ class Compiled:
     def divergence_weight(self, step: int) -> float:
         """As inside."""
         return self._objective.divergence_weight(step)
+
+
+def compiled(objective: Any, *, is_factored: bool) -> Any:
+    """Fuse what an objective does with blocks; what looks at cells or codes alone stays.
+
+    Args:
+        objective: Any.
+        is_factored: Whether the model gives interactions and levels by themselves.
+
+    Returns:
+        An objective of the same kind.
+    """
+    if isinstance(objective, FactoredObjective) and is_factored:
+        objective.interactions = Compiled(objective.interactions)  # type: ignore[misc]
+        return objective
+    is_by_block = not isinstance(objective, CellObjective | CodeObjective)
+    return Compiled(objective) if is_by_block else objective

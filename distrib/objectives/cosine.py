@@ -18,8 +18,6 @@ class CosineConfig(Config):
 
     accepts: ClassVar[str] = "scores"
 
-    looks_at: ClassVar[str] = "codes"
-
     def build(self, catalogue: Catalogue) -> "Cosine":
         """Make the objective."""
         del catalogue

@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -14,6 +13,7 @@ import ray.data
 from distrib import __version__
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.checkpoint.manifest import MANIFEST as BUNDLE_MANIFEST
+from distrib.data.collate import rows_of, trained_numbers
 from distrib.data.prepared import MANIFEST, load_manifest, load_vocabulary, read_part, user_number
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.events import emit
@@ -193,8 +193,8 @@ class _ShardScorer:
         table = read_part(folder, entry) if is_sealed else folder.read_parquet(entry["name"])
         numbers = None
         if "shard" in entry:
-            first, step = user_number(entry["shard"], entry["num_shards"])
-            numbers = first + step * np.arange(len(table))
+            rows = rows_of(table, *user_number(entry["shard"], entry["num_shards"]))
+            numbers = trained_numbers(rows, table["subset"].to_numpy()).number_B
         lists, fates = recommend_table(
             self.scorer, table, self.vocabulary, self.config, number_B=numbers
         )

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,9 +14,10 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from distrib.data.schema import Role
 from distrib.errors import ConfigError, known
 from distrib.events import emit
-from distrib.search.space import SearchConfig, Value, settings_of
+from distrib.search.space import SEARCHED, SearchConfig, Value, settings_of
 from distrib.storage import Folder
 from distrib.train.checks import preflight
 from distrib.train.config import TrainConfig
@@ -49,14 +51,25 @@ def check(config: SearchConfig, training_of: TrainingOf) -> None:
             "search.space is empty; name fields of the run file, e.g. "
             '[search.space] "optimizer.learning_rate" = { low = 1e-4, high = 1e-2, scale = "log" }'
         )
+    strange = [name for name in config.space if name.partition(".")[0] not in SEARCHED]
+    if strange:
+        raise ConfigError(
+            f"search.space names {strange}, which do not decide training; fields of "
+            f"{', '.join(SEARCHED)} do"
+        )
     faults: dict[str, None] = {}
     for number in range(config.num_trials):
         try:
-            preflight(_trial(config, training_of, number))
+            _require_validation(preflight(_trial(config, training_of, number)))
         except ConfigError as error:
-            faults |= dict.fromkeys(str(error).splitlines())
+            faults[str(error)] = None
     if faults:
         raise ConfigError("search.space draws what cannot run:\n" + "\n".join(faults))
+
+
+def _require_validation(manifest: dict[str, Any]) -> None:
+    if not manifest["counts"]["interactions_by_role"].get(Role.VALID_TARGET.name.lower(), 0):
+        raise ConfigError("the data hold nothing to validate on; prepare with another data.split")
 
 
 def search(config: SearchConfig, run: str, training_of: TrainingOf) -> dict[str, Any]:
@@ -138,9 +151,12 @@ def _tried(config: TrainConfig) -> None:
     outside them; Tune ends a trial by an exception out of `tune.report`.
     """
     folder = Folder(config.run)
-    entries = folder.read_json(_ENTRIES)["epochs"] if folder.exists(_ENTRIES) else []
+    earlier = folder.read_json(_ENTRIES) if folder.exists(_ENTRIES) else {"epochs": []}
+    entries = earlier["epochs"]
     for entry in entries:
         _report(entry)
+    if "fault" in earlier and not earlier["fault"] and _is_whole(config, entries):
+        return
     fault = ""
     try:
         for entry in _trained_epochs(config):
@@ -152,6 +168,12 @@ def _tried(config: TrainConfig) -> None:
         fault = str(known(error) or error)
         emit("trial_failed", run=config.run, fault=fault)
     folder.write_json(_ENTRIES, {"epochs": entries, "fault": fault})
+
+
+def _is_whole(config: TrainConfig, entries: list[dict[str, Any]]) -> bool:
+    """Tell whether a trial that came to its end has nothing left to train."""
+    is_computed = config.model.traits.learns != "steps"
+    return is_computed or (bool(entries) and entries[-1]["epoch"] >= config.loop.num_epochs)
 
 
 def _trained_epochs(config: TrainConfig) -> Iterator[dict[str, Any]]:
@@ -204,7 +226,7 @@ def _summary(
                 "fault": found.get("fault", ""),
             }
         )
-    trials.sort(key=lambda trial: -(trial["selection"] or float("-inf")))
+    trials.sort(key=lambda t: -math.inf if t["selection"] is None else t["selection"], reverse=True)
     if trials[0]["selection"] is None:
         raise ConfigError(f"no trial came to the end of an epoch; the first: {trials[0]['fault']}")
     best = [f"{name}={json.dumps(value)}" for name, value in trials[0]["settings"].items()]

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from distrib.config import Config
+from distrib.errors import ConfigError
 
 Value = bool | int | float | str
 
@@ -48,15 +49,29 @@ class Range(Config):
             value = math.exp(rng.uniform(math.log(self.low), math.log(high)))
         else:
             value = rng.uniform(self.low, high)
-        return min(int(value), int(self.high)) if is_whole else float(f"{value:.4g}")
+        return min(math.floor(value), int(self.high)) if is_whole else float(f"{value:.4g}")
+
+
+def _kind(entry: Any) -> str:
+    values = entry.get("values") if isinstance(entry, Mapping) else getattr(entry, "values", None)
+    return "range" if values is None else "choice"
+
+
+Drawn = Annotated[
+    Annotated[Choice, Tag("choice")] | Annotated[Range, Tag("range")], Discriminator(_kind)
+]
+
+SEARCHED = ("seed", "model", "objective", "optimizer", "engine", "train")
+"""Sections of the run file whose fields decide training."""
 
 
 class SearchConfig(Config):
     """A study: how many trials of what."""
 
-    space: dict[str, Choice | Range] = Field(default_factory=dict)
+    space: dict[str, Drawn] = Field(default_factory=dict)
     """By field of the run file, e.g. ``"optimizer.learning_rate"``: ``values``, or ``low``,
-    ``high`` and ``scale``."""
+    ``high`` and ``scale``. Of what decides training: seed, model, objective, optimizer, engine,
+    train."""
 
     num_trials: PositiveInt = 20
     """How many draws; may be raised to go on with a finished study."""
@@ -104,10 +119,15 @@ def with_settings(document: Mapping[str, Any], settings: Mapping[str, Any]) -> d
 
     Returns:
         The copy; sections that were not there are made.
+
+    Raises:
+        ConfigError: What should be a section is a value.
     """
     result = dict(document)
     for name, value in settings.items():
         head, _, rest = name.partition(".")
         below = result.get(head)
+        if rest and not isinstance(below, Mapping | None):
+            raise ConfigError(f"search.space names {name!r}, but {head!r} is {below!r}, no section")
         result[head] = with_settings(below or {}, {rest: value}) if rest else value
     return result

@@ -57,7 +57,6 @@ def fit(
     gram = None
     if config.model.traits.learns == "gram":
         gram = _summed_gram(config.absolute().prepared, manifest, len(vocabulary))
-        emit("gram", items=len(vocabulary), seconds=round(time.perf_counter() - started_s, 1))
     cores = config.loop.cpus_per_worker
     solve = ray.remote(max_retries=0, num_cpus=cores)(_solved)
     try:

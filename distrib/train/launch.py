@@ -85,9 +85,9 @@ def launch(config: TrainConfig, on_epoch: EpochListener | None = None) -> dict[s
         StoppedError: A signal or a preemption asked to stop; the place is kept.
     """
     manifest = preflight(config)
+    require_room(config)
     if config.model.traits.learns != "steps":
         return fit(config, manifest, on_epoch)
-    require_room(config)
     folder, prepared = Folder(config.run), Folder(config.prepared)
     config = _with_feed(config, manifest, folder)
     folder.write_json(RUN, identity(config, {"data": manifest["hash"]}))

@@ -33,8 +33,7 @@ from distrib.errors import CheckpointError, DataError, MemoryLimitError
 from distrib.evaluate.protocol import EXPECTED, KNOWN, measure, selection_score
 from distrib.events import Interval, emit, rounded
 from distrib.metrics import Sums
-from distrib.objectives import Objective
-from distrib.objectives.compiled import Compiled
+from distrib.objectives.compiled import compiled
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder, patiently
 from distrib.train.config import TrainConfig
@@ -482,8 +481,8 @@ def build_engine(config: TrainConfig, vocabulary: Vocabulary, device: torch.devi
     engine = config.engine
     assert config.objective is not None  # refused before any worker starts
     objective: Any = config.objective.build(vocabulary.catalogue)
-    if engine.compile and isinstance(objective, Objective):
-        objective = Compiled(objective)
+    if engine.compile:
+        objective = compiled(objective, is_factored=model.odds() is not None)
     step = TrainStep(
         model, objective, block_items=engine.block_items, keep_output_mb=engine.keep_output_mb
     )

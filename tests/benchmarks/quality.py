@@ -27,13 +27,18 @@ def measured(path: str, settings: list[str], seed: int, runs: str) -> dict[str, 
     overrides = [f"seed={seed}", f'run="{runs}/{name}-{seed}"', *settings]
     file = load(RunFile, path, overrides=overrides, environment=os.environ)
     done = Path(file.run) / "quality.json"
+    settings_text = file.model_dump_json()
     if done.exists():
-        return json.loads(done.read_text())
+        found = json.loads(done.read_text())
+        if found["settings"] != settings_text:
+            raise SystemExit(f"{file.run} was measured with other settings; remove it")
+        return found
     prepare(file.data)
     trained = launch(file.training())
     metrics = evaluate(file.run, file.data.prepared, file.evaluate)["metrics"]
     result = {
         "config": name,
+        "settings": settings_text,
         "seed": seed,
         "best_epoch": trained["best_epoch"],
         "valid": trained["valid"],

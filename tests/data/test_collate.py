@@ -9,6 +9,7 @@ from distrib.data.collate import (
     gather,
     merge,
     rows_of,
+    trained_numbers,
     training_rows,
 )
 from distrib.data.schema import Role, Subset
@@ -106,3 +107,12 @@ def test_a_chronological_split_shows_what_came_before():
     assert shown.seen.item_N.tolist() == plain.seen.item_N.tolist() == [1, 2, 3]
     valid = example(asked_rows(rows_of(table), Role.VALID_TARGET), np.array([0]), Role.VALID_TARGET)
     assert valid.source.item_N.tolist() == [1, 2]
+
+
+def test_only_users_who_were_trained_on_keep_a_number():
+    rows = rows_of(TABLE, first_number=100)
+    known = trained_numbers(rows, SUBSETS)
+    trained = set(training_rows(rows, SUBSETS).number_B.tolist())
+    assert [n if n in trained else -1 for n in rows.number_B.tolist()] == known.number_B.tolist()
+    assert -1 in known.number_B.tolist()
+    assert len(trained) > 0

@@ -102,8 +102,9 @@ def test_item_autorec_folds_unknown_users_in_among_known_ones(small):
         code = item.model.code_IZ[own].double()
         x = torch.cat([code, torch.ones(len(own), 1)], dim=1)
         system = x.T @ x + 1e-3 * torch.eye(x.shape[1])
-        wanted = x @ torch.linalg.solve(system, x.T @ (rated.double() - item.model.base))
-        found = rating_UI[row, own].double() - item.model.base
+        offset = item.model.offset_I[own].double()
+        wanted = x @ torch.linalg.solve(system, x.T @ (rated.double() - offset))
+        found = rating_UI[row, own].double() - offset
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 

@@ -57,6 +57,40 @@ def test_sparse_network_equals_the_dense_one_forward_and_backward(decoder, small
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rating_width", [0, 4])
+def test_the_ordinal_decoder_equals_dense_convolutions_over_two_channels(rating_width, small):
+    torch.manual_seed(0)
+    config = Conv4RecConfig(latent_width=8, rating_width=rating_width, encoder="dense")
+    model = config.build(small.catalogue).double()
+    torch.nn.init.normal_(model.rating_IZ)
+    torch.nn.init.normal_(model.output_IDZ)
+    batch = small.batch._replace(value_N=small.batch.value_N.double())
+    one_hot = dense_one_hot(batch, model.levels)[..., 1:]  # [B, I, L]
+    a = torch.einsum("bil,ilz->bz", one_hot, model.input_IDZ)
+    h = torch.tanh(a * batch.length_B.double().rsqrt()[:, None] + model.input_bias_Z)
+    interaction, rating = (h[:, :8], h[:, 8:]) if rating_width else (h, h)
+    channels = torch.stack(
+        [interaction @ model.output_IDZ[:, 0].T - model.prior_IC[:, 0], rating @ model.rating_IZ.T],
+        dim=1,
+    )  # [B, 2, I]
+    level = F.conv1d(channels[:, 1:], model.slope_L[:, None, None]) + model.prior_IC.T[1:]
+    odds = channels[:, :1] - torch.logsumexp(level, dim=1, keepdim=True)
+    wanted = torch.cat([torch.zeros_like(odds), odds + level], dim=1).softmax(1).permute(0, 2, 1)
+    state = model.encode(batch)
+    found = model.decode(state, slice(None)).softmax(-1)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    cells = model.decode_cells(state, batch).softmax(-1)
+    torch.testing.assert_close(cells, wanted[batch.row_N, batch.item_N], rtol=1e-6, atol=1e-6)
+    weights = torch.randn_like(wanted)
+    parameters = list(model.parameters())
+    for one, other in zip(
+        torch.autograd.grad((found * weights).sum(), parameters),
+        torch.autograd.grad((wanted * weights).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_the_prior_starts_at_the_items_smoothed_frequencies(small):
     prior = np.exp(log_frequencies(small.catalogue))
     counts = small.catalogue.train_count_IL

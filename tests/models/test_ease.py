@@ -100,7 +100,7 @@ def test_an_item_that_nobody_met_has_no_neighbours():
     lonely = csr_array(np.array([[4, 2, 0], [2, 3, 0], [0, 0, 0]], dtype=np.int32))
     near = most_similar(lonely, 2, shrink=0.0)
     assert near.weight_IM[2].tolist() == [0.0, 0.0]
-    assert near.index_IM[0].tolist() == [1, 0]
+    assert near.index_IM[0].tolist() == [1, 3]
     assert near.weight_IM[0, 1] == 0.0
 
 

@@ -167,7 +167,10 @@ def test_what_cannot_be_read_is_counted_and_yet_not_recommended(small):
     assert not found[1] & {999, 998}  # 999 was seen, whatever its rating
     clean = pa.table({"user": [1], "items": [[1000, 990]], "ratings": [[5.0, 2.0]]})
     again = recommend_table(scorer, clean, None, ScoreConfig(k=50))[0]
-    assert lists.slice(0, 1).to_pylist() == again.to_pylist()
+    (one,), (other,) = lists.slice(0, 1).to_pylist(), again.to_pylist()
+    assert set(one["items"]) == set(other["items"])
+    # Sums over another number of users may be ordered differently: float32 rounding.
+    assert one["scores"] == pytest.approx(other["scores"], rel=1e-5, abs=1e-5)
 
 
 def test_a_table_without_users_gives_a_table_with_all_columns(small):

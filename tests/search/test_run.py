@@ -6,7 +6,9 @@ import pytest
 
 from distrib.config import load
 from distrib.data.prepare import prepare
+from distrib.data.splits import NoSplit
 from distrib.errors import ConfigError
+from distrib.models import EaseConfig
 from distrib.report.plots import study
 from distrib.run_file import RunFile
 from distrib.search.run import RESULT, check, search
@@ -61,8 +63,25 @@ def test_fields_that_are_not_there_and_values_that_do_not_fit_are_told_before_an
     file = file_of(tmp_path, "ease", space='{"model.penalty" = {values = [-1.0]}}')
     with pytest.raises(ConfigError, match="greater than 0"):
         check(file.search, file.training_with)
+    file = file_of(tmp_path, "ease", space='{"model.penalty.x" = {values = [1.0]}}')
+    file = file.model_copy(update={"model": EaseConfig(penalty=2.0)})
+    with pytest.raises(ConfigError, match=r"'penalty' is 2\.0, no section"):
+        check(file.search, file.training_with)
+    file = file_of(tmp_path, "ease", space='{"score.k" = {values = [1, 2]}}')
+    with pytest.raises(ConfigError, match=r"\['score\.k'\], which do not decide training"):
+        check(file.search, file.training_with)
+    with pytest.raises(ConfigError, match=r"space\.model\.penalty\.range\.hihg = 2\.0"):
+        file_of(tmp_path, "ease", space='{"model.penalty" = {low = 1.0, hihg = 2.0}}')
     with pytest.raises(ConfigError, match=r"search\.space is empty"):
         check(file_of(tmp_path, "ease").search, file.training_with)
+
+
+def test_data_without_validation_targets_are_refused(cluster, tmp_path):
+    file = file_of(tmp_path, "ease", space='{"model.penalty" = {values = [1.0]}}')
+    data = file.data.model_copy(update={"split": NoSplit()})
+    prepare(data)
+    with pytest.raises(ConfigError, match="nothing to validate on"):
+        check(file.search, file.training_with)
 
 
 @pytest.mark.slow

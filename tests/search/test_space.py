@@ -8,6 +8,7 @@ SPACE = {
     "model.width": Choice(values=(10, 20, 30)),
     "optimizer.learning_rate": Range(low=1e-4, high=1e-1, scale="log"),
     "train.num_epochs": Range(low=2, high=5),
+    "seed": Range(low=-2, high=2),
     "model.dropout": Range(low=0.0, high=0.5),
 }
 
@@ -17,6 +18,7 @@ def test_draws_lie_in_the_space_and_fill_it():
     drawn = [settings_of(config, trial) for trial in range(300)]
     assert {d["model.width"] for d in drawn} == {10, 20, 30}
     assert {d["train.num_epochs"] for d in drawn} == {2, 3, 4, 5}
+    assert {d["seed"] for d in drawn} == {-2, -1, 0, 1, 2}
     rates = [d["optimizer.learning_rate"] for d in drawn]
     assert all(1e-4 <= rate <= 1e-1 for rate in rates)
     assert 0.25 < sum(rate < 1e-3 for rate in rates) / 300 < 0.42  # a third of three decades
@@ -25,7 +27,7 @@ def test_draws_lie_in_the_space_and_fill_it():
 
 def test_a_draw_depends_on_seed_trial_and_field_alone():
     config = SearchConfig(space=SPACE, num_trials=5)
-    more = SearchConfig(space={**SPACE, "seed": Choice(values=(1, 2))}, num_trials=50)
+    more = SearchConfig(space={**SPACE, "model.depth": Choice(values=(1, 2))}, num_trials=50)
     for trial in range(5):
         drawn = settings_of(more, trial)
         assert settings_of(config, trial) == {name: drawn[name] for name in SPACE}

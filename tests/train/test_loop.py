@@ -126,8 +126,10 @@ def test_each_validation_user_falls_to_one_rank(make_feed, small, tmp_path):
     for rank in range(3):
         feed = make_feed(small, tmp_path, Dealing(8, 3, rank, 3))
         for rows, mine in feed.valid_parts():
-            found += rows.number_B[mine].tolist()
-    assert sorted(found) == [u for u in range(37) if make_feed is resident or u % 9 == 8]
+            bounds = [(rows.pointer_P[row], rows.pointer_P[row + 1]) for row in mine]
+            found += [rows.item_N[start:stop].tolist() for start, stop in bounds]
+    asked = [u for u in range(37) if make_feed is resident or u % 9 == 8]
+    assert sorted(found) == sorted(small.items[user] for user in asked)
 
 
 def test_windows_hold_whole_shards_and_a_changed_shard_is_noticed(small, tmp_path):
