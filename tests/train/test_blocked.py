@@ -12,11 +12,15 @@ from distrib.models.mult_vae import MultVaeConfig
 from distrib.noise import Noise
 from distrib.objectives import (
     BinaryConfig,
+    CellObjective,
+    CodeObjective,
+    CosineConfig,
+    FactoredObjective,
     MultinomialConfig,
     RatingClassesConfig,
     SquaredErrorConfig,
 )
-from distrib.objectives.compiled import Compiled
+from distrib.objectives.compiled import Compiled, compiled
 from distrib.train.blocked import Blocks, blocked_terms
 from distrib.train.step import TrainStep, total
 from tests.conftest import Small
@@ -256,3 +260,16 @@ def test_compiled_equals_plain(case, small):
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-4)
     for name, gradient in found[0][1].items():
         torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_compiling_keeps_what_need_not_decode_all_outcomes(small):
+    def fused(config, *, is_factored=False):
+        return compiled(config.build(small.catalogue), is_factored=is_factored)
+
+    assert isinstance(fused(SquaredErrorConfig()), CellObjective)
+    assert isinstance(fused(CosineConfig()), CodeObjective)
+    assert isinstance(fused(MultinomialConfig()), Compiled)
+    assert isinstance(fused(RatingClassesConfig()), Compiled)
+    factored = fused(RatingClassesConfig(), is_factored=True)
+    assert isinstance(factored, FactoredObjective)
+    assert isinstance(factored.interactions, Compiled)
