@@ -102,7 +102,8 @@ def _check_objective(config: TrainConfig) -> None:
         ]
         raise ConfigError(
             f"model {model.name!r} gives {gives}, but objective {objective.name!r} takes "
-            f"{objective.accepts}; objectives that take {gives}: {', '.join(sorted(fitting))}"
+            f"{objective.accepts}; pairs that make sense: {model.name} with "
+            f"{' or '.join(sorted(fitting))}"
         )
     if (objective.name == "cosine") != (model.name == "elsa"):
         raise ConfigError(
