@@ -125,6 +125,9 @@ def most_similar(gram: csr_array, num_neighbours: int, *, shrink: float) -> Simi
         other = gram.indices[part].astype(np.int64)
         alike = gram.data[part] / (root_I[item] * root_I[other] + shrink + 1e-12)
         alike[other == item] = 0.0
+        if len(alike) > width:  # sorting a few is cheaper than all; ties at the edge stay in
+            near = np.flatnonzero(alike >= np.partition(alike, -width)[-width])
+            other, alike = other[near], alike[near]
         best = np.lexsort((other, -alike))[:width]
         best = best[alike[best] > 0]
         index_IM[item, : len(best)] = other[best]
