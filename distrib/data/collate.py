@@ -95,8 +95,7 @@ def training_rows(rows: Rows, subset_B: npt.NDArray[np.int8]) -> Rows:
 
     Nothing held out is in the result, so no later step can leak it.
     """
-    trains_N = rows.role_N <= Role.TRAIN_TARGET
-    return select(rows, trains_N, (_counts(rows, trains_N) > 0) & (subset_B == Subset.TRAIN))
+    return select(rows, rows.role_N <= Role.TRAIN_TARGET, _are_trained(rows, subset_B))
 
 
 def trained_numbers(rows: Rows, subset_B: npt.NDArray[np.int8]) -> Rows:
@@ -104,9 +103,13 @@ def trained_numbers(rows: Rows, subset_B: npt.NDArray[np.int8]) -> Rows:
 
     A model with parameters for each user has none that were trained for them.
     """
-    trains_N = rows.role_N <= Role.TRAIN_TARGET
-    is_trained_B = (subset_B == Subset.TRAIN) & (_counts(rows, trains_N) > 0)
-    return rows._replace(number_B=np.where(is_trained_B, rows.number_B, -1))
+    return rows._replace(number_B=np.where(_are_trained(rows, subset_B), rows.number_B, -1))
+
+
+def _are_trained(rows: Rows, subset_B: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
+    """Tell which users training sees."""
+    count_B = _counts(rows, rows.role_N <= Role.TRAIN_TARGET)
+    return np.asarray((subset_B == Subset.TRAIN) & (count_B > 0))
 
 
 def item_training_rows(table: pa.Table, first_item: int) -> Rows:

@@ -217,7 +217,10 @@ class StreamingFeed:
         return _Window(order, merge(rows) if rows else None, base, low, high)
 
     def _train_rows(self, shard: Shard) -> Rows:
-        found, _ = read_shard(self._prepared, shard.entry, self._num_shards)
+        if "first_item" in shard.entry:
+            found = _items_of(self._prepared, shard.entry)
+        else:
+            found = training_rows(*_users_of(self._prepared, shard.entry, self._num_shards))
         if found.num_users != shard.num_train:
             raise DataError(
                 f"{self._prepared / shard.entry['name']}: {found.num_users} training users, "
@@ -234,7 +237,7 @@ class StreamingFeed:
     def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
         """Yield the validation users of every so many shards; see `Feed`."""
         for entry in self._asked[self.dealing.rank :: self.dealing.world_size]:
-            _, asked = read_shard(self._prepared, entry, self._num_shards)
+            asked = _asked_of(*_users_of(self._prepared, entry, self._num_shards))
             yield asked, np.arange(asked.num_users)
 
 
@@ -309,16 +312,26 @@ def read_shard(prepared: Folder, entry: Mapping[str, Any], num_shards: int) -> t
     Returns:
         What training reads, and what validation asks; items are asked nothing.
     """
-    is_of_items = "first_item" in entry
-    columns = _ITEM_COLUMNS if is_of_items else _USER_COLUMNS
-    table = patiently(lambda: read_part(prepared, entry, columns), for_s=_RETRY_S)
-    if is_of_items:
-        train = item_training_rows(table, entry["first_item"])
+    if "first_item" in entry:
+        train = _items_of(prepared, entry)
         return train, nobody_of(train)
+    rows, subset_B = _users_of(prepared, entry, num_shards)
+    return training_rows(rows, subset_B), _asked_of(rows, subset_B)
+
+
+def _items_of(prepared: Folder, entry: Mapping[str, Any]) -> Rows:
+    table = patiently(lambda: read_part(prepared, entry, _ITEM_COLUMNS), for_s=_RETRY_S)
+    return item_training_rows(table, entry["first_item"])
+
+
+def _users_of(prepared: Folder, entry: Mapping[str, Any], num_shards: int) -> tuple[Rows, Any]:
+    table = patiently(lambda: read_part(prepared, entry, _USER_COLUMNS), for_s=_RETRY_S)
     rows = rows_of(table, *user_number(entry["shard"], num_shards))
-    subset_B = table["subset"].to_numpy()
-    known = trained_numbers(rows, subset_B)
-    return training_rows(rows, subset_B), asked_rows(known, Role.VALID_TARGET)
+    return rows, table["subset"].to_numpy()
+
+
+def _asked_of(rows: Rows, subset_B: Any) -> Rows:
+    return asked_rows(trained_numbers(rows, subset_B), Role.VALID_TARGET)
 
 
 def nobody_of(rows: Rows) -> Rows:

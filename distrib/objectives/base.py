@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from distrib.batch import Batch, Cells
@@ -179,6 +180,11 @@ class CodeObjective(Protocol):
 def sum_by_row(value_M: Tensor, cells: Cells, num_users: int) -> Tensor:
     """Add up values of cells for each user, ``[B]``."""
     return value_M.new_zeros(num_users).index_add(0, cells.row_M, value_M)
+
+
+def added_up(carries: Sequence[Carry]) -> Carry:
+    """Join carries that are one sum each."""
+    return (torch.stack([carry[0] for carry in carries]).sum(0),)
 
 
 def annealed(cap: float, anneal_steps: int, step: int) -> float:

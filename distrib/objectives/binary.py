@@ -11,7 +11,15 @@ from torch import Tensor
 from distrib.batch import Batch, Cells
 from distrib.config import Config
 from distrib.noise import Noise
-from distrib.objectives.base import Candidates, Carry, Seen, Weights, add_to_cells, sum_by_row
+from distrib.objectives.base import (
+    Candidates,
+    Carry,
+    Seen,
+    Weights,
+    add_to_cells,
+    added_up,
+    sum_by_row,
+)
 from distrib.objectives.sampling import ItemSampler
 from distrib.vocabulary import Catalogue
 
@@ -73,7 +81,7 @@ class Binary:
 
     def merged(self, carries: Sequence[Carry]) -> Carry:
         """Add up."""
-        return (torch.stack([carry[0] for carry in carries]).sum(0),)
+        return added_up(carries)
 
     def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:
         """Return the sums."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from distrib.batch import Batch, Cells, level_index
 from distrib.config import Config
 from distrib.noise import Noise
-from distrib.objectives.base import Candidates, Carry, Seen, Weights, sum_by_row
+from distrib.objectives.base import Candidates, Carry, Seen, Weights, added_up, sum_by_row
 from distrib.objectives.binary import Binary
 from distrib.vocabulary import Catalogue
 
@@ -81,7 +81,7 @@ class RatingClasses:
 
     def merged(self, carries: Sequence[Carry]) -> Carry:
         """Add up."""
-        return (torch.stack([carry[0] for carry in carries]).sum(0),)
+        return added_up(carries)
 
     def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:
         """Return the sums."""

@@ -10,7 +10,15 @@ from torch import Tensor
 from distrib.batch import Batch, Cells
 from distrib.config import Config
 from distrib.noise import Noise
-from distrib.objectives.base import Candidates, Carry, Seen, Weights, add_to_cells, annealed
+from distrib.objectives.base import (
+    Candidates,
+    Carry,
+    Seen,
+    Weights,
+    add_to_cells,
+    added_up,
+    annealed,
+)
 from distrib.vocabulary import Catalogue
 
 
@@ -68,7 +76,7 @@ class SquaredError:
 
     def merged(self, carries: Sequence[Carry]) -> Carry:
         """Add up."""
-        return (torch.stack([carry[0] for carry in carries]).sum(0),)
+        return added_up(carries)
 
     def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:
         """Return the sums."""
