@@ -16,6 +16,8 @@ K      recommended items of a user, best first
 Z      latent dimensions
 H      hidden units
 T      terms of a loss
+W      networks of an encoder: that of means, that of variances
+Q      queries of attention: users or items, times networks
 ====== ==============================================================
 """
 

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from distrib.batch import Batch
+from distrib.data.block_feed import BlockConfig, BlockFeed, Ratings
+from distrib.data.collate import Rows, by_item
+from distrib.data.feed import Dealing
 from distrib.vocabulary import Catalogue
 
 torch.set_num_threads(1)  # tensors here are tiny; threads would wait for each other
@@ -49,6 +52,18 @@ class Small:
         return Batch.from_lists(
             [self.items[n] for n in chosen], [self.values[n] for n in chosen], chosen
         )
+
+    def block_feed(
+        self, users: int = 10, rank: int = 0, world_size: int = 1, **settings: object
+    ) -> BlockFeed:
+        """Feed all ratings in blocks, of 15 items unless the settings say otherwise."""
+        number_B, pointer_P, item_N, value_N, _ = self.batch
+        arrays = (part.numpy() for part in (number_B, pointer_P, item_N.int(), value_N))
+        rows = Rows(*arrays, np.zeros(len(item_N), np.int8))
+        columns = (self.catalogue.item_count, len(self.items))
+        config = BlockConfig(**{"items": 15} | settings)
+        dealing = Dealing(users, 0, rank, world_size)
+        return BlockFeed(Ratings(rows, by_item(rows), columns), rows, dealing, config)
 
 
 @pytest.fixture

@@ -132,6 +132,20 @@ def item_training_rows(table: pa.Table, first_item: int) -> Rows:
     return select(rows, trains_N, _counts(rows, trains_N) > 0)
 
 
+def by_item(rows: Rows) -> Rows:
+    """Turn histories of users into those of the items in them, users in the order of rows."""
+    order = np.argsort(rows.item_N, kind="stable")
+    numbers, lengths = np.unique(rows.item_N, return_counts=True)
+    user_N = np.repeat(rows.number_B, np.diff(rows.pointer_P))
+    return Rows(
+        numbers.astype(np.int64),
+        np.concatenate([[0], lengths.cumsum()]).astype(np.int64),
+        user_N[order].astype(np.int32),
+        rows.value_N[order],
+        rows.role_N[order],
+    )
+
+
 def asked_rows(rows: Rows, role: Role) -> Rows:
     """Return the users who have a target of the given role, with all that may be shown of them.
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distrib.batch import Batch
+from distrib.batch import Batch, Read
 from distrib.data.collate import (
     IntArray,
     Rows,
@@ -42,9 +42,10 @@ T = TypeVar("T")
 class RankBatch(NamedTuple):
     """One rank's part of a global batch."""
 
-    batch: Batch
+    batch: Read
     num_users: int
-    """Users of the global batch, over all ranks."""
+    """Users of the global batch, over all ranks; of a block its ratings. Losses are means over
+    them."""
 
 
 class Dealing(NamedTuple):
@@ -67,6 +68,9 @@ class Feed(Protocol):
 
     num_users: int
     """Training users, over all ranks."""
+
+    def num_steps(self, epoch: int) -> int:
+        """Return the global batches of an epoch."""
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
         """Return this rank's part of each global batch of an epoch, from ``first_step`` on."""
@@ -101,17 +105,18 @@ class ResidentFeed:
             mine = np.array_split(chosen, dealing.world_size)[dealing.rank]
             yield RankBatch(self._gathered(mine), len(chosen))
 
+    def num_steps(self, epoch: int) -> int:
+        """Return the same for every epoch; see `Feed`."""
+        del epoch
+        return self.dealing.num_steps(self.num_users)
+
     def training_parts(self) -> Iterator[tuple[Rows, IntArray]]:
         """Yield one part; see `Feed`."""
-        yield self._train, self._own(self._train)
+        yield self._train, own_rows(self._train, self.dealing)
 
     def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
         """Yield one part; see `Feed`."""
-        yield self._valid, self._own(self._valid)
-
-    def _own(self, rows: Rows) -> IntArray:
-        everyone = np.arange(rows.num_users)
-        return everyone[self.dealing.rank :: self.dealing.world_size]
+        yield self._valid, own_rows(self._valid, self.dealing)
 
 
 class Shard(NamedTuple):
@@ -228,6 +233,11 @@ class StreamingFeed:
             )
         return found
 
+    def num_steps(self, epoch: int) -> int:
+        """Return the same for every epoch; see `Feed`."""
+        del epoch
+        return self.dealing.num_steps(self.num_users)
+
     def training_parts(self) -> Iterator[tuple[Rows, IntArray]]:
         """Yield every so many shards; see `Feed`."""
         for shard in self._shards[self.dealing.rank :: self.dealing.world_size]:
@@ -284,6 +294,11 @@ class _OnDevice:
         place_N += (start_B - pointer_P[:-1]).repeat_interleave(length_B)
         items = self.item_N[place_N].to(torch.int64)
         return Batch(self.number_B[wanted], pointer_P, items, self.value_N[place_N])
+
+
+def own_rows(rows: Rows, dealing: Dealing) -> IntArray:
+    """Return the rows of a rank among those that all ranks hold."""
+    return np.arange(rows.num_users)[dealing.rank :: dealing.world_size]
 
 
 def epoch_order(num_users: int, seed: int, epoch: int) -> IntArray:

@@ -9,6 +9,7 @@ import ray
 import ray.data
 import torch
 
+from distrib.data.block_feed import BlockConfig, BlockFeed, Ratings
 from distrib.data.collate import Rows, merge
 from distrib.data.feed import (
     Dealing,
@@ -19,7 +20,7 @@ from distrib.data.feed import (
     nobody_of,
     read_shard,
 )
-from distrib.data.prepared import load_manifest
+from distrib.data.prepared import load_manifest, user_numbers
 from distrib.data.schema import Role
 from distrib.storage import Folder
 
@@ -48,24 +49,39 @@ class Source(NamedTuple):
     num_bytes: int
     """Of all training and validation histories in memory."""
 
-    rows: tuple[ray.ObjectRef, ray.ObjectRef] | None
-    """Of a resident feed: training and validation rows in the object store."""
+    rows: tuple[ray.ObjectRef, ray.ObjectRef, ray.ObjectRef] | None
+    """Of a resident feed, in the object store: what training reads, what validation asks, and
+    histories of items, where training reads both."""
+
+    num_columns: tuple[int, int]
+    """Items that users may list, and numbers of users that items may list."""
+
+    reads: Literal["users", "items", "both"]
 
     def open(
-        self, dealing: Dealing, *, window_users: int, device: torch.device | None = None
+        self,
+        dealing: Dealing,
+        *,
+        window_users: int,
+        blocks: BlockConfig | None = None,
+        device: torch.device | None = None,
     ) -> Feed:
         """Open a rank's feed.
 
         Args:
             dealing: Who asks, for how much.
             window_users: Users that a streaming feed shuffles at a time.
+            blocks: How users and items meet, where training reads both.
             device: Where a resident feed should keep the rows, if not in the host's memory.
 
         Returns:
             The feed.
         """
         if self.rows is not None:
-            train, valid = ray.get(list(self.rows))
+            train, valid, items = ray.get(list(self.rows))
+            if self.reads == "both":
+                ratings = Ratings(train, items, self.num_columns)
+                return BlockFeed(ratings, valid, dealing, blocks or BlockConfig())
             return ResidentFeed(train, valid, dealing, device)
         return StreamingFeed(
             Folder(self.prepared),
@@ -109,7 +125,9 @@ def expected_bytes(manifest: Mapping[str, Any]) -> int:
     return _BYTES_PER_INTERACTION * (trains + trained + held_out) + users
 
 
-def load_source(prepared: Folder, kind: Kind, rows: Literal["users", "items"] = "users") -> Source:
+def load_source(
+    prepared: Folder, kind: Kind, rows: Literal["users", "items", "both"] = "users"
+) -> Source:
     """Read a prepared folder into the object store, or look at its shards.
 
     Args:
@@ -126,27 +144,27 @@ def load_source(prepared: Folder, kind: Kind, rows: Literal["users", "items"] = 
     manifest = load_manifest(prepared)
     num_shards = manifest["recipe"]["num_shards"]
     asked = tuple(_entry(shard, "shard") for shard in manifest["shards"])
-    read_by = {"users": asked, "items": ()}
-    if rows == "items":
-        parts = manifest["item_histories"]
-        read_by["items"] = tuple(_entry(part, "first_item") for part in parts)
-    entries = [*asked, *read_by["items"]]
+    of_items: tuple[Mapping[str, Any], ...] = ()
+    if rows != "users":
+        of_items = tuple(_entry(part, "first_item") for part in manifest["item_histories"])
+    read = of_items if rows == "items" else asked
+    entries = [*asked, *of_items]
     pieces = [{"order": order, "entry": json.dumps(entry)} for order, entry in enumerate(entries)]
     is_resident = kind == "resident"
 
-    def read(piece: pa.Table) -> pa.Table:
+    def described(piece: pa.Table) -> pa.Table:
         row = piece.to_pylist()[0]
         parts = _parts(prepared, json.loads(row["entry"]), num_shards, rows)
-        return _described(row["order"], *parts, is_resident=is_resident)
+        return _described(row["order"], parts, is_resident=is_resident)
 
     dataset = ray.data.from_items(pieces, override_num_blocks=len(pieces))
-    blocks = dataset.map_batches(read, batch_size=1, batch_format="pyarrow").to_arrow_refs()
-    train, valid, facts = _assembled.remote(is_resident, *blocks)
+    blocks = dataset.map_batches(described, batch_size=1, batch_format="pyarrow").to_arrow_refs()
+    *refs, facts = _assembled.remote(is_resident, *blocks)
     found = ray.get(facts)
     shards = tuple(
         Shard(entry, fact["num_train"])
         for entry, fact in zip(entries, found, strict=True)
-        if entry in read_by[rows]
+        if entry in read
     )
     num_train, num_valid, num_bytes = (
         sum(fact[key] for fact in found) for key in ("num_train", "num_valid", "num_bytes")
@@ -160,27 +178,39 @@ def load_source(prepared: Folder, kind: Kind, rows: Literal["users", "items"] = 
         num_train=num_train,
         num_valid=num_valid,
         num_bytes=num_bytes,
-        rows=(train, valid) if is_resident else None,
+        rows=tuple(refs) if is_resident else None,
+        num_columns=(manifest["counts"]["items"], user_numbers(manifest)),
+        reads=rows,
     )
 
 
-def _parts(
-    prepared: Folder, entry: Mapping[str, Any], num_shards: int, rows: str
-) -> tuple[Rows, Rows]:
+class _Parts(NamedTuple):
+    """What is read of one shard."""
+
+    train: Rows
+    valid: Rows
+    items: Rows
+    """Where training reads both; nobody's otherwise."""
+
+
+def _parts(prepared: Folder, entry: Mapping[str, Any], num_shards: int, reads: str) -> _Parts:
     """Read what training reads of a shard, and what validation asks of it."""
-    train, valid = read_shard(prepared, entry, num_shards)
-    trains = rows == "users" or "first_item" in entry
-    return (train if trains else nobody_of(train)), valid
+    found, valid = read_shard(prepared, entry, num_shards)
+    nobody, is_of_items = nobody_of(found), "first_item" in entry
+    if reads == "both" and is_of_items:
+        return _Parts(nobody, valid, found)
+    trains = reads == "both" or is_of_items == (reads == "items")
+    return _Parts(found if trains else nobody, valid, nobody)
 
 
-def _described(order: int, train: Rows, valid: Rows, *, is_resident: bool) -> pa.Table:
+def _described(order: int, parts: _Parts, *, is_resident: bool) -> pa.Table:
     facts = {
         "order": [order],
-        "num_train": [train.num_users],
-        "num_valid": [valid.num_users],
-        "num_bytes": [train.num_bytes + valid.num_bytes],
+        "num_train": [parts.train.num_users],
+        "num_valid": [parts.valid.num_users],
+        "num_bytes": [sum(part.num_bytes for part in parts)],
     }
-    return pa.table(facts | (_columns(train=train, valid=valid) if is_resident else {}))
+    return pa.table(facts | (_columns(**parts._asdict()) if is_resident else {}))
 
 
 def _entry(found: Mapping[str, Any], place: str) -> Mapping[str, Any]:
@@ -195,7 +225,7 @@ def _columns(**parts: Rows) -> dict[str, list[Any]]:
     }
 
 
-@ray.remote(num_returns=3)
+@ray.remote(num_returns=4)
 def _assembled(is_resident: bool, *blocks: pa.Table) -> Any:
     """Join the shards in order; the results lie in the object store without a copy in a heap."""
     entries = [(row, block) for block in blocks for row in range(len(block))]
@@ -212,5 +242,5 @@ def _assembled(is_resident: bool, *blocks: pa.Table) -> Any:
         )
 
     if not is_resident:
-        return None, None, facts
-    return joined("train"), joined("valid"), facts
+        return None, None, None, facts
+    return *map(joined, _Parts._fields), facts

@@ -13,6 +13,7 @@ from distrib.models.mult_vae import MultDaeConfig, MultVaeConfig
 from distrib.models.neighbours import ItemKnnConfig
 from distrib.models.popularity import PopularityConfig
 from distrib.models.rec_vae import RecVaeConfig
+from distrib.models.vae_bmf import VaeBmfConfig
 
 ModelConfig = Annotated[
     AutoRecConfig
@@ -24,7 +25,8 @@ ModelConfig = Annotated[
     | MultDaeConfig
     | MultVaeConfig
     | PopularityConfig
-    | RecVaeConfig,
+    | RecVaeConfig
+    | VaeBmfConfig,
     Field(discriminator="name"),
 ]
 """What is asked of a model; no behaviour of its own."""

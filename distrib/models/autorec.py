@@ -70,8 +70,9 @@ class AutoRecConfig(Config):
         kind = AutoRec if self.side == "users" else ItemAutoRec
         return kind(self, catalogue)
 
-    def network(self, users: Catalogue) -> "AutoRec":
+    def network(self, items: Catalogue, users: Catalogue) -> "AutoRec":
         """Make the network that I-AutoRec trains; its columns are users."""
+        del items
         return AutoRec(self, users)
 
     def scoring(self, network: dict[str, Tensor], code_IZ: Tensor) -> dict[str, Tensor]:

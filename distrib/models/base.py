@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,14 @@ class Traits(NamedTuple):
     """``steps``: by updates of an engine; else from the counts of the vocabulary, or from the Gram
     matrix of the interactions as well, at once."""
 
-    rows: Literal["users", "items"] = "users"
-    """Whose histories training reads."""
+    rows: Literal["users", "items", "both"] = "users"
+    """Whose histories training reads; ``both``: in blocks of users and items that meet."""
 
     has_user_rows: bool = False
     """Whether known users have parameters of their own; others are folded in."""
+
+    remedy: str = ""
+    """What to change when training diverges, where a setting of the model invites it."""
 
 
 class Opinion(NamedTuple):
@@ -72,11 +75,12 @@ class Model(nn.Module, ABC):
     """Name of the part that the present epoch trains; see `parts`."""
 
     @abstractmethod
-    def encode(self, batch: Batch, noise: Noise | None = None) -> State:
+    def encode(self, batch: Any, noise: Noise | None = None) -> State:
         """Describe the users of a batch.
 
         Args:
-            batch: Histories, read only from what is in them.
+            batch: A `Batch` of histories, read only from what is in them; a `Block` in training
+                where rows are ``both``.
             noise: Source of dropout and sampling in training; None for inference, which is then
                 a pure function of the history.
 
@@ -135,8 +139,12 @@ class Model(nn.Module, ABC):
     def end_epoch(self, epoch: int) -> None:
         """Take note that the epoch is trained; called once for each, before anything is saved."""
 
+    def folded_parameters(self) -> tuple[nn.Parameter, ...]:
+        """Return the parameters that `end_epoch` leaves at 0; what they held lies in buffers."""
+        return ()
+
     def divergence(self, state: State) -> Tensor | None:
-        """Return the divergence of the users' posteriors from the prior, nats, ``[B]``, if any."""
+        """Return the divergence of posteriors from the prior, nats, one of each row, if any."""
         del state
         return None
 
@@ -178,6 +186,11 @@ class Model(nn.Module, ABC):
             found.append(output[part.row_M, part.column_M])
             places.append(part.place_M)
         return torch.cat(found)[torch.argsort(torch.cat(places))]
+
+    def variance_cells(self, state: State, cells: Batch) -> Tensor | None:
+        """Return the variance of `decode_cells` over the posteriors, ``[N]``, where it is told."""
+        del state, cells
+        return None
 
     def decode(self, state: State, items: slice | Tensor) -> Tensor:
         """Decode a range of items, or those at the given positions."""

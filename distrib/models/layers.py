@@ -1,5 +1,7 @@
 """Layers that at least two models use."""
 
+import functools
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -10,13 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distrib.batch import Batch
+from distrib.batch import Batch, Transposed
 from distrib.models.base import Opinion, Rows
 from distrib.noise import Noise
 from distrib.vocabulary import Catalogue
 
 
-def history_sum(table: Tensor, index_N: Tensor, weight_N: Tensor, pointer_P: Tensor) -> Tensor:
+def history_sum(
+    table: Tensor,
+    index_N: Tensor,
+    weight_N: Tensor,
+    pointer_P: Tensor,
+    transposed: Transposed | None = None,
+) -> Tensor:
     """Sum weighted rows of a table over each history; the sparse first layer.
 
     Equals a multi-hot matrix times the table, in time and memory of the interactions only. The
@@ -28,20 +36,29 @@ def history_sum(table: Tensor, index_N: Tensor, weight_N: Tensor, pointer_P: Ten
         index_N: int64 row of each entry.
         weight_N: Weight of each entry; differentiable.
         pointer_P: int64 bounds of each history's entries.
+        transposed: The entries by row of the table, where histories are summed more than once.
 
     Returns:
         ``[B, H]``, zero for an empty history.
     """
-    result: Tensor = _HistorySum.apply(table, index_N, weight_N.to(table.dtype), pointer_P)  # type: ignore[no-untyped-call]
+    result: Tensor = _HistorySum.apply(  # type: ignore[no-untyped-call]
+        table, index_N, weight_N.to(table.dtype), pointer_P, transposed
+    )
     return result
 
 
 class _HistorySum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, table: Tensor, index_N: Tensor, weight_N: Tensor, pointer_P: Tensor
+        ctx: Any,
+        table: Tensor,
+        index_N: Tensor,
+        weight_N: Tensor,
+        pointer_P: Tensor,
+        transposed: Transposed | None,
     ) -> Tensor:
         ctx.save_for_backward(table, index_N, weight_N, pointer_P)
+        ctx.transposed = transposed
         return _bag(table, index_N, weight_N, pointer_P)
 
     @staticmethod
@@ -50,13 +67,20 @@ class _HistorySum(torch.autograd.Function):
         table, index_N, weight_N, pointer_P = ctx.saved_tensors
         by_table = by_weight = None
         if ctx.needs_input_grad[0]:
-            by_table = _transposed_bag(gradient_BH, index_N, weight_N, pointer_P, table.shape[0])
+            by_item = ctx.transposed or Transposed.of(index_N, pointer_P, table.shape[0])
+            by_table = _transposed_bag(gradient_BH.contiguous(), weight_N, by_item)
         if ctx.needs_input_grad[2]:
             by_weight = _products(gradient_BH, table, index_N, pointer_P)
-        return by_table, None, by_weight, None
+        return by_table, None, by_weight, None, None
 
 
-def cell_products(code_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Tensor) -> Tensor:
+def cell_products(
+    code_BZ: Tensor,
+    table: Tensor,
+    index_N: Tensor,
+    pointer_P: Tensor,
+    transposed: Transposed | None = None,
+) -> Tensor:
     """Multiply each user's code with the rows of the table that are listed for the user.
 
     Equals picking cells from ``code_BZ @ table.T``, in time and memory of the cells only, forward
@@ -67,20 +91,27 @@ def cell_products(code_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Te
         table: ``[rows, Z]``.
         index_N: int64 row of each cell.
         pointer_P: int64 bounds of each user's cells.
+        transposed: The cells by row of the table, where known.
 
     Returns:
         ``[N]``.
     """
-    result: Tensor = _CellProducts.apply(code_BZ, table, index_N, pointer_P)  # type: ignore[no-untyped-call]
+    result: Tensor = _CellProducts.apply(code_BZ, table, index_N, pointer_P, transposed)  # type: ignore[no-untyped-call]
     return result
 
 
 class _CellProducts(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, code_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Tensor
+        ctx: Any,
+        code_BZ: Tensor,
+        table: Tensor,
+        index_N: Tensor,
+        pointer_P: Tensor,
+        transposed: Transposed | None,
     ) -> Tensor:
         ctx.save_for_backward(code_BZ, table, index_N, pointer_P)
+        ctx.transposed = transposed
         return _products(code_BZ, table, index_N, pointer_P)
 
     @staticmethod
@@ -91,8 +122,56 @@ class _CellProducts(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             by_code = _bag(table, index_N, gradient_N, pointer_P)
         if ctx.needs_input_grad[1]:
-            by_table = _transposed_bag(code_BZ, index_N, gradient_N, pointer_P, table.shape[0])
-        return by_code, by_table, None, None
+            by_item = ctx.transposed or Transposed.of(index_N, pointer_P, table.shape[0])
+            by_table = _transposed_bag(code_BZ, gradient_N, by_item)
+        return by_code, by_table, None, None, None
+
+
+def softmax_attention(
+    query_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Tensor
+) -> Tensor:
+    """Average rows of a table over each history, by the softmax of their products with a query.
+
+    In time and memory of the interactions, forward and backward; the table gets no gradient.
+
+    Args:
+        query_BZ: Of each user.
+        table: ``[rows, Z]``.
+        index_N: int64 row of each interaction.
+        pointer_P: int64 bounds of each user's interactions.
+
+    Returns:
+        ``[B, Z]``, zero for an empty history.
+    """
+    result: Tensor = _SoftmaxAttention.apply(query_BZ, table, index_N, pointer_P)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _SoftmaxAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Tensor
+    ) -> Tensor:
+        row_N = _rows(pointer_P, index_N.shape[0])
+        share_N = _products(query_BZ, table, index_N, pointer_P)
+        lowest = torch.finfo(share_N.dtype).min
+        largest_B = share_N.new_full((query_BZ.shape[0],), lowest)
+        largest_B.scatter_reduce_(0, row_N, share_N, "amax")
+        share_N = share_N.sub_(largest_B[row_N]).exp_()
+        total_B = torch.zeros_like(largest_B).index_add_(0, row_N, share_N)
+        share_N = share_N.div_(total_B[row_N])
+        mean_BZ = _bag(table, index_N, share_N, pointer_P)
+        ctx.save_for_backward(table, index_N, pointer_P, share_N, mean_BZ, row_N)
+        return mean_BZ
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BZ: Tensor) -> tuple[Tensor | None, ...]:
+        table, index_N, pointer_P, share_N, mean_BZ, row_N = ctx.saved_tensors
+        by_share_N = _products(gradient_BZ, table, index_N, pointer_P)
+        mean_of_them_B = (gradient_BZ * mean_BZ).sum(1)
+        by_product_N = (by_share_N - mean_of_them_B[row_N]).mul_(share_N)
+        return _bag(table, index_N, by_product_N, pointer_P), None, None, None
 
 
 def linear(code_BZ: Tensor, rows: Rows) -> Tensor:
@@ -114,6 +193,14 @@ def _rows(pointer_P: Tensor, count: int) -> Tensor:
 
 
 def _products(code_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Tensor) -> Tensor:
+    if table.dtype in (torch.float32, torch.float64):
+        _hear_of_beta()
+        zeros_N = code_BZ.new_zeros(index_N.shape[0])
+        size = (code_BZ.shape[0], table.shape[0])
+        wanted = torch.sparse_csr_tensor(pointer_P, index_N, zeros_N, size, check_invariants=False)
+        found = torch.sparse.sampled_addmm(wanted, code_BZ.contiguous(), table.T, beta=0.0)
+        sampled: Tensor = found.values()
+        return sampled
     sum_mode, no_padding = 0, -1
     row_N = _rows(pointer_P, index_N.shape[0])
     products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
@@ -122,15 +209,18 @@ def _products(code_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Tensor
     return products
 
 
-def _transposed_bag(
-    code_BZ: Tensor, index_N: Tensor, weight_N: Tensor, pointer_P: Tensor, num_rows: int
-) -> Tensor:
+@functools.cache
+def _hear_of_beta() -> None:
+    """Let torch say once, unheard, that its sparse rows are in beta."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        bounds = torch.zeros(1, dtype=torch.int64)
+        torch.sparse_csr_tensor(bounds, bounds[:0], torch.zeros(0), (0, 0))
+
+
+def _transposed_bag(code_BZ: Tensor, weight_N: Tensor, by_item: Transposed) -> Tensor:
     """Sum, for each row of a table, the weighted codes of the users who list it."""
-    order_N = torch.argsort(index_N, stable=True)
-    counts = torch.bincount(index_N, minlength=num_rows)
-    bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    row_N = _rows(pointer_P, index_N.shape[0])
-    return _bag(code_BZ, row_N[order_N], weight_N[order_N], bounds)
+    return _bag(code_BZ, by_item.row_N, weight_N[by_item.order_N], by_item.pointer_P)
 
 
 def _bag(table: Tensor, index_N: Tensor, weight_N: Tensor, pointer_P: Tensor) -> Tensor:

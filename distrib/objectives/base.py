@@ -112,12 +112,15 @@ class CellObjective(Protocol):
     def term_names(self) -> tuple[str, ...]:
         """Names of the T terms."""
 
-    def cell_terms(self, output_N: Tensor, target: Batch) -> Tensor:
+    def cell_terms(
+        self, output_N: Tensor, target: Batch, variance_N: Tensor | None = None
+    ) -> Tensor:
         """Return the loss of each user.
 
         Args:
             output_N: The model's output for each stored cell of the target.
             target: What should be decoded.
+            variance_N: Where the output is the mean of a posterior, its variance.
 
         Returns:
             float32 ``[T, B]``.

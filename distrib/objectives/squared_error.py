@@ -58,9 +58,14 @@ class SquaredError:
         del noise, step
         return Candidates(torch.unique(target.item_N))
 
-    def cell_terms(self, output_N: Tensor, target: Batch) -> Tensor:
-        """Return the sums of squared errors, ``[1, B]``; see `CellObjective`."""
-        square_N = (output_N.float() - target.value_N).square()
+    def cell_terms(
+        self, output_N: Tensor, target: Batch, variance_N: Tensor | None = None
+    ) -> Tensor:
+        """Return the sums of (expected) squared errors, ``[1, B]``; see `CellObjective`."""
+        output_N = output_N.to(torch.promote_types(output_N.dtype, torch.float32))
+        square_N = (output_N - target.value_N).square()
+        if variance_N is not None:
+            square_N = square_N + variance_N
         return square_N.new_zeros(target.num_users).index_add(0, target.row_N, square_N)[None]
 
     def observe(self, output: Tensor, cells: Cells) -> Seen:

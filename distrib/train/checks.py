@@ -5,6 +5,7 @@ import shutil
 from typing import Any, get_args
 
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
+from distrib.data.block_feed import BlockConfig
 from distrib.data.prepared import load_manifest
 from distrib.data.schema import Role
 from distrib.errors import ConfigError, DataError
@@ -23,7 +24,7 @@ HISTORY = "history.json"
 
 OBJECTIVES = get_args(get_args(ObjectiveConfig)[0])
 _COMPILERS = ("c++", "g++", "clang++")
-_FIXED_IN_LOOP = {"batch_users", "window_users", "warm_start", "select_by", "feed"}
+_FIXED_IN_LOOP = {"batch_users", "blocks", "window_users", "warm_start", "select_by", "feed"}
 """Of `LoopConfig`: what decides the result; with the rest, a run may go on as it likes."""
 
 _FIXED_IN_ENGINE = {"precision"}
@@ -78,6 +79,7 @@ def check_choice(config: TrainConfig) -> None:
         require_valid(config.engine, config.optimizer)
         _check_objective(config)
         _check_engine(config)
+        _check_blocks(config)
     else:
         _check_computed(config)
     known_metrics = set(config.evaluate.metric_names)
@@ -138,15 +140,43 @@ def _check_data(config: TrainConfig, manifest: dict[str, Any]) -> None:
             f"model {config.model.name!r} gives ratings, but {config.prepared} holds interactions "
             "without any; choose a model of interactions, or a log with ratings"
         )
-    if traits.rows == "items" and "item_histories" not in manifest:
+    if traits.rows != "users" and "item_histories" not in manifest:
         raise ConfigError(
             f"model {config.model.name!r} reads histories of items, which {config.prepared} lacks; "
             "set data.item_histories = true and prepare anew"
         )
-    if traits.has_user_rows and config.loop.warm_start:
+    if (traits.has_user_rows or traits.rows == "both") and config.loop.warm_start:
         raise ConfigError(
             f"train.warm_start with model {config.model.name!r}: it has parameters for each user, "
             "which mean nothing on other data; remove it"
+        )
+
+
+def _check_blocks(config: TrainConfig) -> None:
+    """Refuse what does not go with blocks of users and items, or blocks where there are none."""
+    model, loop, engine = config.model, config.loop, config.engine
+    if model.traits.rows != "both":
+        if loop.blocks != BlockConfig():
+            raise ConfigError(
+                f"[train.blocks] with model {model.name!r}, which is not trained in blocks of "
+                "users and items; remove it"
+            )
+        return
+    faults = []
+    if loop.feed == "streaming":
+        faults.append("train.feed = 'streaming': any user meets any item; set it to 'resident'")
+    if loop.rows_on_gpu:
+        faults.append("train.rows_on_gpu = true: blocks are made on the host; set it to false")
+    if engine.parallel == "items":
+        faults.append("engine.parallel = 'items': both sides are encoded; set it to 'data'")
+    if engine.micro_batch_users:
+        faults.append(
+            f"engine.micro_batch_users = {engine.micro_batch_users}: set it to 0, and "
+            "train.batch_users and train.blocks.items to what fits"
+        )
+    if faults:
+        raise ConfigError(
+            f"model {model.name!r} is trained in blocks of users and items. " + "; ".join(faults)
         )
 
 

@@ -41,6 +41,11 @@ class TrainConfig(Config):
         return self.model_copy(update={**places, "loop": loop})
 
     @property
+    def speed_name(self) -> str:
+        """Name of the rate of training: what a step counts is users, or in blocks ratings."""
+        return "ratings_per_s" if self.model.traits.rows == "both" else "users_per_s"
+
+    @property
     def selection(self) -> tuple[str, ...]:
         """Names of the metrics that choose the best epoch."""
         if self.loop.select_by:

@@ -18,7 +18,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from pydantic import ValidationError
 from torch import Tensor
 
-from distrib.batch import Batch
+from distrib.batch import Read
 from distrib.checkpoint.state import Piece, SavedState
 from distrib.errors import ConfigError
 from distrib.noise import Noise
@@ -77,7 +77,7 @@ class DeepSpeedEngine:
                 deepspeed.zero.register_external_parameter(step, parameter)
 
     def train_batch(
-        self, source: Batch, target: Batch, noise: Noise, *, step: int, num_users: int
+        self, source: Read, target: Read, noise: Noise, *, step: int, num_users: int
     ) -> Update:
         """Forward and backward over each part of the batch, then the update; see `Engine`."""
         self._num_batches += 1
@@ -90,7 +90,7 @@ class DeepSpeedEngine:
         return update
 
     def _update(
-        self, source: Batch, target: Batch, noise: Noise, step: int, num_users: int
+        self, source: Read, target: Read, noise: Noise, step: int, num_users: int
     ) -> Update:
         read = source.to(self.device)
         wanted = read if target is source else target.to(self.device)
@@ -119,6 +119,9 @@ class DeepSpeedEngine:
         model = self.step_module.model
         with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=self.is_sharded):
             model.end_epoch(epoch)
+        folded = {id(parameter) for parameter in model.folded_parameters()}
+        names = {name for name, p in model.named_parameters() if id(p) in folded}
+        deepspeed_state.set_to_zero(self.engine, model, names)
 
     def weights(self) -> dict[str, Tensor]:
         """Gather the float32 master weights; see `Engine`."""
@@ -127,9 +130,12 @@ class DeepSpeedEngine:
             master = safe_get_full_fp32_param(parameter)
             whole = parameter if master is None else master
             gathered[name] = whole.detach().float().cpu().reshape(_shape(parameter)).clone()
-        for name, buffer in self.step_module.model.named_buffers():
-            gathered[name] = buffer.detach().cpu().clone()
-        return {name: gathered[name] for name in self.step_module.model.state_dict()}
+        model = self.step_module.model
+        buffers = dict(model.named_buffers())
+        return {
+            name: gathered[name] if name in gathered else buffers[name].detach().cpu().clone()
+            for name in model.state_dict()
+        }
 
     def pieces(self) -> Iterator[Piece]:
         """Yield what ZeRO has laid on this rank; see `Engine`."""

@@ -67,8 +67,13 @@ def restore(engine: Any, model: Model, saved: SavedState) -> None:
         if held.stretch[2] > 0:
             take_up(inner, saved, held.name, held.tensor, held.stretch)
         _refresh(held, saved)
+    _gather_persistent(engine)
+
+
+def _gather_persistent(engine: Any) -> None:
+    """Bring small parameters, which stage 3 keeps whole on every rank, to what the parts hold."""
     persistent = getattr(engine.optimizer, "persistent_parameters", [])
-    if persistent:  # small ones, which stage 3 keeps whole on every rank
+    if persistent:
         persistent[0].partition(persistent)
         persistent[0].all_gather(persistent)
 
@@ -83,6 +88,24 @@ def _refresh(held: _Held, saved: SavedState) -> None:
     else:
         whole = saved.read(held.name, VALUE, 0, parameter.numel())
         parameter.data.copy_(whole.view(parameter.shape))
+
+
+def set_to_zero(engine: Any, model: Model, names: set[str]) -> None:
+    """Set parameters to 0 where they are updated and where they compute.
+
+    Args:
+        engine: DeepSpeed's.
+        model: Whose parameters it trains.
+        names: Of the parameters.
+    """
+    for held in _held(engine, model):
+        if held.name in names:
+            _, offset, length = held.stretch
+            held.tensor.data.view(-1)[offset : offset + length].zero_()
+            computes = getattr(held.parameter, "ds_tensor", held.parameter)
+            computes.data.zero_()
+    if names:
+        _gather_persistent(engine)
 
 
 def loss_scale(engine: Any) -> dict[str, Any]:

@@ -1,22 +1,27 @@
 """Looks at cluster and run file before any expensive minute: can it train, at what cost?"""
 
 import importlib.metadata
+import itertools
 import os
 import platform
 import shutil
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import psutil
 import ray
 import torch
 import torch.distributed
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from distrib.data.collate import Rows, gather
-from distrib.data.feed import read_shard
+from distrib.batch import Read
+from distrib.data.block_feed import BlockFeed, Ratings
+from distrib.data.collate import Rows, by_item, gather
+from distrib.data.feed import Dealing, nobody_of, read_shard
 from distrib.data.prepared import load_manifest, load_vocabulary
 from distrib.data.source import expected_bytes, kind_of
 from distrib.errors import ConfigError, DataError, MemoryLimitError, causes
@@ -27,6 +32,7 @@ from distrib.train.checks import preflight
 from distrib.train.config import TrainConfig
 from distrib.train.launch import ON_CPU, require_room
 from distrib.train.memory import advice, is_of_memory
+from distrib.vocabulary import Vocabulary
 
 _PACKAGES = ("distrib", "ray", "torch", "deepspeed", "pyarrow", "numpy")
 _WARM_UP_STEPS, _TIMED_STEPS = 2, 3
@@ -174,9 +180,7 @@ def _estimate(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
         if any(is_of_memory(cause) for cause in causes(error)):
             raise MemoryLimitError(advice(config, "a worker's share of a batch")) from error
         raise
-    of_users = config.model.traits.rows == "users"
-    num_rows = manifest["counts"]["training_users" if of_users else "items"]
-    steps = -(-num_rows // loop.batch_users)
+    steps = _steps(config, manifest["counts"])
     kind = kind_of(loop.feed, manifest)
     rows_gb = expected_bytes(manifest) / _GB
     state_gb = _state_bytes(config, measured["parameters"], workers) / _GB
@@ -210,15 +214,15 @@ def _tried(config_json: str, workers: int) -> dict[str, float]:
         prepared = Folder(config.prepared)
         manifest = load_manifest(prepared)
         train = _some_rows(prepared, manifest, config.model.traits.rows)
-        engine = build_engine(config, load_vocabulary(prepared), device)
-        share = -(-config.loop.batch_users // workers)
+        vocabulary = load_vocabulary(prepared)
+        engine = build_engine(config, vocabulary, device)
+        batches = _some_batches(config, train, vocabulary, workers)
         started_s = 0.0
         for step in range(_WARM_UP_STEPS + _TIMED_STEPS):
             if step == _WARM_UP_STEPS:
                 started_s = time.perf_counter()
-            wanted = (torch.arange(share) + step * share).numpy() % train.num_users
-            batch, _ = gather(train, wanted)
-            update = engine.train_batch(batch, batch, Noise.of(0, 0), step=step, num_users=share)
+            batch, count = next(batches)
+            update = engine.train_batch(batch, batch, Noise.of(0, 0), step=step, num_users=count)
             float(update.gradient_norm)
         step_s = (time.perf_counter() - started_s) / _TIMED_STEPS
         peak = torch.cuda.max_memory_allocated() if config.loop.use_gpu else _peak_bytes()
@@ -226,9 +230,43 @@ def _tried(config_json: str, workers: int) -> dict[str, float]:
     return {"step_s": step_s, "peak_gb": peak / _GB, "parameters": parameters}
 
 
+def _steps(config: TrainConfig, counts: dict[str, Any]) -> int:
+    """Return the updates of an epoch, as near as counts tell."""
+    loop, rows = config.loop, config.model.traits.rows
+    users: int = -(-counts["training_users"] // loop.batch_users)
+    if rows == "users":
+        return users
+    if rows == "items":
+        return -(-int(counts["items"]) // loop.batch_users)
+    items = -(-int(counts["items"]) // loop.blocks.items)
+    ratings = int(sum(counts["interactions_by_role"].values()))
+    special: dict[str, int] = {
+        "sequential": (users + items) // 2,
+        "edges": -(-ratings // loop.blocks.ratings),
+    }
+    return special.get(loop.blocks.order, users * items)
+
+
+def _some_batches(
+    config: TrainConfig, train: Rows, vocabulary: Vocabulary, workers: int
+) -> Iterator[tuple[Read, int]]:
+    """Yield a worker's shares of batches, without end, and how much each counts."""
+    share = -(-config.loop.batch_users // workers)
+    if config.model.traits.rows == "both":
+        columns = len(vocabulary), vocabulary.user_numbers
+        ratings, nobody = Ratings(train, by_item(train), columns), nobody_of(train)
+        dealing = Dealing(share, config.seed, 0, 1)
+        feed = BlockFeed(ratings, nobody, dealing, config.loop.blocks)
+        for epoch in itertools.count():
+            yield from feed.batches(epoch)
+    for step in itertools.count():
+        wanted = (np.arange(share) + step * share) % train.num_users
+        yield gather(train, wanted)[0], share
+
+
 def _some_rows(prepared: Folder, manifest: dict[str, Any], kind: str) -> Rows:
     """Return the training histories of the largest shard, of users or of items, that has any."""
-    shards = manifest["shards"] if kind == "users" else manifest["item_histories"]
+    shards = manifest["item_histories"] if kind == "items" else manifest["shards"]
     shards = sorted(shards, key=lambda shard: -shard["interactions"])
     for shard in shards:
         train, _ = read_shard(prepared, shard, manifest["recipe"]["num_shards"])

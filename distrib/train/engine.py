@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from distrib.batch import Batch
+from distrib.batch import Read
 from distrib.checkpoint.state import VALUE, Piece, SavedState
 from distrib.config import Config
 from distrib.models.base import Model
@@ -92,11 +92,13 @@ class Update(NamedTuple):
 class Engine(Protocol):
     """One update on the cluster, whatever does it."""
 
+    step_module: TrainStep
+
     communication_share: float
     """Share of the time of an update that goes into waiting for other ranks, as last measured."""
 
     def train_batch(
-        self, source: Batch, target: Batch, noise: Noise, *, step: int, num_users: int
+        self, source: Read, target: Read, noise: Noise, *, step: int, num_users: int
     ) -> Update:
         """Make one update from this rank's part of a global batch.
 
@@ -105,7 +107,7 @@ class Engine(Protocol):
             target: What it should decode.
             noise: The epoch's randomness.
             step: Updates made so far.
-            num_users: Users of the global batch, over all ranks.
+            num_users: Users of the global batch, over all ranks; what losses are a mean over.
 
         Returns:
             Losses and the size of the gradient.
@@ -140,7 +142,7 @@ class LocalEngine:
         self.optimizer = build_optimizer(step.model, config)
 
     def train_batch(
-        self, source: Batch, target: Batch, noise: Noise, *, step: int, num_users: int
+        self, source: Read, target: Read, noise: Noise, *, step: int, num_users: int
     ) -> Update:
         """Forward, backward, update; see `Engine`."""
         terms: dict[str, Tensor] = self.step_module(source, target, noise, step)

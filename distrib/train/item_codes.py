@@ -1,6 +1,6 @@
-"""Models that are trained on histories of items: from the trained network to what scores users."""
+"""Models trained on histories of items: codes of all rows, and from them what scores users."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,14 @@ from distrib.data.collate import IntArray, Rows, gather
 from distrib.models.base import Model
 from distrib.vocabulary import Vocabulary
 
+Codes = tuple[Tensor, ...]
+"""Tensors with one row for each of some users or items."""
+
+Encode = Callable[[Batch], Codes]
+
 
 def trained_model(config: Any, vocabulary: Vocabulary) -> Model:
-    """Build what training updates: the model, or, on histories of items, its network.
+    """Build what training updates: the model, or, where items are rows too, its network.
 
     Args:
         config: Of the model, a member of `ModelConfig`.
@@ -22,45 +27,51 @@ def trained_model(config: Any, vocabulary: Vocabulary) -> Model:
     Returns:
         The untrained model.
     """
-    if config.traits.rows == "items":
-        network: Model = config.network(vocabulary.users)
-        return network
-    model: Model = config.build(vocabulary.catalogue)
-    return model
+    if config.traits.rows == "users":
+        model: Model = config.build(vocabulary.catalogue)
+        return model
+    network: Model = config.network(vocabulary.catalogue, vocabulary.users)
+    return network
 
 
 @torch.inference_mode()
 def codes_of(
-    network: Model, parts: Iterator[tuple[Rows, IntArray]], batch_rows: int
-) -> tuple[Tensor, Tensor]:
-    """Encode the training histories of some items.
+    encode: Encode, parts: Iterator[tuple[Rows, IntArray]], batch_rows: int
+) -> tuple[Tensor, Codes]:
+    """Encode the training histories of some rows.
 
     Args:
-        network: Trained.
+        encode: Gives a row of each code for each row.
         parts: Histories, and the rows among them that are wanted.
         batch_rows: How many at a time.
 
     Returns:
-        Positions of the items, int64 ``[B]``, and their codes ``[B, Z]``.
+        Numbers of the rows, int64 ``[B]``, and their codes, float32.
     """
-    found = [_encoded(network, Batch.from_lists([]))]
+    nobody = Batch.from_lists([])
+    found = [(nobody.user_B, encode(nobody))]
     for rows, mine in parts:
         for start in range(0, len(mine), batch_rows):
             batch, _ = gather(rows, mine[start : start + batch_rows])
-            found.append(_encoded(network, batch))
-    items, codes = zip(*found, strict=True)
-    return torch.cat(items), torch.cat(codes)
+            found.append((batch.user_B, encode(batch)))
+    numbers, codes = zip(*found, strict=True)
+    joined = tuple(torch.cat(parts).float() for parts in zip(*codes, strict=True))
+    return torch.cat(numbers), joined
 
 
-def joined_codes(network: Model, parts: Sequence[tuple[Tensor, Tensor]], item_count: int) -> Tensor:
-    """Return the codes of all items, those without a training history included, ``[I, Z]``."""
-    with torch.inference_mode():
-        _, of_nothing = _encoded(network, Batch.from_lists([[]]))
-    code_IZ = of_nothing.repeat(item_count, 1)
-    for item_B, code_BZ in parts:
-        code_IZ[item_B] = code_BZ
-    return code_IZ
+def joined_codes(parts: Sequence[tuple[Tensor, Codes]], count: int, absent: Codes) -> Codes:
+    """Put the codes of all rows in the order of their numbers.
 
+    Args:
+        parts: From `codes_of`, of all ranks.
+        count: Rows of the result.
+        absent: One row of each code, for numbers that are in no part.
 
-def _encoded(network: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    return batch.user_B, network.encode(batch)[0].float()
+    Returns:
+        Codes of ``count`` rows.
+    """
+    tables = tuple(code.float().repeat(count, *[1] * (code.dim() - 1)) for code in absent)
+    for number_B, codes in parts:
+        for table, code in zip(tables, codes, strict=True):
+            table[number_B] = code
+    return tables

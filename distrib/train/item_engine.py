@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distrib.batch import Batch
+from distrib.batch import Batch, Read
 from distrib.checkpoint.state import VALUE, Piece, SavedState
 from distrib.errors import ConfigError
 from distrib.noise import Noise
@@ -112,9 +112,11 @@ class ItemEngine:
         return _Part(parameter, nn.Parameter(part.clone()), start)
 
     def train_batch(
-        self, source: Batch, target: Batch, noise: Noise, *, step: int, num_users: int
+        self, source: Read, target: Read, noise: Noise, *, step: int, num_users: int
     ) -> Update:
         """Forward and backward over each part of the batch, then the update; see `Engine`."""
+        assert isinstance(source, Batch)  # blocks are refused before any worker starts
+        assert isinstance(target, Batch)
         read = source.to(self.device)
         wanted = read if target is source else target.to(self.device)
         _waited.clear()

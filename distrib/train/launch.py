@@ -54,6 +54,10 @@ ON_CPU = {
 }
 """Environment of workers without a GPU."""
 
+_REMEDY = (
+    "lower optimizer.learning_rate, set optimizer.gradient_clipping, or use engine.precision bf16 "
+    "or fp32"
+)
 _BUGS = (
     TypeError,
     ValueError,
@@ -98,14 +102,14 @@ def launch(config: TrainConfig, on_epoch: EpochListener | None = None) -> dict[s
     history = outcome["history"]
     folder.write_json(HISTORY, history)
     best = _publish(folder, history) if history else {}
-    _raise_what_ended(outcome, history, folder)
+    _raise_what_ended(outcome, history, config)
     last = history[-1]
     return {
         "run": str(folder),
         "epochs": last["epoch"],
         "best_epoch": best["epoch"],
         "valid": best["valid"],
-        "users_per_s": last["users_per_s"],
+        config.speed_name: last[config.speed_name],
         "data_share": last["data_share"],
     }
 
@@ -115,6 +119,8 @@ def _with_feed(config: TrainConfig, manifest: dict[str, Any], folder: Folder) ->
     feed = config.loop.feed
     if feed == "auto" and folder.exists(RUN):
         feed = folder.read_json(RUN)["loop"].get("feed", feed)
+    if config.model.traits.rows == "both":
+        feed = "resident"
     loop = config.loop.model_copy(update={"feed": kind_of(feed, manifest)})
     return config.model_copy(update={"loop": loop})
 
@@ -312,11 +318,12 @@ def _publish(folder: Folder, history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _raise_what_ended(
-    outcome: dict[str, Any], history: list[dict[str, Any]], folder: Folder
+    outcome: dict[str, Any], history: list[dict[str, Any]], config: TrainConfig
 ) -> None:
     """Raise when training ended before its time."""
+    folder = Folder(config.run)
     if "diverged" in outcome:
-        raise _diverged(outcome["diverged"], history, folder)
+        raise _diverged(outcome["diverged"], history, config)
     if "fault" in outcome:
         raise CheckpointError(f"{outcome['fault']}; the same command goes on from the last one")
     if "stopped" in outcome:
@@ -354,13 +361,13 @@ def require_room(config: TrainConfig) -> None:
 
 
 def _diverged(
-    where: dict[str, Any], history: list[dict[str, Any]], folder: Folder
+    where: dict[str, Any], history: list[dict[str, Any]], config: TrainConfig
 ) -> DivergedError:
+    folder = Folder(config.run)
     good = history[-1]["epoch"] if history else "none"
     kept = next(iter(CheckpointStore(folder).complete()), "none")
     return DivergedError(
         f"epoch {where['epoch']}, step {where['step']}: {where['term']} is {where['value']}, not "
-        f"finite; last good epoch: {good}, last good checkpoint: {kept}; in a new "
-        "run folder, lower optimizer.learning_rate, set optimizer.gradient_clipping, or use "
-        "engine.precision bf16 or fp32"
+        f"finite; last good epoch: {good}, last good checkpoint: {kept}; in a new run folder, "
+        + (config.model.traits.remedy or _REMEDY)
     )

@@ -13,8 +13,9 @@ from pydantic import (
     model_validator,
 )
 
-from distrib.batch import Batch
+from distrib.batch import Read
 from distrib.config import Config
+from distrib.data.block_feed import BlockConfig
 from distrib.noise import Noise
 from distrib.train.engine import Engine, Update
 
@@ -73,6 +74,8 @@ class LoopConfig(Config):
 
     window_users: PositiveInt = 1_000_000
     """Users that a streaming feed shuffles at a time."""
+
+    blocks: BlockConfig = Field(default_factory=BlockConfig)
 
     rows_on_gpu: bool = False
     """Whether a resident feed keeps the histories in each GPU's memory."""
@@ -184,7 +187,7 @@ _POSITION = ("epoch", "epoch_step", "step", "updates", "num_users")
 class BatchFeed(Protocol):
     """What the loop asks of a feed."""
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Batch, int]]:
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Read, int]]:
         """Yield a rank's part of each global batch, and the global number of users."""
 
 
@@ -234,7 +237,7 @@ def run_epochs(
         going = on_epoch(state)
 
 
-def timed(batches: Iterator[tuple[Batch, int]], state: TrainState) -> Iterator[tuple[Batch, int]]:
+def timed(batches: Iterator[tuple[Read, int]], state: TrainState) -> Iterator[tuple[Read, int]]:
     """Pass batches on and add the time spent waiting for them to ``state.data_s``."""
     while True:
         started_s = time.perf_counter()

@@ -91,12 +91,12 @@ class Meters:
             self._curves.add(self._now, state.step)
 
     def speed(self, state: TrainState) -> dict[str, float]:
-        """Return users per second, and shares of the time of the epoch so far."""
+        """Return users, or ratings, per second, and shares of the time of the epoch so far."""
         elapsed_s = max(state.elapsed_s, 1e-9)
         compute = state.compute_s / elapsed_s
         communication = compute * self._engine.communication_share
         return {
-            "users_per_s": state.timed_users / elapsed_s,
+            self._config.speed_name: state.timed_users / elapsed_s,
             "data_share": state.data_s / elapsed_s,
             "compute_share": compute - communication,
             "communication_share": communication,
@@ -119,7 +119,7 @@ class Meters:
             self._curves.add(found, entry["step"])
             self._curves.publish()
         if self._tracking is not None:
-            speed = {name: entry[name] for name in ("users_per_s", "data_share")}
+            speed = {name: entry[name] for name in (self._config.speed_name, "data_share")}
             self._tracking.add(found | speed, entry["step"])
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from distrib.batch import Batch
+from distrib.batch import Batch, Block, Read
 from distrib.models.base import Model, State
 from distrib.noise import Noise
 from distrib.objectives import CellObjective, CodeObjective, FactoredObjective, Objective
@@ -28,12 +28,12 @@ class TrainStep(nn.Module):
         self.blocks = Blocks(block_items, keep_output_mb << 20)
 
     @override
-    def forward(self, source: Batch, target: Batch, noise: Noise, step: int) -> dict[str, Tensor]:
+    def forward(self, source: Read, target: Read, noise: Noise, step: int) -> dict[str, Tensor]:
         """Compute each term of the loss, summed over the batch's users.
 
         Args:
             source: What the model reads; for an autoencoder the same as ``target``.
-            target: What it should decode.
+            target: What it should decode; of a block, its cells.
             noise: The epoch's randomness.
             step: Updates made so far.
 
@@ -41,7 +41,8 @@ class TrainStep(nn.Module):
             float32 scalars by name; a term ``divergence`` is added where the model has one.
         """
         state = self.model.encode(source, noise)
-        terms_TB = self._terms(state, target, noise, step)
+        cells = target.cells if isinstance(target, Block) else target
+        terms_TB = self._terms(state, cells, noise, step)
         terms = dict(zip(self.objective.term_names, terms_TB.sum(1).unbind(), strict=True))
         divergence_B = self.model.divergence(state)
         if divergence_B is not None:
@@ -66,7 +67,8 @@ class TrainStep(nn.Module):
         if isinstance(objective, CodeObjective):
             return objective.code_terms(state[0], self.model.tied_gram(), target)
         if isinstance(objective, CellObjective):
-            return objective.cell_terms(self.model.decode_cells(state, target), target)
+            output_N = self.model.decode_cells(state, target)
+            return objective.cell_terms(output_N, target, self.model.variance_cells(state, target))
         odds = self.model.odds()
         if odds is not None and isinstance(objective, FactoredObjective):
             interactions = objective.interactions

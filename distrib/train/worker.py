@@ -20,7 +20,7 @@ import torch.distributed
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from distrib.batch import Batch
+from distrib.batch import Batch, Read
 from distrib.checkpoint.bundle import BUNDLE, load_bundle, restored, write_bundle
 from distrib.checkpoint.state import SavedState
 from distrib.checkpoint.store import CheckpointStore, checkpoint_name
@@ -33,6 +33,8 @@ from distrib.errors import CheckpointError, DataError, MemoryLimitError
 from distrib.evaluate.protocol import EXPECTED, KNOWN, measure, selection_score
 from distrib.events import Interval, emit, rounded
 from distrib.metrics import Sums
+from distrib.models.vae_bmf_encoder import Posterior
+from distrib.noise import Noise
 from distrib.objectives.compiled import compiled
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder, patiently
@@ -40,7 +42,7 @@ from distrib.train.config import TrainConfig
 from distrib.train.control import Listener
 from distrib.train.deepspeed_engine import DeepSpeedEngine
 from distrib.train.engine import Engine, Update
-from distrib.train.item_codes import codes_of, joined_codes, trained_model
+from distrib.train.item_codes import Codes, Encode, codes_of, joined_codes, trained_model
 from distrib.train.item_engine import ItemEngine
 from distrib.train.ledger import Agreed, Ledger
 from distrib.train.loop import TrainState, run_epochs
@@ -128,9 +130,9 @@ class Worker:
         self.feed: Feed = inputs.source.open(
             dealing,
             window_users=loop.window_users,
+            blocks=loop.blocks,
             device=self.device if loop.rows_on_gpu and loop.use_gpu else None,
         )
-        self.num_steps = dealing.num_steps(self.feed.num_users)
         self.engine = build_engine(config, self.vocabulary, self.device)
         self.state = TrainState(config.seed)
         self.ledger = Ledger(self.device, max_skipped=loop.max_skipped)
@@ -153,7 +155,7 @@ class Worker:
         self.meters = Meters(
             config,
             self.engine,
-            self.num_steps,
+            self.feed.num_steps(0),
             shown=inputs.shows_bar,
             is_first=self.rank == 0,
         )
@@ -251,7 +253,7 @@ class Worker:
         loop = self.config.loop
         every = loop.checkpoint.every_steps
         is_due = bool(every) and state.step % every == 0
-        is_last = state.epoch_step == self.num_steps
+        is_last = state.epoch_step == self.feed.num_steps(state.epoch)
         if not (is_due or is_last or state.step % loop.check_steps == 0):
             return True
         return self._agree(is_due=is_due and not is_last, is_last=is_last)
@@ -308,7 +310,8 @@ class Worker:
         self._noted = 0
         is_end = state.epoch >= loop.num_epochs
         # Without validation the last epoch is the best, and weights are wanted then only.
-        is_wanted = is_end or self.inputs.source.num_valid > 0
+        reads_both = self.config.model.traits.rows == "both"
+        is_wanted = is_end or reads_both or self.inputs.source.num_valid > 0
         weights = self._scoring(self.engine.weights()) if is_wanted else None
         self.watchdog.progress("validating")
         started_s = time.perf_counter()
@@ -335,7 +338,7 @@ class Worker:
             self._save(best)
         self.meters.tell_epoch(entry)
         if self.rank == 0:
-            shown = ("users_per_s", "data_share", "checkpoint_share")
+            shown = (self.config.speed_name, "data_share", "checkpoint_share")
             self.inputs.control.tell.remote(entry)
             facts = rounded({**losses, **metrics, **{key: entry[key] for key in shown}})
             emit("epoch", epoch=state.epoch, **facts)
@@ -358,17 +361,56 @@ class Worker:
 
     def _scoring(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the state of the model that scores, from that of the one that is trained."""
-        if self.config.model.traits.rows == "users":
+        config: Any = self.config.model
+        if config.traits.rows == "users":
             return weights
         self.watchdog.progress("encoding items")
-        network = trained_model(self.config.model, self.vocabulary)
+        if config.traits.rows == "both":
+            return self._cross_fed(weights)
+        network = trained_model(config, self.vocabulary)
         network.load_state_dict(weights)
-        size = self.config.evaluate.batch_users
-        mine = codes_of(network, self.feed.training_parts(), size)
-        code_IZ = joined_codes(network, _gathered(mine), len(self.vocabulary))
-        config: Any = self.config.model
+        (code_IZ,) = self._codes(network.encode, self.feed.training_parts(), len(self.vocabulary))
         found: dict[str, Tensor] = config.scoring(weights, code_IZ)
         return found
+
+    def _cross_fed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Encode everyone once; give both sides' encoders fresh codes of the other to read.
+
+        Returns:
+            The state of the model that scores, which has read the codes of the epoch that ended.
+        """
+        config: Any = self.config.model
+        model: Any = restored(config, self.vocabulary, config.scoring(weights)).to(self.device)
+        feed: Any = self.feed
+        counts = self.vocabulary.user_numbers, len(self.vocabulary)
+        users = self._codes(model.encode_users, feed.training_parts(), counts[0], is_sparse=True)
+        items = self._codes(model.encode_items, feed.item_parts(), counts[1])
+        noise = Noise.of(self.config.seed, self.state.epoch - 1)
+        trained: Any = self.engine.step_module.model
+        trained.feed_codes(Posterior(*users), Posterior(*items), noise)
+        found: dict[str, Tensor] = config.scoring(weights, Posterior(*items))
+        return found
+
+    def _codes(
+        self, encode: Encode, parts: Iterator[Any], count: int, *, is_sparse: bool = False
+    ) -> Codes:
+        """Encode the training histories of all rows, each on one rank.
+
+        Args:
+            encode: On whole batches.
+            parts: This rank's.
+            count: Rows of the result.
+            is_sparse: Whether numbers without a history are nobody's, and get NaN.
+        """
+
+        def encoded(batch: Batch) -> Codes:
+            return tuple(part.cpu() for part in encode(batch.to(self.device)))
+
+        mine = codes_of(encoded, parts, self.config.evaluate.batch_users)
+        absent = encoded(Batch.from_lists([[]]))
+        if is_sparse:
+            absent = tuple(torch.full_like(part, torch.nan) for part in absent)
+        return joined_codes(_gathered(mine), count, absent)
 
     def _validate(self, weights: dict[str, Tensor] | None) -> dict[str, float]:
         """Measure on the validation users, each on one rank; empty where there are none."""
@@ -453,7 +495,7 @@ class _Watched:
     def __init__(self, feed: Feed, watchdog: Watchdog) -> None:
         self._feed, self._watchdog = feed, watchdog
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Batch, int]]:
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Read, int]]:
         for item in self._feed.batches(epoch, first_step):
             self._watchdog.progress("computing")
             yield item

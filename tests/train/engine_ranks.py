@@ -20,6 +20,7 @@ from distrib.models import (
     ElsaConfig,
     MultVaeConfig,
     RecVaeConfig,
+    VaeBmfConfig,
 )
 from distrib.noise import Noise
 from distrib.objectives import (
@@ -70,6 +71,10 @@ CASES = {
     "elsa": (ElsaConfig(latent_width=8), CosineConfig()),
     "biased_mf": (BiasedMfConfig(latent_width=8), SquaredErrorConfig()),
     "autorec": (AutoRecConfig(side="users", hidden_width=16), SquaredErrorConfig()),
+    "vae_bmf": (
+        VaeBmfConfig(latent_width=8, branch_width=8, hidden_width=8),
+        SquaredErrorConfig(divergence_cap=1.0),
+    ),
 }
 
 
@@ -91,7 +96,10 @@ def make_step(case: str) -> TrainStep:
     small = Small()
     model, objective = CASES[case]
     torch.manual_seed(0)
-    built = model.build(small.catalogue)
+    if model.traits.rows == "both":
+        built = model.network(small.catalogue, None)
+    else:
+        built = model.build(small.catalogue)
     return TrainStep(built, objective.build(small.catalogue), block_items=17)
 
 
@@ -106,7 +114,12 @@ def fresh_engine(job: Job) -> object:
 
 
 def losses(
-    engine: object, rank: int, world_size: int, first: int = 0, last: int = NUM_STEPS
+    case: str,
+    engine: object,
+    rank: int,
+    world_size: int,
+    first: int = 0,
+    last: int = NUM_STEPS,
 ) -> list[list[float]]:
     """Mean losses of some steps; the last batch has fewer users than there are ranks.
 
@@ -114,10 +127,14 @@ def losses(
     """
     small, found = Small(), []
     for step in range(first, last):
-        size = BATCH_USERS if step < NUM_STEPS - 1 else 1
-        users = [(step * BATCH_USERS + place) % 37 for place in range(size)]
-        mine = np.array_split(np.array(users), world_size)[rank].tolist()
-        batch = small.users(mine) if mine else Batch.from_lists([])
+        if case == "vae_bmf":
+            feed = small.block_feed(BATCH_USERS, rank, world_size, items=13)
+            batch, size = next(feed.batches(0, first_step=step))
+        else:
+            size = BATCH_USERS if step < NUM_STEPS - 1 else 1
+            users = [(step * BATCH_USERS + place) % 37 for place in range(size)]
+            mine = np.array_split(np.array(users), world_size)[rank].tolist()
+            batch = small.users(mine) if mine else Batch.from_lists([])
         engine.begin_epoch(step)
         update = engine.train_batch(batch, batch, Noise.of(1, 0), step=step, num_users=size)
         summed = torch.stack([update.terms[name].double() for name in sorted(update.terms)])
@@ -134,7 +151,7 @@ def done(job: Job, rank: int, world_size: int) -> dict:
     if job.begin:
         facts = json.loads((Path(job.begin) / "facts.json").read_text())
         engine.restore(SavedState(Path(job.begin)), facts)
-    found = {"losses": losses(engine, rank, world_size, job.first, job.last)}
+    found = {"losses": losses(job.case, engine, rank, world_size, job.first, job.last)}
     if job.save:
         folder = Path(job.save)
         folder.mkdir(parents=True, exist_ok=True)
