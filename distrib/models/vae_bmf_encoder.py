@@ -326,7 +326,7 @@ class _Layers(nn.ModuleList):
 def _by_network(sum_BH: Tensor, side: Side) -> Tensor:
     """Scale up sums over samples, and part what both networks have, ``[2, B, H / 2]``."""
     scaled_BH = sum_BH * side.scale_B.to(sum_BH.dtype)[:, None]
-    return scaled_BH.view(len(sum_BH), 2, -1).transpose(0, 1)
+    return scaled_BH.view(len(sum_BH), 2, sum_BH.shape[1] // 2).transpose(0, 1)
 
 
 def _uniform(*shape: int, fan: int) -> nn.Parameter:

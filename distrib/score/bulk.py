@@ -134,8 +134,9 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
     """Recommend to every user and write the lists as Parquet; the manifest comes last.
 
     Columns: ``user``, ``items`` (original ids, best first), ``scores``; where the model tells them
-    ``probabilities``, ``ratings`` and ``rating_distribution`` (one list over levels per item); and
-    the same with prefix ``serendipitous_`` where a second list is asked for.
+    ``probabilities``, ``ratings``, ``deviations`` (of ratings, over the posteriors of user and
+    item) and ``rating_distribution`` (one list over levels per item); and the same with prefix
+    ``serendipitous_`` where a second list is asked for.
 
     Args:
         run: Run folder with a bundle.

@@ -168,6 +168,8 @@ def _columns(scorer: Scorer, lists: Recommendations, prefix: str) -> dict[str, p
         columns["probabilities"] = column(opinion.probability_BI)
     if opinion is not None:
         columns["ratings"] = column(opinion.rating_BI)
+    if lists.deviation_BK is not None:
+        columns["deviations"] = column(lists.deviation_BK)
     if opinion is not None and opinion.level_BIL is not None:
         level_ML = opinion.level_BIL[present_BK].contiguous()
         levels = pa.FixedSizeListArray.from_arrays(

@@ -9,7 +9,7 @@ from torch import Tensor
 from distrib.batch import Batch, cells_by_block, item_blocks
 from distrib.checkpoint.bundle import load_bundle
 from distrib.errors import DataError
-from distrib.models.base import Model, Opinion
+from distrib.models.base import Model, Opinion, State
 from distrib.storage import Folder
 from distrib.topk import UNWANTED, items_of, merge, rank_keys
 from distrib.vocabulary import Vocabulary
@@ -28,6 +28,9 @@ class Recommendations(NamedTuple):
 
     opinion: Opinion | None
     """Probability, expected rating and its distribution for each item, where the model tells."""
+
+    deviation_BK: Tensor | None = None
+    """float32; standard deviation of the expected rating over the posteriors, where it is told."""
 
 
 class Prediction(NamedTuple):
@@ -80,9 +83,11 @@ class Scorer:
         def keys(output: Tensor, low: int) -> Tensor:
             return rank_keys(self.model.ranking_score(output), low)
 
-        best, output = self._best(source, seen, k, keys)
-        score_BK = self.model.ranking_score(output)
-        return Recommendations(items_of(best).cpu(), score_BK.cpu(), self._opinion(output))
+        state = self.model.encode(source.to(self.device))
+        best, output = self._best(state, self._hidden(source, seen), k, keys)
+        item_BK, score_BK = items_of(best), self.model.ranking_score(output)
+        deviation_BK = self._deviation(state, item_BK)
+        return Recommendations(item_BK.cpu(), score_BK.cpu(), self._opinion(output), deviation_BK)
 
     @torch.inference_mode()
     def serendipitous(
@@ -110,7 +115,8 @@ class Scorer:
         """
         batch = source.to(self.device)
         step = max(1, -(-len(self.vocabulary) // _QUANTILE_SAMPLE))
-        sample = self.model.decode(self.model.encode(batch), slice(0, None, step)).float()
+        state = self.model.encode(batch)
+        sample = self.model.decode(state, slice(0, None, step)).float()
         told = self.model.opinion(sample)
         if told is None or told.probability_BI is None:
             raise DataError(
@@ -129,7 +135,7 @@ class Scorer:
             wanted_BI = unlikely_BI & (self.support_I[low:high] >= min_support)
             return torch.where(wanted_BI, rank_keys(rating_BI, low), UNWANTED)
 
-        best, output = self._best(source, seen, k, keys)
+        best, output = self._best(state, self._hidden(source, seen), k, keys)
         opinion = self._opinion(output)
         assert opinion is not None  # asked above
         return Recommendations(items_of(best).cpu(), opinion.rating_BI, opinion)
@@ -176,23 +182,33 @@ class Scorer:
         levels = self.vocabulary.levels
         return rating.clamp(levels[0], levels[-1])
 
-    @torch.inference_mode()
-    def outputs(self, source: Batch) -> Iterator[tuple[int, Tensor]]:
+    def _deviation(self, state: State, item_BK: Tensor) -> Tensor | None:
+        """Return how sure the model is of what it thinks of these items, on the CPU."""
+        length, k = item_BK.shape
+        bounds = torch.arange(length + 1, device=self.device) * k
+        item_N = item_BK.clamp(min=0).flatten()
+        cells = Batch(bounds[:-1], bounds, item_N, torch.zeros_like(item_N, dtype=torch.float32))
+        variance_N = self.model.variance_cells(state, cells)
+        return None if variance_N is None else variance_N.float().sqrt().view(length, k).cpu()
+
+    def _outputs(self, state: State) -> Iterator[tuple[int, Tensor]]:
         """Yield, block by block, the first item and the model's output in float32."""
-        state = self.model.encode(source.to(self.device))
         for low, high in self.blocks:
             yield low, self.model.decode(state, slice(low, high)).float()
 
+    def _hidden(self, source: Batch, seen: Batch | None) -> Batch:
+        """Return what must not be recommended, on the device."""
+        nothing = torch.zeros(len(source.item_N), dtype=torch.bool, device=source.item_N.device)
+        return (source.keep(nothing) if seen is None else seen).to(self.device)
+
     def _best(
-        self, source: Batch, seen: Batch | None, k: int, keys: Callable[[Tensor, int], Tensor]
+        self, state: State, hidden: Batch, k: int, keys: Callable[[Tensor, int], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Return the best keys ``[B, K]`` and the model's output for their items."""
-        empty = Batch.from_lists([[] for _ in range(source.num_users)])
-        hidden = (empty if seen is None else seen).to(self.device)
-        best = torch.empty(source.num_users, 0, dtype=torch.int64, device=self.device)
+        best = torch.empty(hidden.num_users, 0, dtype=torch.int64, device=self.device)
         kept: Tensor | None = None
         for (low, output), cells in zip(
-            self.outputs(source), cells_by_block(hidden, self.blocks), strict=True
+            self._outputs(state), cells_by_block(hidden, self.blocks), strict=True
         ):
             key_BI = keys(output, low)
             key_BI[cells.row_M, cells.column_M] = UNWANTED

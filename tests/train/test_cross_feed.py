@@ -1,0 +1,130 @@
+"""VAE-BMF through Ray Train: ranks, restarts, divergence, and the same ratings wherever asked."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from distrib.batch import Batch
+from distrib.checkpoint.bundle import load_bundle
+from distrib.data.block_feed import BlockConfig
+from distrib.data.config import DataConfig
+from distrib.data.prepare import prepare
+from distrib.data.prepared import load_manifest, user_number
+from distrib.data.sources import SyntheticLog
+from distrib.errors import ConfigError, DivergedError
+from distrib.models import MultVaeConfig, VaeBmfConfig
+from distrib.score.bulk import score
+from distrib.score.policy import ScoreConfig
+from distrib.score.scorer import Scorer
+from distrib.storage import Folder
+from distrib.train.checks import check_choice
+from distrib.train.doctor import examine
+from distrib.train.launch import launch
+from distrib.train.optimizer import OptimizerConfig
+from tests.train.test_launch import config_of, losses, only_checkpoint
+
+pytestmark = pytest.mark.ray
+
+MODEL = VaeBmfConfig(
+    latent_width=8, branch_width=8, hidden_width=8, centring="means", input_dropout=0.2
+)
+
+
+@pytest.fixture(scope="module")
+def both_sides(cluster, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("data"))
+    source = SyntheticLog(num_users=600, num_items=60, num_interactions=9_000)
+    prepare(DataConfig(prepared=folder, source=source, num_shards=3, item_histories=True))
+    return folder
+
+
+def blocks_of(run, prepared, order="nested", model=MODEL, **loop):
+    blocks = BlockConfig(order=order, items=20, ratings=500)
+    config = config_of(run, prepared, batch_users=150, blocks=blocks, **loop)
+    fitting = {"model": model, "objective": model.traits.objective}
+    return config.model_copy(update=fitting)
+
+
+@pytest.fixture(scope="module")
+def whole(both_sides, tmp_path_factory):
+    """Three passes on two workers, undisturbed."""
+    run = tmp_path_factory.mktemp("whole")
+    return run, launch(blocks_of(run, both_sides))
+
+
+def test_one_worker_gives_the_losses_of_two_and_a_restart_goes_on_bit_for_bit(
+    both_sides, whole, tmp_path
+):
+    run, result = whole
+    assert result["valid"]["rmse"] < 1.2
+    assert result["ratings_per_s"] > 0
+    often = {"checkpoint": {"every_steps": 4, "keep": 99}}
+    launch(blocks_of(tmp_path, both_sides, num_workers=1, **often))
+    one = losses(tmp_path)
+    np.testing.assert_allclose(one, losses(run), rtol=1e-4)
+    only_checkpoint(tmp_path, 16)  # 12 blocks a pass: within the second
+    launch(blocks_of(tmp_path, both_sides, num_workers=1, **often))
+    assert losses(tmp_path) == one
+    only_checkpoint(tmp_path, 24)  # between the second and the third
+    launch(blocks_of(tmp_path, both_sides, num_workers=1, **often))
+    assert losses(tmp_path) == one
+
+
+@pytest.mark.parametrize("order", ["sequential", "edges"])
+def test_other_orders_do_not_depend_on_the_workers(order, both_sides, tmp_path):
+    for workers in (1, 2):
+        run = tmp_path / str(workers)
+        launch(blocks_of(run, both_sides, order, num_workers=workers, num_epochs=2))
+    np.testing.assert_allclose(losses(tmp_path / "2"), losses(tmp_path / "1"), rtol=1e-4)
+
+
+def test_the_printed_attention_diverges_and_is_told_what_it_is(both_sides, tmp_path):
+    literal = MODEL.model_copy(update={"attention_norm": "linear", "centring": "none"})
+    config = blocks_of(tmp_path, both_sides, model=literal, num_workers=1, num_epochs=30)
+    hot = config.model_copy(update={"optimizer": OptimizerConfig(name="adam", learning_rate=0.1)})
+    with pytest.raises(DivergedError, match=r"attention_norm to softmax .* cross 0"):
+        launch(hot)
+
+
+def test_bulk_scoring_returns_the_ratings_of_the_model_called_directly(both_sides, whole):
+    run, _ = whole
+    result = score(str(run), both_sides, ScoreConfig(k=5))
+    model = load_bundle(Folder(str(run)) / "bundle").model
+    scorer = Scorer.from_bundle(Folder(str(run)) / "bundle")
+    manifest = load_manifest(Folder(both_sides))
+    for number, shard in enumerate(manifest["shards"]):
+        histories = pq.read_table(f"{both_sides}/{shard['name']}").to_pylist()
+        lists = pq.read_table(f"{result['output']}/part-{number:05d}.parquet").to_pylist()
+        first, step = user_number(shard["shard"], len(manifest["shards"]))
+        for place, (history, found) in enumerate(zip(histories, lists, strict=True)):
+            source = Batch.from_lists(
+                [history["items"]], [history["ratings"]], [first + step * place]
+            )
+            position = torch.from_numpy(scorer.vocabulary.positions(pa.array(found["items"])))
+            users = model.encode_users(source)
+            mean = users.mean_BZ @ model.mean_IZ[position].T + users.offset_B
+            rating = (mean + model.offset_I[position])[0]
+            np.testing.assert_allclose(found["scores"], rating, rtol=1e-5, atol=1e-5)
+            spread = (
+                users.log_variance_BZ.exp()
+                @ (model.variance_IZ + model.mean_IZ.square())[position].T
+                + users.mean_BZ.square() @ model.variance_IZ[position].T
+            )
+            np.testing.assert_allclose(found["deviations"], spread[0].sqrt(), rtol=1e-4)
+
+
+def test_the_doctor_tries_blocks(both_sides, tmp_path):
+    estimate = examine(blocks_of(tmp_path, both_sides))["estimate"]
+    assert estimate["steps an epoch"] == 12
+
+
+def test_what_blocks_do_not_go_with_is_refused(both_sides, tmp_path):
+    with pytest.raises(ConfigError, match=r"feed = 'streaming'.*micro_batch_users = 5"):
+        check_choice(
+            blocks_of(tmp_path, both_sides, feed="streaming", engine={"micro_batch_users": 5})
+        )
+    with pytest.raises(ConfigError, match=r"\[train\.blocks\] with model 'mult_vae'"):
+        check_choice(config_of(tmp_path, both_sides, "mult_vae", blocks=BlockConfig(items=7)))
+    assert MultVaeConfig().traits.rows == "users"
