@@ -50,6 +50,15 @@ class RunFile(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _new_items_need_a_model_that_encodes_them(self) -> "RunFile":
+        if self.score.new_items and not self.model.traits.encodes_items:
+            raise ValueError(
+                f"score.new_items = true, but model {self.model.name!r} knows the items of "
+                "training only; set it to false, or use vae_bmf"
+            )
+        return self
+
     def training_with(self, settings: Mapping[str, Any]) -> TrainConfig:
         """Return the part that decides training, with some fields set.
 

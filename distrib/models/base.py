@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ class Traits(NamedTuple):
 
     has_user_rows: bool = False
     """Whether known users have parameters of their own; others are folded in."""
+
+    encodes_items: bool = False
+    """Whether the model is an `ItemEncoder`."""
 
     remedy: str = ""
     """What to change when training diverges, where a setting of the model invites it."""
@@ -195,6 +198,19 @@ class Model(nn.Module, ABC):
     def decode(self, state: State, items: slice | Tensor) -> Tensor:
         """Decode a range of items, or those at the given positions."""
         return self.decode_rows(state, tuple(table[items] for table in self.item_tables()))
+
+
+@runtime_checkable
+class ItemEncoder(Protocol):
+    """A model that describes items, too, from their ratings alone."""
+
+    def append_items(self, batch: Batch) -> None:
+        """Let the model score more items.
+
+        Args:
+            batch: Their histories, maybe empty, in the order of positions; ``item_N`` are numbers
+                of users, those that training did not see are passed over.
+        """
 
 
 class Odds(NamedTuple):

@@ -90,7 +90,7 @@ class VaeBmfConfig(Config):
         objective = SquaredErrorConfig(divergence_cap=1.0)
         is_literal = self.attention != "none" and self.attention_norm == "linear"
         remedy = _REMEDY if is_literal else ""
-        return Traits("ratings", objective, rows="both", remedy=remedy)
+        return Traits("ratings", objective, rows="both", encodes_items=True, remedy=remedy)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "VaeBmfConfig":
@@ -199,8 +199,11 @@ class VaeBmf(Model):
         return VaeBmfState(Codes(found.mean_BZ, found.log_variance_BZ.exp(), found.offset_B))
 
     def encode_users(self, batch: Batch) -> Posterior:
-        """Return the posteriors of users from their ratings alone, known or not."""
-        found: Posterior = self.users(Side.whole(batch))
+        """Return the posteriors of users from their ratings alone, known or not.
+
+        Ratings of items that training did not see say nothing.
+        """
+        found: Posterior = self.users(Side.whole(self.users.readable(batch)))
         return found
 
     def encode_items(self, batch: Batch) -> Posterior:
@@ -212,8 +215,16 @@ class VaeBmf(Model):
         Returns:
             One row for each item.
         """
-        found: Posterior = self.items(Side.whole(batch))
+        found: Posterior = self.items(Side.whole(self.items.readable(batch)))
         return found
+
+    @torch.no_grad()
+    def append_items(self, batch: Batch) -> None:
+        """Encode more items; see `ItemEncoder`."""
+        found = self.encode_items(batch.to(self.mean_IZ.device))
+        self.mean_IZ = torch.cat([self.mean_IZ, found.mean_BZ])
+        self.variance_IZ = torch.cat([self.variance_IZ, found.log_variance_BZ.exp()])
+        self.offset_I = torch.cat([self.offset_I, found.offset_B])
 
     def _block_state(self, block: Block, noise: Noise) -> VaeBmfState:
         config, step_1 = self.config, block.step_1

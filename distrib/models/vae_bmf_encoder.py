@@ -137,6 +137,14 @@ class Encoder(nn.Module):
             output_WBZ = self.refined(torch.cat([shown_WBZ, met_WBZ], dim=2))
         return Posterior(output_WBZ[_MEAN], F.logsigmoid(output_WBZ[_VARIANCE]), offset_B)
 
+    def readable(self, batch: Batch) -> Batch:
+        """Return rows with only those columns that training saw."""
+        is_within_N = batch.item_N < len(self.code_IZ)
+        if not is_within_N.all():
+            batch = batch.keep(is_within_N)
+        is_there_N = self.is_there_I[batch.item_N] > 0
+        return batch if is_there_N.all() else batch.keep(is_there_N)
+
     def _centred(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return ratings as they are read, and the mean rating of each row."""
         if self.config.centring == "none":

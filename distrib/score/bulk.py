@@ -18,6 +18,7 @@ from distrib.data.prepared import MANIFEST, load_manifest, load_vocabulary, read
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.events import emit
 from distrib.score.lists import recommend_table, require_columns
+from distrib.score.new_items import require_extended, with_new_items
 from distrib.score.policy import ScoreConfig
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
@@ -61,6 +62,8 @@ def preflight(run: str, prepared: str, config: ScoreConfig) -> Work:
             f"{bundle}: no bundle, so nothing to score with; run jobs/train.py first"
         )
     histories = Folder(config.histories or prepared)
+    if config.new_items:
+        require_extended(bundle.read_json(BUNDLE_MANIFEST), histories)
     output = config.output or str(Folder(run) / "recommendations")
     if Folder(output).url == histories.url:
         raise DataError(f"{output}: score.output is where the histories are; name another folder")
@@ -183,6 +186,8 @@ class _ShardScorer:
         self.config = config
         device = "cuda" if config.gpus_per_actor else "cpu"
         self.scorer = Scorer.from_bundle(Folder(work.bundle), device=device)
+        if config.new_items:
+            self.scorer = with_new_items(self.scorer, Folder(work.histories))
         self.vocabulary: Vocabulary | None = None
         if work.is_prepared:
             self.vocabulary = load_vocabulary(Folder(work.histories))

@@ -21,6 +21,11 @@ class ScoreConfig(Config):
     k: PositiveInt = 100
     """Items for each user."""
 
+    new_items: bool = False
+    """Whether to recommend items, too, that training did not see, from their ratings by users that
+    it saw; needs a model that encodes items (vae_bmf), and as histories the prepared folder of the
+    run, extended since."""
+
     exclude_seen: bool = True
     """Leave out what is in the user's history."""
 

@@ -215,7 +215,11 @@ def _trainer(
         config=config.absolute().model_dump_json(),
         source=source,
         vocabulary=ray.put(vocabulary),
-        facts={"data": manifest["hash"], "seed": config.seed},
+        facts={
+            "data": manifest["hash"],
+            "num_shards": manifest["recipe"]["num_shards"],
+            "seed": config.seed,
+        },
         shows_bar=is_terminal(),
         token=ours[0],
         control=ours[1],

@@ -9,13 +9,16 @@ import torch
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import load_bundle
 from distrib.data.block_feed import BlockConfig
+from distrib.data.cleaning import RatingsConfig
 from distrib.data.config import DataConfig
 from distrib.data.prepare import prepare
 from distrib.data.prepared import load_manifest, user_number
-from distrib.data.sources import SyntheticLog
-from distrib.errors import ConfigError, DivergedError
+from distrib.data.sources import Columns, CsvSource, SyntheticLog
+from distrib.data.splits import NoSplit
+from distrib.errors import ConfigError, DataError, DivergedError
 from distrib.models import MultVaeConfig, VaeBmfConfig
 from distrib.score.bulk import score
+from distrib.score.new_items import require_extended
 from distrib.score.policy import ScoreConfig
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
@@ -27,6 +30,7 @@ from tests.train.test_launch import config_of, losses, only_checkpoint
 
 pytestmark = pytest.mark.ray
 
+COLUMNS = Columns(user="user", item="item", rating="rating", time="time")
 MODEL = VaeBmfConfig(
     latent_width=8, branch_width=8, hidden_width=8, centring="means", input_dropout=0.2
 )
@@ -113,6 +117,47 @@ def test_bulk_scoring_returns_the_ratings_of_the_model_called_directly(both_side
                 + users.mean_BZ.square() @ model.variance_IZ[position].T
             )
             np.testing.assert_allclose(found["deviations"], spread[0].sqrt(), rtol=1e-4)
+
+
+def test_an_item_that_came_after_training_is_recommended_by_its_ratings(tmp_path):
+    log = tmp_path / "log"
+    log.mkdir()
+    rng = np.random.default_rng(0)
+    lines = [
+        f"{user},{item},{5 if item % 2 == user % 2 else 1},{time}"
+        for time, (user, item) in enumerate(
+            (user, item) for user in range(80) for item in rng.permutation(30)[:18]
+        )
+    ]
+    (log / "0.csv").write_text("user,item,rating,time\n" + "\n".join(lines))
+    folder, run = str(tmp_path / "data"), tmp_path / "run"
+    data = DataConfig(
+        prepared=folder,
+        source=CsvSource(path=str(log), columns=COLUMNS),
+        ratings=RatingsConfig(levels=(1.0, 5.0)),
+        split=NoSplit(),
+        item_histories=True,
+        num_shards=2,
+    )
+    prepare(data)
+    launch(blocks_of(run, folder, num_workers=1, num_epochs=40, order="shuffled"))
+    # Item 100 comes after training; of those who rate it, half are new themselves.
+    late = [f"{user},100,{5 if user % 2 == 0 else 1},9999" for user in range(60, 100)]
+    (log / "1.csv").write_text("user,item,rating,time\n" + "\n".join(late))
+    prepare(data.model_copy(update={"extend": True}))
+    found = {}
+    for new_items in (False, True):
+        result = score(str(run), folder, ScoreConfig(k=31, new_items=new_items, exclude_seen=False))
+        found[new_items] = pa.concat_tables(
+            pq.read_table(f"{result['output']}/part-{part:05d}.parquet") for part in range(2)
+        ).to_pylist()
+    assert not any("100" in row["items"] for row in found[False])
+    rating = {int(row["user"]): row["ratings"][row["items"].index("100")] for row in found[True]}
+    loves = [rating[user] for user in range(0, 60, 2)]
+    hates = [rating[user] for user in range(1, 60, 2)]
+    assert min(loves) > max(hates)
+    with pytest.raises(DataError, match="has 2 shards of users, the model was trained on None"):
+        require_extended({}, Folder(folder))
 
 
 def test_the_doctor_tries_blocks(both_sides, tmp_path):
