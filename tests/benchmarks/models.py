@@ -117,7 +117,7 @@ def step_figures(name: str, form: str, steps: int) -> dict[str, float]:
     columns, length = (USERS, 740) if is_by_item else (ITEMS, 144)
     count = np.ones((columns, len(LEVELS)), dtype=np.int64)
     catalogue = Catalogue(columns, LEVELS, count, USERS, USERS)
-    model = config.network(catalogue) if is_by_item else config.build(catalogue)
+    model = config.network(catalogue, catalogue) if is_by_item else config.build(catalogue)
     objective = config.traits.objective
     batches = [histories(BATCH_ROWS, columns, length, seed) for seed in range(steps + 1)]
     step = TrainStep(model, objective.build(catalogue), block_items=4096, keep_output_mb=256)
