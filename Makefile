@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow test-stores lint types imports bench bench-data bench-models bench-quality bench-training clean
+.PHONY: demo test slow test-stores lint types imports bench bench-data bench-blocks bench-models bench-quality bench-training clean
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --config configs/demo.toml
@@ -40,6 +40,9 @@ bench: $(READY)
 
 bench-data: $(READY)
 	$(BIN)/python -m tests.benchmarks.preparation
+
+bench-blocks: $(READY)
+	$(BIN)/python -m tests.benchmarks.blocks
 
 bench-models: $(READY)
 	$(BIN)/python -m tests.benchmarks.models

@@ -47,19 +47,18 @@ class Codes(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """The networks of one side, of which each parameter holds two: for mean and for variance."""
+    """The networks of one side, of which each parameter holds two: for mean and for variance.
+
+    Args:
+        config: Hyper-parameters.
+        offset_I: Mean ratings of columns, which ratings are read as the distance from.
+        mean: What a row without ratings is expected to give, beyond them.
+        is_trained: Whether to hold what only training needs.
+    """
 
     def __init__(
         self, config: "VaeBmfConfig", offset_I: Tensor, mean: float, *, is_trained: bool
     ) -> None:
-        """Make the encoder of rows whose columns are the other side's.
-
-        Args:
-            config: Hyper-parameters.
-            offset_I: Mean ratings of columns, which ratings are read as the distance from.
-            mean: What a row without ratings is expected to give, beyond them.
-            is_trained: Whether to hold what only training needs.
-        """
         super().__init__()
         self.config, self.mean = config, mean
         columns, code = len(offset_I), config.latent_width

@@ -7,8 +7,12 @@ import torch
 from torch import Tensor
 
 from distrib.batch import Batch
+from distrib.checkpoint.bundle import restored
 from distrib.data.collate import IntArray, Rows, gather
 from distrib.models.base import Model
+from distrib.models.vae_bmf_encoder import Posterior
+from distrib.noise import Noise
+from distrib.train.config import TrainConfig
 from distrib.vocabulary import Vocabulary
 
 Codes = tuple[Tensor, ...]
@@ -32,6 +36,76 @@ def trained_model(config: Any, vocabulary: Vocabulary) -> Model:
         return model
     network: Model = config.network(vocabulary.catalogue, vocabulary.users)
     return network
+
+
+class RowCodes:
+    """Encodes everyone at the end of an epoch, each row on one rank."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        vocabulary: Vocabulary,
+        feed: Any,
+        device: torch.device,
+        gathered: Callable[[Any], list[Any]],
+    ) -> None:
+        self._config: Any = config.model
+        self._batch_rows = config.evaluate.batch_users
+        self._vocabulary, self._feed, self._device = vocabulary, feed, device
+        self._gathered = gathered
+
+    def scoring(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state of a model that scores, from a network of items' histories.
+
+        Args:
+            weights: Of the network.
+
+        Returns:
+            The state, equal on all ranks.
+        """
+        network = trained_model(self._config, self._vocabulary)
+        network.load_state_dict(weights)
+        parts, count = self._feed.training_parts(), len(self._vocabulary)
+        (code_IZ,) = self._codes(network.encode, parts, count)
+        found: dict[str, Tensor] = self._config.scoring(weights, code_IZ)
+        return found
+
+    def cross_fed(
+        self, weights: dict[str, Tensor], trained: Any, noise: Noise
+    ) -> dict[str, Tensor]:
+        """Give encoders of both sides fresh codes of the other to read.
+
+        Args:
+            weights: Of the model that is trained.
+            trained: That model.
+            noise: Of the epoch that ended.
+
+        Returns:
+            The state of a model that scores, which has read the codes of that epoch.
+        """
+        model: Any = restored(self._config, self._vocabulary, self._config.scoring(weights))
+        model.to(self._device)
+        counts = self._vocabulary.user_numbers, len(self._vocabulary)
+        feed = self._feed
+        users = self._codes(model.encode_users, feed.training_parts(), counts[0], is_sparse=True)
+        items = Posterior(*self._codes(model.encode_items, feed.item_parts(), counts[1]))
+        trained.feed_codes(Posterior(*users), items, noise)
+        found: dict[str, Tensor] = self._config.scoring(weights, items)
+        return found
+
+    def _codes(
+        self, encode: Encode, parts: Iterator[Any], count: int, *, is_sparse: bool = False
+    ) -> Codes:
+        """Encode all rows; numbers without a history are nobody's and NaN if codes are sparse."""
+
+        def encoded(batch: Batch) -> Codes:
+            return tuple(part.cpu() for part in encode(batch.to(self._device)))
+
+        mine = codes_of(encoded, parts, self._batch_rows)
+        absent = encoded(Batch.from_lists([[]]))
+        if is_sparse:
+            absent = tuple(torch.full_like(part, torch.nan) for part in absent)
+        return joined_codes(self._gathered(mine), count, absent)
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ import torch.distributed
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from distrib.batch import Batch, Read
+from distrib.batch import Read
 from distrib.checkpoint.bundle import BUNDLE, load_bundle, restored, write_bundle
 from distrib.checkpoint.state import SavedState
 from distrib.checkpoint.store import CheckpointStore, checkpoint_name
@@ -33,7 +33,6 @@ from distrib.errors import CheckpointError, DataError, MemoryLimitError
 from distrib.evaluate.protocol import EXPECTED, KNOWN, measure, selection_score
 from distrib.events import Interval, emit, rounded
 from distrib.metrics import Sums
-from distrib.models.vae_bmf_encoder import Posterior
 from distrib.noise import Noise
 from distrib.objectives.compiled import compiled
 from distrib.score.scorer import Scorer
@@ -42,7 +41,7 @@ from distrib.train.config import TrainConfig
 from distrib.train.control import Listener
 from distrib.train.deepspeed_engine import DeepSpeedEngine
 from distrib.train.engine import Engine, Update
-from distrib.train.item_codes import Codes, Encode, codes_of, joined_codes, trained_model
+from distrib.train.item_codes import RowCodes, trained_model
 from distrib.train.item_engine import ItemEngine
 from distrib.train.ledger import Agreed, Ledger
 from distrib.train.loop import TrainState, run_epochs
@@ -361,56 +360,15 @@ class Worker:
 
     def _scoring(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the state of the model that scores, from that of the one that is trained."""
-        config: Any = self.config.model
-        if config.traits.rows == "users":
+        rows = self.config.model.traits.rows
+        if rows == "users":
             return weights
         self.watchdog.progress("encoding items")
-        if config.traits.rows == "both":
-            return self._cross_fed(weights)
-        network = trained_model(config, self.vocabulary)
-        network.load_state_dict(weights)
-        (code_IZ,) = self._codes(network.encode, self.feed.training_parts(), len(self.vocabulary))
-        found: dict[str, Tensor] = config.scoring(weights, code_IZ)
-        return found
-
-    def _cross_fed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Encode everyone once; give both sides' encoders fresh codes of the other to read.
-
-        Returns:
-            The state of the model that scores, which has read the codes of the epoch that ended.
-        """
-        config: Any = self.config.model
-        model: Any = restored(config, self.vocabulary, config.scoring(weights)).to(self.device)
-        feed: Any = self.feed
-        counts = self.vocabulary.user_numbers, len(self.vocabulary)
-        users = self._codes(model.encode_users, feed.training_parts(), counts[0], is_sparse=True)
-        items = self._codes(model.encode_items, feed.item_parts(), counts[1])
+        codes = RowCodes(self.config, self.vocabulary, self.feed, self.device, _gathered)
+        if rows == "items":
+            return codes.scoring(weights)
         noise = Noise.of(self.config.seed, self.state.epoch - 1)
-        trained: Any = self.engine.step_module.model
-        trained.feed_codes(Posterior(*users), Posterior(*items), noise)
-        found: dict[str, Tensor] = config.scoring(weights, Posterior(*items))
-        return found
-
-    def _codes(
-        self, encode: Encode, parts: Iterator[Any], count: int, *, is_sparse: bool = False
-    ) -> Codes:
-        """Encode the training histories of all rows, each on one rank.
-
-        Args:
-            encode: On whole batches.
-            parts: This rank's.
-            count: Rows of the result.
-            is_sparse: Whether numbers without a history are nobody's, and get NaN.
-        """
-
-        def encoded(batch: Batch) -> Codes:
-            return tuple(part.cpu() for part in encode(batch.to(self.device)))
-
-        mine = codes_of(encoded, parts, self.config.evaluate.batch_users)
-        absent = encoded(Batch.from_lists([[]]))
-        if is_sparse:
-            absent = tuple(torch.full_like(part, torch.nan) for part in absent)
-        return joined_codes(_gathered(mine), count, absent)
+        return codes.cross_fed(weights, self.engine.step_module.model, noise)
 
     def _validate(self, weights: dict[str, Tensor] | None) -> dict[str, float]:
         """Measure on the validation users, each on one rank; empty where there are none."""
