@@ -46,7 +46,7 @@ def both_sides(cluster, tmp_path_factory):
 
 def blocks_of(run, prepared, order="nested", model=MODEL, **loop):
     blocks = BlockConfig(order=order, items=20, ratings=500)
-    config = config_of(run, prepared, batch_users=150, blocks=blocks, **loop)
+    config = config_of(run, prepared, **{"batch_users": 150, "blocks": blocks} | loop)
     fitting = {"model": model, "objective": model.traits.objective}
     return config.model_copy(update=fitting)
 
@@ -140,7 +140,8 @@ def test_an_item_that_came_after_training_is_recommended_by_its_ratings(tmp_path
         num_shards=2,
     )
     prepare(data)
-    launch(blocks_of(run, folder, num_workers=1, num_epochs=40, order="shuffled"))
+    often = {"num_epochs": 8, "batch_users": 16, "checkpoint": {"every_epochs": 0}}
+    launch(blocks_of(run, folder, num_workers=1, **often))
     # Item 100 comes after training; of those who rate it, half are new themselves.
     late = [f"{user},100,{5 if user % 2 == 0 else 1},9999" for user in range(60, 100)]
     (log / "1.csv").write_text("user,item,rating,time\n" + "\n".join(late))
