@@ -24,7 +24,8 @@ class EngineConfig(Config):
     """Of parameters and activations; losses and the optimizer are float32 always."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    """What is spread over ranks: 1 optimizer state, 2 also gradients, 3 also parameters."""
+    """What is spread over ranks: 1 optimizer state, 2 also gradients, 3 also parameters. 0 in fp32
+    on one worker is computed without DeepSpeed."""
 
     offload: Literal["none", "optimizer", "all"] = "none"
     """What DeepSpeed keeps in CPU memory: the optimizer's state, or (stage 3) parameters, too."""
@@ -50,6 +51,12 @@ class EngineConfig(Config):
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Handed to DeepSpeed as it is, e.g. ``zero_optimization.reduce_bucket_size``; what other
     settings decide is refused."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether one worker alone needs nothing of DeepSpeed; small steps are faster without."""
+        is_whole = self.parallel == "data" and self.zero_stage == 0 and not self.micro_batch_users
+        return is_whole and self.precision == "fp32" and not self.deepspeed
 
     @model_validator(mode="after")
     def _what_does_not_go_together(self) -> "EngineConfig":
@@ -135,7 +142,10 @@ class Engine(Protocol):
 class LocalEngine:
     """One process, plain torch, float32: the reference that every other engine must equal."""
 
-    def __init__(self, step: TrainStep, config: OptimizerConfig) -> None:
+    def __init__(
+        self, step: TrainStep, config: OptimizerConfig, device: torch.device | str = "cpu"
+    ) -> None:
+        self.device = device
         self.step_module = step
         self.config = config
         self.communication_share = 0.0
@@ -145,7 +155,9 @@ class LocalEngine:
         self, source: Read, target: Read, noise: Noise, *, step: int, num_users: int
     ) -> Update:
         """Forward, backward, update; see `Engine`."""
-        terms: dict[str, Tensor] = self.step_module(source, target, noise, step)
+        read = source.to(self.device)
+        wanted = read if target is source else target.to(self.device)
+        terms: dict[str, Tensor] = self.step_module(read, wanted, noise, step)
         self.optimizer.zero_grad()
         (total(terms) / num_users).backward()
         norm = torch.nn.utils.clip_grad_norm_(

@@ -40,7 +40,7 @@ from distrib.storage import Folder, patiently
 from distrib.train.config import TrainConfig
 from distrib.train.control import Listener
 from distrib.train.deepspeed_engine import DeepSpeedEngine
-from distrib.train.engine import Engine, Update
+from distrib.train.engine import Engine, LocalEngine, Update
 from distrib.train.item_codes import RowCodes, trained_model
 from distrib.train.item_engine import ItemEngine
 from distrib.train.ledger import Agreed, Ledger
@@ -486,6 +486,8 @@ def build_engine(config: TrainConfig, vocabulary: Vocabulary, device: torch.devi
     step = TrainStep(
         model, objective, block_items=engine.block_items, keep_output_mb=engine.keep_output_mb
     )
+    if torch.distributed.get_world_size() == 1 and engine.is_plain:
+        return LocalEngine(step.to(device), config.optimizer, device)
     kind = ItemEngine if engine.parallel == "items" else DeepSpeedEngine
     return kind(step, config.optimizer, engine, batch_users=config.loop.batch_users, device=device)
 
