@@ -22,6 +22,7 @@ from distrib.vocabulary import Catalogue
 
 _SAMPLE_USERS, _SAMPLE_ITEMS, _FEED_USERS, _FEED_ITEMS = 1, 2, 3, 4  # streams of noise
 _DROP_USERS, _DROP_ITEMS = 5, 6
+_STEP_BITS = 36  # beyond the numbers of rows, so that row and step make one counter
 _REMEDY = (
     "set model.attention_norm to softmax or linear_safe: linear is the normalisation as printed, "
     "whose denominators, sums of numbers of either sign, cross 0"
@@ -256,7 +257,8 @@ class VaeBmf(Model):
         keep = 1.0 - self.config.input_dropout
         if keep == 1.0:
             return None
-        draw_N = noise.uniform(stream, batch.user_B[batch.row_N], batch.item_N, step_1)
+        place_B = batch.user_B + (step_1 << _STEP_BITS)
+        draw_N = noise.uniform(stream, place_B[batch.row_N], batch.item_N)
         return (draw_N < keep).to(batch.value_N.dtype) / keep
 
     def _shown(

@@ -287,6 +287,38 @@ def test_a_pass_meets_every_rating_once_on_any_number_of_ranks(order, small):
     assert sorted(found) == sorted(wanted)
 
 
+@pytest.mark.parametrize("order", ["nested", "sequential", "edges"])
+@pytest.mark.parametrize("count", ["literal", "unbiased"])
+def test_ranks_together_have_the_loss_of_one(order, count, small):
+    model = model_of(small, {"divergence_count": count, "input_dropout": 0.3})
+    step = step_of(model)
+    for epoch in range(2):
+        found = []
+        for world_size in (1, 3):
+            parts = [
+                doubled(next(small.block_feed(12, rank, world_size, order=order).batches(epoch)))
+                for rank in range(world_size)
+            ]
+            assert len({size for _, size in parts}) == 1
+            terms = [step(block, block, Noise.of(0, epoch), 0) for block, _ in parts]
+            found.append([sum(term[name] for term in terms) for name in sorted(terms[0])])
+        assert found[0][0] > 0
+        torch.testing.assert_close(found[1], found[0], rtol=1e-7, atol=1e-7)  # a float32 third
+
+
+def test_unbiased_divergences_add_up_to_one_for_each_row_of_a_pass(small):
+    for order in ("nested", "edges"):
+        total_of: dict[int, float] = {}
+        for block, _ in small.block_feed(order=order, ratings=40).batches(0):
+            side = block.users
+            for number, times in zip(side.batch.user_B.tolist(), side.repeats_B, strict=True):
+                total_of[number] = total_of.get(number, 0.0) + 1.0 / float(times)
+        if order == "nested":  # pairs of blocks without a rating are passed over
+            assert all(value <= 1.0 + 1e-6 for value in total_of.values())
+        else:
+            assert list(total_of.values()) == pytest.approx([1.0] * 37)
+
+
 def test_blocks_are_even_and_depend_on_the_epoch(small):
     feed = small.block_feed(users=10, items=10, order="shuffled")
     blocks = [[block for block, _ in feed.batches(epoch)] for epoch in range(2)]

@@ -76,14 +76,6 @@ def test_one_worker_gives_the_losses_of_two_and_a_restart_goes_on_bit_for_bit(
     assert losses(tmp_path) == one
 
 
-@pytest.mark.parametrize("order", ["sequential", "edges"])
-def test_other_orders_do_not_depend_on_the_workers(order, both_sides, tmp_path):
-    for workers in (1, 2):
-        run = tmp_path / str(workers)
-        launch(blocks_of(run, both_sides, order, num_workers=workers, num_epochs=2))
-    np.testing.assert_allclose(losses(tmp_path / "2"), losses(tmp_path / "1"), rtol=1e-4)
-
-
 def test_the_printed_attention_diverges_and_is_told_what_it_is(both_sides, tmp_path):
     literal = MODEL.model_copy(update={"attention_norm": "linear", "centring": "none"})
     config = blocks_of(tmp_path, both_sides, model=literal, num_workers=1, num_epochs=30)
