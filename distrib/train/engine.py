@@ -160,9 +160,10 @@ class LocalEngine:
         terms: dict[str, Tensor] = self.step_module(read, wanted, noise, step)
         self.optimizer.zero_grad()
         (total(terms) / num_users).backward()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.step_module.parameters(), self.config.gradient_clipping or float("inf")
-        )
+        parameters = [p for p in self.step_module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.gradient_clipping:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clipping, norm)
         set_rate(self.optimizer, self.config.rate(step))
         self.optimizer.step()
         return Update({name: term.detach() for name, term in terms.items()}, norm)
