@@ -161,17 +161,15 @@ class Side(NamedTuple):
 class Block(NamedTuple):
     """Some users, some items, and the ratings where they meet."""
 
-    users: Side
-    items: Side
-    """One of the two may have no rows: then its rows stand for themselves, by their last codes."""
+    users: Side | None
+    items: Side | None
+    """None where these stand for themselves, by their last codes."""
 
     cells: Batch
     """The ratings; rows are those of ``users``, ``item_N`` are rows of ``items``. Where items are
     alone, rows are theirs; where one side is alone, ``item_N`` are numbers of the other."""
 
-    transposed: Transposed | None
-    """None where they are summed once only."""
-
+    transposed: Transposed
     """Of the cells."""
 
     step_1: Tensor

@@ -6,7 +6,7 @@ share the users of a block, and all of them hold its items.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,9 @@ from distrib.batch import Batch, Block, Side, Transposed
 from distrib.config import Config
 from distrib.data.collate import IntArray, Rows, gather
 from distrib.data.feed import Dealing, RankBatch, ahead, own_rows
+from distrib.noise import Noise
 
 _AHEAD = 3
-_BYTES_PER_INTERACTION = 36  # of a side, with what sums by column need
 _KEPT_BYTES = 1 << 30
 _USERS, _ITEMS = 0, 1
 
@@ -119,8 +119,8 @@ class _Plan:
         batch, _ = gather(self.sides[kind], wanted_B)
         scale_B = torch.ones(batch.num_users)
         if self.config.max_history:
-            seed = [self.dealing.seed, self.epoch, kind, tag]
-            batch, scale_B = _sampled(batch, self.config.max_history, np.random.default_rng(seed))
+            seed = self.dealing.seed, 2 * self.epoch + kind
+            batch, scale_B = _sampled(batch, self.config.max_history, Noise.of(*seed), tag)
         num_columns = self.ratings.num_columns[kind]
         transposed = Transposed.of(batch.item_N, batch.pointer_P, num_columns)
         ones_B = torch.ones(batch.num_users)
@@ -138,6 +138,9 @@ class _Pairs(_Plan):
         )
         places = [_places(parts) for parts in self.parts]
         self._bucket(*places)
+        shape = len(self.parts[_USERS]), len(self.parts[_ITEMS])
+        is_met = np.diff(self.bounds).reshape(shape) > 0
+        self.num_met = is_met.sum(1), is_met.sum(0)
         self.pairs = self._ordered(config.order)
         self.num_steps = len(self.pairs)
         self.kept: OrderedDict[tuple[int, int], Side] = OrderedDict()
@@ -199,7 +202,7 @@ class _Pairs(_Plan):
             return self.kept[key]
         share = 1.0 if kind == _USERS else 1.0 / self.dealing.world_size
         side = self.side(kind, wanted_B, part, share)
-        times = float(len(self.parts[1 - kind]))
+        times = float(self.num_met[kind][part])
         side = side._replace(repeats_B=torch.full_like(side.repeats_B, times))
         self.kept[key] = side
         self.kept_bytes += _size(side)
@@ -224,12 +227,11 @@ class _Turn(_Plan):
         low, high = _own_range(rows, part, self.dealing)
         cells, _ = gather(rows, part[low:high])
         mine = self.side(self.kind, part[low:high], step)
-        none = self.side(1 - self.kind, part[:0], step)
-        sides = (mine, none) if self.kind == _USERS else (none, mine)
+        users, items = (mine, None) if self.kind == _USERS else (None, mine)
         columns = self.ratings.num_columns[self.kind]
         transposed = Transposed.of(cells.item_N, cells.pointer_P, columns)
         count = int(np.diff(rows.pointer_P)[part].sum())
-        return RankBatch(Block(*sides, cells, transposed, torch.tensor([step])), count)
+        return RankBatch(Block(users, items, cells, transposed, torch.tensor([step])), count)
 
 
 class _Edges(_Plan):
@@ -332,10 +334,14 @@ def _cells(
     return Batch(user_B, pointer_P, torch.from_numpy(column_N), torch.from_numpy(value_N))
 
 
-def _sampled(batch: Batch, most: int, rng: np.random.Generator) -> tuple[Batch, torch.Tensor]:
-    """Keep at most so many interactions of each row; return what each then stands for."""
+def _sampled(batch: Batch, most: int, noise: Noise, tag: int) -> tuple[Batch, torch.Tensor]:
+    """Keep at most so many interactions of each row; return what each then stands for.
+
+    Which ones depends on row and tag alone, not on what else is in the batch.
+    """
     row_N = batch.row_N.numpy()
-    order = np.lexsort((rng.random(len(row_N)), row_N))
+    lots_N = noise.uniform(tag, batch.user_B[batch.row_N], batch.item_N).numpy()
+    order = np.lexsort((lots_N, row_N))
     place_N = np.arange(len(row_N)) - batch.pointer_P.numpy()[row_N]
     keep_N = np.zeros(len(row_N), dtype=bool)
     keep_N[order] = place_N < most
@@ -343,5 +349,8 @@ def _sampled(batch: Batch, most: int, rng: np.random.Generator) -> tuple[Batch, 
     return batch.keep(torch.from_numpy(keep_N)), scale_B
 
 
-def _size(side: Side) -> int:
-    return _BYTES_PER_INTERACTION * len(side.batch.item_N)
+def _size(part: Any) -> int:
+    """Return the bytes of all tensors in a tuple of tuples."""
+    if isinstance(part, tuple):
+        return sum(map(_size, part))
+    return part.nbytes if isinstance(part, torch.Tensor) else 0

@@ -164,6 +164,7 @@ def extend(
         "distrib": __version__,
         "recipe": {**manifest["recipe"], "files": {**known, **new}},
         "generation": generation,
+        "extends": [*manifest.get("extends", []), manifest["hash"]],
         "limits": manifest["limits"],
         "quarantine": manifest["quarantine"] + writing.seal_quarantine(plan, folder),
         **contents(folder, books, ordered, grown, config, generation),

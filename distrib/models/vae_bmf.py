@@ -85,6 +85,9 @@ class VaeBmfConfig(Config):
     centring: Literal["none", "means"] = "none"
     """``means``: codes explain what the means of user and item do not; ours."""
 
+    biases: bool = False
+    """Whether encoders give each row a bias, too, which ratings add up; ours."""
+
     @property
     def traits(self) -> Traits:
         """What the pipeline must know."""
@@ -98,6 +101,11 @@ class VaeBmfConfig(Config):
         faults = []
         if not self.data and self.latent == "none":
             faults.append("data = false with latent = 'none' leaves nothing to read; set one")
+        if not self.data and self.centring != "none":
+            faults.append(
+                f"data = false with centring = {self.centring!r}, which reads ratings; set "
+                "centring = 'none'"
+            )
         widths = (self.latent_width, self.branch_width, self.hidden_width)
         if list(widths) != sorted(widths):
             faults.append(
@@ -168,7 +176,8 @@ class VaeBmf(Model):
     variance goes through a sigmoid before attention and again at the end, so it stays between 0
     and 1. Weights begin as those of torch's linear layers, codes as N(0, I). Adam's moments of Phi
     are kept across passes as if the codes had not changed. With another rule than Adam, the
-    latent branch learns as fast as its codes are large in sum, not in square.
+    latent branch learns as fast as its codes are large in sum, not in square; and clipping sees the
+    gradient of delta, |v|_1 / |v|_2 times as large as that of Phi.
     """
 
     def __init__(self, config: VaeBmfConfig, catalogue: Catalogue, *, is_trained: bool) -> None:
@@ -181,8 +190,10 @@ class VaeBmf(Model):
         count_L = torch.from_numpy(catalogue.train_count_IL.sum(0)).double()
         mean = float(count_L @ torch.tensor(catalogue.levels).double() / count_L.sum().clamp(min=1))
         numbers = catalogue.user_numbers
-        self.users = Encoder(config, means_I, 0.0, is_trained=is_trained)
-        self.items = Encoder(config, torch.zeros(numbers), mean, is_trained=is_trained)
+        is_rated_I = torch.from_numpy(catalogue.train_count_IL.sum(1) > 0)
+        everyone = torch.zeros(numbers), torch.ones(numbers)
+        self.users = Encoder(config, means_I, is_rated_I, 0.0, is_trained=is_trained)
+        self.items = Encoder(config, *everyone, mean, is_trained=is_trained)
         self.register_buffer("mean_IZ", torch.zeros(num_items, width))
         self.register_buffer("variance_IZ", torch.ones(num_items, width))
         self.register_buffer("offset_I", means_I.clone())
@@ -237,7 +248,7 @@ class VaeBmf(Model):
         found: list[Any] = []
         divergences = []
         for encoder, side, (sample, drop), weight in sides:
-            if side.batch.num_users == 0:
+            if side is None:
                 found.append(None)
                 continue
             posterior = encoder(side, self._kept(side.batch, noise, drop, step_1))
@@ -331,8 +342,8 @@ class VaeBmf(Model):
         """Draw codes of all rows and let both sides read them from now on.
 
         Args:
-            users: Posteriors by number; those of numbers that nobody has do not matter.
-            items: Posteriors by position.
+            users: Posteriors by number, NaN for numbers that nobody trains on.
+            items: Posteriors by position, NaN for items without a training rating.
             noise: Of the pass.
         """
         for encoder, posterior, stream in (
@@ -360,7 +371,6 @@ def drawn(
 
 def _divergence(posterior: Posterior) -> Tensor:
     """Return KL(posterior || N(0, I)) of each row, nats."""
-    precise = torch.promote_types(posterior.mean_BZ.dtype, torch.float32)
-    mean_BZ, log_variance_BZ = posterior.mean_BZ.to(precise), posterior.log_variance_BZ.to(precise)
+    mean_BZ, log_variance_BZ, _ = posterior
     terms_BZ = log_variance_BZ.exp() + mean_BZ.square() - 1.0 - log_variance_BZ
     return 0.5 * terms_BZ.sum(1)

@@ -52,19 +52,26 @@ class Encoder(nn.Module):
     Args:
         config: Hyper-parameters.
         offset_I: Mean ratings of columns, which ratings are read as the distance from.
+        is_there_I: Whether anyone trains on the column.
         mean: What a row without ratings is expected to give, beyond them.
         is_trained: Whether to hold what only training needs.
     """
 
     def __init__(
-        self, config: "VaeBmfConfig", offset_I: Tensor, mean: float, *, is_trained: bool
+        self,
+        config: "VaeBmfConfig",
+        offset_I: Tensor,
+        is_there_I: Tensor,
+        mean: float,
+        *,
+        is_trained: bool,
     ) -> None:
         super().__init__()
         self.config, self.mean = config, mean
         columns, code = len(offset_I), config.latent_width
         inner = [config.hidden_width] * config.branch_layers
         widths = [*inner, config.branch_width]
-        self._register_codes(offset_I)
+        self._register_codes(offset_I, is_there_I)
         if config.data:
             self.rating_IH = _uniform(columns, 2 * widths[0], fan=columns)
             self.rating_first = _Bias(widths[0])
@@ -82,21 +89,29 @@ class Encoder(nn.Module):
         fused = [num_branches * config.branch_width, *[config.hidden_width] * config.fused_layers]
         self.fused_layers = _Layers(fused)
         self.output = _Linear(fused[-1], code)
+        if config.biases:
+            self.bias_H1 = _uniform(fused[-1], 1, fan=fused[-1])
         if config.attention != "none":
             self.query_WZZ = _uniform(2, code, code, fan=code)
             self.refined = _Linear(2 * code, code)
 
-    def _register_codes(self, offset_I: Tensor) -> None:
+    def _register_codes(self, offset_I: Tensor, is_there_I: Tensor) -> None:
         """Add what is read of the other side; it begins as N(0, I)."""
         columns = len(offset_I)
         self.register_buffer("offset_I", offset_I.clone())
         self.register_buffer("code_IZ", torch.randn(columns, self.config.latent_width))
         self.register_buffer("code_offset_I", offset_I.clone())
-        self.register_buffer("is_there_I", torch.ones(columns))
+        self.register_buffer("is_there_I", is_there_I.float())
+        width = self.config.latent_width
+        self.register_buffer("gram_ZZ", torch.zeros(width, width))
+        self.register_buffer("total_Z", torch.zeros(width))
         self.offset_I: Tensor
         self.code_IZ: Tensor
         self.code_offset_I: Tensor
         self.is_there_I: Tensor
+        self.gram_ZZ: Tensor
+        self.total_Z: Tensor
+        self._sum_up()
 
     def _register_matrices(self, hidden: int, *, is_trained: bool) -> None:
         """Add the latent branch's first layer: its table, and in training what that is made of."""
@@ -107,14 +122,17 @@ class Encoder(nn.Module):
             self.register_buffer("size_I", torch.zeros(columns), persistent=False)
             self.size_I: Tensor
             self.delta_IH = nn.Parameter(torch.zeros(columns, hidden))
-            self.matrices = _Matrices(columns, code, hidden)
+            bound = (columns * code) ** -0.5
+            values = torch.empty(columns, code, hidden).uniform_(-bound, bound)
+            self.register_buffer("matrix_IZH", values, persistent=False)
+            self.matrix_IZH: Tensor
             self._tabulate()
 
     @override
     def forward(self, side: Side, weight_N: Tensor | None = None) -> Posterior:
         """Return the posteriors of some rows, whose branches read interactions by weight."""
         batch = side.batch
-        value_N, offset_B = self._centred(batch)
+        value_N, offset_B = self._centred(side)
         if weight_N is None:
             weight_N = torch.ones_like(value_N)
         else:
@@ -127,14 +145,18 @@ class Encoder(nn.Module):
             branches.append(self.rating_layers(self.rating_first(_by_network(sum_BH, side))))
         if self.config.latent != "none":
             branches.append(self.latent_layers(self.latent_first(self._latent(side, weight_N))))
-        output_WBZ = self.output(self.fused_layers(torch.cat(branches, dim=2)))
+        fused_WBH = self.fused_layers(torch.cat(branches, dim=2))
+        output_WBZ = self.output(fused_WBH)
         if self.config.attention != "none":
             mean_BZ, variance_BZ = output_WBZ[_MEAN], torch.sigmoid(output_WBZ[_VARIANCE])
             shown_WBZ = torch.stack([mean_BZ, variance_BZ])
             query_WBZ = torch.bmm(shown_WBZ, self.query_WZZ)
             met_WBZ = self._attended(query_WBZ, batch)
             output_WBZ = self.refined(torch.cat([shown_WBZ, met_WBZ], dim=2))
-        return Posterior(output_WBZ[_MEAN], F.logsigmoid(output_WBZ[_VARIANCE]), offset_B)
+        if self.config.biases:
+            offset_B = offset_B + (fused_WBH[_MEAN] @ self.bias_H1)[:, 0]
+        precise_WBZ = output_WBZ.to(torch.promote_types(output_WBZ.dtype, torch.float32))
+        return Posterior(precise_WBZ[_MEAN], F.logsigmoid(precise_WBZ[_VARIANCE]), offset_B)
 
     def readable(self, batch: Batch) -> Batch:
         """Return rows with only those columns that training saw."""
@@ -144,19 +166,20 @@ class Encoder(nn.Module):
         is_there_N = self.is_there_I[batch.item_N] > 0
         return batch if is_there_N.all() else batch.keep(is_there_N)
 
-    def _centred(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _centred(self, side: Side) -> tuple[Tensor, Tensor]:
         """Return ratings as they are read, and the mean rating of each row."""
+        batch = side.batch
         if self.config.centring == "none":
             return batch.value_N, batch.value_N.new_zeros(batch.num_users)
         offset_I = self.offset_I.to(batch.value_N.dtype)
         value_N = batch.value_N - offset_I[batch.item_N] - self.mean
         sum_B = value_N.new_zeros(batch.num_users).index_add(0, batch.row_N, value_N)
-        offset_B = sum_B / (batch.length_B + PRIOR_RATINGS)
+        offset_B = sum_B * side.scale_B / (batch.length_B * side.scale_B + PRIOR_RATINGS)
         return value_N - offset_B[batch.row_N], offset_B + self.mean
 
     def _latent(self, side: Side, weight_N: Tensor) -> Tensor:
         """Return what the latent branch makes of the codes of what was rated, ``[2, B, H]``."""
-        batch = side.batch
+        batch, dtype = side.batch, self.output.weight_WHO.dtype
         index_N, pointer_P = batch.item_N, batch.pointer_P
         if self.config.latent == "full":
             sum_BH = history_sum(self.base_IH, index_N, weight_N, pointer_P)
@@ -164,7 +187,7 @@ class Encoder(nn.Module):
                 size_N = self.size_I[index_N] * weight_N
                 found = history_sum(self.delta_IH, index_N, size_N, pointer_P, side.transposed)
                 sum_BH = sum_BH + found
-            return _by_network(sum_BH, side)
+            return _by_network(sum_BH.to(dtype), side)
         if self.config.latent == "average":
             count_B1 = batch.length_B.clamp(min=1)[:, None]
             sum_BZ = history_sum(self.code_IZ, index_N, weight_N, pointer_P) / count_B1
@@ -174,11 +197,14 @@ class Encoder(nn.Module):
             sum_WBZ = side.scale_B.to(self.code_IZ.dtype)[:, None] * torch.stack(
                 [history_sum(self.code_IZ, index_N, gate_N, pointer_P) for gate_N in gate_NW.T]
             )
-        return torch.bmm(sum_WBZ, self.latent_WZH)
+        return torch.bmm(sum_WBZ.to(dtype), self.latent_WZH)
 
     def _attended(self, query_WBZ: Tensor, batch: Batch) -> Tensor:
-        """Return the mean of the codes that queries attend to, ``[2, B, K]``."""
-        query_QZ = query_WBZ.flatten(0, 1)
+        """Return the mean of the codes that queries attend to, ``[2, B, K]``.
+
+        In the precision of the codes, which is float32 at least: sums are over thousands.
+        """
+        query_QZ = query_WBZ.flatten(0, 1).to(self.code_IZ.dtype)
         if self.config.attention == "global":
             found_QZ = self._attended_of_all(query_QZ)
         else:
@@ -189,20 +215,20 @@ class Encoder(nn.Module):
                 found_QZ = softmax_attention(scaled_QZ, self.code_IZ, index_N, pointer_P)
             else:
                 found_QZ = self._linear_local(query_QZ, index_N, pointer_P)
-        return found_QZ.view_as(query_WBZ)
+        return found_QZ.view_as(query_WBZ).to(query_WBZ.dtype)
 
     def _attended_of_all(self, query_QZ: Tensor) -> Tensor:
         code_IZ = self.code_IZ[self.is_there_I > 0]
         if self.config.attention_norm == "softmax":
             one = (query_QZ[None, None], code_IZ[None, None], code_IZ[None, None])
             return F.scaled_dot_product_attention(*one)[0, 0]
-        total_Q = query_QZ @ code_IZ.sum(0)
 
         def absolute() -> Tensor:
             parts = code_IZ.split(_BLOCK_ROWS)
             return torch.stack([(query_QZ @ part.T).abs().sum(1) for part in parts]).sum(0)
 
-        return query_QZ @ (code_IZ.T @ code_IZ) / self._denominator(total_Q, absolute)[:, None]
+        denominator_Q = self._denominator(query_QZ @ self.total_Z, absolute)
+        return query_QZ @ self.gram_ZZ / denominator_Q[:, None]
 
     def _linear_local(self, query_QZ: Tensor, index_N: Tensor, pointer_P: Tensor) -> Tensor:
         product_N = cell_products(query_QZ, self.code_IZ, index_N, pointer_P)
@@ -219,7 +245,10 @@ class Encoder(nn.Module):
         return sum_QZ / torch.where(pointer_P.diff() > 0, denominator_Q, 1.0)[:, None]
 
     def _denominator(self, total_Q: Tensor, absolute: Callable[[], Tensor]) -> Tensor:
-        """Return the sums of products; the safe ones at least a share of what they are sums of."""
+        """Return the sums of products; the safe ones at least a share of what they are sums of.
+
+        Where that share is taken, it is a constant for the gradient.
+        """
         if self.config.attention_norm == "linear":
             return total_Q
         with torch.no_grad():
@@ -245,7 +274,7 @@ class Encoder(nn.Module):
         """Add deltas to the matrices; what the encoder computes stays the same."""
         if not self.deltas():
             return
-        matrix_IZH = self.matrices.matrix_IZH
+        matrix_IZH = self.matrix_IZH
         for low, high in pairwise([*range(0, len(matrix_IZH), _BLOCK_ROWS), len(matrix_IZH)]):
             delta_IH = self.delta_IH[low:high].to(matrix_IZH.dtype)
             direction_IZ = self.code_IZ[low:high].to(matrix_IZH.dtype).sign()
@@ -260,7 +289,15 @@ class Encoder(nn.Module):
         self.is_there_I.copy_(is_there_I)
         self.code_IZ.copy_(code_IZ.nan_to_num(0.0))
         self.code_offset_I.copy_(offset_I.nan_to_num(0.0))
+        self._sum_up()
         self._tabulate()
+
+    @torch.no_grad()
+    def _sum_up(self) -> None:
+        """Make what linear attention to all codes needs of them."""
+        code_IZ = self.code_IZ[self.is_there_I > 0]
+        self.gram_ZZ.copy_(code_IZ.T @ code_IZ)
+        self.total_Z.copy_(code_IZ.sum(0))
 
     @torch.no_grad()
     def _tabulate(self) -> None:
@@ -268,28 +305,10 @@ class Encoder(nn.Module):
         if not self.deltas():
             return
         self.size_I.copy_(self.code_IZ.abs().sum(1))
-        matrix_IZH = self.matrices.matrix_IZH
+        matrix_IZH = self.matrix_IZH
         for low, high in pairwise([*range(0, len(matrix_IZH), _BLOCK_ROWS), len(matrix_IZH)]):
             code_IZ = self.code_IZ[low:high].to(matrix_IZH.dtype)
             self.base_IH[low:high] = torch.bmm(code_IZ[:, None], matrix_IZH[low:high])[:, 0]
-
-
-class _Matrices(nn.Module):
-    """Phi, a matrix for each column; stays in float32, as small updates add up in it."""
-
-    def __init__(self, columns: int, code: int, hidden: int) -> None:
-        super().__init__()
-        bound = (columns * code) ** -0.5
-        values = torch.empty(columns, code, hidden).uniform_(-bound, bound)
-        self.register_buffer("matrix_IZH", values, persistent=False)
-        self.matrix_IZH: Tensor
-
-    @override
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Matrices":
-        probe = fn(self.matrix_IZH[:0])
-        dtype = probe.dtype if probe.dtype == torch.float64 else torch.float32
-        self.matrix_IZH = self.matrix_IZH.to(probe.device, dtype)
-        return self
 
 
 class _Linear(nn.Module):

@@ -26,7 +26,7 @@ def require_extended(facts: Mapping[str, Any], prepared: Folder) -> None:
         prepared: Where new items' ratings are.
 
     Raises:
-        DataError: They are not prepared, without histories of items, or in other shards.
+        DataError: They are not prepared, without histories of items, or no extension.
     """
     manifest = load_manifest(prepared)
     if "item_histories" not in manifest:
@@ -34,12 +34,11 @@ def require_extended(facts: Mapping[str, Any], prepared: Folder) -> None:
             f"{prepared}: holds no histories of items, from which new ones are encoded; set "
             "data.item_histories = true and prepare anew"
         )
-    shards = manifest["recipe"]["num_shards"]
-    if facts.get("num_shards") != shards:
+    if facts.get("data") not in (manifest["hash"], *manifest.get("extends", ())):
         raise DataError(
-            f"{prepared}: has {shards} shards of users, the model was trained on "
-            f"{facts.get('num_shards')}, so users have other numbers; score.new_items needs the "
-            "folder that the model was trained on, extended by data.extend"
+            f"{prepared}: is not the data that the model was trained on, nor extends them, so "
+            "users have other numbers; score.new_items needs the folder that the model was trained "
+            "on, extended by data.extend"
         )
 
 

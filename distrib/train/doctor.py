@@ -23,6 +23,7 @@ from distrib.data.block_feed import BlockFeed, Ratings
 from distrib.data.collate import Rows, by_item, gather
 from distrib.data.feed import Dealing, nobody_of, read_shard
 from distrib.data.prepared import load_manifest, load_vocabulary
+from distrib.data.schema import Role
 from distrib.data.source import expected_bytes, kind_of
 from distrib.errors import ConfigError, DataError, MemoryLimitError, causes
 from distrib.events import table
@@ -239,7 +240,10 @@ def _steps(config: TrainConfig, counts: dict[str, Any]) -> int:
     if rows == "items":
         return -(-int(counts["items"]) // loop.batch_users)
     items = -(-int(counts["items"]) // loop.blocks.items)
-    ratings = int(sum(counts["interactions_by_role"].values()))
+    by_role = counts["interactions_by_role"]
+    ratings = sum(
+        int(by_role.get(role.name.lower(), 0)) for role in (Role.INPUT, Role.TRAIN_TARGET)
+    )
     special: dict[str, int] = {
         "sequential": (users + items) // 2,
         "edges": -(-ratings // loop.blocks.ratings),

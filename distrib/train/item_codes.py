@@ -15,10 +15,10 @@ from distrib.noise import Noise
 from distrib.train.config import TrainConfig
 from distrib.vocabulary import Vocabulary
 
-Codes = tuple[Tensor, ...]
+Tables = tuple[Tensor, ...]
 """Tensors with one row for each of some users or items."""
 
-Encode = Callable[[Batch], Codes]
+Encode = Callable[[Batch], Tables]
 
 
 def trained_model(config: Any, vocabulary: Vocabulary) -> Model:
@@ -88,17 +88,24 @@ class RowCodes:
         counts = self._vocabulary.user_numbers, len(self._vocabulary)
         feed = self._feed
         users = self._codes(model.encode_users, feed.training_parts(), counts[0], is_sparse=True)
-        items = Posterior(*self._codes(model.encode_items, feed.item_parts(), counts[1]))
-        trained.feed_codes(Posterior(*users), items, noise)
+        rated = self._codes(model.encode_items, feed.item_parts(), counts[1], is_sparse=True)
+        trained.feed_codes(Posterior(*users), Posterior(*rated), noise)
+        unrated = model.encode_items(Batch.from_lists([[]]).to(self._device))
+        items = Posterior(
+            *(
+                torch.where(part.isnan(), absent.cpu(), part)
+                for part, absent in zip(rated, unrated, strict=True)
+            )
+        )
         found: dict[str, Tensor] = self._config.scoring(weights, items)
         return found
 
     def _codes(
         self, encode: Encode, parts: Iterator[Any], count: int, *, is_sparse: bool = False
-    ) -> Codes:
+    ) -> Tables:
         """Encode all rows; numbers without a history are nobody's and NaN if codes are sparse."""
 
-        def encoded(batch: Batch) -> Codes:
+        def encoded(batch: Batch) -> Tables:
             return tuple(part.cpu() for part in encode(batch.to(self._device)))
 
         mine = codes_of(encoded, parts, self._batch_rows)
@@ -111,7 +118,7 @@ class RowCodes:
 @torch.inference_mode()
 def codes_of(
     encode: Encode, parts: Iterator[tuple[Rows, IntArray]], batch_rows: int
-) -> tuple[Tensor, Codes]:
+) -> tuple[Tensor, Tables]:
     """Encode the training histories of some rows.
 
     Args:
@@ -133,7 +140,7 @@ def codes_of(
     return torch.cat(numbers), joined
 
 
-def joined_codes(parts: Sequence[tuple[Tensor, Codes]], count: int, absent: Codes) -> Codes:
+def joined_codes(parts: Sequence[tuple[Tensor, Tables]], count: int, absent: Tables) -> Tables:
     """Put the codes of all rows in the order of their numbers.
 
     Args:

@@ -215,11 +215,7 @@ def _trainer(
         config=config.absolute().model_dump_json(),
         source=source,
         vocabulary=ray.put(vocabulary),
-        facts={
-            "data": manifest["hash"],
-            "num_shards": manifest["recipe"]["num_shards"],
-            "seed": config.seed,
-        },
+        facts={"data": manifest["hash"], "seed": config.seed},
         shows_bar=is_terminal(),
         token=ours[0],
         control=ours[1],
@@ -371,7 +367,8 @@ def _diverged(
     good = history[-1]["epoch"] if history else "none"
     kept = next(iter(CheckpointStore(folder).complete()), "none")
     return DivergedError(
-        f"epoch {where['epoch']}, step {where['step']}: {where['term']} is {where['value']}, not "
-        f"finite; last good epoch: {good}, last good checkpoint: {kept}; in a new run folder, "
+        f"epoch {where['epoch']}, step {where['step']}: {where['term']} is {where['value']}, "
+        f"{where.get('why', 'not finite')}; last good epoch: {good}, last good checkpoint: {kept}; "
+        "in a new run folder, "
         + (config.model.traits.remedy or _REMEDY)
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -62,6 +63,7 @@ BEST = "best"
 """Folder of the bundles of the best epochs so far, inside a run."""
 
 _DRIFT = 0.2  # of the expected interactions from the known ones, from which it is told
+_WILD = 4.0  # losses by that of the mean rating, from which a model has gone astray
 _PREEMPTION_S = 5.0  # between questions to Ray
 
 
@@ -305,6 +307,8 @@ class Worker:
         """Validate and keep the place; False when there is no hope of a better epoch."""
         loop = self.config.loop
         losses = self.ledger.mean_losses()
+        if self._is_wild(losses):
+            return False
         self.ledger.clear()
         self._noted = 0
         is_end = state.epoch >= loop.num_epochs
@@ -342,6 +346,20 @@ class Worker:
             facts = rounded({**losses, **metrics, **{key: entry[key] for key in shown}})
             emit("epoch", epoch=state.epoch, **facts)
         return not is_end
+
+    def _is_wild(self, losses: dict[str, float]) -> bool:
+        """End training where a model that invites it has gone astray among finite numbers."""
+        if not self.config.model.traits.remedy or self.state.epoch == 1:
+            return False
+        count_L = self.vocabulary.train_count_IL.sum(0)
+        spread = float(np.cov(self.vocabulary.levels, fweights=count_L))
+        term, value = next(iter(losses.items()))
+        if value <= _WILD * spread:
+            return False
+        why = f"over {_WILD:g} times that of the mean rating"
+        where = {"epoch": self.state.epoch, "step": self.state.step}
+        self.ending = {"diverged": {**where, "term": term, "value": value, "why": why}}
+        return True
 
     def _watch_calibration(self, metrics: dict[str, float]) -> None:
         """Tell when probabilities drift from the counts that they should add up to."""

@@ -4,8 +4,8 @@
 are drawn here, popular items more often. Each figure comes from a process of its own, in float32,
 one thread, from some blocks out of the middle of a pass; a pass is its ratings over their rate.
 The literal form is what the paper writes: dense ratings, the latent input of all codes, masked, and
-their matrices as parameters; it has the same loss. VAE-CF is Mult-VAE with squared error. Nothing
-here asserts a figure.
+their matrices as parameters; that losses are equal is for ``tests/models/test_vae_bmf.py``. VAE-CF
+is Mult-VAE with squared error. Nothing here asserts a figure.
 """
 
 import argparse

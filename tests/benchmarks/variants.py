@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full (E)": {},
     "no attention (D)": {"attention": "none"},
     "no cross feedback (C)": {"latent": "none", "attention": "none"},
-    "no data input": {"data": False},
+    "no data input": {"data": False, "centring": "none"},
     "A": {"latent": "none", "attention": "none", "branch_layers": 0},
     "B": {"attention": "none", "branch_layers": 0},
     "average": {"latent": "average"},
@@ -92,7 +92,8 @@ def curve(file: RunFile, changes: dict[str, Any], log: Log, loop: LoopConfig) ->
     dealing = Dealing(loop.batch_users, file.seed, 0, 1)
     ratings = Ratings(log.train, by_item(log.train), columns)
     feed = BlockFeed(ratings, log.train, dealing, loop.blocks)
-    objective = model_config.traits.objective.build(log.vocabulary.catalogue)
+    assert training.objective is not None
+    objective: Any = training.objective.build(log.vocabulary.catalogue)
     step = TrainStep(trained_model(model_config, log.vocabulary), objective, block_items=4096)
     schedule = ScheduleConfig(name="linear", decay_steps=feed.num_steps(0) * loop.num_epochs)
     engine = LocalEngine(step, file.optimizer.model_copy(update={"schedule": schedule}))
