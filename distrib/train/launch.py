@@ -369,6 +369,5 @@ def _diverged(
     return DivergedError(
         f"epoch {where['epoch']}, step {where['step']}: {where['term']} is {where['value']}, "
         f"{where.get('why', 'not finite')}; last good epoch: {good}, last good checkpoint: {kept}; "
-        "in a new run folder, "
-        + (config.model.traits.remedy or _REMEDY)
+        "in a new run folder, " + (config.model.traits.remedy or _REMEDY)
     )
