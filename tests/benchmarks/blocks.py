@@ -11,8 +11,6 @@ is Mult-VAE with squared error. Nothing here asserts a figure.
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -32,6 +30,7 @@ from distrib.train.engine import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep
 from distrib.vocabulary import Catalogue
+from tests.benchmarks.models import apart
 
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
 
@@ -204,16 +203,6 @@ def figures(name: str, size: Size, steps: int) -> dict[str, float]:
     return {"pass_s": seconds, "steps": sum(feed.num_steps(epoch) for epoch in epochs)}
 
 
-def apart(name: str, size: str, steps: int) -> dict[str, float] | None:
-    """Measure in a fresh process; None where memory ran out."""
-    command = [sys.executable, "-m", "tests.benchmarks.blocks", "--one", name, size]
-    done = subprocess.run(
-        [*command, "--steps", str(steps)], capture_output=True, text=True, check=False
-    )
-    lines = done.stdout.strip().splitlines()
-    return json.loads(lines[-1]) if done.returncode == 0 and lines else None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20)
@@ -232,7 +221,7 @@ def main() -> None:
         for name in FORMS:
             if (size == "small") != (name in SMALL) and name != "vae_cf":
                 continue
-            part = apart(name, size, given.steps)
+            part = apart("tests.benchmarks.blocks", (name, size), given.steps)
             if part is None:
                 rows.append([name, "-", "-", "-", "-", "-"])
                 continue

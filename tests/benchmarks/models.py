@@ -165,9 +165,9 @@ def fit_figures(name: str, form: str, steps: int) -> dict[str, float]:
     return {"per_s": FIT_USERS / (time.perf_counter() - started_s)}
 
 
-def apart(name: str, form: str, steps: int) -> dict[str, float] | None:
-    """Measure in a fresh process; None where memory ran out."""
-    command = [sys.executable, "-m", "tests.benchmarks.models", "--one", name, form]
+def apart(module: str, one: tuple[str, str], steps: int) -> dict[str, float] | None:
+    """Measure one of a module's figures in a fresh process; None where memory ran out."""
+    command = [sys.executable, "-m", module, "--one", *one]
     done = subprocess.run(
         [*command, "--steps", str(steps)], capture_output=True, text=True, check=False
     )
@@ -188,7 +188,8 @@ def main() -> None:
         return
     rows = []
     for name in [*MODELS, *FITTED]:
-        found = [apart(name, form, given.steps) for form in ("fast", "plain")]
+        module = "tests.benchmarks.models"
+        found = [apart(module, (name, form), given.steps) for form in ("fast", "plain")]
         told = [
             text
             for part in found
