@@ -1,15 +1,17 @@
 """AutoRec against its equation on dense rows, both sides, both outputs."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from distrib.batch import Batch
 from distrib.models import AutoRecConfig
 from distrib.noise import Noise
 from distrib.objectives import SquaredErrorConfig
 from distrib.train.item_codes import codes_of, joined_codes, trained_model
 from distrib.train.step import TrainStep
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalogue, Vocabulary
 from tests.conftest import LEVELS
 
 ACTIVATIONS = {"identity": lambda x: x, "sigmoid": torch.sigmoid, "relu": torch.relu}
@@ -65,7 +67,7 @@ class Item:
     def __init__(self, small, **settings):
         torch.manual_seed(0)
         self.config = AutoRecConfig(side="items", hidden_width=16, **settings)
-        self.network = self.config.network(small_users(small))
+        self.network = self.config.network(small.catalogue, small_users(small))
         torch.nn.init.normal_(self.network.output_bias_I)
         r_IU = rating_matrix(small).T
         self.rating_UI = plain(self.network, r_IU).T.detach()
@@ -109,19 +111,15 @@ def test_item_autorec_folds_unknown_users_in_among_known_ones(small):
 
 
 def test_codes_of_items_are_the_networks_also_of_those_nobody_rated(small):
-    class Vocabulary:
-        users = small_users(small)
-
-        def __len__(self):
-            return 50
-
+    counts_IL = small.catalogue.train_count_IL
+    vocabulary = Vocabulary(pa.array(range(50)), LEVELS, counts_IL, 37, user_numbers=37)
     torch.manual_seed(0)
     config = AutoRecConfig(side="items", hidden_width=16)
-    network = trained_model(config, Vocabulary())
+    network = trained_model(config, vocabulary)
     rows, wanted = item_rows(small)
     halves = [iter([(rows, np.arange(rows.num_users)[rank::2])]) for rank in range(2)]
-    parts = [codes_of(network, half, 7) for half in halves]
-    code_IZ = joined_codes(network, parts, 50)
+    parts = [codes_of(network.encode, half, 7) for half in halves]
+    (code_IZ,) = joined_codes(parts, 50, network.encode(Batch.from_lists([[]])))
     torch.testing.assert_close(code_IZ, wanted(network), rtol=1e-5, atol=1e-6)
 
 

@@ -28,6 +28,7 @@ from distrib.vocabulary import Vocabulary
 from tests.models.test_contract import CASES
 
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
+BEGINNERS = [config for config in CASES if config.traits.rows != "both"]  # others are refused
 
 
 def vocabulary_of(ids):
@@ -35,7 +36,7 @@ def vocabulary_of(ids):
     return Vocabulary(pa.array(ids), LEVELS, counts, 100)
 
 
-@pytest.mark.parametrize("config", CASES, ids=repr)
+@pytest.mark.parametrize("config", BEGINNERS, ids=repr)
 def test_known_items_keep_their_rows_wherever_they_stand(config):
     old, new = vocabulary_of(["a", "b", "c"]), vocabulary_of(["z", "c", "a", "y", "x"])
     torch.manual_seed(0)
@@ -53,7 +54,7 @@ def test_known_items_keep_their_rows_wherever_they_stand(config):
             torch.testing.assert_close(value, was[name])
 
 
-@pytest.mark.parametrize("config", CASES, ids=repr)
+@pytest.mark.parametrize("config", BEGINNERS, ids=repr)
 def test_every_parameter_that_grows_with_the_catalogue_is_named(config):
     small, large = (config.build(vocabulary_of(list("abcdefgh")[:n]).catalogue) for n in (3, 7))
     grows = {
