@@ -65,6 +65,22 @@ class Batch(NamedTuple):
             None if self.time_N is None else self.time_N[start:stop],
         )
 
+    def chosen(self, row_R: Tensor) -> "Batch":
+        """Return the users of some rows, in the order given."""
+        length_R = self.length_B[row_R]
+        pointer_P = torch.cat([length_R.new_zeros(1), length_R.cumsum(0)])
+        shift_R = self.pointer_P[row_R] - pointer_P[:-1]
+        count = int(pointer_P[-1])
+        place_N = torch.arange(count, device=row_R.device)
+        place_N += shift_R.repeat_interleave(length_R, output_size=count)
+        return Batch(
+            self.user_B[row_R],
+            pointer_P,
+            self.item_N[place_N],
+            self.value_N[place_N],
+            None if self.time_N is None else self.time_N[place_N],
+        )
+
     def split(self, num_parts: int) -> list["Batch"]:
         """Return the users in so many parts, as even as can be; some are empty where users few."""
         if num_parts == 1:

@@ -9,20 +9,20 @@ UNWANTED = -(1 << 63)
 _LOW_32 = (1 << 32) - 1
 
 
-def rank_keys(score_BI: Tensor, first_item: int) -> Tensor:
+def rank_keys(score_BI: Tensor, item_BI: Tensor) -> Tensor:
     """Turn scores into unique integers that sort like (score descending, item ascending).
 
     Args:
-        score_BI: float32 scores of a block of items; no NaN.
-        first_item: Position of the block's first item.
+        score_BI: float32; no NaN; ``-inf`` for what must not come up.
+        item_BI: Position of each item, broadcast to the scores.
 
     Returns:
-        int64 ``[B, I]``; a larger key is better.
+        int64 ``[B, I]``; a larger key is better, `UNWANTED` where the score is ``-inf``.
     """
     bits_BI = (score_BI.to(torch.float32) + 0.0).contiguous().view(torch.int32)  # -0.0 becomes 0.0
     ordered_BI = torch.where(bits_BI >= 0, bits_BI, bits_BI ^ 0x7FFFFFFF).to(torch.int64)
-    item_I = torch.arange(first_item, first_item + score_BI.shape[1], device=score_BI.device)
-    return (ordered_BI << 32) | (_LOW_32 - item_I)
+    key_BI = (ordered_BI << 32) | (_LOW_32 - item_BI)
+    return torch.where(score_BI == -torch.inf, UNWANTED, key_BI)
 
 
 def items_of(key_BK: Tensor) -> Tensor:
@@ -30,17 +30,53 @@ def items_of(key_BK: Tensor) -> Tensor:
     return torch.where(key_BK == UNWANTED, -1, _LOW_32 - (key_BK & _LOW_32))
 
 
-def merge(best_BK: Tensor, key_BI: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def scores_of(key_BK: Tensor) -> Tensor:
+    """Return the scores that rank keys were made of, float32; ``-inf`` for `UNWANTED`."""
+    ordered_BK = (key_BK >> 32).to(torch.int32)
+    bits_BK = torch.where(ordered_BK >= 0, ordered_BK, ordered_BK ^ 0x7FFFFFFF)
+    return torch.where(key_BK == UNWANTED, -torch.inf, bits_BK.view(torch.float32))
+
+
+def best_keys(score_BI: Tensor, first_item: int, k: int) -> Tensor:
+    """Return the keys of a block's best ``k`` items, best first.
+
+    A selection by the bare scores is the fast path: it is exact but for which items of equal score
+    stand at its end, so rows where that matters are selected again by key.
+
+    Args:
+        score_BI: float32 scores of a block of items; no NaN; ``-inf`` for what must not come up.
+        first_item: Position of the block's first item.
+        k: How many.
+
+    Returns:
+        int64 ``[B, min(k, I)]``.
+    """
+    item_count = score_BI.shape[1]
+    if k >= item_count:
+        item_I = torch.arange(first_item, first_item + item_count, device=score_BI.device)
+        return rank_keys(score_BI, item_I).sort(dim=1, descending=True).values
+    score_BK, column_BK = torch.topk(score_BI, k + 1, dim=1)
+    last_B, next_B = score_BK[:, k - 1], score_BK[:, k]
+    key_BK = rank_keys(score_BK[:, :k], column_BK[:, :k] + first_item)
+    key_BK = key_BK.sort(dim=1, descending=True).values
+    tied_R = torch.nonzero((last_B == next_B) & (last_B > -torch.inf)).flatten()
+    if len(tied_R):
+        item_I = torch.arange(first_item, first_item + item_count, device=score_BI.device)
+        key_BK[tied_R] = torch.topk(rank_keys(score_BI[tied_R], item_I), k, dim=1).values
+    return key_BK
+
+
+def merge(best_BK: Tensor, key_BK: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the best ``k`` keys of those kept so far and a new block's, best first.
 
     Args:
         best_BK: Keys kept so far, ``[B, 0]`` to begin with.
-        key_BI: Keys of the block; `UNWANTED` for an item that must not come up.
+        key_BK: Keys of the block.
         k: How many to keep.
 
     Returns:
         The keys, int64 ``[B, min(k, seen so far)]``, and for each its column in the two put side
         by side.
     """
-    both = torch.cat([best_BK, key_BI], dim=1)
+    both = torch.cat([best_BK, key_BK], dim=1)
     return torch.topk(both, min(k, both.shape[1]), dim=1)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -97,7 +98,7 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over ids and levels: equal when positions mean the same items."""
         digest = hashlib.sha256(repr((str(self.ids.type), self.levels)).encode())

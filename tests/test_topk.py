@@ -1,12 +1,12 @@
 import torch
 
-from distrib.topk import UNWANTED, items_of, merge, rank_keys
+from distrib.topk import best_keys, items_of, merge, rank_keys, scores_of
 
 
 def best(score_BI, k, block):
     kept = torch.empty(score_BI.shape[0], 0, dtype=torch.int64)
     for low in range(0, score_BI.shape[1], block):
-        kept, _ = merge(kept, rank_keys(score_BI[:, low : low + block], low), k)
+        kept, _ = merge(kept, best_keys(score_BI[:, low : low + block], low, k), k)
     return items_of(kept)
 
 
@@ -23,11 +23,15 @@ def test_blocks_do_not_matter_and_ties_go_to_the_lower_item():
 
 def test_scores_of_all_sizes_sort_like_numbers():
     score = torch.tensor([[1e-38, -1e30, 3.5, float("-inf"), -2.0, 1e30, 0.0]])
-    assert best(score, 7, 3).tolist() == [[5, 2, 0, 6, 4, 1, 3]]
+    assert best(score, 7, 3).tolist() == [[5, 2, 0, 6, 4, 1, -1]]  # what scores -inf is unwanted
 
 
 def test_unwanted_items_come_up_as_none():
-    keys = rank_keys(torch.tensor([[1.0, 2.0, float("-inf")]]), 0)
-    keys[0, 1] = UNWANTED
-    kept, _ = merge(torch.empty(1, 0, dtype=torch.int64), keys, 3)
-    assert items_of(kept).tolist() == [[0, 2, -1]]
+    keys = best_keys(torch.tensor([[1.0, float("-inf"), float("-inf")]]), 0, 2)
+    kept, _ = merge(torch.empty(1, 0, dtype=torch.int64), keys, 2)
+    assert items_of(kept).tolist() == [[0, -1]]
+
+
+def test_scores_come_back_from_keys_bit_for_bit():
+    score = torch.tensor([[1e-38, -1e30, 3.5, float("-inf"), -2.0, 0.0]])
+    assert torch.equal(scores_of(rank_keys(score, torch.arange(6))), score)

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.models.base import Model, Opinion, Rows, State, Traits, parameter
+from distrib.models.base import ItemVectors, Model, Opinion, Rows, State, Traits, parameter
 from distrib.models.layers import (
     Found,
     fold_in,
@@ -128,6 +128,14 @@ class AutoRec(Model):
         return self.output_IZ, self.output_bias_I
 
     @override
+    def embedding(self, state: State) -> Tensor:
+        return state[0]
+
+    @override
+    def item_vectors(self) -> ItemVectors:
+        return ItemVectors(*self.item_tables())
+
+    @override
     def decode_rows(self, state: State, rows: Rows) -> Tensor:
         return _scaled(linear(state[0], rows), self.config, self.levels)
 
@@ -183,6 +191,15 @@ class ItemAutoRec(Model):
     @override
     def item_tables(self) -> Rows:
         return self.code_IZ, self.offset_I
+
+    @override
+    def embedding(self, state: State) -> Tensor:
+        """Return the weights, and last whether the items' mean ratings count, as for new users."""
+        return torch.cat([state[0], state[2][:, None]], dim=1)
+
+    @override
+    def item_vectors(self) -> ItemVectors:
+        return ItemVectors(torch.cat([self.code_IZ, self.offset_I[:, None]], dim=1))
 
     @override
     def decode_rows(self, state: State, rows: Rows) -> Tensor:

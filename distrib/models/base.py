@@ -108,7 +108,8 @@ class Model(nn.Module, ABC):
             rows: Rows of `item_tables` for the items wanted.
 
         Returns:
-            ``[B, I]`` or ``[B, I, C]`` (see `OutputKind`), in the parameters' precision.
+            ``[B, I]`` or ``[B, I, C]`` (see `OutputKind`), in the parameters' precision; memory of
+            its own, which the scorer writes over.
         """
 
     def ranking_score(self, output: Tensor) -> Tensor:
@@ -195,9 +196,25 @@ class Model(nn.Module, ABC):
         del state, cells
         return None
 
+    def embedding(self, state: State) -> Tensor | None:
+        """Return the vector that describes each user, ``[B, Z]``, where there is one."""
+        del state
+        return None
+
+    def item_vectors(self) -> "ItemVectors | None":
+        """Return vectors whose products with `embedding` rank items as the scores do, if any."""
+        return None
+
     def decode(self, state: State, items: slice | Tensor) -> Tensor:
         """Decode a range of items, or those at the given positions."""
         return self.decode_rows(state, tuple(table[items] for table in self.item_tables()))
+
+
+class ItemVectors(NamedTuple):
+    """Items as a search by inner product wants them: a score is u . v plus the item's offset."""
+
+    vector_IZ: Tensor
+    offset_I: Tensor | None = None
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.models.base import Model, Opinion, Rows, State, Traits, parameter
+from distrib.models.base import ItemVectors, Model, Opinion, Rows, State, Traits, parameter
 from distrib.models.layers import fold_in, item_mean, known_or_new, linear, linear_cells
 from distrib.noise import Noise
 from distrib.objectives import SquaredErrorConfig
@@ -80,6 +80,14 @@ class BiasedMf(Model):
     @override
     def item_tables(self) -> Rows:
         return self.item_IZ, self.item_bias_I
+
+    @override
+    def embedding(self, state: State) -> Tensor:
+        return state[0]
+
+    @override
+    def item_vectors(self) -> ItemVectors:
+        return ItemVectors(*self.item_tables())
 
     @override
     def decode_rows(self, state: State, rows: Rows) -> Tensor:

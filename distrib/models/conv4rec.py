@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from distrib.batch import Batch, level_index
 from distrib.config import Config
-from distrib.models.base import Model, Odds, Opinion, Rows, State, Traits, parameter
+from distrib.models.base import ItemVectors, Model, Odds, Opinion, Rows, State, Traits, parameter
 from distrib.models.layers import cell_products, history_sum, log_odds, opinion_of
 from distrib.noise import Noise
 from distrib.objectives import RatingClassesConfig
@@ -185,6 +185,16 @@ class Conv4Rec(Model):
         if self.slope_L is not None:
             return (self.slope_L,)
         return () if self.head is None else tuple(self.head.parameters())
+
+    @override
+    def embedding(self, state: State) -> Tensor:
+        return state[0] if self.slope_L is None else state[0][:, : self.config.latent_width]
+
+    @override
+    def item_vectors(self) -> ItemVectors | None:
+        if self.slope_L is None:
+            return None
+        return ItemVectors(self.output_IDZ[:, 0], -self.prior_IC[:, 0])
 
     @override
     def decode_rows(self, state: State, rows: Rows) -> Tensor:

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.models.base import Model, Rows, State, Traits, parameter
+from distrib.models.base import ItemVectors, Model, Rows, State, Traits, parameter
 from distrib.models.layers import history_sum
 from distrib.noise import Noise
 from distrib.objectives import CosineConfig
@@ -74,6 +74,14 @@ class Elsa(Model):
     @override
     def item_tables(self) -> Rows:
         return (self.item_IZ,)
+
+    @override
+    def embedding(self, state: State) -> Tensor:
+        return state[0]
+
+    @override
+    def item_vectors(self) -> ItemVectors:
+        return ItemVectors(F.normalize(self.item_IZ, dim=-1))
 
     @override
     def decode_rows(self, state: State, rows: Rows) -> Tensor:

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.models.base import Model, Opinion, Rows, State, Traits, parameter
+from distrib.models.base import ItemVectors, Model, Opinion, Rows, State, Traits, parameter
 from distrib.models.layers import (
     history_sum,
     item_mean,
@@ -143,6 +143,14 @@ class MultVae(Model):
         return self.output_IH, self.output_bias_I
 
     @override
+    def embedding(self, state: State) -> Tensor:
+        return state[0]
+
+    @override
+    def item_vectors(self) -> ItemVectors:
+        return ItemVectors(*self.item_tables())
+
+    @override
     def decode_rows(self, state: State, rows: Rows) -> Tensor:
         return linear(state[0], rows)
 
@@ -205,6 +213,14 @@ class MultDae(Model):
     @override
     def item_tables(self) -> Rows:
         return self.output_IZ, self.output_bias_I
+
+    @override
+    def embedding(self, state: State) -> Tensor:
+        return state[0]
+
+    @override
+    def item_vectors(self) -> ItemVectors:
+        return ItemVectors(*self.item_tables())
 
     @override
     def decode_rows(self, state: State, rows: Rows) -> Tensor:

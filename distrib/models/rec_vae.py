@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.models.base import Model, Rows, State, Traits, parameter
+from distrib.models.base import ItemVectors, Model, Rows, State, Traits, parameter
 from distrib.models.layers import history_sum, linear, normal_sample, unit_reading
 from distrib.noise import Noise
 from distrib.objectives import MultinomialConfig
@@ -145,6 +145,14 @@ class RecVae(Model):
     @override
     def trains_items(self) -> bool:
         return self.part == "decoder"
+
+    @override
+    def embedding(self, state: State) -> Tensor:
+        return state[0]
+
+    @override
+    def item_vectors(self) -> ItemVectors:
+        return ItemVectors(*self.item_tables())
 
     @override
     def decode_rows(self, state: State, rows: Rows) -> Tensor:

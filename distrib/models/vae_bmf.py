@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from distrib.batch import Batch, Block, Read, Side, Transposed
 from distrib.config import Config
-from distrib.models.base import Model, Opinion, Rows, State, Traits
+from distrib.models.base import ItemVectors, Model, Opinion, Rows, State, Traits
 from distrib.models.layers import cell_products, item_mean
 from distrib.models.vae_bmf_encoder import PRIOR_RATINGS, Codes, Encoder, Posterior
 from distrib.noise import Noise
@@ -287,6 +287,14 @@ class VaeBmf(Model):
     @override
     def item_tables(self) -> Rows:
         return self.mean_IZ, self.variance_IZ, self.offset_I
+
+    @override
+    def embedding(self, state: State) -> Tensor:
+        return _of(state).users.code_BZ
+
+    @override
+    def item_vectors(self) -> ItemVectors:
+        return ItemVectors(self.mean_IZ, self.offset_I)
 
     @override
     def decode_rows(self, state: State, rows: Rows) -> Tensor:

@@ -74,32 +74,40 @@ def show_evaluation(result: dict[str, Any]) -> None:
 
 
 def show_recommendations(output: str, num_users: int = 3, num_items: int = 5) -> None:
-    """Print the first lists of a folder that bulk scoring wrote."""
+    """Print the first lists of a folder that bulk scoring wrote, where there are any."""
     folder = Folder(output)
-    lists = folder.read_parquet(folder.files(".parquet")[0]).slice(0, num_users).to_pylist()
+    first = next(iter(folder.files(".parquet")), None)
+    lists = folder.read_parquet(first).slice(0, num_users).to_pylist() if first else []
+    if not lists or "items" not in lists[0]:
+        return
     rows = [[row["user"], *_listed(row, "", num_items)] for row in lists]
-    if lists and "serendipitous_items" in lists[0]:
+    if "serendipitous_items" in lists[0]:
         rows += [
             [f"{row['user']}, serendipitous", *_listed(row, "serendipitous_", num_items)]
             for row in lists
         ]
-    is_told = lists and "probabilities" in lists[0]
+    is_told = _is_told(lists[0], "")
     what = "item (probability, expected rating)" if is_told else "item (score)"
     columns = ["user", *(str(rank) for rank in range(1, num_items + 1))]
     table(f"First recommendations: {what}; all in {output}", columns, rows)
 
 
+def _is_told(row: dict[str, Any], prefix: str) -> bool:
+    return {prefix + "probabilities", prefix + "ratings"} <= set(row)
+
+
 def _listed(row: dict[str, Any], prefix: str, num_items: int) -> list[str]:
     items = row[prefix + "items"][:num_items]
-    if prefix + "probabilities" in row:
+    if _is_told(row, prefix):
         told = zip(row[prefix + "probabilities"], row[prefix + "ratings"], strict=True)
         texts = [
             f"{item} ({probability:.2f}, {rating:.1f})"
             for item, (probability, rating) in zip(items, told, strict=False)
         ]
     else:
-        scores = row[prefix + "scores"]
+        scores = row.get(prefix + "scores", [])
         texts = [f"{item} ({score:.2f})" for item, score in zip(items, scores, strict=False)]
+        texts = texts or [str(item) for item in items]
     return texts + [""] * (num_items - len(texts))
 
 

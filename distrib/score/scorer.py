@@ -6,15 +6,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distrib.batch import Batch, cells_by_block, item_blocks
+from distrib.batch import Batch, Cells, cells_by_block, item_blocks
 from distrib.checkpoint.bundle import load_bundle
 from distrib.errors import DataError
-from distrib.models.base import Model, Opinion, State
+from distrib.models.base import Model, Opinion, Rows, State
+from distrib.score.rules import Rules, chosen
 from distrib.storage import Folder
-from distrib.topk import UNWANTED, items_of, merge, rank_keys
+from distrib.topk import UNWANTED, best_keys, items_of, merge, scores_of
 from distrib.vocabulary import Vocabulary
 
+_BLOCK_CELLS = 1 << 24
+_LEAST_BLOCK = 4096
+_EXPLAINED_CELLS = 1 << 22
 _QUANTILE_SAMPLE = 4096
+_NO_RULES = Rules()
 
 
 class Recommendations(NamedTuple):
@@ -24,13 +29,35 @@ class Recommendations(NamedTuple):
     """int64 positions; -1 where a user has fewer than K candidates."""
 
     score_BK: Tensor
-    """float32; what the list is sorted by: the model's ranking score, or the expected rating."""
+    """float32; what the list is sorted by: the model's ranking score, less any damping, or the
+    expected rating; a diverse list is chosen by it. ``-inf`` where there is no item."""
 
     opinion: Opinion | None
     """Probability, expected rating and its distribution for each item, where the model tells."""
 
     deviation_BK: Tensor | None = None
     """float32; standard deviation of the expected rating over the posteriors, where it is told."""
+
+
+class Limits(NamedTuple):
+    """Candidates of single users."""
+
+    cells: Batch
+    """The only items that may come up, of those users who are limited."""
+
+    is_limited_B: Tensor
+    """bool; False for users to whom the whole catalogue is open."""
+
+
+class Unlikely(NamedTuple):
+    """Which items a user is unlikely to meet, and yet are known well enough to be judged."""
+
+    share: float
+    """Above 0, at most 1: the share of the catalogue with the lowest log-odds of interaction; above
+    4,096 items, of an even sample of the catalogue."""
+
+    min_support: int
+    """Training ratings that an item must have."""
 
 
 class Prediction(NamedTuple):
@@ -42,9 +69,20 @@ class Prediction(NamedTuple):
     uncut_N: Tensor | None
     """As the model gave them; None for a mean over the levels, which lies on the scale."""
 
+    deviation_N: Tensor | None = None
+    """float32; standard deviation over the posteriors, where it is told."""
+
 
 class Scorer:
-    """A model on one device, asked for whole batches of users and blocks of items."""
+    """A model on one device, asked for whole batches of users and blocks of items.
+
+    Args:
+        model: What scores.
+        vocabulary: Its items.
+        device: Where it works.
+        block_items: Items decoded at a time; None for as many as keep the scores of a batch within
+            64 MB, at least 4,096.
+    """
 
     def __init__(
         self,
@@ -52,12 +90,12 @@ class Scorer:
         vocabulary: Vocabulary,
         *,
         device: torch.device | str = "cpu",
-        block_items: int = 4096,
+        block_items: int | None = None,
     ) -> None:
         self.model = model.to(device)
         self.vocabulary = vocabulary
         self.device = torch.device(device)
-        self.blocks = item_blocks(len(vocabulary), block_items)
+        self.block_items = block_items
         support_I = torch.from_numpy(vocabulary.train_count_IL.sum(1))
         self.support_I = support_I.to(self.device)
 
@@ -68,35 +106,53 @@ class Scorer:
         return cls(bundle.model, bundle.vocabulary, device=device)
 
     @torch.inference_mode()
-    def recommend(self, source: Batch, seen: Batch | None, k: int) -> Recommendations:
+    def recommend(
+        self,
+        source: Batch,
+        seen: Batch | None,
+        k: int,
+        *,
+        rules: Rules = _NO_RULES,
+        limits: Limits | None = None,
+        tells: bool = True,
+    ) -> Recommendations:
         """Return each user's best items by the model's ranking score, ties to the lower position.
 
         Args:
             source: Histories.
             seen: Items to leave out; None leaves nothing out.
             k: How many.
+            rules: What else holds for all.
+            limits: Users for whom not the whole catalogue is a candidate.
+            tells: Whether opinions and deviations are wanted, too.
 
         Returns:
             Lists of ``min(k, items)``.
         """
-
-        def keys(output: Tensor, low: int) -> Tensor:
-            return rank_keys(self.model.ranking_score(output), low)
-
         state = self.model.encode(source.to(self.device))
-        best, output = self._best(state, self._hidden(source, seen), k, keys)
-        item_BK, score_BK = items_of(best), self.model.ranking_score(output)
-        deviation_BK = self._deviation(state, item_BK)
-        return Recommendations(item_BK.cpu(), score_BK.cpu(), self._opinion(output), deviation_BK)
+        hidden = _nothing(source) if seen is None else seen
+        mask = _Mask.on(self.device, hidden, limits)
+        key_BK, output = self._chosen(state, mask, k, self._ranked(tells=tells), rules)
+        item_BK = items_of(key_BK)
+        return Recommendations(
+            item_BK.cpu(),
+            scores_of(key_BK).cpu(),
+            self._told(state, item_BK, output) if tells else None,
+            self._deviation(state, item_BK) if tells else None,
+        )
 
     @torch.inference_mode()
     def serendipitous(
-        self, source: Batch, seen: Batch | None, k: int, *, unlikely_share: float, min_support: int
+        self,
+        source: Batch,
+        seen: Batch | None,
+        k: int,
+        *,
+        unlikely: Unlikely,
+        rules: Rules = _NO_RULES,
+        limits: Limits | None = None,
     ) -> Recommendations:
         """Return items that a user is unlikely to meet and likely to love, by expected rating.
-
-        An item is unlikely when it is in the share ``unlikely_share`` of the catalogue with the
-        lowest log-odds of interaction (above 4,096 items: of an even sample of the catalogue).
 
         Source: the serendipity list of "Conv4Rec", IEEE TNNLS 2025; thresholds are ours.
 
@@ -104,8 +160,9 @@ class Scorer:
             source: Histories.
             seen: Items to leave out; None leaves nothing out.
             k: How many.
-            unlikely_share: Above 0, at most 1.
-            min_support: Training ratings that an item must have.
+            unlikely: What may come up.
+            rules: Of them, which items are allowed.
+            limits: Users for whom not the whole catalogue is a candidate.
 
         Returns:
             Lists of at most ``k``, with the expected rating as score.
@@ -113,9 +170,8 @@ class Scorer:
         Raises:
             DataError: The model does not tell ratings and probabilities.
         """
-        batch = source.to(self.device)
         step = max(1, -(-len(self.vocabulary) // _QUANTILE_SAMPLE))
-        state = self.model.encode(batch)
+        state = self.model.encode(source.to(self.device))
         sample = self.model.decode(state, slice(0, None, step)).float()
         told = self.model.opinion(sample)
         if told is None or told.probability_BI is None:
@@ -124,33 +180,92 @@ class Scorer:
                 "serendipitous list; set score.serendipitous_k = 0, or use conv4rec"
             )
         odds = self.model.ranking_score(sample)
-        place = max(1, int(unlikely_share * odds.shape[1]))
+        place = max(1, int(unlikely.share * odds.shape[1]))
         limit_B1 = odds.kthvalue(place, dim=1, keepdim=True).values
 
-        def keys(output: Tensor, low: int) -> Tensor:
+        def score(output: Tensor, low: int) -> Tensor:
             opinion = self.model.opinion(output)
             rating_BI = opinion.rating_BI if opinion is not None else output
             high = low + output.shape[1]
             unlikely_BI = self.model.ranking_score(output) <= limit_B1
-            wanted_BI = unlikely_BI & (self.support_I[low:high] >= min_support)
-            return torch.where(wanted_BI, rank_keys(rating_BI, low), UNWANTED)
+            wanted_BI = unlikely_BI & (self.support_I[low:high] >= unlikely.min_support)
+            return torch.where(wanted_BI, rating_BI, -torch.inf)
 
-        best, output = self._best(state, self._hidden(source, seen), k, keys)
+        hidden = _nothing(source) if seen is None else seen
+        mask = _Mask.on(self.device, hidden, limits)
+        ranked = _Ranked(self.model.item_tables(), self.model.decode_rows, score, keeps=True)
+        key_BK, output = self._best(state, mask, k, ranked, Rules(allowed_I=rules.allowed_I))
+        assert output is not None  # kept
         opinion = self._opinion(output)
         assert opinion is not None  # asked above
-        return Recommendations(items_of(best).cpu(), opinion.rating_BI, opinion)
+        return Recommendations(items_of(key_BK).cpu(), opinion.rating_BI, opinion)
 
     @torch.inference_mode()
     def predict(self, source: Batch, target: Batch) -> Prediction | None:
         """Return the expected rating of each target cell; None where the model tells none."""
         target = target.to(self.device)
-        output_N = self.model.decode_cells(self.model.encode(source.to(self.device)), target)
+        state = self.model.encode(source.to(self.device))
+        output_N = self.model.decode_cells(state, target)
         opinion = self.model.opinion(output_N.float()[None])
         if opinion is None:
             return None
         is_point = opinion.level_BIL is None
         raw_N = opinion.rating_BI[0].cpu()
-        return Prediction(self._on_scale(raw_N), raw_N if is_point else None)
+        variance_N = self.model.variance_cells(state, target)
+        deviation_N = None if variance_N is None else variance_N.float().sqrt().cpu()
+        return Prediction(self._on_scale(raw_N), raw_N if is_point else None, deviation_N)
+
+    @torch.inference_mode()
+    def opinions(self, source: Batch, items: slice | Tensor) -> Opinion | None:
+        """Return what the model thinks of some items, the same for all users, where it tells."""
+        state = self.model.encode(source.to(self.device))
+        return self._opinion(self.model.decode(state, items).float())
+
+    @torch.inference_mode()
+    def embed(self, source: Batch) -> Tensor:
+        """Return the vector that describes each user, float32 ``[B, Z]``.
+
+        Args:
+            source: Histories.
+
+        Returns:
+            As `Model.embedding` gives it.
+
+        Raises:
+            DataError: The model has none.
+        """
+        vector_BZ = self.model.embedding(self.model.encode(source.to(self.device)))
+        if vector_BZ is None:
+            raise DataError(
+                f"{type(self.model).__name__} describes users by their history alone, so there "
+                "are no embeddings; leave 'embedding' out of score.outputs"
+            )
+        return vector_BZ.float().cpu()
+
+    @torch.inference_mode()
+    def explain(self, source: Batch, item_K: Tensor) -> Tensor:
+        """Return how much each interaction of one user moves the scores of some items.
+
+        Exact leave-one-out: the ranking score with the whole history, less that of the history
+        without the interaction, everything else as it is.
+
+        Args:
+            source: One user; a user that the model has a row for is folded in like a new one, since
+                the row does not follow the history.
+            item_K: Positions of the items.
+
+        Returns:
+            float32 ``[N, K]``.
+        """
+        source = source._replace(user_B=-torch.ones_like(source.user_B))
+        length = len(source.item_N)
+        whole_BK = self._scores_of(source, item_K)
+        size = max(1, _EXPLAINED_CELLS // max(length, 1))
+        parts = []
+        for low in range(0, length, size):
+            left_out = torch.arange(low, min(low + size, length))
+            parts.append(whole_BK - self._scores_of(_without(source, left_out), item_K))
+        return torch.cat(parts) if parts else whole_BK[:0]
 
     @torch.inference_mode()
     def expected_interactions(self, source: Batch) -> Tensor | None:
@@ -158,7 +273,7 @@ class Scorer:
         state = self.model.encode(source.to(self.device))
         odds = self.model.odds()
         total_B = torch.zeros(source.num_users, dtype=torch.float64, device=self.device)
-        for low, high in self.blocks:
+        for low, high in self._blocks(source.num_users):
             if odds is not None:
                 rows = tuple(table[low:high] for table in odds.tables)
                 probability_BI = torch.sigmoid(odds.decode_rows(state, rows).float())
@@ -169,6 +284,27 @@ class Scorer:
                 probability_BI = opinion.probability_BI
             total_B += probability_BI.sum(1, dtype=torch.float64)
         return total_B.cpu()
+
+    def _scores_of(self, source: Batch, item_K: Tensor) -> Tensor:
+        """Return the ranking scores of the same items for all users, on the CPU."""
+        state = self.model.encode(source.to(self.device))
+        output = self.model.decode(state, item_K.to(self.device)).float()
+        return self.model.ranking_score(output).cpu()
+
+    def _ranked(self, *, tells: bool) -> "_Ranked":
+        """Return what is decoded to rank by: the log-odds alone, where they are a part apart."""
+        odds = self.model.odds()
+        if odds is not None:
+            return _Ranked(odds.tables, odds.decode_rows, _as_it_is, keeps=False)
+        rows, decode = self.model.item_tables(), self.model.decode_rows
+        return _Ranked(rows, decode, lambda output, _: self.model.ranking_score(output), tells)
+
+    def _told(self, state: State, item_BK: Tensor, output: Tensor | None) -> Opinion | None:
+        """Return what the model thinks of the items of lists."""
+        if output is None:  # ranked by log-odds alone
+            output = self.model.decode_cells(state, _cells(item_BK)).float()
+            output = output.unflatten(0, item_BK.shape)
+        return self._opinion(output)
 
     def _opinion(self, output: Tensor) -> Opinion | None:
         """Return what the model thinks, on the CPU, ratings cut to the scale."""
@@ -184,37 +320,160 @@ class Scorer:
 
     def _deviation(self, state: State, item_BK: Tensor) -> Tensor | None:
         """Return how sure the model is of what it thinks of these items, on the CPU."""
-        length, k = item_BK.shape
-        bounds = torch.arange(length + 1, device=self.device) * k
-        item_N = item_BK.clamp(min=0).flatten()
-        cells = Batch(bounds[:-1], bounds, item_N, torch.zeros_like(item_N, dtype=torch.float32))
-        variance_N = self.model.variance_cells(state, cells)
-        return None if variance_N is None else variance_N.float().sqrt().view(length, k).cpu()
+        variance_N = self.model.variance_cells(state, _cells(item_BK))
+        return None if variance_N is None else variance_N.float().sqrt().view(item_BK.shape).cpu()
 
-    def _outputs(self, state: State) -> Iterator[tuple[int, Tensor]]:
-        """Yield, block by block, the first item and the model's output in float32."""
-        for low, high in self.blocks:
-            yield low, self.model.decode(state, slice(low, high)).float()
+    def _blocks(self, num_users: int) -> list[tuple[int, int]]:
+        size = self.block_items or max(_LEAST_BLOCK, _BLOCK_CELLS // max(num_users, 1))
+        return item_blocks(len(self.vocabulary), size)
 
-    def _hidden(self, source: Batch, seen: Batch | None) -> Batch:
-        """Return what must not be recommended, on the device."""
-        nothing = torch.zeros(len(source.item_N), dtype=torch.bool, device=source.item_N.device)
-        return (source.keep(nothing) if seen is None else seen).to(self.device)
+    def _chosen(
+        self, state: State, mask: "_Mask", k: int, ranked: "_Ranked", rules: Rules
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return keys of lists ``[B, K]`` and, where it is kept, the output for their items.
+
+        Where caps leave a user short of items, more candidates are asked for; the other users'
+        lists stay, so that nobody's list depends on who else is in the batch.
+        """
+        size, item_count = rules.pool_for(k), len(self.vocabulary)
+        if size == k and rules.group_I is None and not rules.diversity:
+            return self._best(state, mask, k, ranked, rules)
+        found: tuple[Tensor, Tensor | None] | None = None
+        is_open_B = torch.ones(mask.hidden.num_users, dtype=torch.bool, device=self.device)
+        while True:
+            key_BP, output = self._best(state, mask, size, ranked, rules)
+            column_BK = chosen(rules, key_BP, items_of(key_BP), min(k, item_count))
+            fresh = _listed(key_BP, output, column_BK)
+            found = fresh if found is None else _updated(found, fresh, is_open_B)
+            is_open_B = is_open_B & (column_BK < 0).any(1) & (items_of(key_BP[:, -1]) >= 0)
+            if size >= item_count or not bool(is_open_B.any()):
+                return found
+            size = min(4 * size, item_count)
 
     def _best(
-        self, state: State, hidden: Batch, k: int, keys: Callable[[Tensor, int], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Return the best keys ``[B, K]`` and the model's output for their items."""
-        best = torch.empty(hidden.num_users, 0, dtype=torch.int64, device=self.device)
+        self, state: State, mask: "_Mask", k: int, ranked: "_Ranked", rules: Rules
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the best keys ``[B, K]`` and, where it is kept, the output for their items."""
+        num_users = mask.hidden.num_users
+        blocks = self._blocks(num_users)
+        best = torch.empty(num_users, 0, dtype=torch.int64, device=self.device)
         kept: Tensor | None = None
-        for (low, output), cells in zip(
-            self._outputs(state), cells_by_block(hidden, self.blocks), strict=True
-        ):
-            key_BI = keys(output, low)
-            key_BI[cells.row_M, cells.column_M] = UNWANTED
-            best, column_BK = merge(best, key_BI, k)
-            joined = output if kept is None else torch.cat([kept, output], dim=1)
-            row_B1 = torch.arange(joined.shape[0], device=self.device)[:, None]
-            kept = joined[row_B1, column_BK]
-        assert kept is not None  # there is at least one block
+        for (low, high), masked in zip(blocks, mask.by_block(blocks), strict=True):
+            output = ranked.decode(state, tuple(table[low:high] for table in ranked.tables)).float()
+            # What is struck out below is never chosen, so it may be lost from the output as well.
+            score_BI = rules.bent(ranked.score(output, low), low).contiguous()
+            masked(score_BI)
+            key_BK = best_keys(score_BI, low, k)
+            best, column_BK = merge(best, key_BK, k)
+            if ranked.keeps:
+                found = _picked(output, (items_of(key_BK) - low).clamp(min=0))
+                joined = found if kept is None else torch.cat([kept, found], dim=1)
+                kept = _picked(joined, column_BK)
         return best, kept
+
+
+class _Ranked(NamedTuple):
+    """What is decoded, and how it becomes a score."""
+
+    tables: Rows
+    decode: Callable[[State, Rows], Tensor]
+    score: Callable[[Tensor, int], Tensor]
+    keeps: bool
+
+
+class _Mask(NamedTuple):
+    """What may not come up, user by user, on the device."""
+
+    hidden: Batch
+    limits: Limits | None
+
+    @classmethod
+    def on(cls, device: torch.device, hidden: Batch, limits: Limits | None) -> "_Mask":
+        if limits is not None:
+            limits = Limits(limits.cells.to(device), limits.is_limited_B.to(device))
+        return cls(hidden.to(device), limits)
+
+    def by_block(self, blocks: list[tuple[int, int]]) -> Iterator[Callable[[Tensor], None]]:
+        """Yield, for each block, what strikes out scores in place."""
+        hidden = cells_by_block(self.hidden, blocks)
+        if self.limits is None:
+            for cells in hidden:
+                yield _striking(cells, None, None)
+            return
+        open_cells = cells_by_block(self.limits.cells, blocks)
+        for cells, opened in zip(hidden, open_cells, strict=True):
+            yield _striking(cells, opened, self.limits.is_limited_B)
+
+
+def _striking(
+    hidden: Cells, opened: Cells | None, is_limited_B: Tensor | None
+) -> Callable[[Tensor], None]:
+    def strike(score_BI: Tensor) -> None:
+        if opened is not None and is_limited_B is not None:
+            is_out_BI = is_limited_B[:, None].repeat(1, score_BI.shape[1])
+            is_out_BI[opened.row_M, opened.column_M] = False
+            score_BI.masked_fill_(is_out_BI, -torch.inf)
+        score_BI[hidden.row_M, hidden.column_M] = -torch.inf
+
+    return strike
+
+
+def _as_it_is(output: Tensor, _low: int) -> Tensor:
+    return output
+
+
+def _nothing(batch: Batch) -> Batch:
+    """Return the same users without an interaction."""
+    return batch.keep(torch.zeros_like(batch.item_N, dtype=torch.bool))
+
+
+def _cells(item_BK: Tensor) -> Batch:
+    """Return lists as cells of their users; the first item stands for none."""
+    length, k = item_BK.shape
+    bounds = torch.arange(length + 1, device=item_BK.device) * k
+    item_N = item_BK.clamp(min=0).flatten()
+    return Batch(bounds[:-1], bounds, item_N, torch.zeros_like(item_N, dtype=torch.float32))
+
+
+def _listed(
+    key_BP: Tensor, output: Tensor | None, column_BK: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Pick candidates by their columns; -1 for none."""
+    place_BK = column_BK.clamp(min=0)
+    key_BK = key_BP.gather(1, place_BK).masked_fill(column_BK < 0, UNWANTED)
+    return key_BK, None if output is None else _picked(output, place_BK)
+
+
+def _updated(
+    found: tuple[Tensor, Tensor | None], fresh: tuple[Tensor, Tensor | None], is_open_B: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Take the lists of some users anew; theirs may have been shorter."""
+    joined: list[Tensor | None] = []
+    for old, new in zip(found, fresh, strict=True):
+        if old is None or new is None:
+            joined.append(None)
+            continue
+        result = new.clone()
+        result[~is_open_B, : old.shape[1]] = old[~is_open_B]
+        joined.append(result)
+    assert joined[0] is not None  # keys are always there
+    return joined[0], joined[1]
+
+
+def _picked(output: Tensor, column_BK: Tensor) -> Tensor:
+    """Pick columns of the output, user by user."""
+    return output[torch.arange(output.shape[0], device=output.device)[:, None], column_BK]
+
+
+def _without(source: Batch, left_out_B: Tensor) -> Batch:
+    """Return one user so many times, each without one interaction."""
+    length, copies = len(source.item_N), len(left_out_B)
+    place_BN = torch.arange(length).repeat(copies, 1)
+    kept_N = (place_BN != left_out_B[:, None]).flatten()
+    pointer_P = torch.arange(copies + 1) * length
+    number_B = source.user_B.expand(copies)
+    times = None if source.time_N is None else source.time_N.repeat(copies)
+    copied = Batch(
+        number_B, pointer_P, source.item_N.repeat(copies), source.value_N.repeat(copies), times
+    )
+    return copied.keep(kept_N)

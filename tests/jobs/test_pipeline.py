@@ -135,14 +135,14 @@ def test_users_the_training_never_saw_are_scored_from_either_form(trained, tmp_p
     (tmp_path / "plain").mkdir()
     pq.write_table(plain, tmp_path / "plain" / "users.parquet")
     scorer = Scorer.from_bundle(Folder(file.run) / "bundle")
-    direct, fates = recommend_table(scorer, plain, None, file.score)
-    assert fates["item unseen in training"] > 0
+    direct, read = recommend_table(scorer, plain, None, file.score)
+    assert read.fates["item unseen in training"] > 0
     for name in ("strangers", "plain"):
         policy = file.score.model_copy(
             update={"histories": str(tmp_path / name), "output": str(tmp_path / name / "out")}
         )
         result = score(file.run, file.data.prepared, policy)
-        assert result["counts"]["interactions"] == {k: v for k, v in fates.items() if v}
+        assert result["counts"]["interactions"] == {k: v for k, v in read.fates.items() if v}
         files = [f"{result['output']}/{part}" for part in parts(result["output"])]
         assert_same_lists(pq.read_table(files), direct)
 
@@ -221,7 +221,7 @@ def test_an_error_inside_an_actor_is_told_without_a_traceback(trained, tmp_path)
     assert failed.returncode == 1
     last = failed.stderr.splitlines()[-1]
     assert last.startswith("DataError: item ids are string, but the vocabulary holds int64")
-    assert not (tmp_path / "out" / "_manifest.json").exists()
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
 def test_a_fault_ends_a_job_with_its_message_and_code_before_ray_starts(tmp_path):

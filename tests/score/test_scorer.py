@@ -7,12 +7,14 @@ from distrib.batch import Batch
 from distrib.data.collate import Example
 from distrib.errors import ConfigError, DataError
 from distrib.evaluate.protocol import EvaluateConfig, measure, selection_score
+from distrib.models.biased_mf import BiasedMfConfig
 from distrib.models.conv4rec import Conv4RecConfig
+from distrib.models.ease import EaseConfig
 from distrib.models.mult_vae import MultVaeConfig
 from distrib.models.popularity import Popularity
 from distrib.score.lists import recommend_table
-from distrib.score.policy import ScoreConfig
-from distrib.score.scorer import Scorer
+from distrib.score.policy import PolicyConfig, ScoreConfig
+from distrib.score.scorer import Scorer, Unlikely
 from distrib.vocabulary import Vocabulary
 
 IDS = pa.array([1000 - n for n in range(50)])
@@ -63,8 +65,9 @@ def test_what_is_told_of_an_item_belongs_to_it(small):
 
 def test_predictions_stand_in_the_order_of_the_targets(small):
     scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4), block_items=7)
-    rating_N, uncut_N = scorer.predict(small.batch, small.batch)
+    rating_N, uncut_N, deviation_N = scorer.predict(small.batch, small.batch)
     assert uncut_N is None
+    assert deviation_N is None
     with torch.no_grad():
         output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
     whole = scorer.model.opinion(output).rating_BI
@@ -84,7 +87,7 @@ def test_expected_interactions_add_up_all_probabilities(decoder, small):
 
 def test_serendipitous_items_are_unseen_unlikely_supported_and_sorted_by_rating(small):
     scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4), block_items=7)
-    found = scorer.serendipitous(small.batch, small.batch, 20, unlikely_share=0.5, min_support=8)
+    found = scorer.serendipitous(small.batch, small.batch, 20, unlikely=Unlikely(0.5, 8))
     with torch.no_grad():
         output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
     opinion, support = scorer.model.opinion(output), small.catalogue.train_count_IL.sum(1)
@@ -105,7 +108,7 @@ def test_serendipitous_items_are_unseen_unlikely_supported_and_sorted_by_rating(
 def test_a_model_without_ratings_has_no_serendipitous_list(small):
     with pytest.raises(DataError, match="MultVae tells not both ratings and probabilities"):
         scorer_of(small, MultVaeConfig()).serendipitous(
-            small.batch, None, 3, unlikely_share=0.5, min_support=0
+            small.batch, None, 3, unlikely=Unlikely(0.5, 0)
         )
 
 
@@ -133,7 +136,7 @@ def histories(small, **more):
 def test_tables_of_original_ids_give_the_lists_of_the_scorer(small):
     scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4))
     config = ScoreConfig(k=5, batch_users=8, serendipitous_k=2, min_support=0)
-    lists, fates = recommend_table(scorer, histories(small), None, config)
+    lists, read = recommend_table(scorer, histories(small), None, config)
     direct = scorer.recommend(small.batch, small.batch, 5)
     assert lists["user"].to_pylist() == [f"u{n}" for n in range(37)]
     assert lists["items"].to_pylist() == [
@@ -143,7 +146,7 @@ def test_tables_of_original_ids_give_the_lists_of_the_scorer(small):
     shares = np.array(lists["rating_distribution"].to_pylist())
     assert shares.shape == (37, 5, 5)
     np.testing.assert_allclose(shares.sum(-1), 1.0, rtol=1e-5)
-    assert fates["used"] == len(small.batch.item_N)
+    assert read.fates["used"] == len(small.batch.item_N)
 
 
 def test_what_cannot_be_read_is_counted_and_yet_not_recommended(small):
@@ -155,8 +158,8 @@ def test_what_cannot_be_read_is_counted_and_yet_not_recommended(small):
             "ratings": [[5.0, 5.0, 1.0, 2.0], [7.0, 4.0]],
         }
     )
-    lists, fates = recommend_table(scorer, table, None, ScoreConfig(k=50))
-    assert fates == {
+    lists, read = recommend_table(scorer, table, None, ScoreConfig(k=50))
+    assert read.fates == {
         "used": 3,
         "item unseen in training": 1,
         "rating outside scale": 1,
@@ -227,3 +230,139 @@ def test_selection_prefers_more_recall_and_less_error():
     assert selection_score({"recall@50": 0.3, "rmse": 0.89}, names) > base
     with pytest.raises(ConfigError, match="names 'rmse'"):
         selection_score({"recall@50": 0.3}, names)
+
+
+def test_lists_by_log_odds_alone_tell_what_whole_outcomes_tell(small):
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4), block_items=7)
+    fast = scorer.recommend(small.batch, small.batch, 10)
+    scorer.model.odds = lambda: None  # the plain way: all outcomes of all items
+    plain = scorer.recommend(small.batch, small.batch, 10)
+    assert torch.equal(fast.item_BK, plain.item_BK)
+    torch.testing.assert_close(fast.score_BK, plain.score_BK, rtol=1e-4, atol=1e-5)
+    for one, other in zip(fast.opinion, plain.opinion, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [MultVaeConfig(), BiasedMfConfig(), EaseConfig()])
+def test_reasons_are_scores_with_and_without_an_interaction(config, small):
+    scorer = scorer_of(small, config)
+    for weight in scorer.model.state_dict().values():
+        if weight.is_floating_point():
+            torch.nn.init.normal_(weight, std=0.1)
+    history, items = small.users([5])._replace(user_B=torch.tensor([-1])), torch.tensor([3, 0, 49])
+
+    def scores(batch):
+        with torch.no_grad():
+            output = scorer.model.decode(scorer.model.encode(batch), slice(None)).float()
+        return scorer.model.ranking_score(output)[0, items]
+
+    found = scorer.explain(small.users([5]), items)
+    assert found.shape == (len(small.items[5]), 3)
+    for place in range(len(small.items[5])):
+        kept = torch.arange(len(small.items[5])) != place
+        wanted = scores(history) - scores(history.keep(kept))
+        torch.testing.assert_close(found[place], wanted, rtol=1e-4, atol=1e-5)
+    assert scorer.explain(Batch.from_lists([[]]), items).shape == (0, 3)
+
+
+def test_candidates_limit_those_who_have_them(small):
+    scorer = scorer_of(small, MultVaeConfig())
+    table = histories(small).slice(0, 3)
+    table = table.append_column(
+        "candidates", pa.array([[999, 1000, 5], None, []], pa.list_(pa.int64()))
+    )
+    config = ScoreConfig(k=50, policy=PolicyConfig(exclude_seen=False))
+    lists, _ = recommend_table(scorer, table, None, config)
+    first, second, third = lists["items"].to_pylist()
+    assert set(first) == {999, 1000}
+    assert len(second) == 50
+    assert third == []
+
+
+def test_users_without_what_a_list_needs_are_rejected_by_reason(small):
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4))
+    table = pa.table(
+        {
+            "user": ["a", None, "c", "d", "e"],
+            "items": [[1000], [999], None, [998, 997], [None, 996]],
+            "ratings": [[5.0], [4.0], [3.0], [2.0], [5.0, float("nan")]],
+        }
+    )
+    lists, read = recommend_table(scorer, table, None, ScoreConfig(k=3))
+    assert lists["user"].to_pylist() == ["a", "e"]
+    assert read.rejected == {
+        "no user id": 1,
+        "no list of items": 1,
+        "items and ratings differ in number": 1,
+    }
+    assert read.fates["used"] == 1
+    assert read.fates["item unseen in training"] == read.fates["rating outside scale"] == 1
+
+
+def test_the_long_form_has_the_rows_of_the_nested_one(small):
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4))
+    nested, _ = recommend_table(scorer, histories(small), None, ScoreConfig(k=4))
+    long, _ = recommend_table(scorer, histories(small), None, ScoreConfig(k=4, form="long"))
+    assert long["user"].to_pylist() == [u for u in nested["user"].to_pylist() for _ in range(4)]
+    assert long["rank"].to_pylist() == [1, 2, 3, 4] * 37
+    for one, many in (
+        ("item", "items"),
+        ("score", "scores"),
+        ("rating", "ratings"),
+        ("rating_distribution", "rating_distribution"),
+    ):
+        assert long[one].to_pylist() == [x for row in nested[many].to_pylist() for x in row]
+
+
+def test_only_what_is_asked_for_is_told(small):
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4))
+    config = ScoreConfig(k=4, outputs=("probability", "serendipity", "rating", "embedding"))
+    lists, _ = recommend_table(scorer, histories(small), None, config)
+    named = {
+        "user",
+        "history_digest",
+        "items",
+        "probabilities",
+        "serendipity",
+        "ratings",
+        "embedding",
+    }
+    assert set(lists.column_names) == named
+    row = lists.to_pylist()[0]
+    wanted = [
+        (1 - p) * (r - 1) / 4 for p, r in zip(row["probabilities"], row["ratings"], strict=True)
+    ]
+    assert row["serendipity"] == pytest.approx(wanted, rel=1e-5)
+    assert len(row["embedding"]) == 8
+    alone, _ = recommend_table(
+        scorer, histories(small), None, ScoreConfig(outputs=("embedding",), form="long")
+    )
+    assert alone.column_names == ["user", "history_digest", "embedding"]
+    with pytest.raises(DataError, match="MultVae tells score, but not deviation, rating"):
+        recommend_table(
+            scorer_of(small, MultVaeConfig()),
+            histories(small),
+            None,
+            ScoreConfig(outputs=("deviation", "rating")),
+        )
+    with pytest.raises(DataError, match="there are no embeddings"):
+        recommend_table(
+            scorer_of(small, EaseConfig()),
+            histories(small),
+            None,
+            ScoreConfig(outputs=("embedding",)),
+        )
+
+
+def test_a_history_has_one_digest_prepared_or_not(small):
+    scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4))
+    _, raw = recommend_table(scorer, histories(small), None, ScoreConfig(k=1))
+    positions = histories(small, items=small.items)
+    _, prepared = recommend_table(scorer, positions, scorer.vocabulary, ScoreConfig(k=1))
+    np.testing.assert_array_equal(raw.digest_B, prepared.digest_B)
+    assert len(set(raw.digest_B.tolist())) == 37
+    changed = histories(
+        small, ratings=[[r + 1 if r < 5 else 1.0 for r in row] for row in small.values]
+    )
+    _, other = recommend_table(scorer, changed, None, ScoreConfig(k=1))
+    assert not set(other.digest_B.tolist()) & set(raw.digest_B.tolist())

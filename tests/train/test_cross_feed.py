@@ -19,7 +19,7 @@ from distrib.errors import ConfigError, DataError, DivergedError
 from distrib.models import MultVaeConfig, VaeBmfConfig
 from distrib.score.bulk import score
 from distrib.score.new_items import require_extended
-from distrib.score.policy import ScoreConfig
+from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
 from distrib.train.checks import check_choice
@@ -140,7 +140,7 @@ def test_an_item_that_came_after_training_is_recommended_by_its_ratings(tmp_path
         num_shards=2,
     )
     prepare(data)
-    often = {"num_epochs": 8, "batch_users": 16, "checkpoint": {"every_epochs": 0}}
+    often = {"num_epochs": 24, "batch_users": 16, "checkpoint": {"every_epochs": 0}}
     launch(blocks_of(run, folder, num_workers=1, **often))
     # Item 100 comes after training; of those who rate it, half are new themselves.
     late = [f"{user},100,{5 if user % 2 == 0 else 1},9999" for user in range(60, 100)]
@@ -148,7 +148,11 @@ def test_an_item_that_came_after_training_is_recommended_by_its_ratings(tmp_path
     prepare(data.model_copy(update={"extend": True}))
     found = {}
     for new_items in (False, True):
-        result = score(str(run), folder, ScoreConfig(k=31, new_items=new_items, exclude_seen=False))
+        result = score(
+            str(run),
+            folder,
+            ScoreConfig(k=31, new_items=new_items, policy=PolicyConfig(exclude_seen=False)),
+        )
         found[new_items] = pa.concat_tables(
             pq.read_table(f"{result['output']}/part-{part:05d}.parquet") for part in range(2)
         ).to_pylist()

@@ -1,0 +1,287 @@
+"""A policy made ready for one model: what may come up, how scores are bent, lists re-ranked."""
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distrib.data.columns import whole
+from distrib.errors import ConfigError, DataError
+from distrib.models.base import Model
+from distrib.score.policy import ItemSet, PolicyConfig
+from distrib.storage import Folder
+from distrib.topk import UNWANTED, scores_of
+from distrib.vocabulary import IntArray, Vocabulary
+
+
+class Rules(NamedTuple):
+    """What holds for every user of a batch; tensors on the scorer's device."""
+
+    allowed_I: Tensor | None = None
+    """bool; None where every item may come up."""
+
+    damping_I: Tensor | None = None
+    """float32; taken off the score of each item."""
+
+    min_score: float | None = None
+    """Scores below it do not come up."""
+
+    group_I: Tensor | None = None
+    """int64 group of each item, -1 for none."""
+
+    at_most: int = 0
+    """Items of one group in a list."""
+
+    diversity: float = 0.0
+    """0..1; weight of being unlike what stands higher in the list."""
+
+    pool: int = 0
+    """Candidates of each user, by score, that diversity chooses from."""
+
+    vector_IZ: Tensor | None = None
+    """float32; unit vectors of items, whose products are their likeness."""
+
+    @classmethod
+    def of(cls, policy: PolicyConfig, model: Model, vocabulary: Vocabulary) -> "Rules":
+        """Make a policy ready, on the device of the model.
+
+        Args:
+            policy: Its files are read here.
+            model: What scores.
+            vocabulary: Its items.
+
+        Returns:
+            The rules.
+
+        Raises:
+            ConfigError: The model has no item vectors, which diversity needs.
+            DataError: A file is absent, lacks a column, or names no item of the model.
+        """
+        device = next(iter(model.item_tables())).device
+        damping_I = None
+        if policy.popularity_damping:
+            support_I = torch.from_numpy(vocabulary.train_count_IL.sum(1)).float()
+            damping_I = policy.popularity_damping * torch.log1p(support_I)
+        group_I = None if policy.groups is None else _group_of(policy.groups, vocabulary)
+        return cls(
+            allowed_I=_on(device, _allowed(policy, vocabulary)),
+            damping_I=_on(device, damping_I),
+            min_score=policy.min_score,
+            group_I=_on(device, group_I),
+            at_most=policy.max_per_group or 0,
+            diversity=policy.diversity,
+            pool=policy.diversity_pool,
+            vector_IZ=_unit_vectors(model) if policy.diversity else None,
+        )
+
+    def bent(self, score_BI: Tensor, low: int) -> Tensor:
+        """Return the scores of a block of items that begins at ``low``, ``-inf`` what is out."""
+        high = low + score_BI.shape[1]
+        if self.damping_I is not None:
+            score_BI = score_BI - self.damping_I[low:high]
+        if self.allowed_I is not None:
+            score_BI = score_BI.masked_fill(~self.allowed_I[low:high], -torch.inf)
+        if self.min_score is not None:
+            score_BI = score_BI.masked_fill(score_BI < self.min_score, -torch.inf)
+        return score_BI
+
+    def pool_for(self, k: int) -> int:
+        """Return how many candidates a list of ``k`` is chosen from."""
+        if self.group_I is None and not self.diversity:
+            return k
+        return max(k, self.pool)
+
+
+def chosen(rules: Rules, key_BP: Tensor, item_BP: Tensor, k: int) -> Tensor:
+    """Choose each user's list from the best candidates.
+
+    Groups: a candidate is left out where the cap of its group is reached by better ones. Diversity:
+    maximal marginal relevance, the next item is the one with the largest
+    ``(1 - w) * relevance - w * likeness``, relevance being the score on the scale 0..1 of the
+    user's candidates, likeness the largest cosine (0 at least) with an item chosen before.
+
+    Source: Carbonell, Goldstein, "The Use of MMR, Diversity-Based Reranking", SIGIR 1998.
+
+    Args:
+        rules: With groups, diversity, or both.
+        key_BP: Rank keys, best first.
+        item_BP: Their items, -1 for none.
+        k: Length of the list.
+
+    Returns:
+        int64 ``[B, k]`` columns of the candidates in the order of the list, -1 for none.
+    """
+    if rules.diversity:
+        return _diverse(rules, key_BP, item_BP, k)
+    return _capped(rules, item_BP, k)
+
+
+def _capped(rules: Rules, item_BP: Tensor, k: int) -> Tensor:
+    """Keep the first ones of each group; in order of score no choice depends on another."""
+    group_BP = _groups(rules, item_BP)
+    order_BP = torch.sort(group_BP, dim=1, stable=True).indices
+    sorted_BP = group_BP.gather(1, order_BP)
+    place_P = torch.arange(item_BP.shape[1], device=item_BP.device)
+    is_first_BP = F.pad(sorted_BP[:, 1:] != sorted_BP[:, :-1], (1, 0), value=True)
+    start_BP = torch.where(is_first_BP, place_P, 0).cummax(dim=1).values
+    rank_BP = torch.empty_like(order_BP).scatter_(1, order_BP, place_P - start_BP)
+    is_in_BP = (item_BP >= 0) & ((group_BP < 0) | (rank_BP < rules.at_most))
+    key_BP = torch.where(is_in_BP, -place_P, UNWANTED)
+    found_BK = torch.topk(key_BP, min(k, key_BP.shape[1]), dim=1).values
+    return torch.where(found_BK == UNWANTED, -1, -found_BK)
+
+
+def _diverse(rules: Rules, key_BP: Tensor, item_BP: Tensor, k: int) -> Tensor:
+    assert rules.vector_IZ is not None
+    vector_BPZ = rules.vector_IZ[item_BP.clamp(min=0)]
+    relevance_BP = _relevance(key_BP)
+    group_BP = _groups(rules, item_BP) if rules.group_I is not None else None
+    is_open_BP = item_BP >= 0
+    likeness_BP = torch.zeros_like(relevance_BP)
+    columns = []
+    for _ in range(min(k, item_BP.shape[1])):
+        worth_BP = (1.0 - rules.diversity) * relevance_BP - rules.diversity * likeness_BP
+        worth_BP = worth_BP.masked_fill(~is_open_BP, -torch.inf)
+        best_B, column_B = worth_BP.max(dim=1)
+        column_B1 = column_B[:, None]
+        columns.append(torch.where(best_B == -torch.inf, -1, column_B))
+        is_open_BP = is_open_BP.scatter(1, column_B1, value=False)
+        last_BZ1 = vector_BPZ.gather(1, column_B1[..., None].expand(-1, 1, vector_BPZ.shape[2]))
+        likeness_BP = torch.maximum(likeness_BP, (vector_BPZ * last_BZ1).sum(-1))
+        if group_BP is not None:
+            is_open_BP &= ~_full(group_BP, torch.stack(columns, dim=1), rules.at_most)
+    return torch.stack(columns, dim=1)
+
+
+def _full(group_BP: Tensor, column_BK: Tensor, at_most: int) -> Tensor:
+    """Tell which candidates are of a group that has as many items as it may."""
+    last_B1 = group_BP.gather(1, column_BK[:, -1:].clamp(min=0))
+    taken_BK = group_BP.gather(1, column_BK.clamp(min=0)).masked_fill(column_BK < 0, -1)
+    is_full_B1 = ((taken_BK == last_B1).sum(1, keepdim=True) >= at_most) & (last_B1 >= 0)
+    return is_full_B1 & (group_BP == last_B1)
+
+
+def _groups(rules: Rules, item_BP: Tensor) -> Tensor:
+    assert rules.group_I is not None
+    return rules.group_I[item_BP.clamp(min=0)].masked_fill(item_BP < 0, -1)
+
+
+def _relevance(key_BP: Tensor) -> Tensor:
+    """Return the scores on the scale 0..1 of each user's candidates."""
+    score_BP = scores_of(key_BP)
+    is_none_BP = key_BP == UNWANTED
+    low_B1 = score_BP.masked_fill(is_none_BP, torch.inf).amin(1, keepdim=True)
+    span_B1 = (score_BP[:, :1] - low_B1).clamp(min=1e-12)
+    return ((score_BP - low_B1) / span_B1).masked_fill(is_none_BP, 0.0)
+
+
+def positions_of(ids: pa.Array, vocabulary: Vocabulary, what: str) -> IntArray:
+    """Return the positions of the items that a policy names, those unknown left out.
+
+    Args:
+        ids: Original ids.
+        vocabulary: The model's items.
+        what: Setting that names them, for the message.
+
+    Returns:
+        int64, each position once.
+
+    Raises:
+        DataError: None of them is an item of the model, or they are of another kind.
+    """
+    try:
+        position = vocabulary.positions(ids)
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from error
+    known = np.unique(position[position >= 0])
+    if len(ids) and not len(known):
+        raise DataError(f"{what}: none of its {len(ids)} ids is an item of the model; check them")
+    return known
+
+
+def item_table(url: str, columns: tuple[str, ...]) -> pa.Table:
+    """Read a small table of items.
+
+    Args:
+        url: Parquet, CSV with a header, or a text file with one id on each line.
+        columns: Those wanted, ``item`` first.
+
+    Returns:
+        The columns.
+
+    Raises:
+        DataError: The file is absent, of another kind, or lacks a column.
+    """
+    content = Folder(url).read()
+    try:
+        if url.endswith(".txt"):
+            ids = [line.strip() for line in content.decode().splitlines() if line.strip()]
+            is_number = all(text.lstrip("-").isdigit() for text in ids)
+            table = pa.table({"item": [int(text) for text in ids] if is_number else ids})
+        elif url.endswith(".csv"):
+            table = pyarrow.csv.read_csv(io.BytesIO(content))
+        else:
+            table = pq.read_table(pa.BufferReader(content))
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{url}: cannot be read ({error}); give Parquet, .csv with a header, or .txt"
+        ) from error
+    absent = [name for name in columns if name not in table.column_names]
+    if absent:
+        raise DataError(f"{url}: lacks column(s) {absent}; it has {table.column_names}")
+    return table.select(list(columns))
+
+
+def _on(device: torch.device, part: Tensor | None) -> Tensor | None:
+    return None if part is None else part.to(device)
+
+
+def _allowed(policy: PolicyConfig, vocabulary: Vocabulary) -> Tensor | None:
+    if policy.allow is None and policy.deny is None:
+        return None
+    allowed_I = torch.ones(len(vocabulary), dtype=torch.bool)
+    if policy.allow is not None:
+        allowed_I[:] = False
+        allowed_I[_positions(policy.allow, vocabulary, "policy.allow")] = True
+    if policy.deny is not None:
+        allowed_I[_positions(policy.deny, vocabulary, "policy.deny")] = False
+    return allowed_I
+
+
+def _positions(items: ItemSet, vocabulary: Vocabulary, what: str) -> IntArray:
+    if isinstance(items, str):
+        return positions_of(whole(item_table(items, ("item",))["item"]), vocabulary, what)
+    try:
+        ids = pa.array(items) if items else pa.array([], vocabulary.ids.type)
+    except pa.ArrowException as error:
+        raise DataError(f"{what} mixes kinds of ids ({error}); give numbers or texts") from error
+    return positions_of(ids, vocabulary, what)
+
+
+def _group_of(url: str, vocabulary: Vocabulary) -> Tensor:
+    table = item_table(url, ("item", "group"))
+    position_N = vocabulary.positions(whole(table["item"]))
+    if not (position_N >= 0).any():
+        raise DataError(f"{url}: none of its items is one of the model; check the ids")
+    group_N = pc.rank(whole(table["group"]), tiebreaker="dense").to_numpy()
+    group_I = torch.full((len(vocabulary),), -1)
+    known_N = position_N >= 0
+    group_I[position_N[known_N]] = torch.from_numpy(group_N[known_N].astype(np.int64))
+    return group_I
+
+
+def _unit_vectors(model: Model) -> Tensor:
+    vectors = model.item_vectors()
+    if vectors is None:
+        raise ConfigError(
+            f"policy.diversity needs vectors of items, and {type(model).__name__} has none; set it "
+            "to 0, or cap groups by policy.max_per_group"
+        )
+    return F.normalize(vectors.vector_IZ.detach().float(), dim=-1)
