@@ -12,6 +12,7 @@ from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig
 from distrib.score.policy import ScoreConfig
 from distrib.search.space import SearchConfig, with_settings
+from distrib.serve.config import ServeConfig
 from distrib.train.config import TrainConfig
 from distrib.train.engine import EngineConfig
 from distrib.train.loop import LoopConfig
@@ -37,6 +38,7 @@ class RunFile(Config):
     train: LoopConfig = Field(default_factory=LoopConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     score: ScoreConfig = Field(default_factory=ScoreConfig)
+    serve: ServeConfig = Field(default_factory=ServeConfig)
     convert: ConvertConfig = Field(default_factory=ConvertConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,6 +18,7 @@ IntArray = npt.NDArray[np.int64]
 
 _LEVEL_TOLERANCE = 1e-4
 _EXACT_IN_FLOAT32 = 200.0
+_FEW = 8
 
 
 def nearest_level(values: npt.NDArray[Any], levels: Sequence[float]) -> IntArray:
@@ -105,6 +107,12 @@ class Vocabulary:
         digest.update("\0".join(map(str, self.ids.to_pylist())).encode())
         return digest.hexdigest()
 
+    @cached_property
+    def _index(self) -> pd.Index:
+        """For a few ids at a time, so that not all items are hashed for them each time."""
+        kind = np.int64 if pa.types.is_integer(self.ids.type) else object
+        return pd.Index(self.ids.to_numpy(zero_copy_only=False), dtype=kind)
+
     @property
     def catalogue(self) -> Catalogue:
         """What models are built from."""
@@ -140,6 +148,9 @@ class Vocabulary:
                 f"item ids are {ids.type}, but the vocabulary holds {self.ids.type}; "
                 "cast the column to the kind that the training log had"
             )
+        if len(ids) * _FEW < len(self) and not ids.null_count:
+            few = ids.to_numpy(zero_copy_only=False)
+            return np.asarray(self._index.get_indexer(few), dtype=np.int64)
         found = pc.index_in(ids.cast(self.ids.type), value_set=self.ids)
         return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
 

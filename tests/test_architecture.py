@@ -20,6 +20,7 @@ RAY_MODULES = {  # the rim; grows only on purpose
     "evaluate/run.py",
     "score/bulk.py",
     "search/run.py",
+    "serve/deployment.py",
     "train/control.py",
     "train/doctor.py",
     "train/fit.py",

@@ -359,7 +359,7 @@ def _known_digests(former: Folder) -> HashArray:
 
 
 def actor_pool(gpus_per_actor: float) -> ray.data.ActorPoolStrategy:
-    """Return as many actors as fit while a core stays free; all cores taken can hang Ray Data.
+    """Return as many actors as fit; nothing is left to read tasks, since work comes from memory.
 
     Args:
         gpus_per_actor: GPUs, or the share of one, that each takes.
@@ -371,7 +371,7 @@ def actor_pool(gpus_per_actor: float) -> ray.data.ActorPoolStrategy:
         ConfigError: The cluster has no such GPUs; Ray would wait for ever.
     """
     have = ray.cluster_resources()
-    fitting = int(have.get("CPU", 1)) - 1
+    fitting = int(have.get("CPU", 1))
     if gpus_per_actor:
         fitting = min(fitting, int(have.get("GPU", 0) / gpus_per_actor))
         if fitting == 0:

@@ -23,6 +23,8 @@ _UNKNOWN_ITEM = Status.ITEM_UNSEEN_IN_TRAINING.reason
 _DUPLICATE = Status.DUPLICATE.reason
 _OFF_SCALE = Status.RATING_OUTSIDE_SCALE.reason
 
+FATES = ("used", _UNKNOWN_ITEM, _OFF_SCALE, _DUPLICATE)
+
 NO_USER = "no user id"
 NO_HISTORY = "no list of items"
 UNEVEN = "items and ratings differ in number"
@@ -43,14 +45,19 @@ class Histories(NamedTuple):
 
     limits: Limits | None
     digest_B: HashArray
-    fates: dict[str, int]
-    """Interactions by what became of them: ``used``, or a reason."""
+    fate_BF: IntArray
+    """Interactions of each user by what became of them, in the order of `FATES`."""
 
     rejected: dict[str, int]
     """Users that cannot be scored, by reason."""
 
     kept_B: npt.NDArray[np.bool_]
     """Which rows of the table these users are."""
+
+    @property
+    def fates(self) -> dict[str, int]:
+        """Interactions by what became of them: ``used``, or a reason."""
+        return dict(zip(FATES, self.fate_BF.sum(0).tolist(), strict=True))
 
     def rows(self, low: int, high: int) -> "Histories":
         """Return some of the users; the accounts stay those of all."""
@@ -132,9 +139,9 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
     position_N = _positions(vocabulary, item_N, source)
     is_known_N = position_N >= 0
     is_scaled_N = is_known_N if is_unrated else on_scale(value_N.astype(np.float64), levels)
+    row_N = np.repeat(np.arange(len(table)), np.diff(pointer_P))
     is_last_N = np.ones(len(item_N), dtype=bool)
     if source is None:  # prepared histories hold an item once
-        row_N = np.repeat(np.arange(len(table)), np.diff(pointer_P))
         is_last_N = _last_of_each(row_N * (item_count + 1) + position_N + 1)
     whole_batch = Batch(
         torch.full((len(table),), -1),
@@ -142,21 +149,17 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
         torch.from_numpy(position_N),
         torch.from_numpy(np.nan_to_num(value_N.astype(np.float32))),
     )
-    used_N = is_known_N & is_scaled_N & is_last_N
+    fate_N = np.select([~is_known_N, ~is_scaled_N, ~is_last_N], [1, 2, 3], 0)
+    used_N = fate_N == 0
     is_whole = bool(used_N.all())
-    fates = {
-        "used": int(used_N.sum()),
-        _UNKNOWN_ITEM: int((~is_known_N).sum()),
-        _OFF_SCALE: int((is_known_N & ~is_scaled_N).sum()),
-        _DUPLICATE: int((is_known_N & is_scaled_N & ~is_last_N).sum()),
-    }
+    fate_BF = np.bincount(row_N * len(FATES) + fate_N, minlength=len(table) * len(FATES))
     return Histories(
         whole(table["user"]),
         whole_batch if is_whole else whole_batch.keep(torch.from_numpy(used_N)),
         whole_batch if is_whole else whole_batch.keep(torch.from_numpy(is_known_N)),
         _limits(vocabulary, table) if "candidates" in table.column_names else None,
         _digests(table, pointer_P, item_N, value_N, source),
-        fates,
+        fate_BF.reshape(-1, len(FATES)),
         rejected,
         kept_B,
     )
@@ -398,7 +401,7 @@ def _long(table: pa.Table) -> pa.Table:
     for name in table.column_names:
         column = whole(table[name])
         if pa.types.is_list(column.type):
-            columns[_SINGULAR.get(name, name)] = column.flatten()
+            columns[SINGULAR.get(name, name)] = column.flatten()
         else:
             columns[name] = column.take(row_N)
         if name == "items":
@@ -406,4 +409,5 @@ def _long(table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-_SINGULAR = {"items": "item"} | {column: name for name, column in _COLUMN_OF.items()}
+SINGULAR = {"items": "item"} | {column: name for name, column in _COLUMN_OF.items()}
+"""Names in the long form, and of what is told of one item, by column of the nested form."""

@@ -1,0 +1,250 @@
+"""Ray Serve: fronts that check requests, scorers that answer them, metrics of both."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from distrib.errors import ConfigError
+from distrib.events import emit
+from distrib.serve.config import ServeConfig
+from distrib.serve.desk import Desk
+from distrib.serve.front import front
+from distrib.serve.messages import Answer
+from distrib.serve.replica import Replica
+
+APP = "distrib"
+_SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
+_USERS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+_FRONT_REQUESTS = 512
+_RETRY_S = 0.1
+_HEALTH_S = 5.0
+
+
+class Plan(NamedTuple):
+    """What is served."""
+
+    models: Mapping[str, str]
+    """Run folders by the names of models."""
+
+    users: str
+    """Prepared folder of the users that can be asked for by id."""
+
+    config: ServeConfig
+
+    @classmethod
+    def of(cls, run: str, prepared: str, config: ServeConfig) -> "Plan":
+        """Fill in what the settings leave open: the run itself, and its own data."""
+        return cls(config.models or {"default": run}, config.users or prepared, config)
+
+
+def preflight(run: str, prepared: str, config: ServeConfig) -> None:
+    """Load every model once, so that faults come before anything is deployed.
+
+    Args:
+        run: Run folder, where the settings name no models.
+        prepared: The run's prepared data.
+        config: What is served.
+
+    Raises:
+        CheckpointError: A model has no bundle, or it is damaged.
+        ConfigError: The policy does not go with a model.
+        DataError: A file that the settings name is absent or no table.
+    """
+    plan = Plan.of(run, prepared, config)
+    for name, folder in plan.models.items():
+        Desk(name, folder, plan.users, config)
+
+
+def application(plan: Plan) -> serve.Application:
+    """Describe what runs on the cluster: one deployment of fronts, one of scorers per model."""
+    config = plan.config
+    scorers = [
+        _scorers(config).options(name=_scorer_name(name)).bind(name, run, plan.users, config)
+        for name, run in plan.models.items()
+    ]
+    app = serve.ingress(partial(_front, config, tuple(plan.models)))(_Front)
+    fronts = serve.deployment(
+        name="front",
+        num_replicas=config.fronts,
+        max_ongoing_requests=_FRONT_REQUESTS,
+        max_queued_requests=_FRONT_REQUESTS,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        ray_actor_options={"num_cpus": 0.1},
+        health_check_period_s=_HEALTH_S,
+    )(app)
+    return fronts.bind(*scorers)
+
+
+def start(plan: Plan) -> str:
+    """Deploy, and return the address once all models answer.
+
+    Args:
+        plan: What is served.
+
+    Returns:
+        URL of the server.
+
+    Raises:
+        ConfigError: The port is taken, or the cluster has no room for the scorers.
+    """
+    config = plan.config
+    try:
+        serve.start(http_options={"host": config.host, "port": config.port})
+        serve.run(application(plan), name=APP, route_prefix="/")
+    except RuntimeError as error:
+        serve.shutdown()
+        raise ConfigError(f"serve: could not be deployed ({error})") from error
+    return f"http://{config.host}:{config.port}"
+
+
+def run_until_stopped(run: str, prepared: str, config: ServeConfig) -> dict[str, Any]:
+    """Serve until the process is told to stop, by an exception in its main thread.
+
+    Args:
+        run: Run folder, where the settings name no models.
+        prepared: The run's prepared data.
+        config: What is served.
+
+    Returns:
+        Nothing, ever.
+    """
+    plan = Plan.of(run, prepared, config)
+    url = start(plan)
+    emit("serving", url=url, models=sorted(plan.models), page=f"{url}/", docs=f"{url}/docs")
+    try:
+        while True:
+            time.sleep(1.0)
+    finally:
+        serve.shutdown()
+
+
+def _scorer_name(model: str) -> str:
+    return f"scorer-{model}"
+
+
+def _scorers(config: ServeConfig) -> Any:
+    options: dict[str, Any] = {"num_replicas": config.replicas}
+    if isinstance(config.replicas, list):
+        low, high = config.replicas
+        target = max(1, config.batch_users // 2)
+        options = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=low, max_replicas=high, target_ongoing_requests=target
+            )
+        }
+    resources = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica}
+    return serve.deployment(
+        max_ongoing_requests=config.max_waiting + config.batch_users,
+        max_queued_requests=config.max_waiting,
+        ray_actor_options=resources,
+        health_check_period_s=_HEALTH_S,
+        graceful_shutdown_timeout_s=config.request_timeout_s,
+        **options,
+    )(_Scorer)
+
+
+class _Scorer:
+    """One replica of a model."""
+
+    def __init__(self, name: str, run: str, prepared: str, config: ServeConfig) -> None:
+        self._reload_s = config.reload_s
+        self._replica = Replica(Desk(name, run, prepared, config), config, _ModelMeters(name))
+        self._watch: asyncio.Task[None] | None = None
+
+    async def ask(self, what: str, *arguments: Any) -> tuple[int, Any]:
+        """See `Replica.ask`."""
+        self._begin_to_watch()
+        return tuple(await self._replica.ask(what, *arguments))
+
+    async def check_health(self) -> None:
+        """Hear from Serve every few seconds; the thread that scores must come round in time."""
+        self._begin_to_watch()
+
+    def _begin_to_watch(self) -> None:
+        if self._watch is None or self._watch.done():
+            self._watch = asyncio.create_task(self._replica.watch(self._reload_s))
+
+
+class _Front:
+    """Holds the application; its arguments tie the scorers to it."""
+
+    def __init__(self, *_scorers: Any) -> None:
+        pass
+
+
+class _RayDesks:
+    """Reaches scorers by Serve's handles; what is asked changes nothing, so it is asked again."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self._handles = {
+            name: serve.get_deployment_handle(_scorer_name(name), app_name=APP) for name in names
+        }
+
+    async def ask(self, model: str, what: str, *arguments: Any) -> Answer:
+        """Ask until a scorer lives to answer; the caller bounds the time."""
+        while True:
+            try:
+                return Answer(*await self._handles[model].ask.remote(what, *arguments))
+            except BackPressureError:
+                return Answer(429, {"detail": "too many requests wait; come again"})
+            except (RayActorError, DeploymentUnavailableError):
+                await asyncio.sleep(_RETRY_S)
+
+
+def _front(config: ServeConfig, names: tuple[str, ...]) -> FastAPI:
+    return front(_RayDesks(names), config, _FrontMeters())
+
+
+class _FrontMeters:
+    def __init__(self) -> None:
+        tags = ("route", "status")
+        self._requests = Counter("distrib_serve_requests", "Requests answered.", tags)
+        self._latency = Histogram(
+            "distrib_serve_latency_seconds", "Time to the answer.", _SECONDS, ("route",)
+        )
+
+    def reached(self, route: str, status: int, elapsed_s: float) -> None:
+        """Note a request that was answered."""
+        self._requests.inc(1, {"route": route, "status": str(status)})
+        self._latency.observe(elapsed_s, {"route": route})
+
+
+class _ModelMeters:
+    def __init__(self, model: str) -> None:
+        self._tags: Mapping[str, str] = {"model": model}
+        names = ("model",)
+        self._batches = Histogram(
+            "distrib_serve_batch_users", "Users scored at once.", _USERS, names
+        )
+        self._waiting = Gauge("distrib_serve_waiting", "Requests that wait.", names)
+        self._unknown = Counter("distrib_serve_unknown_items", "Items not known.", names)
+        self._reloads = Counter(
+            "distrib_serve_reloads", "Newer bundles taken or not.", ("model", "well")
+        )
+
+    def batched(self, num_users: int) -> None:
+        """Note a batch that begins."""
+        self._batches.observe(num_users, dict(self._tags))
+
+    def waiting(self, count: int) -> None:
+        """Note how many wait."""
+        self._waiting.set(count, dict(self._tags))
+
+    def unknown(self, count: int) -> None:
+        """Note items in requests that the model does not know."""
+        if count:
+            self._unknown.inc(count, dict(self._tags))
+
+    def reloaded(self, *, is_well: bool) -> None:
+        """Note a newer bundle that was taken, or could not be."""
+        self._reloads.inc(1, {**self._tags, "well": str(is_well).lower()})

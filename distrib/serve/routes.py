@@ -1,0 +1,226 @@
+"""What can be asked over HTTP, and where."""
+
+import asyncio
+from importlib import resources
+from typing import Annotated, Any, NamedTuple, Protocol
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
+
+from distrib.serve.arrow import ARROW
+from distrib.serve.config import ServeConfig
+from distrib.serve.messages import (
+    Answer,
+    ExplainAnswer,
+    ExplainRequest,
+    Fault,
+    Health,
+    ItemsAnswer,
+    MapAnswer,
+    MapRequest,
+    ModelCard,
+    ModelsAnswer,
+    RatingsAnswer,
+    RatingsRequest,
+    RecommendAnswer,
+    RecommendRequest,
+    Wishes,
+)
+
+_PAGE = resources.files("distrib.serve") / "page"
+_FILES = {"page.js": "text/javascript", "page.css": "text/css", "docs.js": "text/javascript"}
+_RETRY_AFTER = {"Retry-After": "1"}
+_FAULTS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Fault, "description": "No token, or a wrong one"},
+    404: {"model": Fault, "description": "No such model or user"},
+    413: {"model": Fault, "description": "The body, or what is in it, is too large"},
+    422: {"model": Fault, "description": "The request makes no sense"},
+    429: {"model": Fault, "description": "Too many requests wait; come again"},
+    503: {"model": Fault, "description": "No scorer answers in time; come again"},
+}
+
+server = APIRouter()
+models = APIRouter(prefix="/v1", responses=_FAULTS)
+
+
+class Desks(Protocol):
+    """Where the models are."""
+
+    names: tuple[str, ...]
+
+    async def ask(self, model: str, what: str, *arguments: Any) -> Answer:
+        """Put a question to a model; see `replica.Replica` for the questions."""
+
+
+class Asking(NamedTuple):
+    """How routes reach the models."""
+
+    desks: Desks
+    config: ServeConfig
+
+    async def ask(self, model: str, what: str, *arguments: Any) -> Any:
+        """Return the body of the answer.
+
+        Args:
+            model: Its name.
+            what: See `replica.Replica`.
+            *arguments: See `replica.Replica`.
+
+        Returns:
+            What was asked for.
+
+        Raises:
+            HTTPException: There is no such model, it refuses, or it does not answer in time.
+        """
+        names, limit_s = self.desks.names, self.config.request_timeout_s
+        if model not in names:
+            raise HTTPException(404, f"no model {model!r}; there are {', '.join(names)}")
+        try:
+            answer = await asyncio.wait_for(self.desks.ask(model, what, *arguments), limit_s)
+        except TimeoutError:
+            answer = Answer(503, {"detail": f"no answer within {limit_s:g} s"})
+        if answer.status != 200:
+            headers = _RETRY_AFTER if answer.status in {429, 503} else None
+            raise HTTPException(answer.status, answer.body["detail"], headers=headers)
+        return answer.body
+
+
+def _asking(request: Request) -> Asking:
+    found: Asking = request.app.state.asking
+    return found
+
+
+Asked = Annotated[Asking, Depends(_asking)]
+ModelName = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.-]{1,64}$", examples=["default"])]
+Length = Annotated[int, Query(ge=1)]
+
+
+@server.get("/healthz", responses={503: {"model": Health}}, tags=["server"])
+async def health(asking: Asked, response: Response) -> Health:
+    """Tell whether every model answers."""
+    found: dict[str, str] = {}
+    for name in asking.desks.names:
+        try:
+            found[name] = (await asking.ask(name, "card"))["version"]
+        except HTTPException as error:
+            found[name] = error.detail
+            response.status_code = 503
+    return Health(status="failing" if response.status_code == 503 else "ok", models=found)
+
+
+@server.get("/", include_in_schema=False)
+async def page() -> HTMLResponse:
+    """Show the page where one tries the models."""
+    return HTMLResponse((_PAGE / "index.html").read_text(encoding="utf-8"))
+
+
+@server.get("/docs", include_in_schema=False)
+async def docs() -> HTMLResponse:
+    """Show the description of all requests."""
+    return HTMLResponse((_PAGE / "docs.html").read_text(encoding="utf-8"))
+
+
+@server.get("/page/{name}", include_in_schema=False)
+async def page_file(name: str) -> Response:
+    """Give the pages their scripts and styles."""
+    if name not in _FILES:
+        raise HTTPException(404, "no such file")
+    return Response((_PAGE / name).read_bytes(), media_type=_FILES[name])
+
+
+@models.get("/models", tags=["models"])
+async def all_models(asking: Asked) -> ModelsAnswer:
+    """Name all models that are served."""
+    cards = [await asking.ask(name, "card") for name in asking.desks.names]
+    return ModelsAnswer(models=[ModelCard(**card) for card in cards])
+
+
+@models.get("/models/{model}", tags=["models"])
+async def card(asking: Asked, model: ModelName) -> ModelCard:
+    """Tell what a model is, what it was trained on, and how well it did."""
+    return ModelCard(**await asking.ask(model, "card"))
+
+
+@models.get("/models/{model}/items", tags=["models"])
+async def items(
+    asking: Asked,
+    model: ModelName,
+    query: Annotated[str, Query(max_length=200)] = "",
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> ItemsAnswer:
+    """Find items by a part of their id or title, the most popular first."""
+    return ItemsAnswer(**await asking.ask(model, "items", query, limit))
+
+
+@models.post(
+    "/models/{model}/recommendations", response_model=RecommendAnswer, tags=["recommendations"]
+)
+async def recommend(asking: Asked, model: ModelName, request: RecommendRequest) -> Response:
+    """Recommend to a user, known or unknown, from the history alone."""
+    return JSONResponse(await asking.ask(model, "recommend", request))
+
+
+@models.get(
+    "/models/{model}/users/{user}/recommendations",
+    response_model=RecommendAnswer,
+    tags=["recommendations"],
+)
+async def recommend_stored(
+    asking: Asked,
+    model: ModelName,
+    user: Annotated[str, Path(max_length=1024, examples=["42"])],
+    k: Length = 20,
+    *,
+    exclude_seen: bool | None = None,
+) -> Response:
+    """Recommend to a user of the prepared data."""
+    wishes = Wishes(k=k, exclude_seen=exclude_seen)
+    return JSONResponse(await asking.ask(model, "recommend_stored", user, wishes))
+
+
+@models.post(
+    "/models/{model}/recommendations.arrow",
+    tags=["recommendations"],
+    response_class=Response,
+    responses={200: {"content": {ARROW: {}}, "description": "One row of lists for each user"}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {ARROW: {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+async def recommend_arrow(
+    asking: Asked,
+    model: ModelName,
+    request: Request,
+    k: Length = 20,
+    *,
+    exclude_seen: bool | None = None,
+) -> Response:
+    """Recommend to thousands at once: an Arrow stream with ``user``, ``items``, ``ratings``.
+
+    What became of users and interactions that could not be used is in the stream's metadata.
+    """
+    wishes = Wishes(k=k, exclude_seen=exclude_seen)
+    content = await asking.ask(model, "recommend_arrow", await request.body(), wishes)
+    return Response(content, media_type=ARROW)
+
+
+@models.post("/models/{model}/ratings", response_model=RatingsAnswer, tags=["ratings"])
+async def ratings(asking: Asked, model: ModelName, request: RatingsRequest) -> Response:
+    """Tell the expected ratings of some items."""
+    return JSONResponse(await asking.ask(model, "answer", request))
+
+
+@models.post("/models/{model}/explanations", response_model=ExplainAnswer, tags=["reasons"])
+async def explanations(asking: Asked, model: ModelName, request: ExplainRequest) -> Response:
+    """Recommend, and name the interactions that moved each item's score most."""
+    return JSONResponse(await asking.ask(model, "answer", request))
+
+
+@models.post("/models/{model}/map", response_model=MapAnswer, tags=["reasons"])
+async def map_of(asking: Asked, model: ModelName, request: MapRequest) -> Response:
+    """Tell how likely and how well liked the items of the catalogue are, for a picture."""
+    return JSONResponse(await asking.ask(model, "answer", request))
