@@ -12,6 +12,7 @@ import torch
 from distrib.batch import Batch
 from distrib.data.block_feed import BlockConfig, BlockFeed, Ratings
 from distrib.data.collate import Rows, by_item
+from distrib.data.config import DataConfig
 from distrib.data.feed import Dealing
 from distrib.vocabulary import Catalogue
 
@@ -116,3 +117,11 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("DISTRIB_DATA is not set; see README, Real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def world(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, DataConfig]:
+    """Run folder and data; see `make_world`."""
+    from tests.world import make_world  # what it imports knows Ray
+
+    return make_world(tmp_path_factory.mktemp("world"))

@@ -73,7 +73,7 @@ def preflight(run: str, prepared: str, config: ScoreConfig) -> None:
     """
     check_histories(config)
     if config.events is None:
-        _plan(run, prepared, config)
+        plan(run, prepared, config)
     else:
         _bundle_facts(run)
 
@@ -119,7 +119,7 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
         events = _unsplit(config.events)
         preparation.prepare(events)
         config = config.model_copy(update={"events": None, "histories": events.prepared})
-    work = _plan(run, prepared, config)
+    work = plan(run, prepared, config)
     target = Folder(work.output)
     if target.exists(SUCCESS) and target.read_json(SUCCESS)["recipe"] == work.recipe:
         emit("already_scored", folder=work.output)
@@ -144,7 +144,22 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
     return {"output": work.output, "counts": manifest["counts"]}
 
 
-def _plan(run: str, prepared: str, config: ScoreConfig) -> Work:
+def plan(run: str, prepared: str, config: ScoreConfig) -> Work:
+    """Find out what is to be scored, and what its lists depend on.
+
+    Args:
+        run: Run folder.
+        prepared: The run's prepared data.
+        config: What is wanted; without events.
+
+    Returns:
+        What is to be done.
+
+    Raises:
+        CheckpointError: There is no complete bundle in the run folder.
+        DataError: Histories or files of the policy are absent, the output folder is taken, or a
+            former run is not of the same model and policy.
+    """
     bundle = Folder(run) / BUNDLE
     facts = _bundle_facts(run)
     histories = Folder(config.histories or prepared)

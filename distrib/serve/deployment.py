@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI
@@ -11,6 +10,7 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.schema import LoggingConfig
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from distrib.errors import ConfigError
@@ -71,7 +71,11 @@ def application(plan: Plan) -> serve.Application:
         _scorers(config).options(name=_scorer_name(name)).bind(name, run, plan.users, config)
         for name, run in plan.models.items()
     ]
-    app = serve.ingress(partial(_front, config, tuple(plan.models)))(_Front)
+    names = tuple(plan.models)
+
+    def built() -> FastAPI:  # on the replica, where handles can be had
+        return front(_RayDesks(names), config, _FrontMeters())
+
     fronts = serve.deployment(
         name="front",
         num_replicas=config.fronts,
@@ -80,7 +84,7 @@ def application(plan: Plan) -> serve.Application:
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         ray_actor_options={"num_cpus": 0.1},
         health_check_period_s=_HEALTH_S,
-    )(app)
+    )(serve.ingress(built)(_Front))
     return fronts.bind(*scorers)
 
 
@@ -98,8 +102,10 @@ def start(plan: Plan) -> str:
     """
     config = plan.config
     try:
-        serve.start(http_options={"host": config.host, "port": config.port})
-        serve.run(application(plan), name=APP, route_prefix="/")
+        quiet = LoggingConfig(log_level="WARNING", encoding="JSON", enable_access_log=False)
+        http = {"host": config.host, "port": config.port}
+        serve.start(http_options=http, logging_config=quiet)
+        serve.run(application(plan), name=APP, route_prefix="/", logging_config=quiet)
     except RuntimeError as error:
         serve.shutdown()
         raise ConfigError(f"serve: could not be deployed ({error})") from error
@@ -199,10 +205,6 @@ class _RayDesks:
                 return Answer(429, {"detail": "too many requests wait; come again"})
             except (RayActorError, DeploymentUnavailableError):
                 await asyncio.sleep(_RETRY_S)
-
-
-def _front(config: ServeConfig, names: tuple[str, ...]) -> FastAPI:
-    return front(_RayDesks(names), config, _FrontMeters())
 
 
 class _FrontMeters:

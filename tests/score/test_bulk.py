@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,64 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from distrib.checkpoint.bundle import BUNDLE, write_bundle
-from distrib.data.cleaning import RatingsConfig
+from distrib.checkpoint.bundle import BUNDLE
 from distrib.data.config import DataConfig
 from distrib.data.prepare import prepare
 from distrib.data.prepared import load_vocabulary
-from distrib.data.sources import Columns, CsvSource
-from distrib.data.splits import NoSplit
 from distrib.errors import ConfigError, DataError
-from distrib.models.conv4rec import Conv4RecConfig
-from distrib.score.bulk import SUCCESS, preflight, score
+from distrib.score.bulk import SUCCESS, plan, preflight, score
 from distrib.score.lists import recommend_table
 from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
+from tests.world import data_of, write_log
 
 ROOT = Path(__file__).parent.parent.parent
-COLUMNS = Columns(user="user", item="item", rating="rating", time="time")
-
-
-def write_log(path, users, seed=0):
-    rng = np.random.default_rng(seed)
-    rows = [
-        f"{user},{item},{rng.integers(1, 6)},{time}"
-        for time, (user, item) in enumerate(
-            (user, item) for user in users for item in rng.choice(60, rng.integers(2, 20), False)
-        )
-    ]
-    path.write_text("user,item,rating,time\n" + "\n".join(rows) + "\n")
-
-
-def data_of(folder, log, **more):
-    return DataConfig(
-        prepared=str(folder),
-        source=CsvSource(path=str(log), columns=COLUMNS, ids="int"),
-        ratings=RatingsConfig(levels=(1.0, 2.0, 3.0, 4.0, 5.0)),
-        split=NoSplit(),
-        **{"num_shards": 3} | more,
-    )
-
-
-@pytest.fixture(scope="session")
-def world(cluster, tmp_path_factory):
-    """Prepared data of 200 users, and the run of a model that nobody trained."""
-    folder = tmp_path_factory.mktemp("world")
-    (folder / "log").mkdir()
-    write_log(folder / "log" / "0.csv", range(200))
-    data = data_of(folder / "data", folder / "log")
-    manifest = prepare(data)
-    vocabulary = load_vocabulary(Folder(data.prepared))
-    torch.manual_seed(0)
-    config = Conv4RecConfig(latent_width=8, rating_width=4)
-    model = config.build(vocabulary.catalogue)
-    facts = {"data": manifest["hash"], "epoch": 3, "valid": {"rmse": 0.9}}
-    run = Folder(str(folder / "run"))
-    write_bundle(run / BUNDLE, model.state_dict(), config, vocabulary, facts)
-    return str(folder / "run"), data
 
 
 def scored(world, output, **more):
@@ -88,66 +45,66 @@ def digests(output):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def test_everyone_is_scored_and_the_books_balance(world, tmp_path):
+@pytest.fixture(scope="module")
+def calm(world, tmp_path_factory):
+    """What one undisturbed start wrote."""
+    output = tmp_path_factory.mktemp("calm") / "out"
+    return output, scored(world, output)
+
+
+def test_everyone_is_scored_and_the_books_balance(world, calm):
     run, data = world
-    result = scored(world, tmp_path / "out")
+    output, result = calm
     counts = result["counts"]
     assert counts["users"] == counts["users_read"] == 200
     assert counts["users_rejected"] == {}
-    success = json.loads((tmp_path / "out" / SUCCESS).read_text())
+    success = json.loads((output / SUCCESS).read_text())
     bundle = Folder(run).read_json(f"{BUNDLE}/manifest.json")
     assert success["recipe"]["bundle"] == bundle["files"]
     assert success["recipe"]["vocabulary"] == bundle["vocabulary"]
-    assert {e["name"]: e["sha256"] for e in success["files"]} == digests(tmp_path / "out")
-    left = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert left == [SUCCESS, *digests(tmp_path / "out")]
+    assert {e["name"]: e["sha256"] for e in success["files"]} == digests(output)
+    assert sorted(path.name for path in output.iterdir()) == [SUCCESS, *digests(output)]
     direct, _ = recommend_table(
         Scorer.from_bundle(Folder(run) / BUNDLE),
         pq.read_table(f"{data.prepared}/histories"),
         load_vocabulary(Folder(data.prepared)),
         ScoreConfig(k=5),
     )
-    found = lists(tmp_path / "out").sort_by("user")
+    found = lists(output).sort_by("user")
     assert found["items"].to_pylist() == direct.sort_by("user")["items"].to_pylist()
 
 
-def test_a_second_start_goes_on_with_what_is_not_there(world, tmp_path, capsys):
-    scored(world, tmp_path / "calm")
-    calm = digests(tmp_path / "calm")
+def test_a_second_start_goes_on_with_what_is_not_there(world, calm, tmp_path, capsys):
+    output, _ = calm
     torn = tmp_path / "torn"
-    scored(world, torn)
-    # As a start leaves it that died in the middle: one part without its receipt, one half of all.
+    shutil.copytree(output, torn)
+    # As a start leaves it that died in the middle: one part is done, one torn, one not there.
     success = json.loads((torn / SUCCESS).read_text())
-    work_digest = hashlib.sha256(json.dumps(success["recipe"], sort_keys=True).encode()).hexdigest()
     (torn / SUCCESS).unlink()
-    (torn / "_begun.json").write_text(json.dumps({"recipe": work_digest, "parts": 3}))
+    recipe = json.dumps(success["recipe"], sort_keys=True).encode()
+    digest = hashlib.sha256(recipe).hexdigest()
+    (torn / "_begun.json").write_text(json.dumps({"recipe": digest, "parts": 3}))
     (torn / "_receipts").mkdir()
-    kept = success["files"][0]
-    zero = {"interactions": {}, "empty": {}, "rejected": {}}
+    kept, half, absent = success["files"]
     count = len(pq.read_table(torn / kept["name"]))
-    users = {"read": count, "scored": count, "unchanged": 0}
-    (torn / "_receipts" / "part-00000.json").write_text(
-        json.dumps({**kept, "recipe": work_digest, "users": users, **zero})
-    )
+    receipt = {**kept, "recipe": digest, "interactions": {}, "empty": {}, "rejected": {}}
+    receipt["users"] = {"read": count, "scored": count, "unchanged": 0}
+    (torn / "_receipts" / "part-00000.json").write_text(json.dumps(receipt))
+    (torn / half["name"]).write_bytes(b"half of a par")
+    (torn / absent["name"]).unlink()
     stamp = (torn / kept["name"]).stat().st_mtime_ns
-    (torn / success["files"][1]["name"]).write_bytes(b"half of a par")
-    (torn / success["files"][2]["name"]).unlink()
     capsys.readouterr()
     result = scored(world, torn)
-    assert (
-        json.loads(
-            next(line for line in capsys.readouterr().err.splitlines() if '"resumed"' in line)
-        )["left"]
-        == 2
-    )
-    assert digests(torn) == calm
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines() if "resumed" in line]
+    assert [event["left"] for event in told] == [2]
+    assert digests(torn) == digests(output)
     assert (torn / kept["name"]).stat().st_mtime_ns == stamp
     assert result["counts"]["users"] == 200
 
 
-def test_only_users_who_changed_are_scored_again(world, tmp_path):
+def test_only_users_who_changed_are_scored_again(world, calm, tmp_path):
     run, data = world
-    scored(world, tmp_path / "first")
+    first, _ = calm
     log = Path(data.source.path)
     grown = tmp_path / "log"
     grown.mkdir()
@@ -157,13 +114,11 @@ def test_only_users_who_changed_are_scored_again(world, tmp_path):
     with (grown / "1.csv").open("w") as file:
         file.write("user,item,rating,time\n7,59,5,900000\n7,58,1,900001\n500,3,4,900002\n")
     prepare(later.model_copy(update={"extend": True}))
-    result = scored(
-        world, tmp_path / "second", histories=later.prepared, since=str(tmp_path / "first")
-    )
+    result = scored(world, tmp_path / "second", histories=later.prepared, since=str(first))
     assert set(lists(tmp_path / "second")["user"].to_pylist()) == {7, 500}
     assert result["counts"]["users_unchanged"] == 199
     with pytest.raises(DataError, match="was scored with another policy"):
-        preflight(run, data.prepared, ScoreConfig(k=4, since=str(tmp_path / "first")))
+        preflight(run, data.prepared, ScoreConfig(k=4, since=str(first)))
     with pytest.raises(DataError, match="nothing complete was scored"):
         preflight(run, data.prepared, ScoreConfig(k=5, since=str(tmp_path / "none")))
 
@@ -178,21 +133,15 @@ def test_raw_events_are_prepared_and_scored(world, tmp_path):
         scored(world, tmp_path / "o", events=DataConfig(prepared="x", split={"name": "entrywise"}))
 
 
-def test_a_changed_file_of_a_policy_scores_anew(world, tmp_path):
+def test_a_changed_file_of_a_policy_makes_another_recipe(world, tmp_path):
+    run, data = world
     deny = tmp_path / "deny.txt"
-    deny.write_text("1\n2\n")
-    policy = PolicyConfig(deny=str(deny), exclude_seen=False)
-    scored(world, tmp_path / "out", policy=policy)
-    assert not {1, 2} & {i for row in lists(tmp_path / "out")["items"].to_pylist() for i in row}
-    deny.write_text("3\n4\n5\n")
-    scored(world, tmp_path / "out", policy=policy)
-    assert not {3, 4, 5} & {i for row in lists(tmp_path / "out")["items"].to_pylist() for i in row}
-
-
-def test_many_actors_write_what_one_writes(world, tmp_path):
-    scored(world, tmp_path / "many", fragment_users=7)
-    users = lists(tmp_path / "many")["user"].to_pylist()
-    assert sorted(users) == list(range(200))
+    config = ScoreConfig(policy=PolicyConfig(deny=str(deny)))
+    found = []
+    for content in ("1\n2\n", "3\n4\n5\n"):
+        deny.write_text(content)
+        found.append(plan(run, data.prepared, config).digest)
+    assert found[0] != found[1]
 
 
 @pytest.mark.slow

@@ -43,7 +43,10 @@ def test_a_list_is_the_scorers(client, server, small):
         told = [entry[name] for entry in body["items"]]
         np.testing.assert_allclose(told, value[0], rtol=1e-5, atol=1e-5)
     assert body["read"] == {
-        "used": len(small.items[3]), "unknown_items": 0, "duplicates": 0, "ratings_off_scale": 0
+        "used": len(small.items[3]),
+        "unknown_items": 0,
+        "duplicates": 0,
+        "ratings_off_scale": 0,
     }
     assert body["version"] == client.get("/v1/models/default").json()["version"]
 
@@ -104,7 +107,10 @@ def test_arrow_streams_carry_what_bulk_scoring_writes(client, server, small):
     direct, _ = recommend_table(scorer, table, None, ScoreConfig(k=4))
     assert lists.to_pydict() == direct.to_pydict()
     assert json.loads(lists.schema.metadata[b"rejected"]) == {"no user id": 1}
-    for content, message in ((b"junk", "no Arrow stream"), (stream_of(table.drop(["items"])), "lack column")):
+    for content, message in (
+        (b"junk", "no Arrow stream"),
+        (stream_of(table.drop(["items"])), "lack column"),
+    ):
         bad = client.post(f"{LISTS}.arrow", content=content)
         assert bad.status_code == 422
         assert message in bad.json()["detail"]
@@ -185,19 +191,28 @@ def test_requests_that_make_no_sense_get_one_clear_answer(client, body, message)
 
 
 def test_whatever_is_not_json_gets_a_4xx(client):
-    for content in (b"", b"{", b'{"history": {"items": [1], "ratings": [NaN]}}', b"\xff\xfe",
-                    b'{"history": {"items": ["\\ud800"], "ratings": [1]}}', b"[" * 5000):
+    for content in (
+        b"",
+        b"{",
+        b'{"history": {"items": [1], "ratings": [NaN]}}',
+        b"\xff\xfe",
+        b'{"history": {"items": ["\\ud800"], "ratings": [1]}}',
+        b"[" * 5000,
+    ):
         found = client.post(LISTS, content=content, headers={"content-type": "application/json"})
         assert found.status_code in {400, 422}, content[:40]
         found.json()
 
 
 ids = st.one_of(
-    st.integers(940, 1010), st.integers(), st.text(max_size=5), st.floats(), st.none(), st.booleans()
+    st.integers(940, 1010),
+    st.integers(),
+    st.text(max_size=5),
+    st.floats(),
+    st.none(),
+    st.booleans(),
 )
-values = st.one_of(
-    st.integers(1, 5), st.floats(), st.integers(), st.none(), st.text(max_size=3)
-)
+values = st.one_of(st.integers(1, 5), st.floats(), st.integers(), st.none(), st.text(max_size=3))
 
 
 @settings(
@@ -259,10 +274,16 @@ def test_only_bearers_of_the_token_get_in(run, capsys):
     server = served({"default": run}, token="s3cret-token")
     with TestClient(server.app) as client:
         body = {"history": {"items": [], "ratings": []}}
-        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic czNjcmV0"},
-                        {"authorization": "Bearer s3cret-tokeN"}):
-            for found in (client.post(LISTS, json=body, headers=headers),
-                          client.get("/v1/models", headers=headers)):
+        for headers in (
+            {},
+            {"authorization": "Bearer wrong"},
+            {"authorization": "Basic czNjcmV0"},
+            {"authorization": "Bearer s3cret-tokeN"},
+        ):
+            for found in (
+                client.post(LISTS, json=body, headers=headers),
+                client.get("/v1/models", headers=headers),
+            ):
                 assert found.status_code == 401
                 assert found.headers["www-authenticate"] == "Bearer"
                 assert "s3cret" not in found.text
@@ -271,7 +292,9 @@ def test_only_bearers_of_the_token_get_in(run, capsys):
         assert client.get("/healthz").status_code == 200  # probes bear nothing
         assert client.get("/").status_code == 200
     told = capsys.readouterr()
-    assert "s3cret" not in told.out + told.err + repr(server.config) + server.config.model_dump_json()
+    assert (
+        "s3cret" not in told.out + told.err + repr(server.config) + server.config.model_dump_json()
+    )
 
 
 def test_unknown_models_and_paths_get_a_404(client):
@@ -292,8 +315,12 @@ def test_models_stand_side_by_side(small, tmp_path):
         "conv": write_run(tmp_path / "a", small),
         "vae": write_run(tmp_path / "b", small, MultVaeConfig(), levels=(1.0,)),
         "ease": write_run(
-            tmp_path / "c", small, EaseConfig(), levels=(1.0,),
-            ids=pa.array([f"sku-{n}" for n in range(50)]), scale=0.1,
+            tmp_path / "c",
+            small,
+            EaseConfig(),
+            levels=(1.0,),
+            ids=pa.array([f"sku-{n}" for n in range(50)]),
+            scale=0.1,
         ),
     }
     with TestClient(served(models).app) as client:

@@ -1,0 +1,58 @@
+"""A small log, prepared, and runs of models that nobody trained: what scoring and serving need."""
+
+import numpy as np
+import torch
+
+from distrib.checkpoint.bundle import BUNDLE, write_bundle
+from distrib.data.cleaning import RatingsConfig
+from distrib.data.config import DataConfig
+from distrib.data.prepare import prepare
+from distrib.data.prepared import load_manifest, load_vocabulary
+from distrib.data.sources import Columns, CsvSource
+from distrib.data.splits import NoSplit
+from distrib.models.conv4rec import Conv4RecConfig
+from distrib.storage import Folder
+
+COLUMNS = Columns(user="user", item="item", rating="rating", time="time")
+
+
+def write_log(path, users, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = [
+        f"{user},{item},{rng.integers(1, 6)},{time}"
+        for time, (user, item) in enumerate(
+            (user, item) for user in users for item in rng.choice(60, rng.integers(2, 20), False)
+        )
+    ]
+    path.write_text("user,item,rating,time\n" + "\n".join(rows) + "\n")
+
+
+def data_of(folder, log, **more):
+    return DataConfig(
+        prepared=str(folder),
+        source=CsvSource(path=str(log), columns=COLUMNS, ids="int"),
+        ratings=RatingsConfig(levels=(1.0, 2.0, 3.0, 4.0, 5.0)),
+        split=NoSplit(),
+        **{"num_shards": 3} | more,
+    )
+
+
+def make_world(folder):
+    """Prepared data of 200 users, and the run of a model that nobody trained."""
+    (folder / "log").mkdir()
+    write_log(folder / "log" / "0.csv", range(200))
+    data = data_of(folder / "data", folder / "log")
+    prepare(data)
+    return write_model(folder / "run", data), data
+
+
+def write_model(run, data, seed=0, config=None):
+    """Write the bundle of a model that nobody trained."""
+    manifest = load_manifest(Folder(data.prepared))
+    vocabulary = load_vocabulary(Folder(data.prepared))
+    torch.manual_seed(seed)
+    config = config or Conv4RecConfig(latent_width=8, rating_width=4)
+    model = config.build(vocabulary.catalogue)
+    facts = {"data": manifest["hash"], "epoch": seed, "valid": {"rmse": 0.9}}
+    write_bundle(Folder(str(run)) / BUNDLE, model.state_dict(), config, vocabulary, facts)
+    return str(run)
