@@ -16,6 +16,7 @@ from distrib.config import load
 from distrib.errors import ConfigError, StoppedError, known
 from distrib.events import is_terminal
 from distrib.run_file import RunFile
+from distrib.serve.client import Endpoint, score_through
 
 _WORKERS_PER_CORE = 4
 _REPEATERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
@@ -52,12 +53,47 @@ def job(description: str, check: Check, run: Run, arguments: list[str] | None = 
         The exit code: 0, 2 for a fault in the configuration, 1 for any other known error, 75 when
         told to stop with the place kept, 130 when interrupted, 143 when terminated.
     """
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
+
+    def work() -> dict[str, Any]:
         config = parse(description, arguments)
         check(config)
         with connected():
-            result = run(config)
+            return run(config)
+
+    return _told(work)
+
+
+def through_endpoint(description: str, arguments: list[str] | None = None) -> int:
+    """Score a folder of Parquet through a server, from the command line.
+
+    The token comes from the environment variable DISTRIB_TOKEN, since arguments can be seen.
+
+    Args:
+        description: For ``--help``.
+        arguments: Instead of ``sys.argv``.
+
+    Returns:
+        The exit code, as of `job`.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--url", required=True, help="of the server, e.g. http://localhost:8000")
+    parser.add_argument("--histories", required=True, help="folder of Parquet files, any URL")
+    parser.add_argument("--output", required=True, help="folder of the lists, any URL")
+    for field in ("model", "k", "users", "concurrency", "retry_s"):
+        default = Endpoint._field_defaults[field]
+        flag = f"--{field.replace('_', '-')}"
+        parser.add_argument(flag, type=type(default), default=default, help="%(default)s")
+    given = vars(parser.parse_args(arguments))
+    histories, output = given.pop("histories"), given.pop("output")
+    endpoint = Endpoint(**given, token=os.environ.get("DISTRIB_TOKEN"))
+    return _told(lambda: score_through(endpoint, histories, output))
+
+
+def _told(work: Callable[[], dict[str, Any]]) -> int:
+    """Do the work of a job; its result or its fault becomes the last line and the exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        result = work()
     except ConfigError as error:
         sys.stderr.write(f"ConfigError: {error}\n")
         return 2

@@ -11,6 +11,7 @@ from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig
 from distrib.score.policy import ScoreConfig
+from distrib.score.vectors import ExportConfig
 from distrib.search.space import SearchConfig, with_settings
 from distrib.serve.config import ServeConfig
 from distrib.train.config import TrainConfig
@@ -38,6 +39,7 @@ class RunFile(Config):
     train: LoopConfig = Field(default_factory=LoopConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     score: ScoreConfig = Field(default_factory=ScoreConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
     serve: ServeConfig = Field(default_factory=ServeConfig)
     convert: ConvertConfig = Field(default_factory=ConvertConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)

@@ -5,7 +5,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -112,6 +112,40 @@ def _group_lengths(histories: Folder, name: str) -> list[int]:
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
+class Part:
+    """A Parquet file that grows on the local disk and appears in its folder whole, or not at all.
+
+    Args:
+        folder: Where to.
+        name: Of the file.
+    """
+
+    entry: dict[str, Any]
+    """``bytes`` and ``sha256``, once it is there."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._local = tempfile.TemporaryDirectory()
+        self._path = Path(self._local.name) / name
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> "Part":
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows; the first table gives the columns."""
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd")
+        self._writer.write_table(table, row_group_size=_TABLE_USERS)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._local:
+            if self._writer is not None:
+                self._writer.close()
+            if kind is None:
+                self.entry = self._folder.upload(self._name, self._path)
+
+
 class FragmentScorer:
     """A model and what it scores, ready to write one fragment after another.
 
@@ -160,30 +194,18 @@ class FragmentScorer:
         counts: dict[str, Counter[str]] = {
             kind: Counter() for kind in ("users", "rejected", "interactions", "empty")
         }
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / fragment.part
-            self._write_lists(path, fragment, counts)
-            entry = self.output.upload(fragment.part, path)
+        with Part(self.output, fragment.part) as part:
+            for table, first_row in self._tables(fragment):
+                part.write(self._scored(table, fragment, first_row, counts))
         read = counts["users"]["read"]
         if read != fragment.num_rows:
             raise DataError(
                 f"{self.histories / fragment.name}: {read} users read where {fragment.num_rows} "
                 "were; the file was changed meanwhile, start again"
             )
-        receipt = {"name": fragment.part, "recipe": recipe, **entry, **counts}
+        receipt = {"name": fragment.part, "recipe": recipe, **part.entry, **counts}
         self.output.write_json(fragment.receipt, receipt)
         return receipt
-
-    def _write_lists(self, path: Path, fragment: Fragment, counts: dict[str, Counter[str]]) -> None:
-        """Write the lists to a local file, a few thousand users at a time."""
-        with ExitStack() as open_files:
-            writer: pq.ParquetWriter | None = None
-            for table, first_row in self._tables(fragment):
-                lists = self._scored(table, fragment, first_row, counts)
-                if writer is None:
-                    made = pq.ParquetWriter(path, lists.schema, compression="zstd")
-                    writer = open_files.enter_context(made)
-                writer.write_table(lists, row_group_size=_TABLE_USERS)
 
     def _scored(
         self,

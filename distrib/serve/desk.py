@@ -16,6 +16,7 @@ import torch
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import BUNDLE, Bundle, load_bundle
 from distrib.checkpoint.manifest import MANIFEST
+from distrib.data.prepared import MANIFEST as PREPARED
 from distrib.errors import CheckpointError, DataError, DistribError
 from distrib.score.lists import SINGULAR, lists_of, read_histories, told_values
 from distrib.score.policy import Output, PolicyConfig, ScoreConfig
@@ -166,6 +167,8 @@ class Desk:
         Raises:
             DataError: The users' data is absent or damaged.
         """
+        if not Folder(self._prepared).exists(PREPARED):
+            return None
         if self._users is None:
             self._users = StoredUsers(self._prepared, self.config.cached_shards)
         found = self._users.find(user)

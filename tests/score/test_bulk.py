@@ -21,9 +21,11 @@ from distrib.data.prepare import prepare
 from distrib.data.prepared import load_vocabulary
 from distrib.errors import ConfigError, DataError
 from distrib.score.bulk import SUCCESS, plan, preflight, score
+from distrib.score.export import export
 from distrib.score.lists import recommend_table
 from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.scorer import Scorer
+from distrib.score.vectors import ExactIndex, ExportConfig
 from distrib.storage import Folder
 from tests.world import data_of, write_log
 
@@ -131,6 +133,26 @@ def test_raw_events_are_prepared_and_scored(world, tmp_path):
     assert set(lists(tmp_path / "out")["user"].to_pylist()) == set(range(1000, 1040))
     with pytest.raises(ConfigError, match=r"score.events.split = 'entrywise'"):
         scored(world, tmp_path / "o", events=DataConfig(prepared="x", split={"name": "entrywise"}))
+
+
+def test_vectors_of_everyone_and_everything_are_exported(world, tmp_path):
+    run, data = world
+    config = ExportConfig(output=str(tmp_path / "vectors"))
+    result = export(run, data.prepared, config, ScoreConfig())
+    assert result["users"]["users"] == 200
+    assert result["items"] == len(load_vocabulary(Folder(data.prepared)))
+    users = lists(tmp_path / "vectors" / "users").sort_by("user")
+    vectors = np.array(users["embedding"].to_pylist(), dtype=np.float32)
+    _, position = ExactIndex(Folder(str(tmp_path / "vectors"))).search(vectors, 4)
+    everything = ScoreConfig(k=4, policy=PolicyConfig(exclude_seen=False))
+    direct, _ = recommend_table(
+        Scorer.from_bundle(Folder(run) / BUNDLE),
+        pq.read_table(f"{data.prepared}/histories"),
+        load_vocabulary(Folder(data.prepared)),
+        everything,
+    )
+    ids = load_vocabulary(Folder(data.prepared)).ids.to_numpy()
+    assert ids[position].tolist() == direct.sort_by("user")["items"].to_pylist()
 
 
 def test_a_changed_file_of_a_policy_makes_another_recipe(world, tmp_path):

@@ -29,6 +29,7 @@ class Noted:
 
     def reached(self, route, status, elapsed_s):
         self.requests.append((route, status))
+        assert elapsed_s > 0.0
 
     def batched(self, num_users):
         self.batches.append(num_users)

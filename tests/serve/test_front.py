@@ -72,7 +72,7 @@ def test_wishes_of_one_request_do_not_touch_another(client, server, small):
             request = RecommendRequest.model_validate_json(json.dumps(body))
             asks.append(ListAsk(request.history, request.wishes))
     together = desk.answer(asks)
-    for ask, answer, place in zip(asks, together, range(len(asks)), strict=True):
+    for place, answer in enumerate(together):
         wish, user = wishes[place // 2], (2, 9)[place % 2]
         policy = PolicyConfig(
             deny=tuple(wish["deny"]) if "deny" in wish else None,

@@ -128,7 +128,7 @@ function listed({ recommended, reasons }) {
   if (!parts.length) parts.push(`score ${recommended.score.toFixed(3)}`);
   line.append(element("div", parts.join(", "), "told"));
   if (reasons.length) {
-    const why = element("div", "since ", "reasons");
+    const why = element("div", "moved by ", "reasons");
     reasons.forEach((reason, place) => {
       const sign = reason.influence >= 0 ? "up" : "down";
       why.append(place ? ", " : "", element("b", named(reason)), " ",
@@ -146,6 +146,19 @@ function drawn(tag, attributes, text) {
   return made;
 }
 
+function ticks(low, high) {
+  const found = [];
+  for (const factors of [[1], [1, 3], [1, 2, 5], [1, 2, 3, 4, 5, 6, 7, 8, 9]]) {
+    found.length = 0;
+    for (let power = Math.floor(low); power <= high; power++) {
+      found.push(...factors.map((factor) => factor * 10 ** power));
+    }
+    const inside = found.filter((value) => Math.log10(value) >= low && Math.log10(value) <= high);
+    if (inside.length >= 3) return inside;
+  }
+  return [0, 1, 2, 3].map((step) => 10 ** (low + (high - low) * step / 3));
+}
+
 function drawMap(view, list) {
   const box = { left: 52, right: 622, top: 14, bottom: 396 };
   const probabilities = view.items.map((one) => one.probability).concat(list.map((one) => one.probability));
@@ -156,14 +169,10 @@ function drawMap(view, list) {
   const x = (value) => box.left + (box.right - box.left) * (Math.log10(Math.max(1e-6, value)) - low) / (high - low);
   const y = (value) => box.bottom - (box.bottom - box.top) * (value - least) / (most - least);
   const parts = [];
-  for (let power = Math.ceil(low); power <= Math.floor(high); power++) {
-    for (const factor of [1, 3]) {
-      const value = factor * 10 ** power;
-      if (Math.log10(value) > high) continue;
-      const label = value >= 0.01 ? `${+(100 * value).toFixed(1)} %` : `${+(100 * value).toPrecision(1)} %`;
-      parts.push(drawn("line", { class: "grid", x1: x(value), x2: x(value), y1: box.top, y2: box.bottom }));
-      parts.push(drawn("text", { x: x(value), y: box.bottom + 16, "text-anchor": "middle" }, label));
-    }
+  for (const value of ticks(low, high)) {
+    const label = `${+(100 * value).toPrecision(value < 0.1 ? 1 : 2)} %`;
+    parts.push(drawn("line", { class: "grid", x1: x(value), x2: x(value), y1: box.top, y2: box.bottom }));
+    parts.push(drawn("text", { x: x(value), y: box.bottom + 16, "text-anchor": "middle" }, label));
   }
   for (let step = 0; step <= 4; step++) {
     const value = least + (most - least) * step / 4;

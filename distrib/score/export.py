@@ -1,0 +1,68 @@
+"""Vectors of everyone and everything, for those who search on their own."""
+
+from typing import Any
+
+from distrib.checkpoint.bundle import BUNDLE, load_bundle
+from distrib.events import emit
+from distrib.score import bulk
+from distrib.score.policy import ScoreConfig
+from distrib.score.vectors import (
+    ExportConfig,
+    is_written,
+    require_faiss,
+    require_vectors,
+    write_items,
+)
+from distrib.storage import Folder
+
+
+def preflight(run: str, prepared: str, config: ExportConfig, score: ScoreConfig) -> None:
+    """Check that there is something to export.
+
+    Args:
+        run: Run folder.
+        prepared: The run's prepared data.
+        config: What is exported.
+        score: Whose vectors.
+
+    Raises:
+        CheckpointError: There is no complete bundle in the run folder.
+        ConfigError: faiss is wanted and not installed.
+        DataError: The model has no vectors, or the histories are absent.
+    """
+    require_faiss(config)
+    require_vectors(load_bundle(Folder(run) / BUNDLE).model)
+    if config.users:
+        bulk.preflight(run, prepared, _of_users(run, config, score))
+
+
+def export(run: str, prepared: str, config: ExportConfig, score: ScoreConfig) -> dict[str, Any]:
+    """Write the vectors of all items with their index and, exactly once, of all users.
+
+    Args:
+        run: Run folder with a bundle.
+        prepared: The run's prepared data.
+        config: What is exported.
+        score: Whose vectors: its ``histories`` or ``events``, ``batch_users`` and so on.
+
+    Returns:
+        ``output``, facts of the items, and counts of users.
+    """
+    target = _target(run, config)
+    bundle = load_bundle(Folder(run) / BUNDLE)
+    if not is_written(target, bundle, config):
+        emit("exported", folder=str(target), **write_items(bundle, target, config.index))
+    result: dict[str, Any] = {"output": str(target), "items": len(bundle.vocabulary)}
+    if config.users:
+        result["users"] = bulk.score(run, prepared, _of_users(run, config, score))["counts"]
+    return result
+
+
+def _target(run: str, config: ExportConfig) -> Folder:
+    return Folder(config.output) if config.output else Folder(run) / "vectors"
+
+
+def _of_users(run: str, config: ExportConfig, score: ScoreConfig) -> ScoreConfig:
+    output = str(_target(run, config) / "users")
+    alone = {"outputs": ("embedding",), "output": output, "serendipitous_k": 0, "since": None}
+    return score.model_copy(update={**alone, "form": "nested"})

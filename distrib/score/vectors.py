@@ -1,0 +1,182 @@
+"""Items as vectors, for a search by inner product outside: a table, an exact index, and faiss."""
+
+import importlib
+import importlib.util
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from distrib.checkpoint.bundle import Bundle
+from distrib.checkpoint.manifest import MANIFEST, open_sealed, seal
+from distrib.config import Config
+from distrib.errors import ConfigError, DataError
+from distrib.models.base import Model
+from distrib.storage import Folder
+from distrib.topk import best_keys, items_of, merge, scores_of
+
+ITEMS, FAISS = "items.parquet", "items.faiss"
+_BLOCK_ITEMS = 65_536
+_LINKS = 32
+_BREADTH = 128
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class ExportConfig(Config):
+    """What is exported of a model for searches outside."""
+
+    output: str | None = None
+    """Folder; ``vectors`` inside the run folder by default."""
+
+    users: bool = True
+    """Whether the vectors of all users are written, too, as bulk scoring writes lists."""
+
+    index: Literal["exact", "hnsw"] = "hnsw"
+    """``hnsw``: beside the table, which is searched exactly, a graph of faiss that answers in the
+    time of a few hundred products, near enough to exact (``pip install 'distrib[faiss]'``)."""
+
+
+def require_vectors(model: Model) -> None:
+    """Refuse a model whose items have no vectors.
+
+    Args:
+        model: Of the bundle.
+
+    Raises:
+        DataError: It has none.
+    """
+    if model.item_vectors() is None:
+        raise DataError(
+            f"{type(model).__name__} has no vectors of items whose products are its scores; score "
+            "by jobs/score.py instead"
+        )
+
+
+def require_faiss(config: ExportConfig) -> None:
+    """Refuse an index that cannot be built here.
+
+    Args:
+        config: What is exported.
+
+    Raises:
+        ConfigError: faiss is not installed.
+    """
+    if config.index != "exact" and importlib.util.find_spec("faiss") is None:
+        raise ConfigError(
+            f"export.index = {config.index!r}, but faiss is not installed; pip install "
+            "'distrib[faiss]', or set it to 'exact'"
+        )
+
+
+def write_items(bundle: Bundle, target: Folder, index: Literal["exact", "hnsw"]) -> dict[str, Any]:
+    """Write the vectors of all items, and an index.
+
+    The last number of a vector is the item's offset, so that a score is the product with the user's
+    vector and a 1 behind it.
+
+    Args:
+        bundle: The model.
+        target: Folder; it counts once its manifest is there.
+        index: Which; see `ExportConfig`.
+
+    Returns:
+        Width of the vectors and number of items.
+    """
+    vector_IZ = _item_matrix(bundle.model).numpy()
+    flat = pa.array(vector_IZ.ravel())
+    columns = {
+        "item": bundle.vocabulary.ids,
+        "vector": pa.FixedSizeListArray.from_arrays(flat, vector_IZ.shape[1]),
+    }
+    files = {ITEMS: _parquet(pa.table(columns))}
+    if index == "hnsw":
+        files[FAISS] = _graph(vector_IZ)
+    about = {"items": len(vector_IZ), "width": vector_IZ.shape[1]}
+    made_from = {"vocabulary": bundle.vocabulary.fingerprint, "bundle": bundle.facts["files"]}
+    seal(target, files, {**about, **made_from})
+    return about
+
+
+class ExactIndex:
+    """All items, searched one after another.
+
+    Args:
+        folder: What `write_items` wrote.
+
+    Raises:
+        CheckpointError: It is absent or damaged.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        _, files = open_sealed(folder)
+        table = pq.read_table(pa.BufferReader(files[ITEMS]))
+        self.ids = table["item"].combine_chunks()
+        flat = table["vector"].combine_chunks().flatten().to_numpy().copy()
+        self._vector_IZ = torch.from_numpy(flat).view(len(self.ids), -1)
+
+    def search(self, user_BZ: FloatArray, k: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        """Return scores and positions of each user's best items, best first.
+
+        Args:
+            user_BZ: As scoring writes them in ``embedding``; the 1 for the offset is added here.
+            k: How many.
+
+        Returns:
+            ``[B, K]`` each; ties go to the lower position.
+        """
+        vector_BZ = torch.from_numpy(with_one(user_BZ))
+        best = torch.empty(len(user_BZ), 0, dtype=torch.int64)
+        for low in range(0, len(self._vector_IZ), _BLOCK_ITEMS):
+            score_BI = vector_BZ @ self._vector_IZ[low : low + _BLOCK_ITEMS].T
+            best, _ = merge(best, best_keys(score_BI, low, k), k)
+        return scores_of(best).numpy(), items_of(best).numpy()
+
+
+def faiss_index(folder: Folder) -> Any:
+    """Return the faiss index of a folder; positions are those of ``items.parquet``."""
+    faiss = importlib.import_module("faiss")
+    _, files = open_sealed(folder)
+    return faiss.deserialize_index(np.frombuffer(files[FAISS], np.uint8))
+
+
+def with_one(user_BZ: FloatArray) -> FloatArray:
+    """Return users' vectors with the 1 that meets the items' offsets."""
+    ones = np.ones((len(user_BZ), 1), np.float32)
+    return np.ascontiguousarray(np.concatenate([user_BZ, ones], axis=1, dtype=np.float32))
+
+
+def _item_matrix(model: Model) -> Tensor:
+    require_vectors(model)
+    found = model.item_vectors()
+    assert found is not None  # required
+    vector_IZ = found.vector_IZ.detach().float().cpu()
+    offset_I = found.offset_I if found.offset_I is not None else vector_IZ.new_zeros(len(vector_IZ))
+    return torch.cat([vector_IZ, offset_I.detach().float().cpu()[:, None]], dim=1).contiguous()
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def _graph(vector_IZ: FloatArray) -> bytes:
+    faiss = importlib.import_module("faiss")
+    graph = faiss.IndexHNSWFlat(vector_IZ.shape[1], _LINKS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = graph.hnsw.efSearch = _BREADTH
+    graph.add(vector_IZ)
+    return bytes(faiss.serialize_index(graph))
+
+
+def is_written(target: Folder, bundle: Bundle, config: ExportConfig) -> bool:
+    """Tell whether the items of this very bundle are there already."""
+    if not target.exists(MANIFEST):
+        return False
+    found = target.read_json(MANIFEST)
+    has_index = (FAISS in found["files"]) == (config.index == "hnsw")
+    return bool(found["bundle"] == bundle.facts["files"] and has_index)

@@ -1,0 +1,125 @@
+"""The page, as a person uses it, in headless Chromium."""
+
+import shutil
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from tests.serve.conftest import history, served, write_run
+
+webdriver = pytest.importorskip("selenium.webdriver")
+
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+
+TOKEN = "page-token"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+        "--window-size=1500,900",
+    ):
+        options.add_argument(flag)
+    found = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield found
+    found.quit()
+
+
+@pytest.fixture
+def url(small, tmp_path):
+    titles = tmp_path / "titles.csv"
+    lines = "\n".join(f'{1000 - n},"Film {n}"' for n in range(50))
+    titles.write_text(f"item,title\n{lines}\n")
+    run = write_run(tmp_path / "run", small, scale=0.4)
+    server = served({"conv": run}, titles=str(titles), token=TOKEN)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    running = uvicorn.Server(uvicorn.Config(server.app, port=port, log_level="error"))
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    while not running.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}", server
+    running.should_exit = True
+    thread.join()
+
+
+class Person:
+    """Looks at the page and uses it."""
+
+    def __init__(self, browser):
+        self.browser = browser
+        self.wait = WebDriverWait(browser, 10)
+
+    def all_of(self, selector):
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def texts(self, selector):  # at one moment: the page may be drawn anew between two looks
+        script = "return [...document.querySelectorAll(arguments[0])].map((e) => e.innerText)"
+        return [text.split("\n")[0] for text in self.browser.execute_script(script, selector)]
+
+    def sees(self, selector, *texts):
+        self.wait.until(lambda _: self.texts(selector)[: len(texts)] == list(texts))
+
+    def gives_the_token(self):
+        self.wait.until(lambda _: self.browser.find_element(By.ID, "token").is_displayed())
+        assert "bear the server's token" in self.browser.find_element(By.ID, "fault").text
+        self.browser.find_element(By.ID, "token").send_keys(TOKEN + "\t")
+        self.wait.until(lambda _: len(self.all_of("#found button")) == 8)
+        assert not self.browser.find_element(By.ID, "fault").is_displayed()
+
+    def rates(self, title, rating):
+        query = self.browser.find_element(By.ID, "query")
+        query.clear()
+        query.send_keys(title)
+        self.sees("#found button span", title)
+        self.browser.find_element(By.CSS_SELECTOR, "#found button").click()
+        self.wait.until(lambda _: title in self.texts("#history .row span"))
+        Select(self.all_of("#history select")[-1]).select_by_value(f"{rating:g}")
+
+
+def test_items_are_picked_and_rated_and_recommendations_follow(browser, url, small, tmp_path):
+    address, server = url
+    person = Person(browser)
+    browser.get(address)
+    person.gives_the_token()
+    known = history(small, 3)
+    for item, rating in zip(known["items"], known["ratings"], strict=True):
+        person.rates(f"Film {1000 - item}", rating)
+
+    scorer = server.desks["conv"].loaded.scorer
+    direct = scorer.recommend(small.users([3]), small.users([3]), 10)
+    person.sees("#list .name", *(f"Film {item}" for item in direct.item_BK[0].tolist()))
+    assert f"rated {direct.opinion.rating_BI[0, 0]:.2f}" in person.texts("#list .told")[0]
+    assert all(text.startswith("moved by Film") for text in person.texts("#list .reasons"))
+    person.wait.until(lambda _: len(person.all_of("#map circle.listed")) == 10)
+    assert len(person.all_of("#map circle.seen")) == len(known["items"])
+    assert len(person.all_of("#map circle.all")) == 50 - len(known["items"])
+    browser.save_screenshot(str(tmp_path / "page.png"))
+
+
+def test_the_api_page_describes_every_request(browser, url):
+    address, _ = url
+    person = Person(browser)
+    browser.get(f"{address}/docs")
+    person.wait.until(lambda _: len(person.all_of("section h2 code")) == 10)
+    assert "/v1/models/{model}/recommendations" in person.texts("section h2 code")
+    faults = [entry for entry in browser.get_log("browser") if entry["source"] != "network"]
+    assert faults == []

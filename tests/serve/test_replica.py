@@ -1,0 +1,217 @@
+"""The queue before a model, and the model behind it being replaced."""
+
+import asyncio
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from distrib.checkpoint.bundle import BUNDLE
+from distrib.data.prepared import load_vocabulary
+from distrib.errors import CheckpointError, ConfigError
+from distrib.models import BiasedMfConfig, EaseConfig
+from distrib.score.policy import PolicyConfig
+from distrib.serve.batching import Batcher, BusyError
+from distrib.serve.config import ServeConfig
+from distrib.serve.desk import Desk
+from distrib.serve.stored import StoredUsers
+from distrib.storage import Folder
+from tests.serve.conftest import LocalDesks, history, served, write_run
+from tests.world import write_model
+
+
+def test_what_waits_is_worked_on_together_in_order():
+    sizes = []
+
+    def work(asks):
+        sizes.append(len(asks))
+        time.sleep(0.02)
+        return [ask * 10 for ask in asks]
+
+    async def all_of_them():
+        batcher = Batcher(work, max_batch=8, wait_s=0.0, max_waiting=100)
+        return await asyncio.gather(*(batcher.ask(number) for number in range(30)))
+
+    assert asyncio.run(all_of_them()) == [number * 10 for number in range(30)]
+    assert max(sizes) == 8
+    assert sum(sizes) == 30
+    assert len(sizes) <= 6
+
+
+def test_a_bound_on_those_who_wait_and_errors_reach_those_who_asked():
+    gate = threading.Event()
+
+    def work(asks):
+        gate.wait(5.0)
+        if 99 in asks:
+            raise ValueError("ninety-nine")
+        return asks
+
+    async def scenario():
+        batcher = Batcher(work, max_batch=2, wait_s=0.0, max_waiting=3)
+        tasks = [asyncio.create_task(batcher.ask(99))]
+        await asyncio.sleep(0.05)  # in work now
+        tasks += [asyncio.create_task(batcher.ask(n)) for n in range(5)]
+        await asyncio.sleep(0.05)
+        gate.set()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert await batcher.ask(7) == 7  # it goes on
+        return found
+
+    first, *others = asyncio.run(scenario())
+    assert isinstance(first, ValueError)
+    assert others[:3] == [0, 1, 2]
+    assert all(isinstance(other, BusyError) for other in others[3:])
+
+
+def test_who_went_away_costs_no_work():
+    worked = []
+
+    def work(asks):
+        worked.extend(asks)
+        time.sleep(0.05)
+        return asks
+
+    async def scenario():
+        batcher = Batcher(work, max_batch=1, wait_s=0.0, max_waiting=10)
+        tasks = [asyncio.create_task(batcher.ask(n)) for n in range(3)]
+        await asyncio.sleep(0.01)
+        tasks[1].cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    found = asyncio.run(scenario())
+    assert worked == [0, 2]
+    assert isinstance(found[1], asyncio.CancelledError)
+
+
+def test_too_many_requests_get_a_429_and_slow_ones_a_503(run, small):
+    server = served({"default": run}, max_waiting=2, batch_users=1, request_timeout_s=0.3)
+    desk = server.desks["default"]
+    plain, gate = desk.answer, threading.Event()
+
+    def slowly(asks):
+        gate.wait(0.15)
+        return plain(asks)
+
+    desk.answer = slowly
+    body = {"history": history(small, 1)}
+
+    async def many():
+        from httpx2 import ASGITransport, AsyncClient
+
+        transport = ASGITransport(app=server.app)
+        async with AsyncClient(transport=transport, base_url="http://server") as client:
+            path = "/v1/models/default/recommendations"
+            return await asyncio.gather(*(client.post(path, json=body) for _ in range(12)))
+
+    found = asyncio.run(many())
+    statuses = [answer.status_code for answer in found]
+    assert {200, 429} <= set(statuses) <= {200, 429, 503}
+    busy = next(answer for answer in found if answer.status_code == 429)
+    assert busy.headers["retry-after"] == "1"
+    gate.set()
+    desk.answer = lambda asks: time.sleep(0.6) or plain(asks)
+    with TestClient(server.app) as client:
+        late = client.post("/v1/models/default/recommendations", json=body)
+        assert late.status_code == 503
+        assert late.json()["detail"] == "no answer within 0.3 s"
+
+
+def test_a_newer_bundle_is_taken_and_a_bad_one_is_not(run, small):
+    desk = Desk("m", run, "none", ServeConfig())
+    first = desk.loaded.version
+    assert not desk.refresh()
+    write_run(run, small, seed=5)
+    assert desk.refresh()
+    second = desk.loaded.version
+    assert second != first
+    assert desk.card()["facts"]["seed"] == 5
+    bundle = Folder(run) / BUNDLE
+    manifest = bundle.read_json("manifest.json")
+    bundle.remove("manifest.json")  # it is being written
+    assert not desk.refresh()
+    assert desk.fault is None
+    bundle.write("model.safetensors", b"no weights")
+    bundle.write_json("manifest.json", {**manifest, "epoch": 77})
+    assert not desk.refresh()
+    assert "content differs" in desk.card()["reload_fault"]
+    assert desk.loaded.version == second
+    reads = []
+    desk._load = lambda: reads.append(1)
+    assert not desk.refresh()  # not tried again until it changes
+    assert reads == []
+    del desk._load
+    write_run(run, small, seed=6)
+    assert desk.refresh()
+    assert desk.card()["reload_fault"] is None
+
+
+def test_a_model_that_gives_no_numbers_is_not_taken(run, small):
+    desk = Desk("m", run, "none", ServeConfig())
+    before = desk.loaded.version
+    bad = write_run(run, small, seed=1)
+    from safetensors.torch import load, save
+
+    from distrib.checkpoint.manifest import MANIFEST, describe
+
+    bundle = Folder(bad) / BUNDLE
+    weights = load(bundle.read("model.safetensors"))
+    content = save({name: torch.full_like(w, torch.nan) for name, w in weights.items()})
+    manifest = bundle.read_json(MANIFEST)
+    manifest["files"]["model.safetensors"] = describe(content)
+    bundle.write("model.safetensors", content)
+    bundle.write_json(MANIFEST, manifest)
+    assert not desk.refresh()
+    assert "gives no numbers" in desk.fault
+    assert desk.loaded.version == before
+
+
+def test_what_cannot_be_served_is_refused_at_the_start(tmp_path, small):
+    with pytest.raises(CheckpointError, match=r"no manifest.json"):
+        Desk("m", str(tmp_path), "none", ServeConfig())
+    run = write_run(tmp_path / "ease", small, EaseConfig(), levels=(1.0,))
+    with pytest.raises(ConfigError, match="Ease has none"):
+        Desk("m", run, "none", ServeConfig(policy=PolicyConfig(diversity=0.5)))
+    with pytest.raises(ValueError, match="from must not be above to"):
+        ServeConfig(replicas=[3, 2])
+
+
+def test_stored_users_are_found_by_their_id_with_what_training_knew(world, tmp_path):
+    """A model with a row for each user must be asked by number, or it would fold the user in."""
+    _, data = world
+    run = write_model(tmp_path / "mf", data, config=BiasedMfConfig(latent_width=4))
+    users = StoredUsers(data.prepared, cached_shards=1)
+    assert users.find("no") is users.find("100000") is users.find(str(2**80)) is None
+    desk = Desk("m", run, data.prepared, ServeConfig())
+    with TestClient(served({"m": run}, data.prepared).app) as client:
+        assert client.get("/v1/models/m/users/nobody/recommendations").status_code == 404
+        for user in (3, 77):
+            found, number = users.find(str(user))
+            assert number >= 0
+            listed = client.get(f"/v1/models/m/users/{user}/recommendations?k=5").json()["items"]
+            vocabulary = load_vocabulary(Folder(data.prepared))
+            model = desk.loaded.scorer.model
+            score = model.user_UZ[number] @ model.item_IZ.T + model.item_bias_I
+            score = (score + model.user_bias_U[number]).detach().numpy()
+            score[
+                vocabulary.positions(vocabulary.ids.filter(np.isin(vocabulary.ids, found.items)))
+            ] = -np.inf
+            wanted = vocabulary.ids.to_numpy()[np.argsort(-score, kind="stable")[:5]]
+            assert [entry["item"] for entry in listed] == wanted.tolist()
+
+
+def test_wishes_reach_stored_users(world):
+    run, data = world
+    server = served({"m": run}, data.prepared)
+    with TestClient(server.app) as client:
+        path = "/v1/models/m/users/3/recommendations"
+        seen = client.get(path, params={"k": 60, "exclude_seen": "false"}).json()["items"]
+        unseen = client.get(path, params={"k": 60}).json()["items"]
+    found, _ = StoredUsers(data.prepared, 1).find("3")
+    assert {e["item"] for e in seen} - {e["item"] for e in unseen} == set(found.items)
+    assert isinstance(LocalDesks({}).names, tuple)
+    assert json.dumps(server.config.model_dump(mode="json"))
