@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow test-stores lint types imports bench bench-data bench-blocks bench-models bench-quality bench-training clean
+.PHONY: demo test slow test-stores lint types imports bench bench-data bench-blocks bench-models bench-quality bench-scoring bench-serving bench-training clean
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --config configs/demo.toml
@@ -51,12 +51,22 @@ bench-models: $(READY)
 bench-quality: $(READY)
 	$(BIN)/python -m tests.benchmarks.quality $(sort $(wildcard configs/ml100k_*.toml configs/ml1m_*.toml))
 
+bench-training: $(READY) .recbole/.ready
+	$(BIN)/python -m tests.benchmarks.training --recbole .recbole/bin/python
+
+bench-scoring: $(READY) .recbole/.ready
+	$(BIN)/pip install --quiet --constraint constraints.txt implicit==0.7.3
+	$(BIN)/python -m tests.benchmarks.scoring --recbole .recbole/bin/python
+
+bench-serving: $(READY)
+	$(BIN)/python -m tests.benchmarks.serving
+
 # RecBole apart, with what it was made for: NumPy 1, an old Ray, setuptools with pkg_resources.
-bench-training: $(READY)
+.recbole/.ready:
 	$(PYTHON) -m venv .recbole
 	.recbole/bin/pip install --quiet torch==2.13.0 recbole==1.2.1 numpy==1.26.4 scipy==1.11.4 \
 	  pandas==2.1.4 setuptools==80.10.2
-	$(BIN)/python -m tests.benchmarks.training --recbole .recbole/bin/python
+	touch $@
 
 # torch first: DeepSpeed's build and its requirements must find it, or pip fetches a CUDA build.
 $(READY): pyproject.toml constraints.txt
