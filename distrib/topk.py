@@ -37,7 +37,7 @@ def scores_of(key_BK: Tensor) -> Tensor:
     return torch.where(key_BK == UNWANTED, -torch.inf, bits_BK.view(torch.float32))
 
 
-def best_keys(score_BI: Tensor, first_item: int, k: int) -> Tensor:
+def best_keys(score_BI: Tensor, first_item: int, k: int, *, settles_ties: bool = True) -> Tensor:
     """Return the keys of a block's best ``k`` items, best first.
 
     A selection by the bare scores is the fast path: it is exact but for which items of equal score
@@ -47,6 +47,7 @@ def best_keys(score_BI: Tensor, first_item: int, k: int) -> Tensor:
         score_BI: float32 scores of a block of items; no NaN; ``-inf`` for what must not come up.
         first_item: Position of the block's first item.
         k: How many.
+        settles_ties: False where it does not matter which of equal scores stand at the end.
 
     Returns:
         int64 ``[B, min(k, I)]``.
@@ -59,6 +60,8 @@ def best_keys(score_BI: Tensor, first_item: int, k: int) -> Tensor:
     last_B, next_B = score_BK[:, k - 1], score_BK[:, k]
     key_BK = rank_keys(score_BK[:, :k], column_BK[:, :k] + first_item)
     key_BK = key_BK.sort(dim=1, descending=True).values
+    if not settles_ties:
+        return key_BK
     tied_R = torch.nonzero((last_B == next_B) & (last_B > -torch.inf)).flatten()
     if len(tied_R):
         item_I = torch.arange(first_item, first_item + item_count, device=score_BI.device)

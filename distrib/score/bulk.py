@@ -347,7 +347,7 @@ class _FragmentActor:
         self.digest = work.digest
         histories = Folder(work.histories)
         device = "cuda" if config.gpus_per_actor else "cpu"
-        scorer = Scorer.from_bundle(Folder(work.bundle), device=device)
+        scorer = Scorer.from_bundle(Folder(work.bundle), device=device, precision=config.precision)
         if config.new_items:
             scorer = with_new_items(scorer, histories)
         source = load_vocabulary(histories) if work.is_prepared else None
@@ -394,7 +394,8 @@ def actor_pool(gpus_per_actor: float) -> ray.data.ActorPoolStrategy:
                 f"gpus_per_actor = {gpus_per_actor}, but the cluster has {have.get('GPU', 0):g} "
                 "GPU(s); set it to 0, or add GPU nodes"
             )
-    return ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, fitting))
+    size = max(1, fitting)
+    return ray.data.ActorPoolStrategy(min_size=1, max_size=size, initial_size=size)
 
 
 def _manifest(work: Work, receipts: list[dict[str, Any]]) -> dict[str, Any]:

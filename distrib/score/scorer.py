@@ -1,7 +1,7 @@
 """The scorer: the only place where a model's output becomes a recommendation."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,14 +10,16 @@ from distrib.batch import Batch, Cells, cells_by_block, item_blocks
 from distrib.checkpoint.bundle import load_bundle
 from distrib.errors import DataError
 from distrib.models.base import Model, Opinion, Rows, State
+from distrib.score.policy import Precision
 from distrib.score.rules import Rules, chosen
 from distrib.storage import Folder
-from distrib.topk import UNWANTED, best_keys, items_of, merge, scores_of
+from distrib.topk import UNWANTED, best_keys, items_of, merge, rank_keys, scores_of
 from distrib.vocabulary import Vocabulary
 
 _BLOCK_CELLS = 1 << 24
 _LEAST_BLOCK = 4096
 _EXPLAINED_CELLS = 1 << 22
+_MORE_CANDIDATES = 64
 _QUANTILE_SAMPLE = 4096
 _NO_RULES = Rules()
 
@@ -82,6 +84,10 @@ class Scorer:
         device: Where it works.
         block_items: Items decoded at a time; None for as many as keep the scores of a batch within
             64 MB, at least 4,096.
+        precision: ``bf16`` finds twice as many candidates as are wanted by products in bfloat16 and
+            ranks them by their float32 scores; where these lie too close to those left out to be
+            sure, the batch is ranked in float32 altogether. For models whose items have vectors;
+            all others score in float32.
     """
 
     def __init__(
@@ -91,19 +97,24 @@ class Scorer:
         *,
         device: torch.device | str = "cpu",
         block_items: int | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         self.model = model.to(device)
         self.vocabulary = vocabulary
         self.device = torch.device(device)
         self.block_items = block_items
+        self.is_halved = precision == "bf16" and model.item_vectors() is not None
+        self._half_tables: Rows = ()
         support_I = torch.from_numpy(vocabulary.train_count_IL.sum(1))
         self.support_I = support_I.to(self.device)
 
     @classmethod
-    def from_bundle(cls, folder: Folder, *, device: torch.device | str = "cpu") -> "Scorer":
+    def from_bundle(
+        cls, folder: Folder, *, device: torch.device | str = "cpu", precision: Precision = "fp32"
+    ) -> "Scorer":
         """Load a bundle; see `load_bundle`."""
         bundle = load_bundle(folder)
-        return cls(bundle.model, bundle.vocabulary, device=device)
+        return cls(bundle.model, bundle.vocabulary, device=device, precision=precision)
 
     @torch.inference_mode()
     def recommend(
@@ -335,10 +346,14 @@ class Scorer:
         Where caps leave a user short of items, more candidates are asked for; the other users'
         lists stay, so that nobody's list depends on who else is in the batch.
         """
+        found: tuple[Tensor, Tensor | None] | None = None
         size, item_count = rules.pool_for(k), len(self.vocabulary)
         if size == k and rules.group_I is None and not rules.diversity:
+            if self.is_halved:
+                found = self._near_best(state, mask, k, ranked, rules)
+                if found is not None:
+                    return found
             return self._best(state, mask, k, ranked, rules)
-        found: tuple[Tensor, Tensor | None] | None = None
         is_open_B = torch.ones(mask.hidden.num_users, dtype=torch.bool, device=self.device)
         while True:
             key_BP, output = self._best(state, mask, size, ranked, rules)
@@ -349,6 +364,37 @@ class Scorer:
             if size >= item_count or not bool(is_open_B.any()):
                 return found
             size = min(4 * size, item_count)
+
+    def _near_best(
+        self, state: State, mask: "_Mask", k: int, ranked: "_Ranked", rules: Rules
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Do as `_best`, with candidates found in bfloat16; None where that leaves a doubt.
+
+        An item that is not among the candidates has at most the last one's score; twice the largest
+        error seen among the candidates is what is allowed for rounding.
+        """
+        if not self._half_tables:
+            self._half_tables = _halved(ranked.tables)
+        near = ranked._replace(tables=self._half_tables, keeps=False, settles_ties=False)
+        size = min(k + max(k, _MORE_CANDIDATES), len(self.vocabulary))
+        open_rules = rules._replace(min_score=None)
+        near_BP, _ = self._best(_halved(state), mask, size, near, open_rules)
+        item_BP, is_none_BP = items_of(near_BP), near_BP == UNWANTED
+        output = self.model.decode_cells(state, _cells(item_BP)).float().unflatten(0, item_BP.shape)
+        score_BP = self.model.ranking_score(output)
+        if rules.damping_I is not None:
+            score_BP = score_BP - rules.damping_I[item_BP.clamp(min=0)]
+        error_BP = (score_BP - scores_of(near_BP)).masked_fill(is_none_BP, 0.0).abs()
+        score_BP = score_BP.masked_fill(is_none_BP, -torch.inf)
+        key_BP, column_BP = rank_keys(score_BP, item_BP.clamp(min=0)).sort(dim=1, descending=True)
+        kth_B = scores_of(key_BP[:, min(k, size) - 1])
+        limit_B = scores_of(near_BP[:, -1]) + 2 * error_BP.amax(1)
+        if size < len(self.vocabulary) and bool((~is_none_BP[:, -1] & (kth_B <= limit_B)).any()):
+            return None
+        key_BK, column_BK = key_BP[:, :k], column_BP[:, :k]
+        if rules.min_score is not None:
+            key_BK = key_BK.masked_fill(scores_of(key_BK) < rules.min_score, UNWANTED)
+        return key_BK, _picked(output, column_BK) if ranked.keeps else None
 
     def _best(
         self, state: State, mask: "_Mask", k: int, ranked: "_Ranked", rules: Rules
@@ -363,7 +409,7 @@ class Scorer:
             # What is struck out below is never chosen, so it may be lost from the output as well.
             score_BI = rules.bent(ranked.score(output, low), low).contiguous()
             masked(score_BI)
-            key_BK = best_keys(score_BI, low, k)
+            key_BK = best_keys(score_BI, low, k, settles_ties=ranked.settles_ties)
             best, column_BK = merge(best, key_BK, k)
             if ranked.keeps:
                 found = _picked(output, (items_of(key_BK) - low).clamp(min=0))
@@ -379,6 +425,7 @@ class _Ranked(NamedTuple):
     decode: Callable[[State, Rows], Tensor]
     score: Callable[[Tensor, int], Tensor]
     keeps: bool
+    settles_ties: bool = True
 
 
 class _Mask(NamedTuple):
@@ -420,6 +467,16 @@ def _striking(
 
 def _as_it_is(output: Tensor, _low: int) -> Tensor:
     return output
+
+
+def _halved(part: Any) -> Any:
+    """Return tensors of floats in bfloat16, at any depth of tuples; all else as it is."""
+    if isinstance(part, Tensor):
+        return part.to(torch.bfloat16) if part.is_floating_point() else part
+    if not isinstance(part, tuple):
+        return part
+    found = [_halved(inner) for inner in part]
+    return type(part)(*found) if hasattr(part, "_fields") else tuple(found)
 
 
 def _nothing(batch: Batch) -> Batch:

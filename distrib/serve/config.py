@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator
 
 from distrib.config import Config
-from distrib.score.policy import PolicyConfig
+from distrib.score.policy import PolicyConfig, Precision
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
@@ -46,6 +46,9 @@ class ServeConfig(Config):
 
     gpus_per_replica: Annotated[float, Field(ge=0.0)] = 0.0
     """GPUs, or the share of one, of a scorer."""
+
+    precision: Precision = "fp32"
+    """As ``score.precision``."""
 
     batch_users: PositiveInt = 256
     """Users of different requests that are scored at once, at most."""

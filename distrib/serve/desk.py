@@ -245,7 +245,8 @@ class Desk:
     def _load(self) -> Loaded:
         bundle = load_bundle(self._folder)
         device = "cuda" if self.config.gpus_per_replica else "cpu"
-        scorer = Scorer(bundle.model, bundle.vocabulary, device=device)
+        precision = self.config.precision
+        scorer = Scorer(bundle.model, bundle.vocabulary, device=device, precision=precision)
 
         @lru_cache(maxsize=_CACHED_RULES)
         def rules_of(policy: PolicyConfig) -> Rules:

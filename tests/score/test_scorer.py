@@ -14,8 +14,10 @@ from distrib.models.mult_vae import MultVaeConfig
 from distrib.models.popularity import Popularity
 from distrib.score.lists import recommend_table
 from distrib.score.policy import PolicyConfig, ScoreConfig
+from distrib.score.rules import Rules
 from distrib.score.scorer import Scorer, Unlikely
 from distrib.vocabulary import Vocabulary
+from tests.models.test_contract import every_model, filled
 
 IDS = pa.array([1000 - n for n in range(50)])
 
@@ -366,3 +368,38 @@ def test_a_history_has_one_digest_prepared_or_not(small):
     )
     _, other = recommend_table(scorer, changed, None, ScoreConfig(k=1))
     assert not set(other.digest_B.tolist()) & set(raw.digest_B.tolist())
+
+
+@every_model
+@pytest.mark.parametrize("k", [3, 50])
+@pytest.mark.parametrize("bends", [{}, {"damping": 0.1}, {"damping": 0.1, "min_score": 0.0}])
+def test_candidates_found_in_bfloat16_give_the_lists_of_float32(config, k, bends, small):
+    model = filled(config, small)
+    counts = small.catalogue.train_count_IL
+    vocabulary = Vocabulary(IDS, small.catalogue.levels, counts, 37)
+    plain = Scorer(model, vocabulary)
+    fast = Scorer(model, vocabulary, precision="bf16", block_items=17)
+    assert fast.is_halved == (model.item_vectors() is not None)
+    damping, min_score = bends.get("damping", 0.0), bends.get("min_score")
+    policy = PolicyConfig(popularity_damping=damping, min_score=min_score, deny=(1000, 999))
+    rules = Rules.of(policy, model, vocabulary)
+    one = plain.recommend(small.batch, small.batch, k, rules=rules)
+    other = fast.recommend(small.batch, small.batch, k, rules=rules)
+    torch.testing.assert_close(one.score_BK, other.score_BK, rtol=1e-4, atol=1e-5)
+    same_BK = one.item_BK == other.item_BK
+    assert same_BK.float().mean() > 0.98  # scores equal but for rounding may change places
+    told_BK = same_BK & (one.item_BK >= 0)
+    for told, wanted in zip(other.opinion or (), one.opinion or (), strict=True):
+        if wanted is not None:
+            torch.testing.assert_close(told[told_BK], wanted[told_BK], rtol=1e-3, atol=1e-4)
+
+
+def test_a_doubt_in_bfloat16_is_settled_in_float32(small, monkeypatch):
+    """Scores so close that bfloat16 sees them as one: the fast way must step aside."""
+    scorer = scorer_of(small, MultVaeConfig())
+    scorer.model.output_IH.zero_()
+    scorer.model.output_bias_I.copy_(1.0 + torch.arange(50) * 1e-5)
+    fast = Scorer(scorer.model, scorer.vocabulary, precision="bf16")
+    monkeypatch.setattr("distrib.score.scorer._MORE_CANDIDATES", 2)
+    found = fast.recommend(Batch.from_lists([[0]]), None, 4)
+    assert found.item_BK.tolist() == [[49, 48, 47, 46]]
