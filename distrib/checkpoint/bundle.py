@@ -4,14 +4,16 @@ import io
 import json
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors
 import safetensors.torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from distrib import __version__
 from distrib.checkpoint.manifest import open_sealed, seal
-from distrib.errors import CheckpointError
+from distrib.errors import CheckpointError, DataError
 from distrib.models import ModelConfig
 from distrib.models.base import Model
 from distrib.storage import Folder
@@ -85,14 +87,49 @@ def load_bundle(folder: Folder) -> Bundle:
             f"{folder}: bundle format {manifest.get('format')}, this version reads {FORMAT}; "
             "export it anew"
         )
-    vocabulary = Vocabulary.from_table(pq.read_table(io.BytesIO(files[_VOCABULARY])))
-    weights = safetensors.torch.load(files[_WEIGHTS])
-    config = _ADAPTER.validate_json(files[_MODEL])
+    absent = [name for name in (_WEIGHTS, _MODEL, _VOCABULARY) if name not in files]
+    if absent:
+        raise CheckpointError(f"{folder}: lists no {absent[0]}, so it is no bundle; check the URL")
     try:
-        model = restored(config, vocabulary, weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: weights do not fit the model: {error}") from error
-    return Bundle(model, vocabulary, config, manifest)
+        vocabulary = Vocabulary.from_table(pq.read_table(io.BytesIO(files[_VOCABULARY])))
+    except (pa.ArrowException, DataError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{folder / _VOCABULARY}: is no vocabulary ({error})") from error
+    if vocabulary.fingerprint != manifest.get("vocabulary"):
+        raise CheckpointError(
+            f"{folder / _VOCABULARY}: its items are not those that the model was trained on "
+            f"(fingerprint {vocabulary.fingerprint[:12]}, not "
+            f"{str(manifest.get('vocabulary'))[:12]}); copy the folder anew"
+        )
+    try:
+        config = _ADAPTER.validate_json(files[_MODEL])
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise CheckpointError(
+            f"{folder / _MODEL}: describes no model of this version ({fault['msg']} at "
+            f"{'.'.join(map(str, fault['loc']))}); export it anew"
+        ) from error
+    try:
+        weights = safetensors.torch.load(files[_WEIGHTS])
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{folder / _WEIGHTS}: is no safetensors file ({error})") from error
+    model: Model = config.build(vocabulary.catalogue)
+    difference = _first_difference(model.state_dict(), weights)
+    if difference:
+        raise CheckpointError(f"{folder / _WEIGHTS}: weights do not fit the model: {difference}")
+    model.load_state_dict(weights)
+    return Bundle(model.eval().requires_grad_(False), vocabulary, config, manifest)
+
+
+def _first_difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:
+    """Name the first weight that is absent, too many, or of another shape."""
+    for name in [*wanted, *found]:
+        if name not in found:
+            return f"{name} is absent"
+        if name not in wanted:
+            return f"{name} is not the model's"
+        if wanted[name].shape != found[name].shape:
+            return f"{name} is {list(found[name].shape)}, not {list(wanted[name].shape)}"
+    return None
 
 
 def copy_bundle(source: Folder, target: Folder) -> None:

@@ -41,19 +41,33 @@ def open_sealed(folder: Folder) -> tuple[dict[str, Any], dict[str, bytes]]:
         raise CheckpointError(
             f"{folder}: no {MANIFEST}, so nothing complete is there; train first, or check the URL"
         )
-    manifest: dict[str, Any] = folder.read_json(MANIFEST)
+    manifest: Any = folder.read_json(MANIFEST)
+    entries = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(entries, dict) or not all(_is_plain(name) for name in entries):
+        raise CheckpointError(
+            f"{folder / MANIFEST}: names no files of this folder, so it is not one of distrib's; "
+            "check the URL"
+        )
     files = {}
-    for name, entry in manifest["files"].items():
+    for name, entry in entries.items():
         if not folder.exists(name):
             raise CheckpointError(
                 f"{folder / name}: listed in {MANIFEST} but absent; copy the folder anew"
             )
         files[name] = folder.read(name)
-        if describe(files[name]) != entry:
+        found = describe(files[name])
+        if found != entry:
+            what = next(key for key in found if found[key] != dict(entry).get(key))
             raise CheckpointError(
-                f"{folder / name}: content differs from {MANIFEST}; copy the folder anew"
+                f"{folder / name}: content differs from {MANIFEST} ({what} is {found[what]}, not "
+                f"{dict(entry).get(what)}); copy the folder anew"
             )
     return manifest, files
+
+
+def _is_plain(name: object) -> bool:
+    """Tell whether a name is that of a file right in the folder."""
+    return isinstance(name, str) and name not in {"", ".", ".."} and not {"/", "\\"} & {*name}
 
 
 def describe(content: bytes) -> dict[str, Any]:

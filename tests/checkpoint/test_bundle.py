@@ -1,9 +1,16 @@
+import pickle
+import re
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from distrib.checkpoint.bundle import copy_bundle, load_bundle, write_bundle
+from distrib.checkpoint.manifest import describe
 from distrib.errors import CheckpointError
 from distrib.models.conv4rec import Conv4RecConfig
 from distrib.storage import Folder
@@ -52,8 +59,84 @@ def test_altered_and_missing_files_are_named(bundle, name):
     content = bytearray(folder.read(name))
     content[len(content) // 2] ^= 1
     folder.write(name, bytes(content))
-    with pytest.raises(CheckpointError, match=f"{name}: content differs"):
+    with pytest.raises(
+        CheckpointError, match=rf"{name}: content differs from manifest.json \(sha256 is"
+    ):
         load_bundle(folder)
     folder.remove(name)
     with pytest.raises(CheckpointError, match=f"{name}: listed in .* but absent"):
         load_bundle(folder)
+
+
+def resealed(folder, **contents):
+    """Put other files into a bundle, with a manifest that vouches for them."""
+    manifest = folder.read_json("manifest.json")
+    for name, content in contents.items():
+        folder.write(NAMES[name], content)
+        manifest["files"][NAMES[name]] = describe(content)
+    folder.write_json("manifest.json", manifest)
+
+
+NAMES = {"weights": "model.safetensors", "model": "model.json", "items": "items.parquet"}
+
+
+def test_truncated_files_are_named_by_their_size(bundle):
+    folder, _ = bundle
+    folder.write("model.safetensors", folder.read("model.safetensors")[:100])
+    with pytest.raises(CheckpointError, match=r"model.safetensors: .*\(bytes is 100, not \d+\)"):
+        load_bundle(folder)
+
+
+def test_foreign_bundles_are_refused_with_the_first_difference(bundle, small, tmp_path):
+    folder, _ = bundle
+    whole = {name: folder.read(file) for name, file in NAMES.items()}
+    counts = small.catalogue.train_count_IL
+    others = Vocabulary(pa.array(range(50)), small.catalogue.levels, counts, 37)
+    sink = pa.BufferOutputStream()
+    pq.write_table(others.to_table(), sink)
+    few = {"prior_IC": torch.zeros(3, 6)}
+    for part, content, message in (
+        ("weights", pickle.dumps({"a": 1}), "is no safetensors file"),
+        ("weights", save(few), r"input_IDZ is absent"),
+        (
+            "weights",
+            save({**load(whole["weights"]), **few}),
+            r"prior_IC is \[3, 6\], not \[50, 6\]",
+        ),
+        (
+            "weights",
+            save({**load(whole["weights"]), "more": torch.ones(1)}),
+            "more is not the model",
+        ),
+        ("model", b'{"name": "other"}', "describes no model of this version"),
+        ("model", b"no json", "describes no model of this version"),
+        ("items", b"no parquet", "is no vocabulary"),
+        ("items", bytes(sink.getvalue()), "its items are not those that the model was trained on"),
+    ):
+        resealed(folder, **{part: content})
+        with pytest.raises(CheckpointError, match=message):
+            load_bundle(folder)
+        resealed(folder, **whole)
+    load_bundle(folder)
+
+
+@pytest.mark.parametrize("files", [None, [], {"../../secret": {}}, {"/etc/passwd": {}}, {"": {}}])
+def test_a_manifest_leads_to_no_file_outside(bundle, files):
+    folder, _ = bundle
+    manifest = folder.read_json("manifest.json")
+    folder.write_json("manifest.json", {**manifest, "files": files})
+    with pytest.raises(CheckpointError, match="names no files of this folder"):
+        load_bundle(folder)
+    folder.write_json("manifest.json", {**manifest, "files": {}})
+    with pytest.raises(CheckpointError, match=r"lists no model.safetensors, so it is no bundle"):
+        load_bundle(folder)
+
+
+def test_nothing_unpickles():
+    for path in (Path(__file__).parent.parent.parent / "distrib").rglob("*.py"):
+        found = re.findall(
+            r"^\s*(?:import|from) pickle|(?<!safetensors\.)torch\.load\(",
+            path.read_text(),
+            re.MULTILINE,
+        )
+        assert not found, path

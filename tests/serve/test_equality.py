@@ -1,0 +1,82 @@
+"""The same users get the same answers asked directly, in bulk and over HTTP, from every model."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from starlette.testclient import TestClient
+
+from distrib.batch import Batch
+from distrib.checkpoint.bundle import BUNDLE, write_bundle
+from distrib.score.fragments import FragmentScorer, fragments_of
+from distrib.score.lists import SINGULAR
+from distrib.score.policy import ScoreConfig
+from distrib.score.scorer import Scorer
+from distrib.serve.arrow import stream_of, table_of
+from distrib.storage import Folder
+from distrib.vocabulary import Vocabulary
+from tests.models.test_contract import every_model, filled
+from tests.serve.conftest import IDS, history, served
+
+K = 7
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}  # batches differ in size, so sums in their order
+
+
+def bulk_lists(run, table, output):
+    """Parquet to Parquet, as an actor does it."""
+    histories = output / "in"
+    histories.mkdir(parents=True)
+    pq.write_table(table, histories / "a.parquet", row_group_size=10)
+    scorer = Scorer.from_bundle(Folder(run) / BUNDLE)
+    config = ScoreConfig(k=K, batch_users=6, fragment_users=20)
+    writer = FragmentScorer(scorer, Folder(str(histories)), None, Folder(str(output)), config)
+    fragments = fragments_of(Folder(str(histories)), [{"name": "a.parquet"}], 20)
+    for fragment in fragments:
+        writer.write(fragment, "recipe")
+    parts = [Folder(str(output)).read_parquet(fragment.part) for fragment in fragments]
+    return pa.concat_tables(parts).to_pylist()
+
+
+def assert_same(bulk, found, direct, row):
+    assert [entry["item"] for entry in found] == bulk["items"]
+    items = [1000 - item for item in direct.item_BK[row].tolist()]
+    assert bulk["items"] == items
+    np.testing.assert_allclose(bulk["scores"], direct.score_BK[row], **TOLERANCE)
+    for column, name in SINGULAR.items():
+        if column in bulk and name != "item":
+            told = [entry[name] for entry in found]
+            np.testing.assert_allclose(told, bulk[column], **TOLERANCE, err_msg=name)
+    if direct.opinion is not None:
+        np.testing.assert_allclose(bulk["ratings"], direct.opinion.rating_BI[row], **TOLERANCE)
+
+
+@every_model
+def test_direct_bulk_and_served_answers_are_equal(config, small, tmp_path):
+    counts, levels = small.catalogue.train_count_IL, small.catalogue.levels
+    vocabulary = Vocabulary(IDS, levels, counts, 37, 37)
+    model, run = filled(config, small), str(tmp_path / "run")
+    write_bundle(Folder(run) / BUNDLE, model.state_dict(), config, vocabulary, {"data": "none"})
+    rows = [{"user": user, **history(small, user)} for user in range(37)]
+    table = pa.Table.from_pylist(rows)
+    bulk = bulk_lists(run, table, tmp_path / "out")
+    strangers = small.batch._replace(user_B=torch.full((37,), -1))
+    direct = Scorer(model, vocabulary).recommend(strangers, strangers, K)
+    with TestClient(served({"m": run}).app) as client:
+        path = "/v1/models/m/recommendations"
+        for user in range(0, 37, 6):
+            body = {"history": history(small, user), "wishes": {"k": K}}
+            found = client.post(path, json=body).json()["items"]
+            assert_same(bulk[user], found, direct, user)
+        streamed = client.post(f"{path}.arrow?k={K}", content=stream_of(table))
+        for row, wanted in zip(table_of(streamed.content).to_pylist(), bulk, strict=True):
+            assert row["items"] == wanted["items"]
+        told = {"history": history(small, 5), "targets": [1000, 981, 951]}
+        answer = client.post("/v1/models/m/ratings", json=told)
+    wanted = Scorer(model, vocabulary).predict(
+        strangers.rows(5, 6), Batch.from_lists([[0, 19, 49]])
+    )
+    if wanted is None:
+        assert answer.status_code == 422
+    else:
+        ratings = [entry["rating"] for entry in answer.json()["ratings"]]
+        np.testing.assert_allclose(ratings, wanted.rating_N, **TOLERANCE)
