@@ -65,16 +65,36 @@ class Rules(NamedTuple):
             DataError: A file is absent, lacks a column, or names no item of the model.
         """
         device = next(iter(model.item_tables())).device
+        allowed_I = _allowed(policy, vocabulary)
+        group_I = None if policy.groups is None else _group_of(policy.groups, vocabulary)
+        fixed = cls(
+            allowed_I=None if allowed_I is None else allowed_I.to(device),
+            group_I=None if group_I is None else group_I.to(device),
+        )
+        return fixed.with_numbers(policy, model, vocabulary)
+
+    def with_numbers(self, policy: PolicyConfig, model: Model, vocabulary: Vocabulary) -> "Rules":
+        """Return the rules with the numbers of another policy; its files are not read again.
+
+        Args:
+            policy: Of which all but ``allow``, ``deny`` and ``groups`` holds.
+            model: What scores.
+            vocabulary: Its items.
+
+        Returns:
+            The rules.
+
+        Raises:
+            ConfigError: The model has no item vectors, which diversity needs.
+        """
         damping_I = None
         if policy.popularity_damping:
             support_I = torch.from_numpy(vocabulary.train_count_IL.sum(1)).float()
             damping_I = policy.popularity_damping * torch.log1p(support_I)
-        group_I = None if policy.groups is None else _group_of(policy.groups, vocabulary)
-        return cls(
-            allowed_I=_on(device, _allowed(policy, vocabulary)),
-            damping_I=_on(device, damping_I),
+            damping_I = damping_I.to(next(iter(model.item_tables())).device)
+        return self._replace(
+            damping_I=damping_I,
             min_score=policy.min_score,
-            group_I=_on(device, group_I),
             at_most=policy.max_per_group or 0,
             diversity=policy.diversity,
             pool=policy.diversity_pool,
@@ -237,10 +257,6 @@ def item_table(url: str, columns: tuple[str, ...]) -> pa.Table:
     if absent:
         raise DataError(f"{url}: lacks column(s) {absent}; it has {table.column_names}")
     return table.select(list(columns))
-
-
-def _on(device: torch.device, part: Tensor | None) -> Tensor | None:
-    return None if part is None else part.to(device)
 
 
 def _allowed(policy: PolicyConfig, vocabulary: Vocabulary) -> Tensor | None:

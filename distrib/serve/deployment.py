@@ -174,6 +174,7 @@ class _Scorer:
     async def check_health(self) -> None:
         """Hear from Serve every few seconds; the thread that scores must come round in time."""
         self._begin_to_watch()
+        await self._replica.beat()
 
     def _begin_to_watch(self) -> None:
         if self._watch is None or self._watch.done():

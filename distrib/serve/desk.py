@@ -248,11 +248,12 @@ class Desk:
         precision = self.config.precision
         scorer = Scorer(bundle.model, bundle.vocabulary, device=device, precision=precision)
 
+        rules = Rules.of(self.config.policy, scorer.model, scorer.vocabulary)
+
         @lru_cache(maxsize=_CACHED_RULES)
         def rules_of(policy: PolicyConfig) -> Rules:
-            return Rules.of(policy, scorer.model, scorer.vocabulary)
+            return rules.with_numbers(policy, scorer.model, scorer.vocabulary)
 
-        rules = rules_of(self.config.policy)
         tried = scorer.recommend(Batch.from_lists([[], [0]]), None, 1, rules=rules, tells=False)
         if torch.isnan(tried.score_BK).any():
             raise CheckpointError(f"{self._folder}: its model gives no numbers; train it anew")

@@ -6,13 +6,12 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from distrib import __version__
@@ -20,6 +19,9 @@ from distrib.events import emit
 from distrib.serve import routes
 from distrib.serve.config import ServeConfig
 from distrib.serve.routes import Asking, Desks
+
+_BEARER = HTTPBearer(auto_error=False, description="The token that the server was started with")
+"""For the description; the door has looked at it before anything is read."""
 
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 
@@ -51,30 +53,12 @@ def front(desks: Desks, config: ServeConfig, meters: Meters) -> FastAPI:
     )
     app.state.asking = Asking(desks, config)
     app.include_router(routes.server)
-    app.include_router(routes.models, dependencies=[Depends(_guard(config))])
+    app.include_router(routes.models, dependencies=[Depends(_BEARER)])
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _failed)
+    app.add_exception_handler(Exception, _broken)
     app.add_middleware(_Door, config=config, meters=meters)
     return app
-
-
-def _guard(config: ServeConfig) -> Callable[..., Awaitable[None]]:
-    """Return what lets requests through that bear the token."""
-    scheme = HTTPBearer(auto_error=False, description="The token that the server was started with")
-
-    async def guard(
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)],
-    ) -> None:
-        if config.token is None:
-            return
-        wanted = config.token.get_secret_value().encode()
-        shown = given.credentials.encode() if given else b""
-        if not hmac.compare_digest(wanted, shown):
-            raise HTTPException(
-                401, "bear the server's token", headers={"WWW-Authenticate": "Bearer"}
-            )
-
-    return guard
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
@@ -90,18 +74,23 @@ async def _failed(request: Request, error: Exception) -> JSONResponse:
     return _fault(request, error.status_code, error.detail, error.headers)
 
 
+async def _broken(request: Request, _error: Exception) -> JSONResponse:
+    return _fault(request, 500, "the server failed; it is in its log")
+
+
 def _fault(request: Request, status: int, detail: str, headers: Any = None) -> JSONResponse:
     body = {"detail": detail, "request_id": request.scope["state"]["request_id"]}
     return JSONResponse(body, status, headers)
 
 
 class _Door:
-    """Gives each request an id, bounds its body, times it, and answers for what went wrong."""
+    """Lets in who bears the token, gives each request an id, bounds its body, and times it."""
 
     def __init__(self, app: Any, config: ServeConfig, meters: Meters) -> None:
         self.app = app
         self.meters = meters
         self.max_bytes = math.ceil(config.max_body_mb * 2**20)
+        self.token = config.token
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -121,13 +110,25 @@ class _Door:
             await send(message)
 
         try:
-            await self._bounded(scope, headers, receive, answered)
+            if self._may_enter(scope["path"], headers):
+                await self._bounded(scope, headers, receive, answered)
+            else:
+                extra = [(b"www-authenticate", b"Bearer")]
+                await _turned_away(scope, answered, 401, "bear the server's token", extra)
         finally:
             elapsed_s = time.perf_counter() - started_s
             route = getattr(scope.get("route"), "path", "none")
             self.meters.reached(route, status, elapsed_s)
             if status >= 500:
                 emit("request_failed", request_id=request_id, route=route, status=status)
+
+    def _may_enter(self, path: str, headers: dict[bytes, bytes]) -> bool:
+        """Compare the token in constant time, where there is one and the path is of a model."""
+        if self.token is None or not path.startswith(routes.models.prefix):
+            return True
+        kind, _, shown = headers.get(b"authorization", b"").partition(b" ")
+        wanted = self.token.get_secret_value().encode()
+        return hmac.compare_digest(wanted, shown.strip()) and kind.lower() == b"bearer"
 
     async def _bounded(
         self, scope: Any, headers: dict[bytes, bytes], receive: Any, send: Any
@@ -145,7 +146,9 @@ class _Door:
             read += len(pieces[-1])
             more = message.get("more_body", False) and read <= self.max_bytes
         if max(size, read) > self.max_bytes:
-            await self._too_large(scope, send)
+            limit = f"{self.max_bytes / 2**20:g} MB"
+            detail = f"the body is larger than {limit}; send less at a time"
+            await _turned_away(scope, send, 413, detail, [(b"connection", b"close")])
             return
         body = iter([{"type": "http.request", "body": b"".join(pieces), "more_body": False}])
 
@@ -154,13 +157,12 @@ class _Door:
 
         await self.app(scope, replayed, send)
 
-    async def _too_large(self, scope: Any, send: Any) -> None:
-        limit = f"{self.max_bytes / 2**20:g} MB"
-        body = {
-            "detail": f"the body is larger than {limit}; send less at a time",
-            "request_id": scope["state"]["request_id"],
-        }
-        content = json.dumps(body).encode()
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+
+async def _turned_away(
+    scope: Any, send: Any, status: int, detail: str, extra: list[tuple[bytes, bytes]]
+) -> None:
+    """Answer before the application sees the request."""
+    body = {"detail": detail, "request_id": scope["state"]["request_id"]}
+    headers = [(b"content-type", b"application/json"), *extra]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})

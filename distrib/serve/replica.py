@@ -90,8 +90,18 @@ class Replica:
                 emit("reload_failed", model=self.desk.name, fault=self.desk.fault, kept=version)
                 self.meters.reloaded(is_well=False)
 
+    async def beat(self) -> None:
+        """Wait until the thread that scores comes round."""
+        await self._batcher.apart(lambda: None)
+
     def _work(self, asks: Sequence[Ask]) -> list[Answer]:
-        answers = self.desk.answer(asks)
+        try:
+            answers = self.desk.answer(asks)
+        except Exception as error:  # noqa: BLE001  one request must not take the others with it
+            if len(asks) > 1:
+                return [answer for ask in asks for answer in self._work([ask])]
+            emit("answer_failed", model=self.desk.name, fault=f"{type(error).__name__}: {error}")
+            return [Answer(500, {"detail": "the scorer failed; it is in the server's log"})]
         reads = [answer.body.get("read") for answer in answers]
         self.meters.unknown(sum(read["unknown_items"] for read in reads if read))
         return answers

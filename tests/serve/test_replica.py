@@ -18,6 +18,8 @@ from distrib.score.policy import PolicyConfig
 from distrib.serve.batching import Batcher, BusyError
 from distrib.serve.config import ServeConfig
 from distrib.serve.desk import Desk
+from distrib.serve.messages import History, Wishes
+from distrib.serve.reading import ListAsk
 from distrib.serve.stored import StoredUsers
 from distrib.storage import Folder
 from tests.serve.conftest import LocalDesks, history, served, write_run
@@ -119,6 +121,28 @@ def test_too_many_requests_get_a_429_and_slow_ones_a_503(run, small):
         late = client.post("/v1/models/default/recommendations", json=body)
         assert late.status_code == 503
         assert late.json()["detail"] == "no answer within 0.3 s"
+
+
+def test_a_request_that_breaks_the_scorer_takes_no_other_with_it(run, small, capsys):
+    server = served({"default": run})
+    replica, desk = server.replicas["default"], server.desks["default"]
+    plain = desk.answer
+
+    def fragile(asks):
+        if any(ask.wishes.k == 13 for ask in asks):
+            raise RuntimeError("thirteen")
+        return plain(asks)
+
+    desk.answer = fragile
+    asks = [ListAsk(History(**history(small, 1)), Wishes(k=k)) for k in (3, 13, 4)]
+    first, second, third = replica._work(asks)
+    assert [len(first.body["items"]), second.status, len(third.body["items"])] == [3, 500, 4]
+    assert "RuntimeError: thirteen" in capsys.readouterr().err
+    with TestClient(server.app, raise_server_exceptions=False) as client:
+        body = {"history": history(small, 1), "wishes": {"k": 13}}
+        found = client.post("/v1/models/default/recommendations", json=body)
+        assert found.status_code == 500
+        assert "thirteen" not in found.text
 
 
 def test_a_newer_bundle_is_taken_and_a_bad_one_is_not(run, small):
