@@ -56,8 +56,9 @@ class ServeConfig(Config):
     batch_wait_ms: Annotated[float, Field(ge=0.0)] = 2.0
     """How long the first of a batch waits for others."""
 
-    max_waiting: PositiveInt = 1024
-    """Requests that wait at a scorer; further ones are told to come again (429)."""
+    max_waiting: PositiveInt = 256
+    """Requests under way at a front, and waiting at a scorer; further ones are told to come again
+    (429). What a scorer can answer in the time that a request may take is a good choice."""
 
     max_body_mb: PositiveFloat = 64.0
     """Largest body of a request; above it 413."""

@@ -24,7 +24,6 @@ from distrib.serve.replica import Replica
 APP = "distrib"
 _SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
 _USERS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
-_FRONT_REQUESTS = 512
 _RETRY_S = 0.1
 _HEALTH_S = 5.0
 
@@ -79,8 +78,8 @@ def application(plan: Plan) -> serve.Application:
     fronts = serve.deployment(
         name="front",
         num_replicas=config.fronts,
-        max_ongoing_requests=_FRONT_REQUESTS,
-        max_queued_requests=_FRONT_REQUESTS,
+        max_ongoing_requests=config.max_waiting,
+        max_queued_requests=max(1, config.max_waiting // 4),  # what waits here is not timed
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         ray_actor_options={"num_cpus": 0.1},
         health_check_period_s=_HEALTH_S,
@@ -102,7 +101,7 @@ def start(plan: Plan) -> str:
     """
     config = plan.config
     try:
-        quiet = LoggingConfig(log_level="WARNING", encoding="JSON", enable_access_log=False)
+        quiet = LoggingConfig(log_level="ERROR", encoding="JSON", enable_access_log=False)
         http = {"host": config.host, "port": config.port}
         serve.start(http_options=http, logging_config=quiet)
         serve.run(application(plan), name=APP, route_prefix="/", logging_config=quiet)
