@@ -58,6 +58,7 @@ def job(description: str, check: Check, run: Run, arguments: list[str] | None = 
         config = parse(description, arguments)
         check(config)
         with connected():
+            signal.signal(signal.SIGTERM, _terminated)  # Ray has put its own there
             return run(config)
 
     return _told(work)
@@ -83,9 +84,14 @@ def through_endpoint(description: str, arguments: list[str] | None = None) -> in
         default = Endpoint._field_defaults[field]
         flag = f"--{field.replace('_', '-')}"
         parser.add_argument(flag, type=type(default), default=default, help="%(default)s")
+    parser.add_argument(
+        "--wish", action="append", default=[], metavar="NAME=VALUE", help="e.g. exclude_seen=false"
+    )
     given = vars(parser.parse_args(arguments))
     histories, output = given.pop("histories"), given.pop("output")
-    endpoint = Endpoint(**given, token=os.environ.get("DISTRIB_TOKEN"))
+    wishes = dict(text.partition("=")[::2] for text in given.pop("wish"))
+    token = os.environ.get("DISTRIB_TOKEN") or None
+    endpoint = Endpoint(**given, wishes=wishes, token=token)
     return _told(lambda: score_through(endpoint, histories, output))
 
 

@@ -30,6 +30,8 @@ class Config(BaseModel):
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_SECRET = re.compile(r"tok|secret|passw|credential", re.IGNORECASE)
+"""Keys whose values no message repeats, misspelt ones among them."""
 
 
 def load(
@@ -106,7 +108,9 @@ def _apply(raw: dict[str, Any], text: str, faults: list[str]) -> None:
         value: Any = tomllib.loads(text)
         place: Any = tomllib.loads(text.partition("=")[0] + "= 0")
     except tomllib.TOMLDecodeError:
-        faults.append(f"--set {text}: not TOML; write section.key=value, strings in quotes")
+        name = text.partition("=")[0]
+        shown = f"{name}=..." if _SECRET.search(name) else text
+        faults.append(f"--set {shown}: not TOML; write section.key=value, strings in quotes")
         return
     target: Any = raw
     while isinstance(target, dict):
@@ -141,7 +145,9 @@ def _describe(kind: type[BaseModel], fault: Any) -> str:
         near = difflib.get_close_matches(location[-1], _keys_beside(kind, location), n=1)
         message = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
     value = fault.get("input")
-    shown = "" if fault["type"] == "missing" or isinstance(value, dict) else f" = {value!r}"
+    is_told = fault["type"] != "missing" and not isinstance(value, dict)
+    is_told = is_told and not _SECRET.search(".".join(location))
+    shown = f" = {value!r}" if is_told else ""
     return f"{'.'.join(location) or 'run file'}{shown}: {message}"
 
 

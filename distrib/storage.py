@@ -181,7 +181,7 @@ class Folder:
         """
         try:
             return json.loads(self.read(name))
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or no text
             raise DataError(
                 f"{self / name} is not JSON: {error}; it was damaged, write it anew"
             ) from error
@@ -193,7 +193,7 @@ class Folder:
             if self._has_folders:
                 self._fs.makedirs(posixpath.dirname(target), exist_ok=True)
             if self.is_local:
-                part = Path(f"{target}.{uuid.uuid4().hex[:8]}.part")
+                part = _unfinished(Path(target))
                 try:
                     part.write_bytes(content)
                     part.replace(target)
@@ -273,6 +273,14 @@ class Folder:
         self.write(name, sink.getvalue())
         return sink.getvalue()
 
+    def move(self, name: str, target: "Folder", new_name: str) -> None:
+        """Move a file into another folder of the same store, over one that is there."""
+        with self._explained():
+            if self.is_local:
+                Path(self._at(name)).replace(target._at(new_name))
+            else:
+                self._fs.mv(self._at(name), target._at(new_name))
+
     def remove(self, name: str = "") -> None:
         """Remove a file, or a folder with all that is in it, if it is there."""
         with self._explained():
@@ -350,9 +358,14 @@ def patiently(
         wait_s = min(2 * wait_s, 30.0)
 
 
+def _unfinished(target: Path) -> Path:
+    """Return a name beside a file's that readers of folders pass over, should it be left there."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+
+
 def _copied_whole(source: IO[bytes], target: Path) -> dict[str, Any]:
     """Copy into a local file that is there when all of it is on the disk."""
-    part = Path(f"{target}.{uuid.uuid4().hex[:8]}.part")
+    part = _unfinished(target)
     try:
         with part.open("wb") as sink:
             entry = _copied(source, sink)

@@ -90,6 +90,20 @@ def load_bundle(folder: Folder) -> Bundle:
     absent = [name for name in (_WEIGHTS, _MODEL, _VOCABULARY) if name not in files]
     if absent:
         raise CheckpointError(f"{folder}: lists no {absent[0]}, so it is no bundle; check the URL")
+    vocabulary = _vocabulary(folder, files, manifest)
+    config, model = _unfilled(folder, files, vocabulary)
+    try:
+        weights = safetensors.torch.load(files[_WEIGHTS])
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{folder / _WEIGHTS}: is no safetensors file ({error})") from error
+    difference = _first_difference(model.state_dict(), weights)
+    if difference:
+        raise CheckpointError(f"{folder / _WEIGHTS}: weights do not fit the model: {difference}")
+    model.load_state_dict(weights)
+    return Bundle(model.eval().requires_grad_(False), vocabulary, config, manifest)
+
+
+def _vocabulary(folder: Folder, files: dict[str, bytes], manifest: dict[str, Any]) -> Vocabulary:
     try:
         vocabulary = Vocabulary.from_table(pq.read_table(io.BytesIO(files[_VOCABULARY])))
     except (pa.ArrowException, DataError, KeyError, ValueError) as error:
@@ -100,24 +114,23 @@ def load_bundle(folder: Folder) -> Bundle:
             f"(fingerprint {vocabulary.fingerprint[:12]}, not "
             f"{str(manifest.get('vocabulary'))[:12]}); copy the folder anew"
         )
+    return vocabulary
+
+
+def _unfilled(folder: Folder, files: dict[str, bytes], vocabulary: Vocabulary) -> tuple[Any, Model]:
     try:
         config = _ADAPTER.validate_json(files[_MODEL])
+        return config, config.build(vocabulary.catalogue)
     except ValidationError as error:
         fault = error.errors()[0]
         raise CheckpointError(
             f"{folder / _MODEL}: describes no model of this version ({fault['msg']} at "
             f"{'.'.join(map(str, fault['loc']))}); export it anew"
         ) from error
-    try:
-        weights = safetensors.torch.load(files[_WEIGHTS])
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{folder / _WEIGHTS}: is no safetensors file ({error})") from error
-    model: Model = config.build(vocabulary.catalogue)
-    difference = _first_difference(model.state_dict(), weights)
-    if difference:
-        raise CheckpointError(f"{folder / _WEIGHTS}: weights do not fit the model: {difference}")
-    model.load_state_dict(weights)
-    return Bundle(model.eval().requires_grad_(False), vocabulary, config, manifest)
+    except (RuntimeError, MemoryError) as error:
+        raise CheckpointError(
+            f"{folder / _MODEL}: the model cannot be built here ({error}); check its widths"
+        ) from error
 
 
 def _first_difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:
@@ -129,6 +142,8 @@ def _first_difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> st
             return f"{name} is not the model's"
         if wanted[name].shape != found[name].shape:
             return f"{name} is {list(found[name].shape)}, not {list(wanted[name].shape)}"
+        if wanted[name].dtype != found[name].dtype:
+            return f"{name} is {found[name].dtype}, not {wanted[name].dtype}"
     return None
 
 

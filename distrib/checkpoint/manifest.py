@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from distrib.errors import CheckpointError
+from distrib.errors import CheckpointError, DataError
 from distrib.storage import Folder
 
 MANIFEST = "manifest.json"
@@ -37,19 +37,9 @@ def open_sealed(folder: Folder) -> tuple[dict[str, Any], dict[str, bytes]]:
     Raises:
         CheckpointError: The manifest is absent, or a file is not what the manifest says.
     """
-    if not folder.exists(MANIFEST):
-        raise CheckpointError(
-            f"{folder}: no {MANIFEST}, so nothing complete is there; train first, or check the URL"
-        )
-    manifest: Any = folder.read_json(MANIFEST)
-    entries = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(entries, dict) or not all(_is_plain(name) for name in entries):
-        raise CheckpointError(
-            f"{folder / MANIFEST}: names no files of this folder, so it is not one of distrib's; "
-            "check the URL"
-        )
+    manifest = read_manifest(folder)
     files = {}
-    for name, entry in entries.items():
+    for name, entry in manifest["files"].items():
         if not folder.exists(name):
             raise CheckpointError(
                 f"{folder / name}: listed in {MANIFEST} but absent; copy the folder anew"
@@ -57,12 +47,45 @@ def open_sealed(folder: Folder) -> tuple[dict[str, Any], dict[str, bytes]]:
         files[name] = folder.read(name)
         found = describe(files[name])
         if found != entry:
-            what = next(key for key in found if found[key] != dict(entry).get(key))
+            what = next(key for key in found if found[key] != entry.get(key))
             raise CheckpointError(
                 f"{folder / name}: content differs from {MANIFEST} ({what} is {found[what]}, not "
-                f"{dict(entry).get(what)}); copy the folder anew"
+                f"{entry.get(what)}); copy the folder anew"
             )
     return manifest, files
+
+
+def read_manifest(folder: Folder) -> dict[str, Any]:
+    """Read what a sealed folder says of itself, without looking at its files.
+
+    Args:
+        folder: What `seal` wrote.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointError: It is absent, damaged, or of something else.
+    """
+    if not folder.exists(MANIFEST):
+        raise CheckpointError(
+            f"{folder}: no {MANIFEST}, so nothing complete is there; train first, or check the URL"
+        )
+    try:
+        manifest: Any = folder.read_json(MANIFEST)
+    except DataError as error:
+        if error.__cause__ is None or not isinstance(error.__cause__, ValueError):
+            raise
+        raise CheckpointError(str(error)) from error
+    entries = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(entries, dict) or not all(
+        _is_plain(name) and isinstance(entry, dict) for name, entry in entries.items()
+    ):
+        raise CheckpointError(
+            f"{folder / MANIFEST}: names no files of this folder, so it is not one of distrib's; "
+            "check the URL"
+        )
+    return manifest  # type: ignore[no-any-return]
 
 
 def _is_plain(name: object) -> bool:

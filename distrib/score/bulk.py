@@ -1,13 +1,11 @@
 """Bulk scoring on the cluster: every fragment of the histories to one part, exactly once."""
 
-import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -15,26 +13,21 @@ import ray.data
 
 from distrib import __version__
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
-from distrib.checkpoint.manifest import MANIFEST as BUNDLE_MANIFEST
+from distrib.checkpoint.manifest import read_manifest
 from distrib.data import prepare as preparation
 from distrib.data.config import DataConfig
-from distrib.data.hashing import HashArray
 from distrib.data.prepared import MANIFEST, load_manifest, load_vocabulary
 from distrib.data.splits import NoSplit
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.events import Interval, emit
-from distrib.score.fragments import RECEIPTS, Fragment, FragmentScorer, fragments_of
-from distrib.score.lists import DIGEST, require_columns
+from distrib.score.fragments import Former, Fragment, FragmentScorer, fragments_of
+from distrib.score.lists import recommend_table
 from distrib.score.new_items import require_extended, with_new_items
 from distrib.score.policy import PolicyConfig, ScoreConfig
-from distrib.score.rules import Rules
+from distrib.score.publication import SUCCESS, Publication
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
 
-SUCCESS = "_SUCCESS"
-"""Manifest, written last; readers of Parquet folders pass over names that begin so."""
-
-_BEGUN = "_begun.json"
 _PROGRESS_S = 10.0
 _NOT_OF_LISTS = {
     *("output", "batch_users", "fragment_users", "gpus_per_actor", "since", "events", "histories")
@@ -52,9 +45,9 @@ class Work(NamedTuple):
     recipe: dict[str, Any]
 
     @property
-    def digest(self) -> str:
-        """Of the recipe: equal where all lists are."""
-        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
+    def publication(self) -> Publication:
+        """Where lists go."""
+        return Publication(Folder(self.output), self.recipe)
 
 
 def preflight(run: str, prepared: str, config: ScoreConfig) -> None:
@@ -120,28 +113,21 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
         preparation.prepare(events)
         config = config.model_copy(update={"events": None, "histories": events.prepared})
     work = plan(run, prepared, config)
-    target = Folder(work.output)
-    if target.exists(SUCCESS) and target.read_json(SUCCESS)["recipe"] == work.recipe:
+    publication = work.publication
+    done = publication.published()
+    if done is not None:
         emit("already_scored", folder=work.output)
-        return {"output": work.output, "counts": target.read_json(SUCCESS)["counts"]}
-    _check_model(work, config)
+        return {"output": work.output, "counts": done["counts"]}
+    _rehearse(work, config)
     fragments = fragments_of(Folder(work.histories), work.files, config.fragment_users)
-    done = _resumed(target, work, fragments)
-    if not done:
-        _clear(target)
-        target.write_json(_BEGUN, {"recipe": work.digest, "parts": len(fragments)})
-    receipts = [*done.values(), *_scored(work, config, fragments, done)]
-    manifest = _manifest(work, sorted(receipts, key=lambda receipt: str(receipt["name"])))
-    if target.read_json(_BEGUN)["recipe"] != work.digest:
-        raise DataError(
-            f"{target}: another scoring with other settings has begun in this folder; give each "
-            "its own score.output"
-        )
-    target.write_json(SUCCESS, manifest)
-    target.remove(_BEGUN)
-    target.remove(RECEIPTS)
-    emit("scored", folder=work.output, counts=manifest["counts"])
-    return {"output": work.output, "counts": manifest["counts"]}
+    found = publication.receipts({fragment.part for fragment in fragments})
+    publication.begin()
+    receipts = [*found.values(), *_scored(work, config, fragments, found)]
+    receipts.sort(key=lambda receipt: str(receipt["name"]))
+    counts = _counts(receipts)
+    publication.publish(receipts, {"distrib": __version__, "counts": counts})
+    emit("scored", folder=work.output, counts=counts)
+    return {"output": work.output, "counts": counts}
 
 
 def plan(run: str, prepared: str, config: ScoreConfig) -> Work:
@@ -176,19 +162,24 @@ def plan(run: str, prepared: str, config: ScoreConfig) -> Work:
     recipe = {**made_by, "vocabulary": facts["vocabulary"], "histories": identity}
     recipe["fragment_users"] = config.fragment_users
     if config.since:
+        if Folder(config.since).url == Folder(output).url:
+            raise ConfigError(
+                f"score.since = {config.since!r} is where the lists go; set score.output to "
+                "another folder, so that the former ones stay"
+            )
         recipe["since"] = _require_same(Folder(config.since), made_by)
-    _require_ours(Folder(output))
-    return Work(str(bundle), str(histories), output, files, histories.exists(MANIFEST), recipe)
+    work = Work(str(bundle), str(histories), output, files, histories.exists(MANIFEST), recipe)
+    work.publication.require_ours()
+    return work
 
 
 def _bundle_facts(run: str) -> dict[str, Any]:
     bundle = Folder(run) / BUNDLE
-    if not bundle.exists(BUNDLE_MANIFEST):
+    if not bundle.exists():
         raise CheckpointError(
             f"{bundle}: no bundle, so nothing to score with; run jobs/train.py first"
         )
-    facts: dict[str, Any] = bundle.read_json(BUNDLE_MANIFEST)
-    return facts
+    return read_manifest(bundle)
 
 
 def _unsplit(events: DataConfig) -> DataConfig:
@@ -208,16 +199,13 @@ def _files(histories: Folder) -> tuple[tuple[dict[str, Any], ...], Any]:
         manifest = load_manifest(histories)
         shards = [{"name": s["name"], "sha256": s["sha256"]} for s in manifest["shards"]]
         return tuple(shards), manifest["hash"]
-    names = [name for name in histories.files(".parquet") if name[0] not in "._"]
+    if not histories.is_folder():
+        raise DataError(f"{histories}: is a file; name the folder that it is in")
+    names = [name for name in histories.data_files() if name.endswith(".parquet")]
     if not names:
         raise DataError(f"{histories}: no Parquet files and no {MANIFEST}; nothing to score")
-    with histories.open(names[0]) as file:
-        try:
-            columns = pq.read_schema(file).names
-        except pa.ArrowException as error:
-            raise DataError(f"{histories / names[0]}: is no Parquet file ({error})") from error
-    require_columns(columns)
-    return tuple({"name": name} for name in names), {n: histories.stamp(n) for n in names}
+    stamps = {name: histories.stamp(name) for name in names}
+    return tuple({"name": name, "stamp": stamps[name]} for name in names), stamps
 
 
 def _numbered(histories: Folder, files: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
@@ -249,49 +237,43 @@ def _require_same(former: Folder, made_by: Mapping[str, Any]) -> dict[str, Any]:
                 f"{former}: was scored with another {what}, so every list may differ, not only "
                 "those of users who changed; unset score.since"
             )
+    for folder in _followed(former)[1:]:
+        if not folder.exists(SUCCESS):
+            raise DataError(
+                f"{folder}: {former} follows it, but it has no {SUCCESS}; score everyone anew"
+            )
     return {"folder": former.url, "stamp": former.stamp(SUCCESS)}
 
 
-def _require_ours(target: Folder) -> None:
-    """Refuse a folder with files that scoring did not write; it would have to remove them."""
-    if not target.exists(SUCCESS) and not target.exists(_BEGUN) and target.files():
-        raise DataError(
-            f"{target}: holds files that scoring did not write ({', '.join(target.files()[:3])}); "
-            "set score.output to a new folder"
-        )
-
-
-def _check_model(work: Work, config: ScoreConfig) -> None:
-    """Fail here, clearly, rather than in an actor."""
+def _rehearse(work: Work, config: ScoreConfig) -> None:
+    """Read every file's columns, and score nobody of each kind: what fails shall fail here."""
     bundle = load_bundle(Folder(work.bundle))
-    Rules.of(config.policy, bundle.model, bundle.vocabulary)
-    if work.recipe["bundle"] != bundle.facts["files"]:
+    _require_bundle(work, bundle.facts)
+    scorer = Scorer(bundle.model, bundle.vocabulary, precision=config.precision)
+    scorer.require_numbers()
+    histories = Folder(work.histories)
+    source = load_vocabulary(histories) if work.is_prepared else None
+    tried: set[str] = set()
+    for file in work.files:
+        with histories.open(file["name"]) as stream:
+            try:
+                schema = pq.read_schema(stream)
+            except pa.ArrowException as error:
+                place = histories / file["name"]
+                raise DataError(f"{place}: is no Parquet file ({error})") from error
+        if str(schema) not in tried:
+            tried.add(str(schema))
+            try:
+                recommend_table(scorer, schema.empty_table(), source, config)
+            except DataError as error:
+                raise DataError(f"{histories / file['name']}: {error}") from error
+        if work.is_prepared:
+            break  # one writer made them all
+
+
+def _require_bundle(work: Work, facts: Mapping[str, Any]) -> None:
+    if work.recipe["bundle"] != facts["files"]:
         raise CheckpointError(f"{work.bundle}: was written anew meanwhile; start again")
-
-
-def _resumed(target: Folder, work: Work, fragments: list[Fragment]) -> dict[str, dict[str, Any]]:
-    """Return the receipts of the parts that an earlier start finished, by part."""
-    if not target.exists(_BEGUN) or target.read_json(_BEGUN)["recipe"] != work.digest:
-        return {}
-    wanted = {fragment.part for fragment in fragments}
-    receipts = ((target / RECEIPTS).read_json(name) for name in (target / RECEIPTS).files(".json"))
-    return {
-        receipt["name"]: receipt
-        for receipt in receipts
-        if receipt["name"] in wanted
-        and receipt["recipe"] == work.digest
-        and target.exists(receipt["name"])
-        and target.size(receipt["name"]) == receipt["bytes"]
-    }
-
-
-def _clear(target: Folder) -> None:
-    """Remove what an earlier scoring left, finished or not; nothing else."""
-    target.remove(SUCCESS)
-    target.remove(RECEIPTS)
-    for name in target.files(".parquet"):
-        if name.startswith("part-"):
-            target.remove(name)
 
 
 def _scored(
@@ -303,14 +285,14 @@ def _scored(
         emit("resumed", done=len(done), left=len(todo))
     if not todo:
         return []
-    unchanged = _known_digests(Folder(config.since)) if config.since else None
+    former = Former.of(_followed(Folder(config.since))) if config.since else None
     pieces = [{"fragment": json.dumps(fragment)} for fragment in todo]
     blocks = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
         _FragmentActor,
         fn_constructor_kwargs={
             "work": work,
             "config": config,
-            "unchanged": None if unchanged is None else ray.put(unchanged),
+            "former": None if former is None else ray.put(former),
         },
         batch_size=1,
         batch_format="pyarrow",
@@ -343,34 +325,33 @@ def _watched(receipts: Iterable[dict[str, Any]], num_users: int) -> Iterable[dic
 class _FragmentActor:
     """Holds the model; scores one fragment at a time."""
 
-    def __init__(self, work: Work, config: ScoreConfig, unchanged: Any) -> None:
-        self.digest = work.digest
+    def __init__(self, work: Work, config: ScoreConfig, former: Any) -> None:
         histories = Folder(work.histories)
+        bundle = load_bundle(Folder(work.bundle))
+        _require_bundle(work, bundle.facts)
         device = "cuda" if config.gpus_per_actor else "cpu"
-        scorer = Scorer.from_bundle(Folder(work.bundle), device=device, precision=config.precision)
+        scorer = Scorer(bundle.model, bundle.vocabulary, device=device, precision=config.precision)
         if config.new_items:
             scorer = with_new_items(scorer, histories)
         source = load_vocabulary(histories) if work.is_prepared else None
-        known: HashArray | None = None if unchanged is None else ray.get(unchanged)
-        self.fragments = FragmentScorer(
-            scorer, histories, source, Folder(work.output), config, known
-        )
+        known: Former | None = None if former is None else ray.get(former)
+        self.fragments = FragmentScorer(scorer, histories, source, work.publication, config, known)
+        if _stamps(config.policy) != work.recipe["lists"]:
+            raise DataError("files of score.policy were changed meanwhile; start again")
 
     def __call__(self, piece: pa.Table) -> pa.Table:
         fields = json.loads(piece["fragment"][0].as_py())
         fields[-1] = tuple(fields[-1]) if fields[-1] else None
-        receipt = self.fragments.write(Fragment(*fields), self.digest)
+        receipt = self.fragments.write(Fragment(*fields))
         return pa.table({"receipt": [json.dumps(receipt)]})
 
 
-def _known_digests(former: Folder) -> HashArray:
-    """Return the digests of all histories that a former run scored, ascending.
-
-    One copy for each node, 8 bytes a user.
-    """
-    parts = [entry["name"] for entry in former.read_json(SUCCESS)["files"]]
-    found = [former.read_parquet(name, [DIGEST])[DIGEST].to_numpy() for name in parts]
-    return np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
+def _followed(former: Folder) -> list[Folder]:
+    """Return a former scoring and those that it left unchanged users to, the last one first."""
+    found = [former]
+    while (before := found[-1].read_json(SUCCESS)["recipe"].get("since")) is not None:
+        found.append(Folder(before["folder"]))
+    return found
 
 
 def actor_pool(gpus_per_actor: float) -> ray.data.ActorPoolStrategy:
@@ -398,9 +379,10 @@ def actor_pool(gpus_per_actor: float) -> ray.data.ActorPoolStrategy:
     return ray.data.ActorPoolStrategy(min_size=1, max_size=size, initial_size=size)
 
 
-def _manifest(work: Work, receipts: list[dict[str, Any]]) -> dict[str, Any]:
+def _counts(receipts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add up the books of all parts, and see that they balance."""
     users, rejected, interactions, empty = (
-        dict(sum((Counter(receipt.pop(kind)) for receipt in receipts), Counter()))
+        dict(sum((Counter(receipt[kind]) for receipt in receipts), Counter()))
         for kind in ("users", "rejected", "interactions", "empty")
     )
     read, scored = users.get("read", 0), users.get("scored", 0)
@@ -410,18 +392,11 @@ def _manifest(work: Work, receipts: list[dict[str, Any]]) -> dict[str, Any]:
             f"{read} users read, but {scored} scored, {unchanged} unchanged and {rejected} "
             "rejected; report this as a bug"
         )
-    for receipt in receipts:
-        receipt.pop("recipe")
     return {
-        "distrib": __version__,
-        "recipe": work.recipe,
-        "counts": {
-            "users_read": read,
-            "users": scored,
-            "users_unchanged": unchanged,
-            "users_rejected": rejected,
-            "users_with_empty_lists": empty,
-            "interactions": interactions,
-        },
-        "files": receipts,
+        "users_read": read,
+        "users": scored,
+        "users_unchanged": unchanged,
+        "users_rejected": rejected,
+        "users_with_empty_lists": empty,
+        "interactions": interactions,
     }

@@ -19,17 +19,16 @@ from distrib.data.collate import rows_of, trained_numbers
 from distrib.data.hashing import HashArray
 from distrib.data.prepared import user_number
 from distrib.errors import DataError
-from distrib.score.lists import DIGEST, Histories, lists_of, read_histories
+from distrib.score.lists import DIGEST, Histories, lists_of, read_histories, user_hashes
 from distrib.score.policy import ScoreConfig
+from distrib.score.publication import SUCCESS, Publication
 from distrib.score.rules import Rules
-from distrib.score.scorer import Scorer
+from distrib.score.scorer import Limits, Scorer
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
-RECEIPTS = "_receipts"
-"""Folder of what is known of each finished part; a part counts once its receipt is there."""
-
 _TABLE_USERS = 16_384
+_ROW_GROUP_BYTES = 32 << 20
 _FOOTERS_AT_ONCE = 16
 
 
@@ -53,13 +52,11 @@ class Fragment(NamedTuple):
     sha256: str | None = None
     """Of the input file, where it is known."""
 
+    stamp: str | None = None
+    """Of the input file, where its digest is not known."""
+
     shard: tuple[int, int] | None = None
     """Shard and number of shards, where users have numbers that the model knows."""
-
-    @property
-    def receipt(self) -> str:
-        """Name of the receipt."""
-        return f"{RECEIPTS}/{self.part.removesuffix('.parquet')}.json"
 
 
 def fragments_of(
@@ -69,7 +66,8 @@ def fragments_of(
 
     Args:
         histories: Their folder.
-        files: ``name`` and, where they are known, ``sha256``, ``shard`` and ``num_shards``.
+        files: ``name`` and, where they are known, ``sha256``, ``stamp``, ``shard`` and
+            ``num_shards``.
         fragment_users: Users of a fragment, about.
 
     Returns:
@@ -83,24 +81,32 @@ def fragments_of(
     found: list[Fragment] = []
     for file, groups in zip(files, lengths, strict=True):
         shard = (file["shard"], file["num_shards"]) if "shard" in file else None
-        low, first_row = 0, 0
-        while low < len(groups) or (low == 0 and not groups):
-            high, num_rows = low, 0
-            while high < len(groups) and (
-                num_rows == 0 or num_rows + groups[high] <= fragment_users
-            ):
-                num_rows += groups[high]
-                high += 1
-            part = f"part-{len(found):05d}.parquet"
+        for low, high in _cut(groups, fragment_users):
             found.append(
                 Fragment(
-                    file["name"], low, high, first_row, num_rows, part, file.get("sha256"), shard
+                    name=file["name"],
+                    first_group=low,
+                    last_group=high,
+                    first_row=sum(groups[:low]),
+                    num_rows=sum(groups[low:high]),
+                    part=f"part-{len(found):05d}.parquet",
+                    sha256=file.get("sha256"),
+                    stamp=file.get("stamp"),
+                    shard=shard,
                 )
             )
-            low, first_row = high, first_row + num_rows
-            if not groups:
-                break
     return found
+
+
+def _cut(groups: Sequence[int], fragment_users: int) -> list[tuple[int, int]]:
+    """Cut row groups into runs of at most so many rows, one group at least; none is one run."""
+    runs, low, rows = [], 0, 0
+    for group, length in enumerate(groups):
+        if group > low and rows + length > fragment_users:
+            runs.append((low, group))
+            low, rows = group, 0
+        rows += length
+    return [*runs, (low, len(groups))]
 
 
 def _group_lengths(histories: Folder, name: str) -> list[int]:
@@ -110,6 +116,44 @@ def _group_lengths(histories: Folder, name: str) -> list[int]:
         except pa.ArrowException as error:
             raise DataError(f"{histories / name}: is no Parquet file ({error})") from error
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+class Former(NamedTuple):
+    """What a former scoring, and those that it followed, knew of users; 16 bytes for each."""
+
+    user_U: HashArray
+    """Hashes of users, ascending."""
+
+    digest_U: HashArray
+    """Of the history that was scored last."""
+
+    @classmethod
+    def of(cls, folders: Sequence[Folder]) -> "Former":
+        """Read what scorings wrote, the last one first.
+
+        Args:
+            folders: With a manifest.
+
+        Returns:
+            For each user the digest in the first folder that has one.
+        """
+        tables = [
+            folder.read_parquet(entry["name"], ["user", DIGEST])
+            for folder in folders
+            for entry in folder.read_json(SUCCESS)["files"]
+        ]
+        users = [user_hashes(table["user"]) for table in tables]
+        digests = [table[DIGEST].to_numpy() for table in tables]
+        none = np.zeros(0, np.uint64)
+        user_U, place_U = np.unique(np.concatenate([none, *users]), return_index=True)
+        return cls(user_U, np.concatenate([none, *digests])[place_U])
+
+    def digests_of(self, user_B: HashArray) -> HashArray:
+        """Return the digest of each user, 0 for those that were not scored."""
+        if not len(self.user_U):
+            return np.zeros(len(user_B), np.uint64)
+        place_B = np.searchsorted(self.user_U, user_B).clip(max=len(self.user_U) - 1)
+        return np.where(self.user_U[place_B] == user_B, self.digest_U[place_B], np.uint64(0))
 
 
 class Part:
@@ -128,18 +172,30 @@ class Part:
         self._local = tempfile.TemporaryDirectory()
         self._path = Path(self._local.name) / name
         self._writer: pq.ParquetWriter | None = None
+        self._held: list[pa.Table] = []
 
     def __enter__(self) -> "Part":
         return self
 
     def write(self, table: pa.Table) -> None:
-        """Add rows; the first table gives the columns."""
+        """Add rows, which are written once they make a row group; the first give the columns."""
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd")
-        self._writer.write_table(table, row_group_size=_TABLE_USERS)
+        self._held.append(table)
+        rows = sum(len(held) for held in self._held)
+        if rows >= _TABLE_USERS or sum(held.nbytes for held in self._held) >= _ROW_GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._writer is not None and self._held:
+            joined = pa.concat_tables(self._held)
+            self._writer.write_table(joined, row_group_size=max(len(joined), 1))
+        self._held = []
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._local:
+            if kind is None:
+                self._flush()
             if self._writer is not None:
                 self._writer.close()
             if kind is None:
@@ -153,9 +209,9 @@ class FragmentScorer:
         scorer: The model.
         histories: Folder of the input files.
         source: The vocabulary that items are positions in; None when they are original ids.
-        output: Folder of the output files.
+        publication: Where parts and receipts go.
         config: What is wanted.
-        unchanged: Ascending digests of histories to pass over.
+        former: What a former scoring knew of users, whose histories are passed over if unchanged.
     """
 
     def __init__(
@@ -163,27 +219,27 @@ class FragmentScorer:
         scorer: Scorer,
         histories: Folder,
         source: Vocabulary | None,
-        output: Folder,
+        publication: Publication,
         config: ScoreConfig,
-        unchanged: HashArray | None = None,
+        former: Former | None = None,
     ) -> None:
         self.scorer = scorer
         self.histories = histories
         self.source = source
-        self.output = output
+        self.publication = publication
         self.config = config
-        self.unchanged = unchanged
+        self.former = former
         self.rules = Rules.of(config.policy, scorer.model, scorer.vocabulary)
 
-    def write(self, fragment: Fragment, recipe: str) -> dict[str, Any]:
+    def write(self, fragment: Fragment) -> dict[str, Any]:
         """Score a fragment and write its part whole, then its receipt.
 
         The part is a pure function of the fragment, model and policy, so that writing it again
-        changes nothing; memory is that of a few thousand users, whatever the fragment's size.
+        changes nothing; memory is that of a batch and of a row group of lists, whatever the
+        fragment's size and the lists' length.
 
         Args:
             fragment: What is to be scored.
-            recipe: Digest of all that the lists depend on.
 
         Returns:
             The receipt: counts of users and interactions, size and digest of the part.
@@ -194,41 +250,49 @@ class FragmentScorer:
         counts: dict[str, Counter[str]] = {
             kind: Counter() for kind in ("users", "rejected", "interactions", "empty")
         }
-        with Part(self.output, fragment.part) as part:
+        self._require_unchanged(fragment, fragment.num_rows)
+        with Part(self.publication.work, fragment.part) as part:
             for table, first_row in self._tables(fragment):
-                part.write(self._scored(table, fragment, first_row, counts))
-        read = counts["users"]["read"]
-        if read != fragment.num_rows:
-            raise DataError(
-                f"{self.histories / fragment.name}: {read} users read where {fragment.num_rows} "
-                "were; the file was changed meanwhile, start again"
-            )
-        receipt = {"name": fragment.part, "recipe": recipe, **part.entry, **counts}
-        self.output.write_json(fragment.receipt, receipt)
+                try:
+                    read = self._read(table, fragment, first_row, counts)
+                except DataError as error:
+                    raise DataError(f"{self.histories / fragment.name}: {error}") from error
+                for lists, num_users in lists_of(self.scorer, read, self.config, self.rules):
+                    part.write(lists)
+                    counts["empty"].update(_empty(lists, num_users))
+        self._require_unchanged(fragment, counts["users"]["read"])
+        receipt = {"name": fragment.part, **part.entry, **counts}
+        self.publication.note(receipt)
         return receipt
 
-    def _scored(
+    def _require_unchanged(self, fragment: Fragment, num_rows: int) -> None:
+        """Refuse a file that is another one than when the work began."""
+        is_same = fragment.stamp in {None, self.histories.stamp(fragment.name)}
+        if num_rows != fragment.num_rows or not is_same:
+            raise DataError(
+                f"{self.histories / fragment.name}: was changed while it was scored; start again"
+            )
+
+    def _read(
         self,
         table: pa.Table,
         fragment: Fragment,
         first_row: int,
         counts: dict[str, Counter[str]],
-    ) -> pa.Table:
+    ) -> Histories:
+        """Read the histories to be scored, and enter all others into the books."""
         read = read_histories(self.scorer.vocabulary, table, self.source)
         if fragment.shard is not None:
             numbers = _numbers(table, fragment, first_row)[read.kept_B]
             read = read._replace(source=read.source._replace(user_B=torch.from_numpy(numbers)))
         num_users = len(read.user)
-        if self.unchanged is not None:
-            read = _changed(read, self.unchanged)
-        lists = lists_of(self.scorer, read, self.config, self.rules)
-        counts["users"].update(
-            read=len(table), scored=len(read.user), unchanged=num_users - len(read.user)
-        )
         counts["rejected"].update(read.rejected)
         counts["interactions"].update(read.fates)
-        counts["empty"].update(_empty(lists, len(read.user)))
-        return lists
+        if self.former is not None:
+            read = _changed(read, self.former)
+        scored = len(read.user)
+        counts["users"].update(read=len(table), scored=scored, unchanged=num_users - scored)
+        return read
 
     def _tables(self, fragment: Fragment) -> Iterator[tuple[pa.Table, int]]:
         """Yield the fragment piece by piece, with the number of the file's rows before each."""
@@ -272,23 +336,20 @@ def _numbers(table: pa.Table, fragment: Fragment, first_row: int) -> Any:
     return trained_numbers(rows, table["subset"].to_numpy()).number_B
 
 
-def _changed(read: Histories, unchanged: HashArray) -> Histories:
-    """Leave out the users whose history is as it was."""
-    place_B = np.searchsorted(unchanged, read.digest_B)
-    is_same_B = np.append(unchanged, np.uint64(0))[place_B] == read.digest_B
-    is_same_B &= place_B < len(unchanged)
+def _changed(read: Histories, former: Former) -> Histories:
+    """Leave out the users whose history is as it was when it was scored last."""
+    is_same_B = former.digests_of(user_hashes(read.user)) == read.digest_B
     if not is_same_B.any():
         return read
     wanted = torch.from_numpy(np.flatnonzero(~is_same_B))
     limits = read.limits
+    if limits is not None:
+        limits = Limits(limits.cells.chosen(wanted), limits.is_limited_B[wanted])
     return read._replace(
         user=read.user.filter(pa.array(~is_same_B)),
         source=read.source.chosen(wanted),
         seen=read.seen.chosen(wanted),
-        limits=limits
-        and limits._replace(
-            cells=limits.cells.chosen(wanted), is_limited_B=limits.is_limited_B[wanted]
-        ),
+        limits=limits,
         digest_B=read.digest_B[~is_same_B],
     )
 

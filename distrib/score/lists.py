@@ -1,5 +1,6 @@
 """Tables of histories in, tables of recommendations out."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -97,16 +98,18 @@ def recommend_table(
     """
     read = read_histories(scorer.vocabulary, table, source)
     rules = Rules.of(config.policy, scorer.model, scorer.vocabulary) if rules is None else rules
-    return lists_of(scorer, read, config, rules), read
+    parts = [lists for lists, _ in lists_of(scorer, read, config, rules)]
+    return pa.concat_tables(parts), read
 
 
-def lists_of(scorer: Scorer, read: Histories, config: ScoreConfig, rules: Rules) -> pa.Table:
-    """Recommend to users, so many at a time; see `recommend_table`."""
-    size, parts = config.batch_users, []
+def lists_of(
+    scorer: Scorer, read: Histories, config: ScoreConfig, rules: Rules
+) -> Iterator[tuple[pa.Table, int]]:
+    """Yield lists and the number of users they are of, so many at a time; see `recommend_table`."""
+    size = config.batch_users
     for start in range(0, max(len(read.user), 1), size):
         part = read.rows(start, min(start + size, len(read.user)))
-        parts.append(_table(scorer, part, config, rules))
-    return pa.concat_tables(parts)
+        yield _table(scorer, part, config, rules), len(part.user)
 
 
 def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary | None) -> Histories:
@@ -177,10 +180,19 @@ def require_columns(names: list[str]) -> None:
     absent = [name for name in ("user", "items") if name not in names]
     if absent:
         raise DataError(f"histories lack column(s) {absent}; they have {names}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"histories have column(s) {twice} more than once; leave one of each")
 
 
 def _scorable(table: pa.Table, *, is_rated: bool) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
     """Tell which rows are a user with a history, and count the others by reason."""
+    kind = table["user"].type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (
+        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    ):
+        raise DataError(f"column 'user' is {table['user'].type}; ids are numbers or texts, cast it")
     for name in ("items", "ratings", "candidates"):
         if name in table.column_names:
             _require_list(name, table[name].type)
@@ -270,7 +282,12 @@ def _digests(
     with np.errstate(over="ignore"):
         cell_N = mixed(hash_N + mixed(bits_N + (place_N.astype(np.uint64) << np.uint64(32))))
         before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(cell_N, dtype=np.uint64)])
-        return mixed(before[pointer_P[1:]] - before[pointer_P[:-1]] + _hashes(table["user"], 2))
+        return mixed(before[pointer_P[1:]] - before[pointer_P[:-1]] + user_hashes(table["user"]))
+
+
+def user_hashes(users: pa.Array | pa.ChunkedArray) -> HashArray:
+    """Return a hash of each user's id."""
+    return _hashes(users, 2)
 
 
 def _hashes(ids: pa.Array | pa.ChunkedArray, use: int) -> HashArray:

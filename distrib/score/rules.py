@@ -1,6 +1,7 @@
 """A policy made ready for one model: what may come up, how scores are bent, lists re-ranked."""
 
 import io
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -214,16 +215,15 @@ def positions_of(ids: pa.Array, vocabulary: Vocabulary, what: str) -> IntArray:
         int64, each position once.
 
     Raises:
-        DataError: None of them is an item of the model, or they are of another kind.
+        DataError: They are of another kind than the model's.
     """
+    if pa.types.is_null(ids.type):  # an empty file
+        return np.zeros(0, np.int64)
     try:
         position = vocabulary.positions(ids)
     except DataError as error:
         raise DataError(f"{what}: {error}") from error
-    known = np.unique(position[position >= 0])
-    if len(ids) and not len(known):
-        raise DataError(f"{what}: none of its {len(ids)} ids is an item of the model; check them")
-    return known
+    return np.unique(position[position >= 0])
 
 
 def item_table(url: str, columns: tuple[str, ...]) -> pa.Table:
@@ -264,8 +264,11 @@ def _allowed(policy: PolicyConfig, vocabulary: Vocabulary) -> Tensor | None:
         return None
     allowed_I = torch.ones(len(vocabulary), dtype=torch.bool)
     if policy.allow is not None:
+        position = _positions(policy.allow, vocabulary, "policy.allow")
+        if not len(position):
+            raise DataError("policy.allow: none of its ids is an item of the model; check them")
         allowed_I[:] = False
-        allowed_I[_positions(policy.allow, vocabulary, "policy.allow")] = True
+        allowed_I[position] = True
     if policy.deny is not None:
         allowed_I[_positions(policy.deny, vocabulary, "policy.deny")] = False
     return allowed_I
@@ -293,7 +296,9 @@ def _group_of(url: str, vocabulary: Vocabulary) -> Tensor:
     return group_I
 
 
+@lru_cache(maxsize=2)
 def _unit_vectors(model: Model) -> Tensor:
+    """Return the directions of all items, one copy for each model in use."""
     vectors = model.item_vectors()
     if vectors is None:
         raise ConfigError(

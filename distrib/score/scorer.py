@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distrib.batch import Batch, Cells, cells_by_block, item_blocks
 from distrib.checkpoint.bundle import load_bundle
-from distrib.errors import DataError
+from distrib.errors import CheckpointError, DataError
 from distrib.models.base import Model, Opinion, Rows, State
 from distrib.score.policy import Precision
 from distrib.score.rules import Rules, chosen
@@ -116,6 +116,19 @@ class Scorer:
         bundle = load_bundle(folder)
         return cls(bundle.model, bundle.vocabulary, device=device, precision=precision)
 
+    def require_numbers(self) -> None:
+        """Refuse a model whose scores are not finite.
+
+        Raises:
+            CheckpointError: A list of nobody's, or of a user with one item, has such scores.
+        """
+        tried = Batch.from_lists([[], [0]])
+        found = self.recommend(tried, None, 1, tells=False)
+        if not torch.isfinite(found.score_BK).all():
+            raise CheckpointError(
+                f"{type(self.model).__name__}: its scores are not finite numbers; train it anew"
+            )
+
     @torch.inference_mode()
     def recommend(
         self,
@@ -172,7 +185,7 @@ class Scorer:
             seen: Items to leave out; None leaves nothing out.
             k: How many.
             unlikely: What may come up.
-            rules: Of them, which items are allowed.
+            rules: Of them, which items are allowed, and the caps of groups.
             limits: Users for whom not the whole catalogue is a candidate.
 
         Returns:
@@ -204,8 +217,10 @@ class Scorer:
 
         hidden = _nothing(source) if seen is None else seen
         mask = _Mask.on(self.device, hidden, limits)
-        ranked = _Ranked(self.model.item_tables(), self.model.decode_rows, score, keeps=True)
-        key_BK, output = self._best(state, mask, k, ranked, Rules(allowed_I=rules.allowed_I))
+        tables, decode = self.model.item_tables(), self.model.decode_rows
+        ranked = _Ranked(tables, decode, score, keeps=True, is_ranking=False)
+        kept = Rules(allowed_I=rules.allowed_I, group_I=rules.group_I, at_most=rules.at_most)
+        key_BK, output = self._chosen(state, mask, k, ranked, kept)
         assert output is not None  # kept
         opinion = self._opinion(output)
         assert opinion is not None  # asked above
@@ -349,7 +364,7 @@ class Scorer:
         found: tuple[Tensor, Tensor | None] | None = None
         size, item_count = rules.pool_for(k), len(self.vocabulary)
         if size == k and rules.group_I is None and not rules.diversity:
-            if self.is_halved:
+            if self.is_halved and ranked.is_ranking:
                 found = self._near_best(state, mask, k, ranked, rules)
                 if found is not None:
                     return found
@@ -426,6 +441,8 @@ class _Ranked(NamedTuple):
     score: Callable[[Tensor, int], Tensor]
     keeps: bool
     settles_ties: bool = True
+    is_ranking: bool = True
+    """Whether the score is the model's ranking score."""
 
 
 class _Mask(NamedTuple):

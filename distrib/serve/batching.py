@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 AskT = TypeVar("AskT")
 AnswerT = TypeVar("AnswerT")
@@ -22,10 +22,10 @@ class Batcher(Generic[AskT, AnswerT]):
 
     Args:
         work: Answers a batch, in order.
-        max_batch: Most asked at once.
+        max_batch: Most users at once; whoever asks for more has a batch alone.
         wait_s: How long the first of a batch waits for others.
         max_waiting: Most that wait.
-        told: Hears the size of each batch.
+        told: Hears the number of users of each batch.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Batcher(Generic[AskT, AnswerT]):
         self._work = work
         self._max_batch, self._wait_s, self._max_waiting = max_batch, wait_s, max_waiting
         self._told = told
-        self._waiting: deque[tuple[AskT, asyncio.Future[AnswerT]]] = deque()
+        self._waiting: deque[_Waiting[AskT, AnswerT]] = deque()
         self._thread = ThreadPoolExecutor(1)
         self._worker: asyncio.Task[None] | None = None
 
@@ -49,11 +49,12 @@ class Batcher(Generic[AskT, AnswerT]):
         """How many wait."""
         return len(self._waiting)
 
-    async def ask(self, ask: AskT) -> AnswerT:
+    async def ask(self, ask: AskT, users: int = 1) -> AnswerT:
         """Wait for an answer.
 
         Args:
             ask: What is asked.
+            users: For how many.
 
         Returns:
             The answer.
@@ -64,36 +65,53 @@ class Batcher(Generic[AskT, AnswerT]):
         if len(self._waiting) >= self._max_waiting:
             raise BusyError(f"{len(self._waiting)} requests wait already")
         future: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
-        self._waiting.append((ask, future))
+        self._waiting.append(_Waiting(ask, future, users))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._serve())
         return await future
 
-    async def apart(self, work: Callable[[], Any]) -> Any:
-        """Do something else in the same thread, between two batches."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def beat(self) -> None:
+        """Wait until the thread comes round to do nothing."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, int)
 
     async def _serve(self) -> None:
         while self._waiting:
             if len(self._waiting) < self._max_batch and self._wait_s:
                 await asyncio.sleep(self._wait_s)
-            batch = [
-                self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))
-            ]
-            batch = [(ask, future) for ask, future in batch if not future.done()]
+            batch = self._taken()
             if batch:
-                self._told(len(batch))
+                self._told(sum(waiting.users for waiting in batch))
                 await self._answered(batch)
 
-    async def _answered(self, batch: list[tuple[AskT, asyncio.Future[AnswerT]]]) -> None:
-        asks = [ask for ask, _ in batch]
+    def _taken(self) -> "list[_Waiting[AskT, AnswerT]]":
+        """Take from the queue what makes a batch."""
+        batch: list[_Waiting[AskT, AnswerT]] = []
+        room = self._max_batch
+        while self._waiting and (not batch or self._waiting[0].users <= room):
+            waiting = self._waiting.popleft()
+            if not waiting.future.done():
+                batch.append(waiting)
+                room -= waiting.users
+        return batch
+
+    async def _answered(self, batch: "list[_Waiting[AskT, AnswerT]]") -> None:
+        asks = [waiting.ask for waiting in batch]
+        loop = asyncio.get_running_loop()
         try:
-            answers = await self.apart(lambda: self._work(asks))
+            answers = await loop.run_in_executor(self._thread, self._work, asks)
         except Exception as error:  # noqa: BLE001  those who wait must hear of anything
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+            for waiting in batch:
+                if not waiting.future.done():
+                    waiting.future.set_exception(error)
             return
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if not future.done():
-                future.set_result(answer)
+        for waiting, answer in zip(batch, answers, strict=True):
+            if not waiting.future.done():
+                waiting.future.set_result(answer)
+
+
+class _Waiting(NamedTuple, Generic[AskT, AnswerT]):
+    """Someone who asked."""
+
+    ask: AskT
+    future: "asyncio.Future[AnswerT]"
+    users: int

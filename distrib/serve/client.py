@@ -1,29 +1,29 @@
 """Bulk scoring for those who have only the endpoint: Parquet in, requests, Parquet out."""
 
 import asyncio
-import hashlib
 import json
+import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import aiohttp
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distrib.errors import DataError
+from distrib.errors import ConfigError, DataError
 from distrib.events import Interval, emit
-from distrib.score.fragments import RECEIPTS, Fragment, Part, fragments_of
+from distrib.score.fragments import Fragment, Part, fragments_of
 from distrib.score.lists import require_columns
+from distrib.score.publication import Publication
 from distrib.serve.arrow import ARROW, stream_of, table_of
 from distrib.storage import Folder
 
-SUCCESS = "_SUCCESS"
-_BEGUN = "_begun.json"
 _AGAIN = {429, 500, 502, 503, 504}
 _LONGEST_WAIT_S = 10.0
 _PROGRESS_S = 10.0
+_URL = re.compile(r"^https?://[^/@]+(/.*)?$")
 
 
 class Endpoint(NamedTuple):
@@ -44,6 +44,24 @@ class Endpoint(NamedTuple):
     retry_s: float = 600.0
     """How long a request is tried again while the server is busy or away."""
 
+    wishes: Mapping[str, str] = {}
+    """Other parameters of the request, e.g. ``exclude_seen``."""
+
+    def require_sense(self) -> None:
+        """Refuse what cannot be asked.
+
+        Raises:
+            ConfigError: The URL is none or holds credentials, or a number is not positive.
+        """
+        if not _URL.match(self.url):
+            raise ConfigError(
+                "--url: give http://host:port or https://..., without credentials, which belong "
+                "into DISTRIB_TOKEN"
+            )
+        small = [name for name in ("k", "users", "concurrency") if getattr(self, name) < 1]
+        if small:
+            raise ConfigError(f"--{small[0]} = {getattr(self, small[0])}: give 1 or more")
+
 
 def score_through(
     endpoint: Endpoint, histories: str, output: str, fragment_users: int = 50_000
@@ -51,7 +69,8 @@ def score_through(
     """Recommend to the users of a folder of Parquet files through a server.
 
     Exactly once, as bulk scoring on the cluster: each fragment of the input has one part, written
-    whole or not at all, and a second start goes on with those that are not there.
+    whole or not at all, a second start goes on with those that are not there, and what was there
+    before stays until all are.
 
     Args:
         endpoint: The server, and what is asked of it.
@@ -63,78 +82,62 @@ def score_through(
         ``output``, and ``counts`` of users: read = scored + rejected by reason.
 
     Raises:
+        ConfigError: What is asked makes no sense.
         DataError: The histories cannot be used, the server refuses, or it was away too long.
     """
-    source, target = Folder(histories), Folder(output)
-    names = [name for name in source.files(".parquet") if name[0] not in "._"]
+    endpoint.require_sense()
+    source = Folder(histories)
+    names = [name for name in source.data_files() if name.endswith(".parquet")]
     if not names:
         raise DataError(f"{source}: no Parquet files; nothing to score")
-    recipe = _recipe(endpoint, source, names, fragment_users)
-    if target.exists(SUCCESS) and target.read_json(SUCCESS)["recipe"] == recipe:
+    stamps = {name: source.stamp(name) for name in names}
+    asked = {"url": endpoint.url, "model": endpoint.model, "k": endpoint.k}
+    recipe = {**asked, "wishes": dict(endpoint.wishes), "histories": stamps}
+    publication = Publication(Folder(output), {**recipe, "fragment_users": fragment_users})
+    publication.require_ours()
+    done = publication.published()
+    if done is not None:
         emit("already_scored", folder=output)
-        return {"output": output, "counts": target.read_json(SUCCESS)["counts"]}
-    _begin(target, recipe)
+        return {"output": output, "counts": done["counts"]}
     fragments = fragments_of(source, [{"name": name} for name in names], fragment_users)
-    receipts = asyncio.run(_all(endpoint, source, target, fragments))
+    publication.begin()
+    receipts = asyncio.run(_all(endpoint, source, publication, fragments))
     counts = _counts(receipts)
-    target.write_json(SUCCESS, {"recipe": recipe, "counts": counts, "files": receipts})
-    target.remove(_BEGUN)
-    target.remove(RECEIPTS)
+    publication.publish(receipts, {"counts": counts})
     emit("scored", folder=output, counts=counts)
     return {"output": output, "counts": counts}
 
 
-def _recipe(
-    endpoint: Endpoint, source: Folder, names: list[str], fragment_users: int
-) -> dict[str, Any]:
-    stamps = {name: source.stamp(name) for name in names}
-    asked = {"url": endpoint.url, "model": endpoint.model, "k": endpoint.k}
-    return {**asked, "histories": stamps, "fragment_users": fragment_users}
-
-
-def _begin(target: Folder, recipe: dict[str, Any]) -> None:
-    """Keep what an earlier start with the same recipe left; refuse what is not ours."""
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    if target.exists(_BEGUN) and target.read_json(_BEGUN)["recipe"] == digest:
-        return
-    if target.files():
-        raise DataError(
-            f"{target}: holds files of something else ({', '.join(target.files()[:3])}); name a "
-            "new folder"
-        )
-    target.write_json(_BEGUN, {"recipe": digest})
-
-
 async def _all(
-    endpoint: Endpoint, source: Folder, target: Folder, fragments: list[Fragment]
+    endpoint: Endpoint, source: Folder, publication: Publication, fragments: list[Fragment]
 ) -> list[dict[str, Any]]:
     headers = {"content-type": ARROW}
     if endpoint.token:
         headers["authorization"] = f"Bearer {endpoint.token}"
-    receipts, interval, reached = [], Interval(_PROGRESS_S), 0
+    found = publication.receipts({fragment.part for fragment in fragments})
+    interval, reached = Interval(_PROGRESS_S), 0
     connector = aiohttp.TCPConnector(limit=endpoint.concurrency)
     async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
         for fragment in fragments:
-            if target.exists(fragment.receipt) and target.exists(fragment.part):
-                receipts.append(target.read_json(fragment.receipt))
+            if fragment.part in found:
                 continue
-            receipts.append(await _written(endpoint, session, source, target, fragment))
+            found[fragment.part] = await _written(endpoint, session, source, publication, fragment)
             reached += fragment.num_rows
             if interval.due():
                 emit("scoring", users=reached, of=sum(f.num_rows for f in fragments))
-    return receipts
+    return [found[fragment.part] for fragment in fragments]
 
 
 async def _written(
     endpoint: Endpoint,
     session: aiohttp.ClientSession,
     source: Folder,
-    target: Folder,
+    publication: Publication,
     fragment: Fragment,
 ) -> dict[str, Any]:
     """Ask for a fragment's lists and write its part whole, then its receipt."""
     receipt: dict[str, Any] = {"users": Counter(), "rejected": Counter(), "versions": []}
-    with Part(target, fragment.part) as part:
+    with Part(publication.work, fragment.part) as part:
         tables = _tables(source, fragment, endpoint.users)
         async for num_users, lists in _answers(endpoint, session, tables):
             part.write(_noted(receipt, num_users, lists))
@@ -142,7 +145,7 @@ async def _written(
     users = receipt["users"]
     if users["read"] != users["scored"] + receipt["rejected"].total():
         raise DataError(f"{fragment.name}: {receipt} does not add up; report this as a bug")
-    target.write_json(fragment.receipt, receipt)
+    publication.note(receipt)
     return receipt
 
 
@@ -151,7 +154,7 @@ def _noted(receipt: dict[str, Any], num_users: int, lists: pa.Table) -> pa.Table
     about = {key.decode(): value.decode() for key, value in (lists.schema.metadata or {}).items()}
     receipt["users"].update(read=num_users, scored=len(lists))
     receipt["rejected"].update(json.loads(about["rejected"]))
-    receipt["versions"] = sorted({*receipt["versions"], about["version"]})
+    receipt["versions"] = sorted({*receipt["versions"], *about["version"].split(",")})
     return lists.replace_schema_metadata(None)
 
 
@@ -192,15 +195,17 @@ async def _answers(
 async def _asked(endpoint: Endpoint, session: aiohttp.ClientSession, content: bytes) -> pa.Table:
     """Ask until there is an answer; wait longer each time the server is busy or away."""
     path = f"{endpoint.url.rstrip('/')}/v1/models/{endpoint.model}/recommendations.arrow"
+    parameters = {"k": str(endpoint.k), **endpoint.wishes}
     started_s, wait_s = time.monotonic(), 0.2
     while True:
-        try:
-            async with session.post(path, data=content, params={"k": endpoint.k}) as answer:
-                body, status = await answer.read(), answer.status
-        except aiohttp.ClientError as error:
-            body, status = str(error).encode(), 503
+        status, body, pause_s = await _once(session, path, parameters, content)
         if status == 200:
-            return table_of(body)
+            try:
+                return table_of(body)
+            except ValueError as error:
+                raise DataError(
+                    f"{path}: answered with something else than lists ({error}); check the URL"
+                ) from error
         detail = body[:500].decode(errors="replace")
         if status not in _AGAIN:
             raise DataError(f"{path}: refused with {status}: {detail}")
@@ -209,8 +214,23 @@ async def _asked(endpoint: Endpoint, session: aiohttp.ClientSession, content: by
                 f"{path}: no answer for {endpoint.retry_s:g} s, last {status}: {detail}; the same "
                 "command goes on"
             )
-        await asyncio.sleep(wait_s)
+        if wait_s == _LONGEST_WAIT_S:
+            emit("waiting_for_server", status=status, detail=detail)
+        await asyncio.sleep(max(wait_s, pause_s))
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+async def _once(
+    session: aiohttp.ClientSession, path: str, parameters: dict[str, str], content: bytes
+) -> tuple[int, bytes, float]:
+    """Return status and body of an answer, and how long to wait before the next try."""
+    try:
+        async with session.post(path, data=content, params=parameters) as answer:
+            said = answer.headers.get("retry-after", "")
+            pause_s = float(said) if said.isdigit() else 0.0
+            return answer.status, await answer.read(), min(pause_s, _LONGEST_WAIT_S)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return 503, (str(error) or type(error).__name__).encode(), 0.0
 
 
 def _counts(receipts: list[dict[str, Any]]) -> dict[str, Any]:

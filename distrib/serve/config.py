@@ -28,7 +28,7 @@ class ServeConfig(Config):
     titles: str | None = None
     """URL of a Parquet or CSV file with columns ``item`` and ``title``, for people to read."""
 
-    token: SecretStr | None = None
+    token: Annotated[SecretStr, Field(min_length=1)] | None = None
     """What requests must bear; from the environment by ``token = "${DISTRIB_TOKEN}"``. Anyone may
     ask when not given."""
 
@@ -41,8 +41,8 @@ class ServeConfig(Config):
     fronts: PositiveInt = 1
     """Processes that check requests and hand them to scorers."""
 
-    cpus_per_replica: PositiveInt = 1
-    """Cores, and threads, of a scorer."""
+    cpus_per_replica: PositiveFloat = 1.0
+    """Cores, and threads, of a scorer; a share of one lets several models into a small machine."""
 
     gpus_per_replica: Annotated[float, Field(ge=0.0)] = 0.0
     """GPUs, or the share of one, of a scorer."""
@@ -72,8 +72,11 @@ class ServeConfig(Config):
     max_explained: PositiveInt = 1000
     """Interactions of a history that is explained: each is left out in turn."""
 
-    max_users: PositiveInt = 10_000
-    """Users of one Arrow stream."""
+    max_users: PositiveInt = 5000
+    """Users of one Arrow stream; it must be answered in the time of a request, too."""
+
+    max_streams: PositiveInt = 4
+    """Arrow streams under way at a scorer; further ones are told to come again (429)."""
 
     request_timeout_s: PositiveFloat = 30.0
     """After it a request is given up (503)."""

@@ -1,10 +1,12 @@
 """Ray Serve: fronts that check requests, scorers that answer them, metrics of both."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
@@ -13,6 +15,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import LoggingConfig
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from distrib.data.prepared import load_manifest
 from distrib.errors import ConfigError
 from distrib.events import emit
 from distrib.serve.config import ServeConfig
@@ -20,10 +23,12 @@ from distrib.serve.desk import Desk
 from distrib.serve.front import front
 from distrib.serve.messages import Answer
 from distrib.serve.replica import Replica
+from distrib.storage import Folder
 
 APP = "distrib"
 _SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
 _USERS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+_FRONT_CPUS = 0.1
 _RETRY_S = 0.1
 _HEALTH_S = 5.0
 
@@ -59,8 +64,46 @@ def preflight(run: str, prepared: str, config: ServeConfig) -> None:
         DataError: A file that the settings name is absent or no table.
     """
     plan = Plan.of(run, prepared, config)
+    _require_port(config)
+    if config.users:
+        load_manifest(Folder(config.users))
     for name, folder in plan.models.items():
         Desk(name, folder, plan.users, config)
+
+
+def _require_port(config: ServeConfig) -> None:
+    """Refuse a port that somebody listens on; two servers would share its requests."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((config.host, config.port))
+        except OSError as error:
+            raise ConfigError(
+                f"serve.port = {config.port} on {config.host}: cannot be listened on "
+                f"({error.strerror}); set serve.port to a free one"
+            ) from error
+
+
+def _require_room(plan: Plan) -> None:
+    """Refuse on one machine what it can never hold; a cluster may still grow."""
+    config, nodes = plan.config, [node for node in ray.nodes() if node["Alive"]]
+    least = config.replicas if isinstance(config.replicas, int) else config.replicas[0]
+    wanted = {
+        "CPU": len(plan.models) * least * config.cpus_per_replica + _FRONT_CPUS * config.fronts,
+        "GPU": len(plan.models) * least * config.gpus_per_replica,
+    }
+    have = ray.cluster_resources()
+    for kind, count in wanted.items():
+        if count <= have.get(kind, 0.0):
+            continue
+        told = (
+            f"{len(plan.models)} model(s) with {least} replica(s) and {config.fronts} front(s) "
+            f"take {count:g} {kind}, and there are {have.get(kind, 0.0):g}"
+        )
+        if len(nodes) == 1:
+            raise ConfigError(f"serve: {told}; lower serve.cpus_per_replica, which may be a share")
+        emit("waiting_for_room", detail=told)
 
 
 def application(plan: Plan) -> serve.Application:
@@ -80,8 +123,9 @@ def application(plan: Plan) -> serve.Application:
         num_replicas=config.fronts,
         max_ongoing_requests=config.max_waiting,
         max_queued_requests=max(1, config.max_waiting // 4),  # what waits here is not timed
+        graceful_shutdown_timeout_s=config.request_timeout_s,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": _FRONT_CPUS},
         health_check_period_s=_HEALTH_S,
     )(serve.ingress(built)(_Front))
     return fronts.bind(*scorers)
@@ -100,6 +144,8 @@ def start(plan: Plan) -> str:
         ConfigError: The port is taken, or the cluster has no room for the scorers.
     """
     config = plan.config
+    _require_port(config)
+    _require_room(plan)
     try:
         quiet = LoggingConfig(log_level="ERROR", encoding="JSON", enable_access_log=False)
         http = {"host": config.host, "port": config.port}
@@ -129,6 +175,7 @@ def run_until_stopped(run: str, prepared: str, config: ServeConfig) -> dict[str,
         while True:
             time.sleep(1.0)
     finally:
+        serve.delete(APP)  # waits for the answers under way
         serve.shutdown()
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,9 +15,10 @@ import torch
 
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import BUNDLE, Bundle, load_bundle
-from distrib.checkpoint.manifest import MANIFEST
+from distrib.checkpoint.manifest import MANIFEST, read_manifest
 from distrib.data.prepared import MANIFEST as PREPARED
-from distrib.errors import CheckpointError, DataError, DistribError
+from distrib.data.prepared import load_manifest
+from distrib.errors import DataError, DistribError
 from distrib.score.lists import SINGULAR, lists_of, read_histories, told_values
 from distrib.score.policy import Output, PolicyConfig, ScoreConfig
 from distrib.score.rules import Rules, item_table
@@ -27,6 +28,7 @@ from distrib.serve.messages import Answer, ExplainRequest, MapRequest, RatingsRe
 from distrib.serve.reading import (
     ListAsk,
     RefusedError,
+    TableAsk,
     joined,
     positions,
     read,
@@ -40,7 +42,7 @@ from distrib.vocabulary import Vocabulary
 _CACHED_RULES = 64
 _OVERRIDES = ("exclude_seen", "min_score", "popularity_damping", "max_per_group", "diversity")
 
-Ask = ListAsk | RatingsRequest | ExplainRequest | MapRequest
+Ask = ListAsk | TableAsk | RatingsRequest | ExplainRequest | MapRequest
 
 
 class Wanted(NamedTuple):
@@ -101,7 +103,7 @@ class Desk:
         self._prepared = prepared
         self._refused = ""
         self._lock = threading.Lock()
-        torch.set_num_threads(config.cpus_per_replica)
+        torch.set_num_threads(max(1, int(config.cpus_per_replica)))
         self.loaded = self._load()
         self._users: StoredUsers | None = None
 
@@ -114,19 +116,35 @@ class Desk:
             Whether the model was replaced.
         """
         with self._lock:
+            self._refresh_users()
             version = self.loaded.version
             try:
                 if not self._folder.exists(MANIFEST):
                     return False
-                version = _version(self._folder.read(MANIFEST))
+                version = _version(read_manifest(self._folder))
                 if version in {self.loaded.version, self._refused}:
                     return False
                 self.loaded = self._load()
-            except DistribError as error:
-                self.fault, self._refused = str(error), version
+            except DataError as error:  # of the store; it may be over the next time
+                self.fault = str(error)
                 return False
-            self.fault, self._refused, self._users = None, "", None
+            except Exception as error:  # noqa: BLE001  whatever it is, what is there goes on
+                what = str(error) if isinstance(error, DistribError) else repr(error)
+                self.fault, self._refused = what, version
+                return False
+            self.fault, self._refused = None, ""
             return True
+
+    def _refresh_users(self) -> None:
+        """Take notice of stored users who came since."""
+        users = self._users
+        if users is None:
+            return
+        try:
+            if load_manifest(Folder(self._prepared))["hash"] != users.data:
+                self._users = StoredUsers(self._prepared, self.config.cached_shards)
+        except DataError:
+            return  # it is being written, or the store is away
 
     def card(self) -> dict[str, Any]:
         """Return what is served here; see `messages.ModelCard`."""
@@ -169,13 +187,14 @@ class Desk:
         """
         if not Folder(self._prepared).exists(PREPARED):
             return None
-        if self._users is None:
-            self._users = StoredUsers(self._prepared, self.config.cached_shards)
-        found = self._users.find(user)
+        users = self._users
+        if users is None:
+            users = self._users = StoredUsers(self._prepared, self.config.cached_shards)
+        found = users.find(user)
         if found is None:
             return None
         history, number = found
-        is_same = self._users.data == self.loaded.bundle.facts.get("data")
+        is_same = users.data == self.loaded.bundle.facts.get("data")
         return ListAsk(history, wishes, number if is_same else -1)
 
     def answer(self, asks: Sequence[Ask]) -> list[Answer]:
@@ -195,6 +214,8 @@ class Desk:
                 if isinstance(ask, ListAsk):
                     require_history(loaded.vocabulary, ask.history, self.config.max_history)
                     together.setdefault(self._wanted(loaded, ask.wishes), []).append(place)
+                elif isinstance(ask, TableAsk):
+                    answers[place] = Answer(200, self._table(loaded, ask))
                 else:
                     answers[place] = Answer(200, self._alone(loaded, ask))
             except RefusedError as refused:
@@ -204,43 +225,31 @@ class Desk:
             answers |= {p: Answer(200, body) for p, body in zip(places, bodies, strict=True)}
         return [answers[place] for place in range(len(asks))]
 
-    def answer_table(self, table: pa.Table, wishes: Wishes) -> Answer:
-        """Recommend to the users of a table of histories; see `lists.recommend_table`.
-
-        Args:
-            table: ``user``, ``items`` and so on.
-            wishes: How the lists are to be made.
-
-        Returns:
-            The lists, with the accounts in their metadata.
-        """
-        loaded = self.loaded
+    def _table(self, loaded: Loaded, ask: TableAsk) -> pa.Table:
+        """Return the lists of the users of a table, with the accounts in its metadata."""
+        wanted = self._wanted(loaded, ask.wishes)
+        score = ScoreConfig(
+            k=wanted.k,
+            outputs=wanted.outputs,
+            policy=wanted.policy,
+            batch_users=self.config.batch_users,
+        )
         try:
-            self._require_few(table)
-            wanted = self._wanted(loaded, wishes)
-            score = ScoreConfig(
-                k=wanted.k,
-                outputs=wanted.outputs,
-                policy=wanted.policy,
-                batch_users=self.config.batch_users,
-            )
-            found = read_histories(loaded.vocabulary, table, None)
-            lists = lists_of(loaded.scorer, found, score, loaded.rules_of(wanted.policy))
-        except RefusedError as refused:
-            return Answer(refused.status, {"detail": refused.detail})
-        except DataError as error:
-            return Answer(422, {"detail": str(error)})
+            found = read_histories(loaded.vocabulary, ask.table, None)
+            longest = int(found.source.length_B.max()) if len(found.user) else 0
+            if longest > self.config.max_history:
+                limit = self.config.max_history
+                raise RefusedError(f"{longest} interactions of one user, at most {limit}")
+            rules = loaded.rules_of(wanted.policy)
+            parts = [lists for lists, _ in lists_of(loaded.scorer, found, score, rules)]
+        except (DataError, pa.ArrowException) as error:
+            raise RefusedError(str(error)) from error
         about = {
             **self._signed(loaded),
             "rejected": json.dumps(found.rejected),
             "interactions": json.dumps(found.fates),
         }
-        return Answer(200, lists.replace_schema_metadata(about))
-
-    def _require_few(self, table: pa.Table) -> None:
-        if len(table) > self.config.max_users:
-            detail = f"{len(table)} users, but {self.config.max_users} are allowed; send fewer"
-            raise RefusedError(detail, 413)
+        return pa.concat_tables(parts).replace_schema_metadata(about)
 
     def _load(self) -> Loaded:
         bundle = load_bundle(self._folder)
@@ -254,14 +263,12 @@ class Desk:
         def rules_of(policy: PolicyConfig) -> Rules:
             return rules.with_numbers(policy, scorer.model, scorer.vocabulary)
 
-        tried = scorer.recommend(Batch.from_lists([[], [0]]), None, 1, rules=rules, tells=False)
-        if torch.isnan(tried.score_BK).any():
-            raise CheckpointError(f"{self._folder}: its model gives no numbers; train it anew")
+        scorer.require_numbers()
         titles = _titles(self.config.titles)
         return Loaded(
             scorer,
             bundle,
-            _version(self._folder.read(MANIFEST)),
+            _version(bundle.facts),
             _tells(scorer),
             rules_of,
             titles,
@@ -400,8 +407,8 @@ class Desk:
         return {"model": self.name, "version": loaded.version}
 
 
-def _version(manifest: bytes) -> str:
-    return hashlib.sha256(manifest).hexdigest()[:12]
+def _version(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _titles(url: str | None) -> dict[Any, str]:

@@ -30,6 +30,13 @@ class ListAsk(NamedTuple):
     """Of a user whom training saw; -1 for all others."""
 
 
+class TableAsk(NamedTuple):
+    """Some users of an Arrow stream who want lists."""
+
+    table: pa.Table
+    wishes: Wishes
+
+
 def require_history(vocabulary: Vocabulary, history: History, limit: int) -> None:
     """Refuse a history that the model cannot read.
 

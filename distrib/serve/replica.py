@@ -1,8 +1,12 @@
 """A desk with a queue before it: the questions that may be put to a model, asynchronously."""
 
 import asyncio
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+import pyarrow as pa
 
 from distrib.errors import DataError
 from distrib.events import emit
@@ -11,7 +15,7 @@ from distrib.serve.batching import Batcher, BusyError
 from distrib.serve.config import ServeConfig
 from distrib.serve.desk import Ask, Desk
 from distrib.serve.messages import Answer, RecommendRequest, Wishes
-from distrib.serve.reading import ListAsk
+from distrib.serve.reading import ListAsk, TableAsk
 
 
 class Meters(Protocol):
@@ -42,6 +46,8 @@ class Replica:
     def __init__(self, desk: Desk, config: ServeConfig, meters: Meters) -> None:
         self.desk = desk
         self.meters = meters
+        self._streams, self._max_streams = 0, config.max_streams
+        self._max_users, self._batch_users = config.max_users, config.batch_users
         self._batcher: Batcher[Ask, Answer] = Batcher(
             self._work,
             max_batch=config.batch_users,
@@ -92,7 +98,7 @@ class Replica:
 
     async def beat(self) -> None:
         """Wait until the thread that scores comes round."""
-        await self._batcher.apart(lambda: None)
+        await self._batcher.beat()
 
     def _work(self, asks: Sequence[Ask]) -> list[Answer]:
         try:
@@ -102,8 +108,9 @@ class Replica:
                 return [answer for ask in asks for answer in self._work([ask])]
             emit("answer_failed", model=self.desk.name, fault=f"{type(error).__name__}: {error}")
             return [Answer(500, {"detail": "the scorer failed; it is in the server's log"})]
-        reads = [answer.body.get("read") for answer in answers]
-        self.meters.unknown(sum(read["unknown_items"] for read in reads if read))
+        bodies = [answer.body for answer in answers if isinstance(answer.body, dict)]
+        reads = [body["read"] for body in bodies if "read" in body]
+        self.meters.unknown(sum(read["unknown_items"] for read in reads))
         return answers
 
     async def _card(self) -> Answer:
@@ -126,9 +133,45 @@ class Replica:
         return await self._batcher.ask(found)
 
     async def _recommend_arrow(self, content: bytes, wishes: Wishes) -> Answer:
+        """Answer a stream a batch of users at a time, so that others get their turn between."""
+        if self._streams >= self._max_streams:
+            raise BusyError(f"{self._streams} streams are under way")
+        self._streams += 1
         try:
-            table = table_of(content)
+            return await self._answered_stream(content, wishes)
+        finally:
+            self._streams -= 1
+
+    async def _answered_stream(self, content: bytes, wishes: Wishes) -> Answer:
+        loop = asyncio.get_running_loop()
+        try:
+            table = await loop.run_in_executor(None, table_of, content)
         except ValueError as error:
             return Answer(422, {"detail": str(error)})
-        answer: Answer = await self._batcher.apart(lambda: self.desk.answer_table(table, wishes))
-        return answer if answer.status != 200 else Answer(200, stream_of(answer.body))
+        if len(table) > self._max_users:
+            detail = f"{len(table)} users, but {self._max_users} are allowed; send fewer"
+            return Answer(413, {"detail": detail})
+        found = []
+        for start in range(0, max(len(table), 1), self._batch_users):
+            part = table.slice(start, self._batch_users)
+            answer = await self._batcher.ask(TableAsk(part, wishes), max(len(part), 1))
+            if answer.status != 200:
+                return answer
+            found.append(answer.body)
+        return Answer(200, await loop.run_in_executor(None, _joined, found))
+
+
+def _joined(parts: list[pa.Table]) -> bytes:
+    """Put the lists of a stream together, and add up what became of users and interactions."""
+    totals: dict[str, Counter[str]] = {"rejected": Counter(), "interactions": Counter()}
+    for part in parts:
+        for name, total in totals.items():
+            total.update(json.loads(part.schema.metadata[name.encode()]))
+    plain = pa.concat_tables([part.replace_schema_metadata(None) for part in parts])
+    versions = {part.schema.metadata[b"version"].decode() for part in parts}
+    about = {
+        "model": parts[0].schema.metadata[b"model"].decode(),
+        "version": ",".join(sorted(versions)),
+        **{name: json.dumps(total) for name, total in totals.items()},
+    }
+    return stream_of(plain.replace_schema_metadata(about))

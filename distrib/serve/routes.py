@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
+from distrib.score.policy import Output
 from distrib.serve.arrow import ARROW
 from distrib.serve.config import ServeConfig
 from distrib.serve.messages import (
@@ -96,6 +97,32 @@ ModelName = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.-]{1,64}$", examples=["de
 Length = Annotated[int, Query(ge=1)]
 
 
+Share = Annotated[float, Query(ge=0.0, le=1.0, allow_inf_nan=False)]
+Positive = Annotated[float, Query(ge=0.0, allow_inf_nan=False)]
+
+
+def _wishes(  # noqa: PLR0913  a parameter of the request each
+    k: Length = 20,
+    *,
+    exclude_seen: bool | None = None,
+    min_score: Annotated[float, Query(allow_inf_nan=False)] | None = None,
+    popularity_damping: Positive | None = None,
+    max_per_group: Length | None = None,
+    diversity: Share | None = None,
+    outputs: Annotated[list[Output] | None, Query()] = None,
+) -> Wishes:
+    """Read wishes from the parameters of a request whose body is something else, or nothing."""
+    return Wishes(
+        k=k,
+        exclude_seen=exclude_seen,
+        min_score=min_score,
+        popularity_damping=popularity_damping,
+        max_per_group=max_per_group,
+        diversity=diversity,
+        outputs=outputs,
+    )
+
+
 @server.get("/healthz", responses={503: {"model": Health}}, tags=["server"])
 async def health(asking: Asked, response: Response) -> Health:
     """Tell whether every model answers."""
@@ -170,12 +197,9 @@ async def recommend_stored(
     asking: Asked,
     model: ModelName,
     user: Annotated[str, Path(max_length=1024, examples=["42"])],
-    k: Length = 20,
-    *,
-    exclude_seen: bool | None = None,
+    wishes: Annotated[Wishes, Depends(_wishes)],
 ) -> Response:
     """Recommend to a user of the prepared data."""
-    wishes = Wishes(k=k, exclude_seen=exclude_seen)
     return JSONResponse(await asking.ask(model, "recommend_stored", user, wishes))
 
 
@@ -195,15 +219,13 @@ async def recommend_arrow(
     asking: Asked,
     model: ModelName,
     request: Request,
-    k: Length = 20,
-    *,
-    exclude_seen: bool | None = None,
+    wishes: Annotated[Wishes, Depends(_wishes)],
 ) -> Response:
     """Recommend to thousands at once: an Arrow stream with ``user``, ``items``, ``ratings``.
 
-    What became of users and interactions that could not be used is in the stream's metadata.
+    A column ``candidates`` limits single users. What became of users and interactions that could
+    not be used is in the metadata of the stream that comes back.
     """
-    wishes = Wishes(k=k, exclude_seen=exclude_seen)
     content = await asking.ask(model, "recommend_arrow", await request.body(), wishes)
     return Response(content, media_type=ARROW)
 

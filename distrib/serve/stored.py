@@ -1,5 +1,7 @@
 """Users of a prepared folder, found by their id."""
 
+import re
+import threading
 from collections import OrderedDict
 from functools import cached_property
 from typing import Any
@@ -13,6 +15,7 @@ from distrib.data.splits import shard_of
 from distrib.serve.messages import History
 from distrib.storage import Folder
 
+_NUMBER = re.compile(r"^-?[0-9]{1,19}$", re.ASCII)
 _COLUMNS = ["user", "items", "ratings", "roles", "subset"]
 
 
@@ -35,6 +38,7 @@ class StoredUsers:
         self._entries = {entry["shard"]: entry for entry in self._manifest["shards"]}
         self._cached_shards = cached_shards
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
 
     @property
     def data(self) -> str:
@@ -82,6 +86,10 @@ class StoredUsers:
         return history, first + step * row if trains else -1
 
     def _shard(self, shard: int) -> pa.Table:
+        with self._lock:
+            return self._read(shard)
+
+    def _read(self, shard: int) -> pa.Table:
         if shard in self._cache:
             self._cache.move_to_end(shard)
             return self._cache[shard]
@@ -95,8 +103,7 @@ class StoredUsers:
 def _as_id(user: str, kind: pa.DataType) -> int | str | None:
     if not pa.types.is_integer(kind):
         return user
-    try:
-        number = int(user)
-    except ValueError:
+    if not _NUMBER.match(user):
         return None
+    number = int(user)
     return number if -(2**63) <= number < 2**63 else None

@@ -19,15 +19,15 @@ from distrib.checkpoint.bundle import BUNDLE
 from distrib.data.config import DataConfig
 from distrib.data.prepare import prepare
 from distrib.data.prepared import load_vocabulary
-from distrib.errors import ConfigError, DataError
-from distrib.score.bulk import SUCCESS, plan, preflight, score
+from distrib.errors import CheckpointError, ConfigError, DataError
+from distrib.score.bulk import SUCCESS, _FragmentActor, plan, preflight, score
 from distrib.score.export import export
 from distrib.score.lists import recommend_table
 from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.scorer import Scorer
 from distrib.score.vectors import ExactIndex, ExportConfig
 from distrib.storage import Folder
-from tests.world import data_of, write_log
+from tests.world import data_of, write_log, write_model
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -77,31 +77,63 @@ def test_everyone_is_scored_and_the_books_balance(world, calm):
 
 
 def test_a_second_start_goes_on_with_what_is_not_there(world, calm, tmp_path, capsys):
+    run, data = world
     output, _ = calm
-    torn = tmp_path / "torn"
-    shutil.copytree(output, torn)
     # As a start leaves it that died in the middle: one part is done, one torn, one not there.
-    success = json.loads((torn / SUCCESS).read_text())
-    (torn / SUCCESS).unlink()
-    recipe = json.dumps(success["recipe"], sort_keys=True).encode()
-    digest = hashlib.sha256(recipe).hexdigest()
-    (torn / "_begun.json").write_text(json.dumps({"recipe": digest, "parts": 3}))
-    (torn / "_receipts").mkdir()
-    kept, half, absent = success["files"]
-    count = len(pq.read_table(torn / kept["name"]))
-    receipt = {**kept, "recipe": digest, "interactions": {}, "empty": {}, "rejected": {}}
-    receipt["users"] = {"read": count, "scored": count, "unchanged": 0}
-    (torn / "_receipts" / "part-00000.json").write_text(json.dumps(receipt))
-    (torn / half["name"]).write_bytes(b"half of a par")
-    (torn / absent["name"]).unlink()
-    stamp = (torn / kept["name"]).stat().st_mtime_ns
+    config = ScoreConfig(k=5, output=str(tmp_path / "torn"))
+    publication = plan(run, data.prepared, config).publication
+    kept, half, _ = json.loads((output / SUCCESS).read_text())["files"]
+    for entry, content in ((kept, (output / kept["name"]).read_bytes()), (half, b"half of a par")):
+        publication.work.write(entry["name"].replace(f"-{publication._tag}", ""), content)
+    name = kept["name"].replace(f"-{publication._tag}", "")
+    publication.note({**kept, "name": name})
     capsys.readouterr()
-    result = scored(world, torn)
+    result = scored(world, tmp_path / "torn")
     told = [json.loads(line) for line in capsys.readouterr().err.splitlines() if "resumed" in line]
     assert [event["left"] for event in told] == [2]
-    assert digests(torn) == digests(output)
-    assert (torn / kept["name"]).stat().st_mtime_ns == stamp
+    assert digests(tmp_path / "torn") == digests(output)
     assert result["counts"]["users"] == 200
+
+
+def test_a_start_that_fails_leaves_last_nights_lists(world, calm, tmp_path):
+    output = tmp_path / "lists"
+    shutil.copytree(calm[0], output)
+    (tmp_path / "new").mkdir()
+    good = {"user": [1], "items": [[1]], "ratings": [[1.0]]}
+    pq.write_table(pa.table(good), tmp_path / "new" / "a.parquet")
+    pq.write_table(pa.table({**good, "items": [1]}), tmp_path / "new" / "b.parquet")
+    for more, message in (
+        ({"outputs": ("deviation",)}, "tells .*, but not deviation"),
+        (
+            {"histories": str(tmp_path / "new")},
+            r"new/b.parquet: column 'items' is int64, not a list",
+        ),
+        ({"histories": str(tmp_path / "new" / "a.parquet")}, "is a file; name the folder"),
+    ):
+        with pytest.raises(DataError, match=message):
+            scored(world, output, **more)
+    with pytest.raises(ConfigError, match="is where the lists go"):
+        scored(world, output, since=str(output))
+    assert digests(output) == digests(calm[0])
+
+
+def test_files_in_folders_are_scored_and_repeated_starts_change_nothing(world, tmp_path):
+    for place, user in (("a.parquet", 1), ("date=1/b.parquet", 2), ("_old/c.parquet", 3)):
+        path = tmp_path / "in" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"user": [user], "items": [[1]], "ratings": [[1.0]]}), path)
+    scored(world, tmp_path / "out", histories=str(tmp_path / "in"))
+    assert lists(tmp_path / "out")["user"].to_pylist() == [1, 2]
+
+
+def test_actors_refuse_a_bundle_that_was_written_since(world, tmp_path):
+    _, data = world
+    run = write_model(tmp_path / "run", data)
+    config = ScoreConfig(k=5, output=str(tmp_path / "out"))
+    work = plan(run, data.prepared, config)
+    write_model(tmp_path / "run", data, seed=4)
+    with pytest.raises(CheckpointError, match="was written anew meanwhile"):
+        _FragmentActor(work, config, None)
 
 
 def test_only_users_who_changed_are_scored_again(world, calm, tmp_path):
@@ -162,7 +194,7 @@ def test_a_changed_file_of_a_policy_makes_another_recipe(world, tmp_path):
     found = []
     for content in ("1\n2\n", "3\n4\n5\n"):
         deny.write_text(content)
-        found.append(plan(run, data.prepared, config).digest)
+        found.append(plan(run, data.prepared, config).recipe)
     assert found[0] != found[1]
 
 
@@ -199,8 +231,8 @@ def test_killed_at_twenty_moments_it_ends_with_the_undisturbed_bytes(world, tmp_
     kills = 0
     while kills < 20:
         process = start(tmp_path / "torn")
-        began = tmp_path / "torn" / "_receipts"
-        while not began.exists() and process.poll() is None:
+        began = tmp_path / "torn"
+        while not list(began.glob("_work-*/receipts")) and process.poll() is None:
             time.sleep(0.05)
         time.sleep(rng.uniform(0.0, 0.6))
         if process.poll() is not None:
@@ -211,6 +243,7 @@ def test_killed_at_twenty_moments_it_ends_with_the_undisturbed_bytes(world, tmp_
         assert not (tmp_path / "torn" / SUCCESS).exists()
     assert start(tmp_path / "torn").wait() == 0
     assert digests(tmp_path / "torn") == digests(tmp_path / "calm")
+    assert not list((tmp_path / "torn").glob(".*"))
     users = lists(tmp_path / "torn")["user"].to_pylist()
     assert len(users) == len(set(users)) == 2000
     assert kills == 20

@@ -1,20 +1,21 @@
 """Exactly once: whatever is interrupted, the union is what one undisturbed start writes."""
 
 import hashlib
-import json
+import time
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from distrib.errors import DataError
 from distrib.models.conv4rec import Conv4RecConfig
-from distrib.score.fragments import FragmentScorer, fragments_of
+from distrib.score.fragments import Former, FragmentScorer, Part, fragments_of
 from distrib.score.policy import ScoreConfig
+from distrib.score.publication import SUCCESS, Publication
 from distrib.storage import Folder
 from tests.score.test_scorer import histories, scorer_of
 
+RECIPE = {"of": "tests"}
 CONFIG = ScoreConfig(k=5, batch_users=4, fragment_users=10)
 
 
@@ -35,13 +36,28 @@ def fragments(given):
 
 def maker(small, given, output, **more):
     scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4))
-    return FragmentScorer(scorer, given, None, output, CONFIG, **more)
+    return FragmentScorer(scorer, given, None, Publication(output, RECIPE), CONFIG, **more)
+
+
+def published(small, given, output):
+    """Do what a job does: go on with what is there, make the rest, publish."""
+    publication, parts = Publication(output, RECIPE), fragments(given)
+    publication.require_ours()
+    if publication.published() is not None:
+        return 0
+    found = publication.receipts({fragment.part for fragment in parts})
+    publication.begin()
+    scorer = maker(small, given, output)
+    todo = [fragment for fragment in parts if fragment.part not in found]
+    made = [scorer.write(fragment) for fragment in todo]
+    receipts = sorted([*found.values(), *made], key=lambda receipt: receipt["name"])
+    publication.publish(receipts, {"counts": {}})
+    return len(todo)
 
 
 def digests(folder):
-    return {
-        name: hashlib.sha256(folder.read(name)).hexdigest() for name in folder.files(".parquet")
-    }
+    names = folder.files(".parquet")
+    return {name: hashlib.sha256(folder.read(name)).hexdigest() for name in names}
 
 
 def test_fragments_cover_every_row_once_by_whole_row_groups(given):
@@ -53,25 +69,18 @@ def test_fragments_cover_every_row_once_by_whole_row_groups(given):
 
 def test_parts_hold_every_user_once_in_order(small, given, tmp_path):
     output = Folder(str(tmp_path / "out"))
-    scorer = maker(small, given, output)
-    receipts = [scorer.write(fragment, "r") for fragment in fragments(given)]
-    users = [
-        user for name in output.files() for user in output.read_parquet(name)["user"].to_pylist()
-    ]
+    assert published(small, given, output) == 5
+    tables = [output.read_parquet(name) for name in output.files(".parquet")]
+    users = [user for table in tables for user in table["user"].to_pylist()]
     assert users == histories(small)["user"].to_pylist()
-    assert sum(receipt["users"]["scored"] for receipt in receipts) == 37
-    receipt = output.read_json(fragments(given)[0].receipt)
-    assert receipt["sha256"] == digests(output)["part-00000.parquet"]
+    entries = output.read_json(SUCCESS)["files"]
+    assert sum(entry["users"]["scored"] for entry in entries) == 37
+    assert {entry["name"]: entry["sha256"] for entry in entries} == digests(output)
+    assert output.folders() == []
 
 
 class Stopped(BaseException):
     """The process ends here."""
-
-
-def write_all(small, given, output, done=()):
-    for fragment in fragments(given):
-        if fragment not in done:
-            maker(small, given, output).write(fragment, "r")
 
 
 class Fuse:
@@ -85,40 +94,97 @@ class Fuse:
             raise Stopped
 
     def around(self, plain):
-        def write(folder, name, *rest):
+        def write(folder, *rest):
             self.burn()
-            result = plain(folder, name, *rest)
+            result = plain(folder, *rest)
             self.burn()
             return result
 
         return write
 
 
-def test_stopped_at_any_write_and_begun_again_it_writes_the_same(
-    small, given, tmp_path, monkeypatch
+@pytest.mark.parametrize("is_over_another", [False, True])
+def test_stopped_at_any_change_and_begun_again_it_publishes_the_same(
+    is_over_another, small, given, tmp_path, monkeypatch
 ):
     calm, torn, fuse = Folder(str(tmp_path / "calm")), Folder(str(tmp_path / "torn")), Fuse()
-    write_all(small, given, calm)
-    for name in ("upload", "write"):
+    published(small, given, calm)
+    other = Publication(torn, {"of": "yesterday"})
+    for name in ("upload", "write", "move", "remove"):
         monkeypatch.setattr(Folder, name, fuse.around(getattr(Folder, name)))
-    for moment in range(1, 21):
+    moment, ended = 0, False
+    while not ended:
+        moment += 1
+        fuse.left = 0
         torn.remove()
+        if is_over_another:
+            yesterday = yesterdays(other)
         fuse.left = moment
-        with pytest.raises(Stopped):
-            write_all(small, given, torn)
-        done = [f for f in fragments(given) if torn.exists(f.receipt)]
-        assert len(done) == moment // 4
-        for fragment in done:  # what counts is whole
-            assert digests(torn)[fragment.part] == digests(calm)[fragment.part]
-        write_all(small, given, torn, done)
+        try:
+            published(small, given, torn)
+            ended = True
+        except Stopped:
+            pass
+        fuse.left = 0
+        if torn.exists(SUCCESS):  # what counts is whole: of today, or still of yesterday
+            whole = digests(calm) if not is_over_another else (digests(calm), yesterday)
+            assert digests(torn) in (whole if is_over_another else (whole,))
+        published(small, given, torn)
         assert digests(torn) == digests(calm)
+        assert torn.read_json(SUCCESS) == calm.read_json(SUCCESS)
+    assert moment > 40
+
+
+def yesterdays(publication):
+    """Publish something else; return its digests."""
+    publication.begin()
+    with Part(publication.work, "part-00000.parquet") as part:
+        part.write(pa.table({"user": ["of yesterday"]}))
+    receipt = {"name": "part-00000.parquet", **part.entry}
+    publication.publish([receipt], {})
+    return digests(publication.target)
+
+
+def test_what_fails_leaves_what_was_published(small, given, tmp_path):
+    output = Folder(str(tmp_path / "out"))
+    before = yesterdays(Publication(output, {"of": "yesterday"}))
+    given.write("d.parquet", b"no parquet")
+    with pytest.raises(DataError, match=r"d.parquet: is no Parquet file"):
+        published(small, given, output)
+    assert digests(output) == before
+    assert output.read_json(SUCCESS)["recipe"] == {"of": "yesterday"}
+
+
+def test_of_two_recipes_at_once_none_takes_the_others_parts(small, given, tmp_path):
+    output = Folder(str(tmp_path / "out"))
+    mine, other = Publication(output, RECIPE), Publication(output, {"of": "another"})
+    mine.begin()
+    receipts = [maker(small, given, output).write(fragment) for fragment in fragments(given)]
+    found = yesterdays(other)
+    assert digests(output) == found
+    mine.publish(receipts, {})
+    entries = output.read_json(SUCCESS)["files"]
+    assert {entry["name"]: entry["sha256"] for entry in entries} == digests(output)
+    assert not set(found) & set(digests(output))
+
+
+def test_folders_of_others_and_stale_work(small, given, tmp_path):
+    output = Folder(str(tmp_path / "out"))
+    output.write("part-00000-abc.snappy.parquet", b"precious")
+    with pytest.raises(DataError, match="holds files that scoring did not write"):
+        published(small, given, output)
+    output.remove()
+    for recipe, age_s in (("old", 3 * 24 * 3600), ("young", 60)):
+        Publication(output, {"of": recipe}).begin()
+        work = Publication(output, {"of": recipe}).work
+        work.write_json("begun.json", {"time": time.time() - age_s})
+    published(small, given, output)
+    assert output.folders() == [Publication(output, {"of": "young"}).work.url.rsplit("/")[-1]]
 
 
 def test_histories_that_are_as_they_were_are_passed_over(small, given, tmp_path):
     first = Folder(str(tmp_path / "first"))
-    for fragment in fragments(given):
-        maker(small, given, first).write(fragment, "r")
-    known = [first.read_parquet(name)["history_digest"].to_numpy() for name in first.files()]
+    published(small, given, first)
     changed = histories(small).to_pylist()
     changed[3]["ratings"][0] = (
         6.0 - changed[3]["ratings"][0] if changed[3]["ratings"][0] != 3 else 4.0
@@ -127,19 +193,31 @@ def test_histories_that_are_as_they_were_are_passed_over(small, given, tmp_path)
     changed[30]["ratings"].append(5.0)
     later = Folder(str(tmp_path / "later"))
     later.write_parquet("a.parquet", pa.Table.from_pylist(changed))
-    output = Folder(str(tmp_path / "out"))
-    scorer = maker(small, later, output, unchanged=np.unique(np.concatenate(known)))
+    second = Folder(str(tmp_path / "second"))
+    scorer = maker(small, later, second, former=Former.of([first]))
     (fragment,) = fragments_of(later, [{"name": "a.parquet"}], 100)
-    receipt = scorer.write(fragment, "r")
-    assert output.read_parquet("part-00000.parquet")["user"].to_pylist() == ["u3", "u30"]
+    receipt = scorer.write(fragment)
+    lists = scorer.publication.work.read_parquet("part-00000.parquet")
+    assert lists["user"].to_pylist() == ["u3", "u30"]
     assert receipt["users"] == {"read": 37, "scored": 2, "unchanged": 35}
+    scorer.publication.publish([receipt], {})
+    # On the third day u3 is as on the first again, and u30 as on the second.
+    back = histories(small).to_pylist()
+    back[30] = changed[30]
+    later.write_parquet("a.parquet", pa.Table.from_pylist(back))
+    third = maker(small, later, Folder(str(tmp_path / "third")), former=Former.of([second, first]))
+    receipt = third.write(fragment)
+    assert third.publication.work.read_parquet("part-00000.parquet")["user"].to_pylist() == ["u3"]
+    assert receipt["users"] == {"read": 37, "scored": 1, "unchanged": 36}
 
 
 def test_a_file_that_is_not_what_the_manifest_says_is_refused(small, given, tmp_path):
     files = [{"name": "a.parquet", "sha256": "0" * 64}]
     (first, *_) = fragments_of(given, files, 10)
     with pytest.raises(DataError, match=r"a.parquet: content differs from the manifest"):
-        maker(small, given, Folder(str(tmp_path / "out"))).write(first, "r")
-    given.write("d.parquet", json.dumps({}).encode())
-    with pytest.raises(DataError, match=r"d.parquet: is no Parquet file"):
-        fragments_of(given, [{"name": "d.parquet"}], 10)
+        maker(small, given, Folder(str(tmp_path / "out"))).write(first)
+    files = [{"name": "a.parquet", "stamp": given.stamp("a.parquet")}]
+    (first, *_) = fragments_of(given, files, 10)
+    given.write_parquet("a.parquet", histories(small).slice(1, 20))
+    with pytest.raises(DataError, match=r"a.parquet: was changed while it was scored"):
+        maker(small, given, Folder(str(tmp_path / "out"))).write(first)

@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import uvicorn
 
-from distrib.errors import DataError
+from distrib.errors import ConfigError, DataError
 from distrib.score.lists import recommend_table
 from distrib.score.policy import ScoreConfig
-from distrib.serve.client import SUCCESS, Endpoint, score_through
+from distrib.score.publication import SUCCESS
+from distrib.serve.client import Endpoint, score_through
 from distrib.storage import Folder
 from tests.score.test_scorer import histories
 from tests.serve.conftest import served
@@ -95,13 +96,34 @@ def test_a_second_start_goes_on_where_the_server_went_away(run, given, tmp_path)
         running.fault_every = 4
         with pytest.raises(DataError, match="refused with 403: come again"):
             score_through(endpoint, given, output, fragment_users=10)
-        done = Folder(f"{output}/_receipts").files()
-        assert len(done) == 1
+        (work,) = Folder(output).folders()
+        assert len(Folder(f"{output}/{work}/receipts").files()) == 1
         assert not Folder(output).exists(SUCCESS)
         running.fault_every, running.requests = 0, 0
         score_through(endpoint, given, output, fragment_users=10)
         assert running.requests == 2 + 4 + 1  # all but the first fragment
     assert len(lists(output)) == 37
+
+
+def test_wishes_go_along_and_another_page_is_no_answer(small, run, given, tmp_path):
+    server = served({"default": run})
+    with Running(server.app) as url:
+        wishes = {"exclude_seen": "false", "min_score": "-1e9", "outputs": "rating"}
+        score_through(Endpoint(url, k=50, wishes=wishes), given, str(tmp_path / "out"))
+        found = lists(str(tmp_path / "out"))
+        assert found.column_names == ["user", "history_digest", "items", "ratings"]
+        assert all(len(items) == 50 for items in found["items"].to_pylist())
+        odd = Endpoint(url, wishes={"diversity": "much"})
+        with pytest.raises(DataError, match="refused with 422"):
+            score_through(odd, given, str(tmp_path / "odd"))
+
+    async def login_page(scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"<html>log in</html>"})
+
+    with Running(login_page) as url, pytest.raises(DataError, match="something else than lists"):
+        score_through(Endpoint(url), given, str(tmp_path / "page"))
 
 
 def test_what_the_server_refuses_is_told_and_not_tried_again(run, given, tmp_path):
@@ -114,5 +136,11 @@ def test_what_the_server_refuses_is_told_and_not_tried_again(run, given, tmp_pat
             score_through(Endpoint(url, "other", "t"), given, str(tmp_path / "other"))
     with pytest.raises(DataError, match=r"no answer for 0.1 s"):
         score_through(Endpoint(url, retry_s=0.1), given, str(tmp_path / "away"))
-    with pytest.raises(DataError, match="holds files of something else"):
+    for wrong in ("localhost:8000", "http://user:hunter2@host"):
+        with pytest.raises(ConfigError, match="--url: give http://host:port") as told:
+            score_through(Endpoint(wrong), given, str(tmp_path / "wrong"))
+        assert "hunter2" not in str(told.value)
+    with pytest.raises(ConfigError, match="--users = 0: give 1 or more"):
+        score_through(Endpoint(url, users=0), given, str(tmp_path / "wrong"))
+    with pytest.raises(DataError, match="holds files that scoring did not write"):
         score_through(Endpoint(url), given, given)

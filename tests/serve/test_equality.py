@@ -11,6 +11,7 @@ from distrib.checkpoint.bundle import BUNDLE, write_bundle
 from distrib.score.fragments import FragmentScorer, fragments_of
 from distrib.score.lists import SINGULAR
 from distrib.score.policy import ScoreConfig
+from distrib.score.publication import Publication
 from distrib.score.scorer import Scorer
 from distrib.serve.arrow import stream_of, table_of
 from distrib.storage import Folder
@@ -29,11 +30,11 @@ def bulk_lists(run, table, output):
     pq.write_table(table, histories / "a.parquet", row_group_size=10)
     scorer = Scorer.from_bundle(Folder(run) / BUNDLE)
     config = ScoreConfig(k=K, batch_users=6, fragment_users=20)
-    writer = FragmentScorer(scorer, Folder(str(histories)), None, Folder(str(output)), config)
+    publication = Publication(Folder(str(output)), {})
+    writer = FragmentScorer(scorer, Folder(str(histories)), None, publication, config)
     fragments = fragments_of(Folder(str(histories)), [{"name": "a.parquet"}], 20)
-    for fragment in fragments:
-        writer.write(fragment, "recipe")
-    parts = [Folder(str(output)).read_parquet(fragment.part) for fragment in fragments]
+    receipts = [writer.write(fragment) for fragment in fragments]
+    parts = [publication.work.read_parquet(receipt["name"]) for receipt in receipts]
     return pa.concat_tables(parts).to_pylist()
 
 

@@ -190,7 +190,7 @@ def test_a_model_that_gives_no_numbers_is_not_taken(run, small):
     bundle.write("model.safetensors", content)
     bundle.write_json(MANIFEST, manifest)
     assert not desk.refresh()
-    assert "gives no numbers" in desk.fault
+    assert "its scores are not finite numbers" in desk.fault
     assert desk.loaded.version == before
 
 
