@@ -7,6 +7,7 @@ from distrib.errors import ConfigError
 from distrib.run_file import RunFile
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+DEMO = Path(__file__).parent.parent / "configs/demo.toml"
 ENVIRONMENT = {"DISTRIB_DATA": "/data"}
 
 
@@ -72,3 +73,20 @@ def test_fp16_without_zero_is_refused(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.toml does not exist"):
         load(RunFile, tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "serve.token=hunter2",  # quotes forgotten
+        "serve.token=12345",
+        'serve.token=["hunter2"]',
+        'serve.tokn="hunter2"',
+        'serve.token=""',
+    ],
+)
+def test_no_message_repeats_a_secret(setting):
+    with pytest.raises(ConfigError, match=r"tok\w*") as told:
+        load(RunFile, DEMO, overrides=[setting])
+    assert "hunter2" not in str(told.value)
+    assert "12345" not in str(told.value)

@@ -10,6 +10,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import LoggingConfig
@@ -30,6 +31,7 @@ _SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 
 _USERS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 _FRONT_CPUS = 0.1
 _RETRY_S = 0.1
+_SHUTDOWN_TRIES = 50
 _HEALTH_S = 5.0
 
 
@@ -83,6 +85,20 @@ def _require_port(config: ServeConfig) -> None:
                 f"serve.port = {config.port} on {config.host}: cannot be listened on "
                 f"({error.strerror}); set serve.port to a free one"
             ) from error
+
+
+def _require_alone() -> None:
+    """Refuse a cluster that serves already: its address and its applications are somebody's."""
+    for _ in range(_SHUTDOWN_TRIES):  # what was just ended may take a moment to go
+        try:
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        except ValueError:
+            return
+        time.sleep(_RETRY_S)
+    raise ConfigError(
+        "serve: Ray Serve runs on this cluster already; end the job that started it, or submit "
+        "this one to another cluster"
+    )
 
 
 def _require_room(plan: Plan) -> None:
@@ -144,6 +160,7 @@ def start(plan: Plan) -> str:
         ConfigError: The port is taken, or the cluster has no room for the scorers.
     """
     config = plan.config
+    _require_alone()
     _require_port(config)
     _require_room(plan)
     try:

@@ -19,7 +19,13 @@ from distrib.checkpoint.manifest import MANIFEST, read_manifest
 from distrib.data.prepared import MANIFEST as PREPARED
 from distrib.data.prepared import load_manifest
 from distrib.errors import DataError, DistribError
-from distrib.score.lists import SINGULAR, lists_of, read_histories, told_values
+from distrib.score.lists import (
+    SINGULAR,
+    lists_of,
+    read_histories,
+    require_columns,
+    told_values,
+)
 from distrib.score.policy import Output, PolicyConfig, ScoreConfig
 from distrib.score.rules import Rules, item_table
 from distrib.score.scorer import Limits, Recommendations, Scorer
@@ -235,11 +241,9 @@ class Desk:
             batch_users=self.config.batch_users,
         )
         try:
+            require_columns(ask.table.column_names)
+            self._require_short(ask.table["items"])
             found = read_histories(loaded.vocabulary, ask.table, None)
-            longest = int(found.source.length_B.max()) if len(found.user) else 0
-            if longest > self.config.max_history:
-                limit = self.config.max_history
-                raise RefusedError(f"{longest} interactions of one user, at most {limit}")
             rules = loaded.rules_of(wanted.policy)
             parts = [lists for lists, _ in lists_of(loaded.scorer, found, score, rules)]
         except (DataError, pa.ArrowException) as error:
@@ -250,6 +254,13 @@ class Desk:
             "interactions": json.dumps(found.fates),
         }
         return pa.concat_tables(parts).replace_schema_metadata(about)
+
+    def _require_short(self, items: pa.ChunkedArray) -> None:
+        if not pa.types.is_list(items.type) and not pa.types.is_large_list(items.type):
+            return  # told with the other faults of columns
+        longest, limit = pc.max(pc.list_value_length(items)).as_py() or 0, self.config.max_history
+        if longest > limit:
+            raise RefusedError(f"{longest} interactions of one user, at most {limit}")
 
     def _load(self) -> Loaded:
         bundle = load_bundle(self._folder)

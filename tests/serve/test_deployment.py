@@ -1,13 +1,17 @@
 """On Ray Serve: the same answers over the network, whatever happens to models and replicas."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import aiohttp
 import numpy as np
@@ -17,13 +21,14 @@ import pytest
 
 from distrib.checkpoint.bundle import BUNDLE
 from distrib.data.prepared import load_vocabulary
+from distrib.errors import ConfigError, DataError
 from distrib.score.bulk import score
 from distrib.score.lists import recommend_table
 from distrib.score.policy import ScoreConfig
 from distrib.score.scorer import Scorer
 from distrib.serve.arrow import stream_of, table_of
 from distrib.serve.config import ServeConfig
-from distrib.serve.deployment import APP, Plan, start
+from distrib.serve.deployment import APP, Plan, _require_room, preflight, start
 from distrib.storage import Folder
 from tests.world import write_model
 
@@ -125,7 +130,8 @@ def test_the_server_tells_how_it_is(served):
 class Load:
     """Asks without a pause from some clients, and counts what comes back."""
 
-    def __init__(self, url, rows, num_clients=6):
+    def __init__(self, url, rows, num_clients=6, *, may_end=False):
+        self.left_after, self._last, self._may_end = set(), {}, may_end
         self.statuses, self.versions = Counter(), Counter()
         self._url, self._rows, self._num_clients = url, rows, num_clients
         self._ends = threading.Event()
@@ -136,6 +142,17 @@ class Load:
             await asyncio.gather(*(self._client(client, n) for n in range(self._num_clients)))
 
     async def _client(self, client, number):
+        self._last[number] = None
+        if not self._may_end:
+            await self._asking(client, number)
+            return
+        with contextlib.suppress(aiohttp.ClientError):
+            await self._asking(client, number)
+        if not self._ends.is_set():
+            self.left_after.add(self._last[number])
+
+    async def _asking(self, client, first):
+        number = first
         while not self._ends.is_set():
             number += 1
             row = self._rows[number % len(self._rows)]
@@ -143,9 +160,10 @@ class Load:
             path = f"{self._url}/v1/models/default/recommendations"
             async with client.post(path, json=body) as answer:
                 self.statuses[answer.status] += 1
-                found = await answer.json()
+                self._last[first] = answer.status
+                content = await answer.read()
                 if answer.status == 200:
-                    self.versions[found["version"]] += 1
+                    self.versions[json.loads(content)["version"]] += 1
 
     def __enter__(self):
         self._thread.start()
@@ -225,18 +243,50 @@ def _replica_pids():
     ]
 
 
-@pytest.mark.slow
-def test_at_twice_its_capacity_it_says_429_and_nothing_worse(world, tmp_path):
-    from ray import serve
+def test_a_port_that_is_taken_is_refused(served):
+    url, run, data = served
+    config = ServeConfig(port=int(url.rsplit(":")[-1]))
+    with pytest.raises(ConfigError, match=r"serve.port = \d+ on 127.0.0.1: cannot be listened on"):
+        preflight(str(run), data.prepared, config)
+    config = ServeConfig(port=free_port(), users=str(run))
+    with pytest.raises(DataError, match="nothing complete is prepared there"):
+        preflight(str(run), data.prepared, config)
 
+
+def test_what_one_machine_cannot_hold_is_refused(served):
+    _, run, data = served
+    config = ServeConfig(port=free_port(), replicas=[9, 12], cpus_per_replica=0.5)
+    with pytest.raises(ConfigError, match="Ray Serve runs on this cluster already"):
+        start(Plan.of(str(run), data.prepared, config))
+    with pytest.raises(ConfigError, match=r"9 replica\(s\) and 1 front\(s\) take 4.6 CPU"):
+        _require_room(Plan.of(str(run), data.prepared, config))
+
+
+@pytest.mark.slow
+def test_a_server_that_is_told_to_stop_ends_what_it_began(world, tmp_path):
+    """The job is a process with a Ray of its own; SIGTERM comes under load."""
     run, data = world
-    config = ServeConfig(
-        port=free_port(), max_waiting=4, batch_users=2, batch_wait_ms=50.0, request_timeout_s=20.0
+    port = free_port()
+    (tmp_path / "run.toml").write_text(
+        f'run = "{run}"\n[data]\nprepared = "{data.prepared}"\nsplit = {{ name = "none" }}\n'
+        f'[model]\nname = "conv4rec"\n[serve]\nport = {port}\ntoken = "{TOKEN}"\n'
     )
-    url = start(Plan.of(run, data.prepared, config))
-    try:
-        with Load(url, histories(data), num_clients=40) as load:
-            eventually(lambda: load.statuses[200] > 40 and load.statuses[429] > 20)
-        assert set(load.statuses) <= {200, 429, 503}
-    finally:
-        serve.shutdown()
+    process = subprocess.Popen(
+        [sys.executable, "jobs/serve.py", "--config", str(tmp_path / "run.toml")],
+        cwd=Path(__file__).parent.parent.parent,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    while "serving" not in process.stderr.readline():
+        pass
+    with process, Load(url, histories(data), num_clients=4, may_end=True) as load:
+        eventually(lambda: load.statuses[200] > 30)
+        process.terminate()
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "terminated" in told
+    # Answers under way came; what was asked after the application went was told so, 404 or 503,
+    # and only then did connections end.
+    assert set(load.statuses) <= {200, 404, 503}
+    assert load.left_after <= {404, 503}

@@ -116,6 +116,31 @@ def test_arrow_streams_carry_what_bulk_scoring_writes(client, server, small):
         assert message in bad.json()["detail"]
 
 
+def test_streams_that_could_fill_the_memory_are_refused(run, small):
+    table = pa.table({"user": [1], "items": [[1000] * 5000], "ratings": [[5.0] * 5000]})
+    compressed = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(compressed, table.schema, options=options) as writer:
+        writer.write_table(table)
+    coded = pa.table({"user": pa.array(["a"]).dictionary_encode(), "items": [[1000]]})
+    many = pa.table({"user": list(range(9)), "items": [[1000]] * 9, "ratings": [[5.0]] * 9})
+    odd = pa.table({"user": [{"a": 1}], "items": [[1000]], "ratings": [[5.0]]})
+    twice = pa.table([[1], [1], [[1000]]], ["user", "user", "items"])
+    with TestClient(served({"default": run}, max_history=50, max_users=8).app) as client:
+        for content, status, message in (
+            (bytes(compressed.getvalue()), 422, "compressed Arrow stream"),
+            (stream_of(coded), 422, "dictionaries"),
+            (stream_of(table), 422, "at most 50"),
+            (stream_of(many), 413, "9 users, but 8 are allowed"),
+            (stream_of(odd), 422, "column 'user' is struct"),
+            (stream_of(twice), 422, r"column(s) ['user'] more than once"),
+            (stream_of(many)[:300], 422, "no Arrow stream"),
+        ):
+            found = client.post(f"{LISTS}.arrow", content=content)
+            assert found.status_code == status, message
+            assert message in found.json()["detail"]
+
+
 def test_ratings_of_known_and_unknown_items(client, server, small):
     body = {"history": history(small, 3), "targets": [1000, 5, 990]}
     found = post(client, "ratings", body).json()["ratings"]

@@ -6,19 +6,21 @@ import threading
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from starlette.testclient import TestClient
 
 from distrib.checkpoint.bundle import BUNDLE
 from distrib.data.prepared import load_vocabulary
-from distrib.errors import CheckpointError, ConfigError
+from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.models import BiasedMfConfig, EaseConfig
 from distrib.score.policy import PolicyConfig
+from distrib.serve.arrow import stream_of, table_of
 from distrib.serve.batching import Batcher, BusyError
 from distrib.serve.config import ServeConfig
 from distrib.serve.desk import Desk
-from distrib.serve.messages import History, Wishes
+from distrib.serve.messages import History, RecommendRequest, Wishes
 from distrib.serve.reading import ListAsk
 from distrib.serve.stored import StoredUsers
 from distrib.storage import Folder
@@ -143,6 +145,73 @@ def test_a_request_that_breaks_the_scorer_takes_no_other_with_it(run, small, cap
         found = client.post("/v1/models/default/recommendations", json=body)
         assert found.status_code == 500
         assert "thirteen" not in found.text
+
+
+def test_streams_take_turns_with_others_and_are_not_too_many(run, small):
+    server = served({"default": run}, batch_users=2, max_streams=1)
+    replica, batches = server.replicas["default"], server.noted.batches
+    rows = [{"user": user, **history(small, user)} for user in range(9)]
+    stream = stream_of(pa.Table.from_pylist(rows))
+
+    async def together():
+        streams = [
+            asyncio.create_task(replica.ask("recommend_arrow", stream, Wishes(k=3)))
+            for _ in range(2)
+        ]
+        await asyncio.sleep(0.02)
+        request = RecommendRequest(history=History(**history(small, 1)))
+        single = await replica.ask("recommend", request)
+        return single, await asyncio.gather(*streams)
+
+    single, (one, other) = asyncio.run(together())
+    assert (single.status, one.status, other.status) == (200, 200, 429)
+    table = table_of(one.body)
+    assert table["user"].to_pylist() == list(range(9))
+    assert json.loads(table.schema.metadata[b"interactions"])["used"] == sum(
+        len(small.items[user]) for user in range(9)
+    )
+    assert max(batches) <= 2
+
+
+def test_users_can_be_asked_for_while_models_and_data_change(world, tmp_path):
+    _, data = world
+    run = write_model(tmp_path / "run", data)
+    desk = Desk("m", run, data.prepared, ServeConfig())
+    faults, ends = [], threading.Event()
+
+    def asks():
+        while not ends.is_set():
+            try:
+                assert desk.stored("3", Wishes()) is not None
+            except Exception as error:  # noqa: BLE001  any is one too many
+                faults.append(error)
+
+    threads = [threading.Thread(target=asks) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for seed in range(1, 6):
+        write_model(tmp_path / "run", data, seed=seed)
+        assert desk.refresh()
+    ends.set()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+
+
+def test_a_store_that_fails_for_a_while_is_tried_again(run, small, monkeypatch):
+    desk = Desk("m", run, "none", ServeConfig())
+    write_run(run, small, seed=3)
+    plain = desk._load
+
+    def away():
+        raise DataError("the store is away")
+
+    monkeypatch.setattr(desk, "_load", away)
+    assert not desk.refresh()
+    assert desk.fault == "the store is away"
+    monkeypatch.setattr(desk, "_load", plain)
+    assert desk.refresh()
+    assert desk.fault is None
 
 
 def test_a_newer_bundle_is_taken_and_a_bad_one_is_not(run, small):

@@ -1,0 +1,1 @@
+"""A server under more than it can answer."""
