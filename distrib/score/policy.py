@@ -111,8 +111,8 @@ class ScoreConfig(Config):
     says little."""
 
     precision: Precision = "fp32"
-    """``bf16`` finds candidates by products in bfloat16, about twice as fast, and ranks them by
-    their float32 scores; lists are the same but for rounding."""
+    """``bf16`` finds twice as many candidates as are wanted by products in bfloat16, about half as
+    fast again, and ranks them by their float32 scores; see `Scorer`."""
 
     batch_users: PositiveInt = 512
     """Users scored at a time."""

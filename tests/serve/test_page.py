@@ -119,7 +119,7 @@ def test_the_api_page_describes_every_request(browser, url):
     address, _ = url
     person = Person(browser)
     browser.get(f"{address}/docs")
-    person.wait.until(lambda _: len(person.all_of("section h2 code")) == 10)
+    person.wait.until(lambda _: len(person.all_of("section h2 .verb")) == 10)
     assert "/v1/models/{model}/recommendations" in person.texts("section h2 code")
     faults = [entry for entry in browser.get_log("browser") if entry["source"] != "network"]
     assert faults == []

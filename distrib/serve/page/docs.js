@@ -64,5 +64,5 @@ fetch("openapi.json").then((answer) => answer.json()).then((api) => {
     part.append(element("h2", name), element("p", all[name].description), fields(all[name], all));
     return part;
   });
-  document.getElementById("operations").replaceChildren(...parts, ...shared);
+  document.getElementById("operations").replaceChildren(...shared, ...parts);
 });

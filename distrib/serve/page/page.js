@@ -57,6 +57,10 @@ async function showModel() {
 async function search() {
   const query = encodeURIComponent($("query").value);
   const { items } = await ask(`models/${$("model").value}/items?limit=8&query=${query}`);
+  if (!items.length) {
+    $("found").replaceChildren(element("li", "Nothing found", "told"));
+    return;
+  }
   $("found").replaceChildren(...items.map((entry) => {
     const button = element("button");
     button.append(element("span", named(entry)), element("small", `${entry.interactions}`));
@@ -107,7 +111,7 @@ async function recommend() {
   const turn = ++state.turn;
   const history = { items: state.history.map((one) => one.item) };
   if (card().reads_ratings) history.ratings = state.history.map((one) => one.rating);
-  const wishes = { k: Number($("k").value) || 10, popularity_damping: Number($("damping").value) };
+  const wishes = { k: Math.min(50, Math.max(1, Number($("k").value) || 10)), popularity_damping: Number($("damping").value) };
   if (Number($("diversity").value)) wishes.diversity = Number($("diversity").value);
   const path = `models/${$("model").value}`;
   const told = await ask(`${path}/explanations`, { history, wishes, max_reasons: 3 });
@@ -190,7 +194,7 @@ function drawMap(view, list) {
   parts.push(...view.items.filter((one) => one.seen).map((one) => point(one, "seen", 5)));
   parts.push(...list.map((one) => point(one, "listed", 5)));
   const taken = [];
-  for (const one of list.slice(0, 6)) {
+  for (const one of list) {
     const [px, py] = [x(one.probability), y(one.rating)];
     if (taken.some(([qx, qy]) => Math.abs(px - qx) < 90 && Math.abs(py - qy) < 14)) continue;
     taken.push([px, py]);
