@@ -164,10 +164,9 @@ class Part:
         name: Of the file.
     """
 
-    entry: dict[str, Any]
-    """``bytes`` and ``sha256``, once it is there."""
-
     def __init__(self, folder: Folder, name: str) -> None:
+        self.entry: dict[str, Any] = {}
+        """``bytes`` and ``sha256``, once it is there."""
         self._folder, self._name = folder, name
         self._local = tempfile.TemporaryDirectory()
         self._path = Path(self._local.name) / name
