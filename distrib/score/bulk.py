@@ -66,7 +66,7 @@ def preflight(run: str, prepared: str, config: ScoreConfig) -> None:
     """
     check_histories(config)
     if config.events is None:
-        plan(run, prepared, config)
+        _rehearse(plan(run, prepared, config), config)
     else:
         _bundle_facts(run)
 

@@ -159,9 +159,8 @@ def test_scoring_again_does_nothing_and_another_policy_replaces(trained, tmp_pat
         n: (tmp_path / "out" / n).stat().st_mtime_ns for n in parts(str(tmp_path / "out"))
     }
     score(file.run, file.data.prepared, policy.model_copy(update={"k": 3}))
-    assert all(
-        len(row) == 3 for row in pq.read_table(tmp_path / "out" / "part-00000.parquet")["items"]
-    )
+    lists = pq.read_table(tmp_path / "out")["items"]
+    assert all(len(row) == 3 for row in lists)
 
 
 def test_pictures_are_in_the_run_folder(trained):
@@ -209,7 +208,7 @@ def command(job, *arguments):
     )
 
 
-def test_an_error_inside_an_actor_is_told_without_a_traceback(trained, tmp_path):
+def test_histories_of_another_kind_are_told_without_a_traceback(trained, tmp_path):
     _, file = trained
     table = pa.table({"user": [1], "items": [["text"]], "ratings": [[1.0]]})
     (tmp_path / "text").mkdir()
@@ -220,7 +219,9 @@ def test_an_error_inside_an_actor_is_told_without_a_traceback(trained, tmp_path)
     failed = command("score", "--config", "configs/demo.toml", *settings)
     assert failed.returncode == 1
     last = failed.stderr.splitlines()[-1]
-    assert last.startswith("DataError: item ids are string, but the vocabulary holds int64")
+    assert last.startswith(
+        f"DataError: {tmp_path}/text/a.parquet: item ids are string, but the vocabulary holds int64"
+    )
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
