@@ -244,6 +244,10 @@ def main() -> None:
             found = ours(run, data.prepared)
             rate, peak = found["users_per_s"], found["peak_mb"]
             lines.append([f"ours, {config.name}", f"{rate:,.0f}", f"{peak:,.0f}"])
+            if config.name == "mult_vae":
+                found = ours(run, data.prepared, precision="bf16")
+                rate, peak = found["users_per_s"], found["peak_mb"]
+                lines.append([f"ours, {config.name}, bf16", f"{rate:,.0f}", f"{peak:,.0f}"])
         lines += beside(run, data, given)
         lines += flat_memory(given.folder, given.flat)
     title = f"{os.cpu_count()} cores, {given.users:,} users, 27,000 items, top {K}"
