@@ -33,6 +33,7 @@ def file_of(folder, model, **settings):
     return load(RunFile, path, overrides=overrides)
 
 
+@pytest.mark.timeout(600)  # many starts of workers; a busy machine took 267 s
 def test_a_study_finds_the_best_and_goes_on_with_more_trials(cluster, tmp_path):
     space = '{"model.penalty" = {values = [0.001, 30.0]}, "seed" = {low = 0, high = 9}}'
     file = file_of(tmp_path, "ease", space=space, num_trials=2, seed=3)
