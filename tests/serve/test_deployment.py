@@ -179,7 +179,7 @@ def version_of(url):
     return json.loads(content)["version"] if status == 200 else None
 
 
-def eventually(is_so, limit_s=30.0):
+def eventually(is_so, limit_s=90.0):
     started_s = time.monotonic()
     while not is_so():
         assert time.monotonic() - started_s < limit_s, "not in time"
