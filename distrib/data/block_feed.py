@@ -4,6 +4,7 @@ The blocks of a pass, their order and what they hold are pure functions of (seed
 share the users of a block, and all of them hold its items.
 """
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -100,7 +101,7 @@ class BlockFeed:
         return self._plan
 
 
-class _Plan:
+class _Plan(ABC):
     """What the blocks of one epoch are."""
 
     num_steps: int
@@ -110,9 +111,9 @@ class _Plan:
         self.sides = (ratings.users, ratings.items)
         self.rng = np.random.default_rng([dealing.seed, epoch])
 
+    @abstractmethod
     def block(self, step: int) -> RankBatch:
         """Make this rank's part of a block."""
-        raise NotImplementedError
 
     def side(self, kind: int, wanted_B: IntArray, tag: int, share: float = 1.0) -> Side:
         """Gather rows of one side; the sample of long histories depends on ``tag``."""

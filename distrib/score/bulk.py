@@ -113,21 +113,17 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
         preparation.prepare(events)
         config = config.model_copy(update={"events": None, "histories": events.prepared})
     work = plan(run, prepared, config)
-    publication = work.publication
-    done = publication.published()
+    done = work.publication.already()
     if done is not None:
-        emit("already_scored", folder=work.output)
-        return {"output": work.output, "counts": done["counts"]}
+        return done
     _rehearse(work, config)
     fragments = fragments_of(Folder(work.histories), work.files, config.fragment_users)
-    found = publication.receipts({fragment.part for fragment in fragments})
-    publication.begin()
-    receipts = [*found.values(), *_scored(work, config, fragments, found)]
-    receipts.sort(key=lambda receipt: str(receipt["name"]))
-    counts = _counts(receipts)
-    publication.publish(receipts, {"distrib": __version__, "counts": counts})
-    emit("scored", folder=work.output, counts=counts)
-    return {"output": work.output, "counts": counts}
+    return work.publication.complete(
+        {fragment.part for fragment in fragments},
+        lambda found: _scored(work, config, fragments, found),
+        _counts,
+        {"distrib": __version__},
+    )
 
 
 def plan(run: str, prepared: str, config: ScoreConfig) -> Work:

@@ -19,11 +19,12 @@ from distrib.data.collate import rows_of, trained_numbers
 from distrib.data.hashing import HashArray
 from distrib.data.prepared import user_number
 from distrib.errors import DataError
+from distrib.score.candidates import Limits
 from distrib.score.lists import DIGEST, Histories, lists_of, read_histories, user_hashes
 from distrib.score.policy import ScoreConfig
 from distrib.score.publication import SUCCESS, Publication
 from distrib.score.rules import Rules
-from distrib.score.scorer import Limits, Scorer
+from distrib.score.scorer import Scorer
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 

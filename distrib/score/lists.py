@@ -15,9 +15,10 @@ from distrib.data.columns import whole
 from distrib.data.hashing import HashArray, hash_ids, mixed
 from distrib.data.schema import Status
 from distrib.errors import DataError
+from distrib.score.candidates import Limits
 from distrib.score.policy import Output, ScoreConfig
 from distrib.score.rules import Rules
-from distrib.score.scorer import Limits, Recommendations, Scorer, Unlikely
+from distrib.score.scorer import Recommendations, Scorer, Unlikely
 from distrib.vocabulary import IntArray, Vocabulary, on_scale
 
 _UNKNOWN_ITEM = Status.ITEM_UNSEEN_IN_TRAINING.reason

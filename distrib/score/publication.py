@@ -3,10 +3,11 @@
 import hashlib
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from distrib.errors import DataError
+from distrib.events import emit
 from distrib.storage import Folder
 
 SUCCESS = "_SUCCESS"
@@ -62,6 +63,14 @@ class Publication:
                 f"({', '.join(others[:_LISTED])}); set the output to a new folder"
             )
 
+    def already(self) -> dict[str, Any] | None:
+        """Return what `complete` did, where it was called for this very recipe before."""
+        done = self.published()
+        if done is None:
+            return None
+        emit("already_scored", folder=self.target.url)
+        return {"output": self.target.url, "counts": done["counts"]}
+
     def published(self) -> dict[str, Any] | None:
         """Return the manifest of what is published, where it is of this very recipe."""
         if not self.target.exists(SUCCESS):
@@ -83,6 +92,35 @@ class Publication:
         """Write the receipt of a part that is there; it counts from then on."""
         name = receipt["name"].removesuffix(".parquet")
         self.work.write_json(f"{_RECEIPTS}/{name}.json", receipt)
+
+    def complete(
+        self,
+        parts: Collection[str],
+        make: Callable[[Mapping[str, Any]], Iterable[dict[str, Any]]],
+        count: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        facts: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Make the parts that are not there yet, and publish them all.
+
+        Args:
+            parts: Names of all parts.
+            make: Takes the receipts that are there, by part, and yields those of the others.
+            count: Takes all receipts, and returns the manifest's ``counts``.
+            facts: What else the manifest says.
+
+        Returns:
+            ``output`` and ``counts``.
+
+        Raises:
+            DataError: A part vanished, or another recipe was published meanwhile.
+        """
+        found = self.receipts(parts)
+        self.begin()
+        receipts = sorted([*found.values(), *make(found)], key=lambda one: str(one["name"]))
+        counts = count(receipts)
+        self.publish(receipts, {**facts, "counts": counts})
+        emit("scored", folder=self.target.url, counts=counts)
+        return {"output": self.target.url, "counts": counts}
 
     def publish(self, receipts: list[dict[str, Any]], facts: dict[str, Any]) -> None:
         """Move all parts in, in place of what was published before, and write the manifest.

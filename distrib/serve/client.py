@@ -95,37 +95,38 @@ def score_through(
     recipe = {**asked, "wishes": dict(endpoint.wishes), "histories": stamps}
     publication = Publication(Folder(output), {**recipe, "fragment_users": fragment_users})
     publication.require_ours()
-    done = publication.published()
+    done = publication.already()
     if done is not None:
-        emit("already_scored", folder=output)
-        return {"output": output, "counts": done["counts"]}
+        return done
     fragments = fragments_of(source, [{"name": name} for name in names], fragment_users)
-    publication.begin()
-    receipts = asyncio.run(_all(endpoint, source, publication, fragments))
-    counts = _counts(receipts)
-    publication.publish(receipts, {"counts": counts})
-    emit("scored", folder=output, counts=counts)
-    return {"output": output, "counts": counts}
+    return publication.complete(
+        {fragment.part for fragment in fragments},
+        lambda found: asyncio.run(_made(endpoint, source, publication, fragments, found)),
+        _counts,
+        {},
+    )
 
 
-async def _all(
-    endpoint: Endpoint, source: Folder, publication: Publication, fragments: list[Fragment]
+async def _made(
+    endpoint: Endpoint,
+    source: Folder,
+    publication: Publication,
+    fragments: list[Fragment],
+    found: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     headers = {"content-type": ARROW}
     if endpoint.token:
         headers["authorization"] = f"Bearer {endpoint.token}"
-    found = publication.receipts({fragment.part for fragment in fragments})
-    interval, reached = Interval(_PROGRESS_S), 0
+    todo = [fragment for fragment in fragments if fragment.part not in found]
+    receipts, interval, reached = [], Interval(_PROGRESS_S), 0
     connector = aiohttp.TCPConnector(limit=endpoint.concurrency)
     async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
-        for fragment in fragments:
-            if fragment.part in found:
-                continue
-            found[fragment.part] = await _written(endpoint, session, source, publication, fragment)
+        for fragment in todo:
+            receipts.append(await _written(endpoint, session, source, publication, fragment))
             reached += fragment.num_rows
             if interval.due():
-                emit("scoring", users=reached, of=sum(f.num_rows for f in fragments))
-    return [found[fragment.part] for fragment in fragments]
+                emit("scoring", users=reached, of=sum(f.num_rows for f in todo))
+    return receipts
 
 
 async def _written(

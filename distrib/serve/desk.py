@@ -19,6 +19,7 @@ from distrib.checkpoint.manifest import MANIFEST, read_manifest
 from distrib.data.prepared import MANIFEST as PREPARED
 from distrib.data.prepared import load_manifest
 from distrib.errors import DataError, DistribError
+from distrib.score.candidates import Limits
 from distrib.score.lists import (
     SINGULAR,
     lists_of,
@@ -28,7 +29,7 @@ from distrib.score.lists import (
 )
 from distrib.score.policy import Output, PolicyConfig, ScoreConfig
 from distrib.score.rules import Rules, item_table
-from distrib.score.scorer import Limits, Recommendations, Scorer
+from distrib.score.scorer import Recommendations, Scorer
 from distrib.serve.config import ServeConfig
 from distrib.serve.messages import Answer, ExplainRequest, MapRequest, RatingsRequest, Wishes
 from distrib.serve.reading import (

@@ -15,6 +15,8 @@ import time
 import warnings
 from pathlib import Path
 
+from recbole_settings import settings  # beside this file; run with RecBole's own Python
+
 
 def counted(batches, rows):
     for batch in batches:
@@ -30,18 +32,9 @@ def measured(inter: Path, batch_users: int, num_batches: int) -> dict:
 
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # it writes logs where it stands
-        Path("data/bench").mkdir(parents=True)
-        Path("data/bench/bench.inter").symlink_to(inter)
-        settings = {
-            "data_path": f"{folder}/data",
-            "checkpoint_dir": f"{folder}/saved",
-            "use_gpu": False,
-            "show_progress": False,
-            "mlp_hidden_size": [600],
-            "latent_dimension": 400,  # its name for mean and variance together: 200 each
+        wanted = settings(folder, inter) | {
             "dropout_prob": 0.5,
             "train_batch_size": batch_users,
-            "train_neg_sample_args": None,
             "eval_args": {
                 "split": {"RS": [1.0]},
                 "group_by": "none",
@@ -49,7 +42,7 @@ def measured(inter: Path, batch_users: int, num_batches: int) -> dict:
                 "mode": "full",
             },
         }
-        config = Config(model="MultiVAE", dataset="bench", config_dict=settings)
+        config = Config(model="MultiVAE", dataset="bench", config_dict=wanted)
         logging.disable(logging.WARNING)
         init_seed(config["seed"], config["reproducibility"])
         dataset = create_dataset(config)

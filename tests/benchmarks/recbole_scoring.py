@@ -11,6 +11,8 @@ import time
 import warnings
 from pathlib import Path
 
+from recbole_settings import settings  # beside this file; run with RecBole's own Python
+
 BATCH_USERS = 512
 
 
@@ -21,16 +23,7 @@ def measured(inter: Path, num_batches: int) -> dict:
 
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # it writes logs where it stands
-        Path("data/bench").mkdir(parents=True)
-        Path("data/bench/bench.inter").symlink_to(inter)
-        settings = {
-            "data_path": f"{folder}/data",
-            "checkpoint_dir": f"{folder}/saved",
-            "use_gpu": False,
-            "show_progress": False,
-            "mlp_hidden_size": [600],
-            "latent_dimension": 400,  # its name for mean and variance together: 200 each
-            "train_neg_sample_args": None,
+        wanted = settings(folder, inter) | {
             "topk": [100],
             "metrics": ["Recall", "NDCG"],
             "valid_metric": "Recall@100",
@@ -43,7 +36,7 @@ def measured(inter: Path, num_batches: int) -> dict:
                 "mode": "full",
             },
         }
-        config = Config(model="MultiVAE", dataset="bench", config_dict=settings)
+        config = Config(model="MultiVAE", dataset="bench", config_dict=wanted)
         logging.disable(logging.WARNING)
         init_seed(config["seed"], config["reproducibility"])
         train_set, _, test_set = data_preparation(config, create_dataset(config))

@@ -228,7 +228,7 @@ def beside(run: str, data: DataConfig, given: argparse.Namespace) -> list[list[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", default="runs/bench", help="logs are kept here")
-    parser.add_argument("--users", type=int, default=50_000)
+    parser.add_argument("--users", type=int, default=138_000)
     parser.add_argument("--batches", type=int, default=20, help="of 512 users, for the others")
     parser.add_argument("--recbole", help="Python of an environment with RecBole")
     parser.add_argument("--flat", type=int, nargs="*", default=[100_000, 1_000_000])

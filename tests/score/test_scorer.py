@@ -379,7 +379,7 @@ def test_candidates_found_in_bfloat16_give_the_lists_of_float32(config, k, bends
     vocabulary = Vocabulary(IDS, small.catalogue.levels, counts, 37)
     plain = Scorer(model, vocabulary)
     fast = Scorer(model, vocabulary, precision="bf16", block_items=17)
-    assert fast.is_halved == (model.item_vectors() is not None)
+    assert fast.search.is_halved == (model.item_vectors() is not None)
     damping, min_score = bends.get("damping", 0.0), bends.get("min_score")
     policy = PolicyConfig(popularity_damping=damping, min_score=min_score, deny=(1000, 999))
     rules = Rules.of(policy, model, vocabulary)
@@ -400,6 +400,6 @@ def test_a_doubt_in_bfloat16_is_settled_in_float32(small, monkeypatch):
     scorer.model.output_IH.zero_()
     scorer.model.output_bias_I.copy_(1.0 + torch.arange(50) * 1e-5)
     fast = Scorer(scorer.model, scorer.vocabulary, precision="bf16")
-    monkeypatch.setattr("distrib.score.scorer._MORE_CANDIDATES", 2)
+    monkeypatch.setattr("distrib.score.candidates._MORE_CANDIDATES", 2)
     found = fast.recommend(Batch.from_lists([[0]]), None, 4)
     assert found.item_BK.tolist() == [[49, 48, 47, 46]]

@@ -1,0 +1,239 @@
+"""Finds the best items of a batch of users, block by block of the catalogue."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from distrib.batch import Batch, Cells, cells_by_block, item_blocks
+from distrib.models.base import Model, Rows, State
+from distrib.score.rules import Rules, chosen
+from distrib.topk import UNWANTED, best_keys, items_of, merge, rank_keys, scores_of
+
+_BLOCK_CELLS = 1 << 24
+_LEAST_BLOCK = 4096
+_MORE_CANDIDATES = 64
+
+
+class Limits(NamedTuple):
+    """Candidates of single users."""
+
+    cells: Batch
+    """The only items that may come up, of those users who are limited."""
+
+    is_limited_B: Tensor
+    """bool; False for users to whom the whole catalogue is open."""
+
+
+class Ranked(NamedTuple):
+    """What is decoded, and how it becomes a score."""
+
+    tables: Rows
+    decode: Callable[[State, Rows], Tensor]
+    score: Callable[[Tensor, int], Tensor]
+    keeps: bool
+    settles_ties: bool = True
+    is_ranking: bool = True
+    """Whether the score is the model's ranking score."""
+
+
+class Mask(NamedTuple):
+    """What may not come up, user by user, on the device."""
+
+    hidden: Batch
+    limits: Limits | None
+
+    @classmethod
+    def on(cls, device: torch.device, hidden: Batch, limits: Limits | None) -> "Mask":
+        if limits is not None:
+            limits = Limits(limits.cells.to(device), limits.is_limited_B.to(device))
+        return cls(hidden.to(device), limits)
+
+    @property
+    def num_users(self) -> int:
+        """Of the batch."""
+        return self.hidden.num_users
+
+    @property
+    def device(self) -> torch.device:
+        """Where scores are."""
+        return self.hidden.item_N.device
+
+    def by_block(self, blocks: list[tuple[int, int]]) -> Iterator[Callable[[Tensor], None]]:
+        """Yield, for each block, what strikes out scores in place."""
+        hidden = cells_by_block(self.hidden, blocks)
+        if self.limits is None:
+            for cells in hidden:
+                yield _striking(cells, None, None)
+            return
+        open_cells = cells_by_block(self.limits.cells, blocks)
+        for cells, opened in zip(hidden, open_cells, strict=True):
+            yield _striking(cells, opened, self.limits.is_limited_B)
+
+
+def _striking(
+    hidden: Cells, opened: Cells | None, is_limited_B: Tensor | None
+) -> Callable[[Tensor], None]:
+    def strike(score_BI: Tensor) -> None:
+        if opened is not None and is_limited_B is not None:
+            is_out_BI = is_limited_B[:, None].repeat(1, score_BI.shape[1])
+            is_out_BI[opened.row_M, opened.column_M] = False
+            score_BI.masked_fill_(is_out_BI, -torch.inf)
+        score_BI[hidden.row_M, hidden.column_M] = -torch.inf
+
+    return strike
+
+
+class Search:
+    """Ranks the catalogue without a matrix of all users and items.
+
+    Args:
+        model: What decodes.
+        num_items: Of the catalogue.
+        block_items: Items decoded at a time; None for as many as keep a batch within 64 MB.
+        is_halved: Whether candidates are found in bfloat16 first; see `Scorer`.
+    """
+
+    def __init__(
+        self, model: Model, num_items: int, block_items: int | None, *, is_halved: bool
+    ) -> None:
+        self.model = model
+        self.num_items = num_items
+        self.block_items = block_items
+        self.is_halved = is_halved
+        self._half_tables: Rows = ()
+
+    def blocks(self, num_users: int) -> list[tuple[int, int]]:
+        """Return bounds of the blocks that are decoded for so many users."""
+        size = self.block_items or max(_LEAST_BLOCK, _BLOCK_CELLS // max(num_users, 1))
+        return item_blocks(self.num_items, size)
+
+    def best(
+        self, state: State, mask: Mask, k: int, ranked: Ranked, rules: Rules
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return keys of lists ``[B, K]`` and, where it is kept, the output for their items.
+
+        Where caps leave a user short of items, more candidates are asked for; the other users'
+        lists stay, so that nobody's list depends on who else is in the batch.
+        """
+        found: tuple[Tensor, Tensor | None] | None = None
+        size, item_count = rules.pool_for(k), self.num_items
+        if size == k and rules.group_I is None and not rules.diversity:
+            if self.is_halved and ranked.is_ranking:
+                found = self._near_best(state, mask, k, ranked, rules)
+                if found is not None:
+                    return found
+            return self._all_best(state, mask, k, ranked, rules)
+        is_open_B = torch.ones(mask.num_users, dtype=torch.bool, device=mask.device)
+        while True:
+            key_BP, output = self._all_best(state, mask, size, ranked, rules)
+            column_BK = chosen(rules, key_BP, items_of(key_BP), min(k, item_count))
+            fresh = _listed(key_BP, output, column_BK)
+            found = fresh if found is None else _updated(found, fresh, is_open_B)
+            is_open_B = is_open_B & (column_BK < 0).any(1) & (items_of(key_BP[:, -1]) >= 0)
+            if size >= item_count or not bool(is_open_B.any()):
+                return found
+            size = min(4 * size, item_count)
+
+    def _near_best(
+        self, state: State, mask: Mask, k: int, ranked: Ranked, rules: Rules
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Do as `_all_best`, with candidates found in bfloat16; None where that leaves a doubt.
+
+        An item that is not among the candidates has at most the last one's score; twice the largest
+        error seen among the candidates is what is allowed for rounding.
+        """
+        if not self._half_tables:
+            self._half_tables = _halved(ranked.tables)
+        near = ranked._replace(tables=self._half_tables, keeps=False, settles_ties=False)
+        size = min(k + max(k, _MORE_CANDIDATES), self.num_items)
+        open_rules = rules._replace(min_score=None)
+        near_BP, _ = self._all_best(_halved(state), mask, size, near, open_rules)
+        item_BP, is_none_BP = items_of(near_BP), near_BP == UNWANTED
+        output = (
+            self.model.decode_cells(state, cells_of(item_BP)).float().unflatten(0, item_BP.shape)
+        )
+        score_BP = self.model.ranking_score(output)
+        if rules.damping_I is not None:
+            score_BP = score_BP - rules.damping_I[item_BP.clamp(min=0)]
+        error_BP = (score_BP - scores_of(near_BP)).masked_fill(is_none_BP, 0.0).abs()
+        score_BP = score_BP.masked_fill(is_none_BP, -torch.inf)
+        key_BP, column_BP = rank_keys(score_BP, item_BP.clamp(min=0)).sort(dim=1, descending=True)
+        kth_B = scores_of(key_BP[:, min(k, size) - 1])
+        limit_B = scores_of(near_BP[:, -1]) + 2 * error_BP.amax(1)
+        if size < self.num_items and bool((~is_none_BP[:, -1] & (kth_B <= limit_B)).any()):
+            return None
+        key_BK, column_BK = key_BP[:, :k], column_BP[:, :k]
+        if rules.min_score is not None:
+            key_BK = key_BK.masked_fill(scores_of(key_BK) < rules.min_score, UNWANTED)
+        return key_BK, _picked(output, column_BK) if ranked.keeps else None
+
+    def _all_best(
+        self, state: State, mask: Mask, k: int, ranked: Ranked, rules: Rules
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the best keys ``[B, K]`` and, where it is kept, the output for their items."""
+        num_users = mask.num_users
+        blocks = self.blocks(num_users)
+        best = torch.empty(num_users, 0, dtype=torch.int64, device=mask.device)
+        kept: Tensor | None = None
+        for (low, high), masked in zip(blocks, mask.by_block(blocks), strict=True):
+            output = ranked.decode(state, tuple(table[low:high] for table in ranked.tables)).float()
+            # What is struck out below is never chosen, so it may be lost from the output as well.
+            score_BI = rules.bent(ranked.score(output, low), low).contiguous()
+            masked(score_BI)
+            key_BK = best_keys(score_BI, low, k, settles_ties=ranked.settles_ties)
+            best, column_BK = merge(best, key_BK, k)
+            if ranked.keeps:
+                found = _picked(output, (items_of(key_BK) - low).clamp(min=0))
+                joined = found if kept is None else torch.cat([kept, found], dim=1)
+                kept = _picked(joined, column_BK)
+        return best, kept
+
+
+def cells_of(item_BK: Tensor) -> Batch:
+    """Return lists as cells of their users; the first item stands for none."""
+    length, k = item_BK.shape
+    bounds = torch.arange(length + 1, device=item_BK.device) * k
+    item_N = item_BK.clamp(min=0).flatten()
+    return Batch(bounds[:-1], bounds, item_N, torch.zeros_like(item_N, dtype=torch.float32))
+
+
+def _halved(part: Any) -> Any:
+    """Return tensors of floats in bfloat16, at any depth of tuples; all else as it is."""
+    if isinstance(part, Tensor):
+        return part.to(torch.bfloat16) if part.is_floating_point() else part
+    if not isinstance(part, tuple):
+        return part
+    found = [_halved(inner) for inner in part]
+    return type(part)(*found) if hasattr(part, "_fields") else tuple(found)
+
+
+def _listed(
+    key_BP: Tensor, output: Tensor | None, column_BK: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Pick candidates by their columns; -1 for none."""
+    place_BK = column_BK.clamp(min=0)
+    key_BK = key_BP.gather(1, place_BK).masked_fill(column_BK < 0, UNWANTED)
+    return key_BK, None if output is None else _picked(output, place_BK)
+
+
+def _updated(
+    found: tuple[Tensor, Tensor | None], fresh: tuple[Tensor, Tensor | None], is_open_B: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Take the lists of some users anew; theirs may have been shorter."""
+    joined: list[Tensor | None] = []
+    for old, new in zip(found, fresh, strict=True):
+        if old is None or new is None:
+            joined.append(None)
+            continue
+        result = new.clone()
+        result[~is_open_B, : old.shape[1]] = old[~is_open_B]
+        joined.append(result)
+    assert joined[0] is not None  # keys are always there
+    return joined[0], joined[1]
+
+
+def _picked(output: Tensor, column_BK: Tensor) -> Tensor:
+    """Pick columns of the output, user by user."""
+    return output[torch.arange(output.shape[0], device=output.device)[:, None], column_BK]
