@@ -113,7 +113,7 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> dict[str, Any]:
         batch_size=1,
         batch_format="pyarrow",
         num_gpus=config.gpus_per_actor,
-        compute=actor_pool(config.gpus_per_actor),
+        compute=actor_pool(config.gpus_per_actor, len(shards)),
     )
     totals = {"model": Sums({}), "popularity": Sums({})}
     num_users = 0

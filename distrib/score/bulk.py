@@ -12,6 +12,7 @@ import ray
 import ray.data
 
 from distrib import __version__
+from distrib.capacity import present, reachable
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.checkpoint.manifest import read_manifest
 from distrib.data import prepare as preparation
@@ -293,7 +294,7 @@ def _scored(
         batch_size=1,
         batch_format="pyarrow",
         num_gpus=config.gpus_per_actor,
-        compute=actor_pool(config.gpus_per_actor),
+        compute=actor_pool(config.gpus_per_actor, len(pieces)),
     )
     tables = blocks.iter_batches(batch_size=None, batch_format="pyarrow")
     receipts = (json.loads(text) for table in tables for text in table["receipt"].to_pylist())
@@ -350,11 +351,12 @@ def _followed(former: Folder) -> list[Folder]:
     return found
 
 
-def actor_pool(gpus_per_actor: float) -> ray.data.ActorPoolStrategy:
+def actor_pool(gpus_per_actor: float, num_pieces: int) -> ray.data.ActorPoolStrategy:
     """Return as many actors as fit; nothing is left to read tasks, since work comes from memory.
 
     Args:
         gpus_per_actor: GPUs, or the share of one, that each takes.
+        num_pieces: Of work; more actors would have nothing to do.
 
     Returns:
         One actor at least.
@@ -362,17 +364,21 @@ def actor_pool(gpus_per_actor: float) -> ray.data.ActorPoolStrategy:
     Raises:
         ConfigError: The cluster has no such GPUs; Ray would wait for ever.
     """
-    have = ray.cluster_resources()
-    fitting = int(have.get("CPU", 1))
-    if gpus_per_actor:
-        fitting = min(fitting, int(have.get("GPU", 0) / gpus_per_actor))
-        if fitting == 0:
-            raise ConfigError(
-                f"gpus_per_actor = {gpus_per_actor}, but the cluster has {have.get('GPU', 0):g} "
-                "GPU(s); set it to 0, or add GPU nodes"
-            )
-    size = max(1, fitting)
-    return ray.data.ActorPoolStrategy(min_size=1, max_size=size, initial_size=size)
+    now, later = (_fitting(have, gpus_per_actor) for have in (present(), reachable()))
+    if gpus_per_actor and later == 0:
+        raise ConfigError(
+            f"gpus_per_actor = {gpus_per_actor}, but the cluster has {reachable().get('GPU', 0):g} "
+            "GPU(s); set it to 0, or add GPU nodes"
+        )
+    most = max(1, min(later, num_pieces))
+    return ray.data.ActorPoolStrategy(
+        min_size=1, max_size=most, initial_size=min(max(1, now), most)
+    )
+
+
+def _fitting(have: Mapping[str, float], gpus_per_actor: float) -> int:
+    fitting = int(have.get("CPU", 0))
+    return min(fitting, int(have.get("GPU", 0) / gpus_per_actor)) if gpus_per_actor else fitting
 
 
 def _counts(receipts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import LoggingConfig
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from distrib.capacity import present, reachable
 from distrib.data.prepared import load_manifest
 from distrib.errors import ConfigError
 from distrib.events import emit
@@ -109,7 +110,7 @@ def _require_room(plan: Plan) -> None:
         "CPU": len(plan.models) * least * config.cpus_per_replica + _FRONT_CPUS * config.fronts,
         "GPU": len(plan.models) * least * config.gpus_per_replica,
     }
-    have = ray.cluster_resources()
+    have, limit = present(), reachable()
     for kind, count in wanted.items():
         if count <= have.get(kind, 0.0):
             continue
@@ -117,7 +118,7 @@ def _require_room(plan: Plan) -> None:
             f"{len(plan.models)} model(s) with {least} replica(s) and {config.fronts} front(s) "
             f"take {count:g} {kind}, and there are {have.get(kind, 0.0):g}"
         )
-        if len(nodes) == 1:
+        if len(nodes) == 1 and count > limit.get(kind, 0.0):
             raise ConfigError(f"serve: {told}; lower serve.cpus_per_replica, which may be a share")
         emit("waiting_for_room", detail=told)
 

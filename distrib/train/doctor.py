@@ -1,29 +1,23 @@
 """Looks at cluster and run file before any expensive minute: can it train, at what cost?"""
 
 import importlib.metadata
-import itertools
 import os
 import platform
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import psutil
 import ray
 import torch
 import torch.distributed
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from distrib.batch import Read
-from distrib.data.block_feed import BlockFeed, Ratings
-from distrib.data.collate import Rows, by_item, gather
-from distrib.data.feed import Dealing, nobody_of, read_shard
+from distrib.data.collate import Rows
+from distrib.data.feed import read_shard
 from distrib.data.prepared import load_manifest, load_vocabulary
-from distrib.data.schema import Role
 from distrib.data.source import expected_bytes, kind_of
 from distrib.errors import ConfigError, DataError, MemoryLimitError, causes
 from distrib.events import table
@@ -33,12 +27,18 @@ from distrib.train.checks import preflight
 from distrib.train.config import TrainConfig
 from distrib.train.launch import ON_CPU, require_room
 from distrib.train.memory import advice, is_of_memory
-from distrib.vocabulary import Vocabulary
+from distrib.train.planner import (
+    Sizes,
+    batches_of,
+    checkpoint_bytes,
+    plan,
+    state_bytes,
+    steps_per_epoch,
+)
 
 _PACKAGES = ("distrib", "ray", "torch", "deepspeed", "pyarrow", "numpy")
 _WARM_UP_STEPS, _TIMED_STEPS = 2, 3
 _GB = 2**30
-_MOMENTS = {"adamw": 2, "adam": 2, "nadam": 2, "adagrad": 1, "sgd": 1}
 
 
 def examine(config: TrainConfig) -> dict[str, Any]:
@@ -181,22 +181,24 @@ def _estimate(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
         if any(is_of_memory(cause) for cause in causes(error)):
             raise MemoryLimitError(advice(config, "a worker's share of a batch")) from error
         raise
-    steps = _steps(config, manifest["counts"])
+    sizes = Sizes.of(manifest["counts"])
+    steps, planned = steps_per_epoch(config, sizes), plan(config, sizes)
     kind = kind_of(loop.feed, manifest)
     rows_gb = expected_bytes(manifest) / _GB
-    state_gb = _state_bytes(config, measured["parameters"], workers) / _GB
+    state_gb = state_bytes(config, measured["parameters"], workers) / _GB
     return {
         "parameters": f"{measured['parameters']:,}",
         "feed": f"{kind}, {rows_gb:.2f} GB of histories"
         + (" on every node" if kind == "resident" else " in the prepared folder"),
         "model, gradients and optimizer": f"{state_gb:.2f} GB a worker on {workers}",
+        "planned memory of a worker": f"{planned.worker_gb:.2f} GB",
         "measured peak, one worker alone": f"{measured['peak_gb']:.2f} GB",
         "seconds a step, without communication": f"{measured['step_s']:.3f}",
         "steps an epoch": steps,
         "epoch": f"{steps * measured['step_s']:.0f} s",
         f"{loop.num_epochs} epochs": f"{loop.num_epochs * steps * measured['step_s'] / 60:.1f} min"
         " and validation",
-        "checkpoint": f"{_checkpoint_bytes(config, measured['parameters']) / _GB:.2f} GB, "
+        "checkpoint": f"{checkpoint_bytes(config, measured['parameters']) / _GB:.2f} GB, "
         f"{loop.checkpoint.keep} kept",
     }
 
@@ -217,7 +219,7 @@ def _tried(config_json: str, workers: int) -> dict[str, float]:
         train = _some_rows(prepared, manifest, config.model.traits.rows)
         vocabulary = load_vocabulary(prepared)
         engine = build_engine(config, vocabulary, device)
-        batches = _some_batches(config, train, vocabulary, workers)
+        batches = batches_of(config, train, vocabulary, workers)
         started_s = 0.0
         for step in range(_WARM_UP_STEPS + _TIMED_STEPS):
             if step == _WARM_UP_STEPS:
@@ -229,43 +231,6 @@ def _tried(config_json: str, workers: int) -> dict[str, float]:
         peak = torch.cuda.max_memory_allocated() if config.loop.use_gpu else _peak_bytes()
         parameters = sum(tensor.numel() for tensor in engine.weights().values())
     return {"step_s": step_s, "peak_gb": peak / _GB, "parameters": parameters}
-
-
-def _steps(config: TrainConfig, counts: dict[str, Any]) -> int:
-    """Return the updates of an epoch, as near as counts tell."""
-    loop, rows = config.loop, config.model.traits.rows
-    users: int = -(-counts["training_users"] // loop.batch_users)
-    if rows == "users":
-        return users
-    if rows == "items":
-        return -(-int(counts["items"]) // loop.batch_users)
-    items = -(-int(counts["items"]) // loop.blocks.items)
-    by_role = counts["interactions_by_role"]
-    ratings = sum(
-        int(by_role.get(role.name.lower(), 0)) for role in (Role.INPUT, Role.TRAIN_TARGET)
-    )
-    special: dict[str, int] = {
-        "sequential": (users + items) // 2,
-        "edges": -(-ratings // loop.blocks.ratings),
-    }
-    return special.get(loop.blocks.order, users * items)
-
-
-def _some_batches(
-    config: TrainConfig, train: Rows, vocabulary: Vocabulary, workers: int
-) -> Iterator[tuple[Read, int]]:
-    """Yield a worker's shares of batches, without end, and how much each counts."""
-    share = -(-config.loop.batch_users // workers)
-    if config.model.traits.rows == "both":
-        columns = len(vocabulary), vocabulary.user_numbers
-        ratings, nobody = Ratings(train, by_item(train), columns), nobody_of(train)
-        dealing = Dealing(share, config.seed, 0, 1)
-        feed = BlockFeed(ratings, nobody, dealing, config.loop.blocks)
-        for epoch in itertools.count():
-            yield from feed.batches(epoch)
-    for step in itertools.count():
-        wanted = (np.arange(share) + step * share) % train.num_users
-        yield gather(train, wanted)[0], share
 
 
 def _some_rows(prepared: Folder, manifest: dict[str, Any], kind: str) -> Rows:
@@ -283,20 +248,3 @@ def _peak_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _state_bytes(config: TrainConfig, parameters: int, workers: int) -> int:
-    """Return what a worker holds besides activations."""
-    engine, half = config.engine, 4 if config.engine.precision == "fp32" else 2
-    is_spread = [engine.parallel == "items" or engine.zero_stage >= stage for stage in (1, 2, 3)]
-    optimizer = 4 * (1 + _MOMENTS[config.optimizer.name])
-    shares = [workers if spread else 1 for spread in is_spread]
-    return (
-        parameters * optimizer // shares[0]
-        + parameters * 4 // shares[1]
-        + (parameters * half * 2 // shares[2])
-    )
-
-
-def _checkpoint_bytes(config: TrainConfig, parameters: int) -> int:
-    return parameters * 4 * (1 + _MOMENTS[config.optimizer.name])

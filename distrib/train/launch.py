@@ -11,6 +11,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from distrib.capacity import reachable
 from distrib.checkpoint.bundle import BUNDLE, copy_bundle
 from distrib.checkpoint.store import CheckpointStore
 from distrib.data.prepared import load_vocabulary
@@ -342,7 +343,7 @@ def require_room(config: TrainConfig) -> None:
     Raises:
         ConfigError: There is too little of something.
     """
-    loop, have = config.loop, ray.cluster_resources()
+    loop, have = config.loop, reachable()
     needed = {"CPU": loop.min_workers * loop.cpus_per_worker}
     if loop.use_gpu:
         needed["GPU"] = loop.min_workers
@@ -356,7 +357,8 @@ def require_room(config: TrainConfig) -> None:
             f"{count:g} {name}, there are {there:g}" for name, (count, there) in short.items()
         )
         raise ConfigError(
-            f"train.num_workers = {loop.min_workers} needs {listing}; lower it or add nodes"
+            f"train.num_workers = {loop.min_workers} needs {listing}; lower it, add nodes or let "
+            "the cluster grow further"
         )
 
 

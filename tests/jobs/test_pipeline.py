@@ -15,7 +15,7 @@ from distrib.checkpoint.bundle import load_bundle
 from distrib.config import load
 from distrib.data.config import DataConfig
 from distrib.data.prepare import prepare
-from distrib.data.prepared import load_vocabulary
+from distrib.data.prepared import load_manifest, load_vocabulary
 from distrib.data.schema import Role
 from distrib.data.sources import SyntheticLog
 from distrib.data.splits import NoSplit
@@ -278,21 +278,8 @@ def test_a_bundle_carries_what_it_needs(trained):
     )
 
 
-def test_the_demo_runs_with_its_folder_on_an_object_store(object_store):
-    """The command that ``make demo`` runs, on less data, in a process of its own."""
-    place = f"{object_store}/demo"
-    settings = [f'run="{place}/run"', f'data.prepared="{place}/data"', *SMALL, "train.num_epochs=2"]
-    arguments = [part for setting in settings for part in ("--set", setting)]
-    done = command("pipeline", "--config", "configs/demo.toml", *arguments)
-    assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["scored"]["output"] == f"{place}/run/recommendations"
-    assert result["scored"]["counts"]["users"] == result["evaluated"]["users"]["all"]
-    for name in ("run/bundle/manifest.json", "data/manifest.json", "run/learning_curves.png"):
-        assert Folder(place).exists(name)
-
-
-def test_the_whole_way_runs_on_an_object_store(cluster, object_store):
+def test_the_whole_way_runs_on_an_object_store(object_store):
+    """The command of ``make demo`` in a process of its own, from a log on the store to lists."""
     place = f"{object_store}/pipeline"
     log = "\n".join(f"{n % 40},{n % 17},{n % 5 + 1},{n}" for n in range(2000))
     Folder(place).write("log/ratings.csv", f"who,what,stars,when\n{log}\n".encode())
@@ -301,20 +288,20 @@ def test_the_whole_way_runs_on_an_object_store(cluster, object_store):
         'columns={user="who", item="what", rating="stars", time="when"}}'
     )
     places = [f'run="{place}/run"', f'data.prepared="{place}/data"', "train.num_epochs=2"]
-    overrides = [*places, source, "data.ratings.levels=[1.0, 2.0, 3.0, 4.0, 5.0]", "score.k=3"]
-    file = load(RunFile, ROOT / "configs/demo.toml", overrides=overrides)
-    counts = prepare(file.data)["counts"]
+    settings = [*places, source, "data.ratings.levels=[1.0, 2.0, 3.0, 4.0, 5.0]", "score.k=3"]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    done = command("pipeline", "--config", "configs/demo.toml", *arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    counts = load_manifest(Folder(f"{place}/data"))["counts"]
     assert counts["read"] == 2000 == counts["kept"] + counts["rejected"]["duplicate"]
-    launch(file.training())
-    launch(
-        file.training().model_copy(update={"loop": file.train.model_copy(update={"num_epochs": 3})})
-    )
-    measured = evaluate(file.run, file.data.prepared, file.evaluate)
-    assert measured["users"]["all"] == counts["users"] == 40
-    scored = score(file.run, file.data.prepared, file.score)
-    lists = [Folder(scored["output"]).read_parquet(name) for name in parts(scored["output"])]
+    assert result["evaluated"]["users"]["all"] == counts["users"] == 40
+    output = f"{place}/run/recommendations"
+    assert result["scored"]["output"] == output
+    lists = [Folder(output).read_parquet(name) for name in parts(output)]
     assert sum(len(table) for table in lists) == 40
-    assert scored["output"].startswith("s3://")
+    for name in ("run/bundle/manifest.json", "run/learning_curves.png"):
+        assert Folder(place).exists(name)
 
 
 def test_a_damaged_log_is_told_in_one_line(tmp_path):
