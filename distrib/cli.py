@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -17,6 +17,9 @@ from distrib.errors import ConfigError, StoppedError, known
 from distrib.events import is_terminal
 from distrib.run_file import RunFile
 from distrib.serve.client import Endpoint, score_through
+
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 _WORKERS_PER_CORE = 4
 _REPEATERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
@@ -61,7 +64,7 @@ def job(description: str, check: Check, run: Run, arguments: list[str] | None = 
             signal.signal(signal.SIGTERM, _terminated)  # Ray has put its own there
             return run(config)
 
-    return _told(work)
+    return told(work)
 
 
 def through_endpoint(description: str, arguments: list[str] | None = None) -> int:
@@ -92,10 +95,43 @@ def through_endpoint(description: str, arguments: list[str] | None = None) -> in
     wishes = dict(text.partition("=")[::2] for text in given.pop("wish"))
     token = os.environ.get("DISTRIB_TOKEN") or None
     endpoint = Endpoint(**given, wishes=wishes, token=token)
-    return _told(lambda: score_through(endpoint, histories, output))
+    return told(lambda: score_through(endpoint, histories, output))
 
 
-def _told(work: Callable[[], dict[str, Any]]) -> int:
+def run_file_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config`` and ``--set``."""
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="run file, e.g. configs/demo.toml"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override, in TOML syntax",
+    )
+
+
+def serving(arguments: dict[str, str]) -> "Application":
+    """Build what Ray Serve runs, from ``serveConfigV2``: ``import_path: distrib.cli:serving``.
+
+    Args:
+        arguments: ``config``, the path of a run file.
+
+    Returns:
+        The application.
+
+    Raises:
+        ConfigError: The run file is wrong.
+        CheckpointError: A model has no bundle.
+    """
+    from distrib.serve.deployment import Plan, application  # a second, which other jobs are spared
+
+    file = load(RunFile, arguments["config"], environment=os.environ)
+    return application(Plan.of(file.run, file.data.prepared, file.serve))
+
+
+def told(work: Callable[[], dict[str, Any]]) -> int:
     """Do the work of a job; its result or its fault becomes the last line and the exit code."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -134,16 +170,7 @@ def parse(description: str, arguments: list[str] | None = None) -> RunFile:
         ConfigError: The file or a setting is wrong; all faults at once.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="run file, e.g. configs/demo.toml"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="override, in TOML syntax",
-    )
+    run_file_arguments(parser)
     given = parser.parse_args(arguments)
     return load(RunFile, given.config, overrides=given.set, environment=os.environ)
 

@@ -21,6 +21,7 @@ from distrib.data.prepared import MANIFEST, load_manifest, load_vocabulary
 from distrib.data.splits import NoSplit
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.events import Interval, emit
+from distrib.gauges import show
 from distrib.score.fragments import Former, Fragment, FragmentScorer, fragments_of
 from distrib.score.lists import recommend_table
 from distrib.score.new_items import require_extended, with_new_items
@@ -119,12 +120,14 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
         return done
     _rehearse(work, config)
     fragments = fragments_of(Folder(work.histories), work.files, config.fragment_users)
-    return work.publication.complete(
+    result = work.publication.complete(
         {fragment.part for fragment in fragments},
         lambda found: _scored(work, config, fragments, found),
         _counts,
         {"distrib": __version__},
     )
+    show("score_published_seconds", "When lists were last published, Unix time.", time.time())
+    return result
 
 
 def plan(run: str, prepared: str, config: ScoreConfig) -> Work:
@@ -306,6 +309,8 @@ def _watched(receipts: Iterable[dict[str, Any]], num_users: int) -> Iterable[dic
     interval, started_s, reached = Interval(_PROGRESS_S), time.monotonic(), 0
     for receipt in receipts:
         reached += receipt["users"]["read"]
+        show("score_users", "Users read so far.", reached)
+        show("score_users_wanted", "Users that this start reads.", num_users)
         if interval.due():
             rate = reached / (time.monotonic() - started_s)
             left_s = (num_users - reached) / max(rate, 1e-9)

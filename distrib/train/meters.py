@@ -12,10 +12,10 @@ from typing import Any
 import psutil
 import torch
 from ray.experimental import tqdm_ray
-from ray.util.metrics import Gauge
 
 from distrib.errors import ConfigError, DataError
 from distrib.events import emit, rounded
+from distrib.gauges import show
 from distrib.storage import Folder
 from distrib.train.config import TrainConfig
 from distrib.train.engine import Engine
@@ -64,7 +64,6 @@ class Meters:
         total = num_steps * config.loop.num_epochs
         is_drawn = shown and is_first
         self._bar = tqdm_ray.tqdm(desc="training", total=total, unit="step") if is_drawn else None
-        self._gauges: dict[str, Gauge] = {}
         run = Folder(config.run)
         self._curves = _Curves(run) if is_first and config.loop.tensorboard else None
         self._tracking = (
@@ -86,7 +85,8 @@ class Meters:
             self._bar.update(state.step - self._step)
             self._step = state.step
         for name, value in self._now.items():
-            self._gauge(name).set(value)
+            self._show(name, value)
+        self._show("step", state.step)
         if self._curves is not None:
             self._curves.add(self._now, state.step)
 
@@ -114,7 +114,7 @@ class Meters:
         found = {f"valid {name}": value for name, value in entry["valid"].items()}
         found |= {f"epoch {name}": value for name, value in entry["losses"].items()}
         for name, value in found.items():
-            self._gauge(name).set(value)
+            self._show(name, value)
         if self._curves is not None:
             self._curves.add(found, entry["step"])
             self._curves.publish()
@@ -131,13 +131,10 @@ class Meters:
         if self._tracking is not None:
             self._tracking.close()
 
-    def _gauge(self, name: str) -> Gauge:
-        if name not in self._gauges:
-            plain = name.replace(" ", "_").replace("@", "_at_")
-            gauge = Gauge(f"distrib_train_{plain}", f"Training: {name}.", tag_keys=("run",))
-            gauge.set_default_tags({"run": self._config.run.rstrip("/").rsplit("/", 1)[-1]})
-            self._gauges[name] = gauge
-        return self._gauges[name]
+    def _show(self, name: str, value: float) -> None:
+        plain = name.replace(" ", "_").replace("@", "_at_")
+        run = self._config.run.rstrip("/").rsplit("/", 1)[-1]
+        show(f"train_{plain}", f"Training: {name}.", value, run=run)
 
 
 def memory_gb() -> float:

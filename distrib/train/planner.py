@@ -35,6 +35,7 @@ _PROCESS_GB = {False: 0.7, True: 3.0}
 
 _TRACED_ROWS, _TRACED_COLUMNS, _TRACED_HISTORY = (16, 32), (256, 512), 8
 _FORWARD_SHARE = 3  # a forward pass is so much of a step
+_LEAST_TOLD = 0.01
 _COPIES_OF_BLOCK = 3
 """Scores of a block, their loss and their gradient."""
 
@@ -94,24 +95,25 @@ class Estimate(NamedTuple):
 
     def told(self) -> dict[str, str]:
         """Return the lines of a table."""
-        unknown = "jobs/doctor.py measures it"
-        step, hours, gpu, score = (
-            unknown if found is None else f"{found:.3g}"
-            for found in (self.step_s, self.train_hours, self.gpu_hours, self.score_hours)
-        )
         return {
             "parameters": f"{self.parameters:,}",
-            "histories in memory": f"{self.histories_gb:.3g} GB",
-            "model, gradients and optimizer, each worker": f"{self.state_gb:.3g} GB",
-            "memory of a worker": f"{self.worker_gb:.3g} GB",
-            "checkpoint": f"{self.checkpoint_gb:.3g} GB",
-            "bundle": f"{self.bundle_gb:.3g} GB",
+            "histories in memory": _read(self.histories_gb, "GB"),
+            "model, gradients and optimizer, each worker": _read(self.state_gb, "GB"),
+            "memory of a worker": _read(self.worker_gb, "GB"),
+            "checkpoint": _read(self.checkpoint_gb, "GB"),
+            "bundle": _read(self.bundle_gb, "GB"),
             "steps of an epoch": f"{self.steps:,}",
-            "seconds of a step": step,
-            "hours of training": hours,
-            "GPU hours of training": gpu,
-            "hours to score everyone": score,
+            "a step": _read(self.step_s, "s"),
+            "training": _read(self.train_hours, "h"),
+            "GPUs in training": _read(self.gpu_hours, "GPU h"),
+            "scoring everyone": _read(self.score_hours, "h"),
         }
+
+
+def _read(value: float | None, unit: str) -> str:
+    if value is None:
+        return "jobs/doctor.py measures it"
+    return f"{value:.3g} {unit}" if value >= _LEAST_TOLD or not value else f"< {_LEAST_TOLD} {unit}"
 
 
 def plan(config: TrainConfig, sizes: Sizes, gpu: str = "h100") -> Estimate:

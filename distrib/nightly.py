@@ -1,0 +1,114 @@
+"""Night after night: what came to the log, a model trained on from the last one, lists for all."""
+
+import time
+from typing import Any, NamedTuple
+
+from distrib.checkpoint.bundle import BUNDLE, copy_bundle
+from distrib.data.prepare import preflight as check_log
+from distrib.data.prepare import prepare
+from distrib.events import emit
+from distrib.run_file import RunFile
+from distrib.score.bulk import check_histories, score
+from distrib.storage import Folder
+from distrib.train.checks import check_choice
+from distrib.train.launch import launch
+
+NIGHTS = "nights.json"
+"""The ledger, in the run folder: every night kept, the last one maybe unfinished."""
+
+_KEPT = 3
+"""Nights whose run folders stay, to go back to."""
+
+
+class Night(NamedTuple):
+    """One entry of the ledger."""
+
+    name: str
+    """The day it began, UTC."""
+
+    data: str | None = None
+    """Digest of what it trained on; None until it is prepared."""
+
+    is_done: bool = False
+
+
+def preflight(file: RunFile) -> None:
+    """Find faults of the configuration and the log.
+
+    Args:
+        file: The run file.
+
+    Raises:
+        ConfigError: Settings clash.
+        DataError: The log, or histories to score, are absent.
+    """
+    check_choice(file.training())
+    check_histories(file.score)
+    check_log(file.data)
+
+
+def nightly(file: RunFile, today: str | None = None) -> dict[str, Any]:
+    """Prepare, train in a folder of the night's own, score, and publish lists and model.
+
+    The night's model begins with the last night's where it can (``train.warm_start``); lists go to
+    ``score.output``, or ``recommendations`` in the run folder, and the bundle to the run folder,
+    where a server takes it without a pause. Until then both are the last night's. A night that was
+    cut off is finished, under its own name, before another begins; a night to which nothing came
+    is passed over.
+
+    Args:
+        file: The run file; with ``data.extend = true`` a night adds the files that are new.
+        today: Name of a new night, instead of today's date (UTC).
+
+    Returns:
+        ``night``, whether it was ``new``, and what training and scoring return.
+    """
+    folder = Folder(file.run)
+    nights = _nights(folder)
+    if not nights or nights[-1].is_done:
+        nights.append(Night(today or time.strftime("%Y-%m-%d", time.gmtime())))
+    night, before = nights[-1], nights[:-1]
+    data = prepare(file.data)["hash"]
+    if before and before[-1].data == data:
+        emit("nothing_new", night=night.name, since=before[-1].name)
+        return {"night": before[-1].name, "new": False}
+    if night.name in {earlier.name for earlier in before}:
+        night = night._replace(name=f"{night.name}-{len(before)}")  # a second one on one day
+    nights[-1] = night._replace(data=data)
+    folder.write_json(NIGHTS, [entry._asdict() for entry in nights])
+    place = _place(folder, night)
+    tonight = file.model_copy(
+        update={
+            "run": str(place),
+            "train": file.train.model_copy(update={"warm_start": _earlier(file, folder, before)}),
+        }
+    )
+    trained = launch(tonight.training())
+    output = file.score.output or str(folder / "recommendations")
+    lists = file.score.model_copy(update={"output": output})
+    scored = score(tonight.run, file.data.prepared, lists)
+    copy_bundle(place / BUNDLE, folder / BUNDLE)
+    nights[-1] = nights[-1]._replace(is_done=True)
+    for old in nights[:-_KEPT]:
+        _place(folder, old).remove()
+    folder.write_json(NIGHTS, [entry._asdict() for entry in nights[-_KEPT:]])
+    emit("night_done", night=night.name, run=tonight.run, lists=output)
+    return {"night": night.name, "new": True, "trained": trained, "scored": scored}
+
+
+def _nights(folder: Folder) -> list[Night]:
+    if not folder.exists(NIGHTS):
+        return []
+    return [Night(**entry) for entry in folder.read_json(NIGHTS)]
+
+
+def _place(folder: Folder, night: Night) -> Folder:
+    return folder / f"nights/{night.name}"
+
+
+def _earlier(file: RunFile, folder: Folder, before: list[Night]) -> str | None:
+    """Return the run to begin with, where the model can begin with an earlier one."""
+    traits = file.model.traits
+    if traits.learns != "steps" or traits.has_user_rows or traits.rows == "both":
+        return None
+    return str(_place(folder, before[-1])) if before else file.train.warm_start

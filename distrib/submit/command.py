@@ -1,0 +1,126 @@
+"""The command lines of planning and of submitting."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distrib.cli import run_file_arguments, told
+from distrib.config import load
+from distrib.errors import ConfigError
+from distrib.events import emit, table
+from distrib.run_file import RunFile
+from distrib.submit import kubernetes, ray_cluster
+from distrib.submit.request import JOBS, Request, sizes_of
+from distrib.train.planner import GPUS, Estimate, Sizes, plan
+
+
+class _OpenEnvironment(dict[str, str]):
+    """Variables of a machine that is not the one the job runs on: unset ones stay as they are."""
+
+    def __contains__(self, _name: object) -> bool:
+        return True
+
+
+def _size_arguments(parser: argparse.ArgumentParser) -> None:
+    for name in Sizes._fields:
+        parser.add_argument(
+            f"--{name}", type=int, help="of the log, where the run file does not tell"
+        )
+    parser.add_argument("--gpu", default="h100", choices=sorted(GPUS), help="%(default)s")
+
+
+def plan_run(
+    description: str, environment: Mapping[str, str], arguments: list[str] | None = None
+) -> int:
+    """Print what a run will need, from the command line.
+
+    Args:
+        description: For ``--help``.
+        environment: Variables that the run file may name.
+        arguments: Instead of ``sys.argv``.
+
+    Returns:
+        The exit code, as of `job`.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    run_file_arguments(parser)
+    _size_arguments(parser)
+    given = parser.parse_args(arguments)
+
+    def work() -> dict[str, Any]:
+        file = load(
+            RunFile, given.config, overrides=given.set, environment=_OpenEnvironment(environment)
+        )
+        estimate = _planned(file, given)
+        if estimate is None:
+            raise ConfigError(
+                f"{file.data.prepared}: holds no prepared data that can be read from here; give "
+                "--users, --items and --interactions"
+            )
+        return estimate._asdict()
+
+    return told(work)
+
+
+def _planned(file: RunFile, given: argparse.Namespace) -> Estimate | None:
+    """Show what a run will need, where its sizes are known."""
+    told = [getattr(given, name) for name in Sizes._fields]
+    sizes = Sizes(*told) if None not in told else sizes_of(file)
+    if sizes is None:
+        return None
+    estimate = plan(file.training(), sizes, given.gpu)
+    table("Estimate", ["", ""], [[name, value] for name, value in estimate.told().items()])
+    return estimate
+
+
+def submission(
+    description: str,
+    environment: Mapping[str, str],
+    jobs: Path,
+    arguments: list[str] | None = None,
+) -> int:
+    """Submit a job to a cluster and follow it, from the command line.
+
+    Args:
+        description: For ``--help``.
+        environment: Variables that the run file may name.
+        jobs: Folder of the jobs' scripts.
+        arguments: Instead of ``sys.argv``.
+
+    Returns:
+        The exit code of the job; 2 where it was not taken.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("job", choices=JOBS)
+    run_file_arguments(parser)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--address", help="of a Ray dashboard, e.g. http://127.0.0.1:8265")
+    where.add_argument("--overlay", help="of kustomize, e.g. k8s/overlays/gpu")
+    parser.add_argument("--name", help="of the job; made from the time when not given")
+    parser.add_argument("--context", help="of kubectl")
+    parser.add_argument("--no-wait", action="store_true", help="do not follow the job")
+    parser.add_argument("--dry-run", action="store_true", help="check and show, create nothing")
+    _size_arguments(parser)
+    given = parser.parse_args(arguments)
+    code = 0
+
+    def work() -> dict[str, Any]:
+        nonlocal code
+        known = _OpenEnvironment(environment)
+        file = load(RunFile, given.config, overrides=given.set, environment=known)
+        request = Request.of(given.job, given.config, given.set, given.name)
+        if file.model.traits.learns == "steps" and _planned(file, given) is None:
+            emit("not_planned", why="sizes of the log are not known here; --users, --items, ...")
+        waits, dry = not given.no_wait, given.dry_run
+        if given.overlay:
+            target = kubernetes.Target(given.overlay, given.context)
+            result = kubernetes.submit(request, target, waits=waits, dry=dry)
+        elif dry:
+            result = {"job": request.name, "status": "not created"}
+        else:
+            result = ray_cluster.submit(request, given.address, jobs, waits=waits)
+        code = result.get("exit_code", 0)
+        return result
+
+    return told(work) or code

@@ -1,0 +1,79 @@
+"""Submits to a Ray cluster by its dashboard's address, and follows the job to its end."""
+
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from distrib.errors import ConfigError, DistribError
+from distrib.events import emit
+from distrib.submit.request import Request
+
+
+class _JobFailedError(DistribError):
+    """The cluster lost the job before it could say how it ended."""
+
+
+def submit(request: Request, address: str, jobs: Path, *, waits: bool = True) -> dict[str, Any]:
+    """Send the job's script and run file, and follow its log on standard error.
+
+    The cluster must have the package; its version is that of the cluster's image.
+
+    Args:
+        request: What to run.
+        address: Of the dashboard, e.g. ``http://127.0.0.1:8265``; RAY_AUTH_TOKEN is the token.
+        jobs: Folder of the scripts.
+        waits: Whether to follow the job to its end.
+
+    Returns:
+        ``job``, and where it was followed ``status``, ``exit_code`` and the job's own ``result``,
+        its last line.
+
+    Raises:
+        ConfigError: Nothing answers there, or the cluster refuses the job.
+    """
+    try:
+        client = JobSubmissionClient(address)
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "run.toml").write_text(request.run_file, encoding="utf-8")
+            script = (jobs / f"{request.job}.py").read_bytes()
+            Path(folder, f"{request.job}.py").write_bytes(script)
+            client.submit_job(
+                entrypoint=request.command(f"{request.job}.py", "run.toml"),
+                submission_id=request.name,
+                runtime_env={"working_dir": folder},
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        told = str(error).strip().splitlines()
+        raise ConfigError(
+            f"--address {address}: {told[0] if told else error!r}; see that the cluster runs, the "
+            "name is new, and RAY_AUTH_MODE and RAY_AUTH_TOKEN are those of the cluster"
+        ) from error
+    emit("submitted", job=request.name, address=address, stop=f"ray job stop {request.name}")
+    if not waits:
+        return {"job": request.name}
+    last = asyncio.run(_followed(client, request.name))
+    return _ended(client, request.name, last)
+
+
+async def _followed(client: JobSubmissionClient, name: str) -> str:
+    """Pass the log on; return its last line."""
+    rest = ""
+    async for piece in client.tail_job_logs(name):
+        sys.stderr.write(piece)
+        sys.stderr.flush()
+        rest = (rest + piece).rstrip().rpartition("\n")[2] + ("\n" if piece.endswith("\n") else "")
+    return rest.strip()
+
+
+def _ended(client: JobSubmissionClient, name: str, last: str) -> dict[str, Any]:
+    info = client.get_job_info(name)
+    is_well = info.status == JobStatus.SUCCEEDED
+    code = info.driver_exit_code
+    if code is None and not is_well:
+        raise _JobFailedError(f"{name}: {info.status}, {info.message}; the same command goes on")
+    result = last if is_well else ""
+    return {"job": name, "status": str(info.status), "exit_code": code or 0, "result": result}

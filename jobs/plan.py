@@ -1,0 +1,10 @@
+"""No cluster, no data: what will it need? ``python jobs/plan.py --config configs/demo.toml``."""
+
+import os
+import sys
+
+from distrib.submit.command import plan_run
+
+if __name__ == "__main__":
+    about = "Reckon memory and time of a run from its run file and sizes."
+    sys.exit(plan_run(about, environment=os.environ))
