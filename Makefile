@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow test-stores lint types imports bench bench-data bench-blocks bench-models bench-quality bench-scoring bench-serving bench-training clean
+.PHONY: demo test slow test-stores lint types imports bench bench-data bench-blocks bench-models bench-quality bench-scoring bench-serving bench-training clean kuberay-crds rehearsal
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --config configs/demo.toml
@@ -14,6 +14,20 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# KubeRay's schemas, for the tests of the manifests.
+KUBERAY := v1.7.0
+kuberay-crds:
+	mkdir -p .kuberay-crds
+	for kind in rayclusters rayjobs rayservices raycronjobs; do \
+	  curl --fail --silent --show-error --location --output .kuberay-crds/ray.io_$$kind.yaml \
+	    https://raw.githubusercontent.com/ray-project/kuberay/$(KUBERAY)/helm-chart/kuberay-operator/crds/ray.io_$$kind.yaml; \
+	done
+	@echo 'export DISTRIB_KUBERAY_CRDS=$(CURDIR)/.kuberay-crds'
+
+# A head and workers on hosts of their own, in network namespaces, as Kubernetes would run them; root.
+rehearsal: $(READY)
+	$(BIN)/python -m pytest -m slow -s tests/k8s/test_rehearsal.py
 
 # Servers of others, installed apart: their requirements are their own.
 test-stores: $(READY)
