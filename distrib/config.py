@@ -70,7 +70,8 @@ def load(
     faults: list[str] = []
     for text in overrides:
         _apply(raw, text, faults)
-    raw = _substitute(raw, environment or {}, faults, where="")
+    known = {} if environment is None else environment
+    raw = _substitute(raw, known, faults, where="")
     return checked(kind, raw, where=str(path), faults=faults)
 
 

@@ -221,7 +221,8 @@ class Worker:
         One rank of each node fetches it for all of that node.
         """
         context = ray.train.get_context()
-        folder = Path(tempfile.gettempdir(), f"distrib-{self.attempt}-{name}")
+        node = context.get_node_rank()  # several nodes may share a machine's folder
+        folder = Path(tempfile.gettempdir(), f"distrib-{self.attempt}-{node}-{name}")
         fault = ""
         if context.get_local_rank() == 0:
             try:

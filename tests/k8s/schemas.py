@@ -31,9 +31,16 @@ def _list_of(schema: Document) -> Document:
 
 _SELECTOR = _object([], matchLabels={"type": "object"}, matchExpressions={"type": "array"})
 _RELABELING = _object(
-    [], sourceLabels=_list_of(_TEXT), targetLabel=_TEXT, regex=_TEXT, action=_TEXT, replacement=_TEXT
+    [],
+    sourceLabels=_list_of(_TEXT),
+    targetLabel=_TEXT,
+    regex=_TEXT,
+    action=_TEXT,
+    replacement=_TEXT,
 )
-_ENDPOINT = _object(["port"], port=_TEXT, interval=_TEXT, path=_TEXT, relabelings=_list_of(_RELABELING))
+_ENDPOINT = _object(
+    ["port"], port=_TEXT, interval=_TEXT, path=_TEXT, relabelings=_list_of(_RELABELING)
+)
 _QUANTITY = {"type": ["string", "integer"]}
 OTHERS: dict[str, Document] = {
     "PodMonitor": _object(

@@ -1,0 +1,130 @@
+"""Night after night on a log that grows."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distrib.checkpoint.bundle import load_bundle
+from distrib.config import load
+from distrib.nightly import NIGHTS, nightly, preflight
+from distrib.run_file import RunFile
+from distrib.score.publication import SUCCESS
+from distrib.storage import Folder
+
+TEXT = """
+run = "{folder}/run"
+[data]
+prepared = "{folder}/data"
+split = {{ name = "none" }}
+extend = true
+num_shards = 2
+[data.source]
+format = "parquet"
+path = "{folder}/log/"
+columns = {{ user = "u", item = "i", time = "t" }}
+[model]
+name = "mult_vae"
+hidden_width = 8
+latent_width = 4
+[engine]
+precision = "fp32"
+zero_stage = 0
+[train]
+num_epochs = 1
+batch_users = 32
+[score]
+k = 3
+"""
+
+
+def write_day(folder, day, users):
+    rng = np.random.default_rng(day)
+    count = 8 * len(users)
+    (folder / "log").mkdir(exist_ok=True)
+    columns = {
+        "u": np.repeat(users, 8),
+        "i": rng.integers(0, 20 + 5 * day, count),
+        "t": np.arange(count) + 10_000 * day,
+    }
+    pq.write_table(pa.table(columns), folder / f"log/day-{day}.parquet")
+
+
+@pytest.fixture
+def file(tmp_path):
+    folder = tmp_path
+    (folder / "run.toml").write_text(TEXT.format(folder=folder))
+    write_day(folder, 1, np.arange(40))
+    return load(RunFile, folder / "run.toml")
+
+
+def ledger(file):
+    return Folder(file.run).read_json(NIGHTS)
+
+
+def published(file):
+    return Folder(file.run).read_json(f"recommendations/{SUCCESS}")
+
+
+@pytest.mark.ray
+def test_nights_follow_each_other(cluster, file, monkeypatch, capfd):
+    folder = Folder(file.run)
+    preflight(file)
+    first = nightly(file, "2026-01-01")
+    assert first["new"]
+    assert published(file)["counts"]["users"] == 40
+    assert len(load_bundle(folder / "bundle").vocabulary) <= 25
+
+    # Nothing came: nothing is done, however often.
+    again = nightly(file, "2026-01-02")
+    assert again == {"night": "2026-01-01", "new": False}
+    assert [night["name"] for night in ledger(file)] == ["2026-01-01"]
+
+    # Something came, and the night is cut off between training and lists.
+    write_day(folder_of(file), 2, np.arange(30, 60))
+    before = folder.read("bundle/manifest.json")
+    with monkeypatch.context() as patch:
+        patch.setattr("distrib.nightly.score", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            nightly(file, "2026-01-02")
+    assert folder.read("bundle/manifest.json") == before  # the last night's model goes on
+    assert published(file)["counts"]["users"] == 40
+    assert [night["is_done"] for night in ledger(file)] == [True, False]
+
+    # The next day's job finishes it under its own name, from what is complete.
+    second = nightly(file, "2026-01-03")
+    assert second["night"] == "2026-01-02"
+    assert published(file)["counts"]["users"] == 60
+    assert folder.read("bundle/manifest.json") != before
+    assert '"event": "warm_start"' in capfd.readouterr().err
+    run = folder.read_json("nights/2026-01-02/run.json")
+    assert run["loop"]["warm_start"].endswith("nights/2026-01-01")
+    assert [night["is_done"] for night in ledger(file)] == [True, True]
+
+
+def test_three_nights_are_kept_and_a_day_may_have_two(tmp_path, monkeypatch):
+    """The ledger alone; what a night does is replaced by what it leaves."""
+    (tmp_path / "run.toml").write_text(TEXT.format(folder=tmp_path))
+    file = load(RunFile, tmp_path / "run.toml")
+    hashes = iter("abcde")
+    monkeypatch.setattr("distrib.nightly.prepare", lambda _: {"hash": next(hashes)})
+    monkeypatch.setattr("distrib.nightly.launch", lambda config: Folder(config.run).write("x", b""))
+    monkeypatch.setattr("distrib.nightly.score", lambda *_: {})
+    monkeypatch.setattr("distrib.nightly.copy_bundle", lambda *_: None)
+    for day in (1, 2, 3, 4):
+        assert nightly(file, f"2026-01-0{day}")["new"]
+    names = ["2026-01-02", "2026-01-03", "2026-01-04"]
+    assert [night["name"] for night in ledger(file)] == names
+    assert sorted(Folder(f"{file.run}/nights").folders()) == names
+    assert nightly(file, "2026-01-04")["night"] == "2026-01-04-3"
+    assert ledger(file)[-1]["is_done"]
+
+
+def cut_off(*_):
+    raise KeyboardInterrupt
+
+
+def folder_of(file):
+    return Path(file.run).parent

@@ -1,0 +1,90 @@
+"""What a run will need, against what models, engines and checkpoints are."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distrib.config import load
+from distrib.errors import ConfigError
+from distrib.run_file import RunFile
+from distrib.train.item_codes import trained_model
+from distrib.train.planner import Sizes, _small, plan
+
+ROOT = Path(__file__).parents[2]
+SIZES = Sizes(3000, 700, 40_000)
+
+
+def config_of(name, **settings):
+    overrides = [f"{key} = {value}" for key, value in settings.items()]
+    path = ROOT / f"configs/{name}.toml"
+    return load(RunFile, path, overrides=overrides, environment={"DISTRIB_DATA": "/x"}).training()
+
+
+MODELS = ["conv4rec", "mult_vae", "rec_vae", "elsa", "u_autorec", "i_autorec", "vae_bmf"]
+
+
+@pytest.mark.parametrize("name", [*MODELS, "biased_mf", "dae_cf"])
+def test_parameters_are_those_of_the_model_at_full_size(name):
+    config = config_of(f"ml20m_{name}")
+    model = trained_model(config.model, _small(SIZES.items, SIZES.users))
+    wanted = sum(tensor.numel() for tensor in model.state_dict().values())
+    assert plan(config, SIZES).parameters == wanted
+
+
+def test_the_operations_of_a_step_are_those_of_its_products():
+    """Mult-VAE by hand: the first layer is a sum of rows, all others are products."""
+    config = config_of("ml20m_mult_vae", **{"engine.precision": '"fp32"', "train.num_workers": 1})
+    items, hidden, code = SIZES.items, 600, 200
+    small = hidden * 2 * code + code * hidden
+    last = hidden * items
+    # Forward and both gradients; the code's input has its own, so has the last layer's.
+    flops = 2 * 3 * config.loop.batch_users * (small + last)
+    assert plan(config, SIZES).step_s == pytest.approx(flops / 35e9, rel=0.02)
+
+
+def test_more_workers_share_the_time_and_what_zero_spreads():
+    settings = {"train.num_workers": 4, "engine.zero_stage": 3}
+    one = plan(config_of("ml20m_mult_vae", **{"train.num_workers": 1}), SIZES)
+    four = plan(config_of("ml20m_mult_vae", **settings), SIZES)
+    assert four.train_hours == pytest.approx(one.train_hours / 4, rel=0.02)
+    assert four.state_gb == pytest.approx(one.state_gb / 4, rel=0.01)
+    assert four.checkpoint_gb == one.checkpoint_gb
+
+
+def test_hours_of_gpus_are_counted_where_there_are_any():
+    settings = {"train.use_gpu": "true", "train.num_workers": 8}
+    fast = plan(config_of("ml20m_mult_vae", **settings), SIZES, "h100")
+    slow = plan(config_of("ml20m_mult_vae", **settings), SIZES, "t4")
+    assert fast.gpu_hours == pytest.approx(8 * fast.train_hours)
+    assert slow.gpu_hours / fast.gpu_hours == pytest.approx(989 / 65)
+    assert plan(config_of("ml20m_mult_vae"), SIZES).gpu_hours == 0.0
+    with pytest.raises(ConfigError, match="one of t4"):
+        plan(config_of("ml20m_mult_vae", **settings), SIZES, "v5")
+
+
+def test_memory_of_the_last_layer_is_that_of_a_block():
+    wide = Sizes(3000, 1_000_000, 40_000)
+    base = {"train.num_workers": 1, "engine.keep_output_mb": 0}
+    whole = plan(config_of("ml20m_mult_vae", **base, **{"engine.block_items": 1_000_000}), wide)
+    blocks = plan(config_of("ml20m_mult_vae", **base, **{"engine.block_items": 4096}), wide)
+    share = 500 * 4 * 3 * (1_000_000 - 4096) / 2**30
+    assert whole.worker_gb - blocks.worker_gb == pytest.approx(share, rel=0.01)
+
+
+def test_what_products_do_not_tell_is_left_to_a_trial():
+    found = plan(config_of("ml20m_vae_bmf"), SIZES)
+    assert found.step_s is None
+    assert found.gpu_hours in (None, 0.0)
+    assert "doctor" in found.told()["a step"]
+    with pytest.raises(ConfigError, match="computed at once"):
+        plan(config_of("ml20m_ease"), SIZES)
+
+
+def test_sizes_are_those_of_a_manifest():
+    counts = {
+        "training_users": 5,
+        "items": 7,
+        "interactions_by_role": {"input": 11, "test_target": np.int64(2)},
+    }
+    assert Sizes.of(counts) == (5, 7, 13)
