@@ -12,7 +12,7 @@ import ray
 import ray.data
 
 from distrib import __version__
-from distrib.capacity import present, reachable
+from distrib.capacity import await_room, is_fixed, present
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.checkpoint.manifest import read_manifest
 from distrib.data import prepare as preparation
@@ -367,23 +367,20 @@ def actor_pool(gpus_per_actor: float, num_pieces: int) -> ray.data.ActorPoolStra
         One actor at least.
 
     Raises:
-        ConfigError: The cluster has no such GPUs; Ray would wait for ever.
+        ConfigError: There is no room for one, and none came; Ray would wait for ever.
     """
-    now, later = (_fitting(have, gpus_per_actor) for have in (present(), reachable()))
-    if gpus_per_actor and later == 0:
+    actor = {"CPU": 1.0} | ({"GPU": gpus_per_actor} if gpus_per_actor else {})
+    lacking = await_room([actor])
+    if lacking:
+        listing = ", ".join(f"{there:g} {name}" for name, (_, there) in lacking.items())
         raise ConfigError(
-            f"gpus_per_actor = {gpus_per_actor}, but the cluster has {reachable().get('GPU', 0):g} "
-            "GPU(s); set it to 0, or add GPU nodes"
+            f"gpus_per_actor = {gpus_per_actor}, but the cluster has {listing}; set it to 0, or "
+            "add nodes"
         )
-    most = max(1, min(later, num_pieces))
-    return ray.data.ActorPoolStrategy(
-        min_size=1, max_size=most, initial_size=min(max(1, now), most)
-    )
-
-
-def _fitting(have: Mapping[str, float], gpus_per_actor: float) -> int:
-    fitting = int(have.get("CPU", 0))
-    return min(fitting, int(have.get("GPU", 0) / gpus_per_actor)) if gpus_per_actor else fitting
+    have = present()
+    now = int(min(have[name] / share for name, share in actor.items()))
+    most = max(1, min(now, num_pieces) if is_fixed() else num_pieces)
+    return ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(now, most))
 
 
 def _counts(receipts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import LoggingConfig
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from distrib.capacity import present, reachable
+from distrib.capacity import is_fixed, present
 from distrib.data.prepared import load_manifest
 from distrib.errors import ConfigError
 from distrib.events import emit
@@ -104,13 +104,13 @@ def _require_alone() -> None:
 
 def _require_room(plan: Plan) -> None:
     """Refuse on one machine what it can never hold; a cluster may still grow."""
-    config, nodes = plan.config, [node for node in ray.nodes() if node["Alive"]]
+    config = plan.config
     least = config.replicas if isinstance(config.replicas, int) else config.replicas[0]
     wanted = {
         "CPU": len(plan.models) * least * config.cpus_per_replica + _FRONT_CPUS * config.fronts,
         "GPU": len(plan.models) * least * config.gpus_per_replica,
     }
-    have, limit = present(), reachable()
+    have = present()
     for kind, count in wanted.items():
         if count <= have.get(kind, 0.0):
             continue
@@ -118,7 +118,7 @@ def _require_room(plan: Plan) -> None:
             f"{len(plan.models)} model(s) with {least} replica(s) and {config.fronts} front(s) "
             f"take {count:g} {kind}, and there are {have.get(kind, 0.0):g}"
         )
-        if len(nodes) == 1 and count > limit.get(kind, 0.0):
+        if is_fixed():
             raise ConfigError(f"serve: {told}; lower serve.cpus_per_replica, which may be a share")
         emit("waiting_for_room", detail=told)
 

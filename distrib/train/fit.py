@@ -10,7 +10,7 @@ import ray
 import torch
 from scipy.sparse import csr_array
 
-from distrib.capacity import reachable
+from distrib.capacity import present
 from distrib.checkpoint.bundle import BUNDLE, restored, write_bundle
 from distrib.checkpoint.manifest import MANIFEST
 from distrib.data.collate import example
@@ -28,6 +28,9 @@ from distrib.train.config import TrainConfig
 from distrib.train.gram import added, partial_gram
 from distrib.train.memory import is_of_memory
 from distrib.vocabulary import Vocabulary
+
+_TASKS_TO_GROW = 8
+"""Where a cluster that may grow has no core yet."""
 
 
 def fit(
@@ -109,7 +112,7 @@ def _needed(config: TrainConfig) -> str:
 def _summed_gram(prepared: str, manifest: dict[str, Any], item_count: int) -> ray.ObjectRef:
     """Sum the Gram matrices of all shards: in each task over its own, then in pairs."""
     shards, num_shards = manifest["shards"], manifest["recipe"]["num_shards"]
-    num_tasks = max(1, min(len(shards), int(reachable().get("CPU", 1))))
+    num_tasks = max(1, min(len(shards), int(present().get("CPU", 0)) or _TASKS_TO_GROW))
     groups = [shards[first::num_tasks] for first in range(num_tasks)]
     partial, add = ray.remote(_partial), ray.remote(added)
     parts = [partial.remote(prepared, group, num_shards, item_count) for group in groups]

@@ -11,7 +11,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from distrib.capacity import reachable
+from distrib.capacity import await_room
 from distrib.checkpoint.bundle import BUNDLE, copy_bundle
 from distrib.checkpoint.store import CheckpointStore
 from distrib.data.prepared import load_vocabulary
@@ -335,29 +335,23 @@ def _raise_what_ended(
 
 
 def require_room(config: TrainConfig) -> None:
-    """Refuse what the cluster can never hold; Ray would wait for ever.
+    """Wait for nodes that may still come; refuse what the cluster does not hold then.
 
     Args:
         config: The run.
 
     Raises:
-        ConfigError: There is too little of something.
+        ConfigError: There is too little of something; Ray would wait for ever.
     """
-    loop, have = config.loop, reachable()
-    needed = {"CPU": loop.min_workers * loop.cpus_per_worker}
-    if loop.use_gpu:
-        needed["GPU"] = loop.min_workers
-    short = {
-        name: (count, have.get(name, 0))
-        for name, count in needed.items()
-        if have.get(name, 0) < count
-    }
-    if short:
+    loop = config.loop
+    worker = {"CPU": float(loop.cpus_per_worker)} | ({"GPU": 1.0} if loop.use_gpu else {})
+    lacking = await_room([worker] * loop.min_workers, loop.room_s)
+    if lacking:
         listing = ", ".join(
-            f"{count:g} {name}, there are {there:g}" for name, (count, there) in short.items()
+            f"{count:g} {name}, there are {there:g}" for name, (count, there) in lacking.items()
         )
         raise ConfigError(
-            f"train.num_workers = {loop.min_workers} needs {listing}; lower it, add nodes or let "
+            f"train.num_workers = {loop.min_workers} needs {listing}; lower it, add nodes, or let "
             "the cluster grow further"
         )
 

@@ -67,6 +67,9 @@ class LoopConfig(Config):
     use_gpu: bool = False
     """Whether each worker takes a GPU."""
 
+    room_s: NonNegativeFloat = 1200.0
+    """Seconds for which a cluster that may grow is given time to find room for the workers."""
+
     feed: Literal["auto", "resident", "streaming"] = "auto"
     """``resident``: all histories in the memory of each node; ``streaming``: read from the prepared
     folder, window by window. ``auto`` takes resident where it fits; both are world-size-free, but

@@ -1,8 +1,8 @@
 """What a run will need, reckoned from its run file and sizes alone: no data, no cluster.
 
 Memory is counted tensor by tensor. Time comes from the floating-point operations of a real step,
-traced at a small size and scaled up, over what a worker is assumed to reach; `distrib.train.doctor`
-measures where there is a cluster.
+traced at a small size and scaled up, over what a worker is assumed to reach, and from the gradients
+that cross an assumed network; `distrib.train.doctor` measures where there is a cluster.
 """
 
 import itertools
@@ -52,6 +52,9 @@ GPUS: Mapping[str, tuple[float, float]] = {
 
 _SHARE_OF_PEAK = 0.25
 _FP32_SHARE = 0.125
+_NETWORK = {False: 1.25e9, True: 12.5e9}
+"""Bytes a second that a worker sends and receives, without and with a GPU: 10 and 100 Gbit/s."""
+
 _FLOPS_OF_CORE = {"fp32": 35e9, "bf16": 100e9, "fp16": 35e9}
 
 
@@ -117,7 +120,7 @@ def _read(value: float | None, unit: str) -> str:
 
 
 def plan(config: TrainConfig, sizes: Sizes, gpu: str = "h100") -> Estimate:
-    """Reckon what a run needs; communication, validation and reading are not in the hours.
+    """Reckon what a run needs; validation and reading are not in the hours.
 
     Args:
         config: The run; models that are computed at once have no steps.
@@ -128,25 +131,32 @@ def plan(config: TrainConfig, sizes: Sizes, gpu: str = "h100") -> Estimate:
         The estimate.
 
     Raises:
-        ConfigError: The model is computed at once, or the GPU is not known.
+        ConfigError: The model is computed at once, a size is 0, or the GPU is not known.
     """
     if config.model.traits.learns != "steps":
         raise ConfigError(
             f"model {config.model.name!r} is computed at once, in memory that grows with items "
             "squared; there are no steps to plan"
         )
+    small = [name for name, size in sizes._asdict().items() if size < 1]
+    if small:
+        raise ConfigError(f"sizes: {', '.join(small)} must be 1 or more")
     if config.loop.use_gpu and gpu not in GPUS:
         raise ConfigError(f"gpu {gpu!r}: not known; one of {', '.join(GPUS)}")
     traits, loop = config.model.traits, config.loop
     workers = loop.max_workers
-    parameters = _parameters(config, sizes)
+    parameters, of_items = _parameters(config, sizes)
     state_gb = state_bytes(config, parameters, workers) / _GB
     columns = sizes.users if traits.rows == "items" else sizes.items
     steps = steps_per_epoch(config, sizes)
     share = -(-loop.batch_users // workers)
-    flops = _step_flops(config, share, columns)
-    step_s = None if flops is None else flops / _reached(config, gpu)
-    train_h = None if step_s is None else step_s * steps * loop.num_epochs / 3600
+    flops, reached = _step_flops(config, share, columns), _reached(config, gpu)
+    sent = parameters
+    if config.engine.parallel == "items":  # of rows of items, those met in the first layer
+        met = loop.batch_users * sizes.interactions / sizes.users / sizes.items
+        sent += round(of_items * (min(1.0, met) / 2 - 1))
+    step_s = None if flops is None else flops / reached + _sending_s(config, sent)
+    train_h = None if step_s is None else _hours(step_s * steps * loop.num_epochs)
     return Estimate(
         parameters=parameters,
         histories_gb=_histories_bytes(sizes) / _GB,
@@ -158,7 +168,7 @@ def plan(config: TrainConfig, sizes: Sizes, gpu: str = "h100") -> Estimate:
         step_s=step_s,
         train_hours=train_h,
         gpu_hours=0.0 if not loop.use_gpu else None if train_h is None else train_h * workers,
-        score_hours=None if train_h is None else train_h / loop.num_epochs / _FORWARD_SHARE,
+        score_hours=None if flops is None else _hours(flops * steps / _FORWARD_SHARE, reached),
     )
 
 
@@ -226,8 +236,19 @@ def _histories_bytes(sizes: Sizes) -> int:
     return _BYTES_PER_INTERACTION * sizes.interactions + _BYTES_PER_USER * sizes.users
 
 
-def _parameters(config: TrainConfig, sizes: Sizes) -> int:
-    """Count parameters at small sizes and follow the straight lines up."""
+def _hours(amount: float, a_second: float = 1.0) -> float:
+    return amount / a_second / 3600
+
+
+def _sending_s(config: TrainConfig, parameters: int) -> float:
+    """Return the time in which gradients are added up over all workers, there and back."""
+    workers, size = config.loop.max_workers, 4 if config.engine.precision == "fp32" else 2
+    passed = 2 * (workers - 1) / workers * parameters * size
+    return passed / _NETWORK[config.loop.use_gpu]
+
+
+def _parameters(config: TrainConfig, sizes: Sizes) -> tuple[int, int]:
+    """Count parameters, all and those of items, at small sizes; follow the straight lines up."""
     low, high = _TRACED_COLUMNS
 
     def count(items: int, users: int) -> int:
@@ -237,7 +258,8 @@ def _parameters(config: TrainConfig, sizes: Sizes) -> int:
     first = count(low, low)
     per_item = (count(high, low) - first) / (high - low)
     per_user = (count(low, high) - first) / (high - low)
-    return round(first + per_item * (sizes.items - low) + per_user * (sizes.users - low))
+    all_in_all = first + per_item * (sizes.items - low) + per_user * (sizes.users - low)
+    return round(all_in_all), round(per_item * sizes.items)
 
 
 def _step_flops(config: TrainConfig, rows: int, columns: int) -> float | None:

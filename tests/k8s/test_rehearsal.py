@@ -18,6 +18,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import yaml
 
 from tests.k8s.hosts import GATEWAY, Host, Network
 from tests.k8s.test_manifests import ROOT, built, jobs_of, of_kind
@@ -85,13 +86,17 @@ class Rehearsal:
         host.start(f"ray start {role} {port}--node-ip-address={host.address} --block {flags}")
         return host
 
-    def asked(self, head, path, token=None):
-        """Ask the dashboard."""
-        request = urllib.request.Request(f"http://{head.address}:8265{path}")
+    def asked(self, head, path, token=None, put=None):
+        """Ask the dashboard, or put something to it."""
+        content = None if put is None else json.dumps(put).encode()
+        request = urllib.request.Request(f"http://{head.address}:8265{path}", content)
+        request.add_header("content-type", "application/json")
+        request.method = "GET" if put is None else "PUT"
         if token:
             request.add_header("authorization", f"Bearer {token}")
         with urllib.request.urlopen(request, timeout=10) as answer:
-            return json.loads(answer.read())
+            said = answer.read()
+        return json.loads(said) if put is None else said
 
     def num_alive(self, head):
         found = self.asked(head, "/nodes?view=summary", self.token)["data"]["summary"]
@@ -107,7 +112,8 @@ class Rehearsal:
         address = f"http://{head.address}:8265"
         say(f"ray job submit --address {address} -- {entry} {more}")
         done = host.call(f"ray job submit --address {address} -- {entry} {more}", timeout_s)
-        (self.folder / f"job-{job}.log").open("a").write(done.stdout + done.stderr)
+        with (self.folder / f"job-{job}.log").open("a") as log:
+            log.write(done.stdout + done.stderr)
         return done
 
 
@@ -185,6 +191,7 @@ def test_a_cluster_of_hosts_prepares_trains_loses_one_goes_on_and_scores(rehears
     submit_returns_the_code_of_the_job(rehearsal, client, head, success["counts"])
     eventually(lambda: "ray_distrib_score_published_seconds" in scraped(head), 60)
     say("Prometheus finds our numbers")
+    what_the_service_says_answers(rehearsal, head, workers[0])
 
 
 def nobody_gets_in_without_the_token(rehearsal, head):
@@ -229,13 +236,114 @@ def submit_returns_the_code_of_the_job(rehearsal, client, head, counts):
     say("jobs/submit.py returns the job's own code")
 
 
+def what_the_service_says_answers(rehearsal, head, worker):
+    """KubeRay puts ``serveConfigV2`` to the dashboard, and sends requests to pods with a replica."""
+    (service,) = of_kind(rehearsal.documents, "RayService")
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    rehearsal.asked(head, "/api/serve/applications/", rehearsal.token, config)
+
+    def is_running():
+        told = rehearsal.asked(head, "/api/serve/applications/", rehearsal.token)
+        state = told["applications"]["distrib"]
+        assert state["status"] != "DEPLOY_FAILED", state["message"]
+        return state["status"] == "RUNNING"
+
+    eventually(is_running, 120)
+    wanted = {"history": {"items": [1, 2], "ratings": [5, 3]}, "wishes": {"k": 3}}
+    request = urllib.request.Request(
+        f"http://{worker.address}:8000/v1/models/default/recommendations",
+        json.dumps(wanted).encode(),
+        {"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found = json.loads(answer.read())
+    assert len(found["items"]) == 3, found
+    say("the service answers with the model of the run")
+
+
 def scraped(head):
     with urllib.request.urlopen(f"http://{head.address}:8080/metrics", timeout=10) as answer:
         return answer.read().decode()
 
 
+_OF_RAY = {"JobSupervisor", "_StatsActor", "AutoscalingRequester", "TrainStateActor"}
+"""Actors that Ray keeps for itself; they hold no core."""
+
+
 def busy(rehearsal, head):
-    """Whether anything holds a core, or an actor of a job lives."""
+    """What of a job lives on."""
     found = rehearsal.asked(head, "/api/v0/actors?limit=1000", rehearsal.token)
-    actors = [a for a in found["data"]["result"]["result"] if a["state"] == "ALIVE"]
-    return [a["class_name"] for a in actors if "JobSupervisor" not in a["class_name"]]
+    alive = [a for a in found["data"]["result"]["result"] if a["state"] == "ALIVE"]
+    left = {actor["class_name"] for actor in alive} - _OF_RAY
+    if left:
+        say(f"still there: {left}")
+    return left
+
+
+STAND_IN = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+HEAD_ID = "f" * 51 + "00000"
+"""What Ray's stand-in for a cloud calls its head."""
+
+
+def test_a_cluster_that_has_nothing_grows_for_a_job_and_shrinks_again(rehearsal, store):
+    """Autoscaling from zero, by Ray's stand-in for a cloud; the nodes are real."""
+    node = {"node_config": {}, "resources": {"CPU": 2, "object_store_memory": 300 << 20}}
+    growth = {
+        "cluster_name": "rehearsal",
+        "max_workers": 3,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 0.2,
+        "provider": {
+            "type": "external",
+            "module": STAND_IN,
+            "launch_multiple": True,
+            "head_node_id": HEAD_ID,
+        },
+        "available_node_types": {
+            "ray.head.default": {"node_config": {}, "resources": {"CPU": 0}, "max_workers": 0},
+            "cpu": {**node, "min_workers": 0, "max_workers": 3},
+        },
+        "head_node_type": "ray.head.default",
+        **{key: {} for key in ("auth", "file_mounts")},
+        **{
+            key: []
+            for key in (
+                *("cluster_synced_files", "rsync_exclude", "rsync_filter"),
+                *("initialization_commands", "setup_commands", "head_setup_commands"),
+                *("worker_setup_commands", "head_start_ray_commands"),
+                "worker_start_ray_commands",
+            )
+        },
+        "file_mounts_sync_continuously": False,
+    }
+    path = rehearsal.folder / "growth.json"
+    path.write_text(json.dumps(growth))
+    rehearsal.environment |= {
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+    }
+    head = rehearsal.host("grower", 30, rehearsal.cluster["spec"]["headGroupSpec"])
+    flags = "--num-cpus=0 --dashboard-host=0.0.0.0 --object-store-memory=300000000"
+    head.start(
+        f"ray start --head --port=6379 --node-ip-address={head.address} --block {flags} "
+        f"--autoscaling-config={path}"
+    )
+    eventually(lambda: rehearsal.num_alive(head) == 1)
+    client = rehearsal.host("client", 20)
+    for job, more in (
+        ("prepare", ""),
+        ("train", "--set train.num_epochs=2 --set train.cpus_per_worker=2"),
+        ("score", ""),
+    ):
+        done = rehearsal.submit(client, head, job, more)
+        assert done.returncode == 0, done.stdout[-3000:]
+    say(f"three jobs on {rehearsal.num_alive(head) - 1} nodes that came for them")
+    assert rehearsal.num_alive(head) > 1
+    rehearsal_wide = "--set train.num_workers=50 --set train.room_s=20"
+    wide = rehearsal.submit(client, head, "train", rehearsal_wide)
+    assert "needs 50 CPU, there are" in wide.stdout, wide.stdout[-2000:]
+    eventually(lambda: rehearsal.num_alive(head) == 1, 180)
+    say("they have gone again")
