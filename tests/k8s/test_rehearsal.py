@@ -237,7 +237,7 @@ def submit_returns_the_code_of_the_job(rehearsal, client, head, counts):
 
 
 def what_the_service_says_answers(rehearsal, head, worker):
-    """KubeRay puts ``serveConfigV2`` to the dashboard, and sends requests to pods with a replica."""
+    """KubeRay puts ``serveConfigV2`` to the dashboard; requests go to pods with a replica."""
     (service,) = of_kind(rehearsal.documents, "RayService")
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     rehearsal.asked(head, "/api/serve/applications/", rehearsal.token, config)
