@@ -98,9 +98,13 @@ class Rehearsal:
             said = answer.read()
         return json.loads(said) if put is None else said
 
-    def num_alive(self, head):
+    def states(self, head):
+        """State of every node that there ever was."""
         found = self.asked(head, "/nodes?view=summary", self.token)["data"]["summary"]
-        return sum(node["raylet"].get("state") == "ALIVE" for node in found)
+        return [node["raylet"].get("state") for node in found]
+
+    def num_alive(self, head):
+        return self.states(head).count("ALIVE")
 
     def submit(self, host, head, job, more="", timeout_s=400):
         """What the submitter of a RayJob does."""
@@ -340,10 +344,11 @@ def test_a_cluster_that_has_nothing_grows_for_a_job_and_shrinks_again(rehearsal,
     ):
         done = rehearsal.submit(client, head, job, more)
         assert done.returncode == 0, done.stdout[-3000:]
-    say(f"three jobs on {rehearsal.num_alive(head) - 1} nodes that came for them")
-    assert rehearsal.num_alive(head) > 1
-    rehearsal_wide = "--set train.num_workers=50 --set train.room_s=20"
-    wide = rehearsal.submit(client, head, "train", rehearsal_wide)
+    num_came = len(rehearsal.states(head)) - 1
+    say(f"three jobs on {num_came} nodes that came for them")
+    assert num_came >= 2
+    too_many = "--set train.num_workers=50 --set train.room_s=20"
+    wide = rehearsal.submit(client, head, "train", too_many)
     assert "needs 50 CPU, there are" in wide.stdout, wide.stdout[-2000:]
     eventually(lambda: rehearsal.num_alive(head) == 1, 180)
     say("they have gone again")
