@@ -53,8 +53,8 @@ def nightly(file: RunFile, today: str | None = None) -> dict[str, Any]:
     The night's model begins with the last night's where it can (``train.warm_start``); lists go to
     ``score.output``, or ``recommendations`` in the run folder, and the bundle to the run folder,
     where a server takes it without a pause. Until then both are the last night's. A night that was
-    cut off is finished, under its own name, before another begins; a night to which nothing came
-    is passed over.
+    cut off is finished, under its own name, before another begins, and begun anew where more came
+    to the log meanwhile; a night to which nothing came is passed over.
 
     Args:
         file: The run file; with ``data.extend = true`` a night adds the files that are new.
@@ -74,9 +74,11 @@ def nightly(file: RunFile, today: str | None = None) -> dict[str, Any]:
         return {"night": before[-1].name, "new": False}
     if night.name in {earlier.name for earlier in before}:
         night = night._replace(name=f"{night.name}-{len(before)}")  # a second one on one day
+    place = _place(folder, night)
+    if night.data not in {None, data}:
+        place.remove()  # more came since it was cut off; what it had begun is of other data
     nights[-1] = night._replace(data=data)
     folder.write_json(NIGHTS, [entry._asdict() for entry in nights])
-    place = _place(folder, night)
     tonight = file.model_copy(
         update={
             "run": str(place),

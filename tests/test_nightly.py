@@ -122,6 +122,29 @@ def test_three_nights_are_kept_and_a_day_may_have_two(tmp_path, monkeypatch):
     assert ledger(file)[-1]["is_done"]
 
 
+def test_a_night_that_was_cut_off_begins_anew_when_more_came(tmp_path, monkeypatch):
+    (tmp_path / "run.toml").write_text(TEXT.format(folder=tmp_path))
+    file = load(RunFile, tmp_path / "run.toml")
+    hashes = iter("aab")
+    trained = []
+
+    def launch(config):
+        trained.append(Folder(config.run).exists("begun"))
+        Folder(config.run).write("begun", b"")
+        if len(trained) < 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("distrib.nightly.prepare", lambda _: {"hash": next(hashes)})
+    monkeypatch.setattr("distrib.nightly.launch", launch)
+    monkeypatch.setattr("distrib.nightly.score", lambda *_: {})
+    monkeypatch.setattr("distrib.nightly.copy_bundle", lambda *_: None)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            nightly(file, "2026-01-01")
+    assert nightly(file, "2026-01-02")["night"] == "2026-01-01"
+    assert trained == [False, True, False]  # it went on with the same data, not with other
+
+
 def cut_off(*_):
     raise KeyboardInterrupt
 

@@ -12,7 +12,7 @@ from distrib.data.schema import DAMAGED, Status
 from distrib.data.writing import Entry
 from distrib.errors import DataError
 from distrib.events import emit
-from distrib.gauges import show
+from distrib.gauges import keep
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
@@ -75,8 +75,8 @@ def check_counts(counts: Counter[int], config: DataConfig, *, may_be_empty: bool
         DataError: With all counts.
     """
     total, damaged = sum(counts.values()), sum(counts[status] for status in DAMAGED)
-    show("prepare_rows", "Rows of the log that were read.", total)
-    show("prepare_damaged_rows", "Rows of the log that could not be used.", damaged)
+    keep("prepare_rows", "Rows of the log that were read.", total)
+    keep("prepare_damaged_rows", "Rows of the log that could not be used.", damaged)
     reasons = _rejected(counts)
     where = f"; the rows are in {config.prepared}/quarantine" if damaged else ""
     if damaged > config.max_damaged_share * total:

@@ -21,7 +21,7 @@ from distrib.data.prepared import MANIFEST, load_manifest, load_vocabulary
 from distrib.data.splits import NoSplit
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.events import Interval, emit
-from distrib.gauges import show
+from distrib.gauges import keep, show
 from distrib.score.fragments import Former, Fragment, FragmentScorer, fragments_of
 from distrib.score.lists import recommend_table
 from distrib.score.new_items import require_extended, with_new_items
@@ -126,7 +126,7 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
         _counts,
         {"distrib": __version__},
     )
-    show("score_published_seconds", "When lists were last published, Unix time.", time.time())
+    keep("score_published_seconds", "When lists were last published, Unix time.", time.time())
     return result
 
 

@@ -272,7 +272,7 @@ def metrics_of(expression):
 def test_alerts_and_dashboard_ask_for_numbers_that_exist(by_overlay):
     source = "".join(path.read_text() for path in (ROOT / "distrib").rglob("*.py"))
     made = set(re.findall(r'"distrib_(serve_[a-z_]+)"', source))
-    made |= set(re.findall(r'(?<!_)show\(\s*"([a-z_]+)"', source))
+    made |= set(re.findall(r'(?<!_)(?:show|keep)\(\s*"([a-z_]+)"', source))
     documents = by_overlay["gpu"]
     (rules,) = of_kind(documents, "PrometheusRule")
     expressions = [rule["expr"] for group in rules["spec"]["groups"] for rule in group["rules"]]
