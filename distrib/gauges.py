@@ -1,5 +1,11 @@
-"""Numbers that jobs show to Prometheus, through Ray's metrics port on each node."""
+"""Numbers that jobs show to Prometheus, through Ray's metrics port on each node.
 
+Ray forgets a gauge that is not set again within seconds, so that a job that hangs would vanish from
+sight instead of standing still; last values are set again while their process lives.
+"""
+
+import threading
+import time
 from functools import cache
 
 import ray
@@ -9,6 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from distrib.capacity import is_fixed
 
 _KEEPER = "distrib-gauges"
+_AGAIN_S = 5.0
+_LAST: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[Gauge, float]] = {}
 
 
 def show(name: str, description: str, value: float, **tags: str) -> None:
@@ -20,7 +28,10 @@ def show(name: str, description: str, value: float, **tags: str) -> None:
         value: How it stands.
         **tags: Of few different values; never ids of users or items.
     """
-    _gauge(name, description, tuple(sorted(tags))).set(value, tags)
+    gauge = _gauge(name, description, tuple(sorted(tags)))
+    gauge.set(value, tags)
+    _LAST[name, tuple(sorted(tags.items()))] = (gauge, value)
+    _begin_to_repeat()
 
 
 def keep(name: str, description: str, value: float) -> None:
@@ -54,6 +65,19 @@ class _Keeper:
     def show(self, name: str, description: str, value: float) -> None:
         """Set a gauge."""
         show(name, description, value)
+
+
+@cache
+def _begin_to_repeat() -> None:
+    threading.Thread(target=_repeat, name="distrib-gauges", daemon=True).start()
+
+
+def _repeat() -> None:
+    while True:
+        time.sleep(_AGAIN_S)
+        if ray.is_initialized():
+            for (_, tags), (gauge, value) in list(_LAST.items()):
+                gauge.set(value, dict(tags))
 
 
 @cache
