@@ -250,6 +250,18 @@ def test_applying_an_overlay_starts_no_job(documents):
     assert not shapes
 
 
+WITHOUT_NAMESPACE = {"Namespace", "ClusterQueue", "ResourceFlavor"}
+
+
+def test_everything_is_in_the_namespace_and_can_be_selected(documents):
+    for document in documents:
+        about = document["metadata"]
+        wanted = None if document["kind"] in WITHOUT_NAMESPACE else "distrib"
+        assert about.get("namespace") == wanted, about["name"]
+        assert about["labels"]["app.kubernetes.io/part-of"] == "distrib", about["name"]
+        assert about["labels"]["app.kubernetes.io/component"], about["name"]
+
+
 def test_workers_come_from_zero_but_in_a_queue(by_overlay):
     for name, documents in by_overlay.items():
         for _, spec in jobs_of(documents):
