@@ -39,7 +39,12 @@ _RELABELING = _object(
     replacement=_TEXT,
 )
 _ENDPOINT = _object(
-    ["port"], port=_TEXT, interval=_TEXT, path=_TEXT, relabelings=_list_of(_RELABELING)
+    ["port"],
+    port=_TEXT,
+    interval=_TEXT,
+    path=_TEXT,
+    honorLabels={"type": "boolean"},
+    relabelings=_list_of(_RELABELING),
 )
 _QUANTITY = {"type": ["string", "integer"]}
 OTHERS: dict[str, Document] = {
