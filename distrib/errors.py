@@ -36,6 +36,10 @@ class StoppedError(DistribError):
     """Training was told to stop; it has kept its place, and the same command goes on."""
 
 
+class LostSightError(DistribError):
+    """A job that was submitted cannot be seen any longer; it may go on."""
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and all that led to it; Ray wraps what tasks and workers raised."""
     pending: list[Any] = [error]

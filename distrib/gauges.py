@@ -34,6 +34,16 @@ def show(name: str, description: str, value: float, **tags: str) -> None:
     _begin_to_repeat()
 
 
+def hide(name: str) -> None:
+    """Let a gauge go; Ray forgets it within seconds.
+
+    Args:
+        name: As of `show`.
+    """
+    for key in [key for key in _LAST if key[0] == name]:
+        del _LAST[key]
+
+
 def keep(name: str, description: str, value: float) -> None:
     """Set a gauge that outlives the job, for it may end before Prometheus has looked.
 

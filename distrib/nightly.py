@@ -1,6 +1,8 @@
 """Night after night: what came to the log, a model trained on from the last one, lists for all."""
 
+import itertools
 import time
+import uuid
 from typing import Any, NamedTuple
 
 from distrib.checkpoint.bundle import BUNDLE, copy_bundle
@@ -8,10 +10,11 @@ from distrib.data.prepare import preflight as check_log
 from distrib.data.prepare import prepare
 from distrib.events import emit
 from distrib.run_file import RunFile
-from distrib.score.bulk import check_histories, score
+from distrib.score.bulk import check_histories, note_published, score
 from distrib.storage import Folder
 from distrib.train.checks import check_choice
 from distrib.train.launch import launch
+from distrib.train.worker import TOKEN, require_ours
 
 NIGHTS = "nights.json"
 """The ledger, in the run folder: every night kept, the last one maybe unfinished."""
@@ -52,7 +55,8 @@ def nightly(file: RunFile, today: str | None = None) -> dict[str, Any]:
 
     The night's model begins with the last night's where it can (``train.warm_start``); lists go to
     ``score.output``, or ``recommendations`` in the run folder, and the bundle to the run folder,
-    where a server takes it without a pause. Until then both are the last night's. A night that was
+    where a server takes it without a pause. Until then both are the last night's; a server keeps
+    its model while the bundle is replaced. A night that was
     cut off is finished, under its own name, before another begins, and begun anew where more came
     to the log meanwhile; a night to which nothing came is passed over.
 
@@ -62,8 +66,12 @@ def nightly(file: RunFile, today: str | None = None) -> dict[str, Any]:
 
     Returns:
         ``night``, whether it was ``new``, and what training and scoring return.
+
+    Raises:
+        CheckpointError: Another attempt of the job has begun since; it goes on, this one ends.
     """
-    folder = Folder(file.run)
+    folder, token = Folder(file.run), uuid.uuid4().hex
+    folder.write_json(TOKEN, {"token": token})
     nights = _nights(folder)
     if not nights or nights[-1].is_done:
         nights.append(Night(today or time.strftime("%Y-%m-%d", time.gmtime())))
@@ -71,13 +79,14 @@ def nightly(file: RunFile, today: str | None = None) -> dict[str, Any]:
     data = prepare(file.data)["hash"]
     if before and before[-1].data == data:
         emit("nothing_new", night=night.name, since=before[-1].name)
+        note_published()
         return {"night": before[-1].name, "new": False}
-    if night.name in {earlier.name for earlier in before}:
-        night = night._replace(name=f"{night.name}-{len(before)}")  # a second one on one day
+    night = night._replace(name=_free(night.name, {earlier.name for earlier in before}))
     place = _place(folder, night)
     if night.data not in {None, data}:
         place.remove()  # more came since it was cut off; what it had begun is of other data
     nights[-1] = night._replace(data=data)
+    require_ours(folder, token)
     folder.write_json(NIGHTS, [entry._asdict() for entry in nights])
     tonight = file.model_copy(
         update={
@@ -89,6 +98,7 @@ def nightly(file: RunFile, today: str | None = None) -> dict[str, Any]:
     output = file.score.output or str(folder / "recommendations")
     lists = file.score.model_copy(update={"output": output})
     scored = score(tonight.run, file.data.prepared, lists)
+    require_ours(folder, token)
     copy_bundle(place / BUNDLE, folder / BUNDLE)
     nights[-1] = nights[-1]._replace(is_done=True)
     for old in nights[:-_KEPT]:
@@ -96,6 +106,12 @@ def nightly(file: RunFile, today: str | None = None) -> dict[str, Any]:
     folder.write_json(NIGHTS, [entry._asdict() for entry in nights[-_KEPT:]])
     emit("night_done", night=night.name, run=tonight.run, lists=output)
     return {"night": night.name, "new": True, "trained": trained, "scored": scored}
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Return the name, with a number where a night of that day was done already."""
+    names = (f"{name}-{number}" if number else name for number in itertools.count())
+    return next(found for found in names if found not in taken)
 
 
 def _nights(folder: Folder) -> list[Night]:

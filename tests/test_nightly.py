@@ -118,7 +118,7 @@ def test_three_nights_are_kept_and_a_day_may_have_two(tmp_path, monkeypatch):
     names = ["2026-01-02", "2026-01-03", "2026-01-04"]
     assert [night["name"] for night in ledger(file)] == names
     assert sorted(Folder(f"{file.run}/nights").folders()) == names
-    assert nightly(file, "2026-01-04")["night"] == "2026-01-04-3"
+    assert nightly(file, "2026-01-04")["night"] == "2026-01-04-1"
     assert ledger(file)[-1]["is_done"]
 
 

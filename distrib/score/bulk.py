@@ -117,6 +117,7 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
     work = plan(run, prepared, config)
     done = work.publication.already()
     if done is not None:
+        note_published()
         return done
     _rehearse(work, config)
     fragments = fragments_of(Folder(work.histories), work.files, config.fragment_users)
@@ -126,8 +127,13 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
         _counts,
         {"distrib": __version__},
     )
-    keep("score_published_seconds", "When lists were last published, Unix time.", time.time())
+    note_published()
     return result
+
+
+def note_published() -> None:
+    """Show that lists are up to date."""
+    keep("score_published_seconds", "When lists were last up to date, Unix time.", time.time())
 
 
 def plan(run: str, prepared: str, config: ScoreConfig) -> Work:

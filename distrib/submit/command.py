@@ -7,7 +7,7 @@ from typing import Any
 
 from distrib.cli import run_file_arguments, told
 from distrib.config import load
-from distrib.errors import ConfigError
+from distrib.errors import ConfigError, DistribError
 from distrib.events import emit, table
 from distrib.run_file import RunFile
 from distrib.submit import kubernetes, ray_cluster
@@ -74,6 +74,17 @@ def _planned(file: RunFile, given: argparse.Namespace) -> Estimate | None:
     return estimate
 
 
+def _say_cost(file: RunFile, given: argparse.Namespace) -> None:
+    """Show what the run will need, or why that is not known; no reason not to submit it."""
+    try:
+        why = "" if _planned(file, given) else "sizes of the log are not known here; give --users, "
+    except DistribError as error:
+        emit("not_planned", why=str(error))
+        return
+    if why:
+        emit("not_planned", why=f"{why}--items and --interactions")
+
+
 def submission(
     description: str,
     environment: Mapping[str, str],
@@ -110,8 +121,8 @@ def submission(
         known = _OpenEnvironment(environment)
         file = load(RunFile, given.config, overrides=given.set, environment=known)
         request = Request.of(given.job, given.config, given.set, given.name)
-        if file.model.traits.learns == "steps" and _planned(file, given) is None:
-            emit("not_planned", why="sizes of the log are not known here; --users, --items, ...")
+        request = request._replace(uses_gpu=file.train.use_gpu)
+        _say_cost(file, given)
         waits, dry = not given.no_wait, given.dry_run
         if given.overlay:
             target = kubernetes.Target(given.overlay, given.context)

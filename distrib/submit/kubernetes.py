@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from distrib.errors import ConfigError
+from distrib.errors import ConfigError, LostSightError
 from distrib.events import emit
 from distrib.submit.request import Request
 
@@ -26,7 +26,15 @@ _QUEUE = "kueue.x-k8s.io/queue-name"
 _SHARED_RUN = "distrib-run"
 _LAST = {"Complete", "Failed", "ValidationFailed"}
 _POLL_S = 2.0
-_EXIT_CODE = re.compile(r"exit code (\d+)")
+_PATIENCE_S = 300.0
+"""For a cluster that does not answer while a job is followed."""
+
+_EXIT_CODE = re.compile(r"^Job entrypoint command failed with exit code (-?\d+)")
+_GPU = "nvidia.com/gpu"
+_NO_PLATFORM = (
+    "; where the namespace or its accounts are absent, kubectl apply -k OVERLAY -l "
+    f"{COMPONENT}=platform makes them"
+)
 Document = dict[str, Any]
 
 
@@ -55,22 +63,22 @@ def manifests(request: Request, built: list[Document]) -> list[Document]:
     Raises:
         ConfigError: The overlay has no RayJob.
     """
-    jobs = [document for document in built if document["kind"] == "RayJob"]
-    if not jobs:
-        raise ConfigError("--overlay: holds no RayJob; name one of k8s/overlays")
-    wanted = [job for job in jobs if job["metadata"]["labels"].get(COMPONENT) == request.job]
-    job = copy.deepcopy((wanted or jobs)[0])
+    job = copy.deepcopy(_template(request.job, built))
     labels = {**job["metadata"]["labels"], COMPONENT: request.job}
     about = {"namespace": job["metadata"].get("namespace", "default"), "labels": labels}
     job["metadata"] = {**job["metadata"], **about, "name": request.name}
     spec = job["spec"]
     spec["entrypoint"] = request.command(f"{SCRIPTS}/{request.job}.py", RUN_FILE)
     spec["suspend"] = _QUEUE in labels  # Kueue lets it go when there is room
-    cluster = spec["rayClusterSpec"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        for volume in group["template"]["spec"]["volumes"]:
-            if volume.get("configMap", {}).get("name") == _SHARED_RUN:
-                volume["configMap"]["name"] = f"{request.name}-run"
+    for group in _groups(job):
+        maps = [volume.get("configMap", {}) for volume in group["template"]["spec"]["volumes"]]
+        shared = [found for found in maps if found.get("name") == _SHARED_RUN]
+        if not shared:
+            raise ConfigError(
+                f"--overlay: pods of {request.job} do not mount the config map {_SHARED_RUN}, so "
+                "they would not see this run file; keep its volume"
+            )
+        shared[0]["name"] = f"{request.name}-run"
     run = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -78,6 +86,33 @@ def manifests(request: Request, built: list[Document]) -> list[Document]:
         "data": {"run.toml": request.run_file},
     }
     return [run, job]
+
+
+def _template(job: str, built: list[Document]) -> Document:
+    """Return the overlay's RayJob for a job, or one made from its RayCronJob."""
+    for document in built:
+        if document["kind"] not in {"RayJob", "RayCronJob"}:
+            continue
+        if document["metadata"]["labels"].get(COMPONENT) == job:
+            spec = document["spec"].get("jobTemplate", document["spec"])
+            if "rayClusterSpec" not in spec:
+                raise ConfigError(
+                    "--overlay: its jobs have no cluster; name one of k8s/overlays, which add "
+                    "components/shape"
+                )
+            return {**document, "kind": "RayJob", "spec": spec}
+    raise ConfigError(f"--overlay: holds no RayJob for {job!r}; name one of k8s/overlays")
+
+
+def _groups(job: Document) -> list[Document]:
+    cluster = job["spec"]["rayClusterSpec"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+def _has_gpus(job: Document) -> bool:
+    pods = [group["template"]["spec"] for group in _groups(job)]
+    containers = [container for pod in pods for container in pod.get("containers", [])]
+    return any(_GPU in found.get("resources", {}).get("limits", {}) for found in containers)
 
 
 def submit(request: Request, target: Target, *, waits: bool, dry: bool) -> dict[str, Any]:
@@ -98,9 +133,12 @@ def submit(request: Request, target: Target, *, waits: bool, dry: bool) -> dict[
     kubectl = _Kubectl(target)
     built = list(yaml.safe_load_all(kubectl.run("kustomize", target.overlay, bare=True)))
     made = manifests(request, [document for document in built if document])
+    if _has_gpus(made[1]) and not request.uses_gpu:
+        emit("gpus_unused", why="the overlay has GPU workers; train.use_gpu = true takes them")
     text = yaml.safe_dump_all(made, sort_keys=False)
     namespace = made[1]["metadata"]["namespace"]
-    kubectl.run("create", "--dry-run=server", "--validate=strict", "-f", "-", given=text)
+    checks = ("create", "--dry-run=server", "--validate=strict", "-f", "-")
+    kubectl.run(*checks, given=text, advice=_NO_PLATFORM)
     if dry:
         sys.stdout.write(text)
         return {"job": request.name, "status": "not created"}
@@ -115,7 +153,11 @@ def submit(request: Request, target: Target, *, waits: bool, dry: bool) -> dict[
 
 def _owned(kubectl: "_Kubectl", name: str, namespace: str) -> None:
     """Let the run file go with its job."""
-    job = kubectl.read("rayjob", name, namespace)
+    try:
+        job = kubectl.read("rayjob", name, namespace)
+    except ConfigError as error:
+        emit("not_owned", configmap=f"{name}-run", why=str(error)[:300])
+        return
     owner = {
         "apiVersion": job["apiVersion"],
         "kind": "RayJob",
@@ -124,19 +166,28 @@ def _owned(kubectl: "_Kubectl", name: str, namespace: str) -> None:
     }
     patch = json.dumps({"metadata": {"ownerReferences": [owner]}})
     where = ("configmap", f"{name}-run", "-n", namespace)
-    kubectl.run("patch", *where, "--type", "merge", "--patch", patch)
+    try:
+        kubectl.run("patch", *where, "--type", "merge", "--patch", patch)
+    except ConfigError as error:
+        emit("not_owned", configmap=f"{name}-run", why=str(error)[:300])
 
 
 def _followed(kubectl: "_Kubectl", name: str, namespace: str) -> dict[str, Any]:
-    """Wait for the end, telling each change and passing the log on."""
+    """Wait for the end, telling each change and passing the log on, attempt after attempt."""
     log: subprocess.Popen[bytes] | None = None
     state: Document = {}
     try:
         for state in _states(kubectl, name, namespace):
-            if state.get("jobStatus") == "RUNNING" and log is None:
-                log = kubectl.following("logs", "--follow", f"job/{name}", "-n", namespace)
+            is_open = log is not None and log.poll() is None
+            if state.get("jobStatus") == "RUNNING" and not is_open:
+                since = [] if log is None else [f"--since={_POLL_S:.0f}s"]
+                log = kubectl.following("logs", "--follow", *since, f"job/{name}", "-n", namespace)
+            if state.get("jobDeploymentStatus") == "Retrying" and log is not None:
+                log.terminate()
+                log.wait()
+                log = None  # the next attempt has a log of its own
         if state.get("jobDeploymentStatus") not in _LAST:
-            raise ConfigError(f"{name}: was deleted while it was followed")
+            raise LostSightError(f"{name}: was deleted while it was followed")
         if log is not None:
             log.wait(timeout=30)
     except subprocess.TimeoutExpired:
@@ -144,23 +195,35 @@ def _followed(kubectl: "_Kubectl", name: str, namespace: str) -> dict[str, Any]:
     finally:
         if log is not None and log.poll() is None:
             log.terminate()
+            log.wait()
     return _ended(name, state)
 
 
 def _states(kubectl: "_Kubectl", name: str, namespace: str) -> Iterator[Document]:
-    """Yield the status whenever it has changed; end with the job, or when it is gone."""
-    last: Document = {}
-    while last.get("jobDeploymentStatus") not in _LAST:
-        found = kubectl.read("rayjob", name, namespace, "--ignore-not-found")
+    """Yield the status now and then; end with the job, or when it is gone."""
+    told: Document = {}
+    state: Document = {}
+    deadline = time.monotonic() + _PATIENCE_S
+    while state.get("jobDeploymentStatus") not in _LAST:
+        try:
+            found = kubectl.read("rayjob", name, namespace, "--ignore-not-found")
+        except ConfigError as error:
+            if time.monotonic() > deadline:
+                raise LostSightError(
+                    f"{name}: goes on, but the cluster does not answer ({error}); see kubectl get "
+                    f"rayjob {name} -n {namespace}"
+                ) from error
+            time.sleep(_POLL_S)
+            continue
         if not found:
             return
+        deadline = time.monotonic() + _PATIENCE_S
         state = found.get("status", {})
-        if state != last:
-            told = {key: state.get(key) for key in ("jobDeploymentStatus", "jobStatus")}
-            if told != {key: last.get(key) for key in told}:
-                emit("job_state", job=name, **told)
-            last = state
-            yield state
+        now = {key: state.get(key) for key in ("jobDeploymentStatus", "jobStatus")}
+        if now != told:
+            told = now
+            emit("job_state", job=name, **told)
+        yield state
         time.sleep(_POLL_S)
 
 
@@ -168,10 +231,11 @@ def _ended(name: str, state: Document) -> dict[str, Any]:
     status = state.get("jobStatus") or state["jobDeploymentStatus"]
     if state["jobDeploymentStatus"] == "Complete" and status == "SUCCEEDED":
         return {"job": name, "status": status, "exit_code": 0}
-    why = f"{state.get('reason', '')} {state.get('message', '')}".strip()
-    said = _EXIT_CODE.search(why)
-    emit("job_failed", job=name, why=why[:2000])
-    return {"job": name, "status": status, "exit_code": int(said[1]) if said else 1}
+    message = str(state.get("message", ""))
+    emit("job_failed", job=name, why=f"{state.get('reason', '')} {message}".strip()[:2000])
+    said = _EXIT_CODE.search(message)
+    code = int(said[1]) if said else 1
+    return {"job": name, "status": status, "exit_code": (128 - code if code < 0 else code) or 1}
 
 
 class _Kubectl:
@@ -181,7 +245,9 @@ class _Kubectl:
         self._program = target.kubectl
         self._context = ["--context", target.context] if target.context else []
 
-    def run(self, *arguments: str, given: str | None = None, bare: bool = False) -> str:
+    def run(
+        self, *arguments: str, given: str | None = None, bare: bool = False, advice: str = ""
+    ) -> str:
         """Run it to its end and return what it says; refuse where it is not there, or fails."""
         command = [self._program, *([] if bare else self._context), *arguments]
         try:
@@ -192,11 +258,8 @@ class _Kubectl:
                 "--address"
             ) from error
         if done.returncode:
-            raise ConfigError(
-                f"kubectl {' '.join(arguments[:3])}: {done.stderr.strip()[:2000]}; where the "
-                "namespace or its accounts are absent, kubectl apply -k OVERLAY -l "
-                f"{COMPONENT}=platform makes them"
-            )
+            told = done.stderr.strip()[:2000]
+            raise ConfigError(f"kubectl {' '.join(arguments[:3])}: {told}{advice}")
         return done.stdout
 
     def read(self, kind: str, name: str, namespace: str, *more: str) -> Document:

@@ -8,13 +8,9 @@ from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from distrib.errors import ConfigError, DistribError
+from distrib.errors import ConfigError, LostSightError
 from distrib.events import emit
 from distrib.submit.request import Request
-
-
-class _JobFailedError(DistribError):
-    """The cluster lost the job before it could say how it ended."""
 
 
 def submit(request: Request, address: str, jobs: Path, *, waits: bool = True) -> dict[str, Any]:
@@ -73,7 +69,14 @@ def _ended(client: JobSubmissionClient, name: str, last: str) -> dict[str, Any]:
     info = client.get_job_info(name)
     is_well = info.status == JobStatus.SUCCEEDED
     code = info.driver_exit_code
+    if code is not None and code < 0:
+        code = 128 - code  # ended by a signal
     if code is None and not is_well:
-        raise _JobFailedError(f"{name}: {info.status}, {info.message}; the same command goes on")
+        raise LostSightError(f"{name}: {info.status}, {info.message}; the same command goes on")
     result = last if is_well else ""
-    return {"job": name, "status": str(info.status), "exit_code": code or 0, "result": result}
+    return {
+        "job": name,
+        "status": str(info.status),
+        "exit_code": 0 if is_well else code or 1,
+        "result": result,
+    }

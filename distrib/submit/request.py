@@ -33,6 +33,8 @@ class Request(NamedTuple):
     """Overrides, as of ``--set``."""
 
     name: str = ""
+    uses_gpu: bool = False
+    """Whether the run file asks for GPUs."""
 
     @classmethod
     def of(cls, job: str, config: str, settings: list[str], name: str | None) -> "Request":

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from distrib.errors import (
     known,
 )
 from distrib.events import emit, is_terminal
+from distrib.gauges import hide, keep, show
 from distrib.storage import Folder
 from distrib.train.checks import HISTORY, RUN, identity, preflight
 from distrib.train.config import TrainConfig
@@ -90,9 +92,25 @@ def launch(config: TrainConfig, on_epoch: EpochListener | None = None) -> dict[s
         StoppedError: A signal or a preemption asked to stop; the place is kept.
     """
     manifest = preflight(config)
-    require_room(config)
-    if config.model.traits.learns != "steps":
-        return fit(config, manifest, on_epoch)
+    run = config.run.rstrip("/").rsplit("/", 1)[-1]
+    show("train_started_seconds", "When training began, Unix time.", time.time(), run=run)
+    keep("train_diverged", "Whether the last training diverged.", 0.0)
+    try:
+        require_room(config)
+        if config.model.traits.learns != "steps":
+            return fit(config, manifest, on_epoch)
+        return _launched(config, manifest, on_epoch)
+    except DivergedError:
+        keep("train_diverged", "Whether the last training diverged.", 1.0)
+        raise
+    finally:
+        hide("train_started_seconds")
+
+
+def _launched(
+    config: TrainConfig, manifest: dict[str, Any], on_epoch: EpochListener | None
+) -> dict[str, Any]:
+    """Train by steps, and publish what was best."""
     folder, prepared = Folder(config.run), Folder(config.prepared)
     config = _with_feed(config, manifest, folder)
     folder.write_json(RUN, identity(config, {"data": manifest["hash"]}))

@@ -10,6 +10,7 @@ import kubernetes_validate
 import yaml
 
 KUBERNETES = "1.32"
+KUEUE, PROMETHEUS = "kueue.x-k8s.io/v1beta2", "monitoring.coreos.com/v1"
 Document = dict[str, Any]
 
 _NAMED = {"type": "object"}
@@ -102,7 +103,7 @@ OTHERS: dict[str, Document] = {
         ),
     ),
 }
-"""What we use of the Prometheus operator's (v1) and Kueue's (v1beta1) kinds."""
+"""What we use of the Prometheus operator's (v1) and Kueue's (v1beta2) kinds."""
 
 
 class Schemas:
@@ -114,7 +115,7 @@ class Schemas:
 
     def __init__(self, crds: Path) -> None:
         self._right: set[str] = set()
-        self._ours = {kind: _validator(_with_head(spec)) for kind, spec in OTHERS.items()}
+        self._ours = {kind: _validator(_with_head(kind, spec)) for kind, spec in OTHERS.items()}
         for path in sorted(crds.glob("ray.io_*.yaml")):
             found = yaml.load(path.read_text(), yaml.CSafeLoader)
             (served,) = [v for v in found["spec"]["versions"] if v["name"] == "v1"]
@@ -147,10 +148,10 @@ def _validator(schema: Document) -> Any:
     return jsonschema.validators.validator_for(schema)(schema)
 
 
-def _with_head(spec: Document) -> Document:
+def _with_head(kind: str, spec: Document) -> Document:
     return _object(
         ["apiVersion", "kind", "metadata"],
-        apiVersion=_TEXT,
+        apiVersion={"const": KUEUE if kind.endswith(("Queue", "Flavor")) else PROMETHEUS},
         kind=_TEXT,
         metadata=_NAMED,
         spec=spec,

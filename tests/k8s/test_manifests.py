@@ -286,8 +286,7 @@ def test_alerts_and_dashboard_ask_for_numbers_that_exist(by_overlay):
     made = set(re.findall(r'"distrib_(serve_[a-z_]+)"', source))
     made |= set(re.findall(r'(?<!_)(?:show|keep)\(\s*"([a-z_]+)"', source))
     documents = by_overlay["gpu"]
-    (rules,) = of_kind(documents, "PrometheusRule")
-    expressions = [rule["expr"] for group in rules["spec"]["groups"] for rule in group["rules"]]
+    expressions = [rule["expr"] for rule in alerts_of(documents)]
     (board,) = [d for d in of_kind(documents, "ConfigMap") if "distrib.json" in d["data"]]
     panels = json.loads(board["data"]["distrib.json"])["panels"]
     expressions += [target["expr"] for panel in panels for target in panel.get("targets", [])]
@@ -301,9 +300,14 @@ def test_alerts_and_dashboard_ask_for_numbers_that_exist(by_overlay):
         metrics_of("sum by (")
 
 
+def alerts_of(documents):
+    found = of_kind(documents, "PrometheusRule")
+    groups = [group for document in found for group in document["spec"]["groups"]]
+    return [rule for group in groups for rule in group["rules"]]
+
+
 def test_every_alert_has_its_paragraph_in_the_runbook(by_overlay):
-    (rules,) = of_kind(by_overlay["gpu"], "PrometheusRule")
     runbook = (ROOT / "docs/kubernetes.md").read_text()
-    for group in rules["spec"]["groups"]:
-        for rule in group["rules"]:
-            assert f"**{rule['alert']}**" in runbook
+    assert len(alerts_of(by_overlay["gpu"])) == 10
+    for rule in alerts_of(by_overlay["gpu"]):
+        assert f"**{rule['alert']}**" in runbook

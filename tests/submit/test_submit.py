@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from distrib.errors import ConfigError
+from distrib.submit import kubernetes
 from distrib.submit.command import plan_run, submission
 from distrib.submit.kubernetes import manifests
-from distrib.submit.request import Request
-from tests.k8s.test_manifests import ROOT
+from distrib.submit.request import JOBS, Request
+from tests.k8s.test_manifests import ROOT, built
 
 RUN_FILE = ROOT / "k8s/base/run.toml"
 
@@ -43,8 +44,10 @@ elif arguments[0] == "logs":
 
 
 def template(name, component, **labels):
-    pod = {"spec": {"volumes": [{"name": "run", "configMap": {"name": "distrib-run"}}]}}
-    group = {"template": pod}
+    def group():
+        pod = {"spec": {"volumes": [{"name": "run", "configMap": {"name": "distrib-run"}}]}}
+        return {"template": pod}
+
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -56,7 +59,7 @@ def template(name, component, **labels):
         "spec": {
             "suspend": True,
             "entrypoint": "python x.py",
-            "rayClusterSpec": {"headGroupSpec": group, "workerGroupSpecs": [group]},
+            "rayClusterSpec": {"headGroupSpec": group(), "workerGroupSpecs": [group()]},
         },
     }
 
@@ -102,10 +105,33 @@ def test_an_overlays_job_gets_a_name_a_run_file_and_its_settings():
     assert built[1]["spec"]["suspend"] is True  # the template stays as it is
 
 
-def test_a_job_without_a_template_takes_another_ones_cluster():
-    _, job = manifests(Request("convert", "", (), "c"), [template("distrib-train", "train")])
-    assert "/opt/distrib/jobs/convert.py" in job["spec"]["entrypoint"]
-    assert job["metadata"]["labels"]["app.kubernetes.io/component"] == "convert"
+def test_a_night_by_hand_is_made_from_the_cron_job():
+    cron = template("distrib-nightly", "nightly")
+    cron = {**cron, "kind": "RayCronJob", "spec": {"schedule": "x", "jobTemplate": cron["spec"]}}
+    _, job = manifests(Request("nightly", "", (), "n"), [template("distrib-train", "train"), cron])
+    assert job["kind"] == "RayJob"
+    assert "schedule" not in job["spec"]
+    assert "/opt/distrib/jobs/nightly.py" in job["spec"]["entrypoint"]
+
+
+def test_what_would_not_run_as_asked_is_refused():
+    with pytest.raises(ConfigError, match="holds no RayJob for 'convert'"):
+        manifests(Request("convert", "", (), "c"), [template("distrib-train", "train")])
+    bare = template("distrib-train", "train")
+    del bare["spec"]["rayClusterSpec"]
+    with pytest.raises(ConfigError, match="its jobs have no cluster"):
+        manifests(Request("train", "", (), "t"), [bare])
+    blind = template("distrib-train", "train")
+    blind["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"] = []
+    with pytest.raises(ConfigError, match="would not see this run file"):
+        manifests(Request("train", "", (), "t"), [blind])
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_has_a_template_in_the_overlays(job):
+    found = [document for document in built(ROOT / "k8s/overlays/gpu") if document["metadata"]]
+    _, made = manifests(Request(job, "", (), "x"), found)
+    assert f"/opt/distrib/jobs/{job}.py" in made["spec"]["entrypoint"]
 
 
 def test_a_queued_job_is_left_to_the_queue():
@@ -152,6 +178,10 @@ def test_the_jobs_own_exit_code_comes_back(kubectl, capfd):
     failed = {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "message": message}
     assert submitted(kubectl, [{}, failed]) == 75
     assert "job_failed" in capfd.readouterr().err
+    failed["message"] = "Job entrypoint command failed with exit code -15, logs: exit code 0"
+    assert submitted(kubectl, [{}, failed]) == 143
+    failed["message"] = "the log says exit code 0"
+    assert submitted(kubectl, [{}, failed]) == 1
     late = {"jobDeploymentStatus": "Failed", "jobStatus": "RUNNING", "reason": "DeadlineExceeded"}
     assert submitted(kubectl, [{}, late]) == 1
     assert "DeadlineExceeded" in capfd.readouterr().err
@@ -159,8 +189,42 @@ def test_the_jobs_own_exit_code_comes_back(kubectl, capfd):
 
 def test_a_job_that_is_deleted_meanwhile_is_told(kubectl, capfd, monkeypatch):
     monkeypatch.setattr("distrib.submit.kubernetes._owned", lambda *_: None)
-    assert submitted(kubectl, []) == 2
+    assert submitted(kubectl, []) == 1
     assert "was deleted" in capfd.readouterr().err
+
+
+def test_a_cluster_that_does_not_answer_for_a_while_is_waited_for(kubectl, monkeypatch):
+    real = kubernetes._Kubectl.read
+    faults = [ConfigError("TLS handshake timeout")] * 3
+
+    def read(self, *arguments):
+        if faults:
+            raise faults.pop()
+        return real(self, *arguments)
+
+    monkeypatch.setattr(kubernetes._Kubectl, "read", read)
+    states = [{}, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}]
+    assert submitted(kubectl, states) == 0
+
+
+def test_a_job_that_is_out_of_sight_goes_on(kubectl, monkeypatch, capfd):
+    def read(*_):
+        raise ConfigError("connection refused")
+
+    monkeypatch.setattr(kubernetes._Kubectl, "read", read)
+    monkeypatch.setattr(kubernetes, "_PATIENCE_S", 0.05)
+    assert submitted(kubectl, []) == 1
+    assert "night: goes on, but the cluster does not answer" in capfd.readouterr().err
+
+
+def test_every_attempt_is_followed(kubectl, capfd):
+    running = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
+    states = [{}, running, {"jobDeploymentStatus": "Retrying"}, running]
+    states += [{"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}]
+    assert submitted(kubectl, states) == 0
+    logs = [arguments for arguments, _ in calls(kubectl) if arguments[0] == "logs"]
+    assert len(logs) == 2
+    assert not any("--since" in part for arguments in logs for part in arguments)
 
 
 def test_what_the_server_refuses_is_told_and_nothing_is_created(kubectl, capfd):
