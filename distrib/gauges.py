@@ -16,6 +16,7 @@ from distrib.capacity import is_fixed
 
 _KEEPER = "distrib-gauges"
 _AGAIN_S = 5.0
+_PATIENCE_S = 30.0
 _LAST: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[Gauge, float]] = {}
 
 
@@ -66,7 +67,10 @@ def keep(name: str, description: str, value: float) -> None:
         num_cpus=0,
         scheduling_strategy=here,  # beside the driver: any other node could not go while idle
     )
-    ray.get(keeper.remote().show.remote(name, description, value))
+    try:
+        ray.get(keeper.remote().show.remote(name, description, value), timeout=_PATIENCE_S)
+    except ray.exceptions.RayError:
+        show(name, description, value)  # a number is no reason for a job to fail
 
 
 class _Keeper:
