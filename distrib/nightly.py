@@ -56,9 +56,9 @@ def nightly(file: RunFile, today: str | None = None) -> dict[str, Any]:
     The night's model begins with the last night's where it can (``train.warm_start``); lists go to
     ``score.output``, or ``recommendations`` in the run folder, and the bundle to the run folder,
     where a server takes it without a pause. Until then both are the last night's; a server keeps
-    its model while the bundle is replaced. A night that was
-    cut off is finished, under its own name, before another begins, and begun anew where more came
-    to the log meanwhile; a night to which nothing came is passed over.
+    its model while the bundle is replaced. A night that was cut off is finished, under its own
+    name, before another begins, and begun anew where more came to the log meanwhile; a night to
+    which nothing came is passed over.
 
     Args:
         file: The run file; with ``data.extend = true`` a night adds the files that are new.
@@ -83,10 +83,10 @@ def nightly(file: RunFile, today: str | None = None) -> dict[str, Any]:
         return {"night": before[-1].name, "new": False}
     night = night._replace(name=_free(night.name, {earlier.name for earlier in before}))
     place = _place(folder, night)
+    require_ours(folder, token)
     if night.data not in {None, data}:
         place.remove()  # more came since it was cut off; what it had begun is of other data
     nights[-1] = night._replace(data=data)
-    require_ours(folder, token)
     folder.write_json(NIGHTS, [entry._asdict() for entry in nights])
     tonight = file.model_copy(
         update={

@@ -9,10 +9,12 @@ import pytest
 
 from distrib.checkpoint.bundle import load_bundle
 from distrib.config import load
+from distrib.errors import CheckpointError
 from distrib.nightly import NIGHTS, nightly, preflight
 from distrib.run_file import RunFile
 from distrib.score.publication import SUCCESS
 from distrib.storage import Folder
+from distrib.train.worker import TOKEN
 
 TEXT = """
 run = "{folder}/run"
@@ -143,6 +145,25 @@ def test_a_night_that_was_cut_off_begins_anew_when_more_came(tmp_path, monkeypat
             nightly(file, "2026-01-01")
     assert nightly(file, "2026-01-02")["night"] == "2026-01-01"
     assert trained == [False, True, False]  # it went on with the same data, not with other
+
+
+def test_of_two_attempts_the_later_one_publishes(tmp_path, monkeypatch):
+    (tmp_path / "run.toml").write_text(TEXT.format(folder=tmp_path))
+    file = load(RunFile, tmp_path / "run.toml")
+    published = []
+
+    def another_begins(*_):
+        Folder(file.run).write_json(TOKEN, {"token": "of another"})
+        return {}
+
+    monkeypatch.setattr("distrib.nightly.prepare", lambda _: {"hash": "a"})
+    monkeypatch.setattr("distrib.nightly.launch", lambda _: {})
+    monkeypatch.setattr("distrib.nightly.score", another_begins)
+    monkeypatch.setattr("distrib.nightly.copy_bundle", lambda *_: published.append(1))
+    with pytest.raises(CheckpointError, match="a later start of this run has taken it over"):
+        nightly(file, "2026-01-01")
+    assert not published
+    assert not ledger(file)[-1]["is_done"]
 
 
 def cut_off(*_):
