@@ -134,6 +134,11 @@ def test_every_job_has_a_template_in_the_overlays(job):
     assert f"/opt/distrib/jobs/{job}.py" in made["spec"]["entrypoint"]
 
 
+def test_every_script_that_ends_by_itself_can_be_submitted():
+    others = {"plan", "score_through", "serve", "submit"}  # no job of a cluster, or one that stays
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} - others == set(JOBS)
+
+
 def test_a_queued_job_is_left_to_the_queue():
     queued = template("distrib-train", "train", **{"kueue.x-k8s.io/queue-name": "q"})
     _, job = manifests(Request("train", "", (), "t"), [queued])
