@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from distrib.data.collate import Rows
 from distrib.data.feed import read_shard
 from distrib.data.prepared import load_manifest, load_vocabulary
+from distrib.data.schema import Role
 from distrib.data.source import expected_bytes, kind_of
 from distrib.errors import ConfigError, DataError, MemoryLimitError, causes
 from distrib.events import table
@@ -181,8 +182,10 @@ def _estimate(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
         if any(is_of_memory(cause) for cause in causes(error)):
             raise MemoryLimitError(advice(config, "a worker's share of a batch")) from error
         raise
-    sizes = Sizes.of(manifest["counts"])
-    steps, planned = steps_per_epoch(config, sizes), plan(config, sizes)
+    sizes, by_role = Sizes.of(manifest["counts"]), manifest["counts"]["interactions_by_role"]
+    trained = sum(int(by_role.get(r.name.lower(), 0)) for r in (Role.INPUT, Role.TRAIN_TARGET))
+    steps = steps_per_epoch(config, sizes._replace(interactions=trained))
+    planned = plan(config, sizes)
     kind = kind_of(loop.feed, manifest)
     rows_gb = expected_bytes(manifest) / _GB
     state_gb = state_bytes(config, measured["parameters"], workers) / _GB
