@@ -15,6 +15,10 @@ from distrib.errors import DataError
 IntArray = npt.NDArray[np.int64]
 
 
+BYTES_PER_INTERACTION, BYTES_PER_USER = 9, 16
+"""Of `Rows`, in memory."""
+
+
 class Rows(NamedTuple):
     """Histories of many users as flat arrays; cheap to share between processes."""
 

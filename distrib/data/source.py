@@ -10,7 +10,7 @@ import ray.data
 import torch
 
 from distrib.data.block_feed import BlockConfig, BlockFeed, Ratings
-from distrib.data.collate import Rows, merge
+from distrib.data.collate import BYTES_PER_INTERACTION, BYTES_PER_USER, Rows, merge
 from distrib.data.feed import (
     Dealing,
     Feed,
@@ -26,8 +26,6 @@ from distrib.storage import Folder
 
 Kind = Literal["resident", "streaming"]
 
-_BYTES_PER_INTERACTION = 9
-_BYTES_PER_USER = 16
 _SHARE_OF_STORE = 0.3
 """Of a node's object store that histories may take; while they are joined, they lie there twice."""
 
@@ -121,8 +119,8 @@ def expected_bytes(manifest: Mapping[str, Any]) -> int:
         for role in (Role.INPUT, Role.TRAIN_TARGET, Role.VALID_TARGET)
     )
     held_out = trains + trained + asked if asked else 0
-    users = 2 * _BYTES_PER_USER * int(counts["users"])
-    return _BYTES_PER_INTERACTION * (trains + trained + held_out) + users
+    users = 2 * BYTES_PER_USER * int(counts["users"])
+    return BYTES_PER_INTERACTION * (trains + trained + held_out) + users
 
 
 def load_source(

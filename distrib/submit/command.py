@@ -65,8 +65,8 @@ def plan_run(
 
 def _planned(file: RunFile, given: argparse.Namespace) -> Estimate | None:
     """Show what a run will need, where its sizes are known."""
-    told = [getattr(given, name) for name in Sizes._fields]
-    sizes = Sizes(*told) if None not in told else sizes_of(file)
+    asked = [getattr(given, name) for name in Sizes._fields]
+    sizes = Sizes(*asked) if None not in asked else sizes_of(file)
     if sizes is None:
         return None
     estimate = plan(file.training(), sizes, given.gpu)

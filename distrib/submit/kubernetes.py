@@ -31,6 +31,7 @@ _PATIENCE_S = 300.0
 
 _EXIT_CODE = re.compile(r"^Job entrypoint command failed with exit code (-?\d+)")
 _GPU = "nvidia.com/gpu"
+_KUBECTL = "kubectl"
 _NO_PLATFORM = (
     "; where the namespace or its accounts are absent, kubectl apply -k OVERLAY -l "
     f"{COMPONENT}=platform makes them"
@@ -46,8 +47,6 @@ class Target(NamedTuple):
 
     context: str | None = None
     """Of kubectl; the current one when not given."""
-
-    kubectl: str = "kubectl"
 
 
 def manifests(request: Request, built: list[Document]) -> list[Document]:
@@ -242,20 +241,18 @@ class _Kubectl:
     """The user's kubectl, with the user's rights."""
 
     def __init__(self, target: Target) -> None:
-        self._program = target.kubectl
         self._context = ["--context", target.context] if target.context else []
 
     def run(
         self, *arguments: str, given: str | None = None, bare: bool = False, advice: str = ""
     ) -> str:
         """Run it to its end and return what it says; refuse where it is not there, or fails."""
-        command = [self._program, *([] if bare else self._context), *arguments]
+        command = [_KUBECTL, *([] if bare else self._context), *arguments]
         try:
             done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
             raise ConfigError(
-                f"{self._program}: not found; install kubectl, or submit to a Ray cluster with "
-                "--address"
+                f"{_KUBECTL}: not found; install kubectl, or submit to a Ray cluster with --address"
             ) from error
         if done.returncode:
             told = done.stderr.strip()[:2000]
@@ -270,4 +267,4 @@ class _Kubectl:
 
     def following(self, *arguments: str) -> "subprocess.Popen[bytes]":
         """Start it with its output on standard error."""
-        return subprocess.Popen([self._program, *self._context, *arguments], stdout=sys.stderr)
+        return subprocess.Popen([_KUBECTL, *self._context, *arguments], stdout=sys.stderr)

@@ -41,6 +41,11 @@ class TrainConfig(Config):
         return self.model_copy(update={**places, "loop": loop})
 
     @property
+    def run_name(self) -> str:
+        """Last part of the run folder's URL, which metrics are told apart by."""
+        return self.run.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
     def speed_name(self) -> str:
         """Name of the rate of training: what a step counts is users, or in blocks ratings."""
         return "ratings_per_s" if self.model.traits.rows == "both" else "users_per_s"

@@ -92,8 +92,8 @@ def launch(config: TrainConfig, on_epoch: EpochListener | None = None) -> dict[s
         StoppedError: A signal or a preemption asked to stop; the place is kept.
     """
     manifest = preflight(config)
-    run = config.run.rstrip("/").rsplit("/", 1)[-1]
-    show("train_started_seconds", "When training began, Unix time.", time.time(), run=run)
+    began = "When training began, Unix time."
+    show("train_started_seconds", began, time.time(), run=config.run_name)
     keep("train_diverged", "Whether the last training diverged.", 0.0)
     try:
         require_room(config)

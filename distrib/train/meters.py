@@ -133,8 +133,7 @@ class Meters:
 
     def _show(self, name: str, value: float) -> None:
         plain = name.replace(" ", "_").replace("@", "_at_")
-        run = self._config.run.rstrip("/").rsplit("/", 1)[-1]
-        show(f"train_{plain}", f"Training: {name}.", value, run=run)
+        show(f"train_{plain}", f"Training: {name}.", value, run=self._config.run_name)
 
 
 def memory_gb() -> float:

@@ -15,7 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distrib.batch import Read
 from distrib.data.block_feed import BlockFeed, Ratings
-from distrib.data.collate import Rows, by_item, gather
+from distrib.data.collate import (
+    BYTES_PER_INTERACTION,
+    BYTES_PER_USER,
+    Rows,
+    by_item,
+    gather,
+)
 from distrib.data.feed import Dealing, nobody_of
 from distrib.data.schema import Role
 from distrib.errors import ConfigError
@@ -29,7 +35,6 @@ from distrib.vocabulary import Vocabulary
 
 _GB = 2**30
 _MOMENTS = {"adamw": 2, "adam": 2, "nadam": 2, "adagrad": 1, "sgd": 1}
-_BYTES_PER_INTERACTION, _BYTES_PER_USER = 9, 32
 _PROCESS_GB = {False: 0.7, True: 3.0}
 """Of a worker before it holds anything of ours, without and with a CUDA context."""
 
@@ -233,7 +238,8 @@ def batches_of(
 
 
 def _histories_bytes(sizes: Sizes) -> int:
-    return _BYTES_PER_INTERACTION * sizes.interactions + _BYTES_PER_USER * sizes.users
+    users = 2 * BYTES_PER_USER * sizes.users  # read, and asked in validation
+    return BYTES_PER_INTERACTION * sizes.interactions + users
 
 
 def _hours(amount: float, a_second: float = 1.0) -> float:
