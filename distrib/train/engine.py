@@ -238,8 +238,9 @@ def take_up(
         target = held if kind == VALUE else state[kind]
         part = target.data.view(-1)[offset : offset + length]
         part.copy_(saved.read(name, kind, start, length))
+    place = held.device if optimizer.defaults.get("fused") else "cpu"  # where torch keeps counts
     for kind, value in saved.scalars(name).items():
-        state[kind] = torch.tensor(value, dtype=torch.float32)
+        state[kind] = torch.tensor(value, dtype=torch.float32, device=place)
 
 
 def _is_like(value: Any, held: Tensor) -> bool:

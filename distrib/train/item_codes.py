@@ -65,6 +65,7 @@ class RowCodes:
         """
         network = trained_model(self._config, self._vocabulary)
         network.load_state_dict(weights)
+        network.to(self._device)
         parts, count = self._feed.training_parts(), len(self._vocabulary)
         (code_IZ,) = self._codes(network.encode, parts, count)
         found: dict[str, Tensor] = self._config.scoring(weights, code_IZ)

@@ -1,0 +1,1 @@
+"""Outputs recorded before a change of structure, and compared byte by byte after it."""
