@@ -6,15 +6,15 @@ import uuid
 from typing import Any, NamedTuple
 
 from distrib.checkpoint.bundle import BUNDLE, copy_bundle
-from distrib.data.prepare import preflight as check_log
-from distrib.data.prepare import prepare
+from distrib.data.prepare.job import preflight as check_log
+from distrib.data.prepare.job import prepare
 from distrib.events import emit
 from distrib.run_file import RunFile
-from distrib.score.bulk import check_histories, note_published, score
+from distrib.score.bulk.job import check_histories, note_published, score
 from distrib.storage import Folder
-from distrib.train.checks import check_choice
-from distrib.train.launch import launch
-from distrib.train.worker import TOKEN, require_ours
+from distrib.train.preflight.checks import check_choice
+from distrib.train.run_folder import TOKEN, require_ours
+from distrib.train.workers.launch import launch
 
 NIGHTS = "nights.json"
 """The ledger, in the run folder: every night kept, the last one maybe unfinished."""

@@ -12,12 +12,11 @@ from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig
 from distrib.score.policy import ScoreConfig
 from distrib.score.vectors import ExportConfig
-from distrib.search.space import SearchConfig, with_settings
 from distrib.serve.config import ServeConfig
-from distrib.train.config import TrainConfig
-from distrib.train.engine import EngineConfig
-from distrib.train.loop import LoopConfig
+from distrib.train.config import LoopConfig, TrainConfig
+from distrib.train.engines.config import EngineConfig
 from distrib.train.optimizer import OptimizerConfig
+from distrib.tuning.space import SearchConfig, with_settings
 
 
 class RunFile(Config):

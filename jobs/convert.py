@@ -3,7 +3,7 @@
 import sys
 
 from distrib.cli import job
-from distrib.data.convert import convert, preflight
+from distrib.data.export import convert, preflight
 
 
 def main() -> int:

@@ -4,8 +4,8 @@ import sys
 
 from distrib.cli import job
 from distrib.run_file import RunFile
-from distrib.train.checks import preflight
-from distrib.train.doctor import examine
+from distrib.train.preflight.checks import preflight
+from distrib.train.preflight.doctor import examine
 
 
 def check(file: RunFile) -> None:

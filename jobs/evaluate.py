@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from distrib.cli import job
-from distrib.evaluate.run import evaluate, preflight
+from distrib.evaluate.job import evaluate, preflight
 from distrib.report.summary import draw_map, show_evaluation
 from distrib.run_file import RunFile
 

@@ -4,13 +4,13 @@ import sys
 from typing import Any
 
 from distrib.cli import job
-from distrib.data.prepare import preflight, prepare
-from distrib.evaluate.run import check_split, evaluate
+from distrib.data.prepare.job import preflight, prepare
+from distrib.evaluate.job import check_split, evaluate
 from distrib.report.summary import draw_curves, draw_map, show_evaluation, show_recommendations
 from distrib.run_file import RunFile
-from distrib.score.bulk import check_histories, score
-from distrib.train.checks import check_choice
-from distrib.train.launch import launch
+from distrib.score.bulk.job import check_histories, score
+from distrib.train.preflight.checks import check_choice
+from distrib.train.workers.launch import launch
 
 
 def check(file: RunFile) -> None:

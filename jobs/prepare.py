@@ -3,7 +3,7 @@
 import sys
 
 from distrib.cli import job
-from distrib.data.prepare import preflight, prepare
+from distrib.data.prepare.job import preflight, prepare
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from distrib.cli import job
 from distrib.report.summary import show_recommendations
 from distrib.run_file import RunFile
-from distrib.score.bulk import preflight, score
+from distrib.score.bulk.job import preflight, score
 
 
 def recommend(file: RunFile) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from distrib.cli import job
 from distrib.report.summary import draw_search, show_search
 from distrib.run_file import RunFile
-from distrib.search.run import check, search
+from distrib.tuning.job import check, search
 
 
 def study(file: RunFile) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 from distrib.cli import job
 from distrib.report.summary import draw_curves
 from distrib.run_file import RunFile
-from distrib.train.checks import preflight
-from distrib.train.launch import launch
+from distrib.train.preflight.checks import preflight
+from distrib.train.workers.launch import launch
 
 
 def train(file: RunFile) -> dict[str, Any]:

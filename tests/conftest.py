@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from distrib.batch import Batch
-from distrib.data.block_feed import BlockConfig, BlockFeed, Ratings
-from distrib.data.collate import Rows, by_item
 from distrib.data.config import DataConfig
-from distrib.data.feed import Dealing
+from distrib.data.feeds.base import Dealing
+from distrib.data.feeds.collate import Rows, by_item
+from distrib.data.feeds.tiles import BlockConfig, BlockFeed, Ratings
 from distrib.vocabulary import Catalogue
 
 torch.set_num_threads(1)  # tensors here are tiny; threads would wait for each other

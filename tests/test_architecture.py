@@ -10,36 +10,41 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "distrib").rglob("*.py"))
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
 RAY_MODULES = {  # the rim; grows only on purpose
-    "capacity.py",
     "cli.py",
-    "data/convert.py",
-    "data/extension.py",
-    "data/passes.py",
-    "data/prepare.py",
-    "data/source.py",
-    "data/writing.py",
-    "evaluate/run.py",
-    "gauges.py",
-    "score/bulk.py",
-    "search/run.py",
+    "cluster/actors.py",
+    "cluster/prometheus.py",
+    "cluster/resources.py",
+    "data/export.py",
+    "data/feeds/loader.py",
+    "data/prepare/append.py",
+    "data/prepare/job.py",
+    "data/prepare/stages.py",
+    "data/prepare/write.py",
+    "evaluate/job.py",
+    "evaluate/truth.py",
+    "score/bulk/job.py",
     "serve/deployment.py",
-    "submit/ray_cluster.py",
-    "train/control.py",
-    "train/doctor.py",
-    "train/fit.py",
-    "train/launch.py",
-    "train/meters.py",
-    "train/worker.py",
+    "submit/ray_jobs.py",
+    "train/preflight/doctor.py",
+    "train/workers/control.py",
+    "train/workers/launch.py",
+    "train/workers/monitor.py",
+    "train/workers/solve.py",
+    "train/workers/watchdog.py",
+    "train/workers/worker.py",
+    "tuning/job.py",
 }
-DEEPSPEED_MODULES = {"train/deepspeed_engine.py"}
+DEEPSPEED_MODULES = {"train/engines/deepspeed.py"}
 DISTRIBUTED_MODULES = {
-    "train/deepspeed_engine.py",
-    "train/deepspeed_state.py",
-    "train/doctor.py",
-    "train/item_engine.py",
-    "train/ledger.py",
-    "train/watchdog.py",
-    "train/worker.py",
+    "train/build.py",
+    "train/engines/deepspeed.py",
+    "train/engines/deepspeed_state.py",
+    "train/engines/item_parallel.py",
+    "train/preflight/doctor.py",
+    "train/workers/collectives.py",
+    "train/workers/loss_reducer.py",
+    "train/workers/watchdog.py",
+    "train/workers/worker.py",
 }
 DUMPING_GROUNDS = {"utils", "common", "helpers", "misc"}
 
@@ -74,14 +79,14 @@ def test_only_the_rim_imports_ray_deepspeed_and_collectives():
 
 def test_models_and_scorer_import_without_ray_and_deepspeed():
     code = (
-        "import sys, distrib.models, distrib.score.scorer, distrib.train.engine, distrib.run_file;"
+        "import sys, distrib.models, distrib.score.scorer, distrib.train.engines.local, distrib.run_file;"
         "sys.exit(int(bool({'ray', 'deepspeed'} & set(sys.modules))))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_workers_that_prepare_do_not_wait_for_torch():
-    code = "import sys, distrib.data.prepare; sys.exit(int('torch' in sys.modules))"
+    code = "import sys, distrib.data.prepare.job; sys.exit(int('torch' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from distrib import capacity
+from distrib.cluster import resources
+from distrib.cluster.actors import actor_pool
 from distrib.config import load
 from distrib.errors import ConfigError
 from distrib.run_file import RunFile
-from distrib.score.bulk import actor_pool
-from distrib.train.launch import require_room
+from distrib.train.preflight.checks import require_room
 from tests.k8s.test_manifests import ROOT
 
 pytestmark = pytest.mark.ray
@@ -22,12 +22,12 @@ def growing(cluster, monkeypatch):
         looks.append(1)
         return {"CPU": 4.0 * (len(looks) - 1), "GPU": 0.0 + (len(looks) > 3)}
 
-    monkeypatch.setattr(capacity, "is_fixed", lambda: False)
-    monkeypatch.setattr("distrib.score.bulk.is_fixed", lambda: False)
-    monkeypatch.setattr(capacity, "present", present)
-    monkeypatch.setattr("distrib.score.bulk.present", present)
-    monkeypatch.setattr(capacity, "request_resources", lambda bundles: asked.append(bundles))
-    monkeypatch.setattr(capacity, "_POLL_S", 0.01)
+    monkeypatch.setattr(resources, "is_fixed", lambda: False)
+    monkeypatch.setattr("distrib.cluster.actors.is_fixed", lambda: False)
+    monkeypatch.setattr(resources, "present", present)
+    monkeypatch.setattr("distrib.cluster.actors.present", present)
+    monkeypatch.setattr(resources, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(resources, "_POLL_S", 0.01)
     return asked
 
 
@@ -37,7 +37,7 @@ def trained_with(**settings):
 
 
 def test_a_cluster_of_our_own_refuses_at_once(cluster):
-    assert capacity.is_fixed()
+    assert resources.is_fixed()
     with pytest.raises(ConfigError, match="needs 5 CPU, there are 4"):
         require_room(trained_with(num_workers=5))
     with pytest.raises(ConfigError, match="the cluster has 0 GPU"):

@@ -6,7 +6,7 @@ import urllib.request
 import pytest
 import ray
 
-from distrib.gauges import keep, show
+from distrib.cluster.prometheus import keep, show
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -12,9 +12,9 @@ from distrib.config import load
 from distrib.errors import CheckpointError
 from distrib.nightly import NIGHTS, nightly, preflight
 from distrib.run_file import RunFile
-from distrib.score.publication import SUCCESS
+from distrib.score.commit import SUCCESS
 from distrib.storage import Folder
-from distrib.train.worker import TOKEN
+from distrib.train.run_folder import TOKEN
 
 TEXT = """
 run = "{folder}/run"

@@ -1,6 +1,6 @@
 import torch
 
-from distrib.noise import Noise
+from distrib.rng import Noise
 
 USERS, DIMENSIONS = torch.arange(2000)[:, None], torch.arange(50)
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from distrib.data.config import DataConfig
-from distrib.data.prepare import preflight, prepare
-from distrib.data.sources import Columns, CsvSource, SyntheticLog
-from distrib.data.splits import NoSplit
+from distrib.data.logs.config import Columns, CsvSource, SyntheticLog
+from distrib.data.prepare.job import preflight, prepare
+from distrib.data.splits.rules import NoSplit
 from distrib.errors import DataError
 from distrib.storage import Folder
 from tests.stores.door import door

@@ -13,7 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from distrib.data.prepared import load_manifest
+from distrib.data.dataset import load_manifest
 from distrib.errors import DataError
 from distrib.storage import Folder
 from tests.stores.azurite import azurite

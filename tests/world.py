@@ -4,13 +4,13 @@ import numpy as np
 import torch
 
 from distrib.checkpoint.bundle import BUNDLE, write_bundle
-from distrib.data.cleaning import RatingsConfig
 from distrib.data.config import DataConfig
-from distrib.data.prepare import prepare
-from distrib.data.prepared import load_manifest, load_vocabulary
-from distrib.data.sources import Columns, CsvSource
-from distrib.data.splits import NoSplit
-from distrib.models.conv4rec import Conv4RecConfig
+from distrib.data.dataset import load_manifest, load_vocabulary
+from distrib.data.logs.config import Columns, CsvSource
+from distrib.data.logs.rating_scale import RatingsConfig
+from distrib.data.prepare.job import prepare
+from distrib.data.splits.rules import NoSplit
+from distrib.models.autoencoders.conv4rec import Conv4RecConfig
 from distrib.storage import Folder
 
 COLUMNS = Columns(user="user", item="item", rating="rating", time="time")

@@ -2,14 +2,38 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from distrib.config import Config
-from distrib.data.cleaning import CleaningConfig, RatingsConfig
-from distrib.data.sources import Source, SyntheticLog
-from distrib.data.splits import EntrywiseSplit, Split
+from distrib.data.logs.config import Source, SyntheticLog
+from distrib.data.logs.rating_scale import RatingsConfig
+from distrib.data.splits.rules import EntrywiseSplit, Split
 
 LogFormat = Literal["inter", "csv", "parquet"]
+
+
+class CleaningConfig(Config):
+    """Which interactions stay, applied in this order: duplicates, thresholds, cores."""
+
+    duplicates: Literal["last", "first", "max", "mean", "sum"] = "last"
+    """What remains of several interactions of a user with an item. Of equal times the higher
+    rating counts as later; without times the line further down does."""
+
+    keep_above: float | None = None
+    """Keep ratings above this only; Mult-VAE's protocol says 3.5."""
+
+    keep_below: float | None = None
+    """Keep ratings below this only."""
+
+    min_user_items: NonNegativeInt = 1
+    """Drop users with fewer interactions."""
+
+    min_item_users: NonNegativeInt = 1
+    """Drop items with fewer interactions."""
+
+    is_iterated: bool = True
+    """Whether both minima are applied again until they hold at once (a k-core); otherwise items
+    are dropped once, then users."""
 
 
 class DataConfig(Config):

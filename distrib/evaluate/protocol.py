@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from distrib.config import Config
-from distrib.data.collate import Example
+from distrib.data.feeds.collate import Example
 from distrib.errors import ConfigError
 from distrib.metrics import SQUARED_ERROR_UNCUT, Sums, hits, ndcg, recall, sums_of
 from distrib.score.scorer import Scorer

@@ -4,16 +4,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distrib.models.autorec import AutoRecConfig
-from distrib.models.biased_mf import BiasedMfConfig
-from distrib.models.conv4rec import Conv4RecConfig
-from distrib.models.ease import EaseConfig
-from distrib.models.elsa import ElsaConfig
-from distrib.models.mult_vae import MultDaeConfig, MultVaeConfig
-from distrib.models.neighbours import ItemKnnConfig
-from distrib.models.popularity import PopularityConfig
-from distrib.models.rec_vae import RecVaeConfig
-from distrib.models.vae_bmf import VaeBmfConfig
+from distrib.models.autoencoders.autorec import AutoRecConfig
+from distrib.models.autoencoders.conv4rec import Conv4RecConfig
+from distrib.models.autoencoders.elsa import ElsaConfig
+from distrib.models.autoencoders.mult_vae import MultDaeConfig, MultVaeConfig
+from distrib.models.autoencoders.rec_vae import RecVaeConfig
+from distrib.models.autoencoders.vae_bmf import VaeBmfConfig
+from distrib.models.shallow.biased_mf import BiasedMfConfig
+from distrib.models.shallow.ease import EaseConfig
+from distrib.models.shallow.item_knn import ItemKnnConfig
+from distrib.models.shallow.popularity import PopularityConfig
 
 ModelConfig = Annotated[
     AutoRecConfig

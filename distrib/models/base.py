@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distrib.batch import Batch, cells_by_block, item_blocks
-from distrib.noise import Noise
+from distrib.rng import Noise
 
 if TYPE_CHECKING:
     from distrib.objectives import ObjectiveConfig

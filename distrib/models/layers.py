@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distrib.batch import Batch, Transposed
+from distrib.batch import Batch
 from distrib.models.base import Opinion, Rows
-from distrib.noise import Noise
+from distrib.rng import Noise
+from distrib.tiles import Transposed
 from distrib.vocabulary import Catalogue
 
 

@@ -4,12 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distrib.objectives.base import (
-    CellObjective,
-    CodeObjective,
-    FactoredObjective,
-    Objective,
-)
+from distrib.objectives.base import CellObjective, CodeObjective, FactoredObjective, Objective
 from distrib.objectives.binary import BinaryConfig
 from distrib.objectives.cosine import CosineConfig
 from distrib.objectives.multinomial import MultinomialConfig

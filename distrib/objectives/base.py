@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distrib.batch import Batch, Cells
-from distrib.noise import Noise
+from distrib.rng import Noise
 
 Carry = tuple[Tensor, ...]
 """What an objective remembers from block to block: tensors whose last dimension is B."""

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from distrib.batch import Batch, Cells
-from distrib.noise import Noise
 from distrib.objectives.base import (
     Candidates,
     Carry,
@@ -18,6 +17,7 @@ from distrib.objectives.base import (
     Seen,
     Weights,
 )
+from distrib.rng import Noise
 
 
 class Compiled:

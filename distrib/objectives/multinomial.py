@@ -9,7 +9,6 @@ from torch import Tensor
 
 from distrib.batch import Batch, Cells
 from distrib.config import Config
-from distrib.noise import Noise
 from distrib.objectives.base import (
     Candidates,
     Carry,
@@ -20,6 +19,7 @@ from distrib.objectives.base import (
     sum_by_row,
 )
 from distrib.objectives.sampling import ItemSampler
+from distrib.rng import Noise
 from distrib.vocabulary import Catalogue
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from distrib.batch import Batch, Cells, level_index
 from distrib.config import Config
-from distrib.noise import Noise
 from distrib.objectives.base import Candidates, Carry, Seen, Weights, added_up, sum_by_row
 from distrib.objectives.binary import Binary
+from distrib.rng import Noise
 from distrib.vocabulary import Catalogue
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from distrib.batch import Batch
-from distrib.noise import Noise
 from distrib.objectives.base import Candidates
+from distrib.rng import Noise
 from distrib.vocabulary import Catalogue
 
 _NEGATIVES = 101  # stream of noise

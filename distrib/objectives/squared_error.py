@@ -9,7 +9,6 @@ from torch import Tensor
 
 from distrib.batch import Batch, Cells
 from distrib.config import Config
-from distrib.noise import Noise
 from distrib.objectives.base import (
     Candidates,
     Carry,
@@ -19,6 +18,7 @@ from distrib.objectives.base import (
     added_up,
     annealed,
 )
+from distrib.rng import Noise
 from distrib.vocabulary import Catalogue
 
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from distrib.evaluate.run import portrait
+from distrib.evaluate.truth import portrait
 from distrib.events import table
 from distrib.report.plots import learning_curves, likely_and_liked, study
 from distrib.storage import Folder
-from distrib.train.checks import HISTORY
+from distrib.train.run_folder import HISTORY
 
 STUDY = "search.png"
 CURVES = "learning_curves.png"

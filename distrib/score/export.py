@@ -4,7 +4,7 @@ from typing import Any
 
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.events import emit
-from distrib.score import bulk
+from distrib.score.bulk import job
 from distrib.score.policy import ScoreConfig
 from distrib.score.vectors import (
     ExportConfig,
@@ -33,7 +33,7 @@ def preflight(run: str, prepared: str, config: ExportConfig, score: ScoreConfig)
     require_faiss(config)
     require_vectors(load_bundle(Folder(run) / BUNDLE).model)
     if config.users:
-        bulk.preflight(run, prepared, _of_users(run, config, score))
+        job.preflight(run, prepared, _of_users(run, config, score))
 
 
 def export(run: str, prepared: str, config: ExportConfig, score: ScoreConfig) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def export(run: str, prepared: str, config: ExportConfig, score: ScoreConfig) ->
         emit("exported", folder=str(target), **write_items(bundle, target, config.index))
     result: dict[str, Any] = {"output": str(target), "items": len(bundle.vocabulary)}
     if config.users:
-        result["users"] = bulk.score(run, prepared, _of_users(run, config, score))["counts"]
+        result["users"] = job.score(run, prepared, _of_users(run, config, score))["counts"]
     return result
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distrib.data.columns import whole
+from distrib.data.arrow import whole
 from distrib.errors import ConfigError, DataError
 from distrib.models.base import Model
 from distrib.score.policy import ItemSet, PolicyConfig

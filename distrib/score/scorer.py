@@ -9,9 +9,9 @@ from distrib.batch import Batch
 from distrib.checkpoint.bundle import load_bundle
 from distrib.errors import CheckpointError, DataError
 from distrib.models.base import Model, Opinion, State
-from distrib.score.candidates import Limits, Mask, Ranked, Search, cells_of
 from distrib.score.policy import Precision
 from distrib.score.rules import Rules
+from distrib.score.search import Limits, Mask, Ranked, Search, cells_of
 from distrib.storage import Folder
 from distrib.topk import items_of, scores_of
 from distrib.vocabulary import Vocabulary

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from distrib.errors import ConfigError, DataError
 from distrib.events import Interval, emit
-from distrib.score.fragments import Fragment, Part, fragments_of
-from distrib.score.lists import require_columns
-from distrib.score.publication import Publication
-from distrib.serve.arrow import ARROW, stream_of, table_of
+from distrib.score.bulk.fragments import Fragment, Part, fragments_of
+from distrib.score.commit import Publication
+from distrib.score.histories import require_columns
+from distrib.serve.arrow_stream import ARROW, stream_of, table_of
 from distrib.storage import Folder
 
 _AGAIN = {429, 500, 502, 503, 504}

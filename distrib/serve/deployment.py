@@ -16,15 +16,15 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import LoggingConfig
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from distrib.capacity import is_fixed, present
-from distrib.data.prepared import load_manifest
+from distrib.cluster.resources import is_fixed, present
+from distrib.data.dataset import load_manifest
 from distrib.errors import ConfigError
 from distrib.events import emit
+from distrib.serve.app import front
 from distrib.serve.config import ServeConfig
-from distrib.serve.desk import Desk
-from distrib.serve.front import front
-from distrib.serve.messages import Answer
+from distrib.serve.model_host import Desk
 from distrib.serve.replica import Replica
+from distrib.serve.schemas import Answer
 from distrib.storage import Folder
 
 APP = "distrib"

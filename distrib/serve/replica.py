@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from distrib.errors import DataError
 from distrib.events import emit
-from distrib.serve.arrow import stream_of, table_of
+from distrib.serve.arrow_stream import stream_of, table_of
 from distrib.serve.batching import Batcher, BusyError
 from distrib.serve.config import ServeConfig
-from distrib.serve.desk import Ask, Desk
-from distrib.serve.messages import Answer, RecommendRequest, Wishes
-from distrib.serve.reading import ListAsk, TableAsk
+from distrib.serve.model_host import Ask, Desk
+from distrib.serve.requests import ListAsk, TableAsk
+from distrib.serve.schemas import Answer, RecommendRequest, Wishes
 
 
 class Meters(Protocol):

@@ -9,9 +9,9 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from distrib.score.policy import Output
-from distrib.serve.arrow import ARROW
+from distrib.serve.arrow_stream import ARROW
 from distrib.serve.config import ServeConfig
-from distrib.serve.messages import (
+from distrib.serve.schemas import (
     Answer,
     ExplainAnswer,
     ExplainRequest,

@@ -10,9 +10,9 @@ from distrib.config import load
 from distrib.errors import ConfigError, DistribError
 from distrib.events import emit, table
 from distrib.run_file import RunFile
-from distrib.submit import kubernetes, ray_cluster
+from distrib.submit import kubernetes, ray_jobs
 from distrib.submit.request import JOBS, Request, sizes_of
-from distrib.train.planner import GPUS, Estimate, Sizes, plan
+from distrib.train.preflight.estimate import GPUS, Estimate, Sizes, plan
 
 
 class _OpenEnvironment(dict[str, str]):
@@ -130,7 +130,7 @@ def submission(
         elif dry:
             result = {"job": request.name, "status": "not created"}
         else:
-            result = ray_cluster.submit(request, given.address, jobs, waits=waits)
+            result = ray_jobs.submit(request, given.address, jobs, waits=waits)
         code = result.get("exit_code", 0)
         return result
 

@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from distrib.data.prepared import MANIFEST, load_manifest
-from distrib.data.sources import SyntheticLog
+from distrib.data.dataset import MANIFEST, load_manifest
+from distrib.data.logs.config import SyntheticLog
 from distrib.errors import ConfigError
 from distrib.run_file import RunFile
 from distrib.storage import Folder
-from distrib.train.planner import Sizes
+from distrib.train.preflight.estimate import Sizes
 
 JOBS = (
     *("prepare", "train", "evaluate", "score", "export", "search"),

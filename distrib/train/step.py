@@ -4,11 +4,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from distrib.batch import Batch, Block, Read
+from distrib.batch import Batch
 from distrib.models.base import Model, State
-from distrib.noise import Noise
 from distrib.objectives import CellObjective, CodeObjective, FactoredObjective, Objective
-from distrib.train.blocked import Blocks, blocked_terms
+from distrib.rng import Noise
+from distrib.tiles import Block, Read
+from distrib.train.chunked_loss import Blocks, blocked_terms
 
 
 class TrainStep(nn.Module):

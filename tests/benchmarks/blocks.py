@@ -19,14 +19,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from distrib.batch import Block
-from distrib.data.block_feed import BlockConfig, BlockFeed, Ratings
-from distrib.data.collate import Rows, by_item
-from distrib.data.feed import Dealing, ResidentFeed
+from distrib.data.feeds.base import Dealing
+from distrib.data.feeds.collate import Rows, by_item
+from distrib.data.feeds.resident import ResidentFeed
+from distrib.data.feeds.tiles import BlockConfig, BlockFeed, Ratings
 from distrib.events import table
 from distrib.models import MultVaeConfig, VaeBmfConfig
-from distrib.noise import Noise
-from distrib.train.engine import LocalEngine
+from distrib.rng import Noise
+from distrib.tiles import Block
+from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep
 from distrib.vocabulary import Catalogue

@@ -33,14 +33,10 @@ from distrib.models import (
     MultDaeConfig,
     MultVaeConfig,
     RecVaeConfig,
-    autorec,
-    conv4rec,
-    elsa,
-    mult_vae,
-    rec_vae,
 )
-from distrib.noise import Noise
-from distrib.train.engine import LocalEngine
+from distrib.models.autoencoders import autorec, conv4rec, elsa, mult_vae, rec_vae
+from distrib.rng import Noise
+from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep
 from distrib.vocabulary import Catalogue
@@ -144,8 +140,8 @@ def step_figures(name: str, form: str, steps: int) -> dict[str, float]:
 def fit_figures(name: str, form: str, steps: int) -> dict[str, float]:
     """Time the Gram matrix and the solution in this process."""
     del steps
-    from distrib.data.collate import Rows
-    from distrib.train.gram import partial_gram
+    from distrib.data.feeds.collate import Rows
+    from distrib.train.schemes.gram import partial_gram
 
     batch = histories(FIT_USERS, FIT_ITEMS, 144, 0)
     flat = batch.user_B, batch.pointer_P, batch.item_N, batch.value_N, batch.item_N

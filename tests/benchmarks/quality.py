@@ -12,11 +12,11 @@ from typing import Any
 
 from distrib.cli import connected
 from distrib.config import load
-from distrib.data.prepare import prepare
-from distrib.evaluate.run import evaluate
+from distrib.data.prepare.job import prepare
+from distrib.evaluate.job import evaluate
 from distrib.events import table
 from distrib.run_file import RunFile
-from distrib.train.launch import launch
+from distrib.train.workers.launch import launch
 
 SHOWN = ("rmse", "recall@20", "recall@50", "recall@100", "ndcg@100")
 

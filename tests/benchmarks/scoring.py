@@ -28,16 +28,16 @@ import torch.nn.functional as F
 
 from distrib.checkpoint.bundle import BUNDLE, write_bundle
 from distrib.cli import connected
-from distrib.data.collate import Rows, gather, merge, rows_of
 from distrib.data.config import ConvertConfig, DataConfig
-from distrib.data.convert import convert
-from distrib.data.prepare import prepare
-from distrib.data.prepared import load_manifest, load_vocabulary, read_part
-from distrib.data.sources import SyntheticLog
-from distrib.data.splits import NoSplit
+from distrib.data.dataset import load_manifest, load_vocabulary, read_part
+from distrib.data.export import convert
+from distrib.data.feeds.collate import Rows, gather, merge, rows_of
+from distrib.data.logs.config import SyntheticLog
+from distrib.data.prepare.job import prepare
+from distrib.data.splits.rules import NoSplit
 from distrib.events import table
 from distrib.models import Conv4RecConfig, ElsaConfig, MultVaeConfig
-from distrib.score.bulk import score
+from distrib.score.bulk.job import score
 from distrib.score.policy import ScoreConfig
 from distrib.storage import Folder
 

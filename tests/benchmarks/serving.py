@@ -22,12 +22,12 @@ from ray import serve
 
 from distrib.cli import connected
 from distrib.data.config import DataConfig
-from distrib.data.prepare import prepare
-from distrib.data.sources import SyntheticLog
-from distrib.data.splits import NoSplit
+from distrib.data.logs.config import SyntheticLog
+from distrib.data.prepare.job import prepare
+from distrib.data.splits.rules import NoSplit
 from distrib.events import table
 from distrib.models import MultVaeConfig
-from distrib.serve.arrow import ARROW, stream_of
+from distrib.serve.arrow_stream import ARROW, stream_of
 from distrib.serve.config import ServeConfig
 from distrib.serve.deployment import Plan, start
 from tests.benchmarks.scoring import write_run

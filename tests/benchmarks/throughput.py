@@ -23,20 +23,20 @@ import torch
 import torch.distributed
 
 from distrib.cli import connected
-from distrib.data.collate import gather
 from distrib.data.config import DataConfig
-from distrib.data.feed import Dealing
-from distrib.data.prepare import prepare
-from distrib.data.prepared import load_vocabulary
-from distrib.data.source import Source, load_source
-from distrib.data.sources import MovieLensSource, SyntheticLog
+from distrib.data.dataset import load_vocabulary
+from distrib.data.feeds.base import Dealing
+from distrib.data.feeds.collate import gather
+from distrib.data.feeds.loader import Source, load_source
+from distrib.data.logs.config import MovieLensSource, SyntheticLog
+from distrib.data.prepare.job import prepare
 from distrib.events import table
 from distrib.models import Conv4RecConfig, MultVaeConfig
-from distrib.noise import Noise
 from distrib.objectives import MultinomialConfig, RatingClassesConfig
+from distrib.rng import Noise
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
-from distrib.train.engine import EngineConfig
+from distrib.train.engines.config import EngineConfig
 from distrib.train.loop import TrainState, timed
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep
@@ -77,7 +77,7 @@ def data_configs(folder: str) -> dict[str, DataConfig]:
 def measure_training(model: str, url: str, source: Source, steps: int) -> dict[str, float]:
     """Train some steps in a fresh process; the first ones are not counted."""
     os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0", "RANK": "0"}
-    from distrib.train.deepspeed_engine import DeepSpeedEngine
+    from distrib.train.engines.deepspeed import DeepSpeedEngine
 
     torch.set_num_threads(os.cpu_count() or 1)
     meeting = tempfile.mkdtemp() + "/meeting"

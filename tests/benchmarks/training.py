@@ -28,26 +28,26 @@ from torch import nn
 
 from distrib.batch import Batch
 from distrib.cli import connected
+from distrib.cluster.resources import ON_CPU
 from distrib.data.config import ConvertConfig, DataConfig
-from distrib.data.convert import convert
-from distrib.data.feed import Dealing
-from distrib.data.prepare import prepare
-from distrib.data.prepared import load_vocabulary
-from distrib.data.source import Source, load_source
-from distrib.data.sources import MovieLensSource, SyntheticLog
-from distrib.data.splits import NoSplit
+from distrib.data.dataset import load_vocabulary
+from distrib.data.export import convert
+from distrib.data.feeds.base import Dealing
+from distrib.data.feeds.loader import Source, load_source
+from distrib.data.logs.config import MovieLensSource, SyntheticLog
+from distrib.data.prepare.job import prepare
+from distrib.data.splits.rules import NoSplit
 from distrib.evaluate.protocol import EvaluateConfig
 from distrib.events import table
 from distrib.models import MultVaeConfig
 from distrib.objectives import MultinomialConfig
 from distrib.storage import Folder
-from distrib.train.blocked import Blocks, blocked_terms
-from distrib.train.checks import HISTORY
-from distrib.train.config import TrainConfig
-from distrib.train.engine import EngineConfig
-from distrib.train.launch import ON_CPU, launch
-from distrib.train.loop import CheckpointConfig, LoopConfig
+from distrib.train.chunked_loss import Blocks, blocked_terms
+from distrib.train.config import CheckpointConfig, LoopConfig, TrainConfig
+from distrib.train.engines.config import EngineConfig
 from distrib.train.optimizer import OptimizerConfig
+from distrib.train.run_folder import HISTORY
+from distrib.train.workers.launch import launch
 from distrib.vocabulary import Catalogue
 
 BATCH_USERS, WARM_UP = 500, 2
@@ -212,8 +212,8 @@ class _watched:
 def million_items(batches: int) -> dict:
     """Train on a million items: whole softmax by blocks, 256 users, on this machine."""
     catalogue = Catalogue(1_000_000, (1.0,), torch.ones(1_000_000, 1).numpy(), 1)
-    from distrib.noise import Noise
-    from distrib.train.deepspeed_engine import DeepSpeedEngine
+    from distrib.rng import Noise
+    from distrib.train.engines.deepspeed import DeepSpeedEngine
     from distrib.train.step import TrainStep
 
     torch.set_num_threads(os.cpu_count() or 1)

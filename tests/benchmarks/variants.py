@@ -24,20 +24,28 @@ import torch
 
 from distrib.checkpoint.bundle import restored
 from distrib.config import load
-from distrib.data.block_feed import BlockConfig, BlockFeed, Ratings
-from distrib.data.collate import Rows, asked_rows, by_item, example, merge, rows_of, training_rows
-from distrib.data.feed import Dealing
-from distrib.data.prepared import load_manifest, load_vocabulary, read_part, user_number
+from distrib.data.dataset import load_manifest, load_vocabulary, read_part, user_number
+from distrib.data.feeds.base import Dealing
+from distrib.data.feeds.collate import (
+    Rows,
+    asked_rows,
+    by_item,
+    example,
+    merge,
+    rows_of,
+    training_rows,
+)
+from distrib.data.feeds.tiles import BlockConfig, BlockFeed, Ratings
 from distrib.data.schema import Role
 from distrib.events import table
-from distrib.noise import Noise
+from distrib.rng import Noise
 from distrib.run_file import RunFile
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
-from distrib.train.engine import LocalEngine
-from distrib.train.item_codes import RowCodes, trained_model
-from distrib.train.loop import LoopConfig
+from distrib.train.config import LoopConfig
+from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import ScheduleConfig
+from distrib.train.schemes.item_side import RowCodes, trained_model
 from distrib.train.step import TrainStep
 
 VARIANTS: dict[str, dict[str, Any]] = {

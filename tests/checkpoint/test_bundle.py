@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from distrib.checkpoint.bundle import copy_bundle, load_bundle, write_bundle
 from distrib.checkpoint.manifest import describe
 from distrib.errors import CheckpointError
-from distrib.models.conv4rec import Conv4RecConfig
+from distrib.models.autoencoders.conv4rec import Conv4RecConfig
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 

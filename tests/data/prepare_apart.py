@@ -14,7 +14,7 @@ import psutil
 import ray
 
 from distrib.data.config import DataConfig
-from distrib.data.prepare import prepare
+from distrib.data.prepare.job import prepare
 
 TASKS = ("ray::MapBatches", "ray::HashShuffle", "ray::_write_block", "ray::_item_counts")
 

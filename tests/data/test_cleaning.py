@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distrib.data import cleaning, core
-from distrib.data.cleaning import CleaningConfig, RatingsConfig, Scale, cleaned, scale_of
+from distrib.data.config import CleaningConfig
+from distrib.data.logs.config import Columns
+from distrib.data.logs.rating_scale import SETTLED, RatingsConfig, Scale, scale_of
+from distrib.data.prepare import cleaning, kcore
+from distrib.data.prepare.cleaning import cleaned
 from distrib.data.schema import Status, interactions
-from distrib.data.sources import Columns
 from distrib.errors import ConfigError
 
 STARS = Scale((1.0, 2.0, 3.0, 4.0, 5.0))
@@ -48,7 +50,7 @@ ROW = st.tuples(
 )
 def test_cleaning_is_that_of_plain_python(rows, policy, above):
     config = CleaningConfig(duplicates=policy, keep_above=above)
-    scale = Scale((1.0,), cleaning.SETTLED)
+    scale = Scale((1.0,), SETTLED)
     found = cleaned(table(rows), config, scale)
     cells = {}
     for user, item, rating, time in rows:
@@ -173,13 +175,13 @@ def test_the_core_is_that_of_plain_peeling(cells, least, num_parts):
     edges = [np.array(part, dtype=np.int64).reshape(-1, 2).T for part in parts]
     alive = np.ones(8, dtype=bool)
     while True:
-        counts = sum(core.item_counts(*edge, alive, config.min_user_items) for edge in edges)
-        left = core.next_alive(alive, counts, config)
+        counts = sum(kcore.item_counts(*edge, alive, config.min_user_items) for edge in edges)
+        left = kcore.next_alive(alive, counts, config)
         if (left == alive).all():
             break
         alive = left
     kept = set()
     for part, (user_N, item_N) in zip(parts, edges, strict=True):
-        fates = core.fates(user_N, alive[item_N], config.min_user_items)
+        fates = kcore.fates(user_N, alive[item_N], config.min_user_items)
         kept |= {cell for cell, fate in zip(part, fates, strict=True) if fate == Status.KEPT}
     assert kept == plain_core(cells, *least)

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distrib.data.collate import (
+from distrib.data.feeds.collate import (
     asked_rows,
     example,
     flat_list,

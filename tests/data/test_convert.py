@@ -4,11 +4,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distrib.data.cleaning import RatingsConfig
 from distrib.data.config import ConvertConfig, DataConfig
-from distrib.data.convert import convert, encoded, preflight
-from distrib.data.prepare import prepare
-from distrib.data.sources import (
+from distrib.data.export import convert, encoded, preflight
+from distrib.data.logs.config import (
     Columns,
     CsvSource,
     HetRecSource,
@@ -16,7 +14,9 @@ from distrib.data.sources import (
     ParquetSource,
     RecBoleSource,
 )
-from distrib.data.splits import NoSplit
+from distrib.data.logs.rating_scale import RatingsConfig
+from distrib.data.prepare.job import prepare
+from distrib.data.splits.rules import NoSplit
 from distrib.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.ray

@@ -2,11 +2,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distrib.data.cleaning import Scale, codes
-from distrib.data.drawn import draw, drawn_layout, drawn_pieces
-from distrib.data.expansion import chances, expansion_of
+from distrib.data.arrow import codes
+from distrib.data.logs.config import ExpandedLog, MovieLensSource
+from distrib.data.logs.generated import draw, drawn_layout, drawn_pieces
+from distrib.data.logs.kronecker import chances, expansion_of
+from distrib.data.logs.rating_scale import Scale
 from distrib.data.schema import interactions
-from distrib.data.sources import ExpandedLog, MovieLensSource
 
 STARS = Scale((1.0, 2.0, 3.0, 4.0, 5.0))
 

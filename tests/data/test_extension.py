@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from distrib.data.cleaning import CleaningConfig, RatingsConfig
-from distrib.data.config import DataConfig
-from distrib.data.prepare import preflight, prepare
-from distrib.data.prepared import load_vocabulary, read_part, user_number
-from distrib.data.sources import Columns, CsvSource
-from distrib.data.splits import (
+from distrib.data.config import CleaningConfig, DataConfig
+from distrib.data.dataset import load_vocabulary, read_part, user_number
+from distrib.data.logs.config import Columns, CsvSource
+from distrib.data.logs.rating_scale import RatingsConfig
+from distrib.data.prepare.job import preflight, prepare
+from distrib.data.splits.rules import (
     EntrywiseSplit,
     GlobalTimeSplit,
     LeaveLastSplit,

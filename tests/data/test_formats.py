@@ -13,11 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distrib.data import formats, text
-from distrib.data.cleaning import Scale
-from distrib.data.layout import HALF_STARS, WHOLE_STARS, inspect
-from distrib.data.schema import Status
-from distrib.data.sources import (
+from distrib.data.logs import parsers, readers, text
+from distrib.data.logs.config import (
     AmazonSource,
     Columns,
     CsvSource,
@@ -29,6 +26,9 @@ from distrib.data.sources import (
     RecBoleSource,
     SessionsSource,
 )
+from distrib.data.logs.detect import HALF_STARS, WHOLE_STARS, inspect
+from distrib.data.logs.rating_scale import Scale
+from distrib.data.schema import Status
 from distrib.errors import DataError
 
 COLUMNS = Columns(user="who", item="what", rating="stars", time="when")
@@ -39,7 +39,7 @@ ROWS = [(1, 10, 5.0, 100), (2, 20, 3.0, 200)]
 def readings(source, scale=None):
     layout = inspect(source)
     scale = scale or (Scale(layout.levels) if layout.levels else STARS)
-    found = [r for piece in formats.pieces(layout) for r in formats.read(piece, layout, scale)]
+    found = [r for piece in readers.pieces(layout) for r in readers.read(piece, layout, scale)]
     return (
         pa.concat_tables([reading.interactions for reading in found]),
         pa.concat_tables([reading.quarantine for reading in found]),
@@ -199,7 +199,7 @@ def test_pieces_of_a_large_file_join_without_loss(tmp_path, monkeypatch):
     path = tmp_path / "ratings.csv"
     path.write_text("\n".join(["userId,movieId,rating,timestamp", *lines]))
     layout = inspect(MovieLensSource(path=str(path)))
-    assert len(formats.pieces(layout)) > 10
+    assert len(readers.pieces(layout)) > 10
     table, _ = readings(MovieLensSource(path=str(path)))
     assert kept(table) == [(n, n % 7, 4.5, n) for n in range(500)]
 
@@ -275,7 +275,7 @@ def test_typed_parsing_agrees_with_text_parsing(tmp_path_factory, rows, ids):
     )
     table, quarantine = readings(source)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "_guesses", lambda _: [])
+        patch.setattr(parsers, "_guesses", lambda _: [])
         plain, plain_quarantine = readings(source)
     assert kept(table) == kept(plain)
     assert quarantine.to_pylist() == plain_quarantine.to_pylist()

@@ -13,21 +13,15 @@ import pytest
 import ray
 
 from distrib.config import load
-from distrib.data import text
-from distrib.data.cleaning import CleaningConfig, RatingsConfig
-from distrib.data.config import DataConfig
-from distrib.data.prepare import prepare
-from distrib.data.prepared import load_vocabulary, read_part
+from distrib.data.config import CleaningConfig, DataConfig
+from distrib.data.dataset import load_vocabulary, read_part
+from distrib.data.feeds.loader import load_source
+from distrib.data.logs import text
+from distrib.data.logs.config import Columns, CsvSource, MatrixSource, ParquetSource, SyntheticLog
+from distrib.data.logs.rating_scale import RatingsConfig
+from distrib.data.prepare.job import prepare
 from distrib.data.schema import Role, Subset
-from distrib.data.source import load_source
-from distrib.data.sources import (
-    Columns,
-    CsvSource,
-    MatrixSource,
-    ParquetSource,
-    SyntheticLog,
-)
-from distrib.data.splits import (
+from distrib.data.splits.rules import (
     EntrywiseSplit,
     GivenSplit,
     GlobalTimeSplit,

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distrib.data import splits
 from distrib.data.hashing import hash_ids
-from distrib.data.liang import held_out, require_published, with_targets
+from distrib.data.prepare.quantile import added, digit_counts, smallest
 from distrib.data.schema import Role, Subset, interactions
-from distrib.data.selection import added, digit_counts, smallest
-from distrib.data.splits import Settled
+from distrib.data.splits import rules as splits
+from distrib.data.splits.liang_2018 import held_out, require_published, with_targets
+from distrib.data.splits.rules import Settled
 from distrib.errors import DataError
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from distrib.data.synthetic import SyntheticSource, SyntheticWorld
+from distrib.data.logs.synthetic import SyntheticSource, SyntheticWorld
 from distrib.errors import DataError
 
 SOURCE = SyntheticSource(num_users=4096, num_items=60, num_interactions=40_000)

@@ -17,10 +17,10 @@ from starlette.testclient import TestClient
 
 from distrib.config import load
 from distrib.data.config import DataConfig
-from distrib.data.prepare import prepare
-from distrib.data.sources import SyntheticLog
-from distrib.data.splits import EntrywiseSplit
-from distrib.evaluate.run import evaluate
+from distrib.data.logs.config import SyntheticLog
+from distrib.data.prepare.job import prepare
+from distrib.data.splits.rules import EntrywiseSplit
+from distrib.evaluate.job import evaluate
 from distrib.models import (
     AutoRecConfig,
     BiasedMfConfig,
@@ -35,8 +35,8 @@ from distrib.models import (
     VaeBmfConfig,
 )
 from distrib.run_file import RunFile
-from distrib.score.bulk import score
-from distrib.train.launch import launch
+from distrib.score.bulk.job import score
+from distrib.train.workers.launch import launch
 from tests.serve.conftest import served
 
 ROOT = Path(__file__).parents[2]

@@ -14,21 +14,21 @@ import pytest
 from distrib.checkpoint.bundle import load_bundle
 from distrib.config import load
 from distrib.data.config import DataConfig
-from distrib.data.prepare import prepare
-from distrib.data.prepared import load_manifest, load_vocabulary
+from distrib.data.dataset import load_manifest, load_vocabulary
+from distrib.data.logs.config import SyntheticLog
+from distrib.data.prepare.job import prepare
 from distrib.data.schema import Role
-from distrib.data.sources import SyntheticLog
-from distrib.data.splits import NoSplit
+from distrib.data.splits.rules import NoSplit
 from distrib.errors import CheckpointError, ConfigError, DataError
-from distrib.evaluate.run import evaluate
-from distrib.evaluate.run import preflight as evaluate_preflight
+from distrib.evaluate.job import evaluate
+from distrib.evaluate.job import preflight as evaluate_preflight
 from distrib.report.summary import draw_curves, draw_map
 from distrib.run_file import RunFile
-from distrib.score.bulk import preflight, score
-from distrib.score.lists import recommend_table
+from distrib.score.bulk.job import preflight, score
 from distrib.score.scorer import Scorer
+from distrib.score.tables import recommend_table
 from distrib.storage import Folder
-from distrib.train.launch import launch
+from distrib.train.workers.launch import launch
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]

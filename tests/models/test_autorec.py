@@ -7,9 +7,9 @@ import torch
 
 from distrib.batch import Batch
 from distrib.models import AutoRecConfig
-from distrib.noise import Noise
 from distrib.objectives import SquaredErrorConfig
-from distrib.train.item_codes import codes_of, joined_codes, trained_model
+from distrib.rng import Noise
+from distrib.train.schemes.item_side import codes_of, joined_codes, trained_model
 from distrib.train.step import TrainStep
 from distrib.vocabulary import Catalogue, Vocabulary
 from tests.conftest import LEVELS
@@ -126,7 +126,7 @@ def test_codes_of_items_are_the_networks_also_of_those_nobody_rated(small):
 
 
 def item_rows(small):
-    from distrib.data.collate import Rows
+    from distrib.data.feeds.collate import Rows
 
     order = torch.argsort(small.batch.item_N, stable=True)
     items = torch.unique(small.batch.item_N)

@@ -3,8 +3,8 @@
 import torch
 
 from distrib.models import BiasedMfConfig
-from distrib.noise import Noise
 from distrib.objectives import SquaredErrorConfig
+from distrib.rng import Noise
 from distrib.train.step import TrainStep
 
 

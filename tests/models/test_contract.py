@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from distrib.batch import Batch, Block, Side, Transposed
+from distrib.batch import Batch
 from distrib.models import (
     AutoRecConfig,
     BiasedMfConfig,
@@ -22,8 +22,9 @@ from distrib.models import (
     RecVaeConfig,
     VaeBmfConfig,
 )
-from distrib.noise import Noise
-from distrib.train.engine import LocalEngine
+from distrib.rng import Noise
+from distrib.tiles import Block, Side, Transposed
+from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep, total
 from distrib.vocabulary import Catalogue

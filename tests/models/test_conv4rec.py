@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from distrib.batch import level_index
-from distrib.models.conv4rec import Conv4RecConfig, log_frequencies
-from distrib.noise import Noise
+from distrib.models.autoencoders.conv4rec import Conv4RecConfig, log_frequencies
+from distrib.rng import Noise
 
 
 def dense_one_hot(batch, levels):

@@ -5,11 +5,11 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from distrib.data.collate import Rows
+from distrib.data.feeds.collate import Rows
 from distrib.models import EaseConfig, ItemKnnConfig
-from distrib.models.ease import neighbour_weights, whole_weights
-from distrib.models.neighbours import most_similar
-from distrib.train.gram import added, partial_gram
+from distrib.models.shallow.ease import neighbour_weights, whole_weights
+from distrib.models.shallow.item_knn import most_similar
+from distrib.train.schemes.gram import added, partial_gram
 from tests.conftest import Small
 
 

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 
 from distrib.batch import Batch
 from distrib.models import ElsaConfig
-from distrib.noise import Noise
 from distrib.objectives import CosineConfig
+from distrib.rng import Noise
 from distrib.train.step import TrainStep
 
 

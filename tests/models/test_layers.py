@@ -5,7 +5,7 @@ import torch
 
 from distrib.batch import Batch
 from distrib.models.layers import cell_products, fold_in, history_sum, item_mean, unit_reading
-from distrib.noise import Noise
+from distrib.rng import Noise
 from distrib.vocabulary import Catalogue
 
 

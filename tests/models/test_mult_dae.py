@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from distrib.models import MultDaeConfig, MultVaeConfig
-from distrib.noise import Noise
 from distrib.objectives import MultinomialConfig, SquaredErrorConfig
+from distrib.rng import Noise
 from distrib.train.step import TrainStep, total
 
 

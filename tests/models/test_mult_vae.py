@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Multinomial, Normal, kl_divergence
 
-from distrib.models.mult_vae import MultVaeConfig
-from distrib.noise import Noise
+from distrib.models.autoencoders.mult_vae import MultVaeConfig
 from distrib.objectives import MultinomialConfig
+from distrib.rng import Noise
 from distrib.train.step import TrainStep
 from tests.conftest import Small
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from distrib.config import load
-from distrib.data.prepare import prepare
-from distrib.evaluate.run import evaluate
+from distrib.data.prepare.job import prepare
+from distrib.evaluate.job import evaluate
 from distrib.run_file import RunFile
-from distrib.train.launch import launch
+from distrib.train.workers.launch import launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch.distributions import Normal
 
 from distrib.models import RecVaeConfig
-from distrib.models.rec_vae import divergence
-from distrib.noise import Noise
+from distrib.models.autoencoders.rec_vae import divergence
 from distrib.objectives import MultinomialConfig
-from distrib.train.engine import LocalEngine
+from distrib.rng import Noise
+from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep, total
 

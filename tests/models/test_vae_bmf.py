@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from distrib.batch import Batch
 from distrib.models import VaeBmfConfig
-from distrib.models.vae_bmf import drawn
-from distrib.models.vae_bmf_encoder import Posterior
-from distrib.noise import Noise
+from distrib.models.autoencoders.vae_bmf import drawn
+from distrib.models.autoencoders.vae_bmf_encoder import Posterior
+from distrib.rng import Noise
 from distrib.train.step import TrainStep, total
 from tests.conftest import Small
 

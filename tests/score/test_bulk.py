@@ -17,14 +17,14 @@ import pytest
 
 from distrib.checkpoint.bundle import BUNDLE
 from distrib.data.config import DataConfig
-from distrib.data.prepare import prepare
-from distrib.data.prepared import load_vocabulary
+from distrib.data.dataset import load_vocabulary
+from distrib.data.prepare.job import prepare
 from distrib.errors import CheckpointError, ConfigError, DataError
-from distrib.score.bulk import SUCCESS, _FragmentActor, plan, preflight, score
+from distrib.score.bulk.job import SUCCESS, _FragmentActor, plan, preflight, score
 from distrib.score.export import export
-from distrib.score.lists import recommend_table
 from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.scorer import Scorer
+from distrib.score.tables import recommend_table
 from distrib.score.vectors import ExactIndex, ExportConfig
 from distrib.storage import Folder
 from tests.world import data_of, write_log, write_model

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from distrib.errors import DataError
-from distrib.models.conv4rec import Conv4RecConfig
-from distrib.score.fragments import Former, FragmentScorer, Part, fragments_of
+from distrib.models.autoencoders.conv4rec import Conv4RecConfig
+from distrib.score.bulk.fragments import Former, FragmentScorer, Part, fragments_of
+from distrib.score.commit import SUCCESS, Publication
 from distrib.score.policy import ScoreConfig
-from distrib.score.publication import SUCCESS, Publication
 from distrib.storage import Folder
 from tests.score.test_scorer import histories, scorer_of
 

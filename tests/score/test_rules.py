@@ -8,8 +8,8 @@ import torch
 
 from distrib.batch import Batch
 from distrib.errors import ConfigError, DataError
-from distrib.models.ease import EaseConfig
-from distrib.models.mult_vae import MultVaeConfig
+from distrib.models.autoencoders.mult_vae import MultVaeConfig
+from distrib.models.shallow.ease import EaseConfig
 from distrib.score.policy import PolicyConfig
 from distrib.score.rules import Rules
 from tests.score.test_scorer import IDS, scorer_of

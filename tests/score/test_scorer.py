@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from distrib.batch import Batch
-from distrib.data.collate import Example
+from distrib.data.feeds.collate import Example
 from distrib.errors import ConfigError, DataError
 from distrib.evaluate.protocol import EvaluateConfig, measure, selection_score
-from distrib.models.biased_mf import BiasedMfConfig
-from distrib.models.conv4rec import Conv4RecConfig
-from distrib.models.ease import EaseConfig
-from distrib.models.mult_vae import MultVaeConfig
-from distrib.models.popularity import Popularity
-from distrib.score.lists import recommend_table
+from distrib.models.autoencoders.conv4rec import Conv4RecConfig
+from distrib.models.autoencoders.mult_vae import MultVaeConfig
+from distrib.models.shallow.biased_mf import BiasedMfConfig
+from distrib.models.shallow.ease import EaseConfig
+from distrib.models.shallow.popularity import Popularity
 from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.rules import Rules
 from distrib.score.scorer import Scorer, Unlikely
+from distrib.score.tables import recommend_table
 from distrib.vocabulary import Vocabulary
 from tests.models.test_contract import every_model, filled
 
@@ -400,6 +400,6 @@ def test_a_doubt_in_bfloat16_is_settled_in_float32(small, monkeypatch):
     scorer.model.output_IH.zero_()
     scorer.model.output_bias_I.copy_(1.0 + torch.arange(50) * 1e-5)
     fast = Scorer(scorer.model, scorer.vocabulary, precision="bf16")
-    monkeypatch.setattr("distrib.score.candidates._MORE_CANDIDATES", 2)
+    monkeypatch.setattr("distrib.score.search._MORE_CANDIDATES", 2)
     found = fast.recommend(Batch.from_lists([[0]]), None, 4)
     assert found.item_BK.tolist() == [[49, 48, 47, 46]]

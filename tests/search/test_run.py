@@ -5,13 +5,13 @@ import json
 import pytest
 
 from distrib.config import load
-from distrib.data.prepare import prepare
-from distrib.data.splits import NoSplit
+from distrib.data.prepare.job import prepare
+from distrib.data.splits.rules import NoSplit
 from distrib.errors import ConfigError
 from distrib.models import EaseConfig
 from distrib.report.plots import study
 from distrib.run_file import RunFile
-from distrib.search.run import RESULT, check, search
+from distrib.tuning.job import RESULT, check, search
 
 pytestmark = pytest.mark.ray
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from distrib.search.space import Choice, Range, SearchConfig, settings_of, with_settings
+from distrib.tuning.space import Choice, Range, SearchConfig, settings_of, with_settings
 
 SPACE = {
     "model.width": Choice(values=(10, 20, 30)),

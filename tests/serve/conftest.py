@@ -9,10 +9,10 @@ import torch
 from starlette.testclient import TestClient
 
 from distrib.checkpoint.bundle import BUNDLE, write_bundle
-from distrib.models.conv4rec import Conv4RecConfig
+from distrib.models.autoencoders.conv4rec import Conv4RecConfig
+from distrib.serve.app import front
 from distrib.serve.config import ServeConfig
-from distrib.serve.desk import Desk
-from distrib.serve.front import front
+from distrib.serve.model_host import Desk
 from distrib.serve.replica import Replica
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from distrib.checkpoint.bundle import BUNDLE
-from distrib.data.prepared import load_vocabulary
+from distrib.data.dataset import load_vocabulary
 from distrib.errors import ConfigError, DataError
-from distrib.score.bulk import score
-from distrib.score.lists import recommend_table
+from distrib.score.bulk.job import score
 from distrib.score.policy import ScoreConfig
 from distrib.score.scorer import Scorer
-from distrib.serve.arrow import stream_of, table_of
+from distrib.score.tables import recommend_table
+from distrib.serve.arrow_stream import stream_of, table_of
 from distrib.serve.config import ServeConfig
 from distrib.serve.deployment import APP, Plan, _require_room, preflight, start
 from distrib.storage import Folder

@@ -8,12 +8,12 @@ from starlette.testclient import TestClient
 
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import BUNDLE, write_bundle
-from distrib.score.fragments import FragmentScorer, fragments_of
-from distrib.score.lists import SINGULAR
+from distrib.score.bulk.fragments import FragmentScorer, fragments_of
+from distrib.score.commit import Publication
 from distrib.score.policy import ScoreConfig
-from distrib.score.publication import Publication
 from distrib.score.scorer import Scorer
-from distrib.serve.arrow import stream_of, table_of
+from distrib.score.tables import SINGULAR
+from distrib.serve.arrow_stream import stream_of, table_of
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 from tests.models.test_contract import every_model, filled

@@ -12,12 +12,12 @@ from starlette.testclient import TestClient
 
 from distrib.batch import Batch
 from distrib.models import EaseConfig, MultVaeConfig
-from distrib.score.lists import recommend_table
 from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.rules import Rules
-from distrib.serve.arrow import ARROW, stream_of, table_of
-from distrib.serve.messages import RecommendRequest
-from distrib.serve.reading import ListAsk
+from distrib.score.tables import recommend_table
+from distrib.serve.arrow_stream import ARROW, stream_of, table_of
+from distrib.serve.requests import ListAsk
+from distrib.serve.schemas import RecommendRequest
 from tests.serve.conftest import IDS, history, served, write_run
 
 LISTS = "/v1/models/default/recommendations"

@@ -3,7 +3,7 @@
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 
-from distrib.serve.arrow import ARROW
+from distrib.serve.arrow_stream import ARROW
 from tests.serve.conftest import served
 
 

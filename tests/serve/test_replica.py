@@ -12,17 +12,17 @@ import torch
 from starlette.testclient import TestClient
 
 from distrib.checkpoint.bundle import BUNDLE
-from distrib.data.prepared import load_vocabulary
+from distrib.data.dataset import load_vocabulary
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.models import BiasedMfConfig, EaseConfig
 from distrib.score.policy import PolicyConfig
-from distrib.serve.arrow import stream_of, table_of
+from distrib.serve.arrow_stream import stream_of, table_of
 from distrib.serve.batching import Batcher, BusyError
 from distrib.serve.config import ServeConfig
-from distrib.serve.desk import Desk
-from distrib.serve.messages import History, RecommendRequest, Wishes
-from distrib.serve.reading import ListAsk
-from distrib.serve.stored import StoredUsers
+from distrib.serve.model_host import Desk
+from distrib.serve.requests import ListAsk
+from distrib.serve.schemas import History, RecommendRequest, Wishes
+from distrib.serve.user_store import StoredUsers
 from distrib.storage import Folder
 from tests.serve.conftest import LocalDesks, history, served, write_run
 from tests.world import write_model

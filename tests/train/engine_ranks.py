@@ -22,16 +22,16 @@ from distrib.models import (
     RecVaeConfig,
     VaeBmfConfig,
 )
-from distrib.noise import Noise
 from distrib.objectives import (
     CosineConfig,
     MultinomialConfig,
     RatingClassesConfig,
     SquaredErrorConfig,
 )
-from distrib.train.deepspeed_engine import DeepSpeedEngine
-from distrib.train.engine import EngineConfig
-from distrib.train.item_engine import ItemEngine
+from distrib.rng import Noise
+from distrib.train.engines.config import EngineConfig
+from distrib.train.engines.deepspeed import DeepSpeedEngine
+from distrib.train.engines.item_parallel import ItemEngine
 from distrib.train.optimizer import OptimizerConfig, ScheduleConfig
 from distrib.train.step import TrainStep
 from tests.conftest import Small

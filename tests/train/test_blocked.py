@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from distrib.batch import Batch, cells_by_block, level_index
-from distrib.models.conv4rec import Conv4RecConfig
-from distrib.models.mult_vae import MultVaeConfig
-from distrib.noise import Noise
+from distrib.models.autoencoders.conv4rec import Conv4RecConfig
+from distrib.models.autoencoders.mult_vae import MultVaeConfig
 from distrib.objectives import (
     BinaryConfig,
     CellObjective,
@@ -21,7 +20,8 @@ from distrib.objectives import (
     SquaredErrorConfig,
 )
 from distrib.objectives.compiled import Compiled, compiled
-from distrib.train.blocked import Blocks, blocked_terms
+from distrib.rng import Noise
+from distrib.train.chunked_loss import Blocks, blocked_terms
 from distrib.train.step import TrainStep, total
 from tests.conftest import Small
 

@@ -18,7 +18,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from distrib.storage import Folder
-from distrib.train.checks import HISTORY
+from distrib.train.run_folder import HISTORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(2400)]
 ROOT = Path(__file__).parents[2]

@@ -8,24 +8,24 @@ import torch
 
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import load_bundle
-from distrib.data.block_feed import BlockConfig
-from distrib.data.cleaning import RatingsConfig
 from distrib.data.config import DataConfig
-from distrib.data.prepare import prepare
-from distrib.data.prepared import load_manifest, user_number
-from distrib.data.sources import Columns, CsvSource, SyntheticLog
-from distrib.data.splits import NoSplit
+from distrib.data.dataset import load_manifest, user_number
+from distrib.data.feeds.tiles import BlockConfig
+from distrib.data.logs.config import Columns, CsvSource, SyntheticLog
+from distrib.data.logs.rating_scale import RatingsConfig
+from distrib.data.prepare.job import prepare
+from distrib.data.splits.rules import NoSplit
 from distrib.errors import ConfigError, DataError, DivergedError
 from distrib.models import MultVaeConfig, VaeBmfConfig
-from distrib.score.bulk import score
-from distrib.score.new_items import require_extended
+from distrib.score.bulk.job import score
+from distrib.score.bulk.new_items import require_extended
 from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
-from distrib.train.checks import check_choice
-from distrib.train.doctor import examine
-from distrib.train.launch import launch
 from distrib.train.optimizer import OptimizerConfig
+from distrib.train.preflight.checks import check_choice
+from distrib.train.preflight.doctor import examine
+from distrib.train.workers.launch import launch
 from tests.train.test_launch import config_of, losses, only_checkpoint
 
 pytestmark = pytest.mark.ray

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distrib.train.deepspeed_config import deepspeed_config
-from distrib.train.engine import EngineConfig, LocalEngine
+from distrib.train.engines.config import EngineConfig
+from distrib.train.engines.deepspeed_config import deepspeed_config
+from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig, ScheduleConfig, build_optimizer
 from tests.train.engine_ranks import CASES, NUM_STEPS, OPTIMIZER, Job, losses, make_step
 

@@ -9,28 +9,29 @@ import torch
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.config import load
 from distrib.data.config import DataConfig
-from distrib.data.feed import Dealing, read_shard
-from distrib.data.prepare import prepare
-from distrib.data.prepared import load_manifest, load_vocabulary
-from distrib.data.source import load_source
-from distrib.data.sources import SyntheticLog
+from distrib.data.dataset import load_manifest, load_vocabulary
+from distrib.data.feeds.base import Dealing
+from distrib.data.feeds.loader import load_source
+from distrib.data.feeds.shards import read_shard
+from distrib.data.logs.config import SyntheticLog
+from distrib.data.prepare.job import prepare
 from distrib.errors import ConfigError
+from distrib.evaluate.job import evaluate
 from distrib.evaluate.protocol import EvaluateConfig
-from distrib.evaluate.run import evaluate
 from distrib.models import AutoRecConfig, EaseConfig, ItemKnnConfig, MultVaeConfig, PopularityConfig
-from distrib.models.popularity import Popularity
+from distrib.models.shallow.popularity import Popularity
 from distrib.objectives import CosineConfig, MultinomialConfig
 from distrib.run_file import RunFile
-from distrib.score.bulk import score
+from distrib.score.bulk.job import score
 from distrib.score.policy import ScoreConfig
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
-from distrib.train.checks import HISTORY, preflight
-from distrib.train.config import TrainConfig
-from distrib.train.engine import EngineConfig
-from distrib.train.launch import launch
-from distrib.train.loop import LoopConfig
+from distrib.train.config import LoopConfig, TrainConfig
+from distrib.train.engines.config import EngineConfig
 from distrib.train.optimizer import OptimizerConfig
+from distrib.train.preflight.checks import preflight
+from distrib.train.run_folder import HISTORY
+from distrib.train.workers.launch import launch
 
 pytestmark = pytest.mark.ray
 

@@ -16,21 +16,21 @@ import torch
 
 from distrib.checkpoint.bundle import load_bundle
 from distrib.data.config import DataConfig
-from distrib.data.prepare import prepare
-from distrib.data.sources import CsvSource, SyntheticLog
-from distrib.data.splits import NoSplit
+from distrib.data.logs.config import CsvSource, SyntheticLog
+from distrib.data.prepare.job import prepare
+from distrib.data.splits.rules import NoSplit
 from distrib.errors import CheckpointError, ConfigError, DataError, DivergedError, StoppedError
 from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import Conv4RecConfig, MultVaeConfig
 from distrib.objectives import MultinomialConfig, RatingClassesConfig
 from distrib.storage import Folder
-from distrib.train.checks import HISTORY, preflight
-from distrib.train.config import TrainConfig
-from distrib.train.doctor import examine
-from distrib.train.engine import EngineConfig
-from distrib.train.launch import launch
-from distrib.train.loop import CheckpointConfig, LoopConfig
+from distrib.train.config import CheckpointConfig, LoopConfig, TrainConfig
+from distrib.train.engines.config import EngineConfig
 from distrib.train.optimizer import OptimizerConfig
+from distrib.train.preflight.checks import preflight
+from distrib.train.preflight.doctor import examine
+from distrib.train.run_folder import HISTORY
+from distrib.train.workers.launch import launch
 
 pytestmark = pytest.mark.ray
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed
 
-from distrib.train.engine import Update
-from distrib.train.ledger import NORM, Bad, Ledger
+from distrib.train.engines.base import Update
+from distrib.train.workers.loss_reducer import NORM, Bad, Ledger
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from distrib.checkpoint.state import SavedState, write_pieces
-from distrib.data.collate import Rows, gather
-from distrib.data.feed import Dealing, ResidentFeed, Shard, StreamingFeed, ahead
+from distrib.data.feeds.base import Dealing, ahead
+from distrib.data.feeds.collate import Rows, gather
+from distrib.data.feeds.resident import ResidentFeed
+from distrib.data.feeds.streaming import Shard, StreamingFeed
 from distrib.data.schema import Role, Subset
 from distrib.errors import CheckpointError, DataError
 from distrib.storage import Folder
-from distrib.train.engine import LocalEngine
+from distrib.train.engines.local import LocalEngine
 from distrib.train.loop import TrainState, run_epochs
 from distrib.train.optimizer import OptimizerConfig
 from tests.train.engine_ranks import CASES, make_step

@@ -8,8 +8,8 @@ import pytest
 from distrib.config import load
 from distrib.errors import ConfigError
 from distrib.run_file import RunFile
-from distrib.train.item_codes import trained_model
-from distrib.train.planner import Sizes, _small, plan
+from distrib.train.preflight.estimate import Sizes, _small, plan
+from distrib.train.schemes.item_side import trained_model
 
 ROOT = Path(__file__).parents[2]
 SIZES = Sizes(3000, 700, 40_000)

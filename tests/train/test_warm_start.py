@@ -6,24 +6,23 @@ import pytest
 import torch
 
 from distrib.checkpoint.bundle import BUNDLE, Bundle, load_bundle
-from distrib.data.cleaning import RatingsConfig
 from distrib.data.config import DataConfig
-from distrib.data.prepare import prepare
-from distrib.data.prepared import load_vocabulary
-from distrib.data.sources import Columns, CsvSource
+from distrib.data.dataset import load_vocabulary
+from distrib.data.logs.config import Columns, CsvSource
+from distrib.data.logs.rating_scale import RatingsConfig
+from distrib.data.prepare.job import prepare
 from distrib.errors import ConfigError
 from distrib.evaluate.protocol import EvaluateConfig
-from distrib.models.conv4rec import Conv4RecConfig
-from distrib.models.mult_vae import MultVaeConfig
+from distrib.models.autoencoders.conv4rec import Conv4RecConfig
+from distrib.models.autoencoders.mult_vae import MultVaeConfig
 from distrib.objectives import RatingClassesConfig
 from distrib.storage import Folder
-from distrib.train.checks import preflight
-from distrib.train.config import TrainConfig
-from distrib.train.engine import EngineConfig
-from distrib.train.launch import launch
-from distrib.train.loop import LoopConfig
+from distrib.train.config import LoopConfig, TrainConfig
+from distrib.train.engines.config import EngineConfig
 from distrib.train.optimizer import OptimizerConfig
+from distrib.train.preflight.checks import preflight
 from distrib.train.warm_start import begin_with, require_same_kind
+from distrib.train.workers.launch import launch
 from distrib.vocabulary import Vocabulary
 from tests.models.test_contract import CASES
 

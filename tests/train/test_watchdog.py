@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distrib.train.watchdog import Said, missing_ranks
+from distrib.train.workers.watchdog import Said, missing_ranks
 
 ROOT = Path(__file__).parents[2]
 

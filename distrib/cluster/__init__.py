@@ -1,0 +1,1 @@
+"""What we ask of Ray itself: resources, actors, gauges."""

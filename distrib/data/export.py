@@ -1,0 +1,178 @@
+"""The convert job: a log, or prepared histories, to files that other tools and jobs read."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import ray.data
+
+from distrib import __version__
+from distrib.data.arrow import to_numpy
+from distrib.data.config import ConvertConfig, DataConfig, LogFormat
+from distrib.data.dataset import load_manifest, load_vocabulary, read_part
+from distrib.data.prepare.cleaning import rejected_counts
+from distrib.data.prepare.histories import interactions_of
+from distrib.data.prepare.job import plan_of
+from distrib.data.prepare.stages import kept_rows, readings
+from distrib.data.prepare.write import described
+from distrib.data.schema import Origin, Status
+from distrib.errors import ConfigError, DataError
+from distrib.events import emit
+from distrib.storage import Folder
+
+RESULT = "_manifest.json"
+"""Written last; readers of folders pass over names that begin so."""
+
+_BEGUN = "_begun.json"
+_TYPES = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
+
+
+def preflight(data: DataConfig, config: ConvertConfig) -> None:
+    """Check what can be known before any task starts.
+
+    Args:
+        data: What is converted.
+        config: What to.
+
+    Raises:
+        ConfigError: There is no place to write to.
+        DataError: There is nothing to convert, or the place is taken or cannot be written.
+    """
+    if config.output is None:
+        raise ConfigError("convert.output is not set; name a folder to write to")
+    target = Folder(config.output)
+    if target.exists(RESULT) or (target.files() and not target.exists(_BEGUN)):
+        raise DataError(f"{target}: holds files already; set convert.output to a new folder")
+    if config.of == "prepared":
+        load_manifest(Folder(data.prepared))
+    else:
+        plan_of(data)
+    target.require_writable()
+
+
+def convert(data: DataConfig, config: ConvertConfig) -> dict[str, Any]:
+    """Write the files, and a manifest when all are there.
+
+    Args:
+        data: What is converted.
+        config: What to.
+
+    Returns:
+        ``output``, and ``counts`` of rows: read = written + rejected by reason.
+    """
+    preflight(data, config)
+    target = Folder(str(config.output))
+    for name in target.files():  # of a conversion that did not come to its end
+        target.remove(name)
+    target.write_json(_BEGUN, {"distrib": __version__})
+    is_prepared = config.of == "prepared"
+    numbers, table_of = _prepared_tables(data) if is_prepared else _source_tables(data)
+
+    def write(batch: pa.Table) -> Iterator[pa.Table]:
+        for number in batch["number"].to_pylist():
+            table, rejected = table_of(number)
+            name = f"part-{number:05d}.{config.format}"
+            content = encoded(table, config.format, f"{target / name}")
+            target.write(name, content)
+            entry = {**described(name, content), "rows": len(table), "rejected": rejected}
+            yield pa.table({"entry": [json.dumps(entry)]})
+
+    items = [{"number": number} for number in numbers]
+    written = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        write, batch_size=1, batch_format="pyarrow"
+    )
+    entries = sorted(
+        (json.loads(row["entry"]) for row in written.take_all()),
+        key=lambda entry: str(entry["name"]),
+    )
+    rejected = sum((Counter(entry.pop("rejected")) for entry in entries), Counter())
+    rows = sum(entry["rows"] for entry in entries)
+    counts = {"read": rows + rejected.total(), "written": rows, "rejected": dict(rejected)}
+    target.write_json(
+        RESULT, {"distrib": __version__, "files": entries, "counts": counts, "of": config.of}
+    )
+    target.remove(_BEGUN)
+    emit("converted", folder=str(target), counts=counts)
+    return {"output": str(target), "counts": counts}
+
+
+def encoded(table: pa.Table, format: LogFormat, where: str) -> bytes:
+    """Write a table as a file of some format.
+
+    Args:
+        table: Columns of `_TYPES`.
+        format: Which.
+        where: Name for messages.
+
+    Returns:
+        The bytes; equal tables give equal bytes.
+
+    Raises:
+        DataError: An id holds a character that the format has no way to write.
+    """
+    sink = io.BytesIO()
+    if format == "parquet":
+        pq.write_table(table, sink, compression="zstd")
+        return sink.getvalue()
+    names, separator, quoting = table.column_names, ",", "needed"
+    if format == "inter":
+        names, separator, quoting = [f"{n}:{_TYPES[n]}" for n in names], "\t", "none"
+    sink.write((separator.join(names) + "\n").encode())
+    options = pacsv.WriteOptions(include_header=False, delimiter=separator, quoting_style=quoting)
+    try:
+        pacsv.write_csv(table, sink, options)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{where}: an id holds a tab, a quote or a line break, which {format!r} cannot "
+            f'write ({error}); use format = "parquet"'
+        ) from error
+    return sink.getvalue()
+
+
+def _source_tables(data: DataConfig) -> tuple[list[int], Callable[[int], Any]]:
+    plan = plan_of(data)
+    pieces = {p.number: p for p in plan.pieces if p.file.origin == Origin.LOG}
+
+    def table_of(number: int) -> tuple[pa.Table, dict[str, int]]:
+        kept, rejected = [], Counter[str]()
+        for reading in readings(pieces[number], plan):
+            rows = reading.interactions
+            good = kept_rows(rows)
+            rest = rows.slice(len(good))
+            kept.append(
+                _columns(good, plan.layout.columns.rating is not None, plan.layout.has_time)
+            )
+            for status, count in rejected_counts(rest).items():
+                rejected[Status(status).reason] += count
+        return pa.concat_tables(kept), dict(rejected)
+
+    return list(pieces), table_of
+
+
+def _prepared_tables(data: DataConfig) -> tuple[list[int], Callable[[int], Any]]:
+    folder = Folder(data.prepared)
+    manifest = load_manifest(folder)
+    shards = {entry["shard"]: entry for entry in manifest["shards"]}
+    has_time = manifest["times"]["last"] is not None
+    vocabulary = load_vocabulary(folder, manifest)
+
+    def table_of(number: int) -> tuple[pa.Table, dict[str, int]]:
+        rows = interactions_of(read_part(folder, shards[number]), vocabulary, number)
+        has_rating = len(vocabulary.levels) > 1 or bool((to_numpy(rows["rating"]) != 1).any())
+        return _columns(rows, has_rating, has_time), {}
+
+    return list(shards), table_of
+
+
+def _columns(rows: pa.Table, has_rating: bool, has_time: bool) -> pa.Table:
+    found = {"user_id": rows["user"], "item_id": rows["item"]}
+    if has_rating:
+        found["rating"] = rows["rating"]
+    if has_time:
+        found["timestamp"] = rows["time"]
+    return pa.table(found)

@@ -1,0 +1,1 @@
+"""Histories to batches: the same global batches on any number of ranks."""

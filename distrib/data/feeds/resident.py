@@ -1,0 +1,76 @@
+"""A feed from histories in memory, on the host or on this rank's device."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distrib.batch import Batch
+from distrib.data.feeds.base import BATCHES_AHEAD, Dealing, RankBatch, ahead, epoch_order, own_rows
+from distrib.data.feeds.collate import IntArray, Rows, gather
+
+
+class ResidentFeed:
+    """From histories in memory, shared by all ranks of a node, or in this rank's GPU."""
+
+    def __init__(
+        self, train: Rows, valid: Rows, dealing: Dealing, device: torch.device | None = None
+    ) -> None:
+        self.num_users = train.num_users
+        self.dealing = dealing
+        self._train, self._valid = train, valid
+        self._gathered = _OnDevice(train, device).gather if device else _OnHost(train).gather
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
+        """Slice the permutation of all users; see `Feed`."""
+        return ahead(self._batches(epoch, first_step), BATCHES_AHEAD)
+
+    def _batches(self, epoch: int, first_step: int) -> Iterator[RankBatch]:
+        dealing = self.dealing
+        order = epoch_order(self.num_users, dealing.seed, epoch)
+        for start in range(first_step * dealing.batch_users, len(order), dealing.batch_users):
+            chosen = order[start : start + dealing.batch_users]
+            mine = np.array_split(chosen, dealing.world_size)[dealing.rank]
+            yield RankBatch(self._gathered(mine), len(chosen))
+
+    def num_steps(self, epoch: int) -> int:
+        """Return the same for every epoch; see `Feed`."""
+        del epoch
+        return self.dealing.num_steps(self.num_users)
+
+    def training_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+        """Yield one part; see `Feed`."""
+        yield self._train, own_rows(self._train, self.dealing)
+
+    def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+        """Yield one part; see `Feed`."""
+        yield self._valid, own_rows(self._valid, self.dealing)
+
+
+class _OnHost:
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def gather(self, wanted_B: IntArray) -> Batch:
+        return gather(self.rows, wanted_B)[0]
+
+
+class _OnDevice:
+    """Rows as tensors on a device; gathers there, without a copy from the host."""
+
+    def __init__(self, rows: Rows, device: torch.device) -> None:
+        self.number_B, self.pointer_P, self.item_N, self.value_N = (
+            torch.from_numpy(part.copy()).to(device)
+            for part in (rows.number_B, rows.pointer_P, rows.item_N, rows.value_N)
+        )
+
+    def gather(self, wanted_B: IntArray) -> Batch:
+        wanted = torch.from_numpy(wanted_B).to(self.item_N.device)
+        start_B = self.pointer_P[wanted]
+        length_B = self.pointer_P[wanted + 1] - start_B
+        pointer_P: Tensor = torch.cat([length_B.new_zeros(1), length_B.cumsum(0)])
+        place_N = torch.arange(int(pointer_P[-1]), device=wanted.device)
+        place_N += (start_B - pointer_P[:-1]).repeat_interleave(length_B)
+        items = self.item_N[place_N].to(torch.int64)
+        return Batch(self.number_B[wanted], pointer_P, items, self.value_N[place_N])

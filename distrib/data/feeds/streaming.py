@@ -1,0 +1,164 @@
+"""A feed from the shards' files, a window of whole shards at a time."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distrib.batch import Batch
+from distrib.data.feeds.base import BATCHES_AHEAD, Dealing, RankBatch, ahead
+from distrib.data.feeds.collate import IntArray, Rows, gather, merge, training_rows
+from distrib.data.feeds.shards import read_item_rows, read_user_rows, validation_rows
+from distrib.errors import DataError
+from distrib.storage import Folder
+
+
+class Shard(NamedTuple):
+    """A shard of a prepared folder, as a streaming feed needs to know it."""
+
+    entry: Mapping[str, Any]
+    """From the manifest."""
+
+    num_train: int
+    """Its training users."""
+
+
+class StreamingFeed:
+    """From the shards' files, a window of whole shards at a time; the next is read meanwhile.
+
+    Shards come in an order drawn for the epoch, and the users of a window in an order drawn for
+    the window. Each rank reads the part of a window that is its own, so that ranks together read
+    every file about once; which users make a batch does not depend on that.
+    """
+
+    def __init__(
+        self,
+        prepared: Folder,
+        shards: Sequence[Shard],
+        dealing: Dealing,
+        *,
+        asked: Sequence[Mapping[str, Any]] | None = None,
+        num_shards: int,
+        window_users: int,
+    ) -> None:
+        self.num_users = sum(shard.num_train for shard in shards)
+        self.dealing = dealing
+        self._prepared = prepared
+        self._shards = shards
+        self._asked = [shard.entry for shard in shards] if asked is None else asked
+        self._num_shards = num_shards
+        self._window_users = window_users
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
+        """Slice the windows' orders, one after the other; see `Feed`."""
+        return ahead(self._batches(epoch, first_step), BATCHES_AHEAD)
+
+    def _batches(self, epoch: int, first_step: int) -> Iterator[RankBatch]:
+        size = self.dealing.batch_users
+        parts: list[Batch] = []
+        num_users = 0
+        for window, first in self._windows(epoch, first_step * size):
+            start = first
+            while start < window.num_users:
+                stop = min(window.num_users, start + size - num_users)
+                parts.append(window.part(start, stop))
+                num_users += stop - start
+                start = stop
+                if num_users == size:
+                    yield RankBatch(Batch.joined(parts), num_users)
+                    parts, num_users = [], 0
+        if num_users:
+            yield RankBatch(Batch.joined(parts), num_users)
+
+    def _windows(self, epoch: int, skip: int) -> Iterator[tuple["_Window", int]]:
+        """Yield the windows from a user's place in the epoch on, and that place in the first."""
+        wanted = []
+        for number, shards in enumerate(self._cut(epoch)):
+            num_users = sum(shard.num_train for shard in shards)
+            if skip < num_users:
+                wanted.append((number, shards, skip))
+            skip = max(0, skip - num_users)
+        with ThreadPoolExecutor(1) as reader:
+            coming = deque(
+                reader.submit(self._read, epoch, number, shards) for number, shards, _ in wanted[:1]
+            )
+            for place, (_, _, first) in enumerate(wanted):
+                window = coming.popleft().result()
+                for number, shards, _ in wanted[place + 1 : place + 2]:
+                    coming.append(reader.submit(self._read, epoch, number, shards))
+                yield window, first
+
+    def _cut(self, epoch: int) -> list[list[Shard]]:
+        """Return the shards of each window of an epoch."""
+        windows: list[list[Shard]] = []
+        held = self._window_users
+        for place in np.random.default_rng([self.dealing.seed, epoch]).permutation(
+            len(self._shards)
+        ):
+            if held >= self._window_users:
+                windows.append([])
+                held = 0
+            windows[-1].append(self._shards[place])
+            held += self._shards[place].num_train
+        return windows
+
+    def _read(self, epoch: int, number: int, shards: Sequence[Shard]) -> "_Window":
+        """Read this rank's part of a window."""
+        ends = np.cumsum([0, *(shard.num_train for shard in shards)])
+        total, rank, world_size = int(ends[-1]), self.dealing.rank, self.dealing.world_size
+        low, high = total * rank // world_size, total * (rank + 1) // world_size
+        overlapping = [
+            place for place in range(len(shards)) if ends[place] < high and ends[place + 1] > low
+        ]
+        rows = [self._train_rows(shards[place]) for place in overlapping]
+        order = np.random.default_rng([self.dealing.seed, epoch, number]).permutation(total)
+        base = int(ends[overlapping[0]]) if overlapping else 0
+        return _Window(order, merge(rows) if rows else None, base, low, high)
+
+    def _train_rows(self, shard: Shard) -> Rows:
+        if "first_item" in shard.entry:
+            found = read_item_rows(self._prepared, shard.entry)
+        else:
+            found = training_rows(*read_user_rows(self._prepared, shard.entry, self._num_shards))
+        if found.num_users != shard.num_train:
+            raise DataError(
+                f"{self._prepared / shard.entry['name']}: {found.num_users} training users, "
+                f"{shard.num_train} when training began; it was changed, train in a new run folder"
+            )
+        return found
+
+    def num_steps(self, epoch: int) -> int:
+        """Return the same for every epoch; see `Feed`."""
+        del epoch
+        return self.dealing.num_steps(self.num_users)
+
+    def training_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+        """Yield every so many shards; see `Feed`."""
+        for shard in self._shards[self.dealing.rank :: self.dealing.world_size]:
+            rows = self._train_rows(shard)
+            yield rows, np.arange(rows.num_users)
+
+    def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+        """Yield the validation users of every so many shards; see `Feed`."""
+        for entry in self._asked[self.dealing.rank :: self.dealing.world_size]:
+            asked = validation_rows(*read_user_rows(self._prepared, entry, self._num_shards))
+            yield asked, np.arange(asked.num_users)
+
+
+class _Window:
+    """Some users in the order of the epoch, of whom this rank holds those from low to high."""
+
+    def __init__(self, order: IntArray, rows: Rows | None, base: int, low: int, high: int) -> None:
+        self.num_users = len(order)
+        self._order, self._rows, self._base = order, rows, base
+        self._low, self._high = low, high
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Return this rank's users among those from start to stop of the order."""
+        chosen = self._order[start:stop]
+        mine = chosen[(chosen >= self._low) & (chosen < self._high)]
+        if self._rows is None:
+            return Batch.from_lists([])
+        return gather(self._rows, mine - self._base)[0]

@@ -1,0 +1,358 @@
+"""The feed of models that read both users and items: blocks of some of each, and where they meet.
+
+The blocks of a pass, their order and what they hold are pure functions of (seed, epoch); ranks
+share the users of a block, and all of them hold its items.
+"""
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+
+from distrib.batch import Batch
+from distrib.config import Config
+from distrib.data.feeds.base import Dealing, RankBatch, ahead, own_rows
+from distrib.data.feeds.collate import IntArray, Rows, gather
+from distrib.rng import Noise
+from distrib.tiles import Block, Side, Transposed
+
+BATCHES_AHEAD = 3
+_KEPT_BYTES = 1 << 30
+_USERS, _ITEMS = 0, 1
+
+
+class BlockConfig(Config):
+    """How users and items meet in training; for models that read both."""
+
+    order: Literal["nested", "shuffled", "sequential", "edges"] = "nested"
+    """``nested``: all items' blocks for the first users, then for the next; ``shuffled``: the same
+    pairs in any order; ``sequential``: users alone in one epoch, items alone in the next, against
+    the last codes of the other side; ``edges``: ratings in any order, with users and items that
+    they are of, which suits catalogues where blocks would be empty."""
+
+    items: PositiveInt = 100
+    """Items of a block; ``train.batch_users`` are its users."""
+
+    ratings: PositiveInt = 10_000
+    """Ratings of a step in the order ``edges``."""
+
+    max_history: NonNegativeInt = 0
+    """Interactions of a row that are read at most, a fresh sample for each epoch, scaled up in
+    sums; 0: all. Popular items have as many as there are users."""
+
+
+class Ratings(NamedTuple):
+    """What training reads, from both sides."""
+
+    users: Rows
+    items: Rows
+    """Those with any training rating; ``item_N`` are numbers of users."""
+
+    num_columns: tuple[int, int]
+    """Items that users may list, and numbers of users that items may list."""
+
+
+class BlockFeed:
+    """See `Feed`; batches are `Block`s, and count ratings in place of users."""
+
+    def __init__(
+        self, ratings: Ratings, valid: Rows, dealing: Dealing, config: BlockConfig
+    ) -> None:
+        self.num_users = ratings.users.num_users
+        self.dealing, self.config = dealing, config
+        self._ratings, self._valid = ratings, valid
+        self._sides = (ratings.users, ratings.items)
+        self._plan: _Plan | None = None
+
+    def num_steps(self, epoch: int) -> int:
+        """Return the blocks of an epoch; see `Feed`."""
+        return self._planned(epoch).num_steps
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
+        """Yield this rank's part of each block; see `Feed`."""
+        plan = self._planned(epoch)
+        steps = range(first_step, plan.num_steps)
+        return ahead((plan.block(step) for step in steps), BATCHES_AHEAD)
+
+    def training_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+        """Yield one part, of users; see `Feed`."""
+        yield self._ratings.users, own_rows(self._ratings.users, self.dealing)
+
+    def item_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+        """Yield one part, of items; see `Feed`."""
+        yield self._ratings.items, own_rows(self._ratings.items, self.dealing)
+
+    def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+        """Yield one part; see `Feed`."""
+        yield self._valid, own_rows(self._valid, self.dealing)
+
+    def _planned(self, epoch: int) -> "_Plan":
+        if self._plan is None or self._plan.epoch != epoch:
+            kinds: dict[str, Callable[..., _Plan]] = {
+                "sequential": _Turn,
+                "edges": _Edges,
+            }
+            kind = kinds.get(self.config.order, _Pairs)
+            self._plan = kind(self._ratings, self.dealing, self.config, epoch)
+        return self._plan
+
+
+class _Plan(ABC):
+    """What the blocks of one epoch are."""
+
+    num_steps: int
+
+    def __init__(self, ratings: Ratings, dealing: Dealing, config: BlockConfig, epoch: int) -> None:
+        self.ratings, self.dealing, self.config, self.epoch = ratings, dealing, config, epoch
+        self.sides = (ratings.users, ratings.items)
+        self.rng = np.random.default_rng([dealing.seed, epoch])
+
+    @abstractmethod
+    def block(self, step: int) -> RankBatch:
+        """Make this rank's part of a block."""
+
+    def side(self, kind: int, wanted_B: IntArray, tag: int, share: float = 1.0) -> Side:
+        """Gather rows of one side; the sample of long histories depends on ``tag``."""
+        batch, _ = gather(self.sides[kind], wanted_B)
+        scale_B = torch.ones(batch.num_users)
+        if self.config.max_history:
+            seed = self.dealing.seed, 2 * self.epoch + kind
+            batch, scale_B = _sampled(batch, self.config.max_history, Noise.of(*seed), tag)
+        num_columns = self.ratings.num_columns[kind]
+        transposed = Transposed.of(batch.item_N, batch.pointer_P, num_columns)
+        ones_B = torch.ones(batch.num_users)
+        return Side(batch, transposed, scale_B, ones_B, torch.tensor([share]))
+
+
+class _Pairs(_Plan):
+    """Every block of users meets every block of items; pairs without a rating are passed over."""
+
+    def __init__(self, ratings: Ratings, dealing: Dealing, config: BlockConfig, epoch: int) -> None:
+        super().__init__(ratings, dealing, config, epoch)
+        sizes = (dealing.batch_users, config.items)
+        self.parts = tuple(
+            dealt(rows, size, self.rng) for rows, size in zip(self.sides, sizes, strict=True)
+        )
+        places = [_places(parts) for parts in self.parts]
+        self._bucket(*places)
+        shape = len(self.parts[_USERS]), len(self.parts[_ITEMS])
+        is_met = np.diff(self.bounds).reshape(shape) > 0
+        self.num_met = is_met.sum(1), is_met.sum(0)
+        self.pairs = self._ordered(config.order)
+        self.num_steps = len(self.pairs)
+        self.kept: OrderedDict[tuple[int, int], Side] = OrderedDict()
+        self.kept_bytes = 0
+
+    def _bucket(self, users: "_Places", items: "_Places") -> None:
+        """Sort all ratings by pair of blocks, then by row of the user in the block."""
+        rows = self.ratings.users
+        user_N = np.repeat(np.arange(rows.num_users), np.diff(rows.pointer_P))
+        row_of_item = np.zeros(self.ratings.num_columns[_USERS], dtype=np.int64)
+        row_of_item[self.ratings.items.number_B] = np.arange(self.ratings.items.num_users)
+        item_N = row_of_item[rows.item_N]
+        num_pairs = len(self.parts[_USERS]) * len(self.parts[_ITEMS])
+        pair_N = users.block_R[user_N] * len(self.parts[_ITEMS]) + items.block_R[item_N]
+        row_N = users.row_R[user_N]
+        largest = max(map(len, self.parts[_USERS]))
+        order_N = np.argsort(pair_N * largest + row_N, kind="stable")
+        self.bounds = np.concatenate([[0], np.bincount(pair_N, minlength=num_pairs).cumsum()])
+        self.row_N = row_N[order_N].astype(np.int32)
+        self.column_N = items.row_R[item_N][order_N].astype(np.int32)
+        self.value_N = rows.value_N[order_N]
+
+    def _ordered(self, order: str) -> IntArray:
+        """Return the pairs that hold ratings, in the order of training."""
+        num_users, num_items = (len(parts) for parts in self.parts)
+        if order == "shuffled":
+            pairs = self.rng.permutation(num_users * num_items)
+        else:
+            inner = [self.rng.permutation(num_items) for _ in range(num_users)]
+            users = self.rng.permutation(num_users)
+            pairs = np.concatenate(
+                [user * num_items + items for user, items in zip(users, inner, strict=True)]
+            )
+        return pairs[np.diff(self.bounds)[pairs] > 0]
+
+    def block(self, step: int) -> RankBatch:
+        pair = int(self.pairs[step])
+        user_part, item_part = divmod(pair, len(self.parts[_ITEMS]))
+        low, high = _own_range(self.ratings.users, self.parts[_USERS][user_part], self.dealing)
+        start, stop = self.bounds[pair], self.bounds[pair + 1]
+        first, last = start + np.searchsorted(self.row_N[start:stop], [low, high])
+        users = self._kept(_USERS, user_part, self.parts[_USERS][user_part][low:high])
+        items = self._kept(_ITEMS, item_part, self.parts[_ITEMS][item_part])
+        cells = _cells(
+            self.row_N[first:last].astype(np.int64) - low,
+            self.column_N[first:last].astype(np.int64),
+            self.value_N[first:last],
+            users.batch.user_B,
+        )
+        transposed = Transposed.of(cells.item_N, cells.pointer_P, items.batch.num_users)
+        block = Block(users, items, cells, transposed, torch.tensor([step]))
+        return RankBatch(block, int(stop - start))
+
+    def _kept(self, kind: int, part: int, wanted_B: IntArray) -> Side:
+        """Return a side that is met again in this epoch, made anew where memory is short."""
+        key = (kind, part)
+        if key in self.kept:
+            self.kept.move_to_end(key)
+            return self.kept[key]
+        share = 1.0 if kind == _USERS else 1.0 / self.dealing.world_size
+        side = self.side(kind, wanted_B, part, share)
+        times = float(self.num_met[kind][part])
+        side = side._replace(repeats_B=torch.full_like(side.repeats_B, times))
+        self.kept[key] = side
+        self.kept_bytes += _size(side)
+        while self.kept_bytes > _KEPT_BYTES and len(self.kept) > 1:
+            self.kept_bytes -= _size(self.kept.popitem(last=False)[1])
+        return side
+
+
+class _Turn(_Plan):
+    """Users alone in even epochs, items alone in odd ones."""
+
+    def __init__(self, ratings: Ratings, dealing: Dealing, config: BlockConfig, epoch: int) -> None:
+        super().__init__(ratings, dealing, config, epoch)
+        self.kind = epoch % 2
+        size = (dealing.batch_users, config.items)[self.kind]
+        self.parts = dealt(self.sides[self.kind], size, self.rng)
+        self.num_steps = len(self.parts)
+
+    def block(self, step: int) -> RankBatch:
+        part = self.parts[step]
+        rows = self.sides[self.kind]
+        low, high = _own_range(rows, part, self.dealing)
+        cells, _ = gather(rows, part[low:high])
+        mine = self.side(self.kind, part[low:high], step)
+        users, items = (mine, None) if self.kind == _USERS else (None, mine)
+        columns = self.ratings.num_columns[self.kind]
+        transposed = Transposed.of(cells.item_N, cells.pointer_P, columns)
+        count = int(np.diff(rows.pointer_P)[part].sum())
+        return RankBatch(Block(users, items, cells, transposed, torch.tensor([step])), count)
+
+
+class _Edges(_Plan):
+    """Ratings in a random order, so many at a time."""
+
+    def __init__(self, ratings: Ratings, dealing: Dealing, config: BlockConfig, epoch: int) -> None:
+        super().__init__(ratings, dealing, config, epoch)
+        rows = ratings.users
+        self.order = self.rng.permutation(len(rows.item_N))
+        self.row_of_item = np.zeros(ratings.num_columns[_USERS], dtype=np.int64)
+        self.row_of_item[ratings.items.number_B] = np.arange(ratings.items.num_users)
+        self.num_steps = -(-len(self.order) // config.ratings)
+
+    def block(self, step: int) -> RankBatch:
+        size = self.config.ratings
+        chosen = np.sort(self.order[step * size : (step + 1) * size])
+        rows = self.ratings.users
+        user_N = np.searchsorted(rows.pointer_P, chosen, side="right") - 1
+        users, row_N = np.unique(user_N, return_inverse=True)
+        items, column_N = np.unique(self.row_of_item[rows.item_N[chosen]], return_inverse=True)
+        low, high = _own_range(rows, users, self.dealing)
+        mine = (row_N >= low) & (row_N < high)
+        here = [np.bincount(row_N), np.bincount(column_N)]
+        sides = []
+        for kind, wanted in ((_USERS, users[low:high]), (_ITEMS, items)):
+            share = 1.0 if kind == _USERS else 1.0 / self.dealing.world_size
+            side = self.side(kind, wanted, step, share)
+            count_B = here[kind][low:high] if kind == _USERS else here[kind]
+            length_B = np.diff(self.sides[kind].pointer_P)[wanted]
+            repeats_B = torch.from_numpy(length_B / count_B).float()
+            sides.append(side._replace(repeats_B=repeats_B))
+        cells = _cells(
+            row_N[mine] - low, column_N[mine], rows.value_N[chosen][mine], sides[0].batch.user_B
+        )
+        transposed = Transposed.of(cells.item_N, cells.pointer_P, len(items))
+        return RankBatch(
+            Block(sides[0], sides[1], cells, transposed, torch.tensor([step])), len(chosen)
+        )
+
+
+def dealt(rows: Rows, size: int, rng: np.random.Generator) -> list[IntArray]:
+    """Deal rows into blocks that are even in size and in interactions.
+
+    Rows are sorted by length, and of each stretch of as many as there are blocks every block gets
+    one, by lot.
+
+    Args:
+        rows: Histories.
+        size: Rows of a block, at most.
+        rng: Draws the lots.
+
+    Returns:
+        Rows of each block.
+    """
+    num_blocks = max(1, -(-rows.num_users // size))
+    lots = rng.random(rows.num_users)
+    by_length = np.lexsort((lots, -np.diff(rows.pointer_P)))
+    stretch = np.arange(rows.num_users) // num_blocks
+    within = np.lexsort((rng.random(rows.num_users), stretch))
+    block_R = np.empty(rows.num_users, dtype=np.int64)
+    block_R[by_length[within]] = np.arange(rows.num_users) % num_blocks
+    order = np.argsort(block_R, kind="stable")
+    return np.split(order, np.bincount(block_R, minlength=num_blocks).cumsum()[:-1])
+
+
+class _Places(NamedTuple):
+    """Where each row is."""
+
+    block_R: IntArray
+    row_R: IntArray
+
+
+def _places(parts: list[IntArray]) -> _Places:
+    lengths = np.array([len(part) for part in parts])
+    block_R, row_R = np.empty((2, lengths.sum()), dtype=np.int64)
+    everyone = np.concatenate(parts)
+    block_R[everyone] = np.repeat(np.arange(len(parts)), lengths)
+    row_R[everyone] = np.concatenate([np.arange(length) for length in lengths])
+    return _Places(block_R, row_R)
+
+
+def _own_range(rows: Rows, part: IntArray, dealing: Dealing) -> tuple[int, int]:
+    """Return which rows of a block are this rank's: about as many interactions as any other's."""
+    before = np.concatenate([[0], np.diff(rows.pointer_P)[part].cumsum()])
+    shares = before[-1] * np.arange(dealing.world_size + 1) / dealing.world_size
+    cuts = np.searchsorted(before, shares)
+    cuts[-1] = len(part)
+    return int(cuts[dealing.rank]), int(cuts[dealing.rank + 1])
+
+
+def _cells(
+    row_N: IntArray,
+    column_N: IntArray,
+    value_N: npt.NDArray[np.float32],
+    user_B: torch.Tensor,
+) -> Batch:
+    """Make a batch of ratings that are sorted by row."""
+    counts = np.bincount(row_N, minlength=len(user_B))
+    pointer_P = torch.from_numpy(np.concatenate([[0], counts.cumsum()]).astype(np.int64))
+    return Batch(user_B, pointer_P, torch.from_numpy(column_N), torch.from_numpy(value_N))
+
+
+def _sampled(batch: Batch, most: int, noise: Noise, tag: int) -> tuple[Batch, torch.Tensor]:
+    """Keep at most so many interactions of each row; return what each then stands for.
+
+    Which ones depends on row and tag alone, not on what else is in the batch.
+    """
+    row_N = batch.row_N.numpy()
+    lots_N = noise.uniform(tag, batch.user_B[batch.row_N], batch.item_N).numpy()
+    order = np.lexsort((lots_N, row_N))
+    place_N = np.arange(len(row_N)) - batch.pointer_P.numpy()[row_N]
+    keep_N = np.zeros(len(row_N), dtype=bool)
+    keep_N[order] = place_N < most
+    scale_B = batch.length_B.float() / batch.length_B.clamp(min=1, max=most)
+    return batch.keep(torch.from_numpy(keep_N)), scale_B
+
+
+def _size(part: Any) -> int:
+    """Return the bytes of all tensors in a tuple of tuples."""
+    if isinstance(part, tuple):
+        return sum(map(_size, part))
+    return part.nbytes if isinstance(part, torch.Tensor) else 0

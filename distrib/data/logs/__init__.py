@@ -1,0 +1,1 @@
+"""A rating log, whatever its format: found out, read in pieces, checked. Knows no Ray."""

@@ -1,0 +1,85 @@
+"""Logs that are drawn rather than read; each piece can be drawn on its own."""
+
+from functools import lru_cache
+
+import pyarrow as pa
+
+from distrib.data.logs.config import Columns, ExpandedLog, SyntheticLog
+from distrib.data.logs.detect import Layout, inspect
+from distrib.data.logs.kronecker import Expansion, expansion_of
+from distrib.data.logs.rating_scale import Scale
+from distrib.data.logs.readers import Piece, Reading, pieces, read
+from distrib.data.logs.synthetic import SyntheticWorld
+from distrib.data.logs.text import LogFile
+from distrib.data.logs.validate import checked
+from distrib.data.schema import QUARANTINE, Origin
+from distrib.errors import DataError
+
+_COLUMNS = Columns(user="user", item="item", rating="rating", time="time")
+
+DrawnSource = SyntheticLog | ExpandedLog
+
+
+def drawn_layout(source: DrawnSource) -> Layout:
+    """Return the layout of a log that is drawn; its files are those that the draw needs.
+
+    Args:
+        source: What the run file says.
+
+    Returns:
+        The layout.
+
+    Raises:
+        DataError: The log to be grown cannot be read.
+    """
+    if isinstance(source, SyntheticLog):
+        return Layout((), "drawn", _COLUMNS, "int", source.levels)
+    base = inspect(source.base)
+    absent = {name: None for name in ("rating", "time") if getattr(base.columns, name) is None}
+    columns = _COLUMNS.model_copy(update=absent)
+    return Layout(base.files, "drawn", columns, "int", base.levels)
+
+
+def drawn_pieces(source: DrawnSource) -> list[Piece]:
+    """Return the pieces of a log that is drawn."""
+    nowhere = LogFile("", int(Origin.LOG))
+    if isinstance(source, SyntheticLog):
+        count = SyntheticWorld(source).num_chunks
+    else:
+        count = source.user_copies
+    return [Piece(number, nowhere, number) for number in range(count)]
+
+
+def draw(piece: Piece, source: DrawnSource, layout: Layout, scale: Scale) -> Reading:
+    """Draw a piece, the same each time.
+
+    Args:
+        piece: One of `drawn_pieces`.
+        source: What the run file says.
+        layout: `drawn_layout`.
+        scale: Of the ratings.
+
+    Returns:
+        Its interactions; nothing is ever quarantined.
+    """
+    if isinstance(source, SyntheticLog):
+        drawn = SyntheticWorld(source).draw(piece.start)
+    else:
+        drawn = _expansion(source, scale).draw(piece.start)
+    raw = pa.table(dict(zip(("user", "item", "rating", "time"), drawn, strict=True)))
+    found = checked(raw, layout, scale, raw["time"].to_numpy(), int(Origin.LOG))
+    return Reading(found.kept, QUARANTINE.empty_table())
+
+
+@lru_cache(maxsize=1)
+def _expansion(source: ExpandedLog, scale: Scale) -> Expansion:
+    """Read the log to be grown, once per process."""
+    layout = inspect(source.base)
+    tables = [
+        reading.interactions for piece in pieces(layout) for reading in read(piece, layout, scale)
+    ]
+    table = pa.concat_tables(tables)
+    kept = table.filter(pa.compute.equal(table["status"], 0))
+    if not len(kept):
+        raise DataError(f"{source.base.path}: no usable interaction to grow a log from")
+    return expansion_of(kept, source)

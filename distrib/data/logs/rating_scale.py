@@ -1,0 +1,125 @@
+"""The scale of ratings: which are possible, and what they become."""
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import PositiveFloat, model_validator
+
+from distrib.config import Config
+from distrib.data.logs.config import Columns, Levels
+from distrib.errors import ConfigError
+from distrib.vocabulary import nearest_level, on_scale
+
+SETTLED = "settled"
+"""In place of a rounding: ratings are what they shall be already."""
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class RatingsConfig(Config):
+    """How the rating column becomes classes, or a weight."""
+
+    levels: Levels | None = None
+    """Rating levels, ascending. Formats with a known scale need none, nor do logs without ratings;
+    all others need this or ``confidence``."""
+
+    rounding: Literal["exact", "nearest", "up", "down"] = "exact"
+    """How a rating between two levels is brought to one; ``exact`` rejects it. Half stars to whole
+    ones: ``up``."""
+
+    confidence: Literal["none", "linear", "log"] = "none"
+    """Turns counts into weights of implicit feedback: ``linear`` 1 + alpha n, ``log``
+    1 + alpha log(1 + n / epsilon). Source: Hu, Koren, Volinsky, ICDM 2008, sections 4 and 6."""
+
+    alpha: PositiveFloat = 40.0
+    """See ``confidence``."""
+
+    epsilon: PositiveFloat = 1.0
+    """See ``confidence``."""
+
+    @model_validator(mode="after")
+    def _classes_or_weights(self) -> "RatingsConfig":
+        if self.levels is not None and self.confidence != "none":
+            raise ValueError("levels and confidence exclude each other; leave one out")
+        return self
+
+
+class Scale(NamedTuple):
+    """What the ratings of a log may be, and what they become."""
+
+    levels: tuple[float, ...]
+    rounding: str = "exact"
+    confidence: str = "none"
+    alpha: float = 1.0
+    epsilon: float = 1.0
+
+    def holds(self, rating_N: FloatArray) -> npt.NDArray[np.bool_]:
+        """Tell which ratings can be brought to a level; counts must be positive."""
+        if self.confidence != "none":
+            return rating_N > 0
+        if self.rounding == "exact":
+            return on_scale(rating_N, self.levels)
+        gaps = np.diff(self.levels) if len(self.levels) > 1 else np.array([1.0])
+        share = {"nearest": (0.5, 0.5), "up": (1.0, 0.0), "down": (0.0, 1.0)}[self.rounding]
+        low, high = self.levels[0] - gaps[0] * share[0], self.levels[-1] + gaps[-1] * share[1]
+        inside = (rating_N > low) & (rating_N < high)
+        is_level_N = np.isin(rating_N, np.asarray(self.levels, dtype=np.float32))
+        return np.asarray(inside | is_level_N)
+
+    def settled(self, rating_N: FloatArray) -> FloatArray:
+        """Bring ratings to their levels, or counts to weights."""
+        if self.rounding == SETTLED:
+            return rating_N
+        if self.confidence == "linear":
+            return np.asarray(1 + self.alpha * rating_N, dtype=np.float32)
+        if self.confidence == "log":
+            return np.asarray(1 + self.alpha * np.log1p(rating_N / self.epsilon), dtype=np.float32)
+        levels = np.asarray(self.levels, dtype=np.float32)
+        if self.rounding in {"exact", "nearest"}:
+            return levels[nearest_level(rating_N, self.levels)]
+        side: Any = "left" if self.rounding == "up" else "right"
+        place = np.searchsorted(levels, rating_N, side=side) - (self.rounding == "down")
+        return levels[np.clip(place, 0, len(levels) - 1)]
+
+
+def scale_of(
+    config: RatingsConfig, known: tuple[float, ...] | None, columns: Columns, duplicates: str
+) -> Scale:
+    """Settle what the ratings of a log are.
+
+    Args:
+        config: What the run file says.
+        known: Levels of the format, if it has them.
+        columns: Of the log.
+        duplicates: The policy; a mean of two levels may be none.
+
+    Returns:
+        The scale.
+
+    Raises:
+        ConfigError: It is not clear, or settings clash.
+    """
+    faults = []
+    is_weighted, levels = config.confidence != "none", config.levels or known
+    if columns.rating is None and (config.levels or is_weighted):
+        faults.append("data.ratings says what ratings mean, but data.source.columns names none")
+    if columns.rating is not None and not levels and not is_weighted:
+        faults.append(
+            f"column {columns.rating!r} holds ratings or counts: set data.ratings.levels, or "
+            "data.ratings.confidence for counts, or leave the column out"
+        )
+    if duplicates in {"mean", "sum"} and not is_weighted and config.rounding == "exact" and levels:
+        faults.append(
+            f"data.cleaning.duplicates = {duplicates!r} gives ratings between the levels; set "
+            "data.ratings.rounding"
+        )
+    if faults:
+        raise ConfigError("; ".join(faults))
+    return Scale(
+        (1.0,) if is_weighted or levels is None else levels,
+        config.rounding,
+        config.confidence,
+        config.alpha,
+        config.epsilon,
+    )

@@ -1,0 +1,306 @@
+"""A later log added to a prepared folder: ids stay, only the shards it touches are rewritten."""
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from distrib import __version__
+from distrib.data.arrow import codes, to_numpy, whole
+from distrib.data.config import CleaningConfig, DataConfig
+from distrib.data.dataset import MANIFEST, load_manifest, load_vocabulary, read_part
+from distrib.data.logs.rating_scale import SETTLED, Scale
+from distrib.data.prepare import stages, write
+from distrib.data.prepare.cleaning import cleaned
+from distrib.data.prepare.histories import (
+    Histories,
+    ItemCounts,
+    added_counts,
+    build_histories,
+    counts_matrix,
+    interactions_of,
+    item_counts,
+)
+from distrib.data.prepare.row_counts import check_counts, contents, warn_of_times
+from distrib.data.prepare.stages import Blocks, Plan, Survey, part_name
+from distrib.data.prepare.write import Entry
+from distrib.data.schema import Status
+from distrib.data.splits.rules import Settled
+from distrib.errors import ConfigError, DataError
+from distrib.events import emit
+from distrib.storage import Folder
+from distrib.vocabulary import Vocabulary
+
+_BEFORE_ALL = -(1 << 40)  # places in the log of what was there before, where there are no times
+_DRAWN_SPLITS = ("liang_2018", "given")
+
+
+class _Old(NamedTuple):
+    """What tasks must know of the prepared folder."""
+
+    url: str
+    shards: dict[int, Entry]
+    vocabulary: Vocabulary
+    settled: Settled
+
+
+class _Summary(NamedTuple):
+    """What became of a block's shards when old and new were brought together."""
+
+    num_duplicates: int
+    before: ItemCounts
+    after: ItemCounts
+
+
+def require_extensible(wanted: dict[str, Any]) -> None:
+    """Refuse settings under which an extension would differ from preparing all files at once.
+
+    Args:
+        wanted: The recipe.
+
+    Raises:
+        ConfigError: With all reasons.
+    """
+    cleaning, split = wanted["cleaning"], wanted["split"]
+    faults = [
+        f"data.cleaning.{name} = {cleaning[name]}: who was dropped is not kept anywhere"
+        for name in ("min_user_items", "min_item_users")
+        if cleaning[name] > 1
+    ]
+    if cleaning["duplicates"] in {"mean", "sum"}:
+        faults.append(f"data.cleaning.duplicates = {cleaning['duplicates']!r} needs every rating")
+    faults += [
+        f"data.cleaning.{name} = {cleaning[name]}: a rating that it drops may count against another"
+        for name in ("keep_above", "keep_below")
+        if cleaning[name] is not None
+    ]
+    if split["name"] in _DRAWN_SPLITS or split.get("is_exact"):
+        faults.append(f"data.split = {split['name']!r} is drawn for one log as a whole")
+    if split["name"] == "global_time" and split["valid_from"] is None:
+        faults.append("data.split = 'global_time' by shares: set valid_from and test_from")
+    if faults:
+        listing = "\n".join(f"  {fault}" for fault in faults)
+        raise ConfigError(f"data.extend = true cannot be exact here; do without it\n{listing}")
+
+
+def require_same_log(
+    folder: Folder, found: dict[str, Any], wanted: dict[str, Any], *, has_time: bool
+) -> None:
+    """Refuse to extend a folder of another preparation, or by files that were changed.
+
+    Args:
+        folder: A prepared folder.
+        found: Its recipe.
+        wanted: That of this preparation.
+        has_time: Whether the log has times.
+
+    Raises:
+        DataError: With all reasons.
+    """
+    keys = sorted(key for key in wanted if key != "files" and found.get(key) != wanted[key])
+    faults = [f"{key} differs from the preparation that is extended" for key in keys]
+    known = found["files"]
+    faults += [
+        f"{file} has changed since it was prepared"
+        for file, stamp in known.items()
+        if wanted["files"].get(file, stamp) != stamp
+    ]
+    if not has_time:
+        early = [file for file in wanted["files"] if file not in known and file < max(known)]
+        faults += [f"{file} comes before known files, and the log has no times" for file in early]
+    if faults:
+        listing = "\n".join(f"  {fault}" for fault in faults)
+        raise DataError(f"{folder}: cannot be extended; prepare all files anew\n{listing}")
+
+
+def extend(
+    config: DataConfig, plan: Plan, recipe: dict[str, Any], folder: Folder
+) -> dict[str, Any]:
+    """Add the files of a log that a prepared folder does not hold yet.
+
+    New users stand behind the old ones of their shard, new items behind the old ones of the
+    vocabulary. Replaced files go after the new manifest is there.
+
+    Args:
+        config: What to prepare.
+        plan: How all files of the log are read.
+        recipe: Of all files.
+        folder: The prepared folder.
+
+    Returns:
+        The new manifest.
+
+    Raises:
+        DataError: The new files cannot be used.
+    """
+    manifest = load_manifest(folder)
+    known = manifest["recipe"]["files"]
+    new = {label: stamp for label, stamp in recipe["files"].items() if label not in known}
+    if not new:
+        emit("already_prepared", folder=str(folder))
+        return manifest
+    generation = manifest["generation"] + 1
+    plan = plan._replace(
+        pieces=tuple(piece for piece in plan.pieces if piece.file.label in new),
+        generation=generation,
+    )
+    _clear_generation(folder, generation)
+    blocks = stages.cleaned_blocks(plan, folder)
+    survey = stages.survey(blocks, has_time=plan.layout.has_time)
+    check_counts(survey.counts, config, may_be_empty=True)
+    warn_of_times(survey, plan.layout)
+    old = _old(folder, manifest)
+    shared = ray.put(old)
+    merged, summary = _merged(blocks, shared, plan)
+    grown = _grown(old.vocabulary, summary)
+    written = _written(merged, shared, plan, ray.put(grown))
+    shards = old.shards | {entry["shard"]: entry for entry in written}
+    ordered = [shards[shard] for shard in sorted(shards)]
+    books = _books(manifest, survey, summary)
+    made = {
+        "format": manifest["format"],
+        "distrib": __version__,
+        "recipe": {**manifest["recipe"], "files": {**known, **new}},
+        "generation": generation,
+        "extends": [*manifest.get("extends", []), manifest["hash"]],
+        "limits": manifest["limits"],
+        "quarantine": manifest["quarantine"] + write.seal_quarantine(plan, folder),
+        **contents(folder, books, ordered, grown, config, generation),
+    }
+    folder.write_json(MANIFEST, made)
+    for name in _names(manifest) - _names(made):
+        folder.remove(name)
+    emit("extended", folder=str(folder), files=len(new), shards=len(written), counts=made["counts"])
+    return made
+
+
+def _old(folder: Folder, manifest: dict[str, Any]) -> _Old:
+    low, high = (int(limit) for limit in manifest["limits"])
+    shards = {entry["shard"]: entry for entry in manifest["shards"]}
+    return _Old(str(folder), shards, load_vocabulary(folder, manifest), Settled((low, high)))
+
+
+def _merged(blocks: Blocks, old: ray.ObjectRef, plan: Plan) -> tuple[Blocks, _Summary]:
+    pairs = [_merge_block.remote(ref, old, plan) for ref in blocks]
+    summary = ray.get(stages.tree([second for _, second in pairs], _merge_summaries))
+    return [first for first, _ in pairs], summary
+
+
+def _merge_summaries(parts: list[_Summary]) -> _Summary:
+    return _Summary(
+        sum(part.num_duplicates for part in parts),
+        added_counts([part.before for part in parts]),
+        added_counts([part.after for part in parts]),
+    )
+
+
+def _grown(vocabulary: Vocabulary, summary: _Summary) -> Vocabulary:
+    """Append new items, and bring the counts of all up to date."""
+    found = summary.after.table
+    ids = whole(found["item"])
+    fresh = ids.filter(pa.array(vocabulary.positions(ids) < 0))
+    counts = np.concatenate(
+        [vocabulary.train_count_IL, np.zeros((len(fresh), len(vocabulary.levels)), np.int64)]
+    )
+    grown = Vocabulary(
+        pa.concat_arrays([vocabulary.ids, fresh]), vocabulary.levels, counts, vocabulary.num_users
+    )
+    for sign, part in ((-1, summary.before), (1, summary.after)):
+        places = grown.positions(whole(part.table["item"]))
+        np.add.at(grown.train_count_IL, places, sign * counts_matrix(part.table["train_count"]))
+        grown.num_users += sign * part.num_users
+    return grown
+
+
+def _written(
+    merged: Blocks, old: ray.ObjectRef, plan: Plan, vocabulary: ray.ObjectRef
+) -> list[Entry]:
+    parts = ray.get([_write_merged.remote(ref, old, plan, vocabulary) for ref in merged])
+    return [entry for part in parts for entry in part]
+
+
+def _books(manifest: dict[str, Any], survey: Survey, summary: _Summary) -> Survey:
+    """Add the rows of both logs, by what became of them."""
+    by_reason = {status.reason: int(status) for status in Status}
+    before = Counter({by_reason[reason]: n for reason, n in manifest["counts"]["rejected"].items()})
+    before.pop(int(Status.ITEM_UNSEEN_IN_TRAINING), None)  # counted by shard
+    before[int(Status.KEPT)] = manifest["counts"]["read"] - sum(before.values())
+    total = before + survey.counts
+    total[int(Status.KEPT)] -= summary.num_duplicates
+    total[int(Status.DUPLICATE)] += summary.num_duplicates
+    times = manifest["times"]
+    earlier = Survey(+total, 0, times["first"], times["last"])
+    return earlier.merged(survey._replace(counts=Counter()))
+
+
+def _clear_generation(folder: Folder, generation: int) -> None:
+    """Remove what an extension left that did not come to its end."""
+    for kind in ("histories", "item_histories", "quarantine"):
+        for name in (folder / kind).files(f"-g{generation}.parquet"):
+            folder.remove(f"{kind}/{name}")
+
+
+def _names(manifest: dict[str, Any]) -> set[str]:
+    files = [*manifest["shards"], *manifest.get("item_histories", []), manifest["vocabulary"]]
+    return {entry["name"] for entry in files}
+
+
+def _old_rows(old: _Old, shard: int, plan: Plan) -> tuple[pa.Table | None, pa.Table | None]:
+    """Return a shard's histories as they are, and as interactions."""
+    if shard not in old.shards:
+        return None, None
+    histories = read_part(Folder(old.url), old.shards[shard])
+    rows = interactions_of(histories, old.vocabulary, shard)
+    if not plan.layout.has_time:
+        places = pa.array(_BEFORE_ALL + np.arange(len(rows)))
+        rows = rows.set_column(rows.schema.get_field_index("time"), "time", places)
+    return histories, rows
+
+
+@ray.remote(num_returns=2)
+def _merge_block(block: pa.Table, old: _Old, plan: Plan) -> Any:
+    rules = CleaningConfig(duplicates=plan.cleaning.duplicates)
+    scale = Scale(plan.scale.levels, SETTLED)
+    nothing = stages.kept_rows(block).slice(0, 0)
+    merged, before, num_rows = [nothing], [nothing], 0
+    for shard, new in stages.shards_of(block):
+        _, rows = _old_rows(old, shard, plan)
+        both = new if rows is None else pa.concat_tables([rows, new])
+        left = cleaned(both, rules, scale).kept
+        merged.append(left)
+        num_rows += len(both)
+        if rows is not None:
+            before.append(cleaned(rows, rules, scale).kept)
+    found, was = pa.concat_tables(merged), pa.concat_tables(before)
+    counted = [
+        item_counts(table, plan.scale.levels, plan.split, old.settled) for table in (was, found)
+    ]
+    return found, _Summary(num_rows - len(found), *counted)
+
+
+@ray.remote
+def _write_merged(merged: pa.Table, old: _Old, plan: Plan, vocabulary: Vocabulary) -> list[Entry]:
+    entries = []
+    for shard, rows in stages.shards_of(merged):
+        histories, _ = _old_rows(old, shard, plan)
+        found = build_histories(rows, vocabulary, plan.split, old.settled)
+        table = found.table if plan.layout.has_time else write.without_times(found.table)
+        num_unseen = found.num_unseen
+        if histories is not None:
+            table = _old_users_first(table, histories["user"])
+            num_unseen += old.shards[shard]["unseen_items"]
+        name = part_name("histories", shard, plan.generation)
+        entries.append(
+            write.write_histories(name, shard, Histories(table, num_unseen), Folder(old.url))
+        )
+    return entries
+
+
+def _old_users_first(table: pa.Table, users: pa.ChunkedArray) -> pa.Table:
+    """Put users who were there before in their old order, new ones behind them."""
+    place_B = to_numpy(pc.index_in(whole(table["user"]), value_set=whole(users)).fill_null(-1))
+    place_B = np.where(place_B < 0, len(users), place_B)
+    return table.take(pa.array(np.lexsort((codes(table["user"]), place_B))))

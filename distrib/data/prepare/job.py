@@ -1,0 +1,194 @@
+"""The prepare job: a rating log of any size to sharded histories, vocabulary and manifest."""
+
+import json
+from typing import Any
+
+import ray
+
+from distrib import __version__
+from distrib.data.config import DataConfig
+from distrib.data.dataset import FORMAT, MANIFEST, load_manifest
+from distrib.data.logs.config import ExpandedLog, SyntheticLog
+from distrib.data.logs.detect import inspect, with_held_out
+from distrib.data.logs.generated import drawn_layout, drawn_pieces
+from distrib.data.logs.rating_scale import scale_of
+from distrib.data.logs.readers import pieces
+from distrib.data.prepare import append, stages, write
+from distrib.data.prepare.histories import counts_matrix
+from distrib.data.prepare.row_counts import check_counts, contents, warn_of_times
+from distrib.data.prepare.stages import Plan, Survey
+from distrib.data.schema import Origin, Status
+from distrib.data.splits.liang_2018 import ML20M_ROWS, require_published
+from distrib.data.splits.rules import GivenSplit, GlobalTimeSplit, LiangSplit
+from distrib.errors import ConfigError, DataError
+from distrib.events import emit
+from distrib.storage import Folder
+from distrib.vocabulary import Vocabulary
+
+_BEGUN = "_begun.json"
+_OURS = ("histories", "item_histories", "quarantine")
+
+
+def preflight(config: DataConfig) -> Plan:
+    """Check all that can be known without reading the whole log.
+
+    Args:
+        config: What is to be prepared.
+
+    Returns:
+        How the log is read.
+
+    Raises:
+        ConfigError: Settings clash.
+        DataError: The log or one of its columns is absent, or the target folder is taken or
+            cannot be written.
+    """
+    return _preflight(config)[0]
+
+
+def _preflight(config: DataConfig) -> tuple[Plan, dict[str, Any]]:
+    """Return the recipe besides, so that a store is asked for its files' stamps once."""
+    plan = plan_of(config)
+    folder = Folder(config.prepared)
+    wanted = recipe(config, plan)
+    if config.extend:
+        append.require_extensible(wanted)
+    if folder.exists(MANIFEST):
+        found = load_manifest(folder)["recipe"]
+        if config.extend:
+            append.require_same_log(folder, found, wanted, has_time=plan.layout.has_time)
+        elif found != wanted:
+            changed = sorted(key for key in wanted if found.get(key) != wanted[key])
+            raise DataError(
+                f"{folder}: holds data of another preparation (differs in {', '.join(changed)}); "
+                "set data.prepared to a new folder, or remove this one; new files of the same log "
+                "are added by data.extend = true"
+            )
+    elif not folder.exists(_BEGUN) and (folder.files() or (folder / "histories").files()):
+        raise DataError(
+            f"{folder}: holds files that prepare did not write "
+            f"({', '.join(folder.files()[:3])}); set data.prepared to a new folder"
+        )
+    if config.extend or not folder.exists(MANIFEST):
+        folder.require_writable()
+    return plan, wanted
+
+
+def recipe(config: DataConfig, plan: Plan) -> dict[str, Any]:
+    """Return what the result depends on: the settings, and the log as it is now."""
+    found: dict[str, Any] = json.loads(config.model_dump_json(exclude={"prepared", "extend"}))
+    files = {file.label: Folder(file.url).stamp() for file in plan.layout.files}
+    return {**found, "files": files}
+
+
+def prepare(config: DataConfig) -> dict[str, Any]:
+    """Write histories, vocabulary and manifest; needs a running Ray.
+
+    The manifest is written last. When it is there already for the same recipe, nothing is done.
+
+    Args:
+        config: What to prepare.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ConfigError: Settings clash.
+        DataError: The log cannot be used; the message counts what was rejected.
+    """
+    plan, made_from = _preflight(config)
+    folder = Folder(config.prepared)
+    if folder.exists(MANIFEST):
+        if config.extend:
+            return append.extend(config, plan, made_from, folder)
+        emit("already_prepared", folder=str(folder))
+        return load_manifest(folder)
+    _begin(folder)
+    blocks = stages.cleaned_blocks(plan, folder)
+    survey = stages.survey(blocks, has_time=plan.layout.has_time)
+    check_counts(survey.counts, config)
+    warn_of_times(survey, plan.layout)
+    settled = stages.settle(blocks, plan.split, survey.counts[Status.KEPT], survey.num_users)
+    counted = stages.count_items(blocks, plan.scale.levels, plan.split, settled)
+    vocabulary = Vocabulary(
+        counted.table["item"].combine_chunks(),
+        plan.scale.levels,
+        counts_matrix(counted.table["train_count"]),
+        counted.num_users,
+    )
+    shared = ray.put(vocabulary)
+    settled = stages.with_drawn_targets(blocks, settled, plan.split, shared)
+    shards = write.write_shards(
+        blocks, plan.split, settled, shared, folder, has_time=plan.layout.has_time
+    )
+    manifest = {
+        "format": FORMAT,
+        "distrib": __version__,
+        "recipe": made_from,
+        "generation": 0,
+        "limits": [str(limit) for limit in settled.limits],
+        "quarantine": write.seal_quarantine(plan, folder),
+        **contents(folder, survey, shards, vocabulary, config),
+    }
+    if isinstance(plan.split, LiangSplit):
+        _hold_to_source(plan, survey, vocabulary)
+    folder.write_json(MANIFEST, manifest)
+    folder.remove(_BEGUN)
+    emit("prepared", folder=str(folder), counts=manifest["counts"])
+    return manifest
+
+
+def plan_of(config: DataConfig) -> Plan:
+    """Settle how a log is read.
+
+    Args:
+        config: What the run file says.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: Settings clash.
+        DataError: The log or one of its columns is absent, or the layout is not known.
+    """
+    source, split = config.source, config.split
+    if isinstance(source, SyntheticLog | ExpandedLog):
+        layout, found = drawn_layout(source), drawn_pieces(source)
+        if isinstance(split, GivenSplit):
+            raise ConfigError(
+                f"data.split = 'given' needs files, not a log that is {source.format}"
+            )
+    else:
+        layout = inspect(source)
+        if isinstance(split, GivenSplit):
+            held_out = [(split.test, int(Origin.TEST_FILE))]
+            if split.valid:
+                held_out.append((split.valid, int(Origin.VALID_FILE)))
+            layout = with_held_out(layout, source, held_out)
+        found = pieces(layout)
+    if isinstance(split, GlobalTimeSplit) and not layout.has_time:
+        raise ConfigError("data.split = 'global_time', but the log has no times; map columns.time")
+    scale = scale_of(config.ratings, layout.levels, layout.columns, config.cleaning.duplicates)
+    return Plan(source, layout, scale, config.cleaning, split, tuple(found), config.num_shards)
+
+
+def _begin(folder: Folder) -> None:
+    """Mark the folder as ours, and remove what an unfinished preparation left."""
+    if folder.exists(_BEGUN):
+        for name in _OURS:
+            folder.remove(name)
+    folder.write_json(_BEGUN, {"distrib": __version__})
+
+
+def _hold_to_source(plan: Plan, survey: Survey, vocabulary: Vocabulary) -> None:
+    """Compare with the published counts where this is the recipe on MovieLens-20M."""
+    default = LiangSplit()
+    if sum(survey.counts.values()) == ML20M_ROWS and plan.split == default:
+        require_published(
+            {
+                "users": survey.num_users,
+                "interactions": survey.counts[Status.KEPT],
+                "items": len(vocabulary),
+                "training users": vocabulary.num_users,
+            }
+        )

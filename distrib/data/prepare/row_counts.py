@@ -1,0 +1,136 @@
+"""The books of a preparation: what was read is what was kept and what was rejected, by reason."""
+
+import hashlib
+from collections import Counter
+from typing import Any
+
+from distrib.cluster.prometheus import keep
+from distrib.data.config import DataConfig
+from distrib.data.logs.detect import Layout
+from distrib.data.prepare import write
+from distrib.data.prepare.stages import Survey
+from distrib.data.prepare.write import Entry
+from distrib.data.schema import DAMAGED, Status
+from distrib.errors import DataError
+from distrib.events import emit
+from distrib.storage import Folder
+from distrib.vocabulary import Vocabulary
+
+_LATE_S = 4_102_444_800  # the year 2100
+_EARLY_S = 10**8  # 1973; below it a time in days or hours is likelier
+
+
+def contents(
+    folder: Folder,
+    survey: Survey,
+    shards: list[Entry],
+    vocabulary: Vocabulary,
+    config: DataConfig,
+    generation: int = 0,
+) -> dict[str, Any]:
+    """Write what follows from the shards, and describe it all.
+
+    Args:
+        folder: What is being prepared.
+        survey: Of the rows that were read.
+        shards: Entries of the shards.
+        vocabulary: Items.
+        config: What to prepare.
+        generation: Of the names.
+
+    Returns:
+        Entries for the manifest: counts, files and digests.
+
+    Raises:
+        DataError: The counts do not add up.
+    """
+    name = f"items-g{generation}.parquet" if generation else "items.parquet"
+    content = folder.write_parquet(name, vocabulary.to_table())
+    digest = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode())
+    digest.update(vocabulary.fingerprint.encode())
+    found: dict[str, Any] = {
+        "counts": _accounted(survey, shards, vocabulary),
+        "levels": list(vocabulary.levels),
+        "times": {"first": survey.first_s, "last": survey.last_s},
+        "vocabulary": {**write.described(name, content), "fingerprint": vocabulary.fingerprint},
+        "hash": digest.hexdigest(),
+        "shards": shards,
+    }
+    if config.item_histories:
+        found["item_histories"] = write.write_item_histories(
+            shards, config.num_shards, vocabulary, folder, generation
+        )
+    return found
+
+
+def check_counts(counts: Counter[int], config: DataConfig, *, may_be_empty: bool = False) -> None:
+    """Refuse a log of which too much is damaged, or nothing is left.
+
+    Args:
+        counts: Rows by `Status`.
+        config: What may be damaged.
+        may_be_empty: Whether it is no fault that nothing is left, as of a day without events.
+
+    Raises:
+        DataError: With all counts.
+    """
+    total, damaged = sum(counts.values()), sum(counts[status] for status in DAMAGED)
+    keep("prepare_rows", "Rows of the log that were read.", total)
+    keep("prepare_damaged_rows", "Rows of the log that could not be used.", damaged)
+    reasons = _rejected(counts)
+    where = f"; the rows are in {config.prepared}/quarantine" if damaged else ""
+    if damaged > config.max_damaged_share * total:
+        raise DataError(
+            f"{damaged} of {total} rows are damaged, more than data.max_damaged_share = "
+            f"{config.max_damaged_share}: {reasons}{where}; check layout and levels, or raise the "
+            "share"
+        )
+    if counts[Status.KEPT] == 0 and not may_be_empty:
+        raise DataError(
+            f"nothing left of {total} row(s): {reasons}{where}; check layout, levels and filters"
+        )
+
+
+def warn_of_times(survey: Survey, layout: Layout) -> None:
+    """Tell when times look as if they were counted in another unit."""
+    if not layout.has_time or survey.last_s is None:
+        return
+    guess = None
+    if survey.last_s > _LATE_S:
+        units = {"ms": 10**3, "us": 10**6, "ns": 10**9}
+        guess = next((u for u, size in units.items() if survey.last_s // size < _LATE_S), "ns")
+    elif 0 < survey.last_s < _EARLY_S:
+        guess = "hours or days, which must become seconds first"
+    if guess:
+        emit("suspect_time_unit", last_s=survey.last_s, declared=layout.time_unit, likely=guess)
+
+
+def _rejected(counts: Counter[int]) -> dict[str, int]:
+    return {Status(key).reason: counts[key] for key in sorted(counts) if key != Status.KEPT}
+
+
+def _accounted(survey: Survey, shards: list[Entry], vocabulary: Vocabulary) -> dict[str, Any]:
+    counts = survey.counts
+    read, rejected = sum(counts.values()), _rejected(counts)
+    unseen = sum(shard["unseen_items"] for shard in shards)
+    if unseen:
+        rejected[Status.ITEM_UNSEEN_IN_TRAINING.reason] = unseen
+    kept = sum(shard["interactions"] for shard in shards)
+    if read != kept + sum(rejected.values()):
+        raise DataError(
+            f"{read} rows read, but {kept} kept and {rejected} rejected; report this as a bug"
+        )
+
+    def total(kind: str) -> dict[str, int]:
+        return dict(sum((Counter(shard[kind]) for shard in shards), Counter()))
+
+    return {
+        "read": read,
+        "kept": kept,
+        "rejected": rejected,
+        "users": sum(shard["users"] for shard in shards),
+        "items": len(vocabulary),
+        "training_users": vocabulary.num_users,
+        "interactions_by_role": total("roles"),
+        "users_by_subset": total("subsets"),
+    }

@@ -1,0 +1,217 @@
+"""What prepare writes from the blocks, on the cluster: shards, item histories, quarantine."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from distrib.data.arrow import to_numpy
+from distrib.data.dataset import read_part, user_number
+from distrib.data.logs.text import LogFile, chunks, count_lines
+from distrib.data.prepare.histories import (
+    Histories,
+    build_histories,
+    build_item_histories,
+    item_ranges,
+    transposed_rows,
+)
+from distrib.data.prepare.stages import Blocks, Plan, part_name, shards_of, whole_blocks
+from distrib.data.schema import Role, Subset
+from distrib.data.splits.rules import Settled, Split
+from distrib.errors import DataError
+from distrib.storage import Folder
+from distrib.vocabulary import Vocabulary
+
+Entry = dict[str, Any]
+"""What the manifest says of a file."""
+
+
+def write_shards(
+    blocks: Blocks,
+    split: Split,
+    settled: Settled,
+    vocabulary: ray.ObjectRef,
+    target: Folder,
+    *,
+    has_time: bool,
+) -> list[Entry]:
+    """Write the histories of all users, one file for each shard.
+
+    Args:
+        blocks: All blocks.
+        split: What is held out.
+        settled: What the split knows of all the data.
+        vocabulary: Reference to the vocabulary.
+        target: The folder that is being prepared.
+        has_time: Whether times are times; where they are places in the log, zeros are written.
+
+    Returns:
+        An entry for each shard, by name.
+
+    Raises:
+        DataError: A shard came in two blocks.
+    """
+    shared = ray.put(settled)
+    written = [
+        _write_block.remote(ref, split, shared, vocabulary, str(target), has_time) for ref in blocks
+    ]
+    entries = [entry for part in ray.get(written) for entry in part]
+    names = [entry["name"] for entry in entries]
+    if len(set(names)) != len(names):
+        raise DataError(
+            f"{target}: a shard was split over blocks ({sorted(names)}); report this as a bug"
+        )
+    return sorted(entries, key=lambda entry: str(entry["name"]))
+
+
+def write_histories(name: str, shard: int, found: Histories, target: Folder) -> Entry:
+    """Write the histories of one shard; the same table gives the same bytes."""
+    histories = found.table
+    content = target.write_parquet(name, histories)
+    role_N = to_numpy(pc.list_flatten(histories["roles"]))
+    subset_B = to_numpy(histories["subset"])
+    return {
+        **described(name, content),
+        "shard": shard,
+        "users": len(histories),
+        "interactions": len(role_N),
+        "unseen_items": found.num_unseen,
+        "roles": {role.name.lower(): int((role_N == role).sum()) for role in Role},
+        "subsets": {subset.name.lower(): int((subset_B == subset).sum()) for subset in Subset},
+    }
+
+
+def described(name: str, content: bytes) -> Entry:
+    """Return name, digest and size of a file."""
+    return {
+        "name": name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+    }
+
+
+def write_item_histories(
+    shards: Sequence[Entry],
+    num_shards: int,
+    vocabulary: Vocabulary,
+    target: Folder,
+    generation: int = 0,
+) -> list[Entry]:
+    """Write the histories of all items, from those of the users, in as many files as these.
+
+    Args:
+        shards: Entries of the users' shards.
+        num_shards: Shards there are, empty ones included.
+        vocabulary: Items.
+        target: The folder that is being prepared.
+        generation: Of the names.
+
+    Returns:
+        An entry for each file, in the order of positions.
+    """
+    bounds = item_ranges(vocabulary.train_count_IL.sum(1), num_shards)
+    stops = np.array([stop for _, stop in bounds])
+    url, shared = str(target), ray.put(vocabulary)
+
+    def flatten(table: pa.Table) -> pa.Table:
+        entry = json.loads(table["entry"][0].as_py())
+        numbers = user_number(entry["shard"], num_shards)
+        flat = transposed_rows(read_part(Folder(url), entry), *numbers)
+        part = np.searchsorted(stops, flat["item"], side="right").astype(np.int32)
+        return pa.table({**flat, "part": part})
+
+    def write(table: pa.Table) -> pa.Table:
+        written = []
+        for part in np.unique(to_numpy(table["part"])):
+            mine = table.filter(pc.equal(table["part"], int(part)))
+            found = build_item_histories(mine, ray.get(shared), *bounds[part])
+            name = part_name("item_histories", part, generation)
+            content = Folder(url).write_parquet(name, found)
+            size = {"first_item": bounds[part][0], "items": len(found), "interactions": len(mine)}
+            written.append({**described(name, content), **size})
+        return pa.table({"entry": pa.array([json.dumps(entry) for entry in written], pa.string())})
+
+    pieces = [{"entry": json.dumps(entry)} for entry in shards]
+    with whole_blocks():
+        flat = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
+            flatten, batch_size=1, batch_format="pyarrow"
+        )
+        parts = flat.repartition(len(bounds), keys=["part"])
+        rows = parts.map_batches(write, batch_size=None, batch_format="pyarrow").take_all()
+    return sorted((json.loads(row["entry"]) for row in rows), key=lambda entry: str(entry["name"]))
+
+
+def seal_quarantine(plan: Plan, target: Folder) -> list[Entry]:
+    """Count the lines of damaged rows from the start of their files, and describe what is there.
+
+    Only files with damaged rows beyond their first range are read again, for their line ends.
+
+    Args:
+        plan: How the log was read.
+        target: The folder that is being prepared.
+
+    Returns:
+        An entry for each file of the quarantine.
+    """
+    present = {f"quarantine/{name}" for name in (target / "quarantine").files()}
+    names = {p.number: part_name("quarantine", p.number, plan.generation) for p in plan.pieces}
+    damaged = [piece for piece in plan.pieces if names[piece.number] in present]
+    late = {piece.file for piece in damaged if not piece.has_line_numbers}
+    counted = [piece for piece in plan.pieces if piece.file in late]
+    numbers = ray.get([_count_lines.remote(p.file, p.start, p.stop) for p in counted])
+    before: dict[int, int] = {}
+    totals: Counter[LogFile] = Counter()
+    for piece, lines in zip(counted, numbers, strict=True):
+        before[piece.number] = totals[piece.file]
+        totals[piece.file] += lines
+    sealed = [
+        _seal_part.remote(names[p.number], before.get(p.number, 0), str(target)) for p in damaged
+    ]
+    return ray.get(sealed)  # type: ignore[no-any-return]
+
+
+@ray.remote
+def _write_block(
+    block: pa.Table, split: Split, settled: Settled, vocabulary: Any, url: str, has_time: bool
+) -> list[Entry]:
+    written = []
+    for shard, mine in shards_of(block):
+        found = build_histories(mine, vocabulary, split, settled)
+        if not has_time:
+            found = found._replace(table=without_times(found.table))
+        written.append(write_histories(part_name("histories", shard, 0), shard, found, Folder(url)))
+    return written
+
+
+def without_times(table: pa.Table) -> pa.Table:
+    """Return histories with zeros for times."""
+    place = table.schema.get_field_index("times")
+    kind = table.schema.field(place)
+    times = table["times"].combine_chunks()
+    zeros = pa.array(np.zeros(len(pc.list_flatten(times)), np.int64))
+    return table.set_column(
+        place, kind, pa.ListArray.from_arrays(times.offsets, zeros, type=kind.type)
+    )
+
+
+@ray.remote
+def _count_lines(file: LogFile, start: int, stop: int | None) -> int:
+    return sum(count_lines(text) for text in chunks(file, start, stop))
+
+
+@ray.remote
+def _seal_part(name: str, lines_before: int, url: str) -> Entry:
+    folder = Folder(url)
+    table = folder.read_parquet(name)
+    if lines_before:
+        lines = pc.add(table["line"], lines_before)
+        table = table.set_column(table.schema.get_field_index("line"), "line", lines)
+    content = folder.write_parquet(name, table)
+    return {**described(name, content), "rows": len(table)}

@@ -1,0 +1,1 @@
+"""Which user trains, and what is held out; pure functions of tables."""

@@ -1,0 +1,1 @@
+"""Models that encode histories and decode items."""

@@ -1,0 +1,227 @@
+"""AutoRec: an autoencoder of ratings with one hidden layer, on histories of users or of items.
+
+Source: Sedhain, Menon, Sanner, Xie, "AutoRec: Autoencoders Meet Collaborative Filtering", WWW 2015
+(U-AutoRec, I-AutoRec), and its authors' code.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from typing_extensions import override
+
+from distrib.batch import Batch
+from distrib.config import Config
+from distrib.models.base import ItemVectors, Model, Opinion, Rows, State, Traits, parameter
+from distrib.models.layers import (
+    Found,
+    fold_in,
+    history_sum,
+    item_mean,
+    known_or_new,
+    linear,
+    linear_cells,
+)
+from distrib.objectives import SquaredErrorConfig
+from distrib.rng import Noise
+from distrib.vocabulary import Catalogue
+
+_WEIGHT_SCALE = 0.01
+_EDGE = 1e-3  # of the sigmoid's range, where its inverse ends
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+}
+
+
+class AutoRecConfig(Config):
+    """Hyper-parameters of AutoRec; the defaults are the paper's best."""
+
+    name: Literal["autorec"] = "autorec"
+
+    side: Literal["users", "items"] = "items"
+    """Whose histories are encoded: ``users`` is U-AutoRec, ``items`` I-AutoRec, which needs
+    ``data.item_histories``."""
+
+    hidden_width: PositiveInt = 500
+    """Units of the hidden layer, k in the paper."""
+
+    hidden: Literal["sigmoid", "relu", "identity"] = "sigmoid"
+    """Activation of the hidden layer, g in the paper."""
+
+    output: Literal["identity", "sigmoid"] = "identity"
+    """Activation of the output, f in the paper; the sigmoid's range is that of the levels."""
+
+    new_user_penalty: Annotated[float, Field(gt=0.0)] = 30.0
+    """I-AutoRec: pull towards 0 on what a user, whom training did not see, is folded in by."""
+
+    @property
+    def traits(self) -> Traits:
+        """What the pipeline must know."""
+        by_items = self.side == "items"
+        return Traits("ratings", SquaredErrorConfig(), rows=self.side, has_user_rows=by_items)
+
+    def build(self, catalogue: Catalogue) -> "AutoRec | ItemAutoRec":
+        """Make the untrained model that predicts for users."""
+        kind = AutoRec if self.side == "users" else ItemAutoRec
+        return kind(self, catalogue)
+
+    def network(self, items: Catalogue, users: Catalogue) -> "AutoRec":
+        """Make the network that I-AutoRec trains; its columns are users."""
+        del items
+        return AutoRec(self, users)
+
+    def scoring(self, network: dict[str, Tensor], code_IZ: Tensor) -> dict[str, Tensor]:
+        """Return the state of `ItemAutoRec` from that of its network and the items' codes."""
+        users = {"weight_UZ": network["output_IZ"], "bias_U": network["output_bias_I"]}
+        return {"code_IZ": code_IZ, **users}
+
+
+class AutoRecState(NamedTuple):
+    """Rows as AutoRec sees them."""
+
+    code_BZ: Tensor
+
+
+class AutoRec(Model):
+    """f(W g(V r + mu) + b), where r holds a row's ratings, and 0 where there are none.
+
+    The paper's penalty, lambda / 2 times the squared weights in each update, is
+    ``optimizer.name = "adam"`` with ``weight_decay`` = lambda / batch_users: the engine's loss is
+    the mean over the batch. Biases are free.
+
+    Differs from the source: trained in batches by a rule of the run file, theirs by L-BFGS or Rprop
+    on all rows at once; output biases start at the items' mean ratings, or, where columns are
+    users, at the mean of all; a sigmoid at the output is scaled to the range of the levels.
+    """
+
+    def __init__(self, config: AutoRecConfig, columns: Catalogue) -> None:
+        super().__init__()
+        self.config = config
+        self.levels = columns.levels
+        width = config.hidden_width
+        self.input_IZ = parameter(columns.item_count, width)
+        self.input_bias_Z = parameter(width)
+        self.output_IZ = parameter(columns.item_count, width)
+        self.output_bias_I = parameter(columns.item_count)
+        for weight in (self.input_IZ, self.output_IZ):
+            nn.init.normal_(weight, std=_WEIGHT_SCALE)
+        nn.init.zeros_(self.input_bias_Z)
+        self.output_bias_I.data.copy_(_logit(item_mean(columns), config, self.levels))
+
+    @override
+    def encode(self, batch: Batch, noise: Noise | None = None) -> AutoRecState:
+        """Sum the weighted rows of what was rated."""
+        sum_BZ = history_sum(self.input_IZ, batch.item_N, batch.value_N, batch.pointer_P)
+        return AutoRecState(_ACTIVATIONS[self.config.hidden](sum_BZ + self.input_bias_Z))
+
+    @override
+    def input_tables(self) -> Rows:
+        return (self.input_IZ,)
+
+    @override
+    def item_tables(self) -> Rows:
+        return self.output_IZ, self.output_bias_I
+
+    @override
+    def embedding(self, state: State) -> Tensor:
+        return state[0]
+
+    @override
+    def item_vectors(self) -> ItemVectors:
+        return ItemVectors(*self.item_tables())
+
+    @override
+    def decode_rows(self, state: State, rows: Rows) -> Tensor:
+        return _scaled(linear(state[0], rows), self.config, self.levels)
+
+    @override
+    def decode_cells(self, state: State, cells: Batch) -> Tensor:
+        output_N = linear_cells(state[0], self.item_tables(), cells)
+        return _scaled(output_N, self.config, self.levels)
+
+    @override
+    def opinion(self, output: Tensor) -> Opinion:
+        return Opinion(output)
+
+    @override
+    def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
+        return self.input_IZ, self.output_IZ
+
+
+class ItemAutoRec(Model):
+    """I-AutoRec as it predicts: codes of items from training, and a weight and bias for each user.
+
+    What it knows of items is their codes, from their training histories; so an item is not scored
+    anew with each user, and users and blocks of items meet in one product.
+
+    Differs from the source: a user whom training did not see gets the items' mean ratings, plus the
+    weights that explain the user's own ratings best (`fold_in`); the authors predict a constant 3.
+    """
+
+    def __init__(self, config: AutoRecConfig, catalogue: Catalogue) -> None:
+        super().__init__()
+        self.config = config
+        self.levels = catalogue.levels
+        width, num_users = config.hidden_width, catalogue.user_numbers
+        self.register_buffer("code_IZ", torch.zeros(catalogue.item_count, width))
+        self.register_buffer("weight_UZ", torch.zeros(num_users, width))
+        self.register_buffer("bias_U", torch.zeros(num_users))
+        offset_I = _logit(item_mean(catalogue), config, self.levels)
+        self.register_buffer("offset_I", offset_I, persistent=False)
+        self.code_IZ: Tensor
+        self.weight_UZ: Tensor
+        self.bias_U: Tensor
+        self.offset_I: Tensor
+
+    @override
+    def encode(self, batch: Batch, noise: Noise | None = None) -> Found:
+        """Look known users up, fold the others in."""
+        return known_or_new(batch, (self.weight_UZ, self.bias_U), self._folded)
+
+    def _folded(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        rating_N = _logit(batch.value_N, self.config, self.levels)
+        wanted_N = rating_N - self.offset_I[batch.item_N]
+        return fold_in(self.code_IZ, batch, wanted_N, self.config.new_user_penalty)
+
+    @override
+    def item_tables(self) -> Rows:
+        return self.code_IZ, self.offset_I
+
+    @override
+    def embedding(self, state: State) -> Tensor:
+        """Return the weights, and last whether the items' mean ratings count, as for new users."""
+        return torch.cat([state[0], state[2][:, None]], dim=1)
+
+    @override
+    def item_vectors(self) -> ItemVectors:
+        return ItemVectors(torch.cat([self.code_IZ, self.offset_I[:, None]], dim=1))
+
+    @override
+    def decode_rows(self, state: State, rows: Rows) -> Tensor:
+        (weight_BZ, bias_B, is_new_B), (code_IZ, offset_I) = state, rows
+        output = weight_BZ @ code_IZ.T + bias_B[:, None] + is_new_B[:, None] * offset_I
+        return _scaled(output, self.config, self.levels)
+
+    @override
+    def opinion(self, output: Tensor) -> Opinion:
+        return Opinion(output)
+
+
+def _scaled(output: Tensor, config: AutoRecConfig, levels: tuple[float, ...]) -> Tensor:
+    """Apply the output's activation; a sigmoid spans the levels."""
+    if config.output == "identity":
+        return output
+    return levels[0] + (levels[-1] - levels[0]) * torch.sigmoid(output)
+
+
+def _logit(rating: Tensor, config: AutoRecConfig, levels: tuple[float, ...]) -> Tensor:
+    """Return what `_scaled` makes the rating of, the ends of the scale a little within it."""
+    if config.output == "identity":
+        return rating
+    share = (rating - levels[0]) / max(levels[-1] - levels[0], 1e-9)
+    return torch.logit(share, eps=_EDGE)

@@ -1,0 +1,317 @@
+"""Conv4Rec: an autoencoder with 1x1 convolutions over the outcomes of each user and item.
+
+Source: "Conv4Rec: A 1-by-1 Convolutional AutoEncoder for User Profiling through Joint Analysis of
+Implicit and Explicit Feedbacks", IEEE TNNLS 36(12), 2025 (arXiv 2509.07499). Layer widths and
+hyper-parameters are not public; ours are defaults that work.
+"""
+
+from typing import Annotated, ClassVar, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+from typing_extensions import override
+
+from distrib.batch import Batch, level_index
+from distrib.config import Config
+from distrib.models.base import ItemVectors, Model, Odds, Opinion, Rows, State, Traits, parameter
+from distrib.models.layers import cell_products, history_sum, log_odds, opinion_of
+from distrib.objectives import RatingClassesConfig
+from distrib.rng import Noise
+from distrib.vocabulary import Catalogue, IntArray
+
+_CORRUPTION = 1  # stream of noise
+_PRIOR_USERS = 10.0
+_MLP_WIDTH = 8
+_LEAK = 0.1
+_SLOPE = 2.0  # norm of the levels' places on the scale, at the start
+
+
+class Conv4RecConfig(Config):
+    """Hyper-parameters of Conv4Rec."""
+
+    name: Literal["conv4rec"] = "conv4rec"
+
+    traits: ClassVar[Traits] = Traits("outcomes", RatingClassesConfig())
+
+    latent_width: PositiveInt = 200
+    """Dimensions of the code, r in the paper; low underfits, high needs more ratings."""
+
+    rating_width: NonNegativeInt = 100
+    """Further dimensions of the code, which decode ratings while the others decode interactions; 0:
+    both decode from one code, as they do with the decoders other than ``ordinal``."""
+
+    encoder: Literal["conv", "dense"] = "conv"
+    """``dense``: a row for each item and level in place of the shared convolution; an ablation."""
+
+    channel_hidden_width: PositiveInt = 16
+    """Hidden channels of the encoder's convolution."""
+
+    channel_width: PositiveInt = 8
+    """Output channels of the encoder's convolution; fewer than rating levels are a constraint."""
+
+    decoder: Literal["linear", "mlp", "ordinal"] = "ordinal"
+    """``linear``: the dense layer gives the logits; ``mlp``: two more convolutions follow it;
+    ``ordinal``: it gives two channels, the log-odds of an interaction and a place on the scale of
+    ratings, and a convolution turns the second into logits of levels."""
+
+    scale: Literal["history", "visible"] = "visible"
+    """Whose root divides the encoder's sum in training: the length of the history, or of what
+    corruption left of it. The same in inference."""
+
+    corruption: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Share of the history that the encoder sees as "not observed" in training."""
+
+    def build(self, catalogue: Catalogue) -> "Conv4Rec":
+        """Make an untrained model for the catalogue."""
+        return Conv4Rec(self, catalogue)
+
+
+class Conv4RecState(NamedTuple):
+    """Users as Conv4Rec sees them."""
+
+    code_BZ: Tensor
+
+
+class Conv4Rec(Model):
+    """Per user and item a softmax over C outcomes: not observed, or one of the rating levels.
+
+    The encoder's convolution takes C values only, one per outcome, so the dense layer over items is
+    a sum over the rated items (`history_sum`) of ``D_j^T (c(k) - c(0))``; the part of the unrated
+    ones is a constant, kept as the free bias. The dense ``[B, I, C]`` input never exists.
+
+    Differs from the source: the sum is scaled by 1 / sqrt(length of the history); logits have a
+    free bias per item and outcome that starts at the log of the item's smoothed frequencies;
+    observed cells are hidden from the encoder at random, so that the target is not in the input;
+    ReLUs leak, since with few channels a plain one can die at the start and take the code with it.
+    The ``ordinal`` decoder is ours: with s the log-odds and v the place on the scale, its logits
+    are 0, and s + log softmax_k(slope_k v + bias_k) for level k, so that the levels are learned
+    from observed cells alone, and training decodes one number of each other cell. With it, half of
+    the encoder's hidden channels begin with a ramp over the levels.
+    """
+
+    def __init__(self, config: Conv4RecConfig, catalogue: Catalogue) -> None:
+        super().__init__()
+        self.config = config
+        self.levels = catalogue.levels
+        num_levels, item_count = len(self.levels), catalogue.item_count
+        num_outcomes = num_levels + 1
+        self.channels = _convolution(config, num_outcomes) if config.encoder == "conv" else None
+        channels = config.channel_width if config.encoder == "conv" else num_levels
+        is_ordinal = config.decoder == "ordinal"
+        self.rating_width = config.rating_width if is_ordinal else 0
+        latent = config.latent_width + self.rating_width
+        self.input_IDZ = parameter(item_count, channels, latent)
+        self.input_bias_Z = parameter(latent)
+        width = {"linear": num_outcomes, "mlp": _MLP_WIDTH, "ordinal": 1}[config.decoder]
+        self.output_IDZ = parameter(item_count, width, config.latent_width)
+        read = self.rating_width or config.latent_width
+        self.rating_IZ = parameter(item_count, read) if is_ordinal else None
+        self.slope_L = parameter(num_levels) if is_ordinal else None
+        self.output_bias_ID = parameter(item_count, width) if config.decoder == "mlp" else None
+        self.head = _mlp_head(num_outcomes) if config.decoder == "mlp" else None
+        self.prior_IC = parameter(item_count, num_outcomes)
+        self._initialise(catalogue)
+
+    def _initialise(self, catalogue: Catalogue) -> None:
+        nn.init.normal_(self.input_IDZ, std=self.input_IDZ.shape[1] ** -0.5)
+        nn.init.zeros_(self.input_bias_Z)
+        nn.init.normal_(self.output_IDZ, std=0.1 * self.output_IDZ.shape[-1] ** -0.5)
+        if self.rating_IZ is not None and self.slope_L is not None:
+            nn.init.normal_(self.rating_IZ, std=0.1 * self.rating_IZ.shape[-1] ** -0.5)
+            place_L = torch.tensor(self.levels) - sum(self.levels) / len(self.levels)
+            with torch.no_grad():
+                self.slope_L.copy_(_SLOPE * place_L / place_L.norm().clamp(min=1e-6))
+                if self.channels is not None:
+                    _add_ramp(cast("Tensor", self.channels[0].weight), place_L)
+        if self.output_bias_ID is not None:
+            nn.init.normal_(self.output_bias_ID, std=1.0)
+        with torch.no_grad():
+            prior_IC = torch.from_numpy(log_frequencies(catalogue))
+            if self.slope_L is not None:  # the first column is then minus the log-odds
+                prior_IC = prior_IC - torch.logsumexp(prior_IC[:, 1:], dim=1, keepdim=True)
+            self.prior_IC.copy_(prior_IC)
+
+    @override
+    def encode(self, batch: Batch, noise: Noise | None = None) -> Conv4RecState:
+        """Sum the rated items' contributions, shared convolution first."""
+        read, length_B = batch, batch.length_B
+        if noise is not None and self.config.corruption > 0.0:
+            draw_N = noise.uniform(_CORRUPTION, batch.user_B[batch.row_N], batch.item_N)
+            read = batch.keep(draw_N >= self.config.corruption)
+        if self.config.scale == "visible":
+            length_B = read.length_B
+        level_N = level_index(read.value_N, self.levels)
+        sum_BZ = self._dense(read, level_N) if self.channels is None else self._conv(read, level_N)
+        scale_B1 = length_B.clamp(min=1).to(torch.float32).rsqrt()[:, None].to(sum_BZ.dtype)
+        return Conv4RecState(torch.tanh(sum_BZ * scale_B1 + self.input_bias_Z))
+
+    def _conv(self, read: Batch, level_N: Tensor) -> Tensor:
+        """Sum each item's channels, weighted by what the convolution makes of the level."""
+        assert self.channels is not None
+        channels, device = self.config.channel_width, level_N.device
+        one_hot_CC = torch.eye(len(self.levels) + 1, dtype=self.input_IDZ.dtype, device=device)
+        value_CD = self.channels(one_hot_CC)
+        weight_ND = (value_CD - value_CD[:1])[level_N + 1]
+        index_ND = read.item_N[:, None] * channels + torch.arange(channels, device=device)
+        return history_sum(
+            self.input_IDZ.flatten(0, 1),
+            index_ND.flatten(),
+            weight_ND.flatten(),
+            read.pointer_P * channels,
+        )
+
+    def _dense(self, read: Batch, level_N: Tensor) -> Tensor:
+        """Sum the rows of the items at their levels."""
+        index_N = read.item_N * len(self.levels) + level_N
+        ones_N = torch.ones_like(read.value_N)
+        return history_sum(self.input_IDZ.flatten(0, 1), index_N, ones_N, read.pointer_P)
+
+    @override
+    def input_tables(self) -> Rows:
+        return (self.input_IDZ,)
+
+    @override
+    def item_tables(self) -> Rows:
+        if self.rating_IZ is not None:
+            return self.output_IDZ, self.prior_IC, self.rating_IZ
+        if self.output_bias_ID is None:
+            return self.output_IDZ, self.prior_IC
+        return self.output_IDZ, self.prior_IC, self.output_bias_ID
+
+    @override
+    def shared_parameters(self) -> tuple[nn.Parameter, ...]:
+        if self.slope_L is not None:
+            return (self.slope_L,)
+        return () if self.head is None else tuple(self.head.parameters())
+
+    @override
+    def embedding(self, state: State) -> Tensor:
+        return state[0] if self.slope_L is None else state[0][:, : self.config.latent_width]
+
+    @override
+    def item_vectors(self) -> ItemVectors | None:
+        if self.slope_L is None:
+            return None
+        return ItemVectors(self.output_IDZ[:, 0], -self.prior_IC[:, 0])
+
+    @override
+    def decode_rows(self, state: State, rows: Rows) -> Tensor:
+        weight_IDZ, prior_IC = rows[:2]
+        if self.slope_L is not None:
+            return self._ordinal(state[0], weight_IDZ[:, 0], prior_IC, rows[2])
+        # Outcomes first in memory: sums over them then run over whole planes of cells.
+        hidden_DBI = torch.matmul(state[0], weight_IDZ.permute(1, 2, 0))
+        if self.head is None:
+            return (hidden_DBI + prior_IC.T[:, None, :]).permute(1, 2, 0)
+        hidden_BID = hidden_DBI.permute(1, 2, 0) + rows[2]
+        return cast("Tensor", self.head(hidden_BID)) + prior_IC
+
+    def _ordinal(
+        self, code_BZ: Tensor, weight_IZ: Tensor, prior_IC: Tensor, rating_IZ: Tensor
+    ) -> Tensor:
+        """Decode both parts of all cells."""
+        odds_BI = self._odds((code_BZ,), (weight_IZ[:, None], prior_IC))
+        place_BI = self._rating_code(code_BZ) @ rating_IZ.T
+        slope_L = cast("Tensor", self.slope_L)
+        level_LBI = place_BI * slope_L[:, None, None] + prior_IC.T[1:, None, :]
+        level_LBI = odds_BI + torch.log_softmax(level_LBI, dim=0)
+        return torch.cat([torch.zeros_like(odds_BI)[None], level_LBI]).permute(1, 2, 0)
+
+    def _odds(self, state: State, rows: Rows) -> Tensor:
+        weight_IDZ, prior_IC = rows
+        code_BZ = state[0][:, : self.config.latent_width]
+        return torch.addmm(-prior_IC[:, 0], code_BZ, weight_IDZ[:, 0].T)
+
+    def _rating_code(self, code_BZ: Tensor) -> Tensor:
+        return code_BZ[:, self.config.latent_width :] if self.rating_width else code_BZ
+
+    @override
+    def odds(self) -> Odds | None:
+        if self.slope_L is None:
+            return None
+        return Odds((self.output_IDZ, self.prior_IC), self._odds)
+
+    @override
+    def decode_levels(self, state: State, cells: Batch) -> Tensor:
+        if self.slope_L is None or self.rating_IZ is None:
+            return super().decode_levels(state, cells)
+        code_BZ = self._rating_code(state[0])
+        place_N = cell_products(code_BZ, self.rating_IZ, cells.item_N, cells.pointer_P)
+        return place_N[:, None] * self.slope_L + self.prior_IC[cells.item_N, 1:]
+
+    @override
+    def decode_cells(self, state: State, cells: Batch) -> Tensor:
+        if self.slope_L is None:
+            return super().decode_cells(state, cells)
+        code_BZ = state[0][:, : self.config.latent_width]
+        weight_IZ = self.output_IDZ[:, 0]
+        odds_N = cell_products(code_BZ, weight_IZ, cells.item_N, cells.pointer_P)
+        odds_N1 = (odds_N - self.prior_IC[cells.item_N, 0])[:, None]
+        level_NL = torch.log_softmax(self.decode_levels(state, cells), dim=-1)
+        return torch.cat([torch.zeros_like(odds_N1), odds_N1 + level_NL], dim=1)
+
+    @override
+    def ranking_score(self, output: Tensor) -> Tensor:
+        return log_odds(output)
+
+    @override
+    def opinion(self, output: Tensor) -> Opinion:
+        return opinion_of(output, self.levels)
+
+    @override
+    def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
+        if self.rating_IZ is not None:
+            return self.input_IDZ, self.output_IDZ, self.rating_IZ
+        return self.input_IDZ, self.output_IDZ
+
+
+def log_frequencies(catalogue: Catalogue, prior_users: float = _PRIOR_USERS) -> np.ndarray:
+    """Return log frequencies of outcomes by item, smoothed towards those of all items.
+
+    Args:
+        catalogue: Holds the counts.
+        prior_users: Weight of the frequencies of all items, in users.
+
+    Returns:
+        float32 ``[I, C]``: log((count_jk + prior_users * q_k) / (users + prior_users)).
+    """
+    count_IC = _outcome_counts(catalogue.train_count_IL, catalogue.num_users)
+    all_C = (count_IC.sum(0) + 1e-3) / (count_IC.sum() + 1e-3 * count_IC.shape[1])
+    smoothed_IC = (count_IC + prior_users * all_C) / (catalogue.num_users + prior_users)
+    return np.asarray(np.log(smoothed_IC), dtype=np.float32)
+
+
+def _outcome_counts(count_IL: IntArray, num_users: int) -> np.ndarray:
+    none_I1 = np.maximum(num_users - count_IL.sum(1, keepdims=True), 0)
+    return np.concatenate([none_I1, count_IL], axis=1).astype(np.float64)
+
+
+def _convolution(config: Conv4RecConfig, num_outcomes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(num_outcomes, config.channel_hidden_width),
+        nn.LeakyReLU(_LEAK),
+        nn.Linear(config.channel_hidden_width, config.channel_width),
+        nn.LeakyReLU(_LEAK),
+    )
+
+
+def _add_ramp(weight_HC: Tensor, place_L: Tensor) -> None:
+    """Let half of the hidden channels begin with a rise or fall over the levels.
+
+    At random, some starts tell the levels apart badly, and stay so.
+    """
+    ramp_L = place_L / place_L.abs().max().clamp(min=1e-6)
+    half = len(weight_HC) // 2
+    sign_H1 = 1.0 - 2.0 * (torch.arange(half) % 2)[:, None]
+    weight_HC[:half, 1:] += sign_H1 * ramp_L
+
+
+def _mlp_head(num_outcomes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LeakyReLU(_LEAK),
+        nn.Linear(_MLP_WIDTH, 2 * _MLP_WIDTH),
+        nn.LeakyReLU(_LEAK),
+        nn.Linear(2 * _MLP_WIDTH, num_outcomes),
+    )

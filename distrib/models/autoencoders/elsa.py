@@ -1,0 +1,92 @@
+"""ELSA: a linear autoencoder with one item matrix of unit rows.
+
+Source: Vancura, Alves, Kasalicky, Kordik, "Scalable Linear Shallow Autoencoder for Collaborative
+Filtering", RecSys 2022, and the authors' library.
+"""
+
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from typing_extensions import override
+
+from distrib.batch import Batch
+from distrib.config import Config
+from distrib.models.base import ItemVectors, Model, Rows, State, Traits, parameter
+from distrib.models.layers import history_sum
+from distrib.objectives import CosineConfig
+from distrib.rng import Noise
+from distrib.vocabulary import Catalogue
+
+
+class ElsaConfig(Config):
+    """Hyper-parameters of ELSA."""
+
+    name: Literal["elsa"] = "elsa"
+
+    traits: ClassVar[Traits] = Traits("scores", CosineConfig())
+
+    latent_width: PositiveInt = 256
+    """Columns of the item matrix; the authors' ML-20M runs have 800."""
+
+    def build(self, catalogue: Catalogue) -> "Elsa":
+        """Make an untrained model for the catalogue."""
+        return Elsa(self, catalogue.item_count)
+
+
+class ElsaState(NamedTuple):
+    """Users as ELSA sees them."""
+
+    code_BZ: Tensor
+
+
+class Elsa(Model):
+    """x A A^T - x, where the rows of A have unit length.
+
+    Differs from the source: no ReLU at the output, as in the authors' library and not in their
+    reproduction; ``- x`` changes nothing but the scores of a user's own items, so scores are given
+    without it.
+    """
+
+    def __init__(self, config: ElsaConfig, item_count: int) -> None:
+        super().__init__()
+        self.item_IZ = parameter(item_count, config.latent_width)
+        nn.init.xavier_uniform_(self.item_IZ)
+
+    @override
+    def encode(self, batch: Batch, noise: Noise | None = None) -> ElsaState:
+        """Sum the unit rows of the history."""
+        ones_N = torch.ones_like(batch.value_N)
+        unit_IZ = F.normalize(self.item_IZ, dim=-1)
+        return ElsaState(history_sum(unit_IZ, batch.item_N, ones_N, batch.pointer_P))
+
+    @override
+    def tied_gram(self) -> Tensor:
+        unit_IZ = F.normalize(self.item_IZ.float(), dim=-1)
+        return unit_IZ.T @ unit_IZ
+
+    @override
+    def input_tables(self) -> Rows:
+        return (self.item_IZ,)
+
+    @override
+    def item_tables(self) -> Rows:
+        return (self.item_IZ,)
+
+    @override
+    def embedding(self, state: State) -> Tensor:
+        return state[0]
+
+    @override
+    def item_vectors(self) -> ItemVectors:
+        return ItemVectors(F.normalize(self.item_IZ, dim=-1))
+
+    @override
+    def decode_rows(self, state: State, rows: Rows) -> Tensor:
+        return state[0] @ F.normalize(rows[0], dim=-1).T
+
+    @override
+    def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
+        return (self.item_IZ,)

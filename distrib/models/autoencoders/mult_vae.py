@@ -1,0 +1,259 @@
+"""Mult-VAE and Mult-DAE, and their versions for ratings, VAE-CF and DAE-CF.
+
+Source: Liang, Krishnan, Hoffman, Jebara, "Variational Autoencoders for Collaborative Filtering",
+WWW 2018 (Mult-VAE^PR, Mult-DAE), and the authors' notebook for initialisation and dropout; the
+versions for ratings: the baselines of "VAE-BMF" (arXiv 2002.09145).
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple, cast
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from typing_extensions import override
+
+from distrib.batch import Batch
+from distrib.config import Config
+from distrib.models.base import ItemVectors, Model, Opinion, Rows, State, Traits, parameter
+from distrib.models.layers import (
+    history_sum,
+    item_mean,
+    linear,
+    linear_cells,
+    normal_sample,
+    unit_reading,
+)
+from distrib.objectives import MultinomialConfig, SquaredErrorConfig
+from distrib.rng import Noise
+from distrib.vocabulary import Catalogue
+
+_DROPOUT, _SAMPLE = 1, 2  # streams of noise
+
+Reads = Literal["interactions", "ratings"]
+
+
+class MultVaeConfig(Config):
+    """Hyper-parameters of Mult-VAE; the defaults are the paper's."""
+
+    name: Literal["mult_vae"] = "mult_vae"
+
+    reads: Reads = "interactions"
+    """``ratings``: reads and gives ratings, trained by squared error; VAE-CF."""
+
+    hidden_width: PositiveInt = 600
+    """Units of the hidden layer on either side."""
+
+    latent_width: PositiveInt = 200
+    """Dimensions of the code."""
+
+    input_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Share of the history that is hidden from the encoder in training."""
+
+    @property
+    def traits(self) -> Traits:
+        """What the pipeline must know."""
+        return _TRAITS[self.reads]
+
+    def build(self, catalogue: Catalogue) -> "MultVae":
+        """Make an untrained model for the catalogue."""
+        return MultVae(self, catalogue)
+
+
+class MultDaeConfig(Config):
+    """Hyper-parameters of Mult-DAE; the defaults are the paper's."""
+
+    name: Literal["mult_dae"] = "mult_dae"
+
+    reads: Reads = "interactions"
+    """``ratings``: reads and gives ratings, trained by squared error; DAE-CF."""
+
+    latent_width: PositiveInt = 200
+    """Dimensions of the code."""
+
+    input_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Share of the history that is hidden from the encoder in training."""
+
+    @property
+    def traits(self) -> Traits:
+        """What the pipeline must know."""
+        return _TRAITS[self.reads]
+
+    def build(self, catalogue: Catalogue) -> "MultDae":
+        """Make an untrained model for the catalogue."""
+        return MultDae(self, catalogue)
+
+
+_TRAITS = {
+    "interactions": Traits("scores", MultinomialConfig()),
+    "ratings": Traits("ratings", SquaredErrorConfig()),
+}
+
+
+class MultVaeState(NamedTuple):
+    """Users as Mult-VAE sees them."""
+
+    hidden_BH: Tensor
+    mean_BZ: Tensor
+    log_variance_BZ: Tensor
+
+
+class MultVae(Model):
+    """Encoder I-H-2Z, decoder Z-H-I, tanh between, logits out.
+
+    Differs from the source: noise and dropout come from counters of (seed, epoch, user, item), so
+    that they do not depend on how users are dealt to workers.
+    """
+
+    def __init__(self, config: MultVaeConfig, catalogue: Catalogue) -> None:
+        super().__init__()
+        self.config = config
+        item_count = catalogue.item_count
+        hidden, latent = config.hidden_width, config.latent_width
+        self.input_IH = parameter(item_count, hidden)
+        self.input_bias_H = parameter(hidden)
+        self.to_code = nn.Linear(hidden, 2 * latent)
+        self.from_code = nn.Linear(latent, hidden)
+        self.output_IH = parameter(item_count, hidden)
+        self.output_bias_I = parameter(item_count)
+        _initialise(
+            (self.input_IH, self.to_code.weight, self.from_code.weight, self.output_IH),
+            (self.input_bias_H, self.to_code.bias, self.from_code.bias, self.output_bias_I),
+        )
+        if config.reads == "ratings":
+            self.output_bias_I.data.copy_(item_mean(catalogue))
+
+    @override
+    def encode(self, batch: Batch, noise: Noise | None = None) -> MultVaeState:
+        """Normalise to unit length, drop items, encode; sample the code where there is noise."""
+        hidden_BH = _read(self.input_IH, batch, self.config, noise)
+        code = self.to_code(torch.tanh(hidden_BH + self.input_bias_H))
+        mean_BZ, log_variance_BZ = code.chunk(2, dim=-1)
+        code_BZ = mean_BZ
+        if noise is not None:
+            code_BZ = normal_sample(mean_BZ, log_variance_BZ, batch, noise, _SAMPLE)
+        return MultVaeState(torch.tanh(self.from_code(code_BZ)), mean_BZ, log_variance_BZ)
+
+    @override
+    def input_tables(self) -> Rows:
+        return (self.input_IH,)
+
+    @override
+    def item_tables(self) -> Rows:
+        return self.output_IH, self.output_bias_I
+
+    @override
+    def embedding(self, state: State) -> Tensor:
+        return state[0]
+
+    @override
+    def item_vectors(self) -> ItemVectors:
+        return ItemVectors(*self.item_tables())
+
+    @override
+    def decode_rows(self, state: State, rows: Rows) -> Tensor:
+        return linear(state[0], rows)
+
+    @override
+    def decode_cells(self, state: State, cells: Batch) -> Tensor:
+        return linear_cells(state[0], self.item_tables(), cells)
+
+    @override
+    def opinion(self, output: Tensor) -> Opinion | None:
+        return Opinion(output) if self.config.reads == "ratings" else None
+
+    @override
+    def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
+        weights = (self.input_IH, self.to_code.weight, self.from_code.weight, self.output_IH)
+        return cast("tuple[nn.Parameter, ...]", weights)
+
+    @override
+    def divergence(self, state: State) -> Tensor:
+        """KL(q(z|x) || N(0, 1)), section 2.2 of the paper."""
+        mean_BZ, log_variance_BZ = state[1].float(), state[2].float()
+        term_BZ = log_variance_BZ.exp() + mean_BZ**2 - 1.0 - log_variance_BZ
+        return 0.5 * term_BZ.sum(-1)
+
+
+class MultDaeState(NamedTuple):
+    """Users as Mult-DAE sees them."""
+
+    code_BZ: Tensor
+
+
+class MultDae(Model):
+    """Encoder I-Z with tanh, decoder Z-I; the code is no distribution.
+
+    The paper's L2 penalty, 0.01 / 500 times the squared weights in each update of 500 users, is
+    ``optimizer.name = "adam"`` with ``weight_decay = 4e-5``: their gradient, added to the loss's.
+    """
+
+    def __init__(self, config: MultDaeConfig, catalogue: Catalogue) -> None:
+        super().__init__()
+        self.config = config
+        item_count, latent = catalogue.item_count, config.latent_width
+        self.input_IZ = parameter(item_count, latent)
+        self.input_bias_Z = parameter(latent)
+        self.output_IZ = parameter(item_count, latent)
+        self.output_bias_I = parameter(item_count)
+        _initialise((self.input_IZ, self.output_IZ), (self.input_bias_Z, self.output_bias_I))
+        if config.reads == "ratings":
+            self.output_bias_I.data.copy_(item_mean(catalogue))
+
+    @override
+    def encode(self, batch: Batch, noise: Noise | None = None) -> MultDaeState:
+        """Normalise to unit length, drop items, encode."""
+        sum_BZ = _read(self.input_IZ, batch, self.config, noise)
+        return MultDaeState(torch.tanh(sum_BZ + self.input_bias_Z))
+
+    @override
+    def input_tables(self) -> Rows:
+        return (self.input_IZ,)
+
+    @override
+    def item_tables(self) -> Rows:
+        return self.output_IZ, self.output_bias_I
+
+    @override
+    def embedding(self, state: State) -> Tensor:
+        return state[0]
+
+    @override
+    def item_vectors(self) -> ItemVectors:
+        return ItemVectors(*self.item_tables())
+
+    @override
+    def decode_rows(self, state: State, rows: Rows) -> Tensor:
+        return linear(state[0], rows)
+
+    @override
+    def decode_cells(self, state: State, cells: Batch) -> Tensor:
+        return linear_cells(state[0], self.item_tables(), cells)
+
+    @override
+    def opinion(self, output: Tensor) -> Opinion | None:
+        return Opinion(output) if self.config.reads == "ratings" else None
+
+    @override
+    def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
+        return self.input_IZ, self.output_IZ
+
+
+def _initialise(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+    for weight in weights:
+        nn.init.xavier_uniform_(weight)
+    for bias in biases:
+        nn.init.trunc_normal_(bias, std=0.001, a=-0.002, b=0.002)
+
+
+def _read(
+    table_IH: Tensor, batch: Batch, config: MultVaeConfig | MultDaeConfig, noise: Noise | None
+) -> Tensor:
+    read, weight_N = unit_reading(
+        batch,
+        by_value=config.reads == "ratings",
+        dropout=config.input_dropout,
+        noise=noise,
+        stream=_DROPOUT,
+    )
+    return history_sum(table_IH, read.item_N, weight_N, read.pointer_P)

@@ -1,0 +1,385 @@
+"""VAE-BMF: variational autoencoders of users and items that feed each other their codes.
+
+Source: Zhang and others, "VAE-BMF: Variational Autoencoders for Bayesian Matrix Factorization",
+arXiv 2002.09145 v3, 2022. No code of its authors is known.
+"""
+
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field, NonNegativeInt, model_validator
+from torch import Tensor, nn
+from typing_extensions import override
+
+from distrib.batch import Batch
+from distrib.config import Config
+from distrib.models.autoencoders.vae_bmf_encoder import PRIOR_RATINGS, Codes, Encoder, Posterior
+from distrib.models.base import ItemVectors, Model, Opinion, Rows, State, Traits
+from distrib.models.layers import cell_products, item_mean
+from distrib.objectives import SquaredErrorConfig
+from distrib.rng import Noise
+from distrib.tiles import Block, Read, Side, Transposed
+from distrib.vocabulary import Catalogue
+
+_SAMPLE_USERS, _SAMPLE_ITEMS, _FEED_USERS, _FEED_ITEMS = 1, 2, 3, 4  # streams of noise
+_DROP_USERS, _DROP_ITEMS = 5, 6
+_STEP_BITS = 36  # beyond the numbers of rows, so that row and step make one counter
+_REMEDY = (
+    "set model.attention_norm to softmax or linear_safe: linear is the normalisation as printed, "
+    "whose denominators, sums of numbers of either sign, cross 0"
+)
+
+Width = Annotated[int, Field(gt=0)]
+
+
+class VaeBmfConfig(Config):
+    """Hyper-parameters of VAE-BMF; the paper's grids are in brackets."""
+
+    name: Literal["vae_bmf"] = "vae_bmf"
+
+    latent_width: Width = 25
+    """Dimensions of the codes, K [10, 15, 25, 50]."""
+
+    branch_width: Width = 50
+    """Width at the end of each branch, K' [10, 15, 25, 50]; at least K."""
+
+    hidden_width: Width = 50
+    """Width of all other hidden layers [10, 25, 50, 100]; at least K'."""
+
+    branch_layers: NonNegativeInt = 1
+    """Layers of a branch after its first, L' [0, 1, 2]."""
+
+    fused_layers: NonNegativeInt = 0
+    """Hidden layers where the branches are joined, L [0, 1, 2]."""
+
+    data: bool = True
+    """Whether encoders read ratings; without, the paper's "no data input"."""
+
+    latent: Literal["full", "average", "gated", "none"] = "full"
+    """What encoders read of the other side's codes: ``full`` a matrix for each column, which the
+    paper has; ``average`` their mean, its cheap variant; ``gated`` a sum with a learned weight for
+    each column and one matrix for all, which is ours, for large catalogues."""
+
+    attention: Literal["local", "global", "none"] = "local"
+    """Whether codes attend to those of what the row has rated, or to all of the other side."""
+
+    attention_norm: Literal["softmax", "linear", "linear_safe"] = "softmax"
+    """``linear`` is eq. 9 as printed, whose denominators cross 0 and which diverges;
+    ``linear_safe`` keeps them from 0."""
+
+    likelihood: Literal["sampled", "analytic"] = "sampled"
+    """Expected squared error from one sample of the codes, or in closed form."""
+
+    input_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the interactions that a row's branches do not read, drawn anew for each block; a
+    rating is then often explained without reading it. Ours."""
+
+    user_divergence: Annotated[float, Field(ge=0.0)] = 0.01
+    """Weight of the users' divergence from the prior, beta_u, to a squared error of weight 1."""
+
+    item_divergence: Annotated[float, Field(ge=0.0)] = 0.01
+    """Weight of the items', beta_v."""
+
+    divergence_count: Literal["literal", "unbiased"] = "literal"
+    """``literal``: a row's divergence counts in every block that it is in; ``unbiased``: once."""
+
+    centring: Literal["none", "means"] = "none"
+    """``means``: codes explain what the means of user and item do not; ours."""
+
+    biases: bool = False
+    """Whether encoders give each row a bias, too, which ratings add up; ours."""
+
+    @property
+    def traits(self) -> Traits:
+        """What the pipeline must know."""
+        objective = SquaredErrorConfig(divergence_cap=1.0)
+        is_literal = self.attention != "none" and self.attention_norm == "linear"
+        remedy = _REMEDY if is_literal else ""
+        return Traits("ratings", objective, rows="both", encodes_items=True, remedy=remedy)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "VaeBmfConfig":
+        faults = []
+        if not self.data and self.latent == "none":
+            faults.append("data = false with latent = 'none' leaves nothing to read; set one")
+        if not self.data and self.centring != "none":
+            faults.append(
+                f"data = false with centring = {self.centring!r}, which reads ratings; set "
+                "centring = 'none'"
+            )
+        widths = (self.latent_width, self.branch_width, self.hidden_width)
+        if list(widths) != sorted(widths):
+            faults.append(
+                f"latent_width, branch_width, hidden_width = {widths}: none may be less than the "
+                "one before (paper, section 5)"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def build(self, catalogue: Catalogue) -> "VaeBmf":
+        """Make a model to load weights into, and to score with."""
+        return VaeBmf(self, catalogue, is_trained=False)
+
+    def network(self, items: Catalogue, users: Catalogue) -> "VaeBmf":
+        """Make an untrained model, with what only training needs."""
+        del users  # both sides are told by the items' catalogue
+        return VaeBmf(self, items, is_trained=True)
+
+    def scoring(
+        self, network: dict[str, Tensor], items: Posterior | None = None
+    ) -> dict[str, Tensor]:
+        """Return the state of a model that scores from that of the one that is trained.
+
+        Args:
+            network: After `Model.end_epoch`.
+            items: Posteriors of all items; those in ``network`` are kept without.
+
+        Returns:
+            The state.
+        """
+        state = {name: value for name, value in network.items() if "delta" not in name}
+        if items is not None:
+            state["mean_IZ"], state["offset_I"] = items.mean_BZ, items.offset_B
+            state["variance_IZ"] = items.log_variance_BZ.exp()
+        return state
+
+
+class VaeBmfState(NamedTuple):
+    """Users; in training also the items that they meet, and samples in place of means."""
+
+    users: Codes
+    items: Any = None
+    """Those of a block; None for those of `VaeBmf.item_tables`."""
+
+    divergence_B: Tensor | None = None
+    """Weighted, nats, of users and items; only in training."""
+
+    transposed: Transposed | None = None
+    """Of the cells of a block."""
+
+
+class VaeBmf(Model):
+    """Ratings are products of user and item codes; each side's encoder reads the other's codes.
+
+    A row's encoder reads its ratings, and the codes of what was rated, through two branches; joined
+    they give a normal, which attention to those codes refines. Mean and variance have networks of
+    their own. Codes of the other side are samples of its posteriors, drawn once for each pass
+    over all blocks (`feed_codes`), and constants for the gradient.
+
+    The latent branch multiplies all codes of the other side, masked, with one matrix: here a sum
+    over what was rated of ``v_j Phi_j``, whose table ``[columns, hidden]`` is made once a pass.
+    Within a pass v_j is constant, so an update of Phi_j is ``d_j (outer) delta_j``, and what
+    optimizers see is delta alone: with ``d_j = sign(v_j)``, Adam's update of delta is that of Phi
+    (up to its epsilon), in 1 / K of its memory and time. `end_epoch` adds deltas to Phi.
+
+    Differs from the source: what it leaves open is a setting (`VaeBmfConfig`) or stated here. The
+    variance goes through a sigmoid before attention and again at the end, so it stays between 0
+    and 1. Weights begin as those of torch's linear layers, codes as N(0, I). Adam's moments of Phi
+    are kept across passes as if the codes had not changed. With another rule than Adam, the
+    latent branch learns as fast as its codes are large in sum, not in square; and clipping sees the
+    gradient of delta, |v|_1 / |v|_2 times as large as that of Phi.
+    """
+
+    def __init__(self, config: VaeBmfConfig, catalogue: Catalogue, *, is_trained: bool) -> None:
+        super().__init__()
+        self.config = config
+        width, num_items = config.latent_width, catalogue.item_count
+        means_I = item_mean(catalogue, PRIOR_RATINGS)
+        if config.centring == "none":
+            means_I = torch.zeros_like(means_I)
+        count_L = torch.from_numpy(catalogue.train_count_IL.sum(0)).double()
+        mean = float(count_L @ torch.tensor(catalogue.levels).double() / count_L.sum().clamp(min=1))
+        numbers = catalogue.user_numbers
+        is_rated_I = torch.from_numpy(catalogue.train_count_IL.sum(1) > 0)
+        everyone = torch.zeros(numbers), torch.ones(numbers)
+        self.users = Encoder(config, means_I, is_rated_I, 0.0, is_trained=is_trained)
+        self.items = Encoder(config, *everyone, mean, is_trained=is_trained)
+        self.register_buffer("mean_IZ", torch.zeros(num_items, width))
+        self.register_buffer("variance_IZ", torch.ones(num_items, width))
+        self.register_buffer("offset_I", means_I.clone())
+        self.mean_IZ: Tensor
+        self.variance_IZ: Tensor
+        self.offset_I: Tensor
+
+    @override
+    def encode(self, batch: Read, noise: Noise | None = None) -> Any:
+        """Encode users; of a block also the items, both as samples in training."""
+        if isinstance(batch, Block):
+            assert noise is not None  # blocks are for training only
+            return self._block_state(batch, noise)
+        found = self.encode_users(batch)
+        return VaeBmfState(Codes(found.mean_BZ, found.log_variance_BZ.exp(), found.offset_B))
+
+    def encode_users(self, batch: Batch) -> Posterior:
+        """Return the posteriors of users from their ratings alone, known or not.
+
+        Ratings of items that training did not see say nothing.
+        """
+        found: Posterior = self.users(Side.whole(self.users.readable(batch)))
+        return found
+
+    def encode_items(self, batch: Batch) -> Posterior:
+        """Return the posteriors of items, also of new ones, from their ratings by known users.
+
+        Args:
+            batch: A row for each item; ``item_N`` are numbers of users.
+
+        Returns:
+            One row for each item.
+        """
+        found: Posterior = self.items(Side.whole(self.items.readable(batch)))
+        return found
+
+    @torch.no_grad()
+    def append_items(self, batch: Batch) -> None:
+        """Encode more items; see `ItemEncoder`."""
+        found = self.encode_items(batch.to(self.mean_IZ.device))
+        self.mean_IZ = torch.cat([self.mean_IZ, found.mean_BZ])
+        self.variance_IZ = torch.cat([self.variance_IZ, found.log_variance_BZ.exp()])
+        self.offset_I = torch.cat([self.offset_I, found.offset_B])
+
+    def _block_state(self, block: Block, noise: Noise) -> VaeBmfState:
+        config, step_1 = self.config, block.step_1
+        sides = (
+            (self.users, block.users, (_SAMPLE_USERS, _DROP_USERS), config.user_divergence),
+            (self.items, block.items, (_SAMPLE_ITEMS, _DROP_ITEMS), config.item_divergence),
+        )
+        is_unbiased = config.divergence_count == "unbiased"
+        found: list[Any] = []
+        divergences = []
+        for encoder, side, (sample, drop), weight in sides:
+            if side is None:
+                found.append(None)
+                continue
+            posterior = encoder(side, self._kept(side.batch, noise, drop, step_1))
+            shown = self._shown(posterior, side.batch, noise, sample, step_1)
+            found.append(Codes(*shown, posterior.offset_B))
+            scale_B = weight * side.share_1 / (side.repeats_B if is_unbiased else 1.0)
+            divergences.append(scale_B * _divergence(posterior))
+        users, items = found
+        if users is None:  # items in turn, against the last codes of users
+            users, items = items, self.items.last_codes()
+        elif items is None:
+            items = self.users.last_codes()
+        return VaeBmfState(users, items, torch.cat(divergences), block.transposed)
+
+    def _kept(self, batch: Batch, noise: Noise, stream: int, step_1: Tensor) -> Tensor | None:
+        """Return the weight that each interaction is read with; None for 1."""
+        keep = 1.0 - self.config.input_dropout
+        if keep == 1.0:
+            return None
+        place_B = batch.user_B + (step_1 << _STEP_BITS)
+        draw_N = noise.uniform(stream, place_B[batch.row_N], batch.item_N)
+        return (draw_N < keep).to(batch.value_N.dtype) / keep
+
+    def _shown(
+        self, posterior: Posterior, batch: Batch, noise: Noise, stream: int, step_1: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return codes and, unless they are samples, variances."""
+        if self.config.likelihood == "analytic":
+            return posterior.mean_BZ, posterior.log_variance_BZ.exp()
+        return drawn(posterior, batch.user_B, noise, stream, step_1), None
+
+    @override
+    def divergence(self, state: State) -> Tensor | None:
+        return _of(state).divergence_B
+
+    @override
+    def item_tables(self) -> Rows:
+        return self.mean_IZ, self.variance_IZ, self.offset_I
+
+    @override
+    def embedding(self, state: State) -> Tensor:
+        return _of(state).users.code_BZ
+
+    @override
+    def item_vectors(self) -> ItemVectors:
+        return ItemVectors(self.mean_IZ, self.offset_I)
+
+    @override
+    def decode_rows(self, state: State, rows: Rows) -> Tensor:
+        users = _of(state).users
+        return users.code_BZ @ rows[0].T + users.offset_B[:, None] + rows[2]
+
+    @override
+    def decode_cells(self, state: State, cells: Batch) -> Tensor:
+        users, items, *_, transposed = self._met(state)
+        product_N = cell_products(
+            users.code_BZ, items.code_BZ, cells.item_N, cells.pointer_P, transposed
+        )
+        offset_N: Tensor = users.offset_B[cells.row_N] + items.offset_B[cells.item_N]
+        return product_N + offset_N
+
+    @override
+    def variance_cells(self, state: State, cells: Batch) -> Tensor | None:
+        """Return the variance of products of independent normal codes; see `Model`."""
+        users, items, *_, transposed = self._met(state)
+        if users.variance_BZ is None:
+            return None
+        left_BZ, right_JZ = users.variance_BZ, items.code_BZ.square()
+        if items.variance_BZ is not None:
+            left_BZ = torch.cat([left_BZ + users.code_BZ.square(), left_BZ], dim=1)
+            right_JZ = torch.cat([items.variance_BZ, right_JZ], dim=1)
+        return cell_products(left_BZ, right_JZ, cells.item_N, cells.pointer_P, transposed)
+
+    def _met(self, state: State) -> VaeBmfState:
+        """Return the state with its items."""
+        found = _of(state)
+        return found if found.items else found._replace(items=Codes(*self.item_tables()))
+
+    @override
+    def opinion(self, output: Tensor) -> Opinion:
+        return Opinion(output)
+
+    @override
+    def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
+        return self.users.tables() + self.items.tables()
+
+    @override
+    def folded_parameters(self) -> tuple[nn.Parameter, ...]:
+        return tuple(p for side in (self.users, self.items) for p in side.deltas())
+
+    @override
+    def end_epoch(self, epoch: int) -> None:
+        """Add what was learned for the codes of this pass to the latent branches' matrices."""
+        del epoch
+        self.users.fold()
+        self.items.fold()
+
+    def feed_codes(self, users: Posterior, items: Posterior, noise: Noise) -> None:
+        """Draw codes of all rows and let both sides read them from now on.
+
+        Args:
+            users: Posteriors by number, NaN for numbers that nobody trains on.
+            items: Posteriors by position, NaN for items without a training rating.
+            noise: Of the pass.
+        """
+        for encoder, posterior, stream in (
+            (self.users, items, _FEED_ITEMS),
+            (self.items, users, _FEED_USERS),
+        ):
+            number_I = torch.arange(len(posterior.offset_B), device=posterior.mean_BZ.device)
+            encoder.read(drawn(posterior, number_I, noise, stream), posterior.offset_B)
+
+
+def _of(state: State) -> VaeBmfState:
+    assert isinstance(state, VaeBmfState)
+    return state
+
+
+def drawn(
+    posterior: Posterior, number_B: Tensor, noise: Noise, stream: int, step_1: Tensor | None = None
+) -> Tensor:
+    """Draw each row's code, by the reparametrisation trick, ``[B, Z]``."""
+    mean_BZ, log_variance_BZ, _ = posterior
+    counters = [number_B[:, None], torch.arange(mean_BZ.shape[1], device=mean_BZ.device)]
+    draw_BZ = noise.normal(stream, *counters, *([] if step_1 is None else [step_1]))
+    return mean_BZ + torch.exp(0.5 * log_variance_BZ) * draw_BZ.to(mean_BZ.dtype)
+
+
+def _divergence(posterior: Posterior) -> Tensor:
+    """Return KL(posterior || N(0, I)) of each row, nats."""
+    mean_BZ, log_variance_BZ, _ = posterior
+    terms_BZ = log_variance_BZ.exp() + mean_BZ.square() - 1.0 - log_variance_BZ
+    return 0.5 * terms_BZ.sum(1)

@@ -1,0 +1,361 @@
+"""The encoders of VAE-BMF: from a row's ratings, and the codes of what was rated, to a normal.
+
+Source: see `vae_bmf`.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from distrib.batch import Batch
+from distrib.models.layers import cell_products, history_sum, softmax_attention
+from distrib.tiles import Side
+
+if TYPE_CHECKING:
+    from distrib.models.autoencoders.vae_bmf import VaeBmfConfig
+
+PRIOR_RATINGS = 5.0
+"""Ratings that pull the mean rating of a row to what is expected."""
+
+_MEAN, _VARIANCE = 0, 1  # the two networks
+_FLOOR = 0.1  # of a linear attention's denominator, share of the sum of absolute products
+_BLOCK_ROWS = 4096
+
+
+class Posterior(NamedTuple):
+    """Diagonal normals of some rows, and the mean ratings that they come on top of."""
+
+    mean_BZ: Tensor
+    log_variance_BZ: Tensor
+    offset_B: Tensor
+    """0 without centring."""
+
+
+class Codes(NamedTuple):
+    """What of some rows is multiplied."""
+
+    code_BZ: Tensor
+    variance_BZ: Tensor | None
+    """None where codes are samples, or stand for themselves."""
+
+    offset_B: Tensor
+    """Mean ratings that products come on top of."""
+
+
+class Encoder(nn.Module):
+    """The networks of one side, of which each parameter holds two: for mean and for variance.
+
+    Args:
+        config: Hyper-parameters.
+        offset_I: Mean ratings of columns, which ratings are read as the distance from.
+        is_there_I: Whether anyone trains on the column.
+        mean: What a row without ratings is expected to give, beyond them.
+        is_trained: Whether to hold what only training needs.
+    """
+
+    def __init__(
+        self,
+        config: "VaeBmfConfig",
+        offset_I: Tensor,
+        is_there_I: Tensor,
+        mean: float,
+        *,
+        is_trained: bool,
+    ) -> None:
+        super().__init__()
+        self.config, self.mean = config, mean
+        columns, code = len(offset_I), config.latent_width
+        inner = [config.hidden_width] * config.branch_layers
+        widths = [*inner, config.branch_width]
+        self._register_codes(offset_I, is_there_I)
+        if config.data:
+            self.rating_IH = _uniform(columns, 2 * widths[0], fan=columns)
+            self.rating_first = _Bias(widths[0])
+            self.rating_layers = _Layers(widths)
+        if config.latent == "full":
+            self._register_matrices(2 * widths[0], is_trained=is_trained)
+        if config.latent in ("average", "gated"):
+            self.latent_WZH = _uniform(2, code, widths[0], fan=code)
+        if config.latent == "gated":
+            self.gate_IW = nn.Parameter(torch.full((columns, 2), columns**-0.5))
+        if config.latent != "none":
+            self.latent_first = _Bias(widths[0])
+            self.latent_layers = _Layers(widths)
+        num_branches = int(config.data) + int(config.latent != "none")
+        fused = [num_branches * config.branch_width, *[config.hidden_width] * config.fused_layers]
+        self.fused_layers = _Layers(fused)
+        self.output = _Linear(fused[-1], code)
+        if config.biases:
+            self.bias_H1 = _uniform(fused[-1], 1, fan=fused[-1])
+        if config.attention != "none":
+            self.query_WZZ = _uniform(2, code, code, fan=code)
+            self.refined = _Linear(2 * code, code)
+
+    def _register_codes(self, offset_I: Tensor, is_there_I: Tensor) -> None:
+        """Add what is read of the other side; it begins as N(0, I)."""
+        columns = len(offset_I)
+        self.register_buffer("offset_I", offset_I.clone())
+        self.register_buffer("code_IZ", torch.randn(columns, self.config.latent_width))
+        self.register_buffer("code_offset_I", offset_I.clone())
+        self.register_buffer("is_there_I", is_there_I.float())
+        width = self.config.latent_width
+        self.register_buffer("gram_ZZ", torch.zeros(width, width))
+        self.register_buffer("total_Z", torch.zeros(width))
+        self.offset_I: Tensor
+        self.code_IZ: Tensor
+        self.code_offset_I: Tensor
+        self.is_there_I: Tensor
+        self.gram_ZZ: Tensor
+        self.total_Z: Tensor
+        self._sum_up()
+
+    def _register_matrices(self, hidden: int, *, is_trained: bool) -> None:
+        """Add the latent branch's first layer: its table, and in training what that is made of."""
+        columns, code = self.code_IZ.shape
+        self.register_buffer("base_IH", torch.zeros(columns, hidden))
+        self.base_IH: Tensor
+        if is_trained:
+            self.register_buffer("size_I", torch.zeros(columns), persistent=False)
+            self.size_I: Tensor
+            self.delta_IH = nn.Parameter(torch.zeros(columns, hidden))
+            bound = (columns * code) ** -0.5
+            values = torch.empty(columns, code, hidden).uniform_(-bound, bound)
+            self.register_buffer("matrix_IZH", values, persistent=False)
+            self.matrix_IZH: Tensor
+            self._tabulate()
+
+    @override
+    def forward(self, side: Side, weight_N: Tensor | None = None) -> Posterior:
+        """Return the posteriors of some rows, whose branches read interactions by weight."""
+        batch = side.batch
+        value_N, offset_B = self._centred(side)
+        if weight_N is None:
+            weight_N = torch.ones_like(value_N)
+        else:
+            value_N = value_N * weight_N
+        branches = []
+        if self.config.data:
+            sum_BH = history_sum(
+                self.rating_IH, batch.item_N, value_N, batch.pointer_P, side.transposed
+            )
+            branches.append(self.rating_layers(self.rating_first(_by_network(sum_BH, side))))
+        if self.config.latent != "none":
+            branches.append(self.latent_layers(self.latent_first(self._latent(side, weight_N))))
+        fused_WBH = self.fused_layers(torch.cat(branches, dim=2))
+        output_WBZ = self.output(fused_WBH)
+        if self.config.attention != "none":
+            mean_BZ, variance_BZ = output_WBZ[_MEAN], torch.sigmoid(output_WBZ[_VARIANCE])
+            shown_WBZ = torch.stack([mean_BZ, variance_BZ])
+            query_WBZ = torch.bmm(shown_WBZ, self.query_WZZ)
+            met_WBZ = self._attended(query_WBZ, batch)
+            output_WBZ = self.refined(torch.cat([shown_WBZ, met_WBZ], dim=2))
+        if self.config.biases:
+            offset_B = offset_B + (fused_WBH[_MEAN] @ self.bias_H1)[:, 0]
+        precise_WBZ = output_WBZ.to(torch.promote_types(output_WBZ.dtype, torch.float32))
+        return Posterior(precise_WBZ[_MEAN], F.logsigmoid(precise_WBZ[_VARIANCE]), offset_B)
+
+    def readable(self, batch: Batch) -> Batch:
+        """Return rows with only those columns that training saw."""
+        is_within_N = batch.item_N < len(self.code_IZ)
+        if not is_within_N.all():
+            batch = batch.keep(is_within_N)
+        is_there_N = self.is_there_I[batch.item_N] > 0
+        return batch if is_there_N.all() else batch.keep(is_there_N)
+
+    def _centred(self, side: Side) -> tuple[Tensor, Tensor]:
+        """Return ratings as they are read, and the mean rating of each row."""
+        batch = side.batch
+        if self.config.centring == "none":
+            return batch.value_N, batch.value_N.new_zeros(batch.num_users)
+        offset_I = self.offset_I.to(batch.value_N.dtype)
+        value_N = batch.value_N - offset_I[batch.item_N] - self.mean
+        sum_B = value_N.new_zeros(batch.num_users).index_add(0, batch.row_N, value_N)
+        offset_B = sum_B * side.scale_B / (batch.length_B * side.scale_B + PRIOR_RATINGS)
+        return value_N - offset_B[batch.row_N], offset_B + self.mean
+
+    def _latent(self, side: Side, weight_N: Tensor) -> Tensor:
+        """Return what the latent branch makes of the codes of what was rated, ``[2, B, H]``."""
+        batch, dtype = side.batch, self.output.weight_WHO.dtype
+        index_N, pointer_P = batch.item_N, batch.pointer_P
+        if self.config.latent == "full":
+            sum_BH = history_sum(self.base_IH, index_N, weight_N, pointer_P)
+            if hasattr(self, "delta_IH"):
+                size_N = self.size_I[index_N] * weight_N
+                found = history_sum(self.delta_IH, index_N, size_N, pointer_P, side.transposed)
+                sum_BH = sum_BH + found
+            return _by_network(sum_BH.to(dtype), side)
+        if self.config.latent == "average":
+            count_B1 = batch.length_B.clamp(min=1)[:, None]
+            sum_BZ = history_sum(self.code_IZ, index_N, weight_N, pointer_P) / count_B1
+            sum_WBZ = sum_BZ.expand(2, -1, -1)
+        else:
+            gate_NW = F.embedding(index_N, self.gate_IW) * weight_N[:, None]
+            sum_WBZ = side.scale_B.to(self.code_IZ.dtype)[:, None] * torch.stack(
+                [history_sum(self.code_IZ, index_N, gate_N, pointer_P) for gate_N in gate_NW.T]
+            )
+        return torch.bmm(sum_WBZ.to(dtype), self.latent_WZH)
+
+    def _attended(self, query_WBZ: Tensor, batch: Batch) -> Tensor:
+        """Return the mean of the codes that queries attend to, ``[2, B, K]``.
+
+        In the precision of the codes, which is float32 at least: sums are over thousands.
+        """
+        query_QZ = query_WBZ.flatten(0, 1).to(self.code_IZ.dtype)
+        if self.config.attention == "global":
+            found_QZ = self._attended_of_all(query_QZ)
+        else:
+            index_N = torch.cat([batch.item_N, batch.item_N])
+            pointer_P = torch.cat([batch.pointer_P, batch.pointer_P[1:] + len(batch.item_N)])
+            if self.config.attention_norm == "softmax":
+                scaled_QZ = query_QZ * query_QZ.shape[1] ** -0.5
+                found_QZ = softmax_attention(scaled_QZ, self.code_IZ, index_N, pointer_P)
+            else:
+                found_QZ = self._linear_local(query_QZ, index_N, pointer_P)
+        return found_QZ.view_as(query_WBZ).to(query_WBZ.dtype)
+
+    def _attended_of_all(self, query_QZ: Tensor) -> Tensor:
+        code_IZ = self.code_IZ[self.is_there_I > 0]
+        if self.config.attention_norm == "softmax":
+            one = (query_QZ[None, None], code_IZ[None, None], code_IZ[None, None])
+            return F.scaled_dot_product_attention(*one)[0, 0]
+
+        def absolute() -> Tensor:
+            parts = code_IZ.split(_BLOCK_ROWS)
+            return torch.stack([(query_QZ @ part.T).abs().sum(1) for part in parts]).sum(0)
+
+        denominator_Q = self._denominator(query_QZ @ self.total_Z, absolute)
+        return query_QZ @ self.gram_ZZ / denominator_Q[:, None]
+
+    def _linear_local(self, query_QZ: Tensor, index_N: Tensor, pointer_P: Tensor) -> Tensor:
+        product_N = cell_products(query_QZ, self.code_IZ, index_N, pointer_P)
+        row_N = torch.arange(len(query_QZ), device=index_N.device).repeat_interleave(
+            pointer_P.diff(), output_size=len(index_N)
+        )
+        total_Q = product_N.new_zeros(len(query_QZ)).index_add(0, row_N, product_N)
+
+        def absolute() -> Tensor:
+            return torch.zeros_like(total_Q).index_add(0, row_N, product_N.abs())
+
+        sum_QZ = history_sum(self.code_IZ, index_N, product_N, pointer_P)
+        denominator_Q = self._denominator(total_Q, absolute)
+        return sum_QZ / torch.where(pointer_P.diff() > 0, denominator_Q, 1.0)[:, None]
+
+    def _denominator(self, total_Q: Tensor, absolute: Callable[[], Tensor]) -> Tensor:
+        """Return the sums of products; the safe ones at least a share of what they are sums of.
+
+        Where that share is taken, it is a constant for the gradient.
+        """
+        if self.config.attention_norm == "linear":
+            return total_Q
+        with torch.no_grad():
+            floor_Q = (_FLOOR * absolute()).clamp(min=1e-12)
+            signed_Q = torch.where(total_Q < 0, -floor_Q, floor_Q)
+        return torch.where(total_Q.abs() < floor_Q, signed_Q, total_Q)
+
+    def tables(self) -> tuple[nn.Parameter, ...]:
+        """Return the parameters with a row for each column."""
+        names = ("rating_IH", "gate_IW")
+        return tuple(getattr(self, name) for name in names if hasattr(self, name))
+
+    def deltas(self) -> tuple[nn.Parameter, ...]:
+        """Return the parameters that `fold` sets to 0."""
+        return (self.delta_IH,) if hasattr(self, "delta_IH") else ()
+
+    def last_codes(self) -> Codes:
+        """Return the codes that are read, which stand for themselves."""
+        return Codes(self.code_IZ, None, self.code_offset_I)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Add deltas to the matrices; what the encoder computes stays the same."""
+        if not self.deltas():
+            return
+        matrix_IZH = self.matrix_IZH
+        for low, high in pairwise([*range(0, len(matrix_IZH), _BLOCK_ROWS), len(matrix_IZH)]):
+            delta_IH = self.delta_IH[low:high].to(matrix_IZH.dtype)
+            direction_IZ = self.code_IZ[low:high].to(matrix_IZH.dtype).sign()
+            matrix_IZH[low:high] += direction_IZ[:, :, None] * delta_IH[:, None]
+        self.base_IH += self.size_I[:, None] * self.delta_IH
+        self.delta_IH.zero_()
+
+    @torch.no_grad()
+    def read(self, code_IZ: Tensor, offset_I: Tensor) -> None:
+        """Read these codes from now on; NaN for columns that are nobody's."""
+        is_there_I = ~code_IZ.isnan().any(1)
+        self.is_there_I.copy_(is_there_I)
+        self.code_IZ.copy_(code_IZ.nan_to_num(0.0))
+        self.code_offset_I.copy_(offset_I.nan_to_num(0.0))
+        self._sum_up()
+        self._tabulate()
+
+    @torch.no_grad()
+    def _sum_up(self) -> None:
+        """Make what linear attention to all codes needs of them."""
+        code_IZ = self.code_IZ[self.is_there_I > 0]
+        self.gram_ZZ.copy_(code_IZ.T @ code_IZ)
+        self.total_Z.copy_(code_IZ.sum(0))
+
+    @torch.no_grad()
+    def _tabulate(self) -> None:
+        """Make the tables of the latent branch for the codes that are read."""
+        if not self.deltas():
+            return
+        self.size_I.copy_(self.code_IZ.abs().sum(1))
+        matrix_IZH = self.matrix_IZH
+        for low, high in pairwise([*range(0, len(matrix_IZH), _BLOCK_ROWS), len(matrix_IZH)]):
+            code_IZ = self.code_IZ[low:high].to(matrix_IZH.dtype)
+            self.base_IH[low:high] = torch.bmm(code_IZ[:, None], matrix_IZH[low:high])[:, 0]
+
+
+class _Linear(nn.Module):
+    """A linear layer of two networks at once."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight_WHO = _uniform(2, inputs, outputs, fan=inputs)
+        self.bias_W1O = nn.Parameter(torch.zeros(2, 1, outputs))
+
+    @override
+    def forward(self, input_WBH: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias_W1O, input_WBH, self.weight_WHO)
+
+
+class _Bias(nn.Module):
+    """What follows the product of a first layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bias_W1H = nn.Parameter(torch.zeros(2, 1, width))
+
+    @override
+    def forward(self, sum_WBH: Tensor) -> Tensor:
+        return torch.relu(sum_WBH + self.bias_W1H)
+
+
+class _Layers(nn.ModuleList):
+    """Hidden layers from each width to the next."""
+
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__(_Linear(*pair) for pair in pairwise(widths))
+
+    @override
+    def forward(self, hidden_WBH: Tensor) -> Tensor:
+        for layer in self:
+            hidden_WBH = torch.relu(layer(hidden_WBH))
+        return hidden_WBH
+
+
+def _by_network(sum_BH: Tensor, side: Side) -> Tensor:
+    """Scale up sums over samples, and part what both networks have, ``[2, B, H / 2]``."""
+    scaled_BH = sum_BH * side.scale_B.to(sum_BH.dtype)[:, None]
+    return scaled_BH.view(len(sum_BH), 2, sum_BH.shape[1] // 2).transpose(0, 1)
+
+
+def _uniform(*shape: int, fan: int) -> nn.Parameter:
+    """Make a parameter that begins as torch's linear layers do."""
+    return nn.Parameter(torch.empty(*shape).uniform_(-(fan**-0.5), fan**-0.5))

@@ -1,0 +1,1 @@
+"""Linear, counted and factored models; the baselines."""

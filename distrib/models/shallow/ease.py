@@ -1,0 +1,154 @@
+"""EASE: a linear model of item on items in closed form, whole or by neighbourhoods.
+
+Source: Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019; by neighbourhoods:
+Steck, "Markov Random Fields for Collaborative Filtering", NeurIPS 2019.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import NonNegativeInt, PositiveFloat
+from scipy.sparse import csr_array
+from torch import Tensor
+from typing_extensions import override
+
+from distrib.batch import Batch
+from distrib.config import Config
+from distrib.models.base import Model, Rows, State, Traits
+from distrib.models.layers import history_sum
+from distrib.models.shallow.item_knn import Met, Neighbours, most_similar
+from distrib.rng import Noise
+from distrib.vocabulary import Catalogue
+
+_SYSTEMS = 256  # solved at a time
+
+
+class EaseConfig(Config):
+    """Hyper-parameters of EASE."""
+
+    name: Literal["ease"] = "ease"
+
+    traits: ClassVar[Traits] = Traits("scores", None, learns="gram")
+
+    penalty: PositiveFloat = 500.0
+    """Pull of all weights towards 0, lambda in the paper; larger for denser logs."""
+
+    num_neighbours: NonNegativeInt = 0
+    """0 solves for all items together, in 16 x items^2 bytes of memory; otherwise each item by
+    itself among so many items that were met with it most, in items x neighbours x 12 bytes besides
+    the Gram matrix, which grows with the pairs of items that anyone met together."""
+
+    precision: Literal["float64", "float32"] = "float64"
+    """In which all items together are solved for; float32 halves the memory."""
+
+    def build(self, catalogue: Catalogue) -> "Ease | Neighbours":
+        """Make a model that knows nothing yet."""
+        if self.num_neighbours:
+            return Neighbours(catalogue.item_count, min(self.num_neighbours, catalogue.item_count))
+        return Ease(catalogue.item_count)
+
+    def solved(self, gram: csr_array) -> dict[str, Tensor]:
+        """Compute the state of the model from X^T X; see `whole_weights`."""
+        if self.num_neighbours:
+            return neighbour_weights(gram, self.penalty, self.num_neighbours)
+        return {"weight_II": whole_weights(gram, self.penalty, getattr(torch, self.precision))}
+
+
+class Ease(Model):
+    """Scores are the sums of the rows of the weights that belong to the history."""
+
+    def __init__(self, item_count: int) -> None:
+        super().__init__()
+        self.register_buffer("weight_II", torch.zeros(item_count, item_count))
+        self.weight_II: Tensor
+        """Row: item met; column: item scored."""
+
+    @override
+    def encode(self, batch: Batch, noise: Noise | None = None) -> Met:
+        """Return the history."""
+        return Met(batch.pointer_P, batch.item_N)
+
+    @override
+    def item_tables(self) -> Rows:
+        return (self.weight_II.T,)
+
+    @override
+    def decode_rows(self, state: State, rows: Rows) -> Tensor:
+        pointer_P, item_N = state
+        ones_N = torch.ones(item_N.shape, device=item_N.device)
+        return history_sum(rows[0].T.contiguous(), item_N, ones_N, pointer_P)
+
+
+def whole_weights(gram: csr_array, penalty: float, precision: torch.dtype) -> Tensor:
+    """Solve for all items at once: B_ij = -P_ij / P_jj with P = (X^T X + penalty)^-1, B_jj = 0.
+
+    One Cholesky factor, in place; at the end, two matrices of items x items are held.
+
+    Args:
+        gram: X^T X of the binary interactions.
+        penalty: Lambda.
+        precision: Of the factor.
+
+    Returns:
+        float32 ``[I, I]``; its column j predicts item j.
+    """
+    matrix_II = torch.from_numpy(gram.toarray()).to(precision)
+    matrix_II.diagonal().add_(penalty)
+    torch.linalg.cholesky(matrix_II, out=matrix_II)
+    inverse_II = torch.cholesky_inverse(matrix_II)
+    del matrix_II
+    inverse_II.div_(-inverse_II.diagonal().clone())
+    inverse_II.fill_diagonal_(0.0)
+    return inverse_II.to(torch.float32)
+
+
+def neighbour_weights(gram: csr_array, penalty: float, num_neighbours: int) -> dict[str, Tensor]:
+    """Solve for each item by itself, among the items most often met with it by cosine.
+
+    The column of an item in the inverse of the whole is that of the inverse of its neighbourhood
+    where all others are conditionally independent of it; with all items as neighbours it is the
+    whole. The cost is items x neighbours^3 / 3, the memory that of the Gram matrix.
+
+    Args:
+        gram: X^T X of the binary interactions.
+        penalty: Lambda.
+        num_neighbours: Items beside each.
+
+    Returns:
+        State of `Neighbours`.
+    """
+    near = most_similar(gram, num_neighbours, shrink=0.0)
+    num_items, width = near.index_IM.shape
+    weight_IM = torch.zeros(num_items, width)
+    for low, high in _ranges(num_items):
+        own_J = torch.arange(low, high)
+        index_JM = near.index_IM[low:high].clamp(max=num_items - 1)
+        index_JS = torch.cat([own_J[:, None], index_JM], dim=1)
+        is_there_JS = torch.cat(
+            [torch.ones(high - low, 1, dtype=torch.bool), near.weight_IM[low:high] > 0], dim=1
+        )
+        system_JSS = _submatrices(gram, index_JS, is_there_JS)
+        system_JSS.diagonal(dim1=1, dim2=2).add_(penalty)
+        unit_JS1 = torch.zeros(high - low, width + 1, 1, dtype=torch.float64)
+        unit_JS1[:, 0] = 1.0
+        column_JS = torch.linalg.solve(system_JSS, unit_JS1)[..., 0]
+        weight_IM[low:high] = (-column_JS[:, 1:] / column_JS[:, :1]).float()
+    return {"index_IM": near.index_IM, "weight_IM": weight_IM}
+
+
+def _submatrices(gram: csr_array, index_JS: Tensor, is_there_JS: Tensor) -> Tensor:
+    """Return the Gram matrix of each neighbourhood; 0 where a place in it is empty."""
+    found: list[Any] = []
+    for index_S in index_JS.numpy():
+        order = index_S.argsort()
+        part = gram[index_S[order]][:, index_S[order]].toarray()
+        back = order.argsort()
+        found.append(torch.from_numpy(part[back][:, back]))
+    pairs_JSS = is_there_JS[:, :, None] & is_there_JS[:, None, :]
+    return torch.stack(found).double() * pairs_JSS
+
+
+def _ranges(count: int) -> Iterator[tuple[int, int]]:
+    for low in range(0, count, _SYSTEMS):
+        yield low, min(low + _SYSTEMS, count)

@@ -1,0 +1,71 @@
+"""Popularity and item mean: what counting alone knows; the baseline of every report."""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from distrib.batch import Batch
+from distrib.config import Config
+from distrib.models.base import Model, Opinion, Rows, State, Traits
+from distrib.models.layers import log_odds, opinion_of
+from distrib.rng import Noise
+from distrib.vocabulary import Catalogue
+
+_PRIOR_RATINGS = 1e-3
+
+
+class PopularityConfig(Config):
+    """Popularity has nothing to set."""
+
+    name: Literal["popularity"] = "popularity"
+
+    traits: ClassVar[Traits] = Traits("outcomes", None, learns="counts")
+
+    def build(self, catalogue: Catalogue) -> "Popularity":
+        """Count."""
+        return Popularity(catalogue)
+
+
+class Popularity(Model):
+    """The same opinion for everyone: item frequencies, item mean rating, item rating distribution.
+
+    Ranked by it, lists are by popularity; its ratings are the item means. An item nobody rated
+    takes the mean and distribution of all ratings.
+    """
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        super().__init__()
+        self.levels = catalogue.levels
+        count_IL = torch.from_numpy(np.asarray(catalogue.train_count_IL, dtype=np.float64))
+        all_L = (count_IL.sum(0) + _PRIOR_RATINGS) / (
+            count_IL.sum() + _PRIOR_RATINGS * len(self.levels)
+        )
+        prior_IL = count_IL + _PRIOR_RATINGS * all_L
+        met_I1 = prior_IL.sum(1, keepdim=True) / (catalogue.num_users + 2 * _PRIOR_RATINGS)
+        level_IL = prior_IL / prior_IL.sum(1, keepdim=True)
+        outcome_IC = torch.cat([1.0 - met_I1, met_I1 * level_IL], dim=1)
+        self.register_buffer("logit_IC", outcome_IC.clamp(min=1e-12).log().to(torch.float32))
+        self.logit_IC: Tensor
+
+    @override
+    def encode(self, batch: Batch, noise: Noise | None = None) -> State:
+        return (batch.user_B,)
+
+    @override
+    def item_tables(self) -> Rows:
+        return (self.logit_IC,)
+
+    @override
+    def decode_rows(self, state: State, rows: Rows) -> Tensor:
+        return rows[0].expand(state[0].shape[0], *rows[0].shape)
+
+    @override
+    def ranking_score(self, output: Tensor) -> Tensor:
+        return log_odds(output)
+
+    @override
+    def opinion(self, output: Tensor) -> Opinion:
+        return opinion_of(output, self.levels)

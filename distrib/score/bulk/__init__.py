@@ -1,0 +1,1 @@
+"""Every user's list, exactly once, on Ray Data."""

@@ -1,0 +1,364 @@
+"""The unit of bulk scoring: a run of row groups of one input file, and its one output file."""
+
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from distrib.data.dataset import user_number
+from distrib.data.feeds.collate import rows_of, trained_numbers
+from distrib.data.hashing import HashArray
+from distrib.errors import DataError
+from distrib.score.commit import SUCCESS, Publication
+from distrib.score.histories import DIGEST, Histories, read_histories, user_hashes
+from distrib.score.policy import ScoreConfig
+from distrib.score.rules import Rules
+from distrib.score.scorer import Scorer
+from distrib.score.search import Limits
+from distrib.score.tables import lists_of
+from distrib.storage import Folder
+from distrib.vocabulary import Vocabulary
+
+_TABLE_USERS = 16_384
+_ROW_GROUP_BYTES = 32 << 20
+_FOOTERS_AT_ONCE = 16
+
+
+class Fragment(NamedTuple):
+    """Some users of one input file, and where their lists go."""
+
+    name: str
+    """Of the input file."""
+
+    first_group: int
+    last_group: int
+    """Row groups ``[first, last)``."""
+
+    first_row: int
+    """Rows of the file before these."""
+
+    num_rows: int
+    part: str
+    """Of the output file."""
+
+    sha256: str | None = None
+    """Of the input file, where it is known."""
+
+    stamp: str | None = None
+    """Of the input file, where its digest is not known."""
+
+    shard: tuple[int, int] | None = None
+    """Shard and number of shards, where users have numbers that the model knows."""
+
+
+def fragments_of(
+    histories: Folder, files: Sequence[Mapping[str, Any]], fragment_users: int
+) -> list[Fragment]:
+    """Cut files into fragments: a pure function of the files.
+
+    Args:
+        histories: Their folder.
+        files: ``name`` and, where they are known, ``sha256``, ``stamp``, ``shard`` and
+            ``num_shards``.
+        fragment_users: Users of a fragment, about.
+
+    Returns:
+        Fragments in the order of files and rows; a file without rows has one of none.
+
+    Raises:
+        DataError: A file is no Parquet file.
+    """
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        lengths = list(pool.map(lambda file: _group_lengths(histories, file["name"]), files))
+    found: list[Fragment] = []
+    for file, groups in zip(files, lengths, strict=True):
+        shard = (file["shard"], file["num_shards"]) if "shard" in file else None
+        for low, high in _cut(groups, fragment_users):
+            found.append(
+                Fragment(
+                    name=file["name"],
+                    first_group=low,
+                    last_group=high,
+                    first_row=sum(groups[:low]),
+                    num_rows=sum(groups[low:high]),
+                    part=f"part-{len(found):05d}.parquet",
+                    sha256=file.get("sha256"),
+                    stamp=file.get("stamp"),
+                    shard=shard,
+                )
+            )
+    return found
+
+
+def _cut(groups: Sequence[int], fragment_users: int) -> list[tuple[int, int]]:
+    """Cut row groups into runs of at most so many rows, one group at least; none is one run."""
+    runs, low, rows = [], 0, 0
+    for group, length in enumerate(groups):
+        if group > low and rows + length > fragment_users:
+            runs.append((low, group))
+            low, rows = group, 0
+        rows += length
+    return [*runs, (low, len(groups))]
+
+
+def _group_lengths(histories: Folder, name: str) -> list[int]:
+    with histories.open(name) as file:
+        try:
+            metadata = pq.ParquetFile(file).metadata
+        except pa.ArrowException as error:
+            raise DataError(f"{histories / name}: is no Parquet file ({error})") from error
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+class Former(NamedTuple):
+    """What a former scoring, and those that it followed, knew of users; 16 bytes for each."""
+
+    user_U: HashArray
+    """Hashes of users, ascending."""
+
+    digest_U: HashArray
+    """Of the history that was scored last."""
+
+    @classmethod
+    def of(cls, folders: Sequence[Folder]) -> "Former":
+        """Read what scorings wrote, the last one first.
+
+        Args:
+            folders: With a manifest.
+
+        Returns:
+            For each user the digest in the first folder that has one.
+        """
+        tables = [
+            folder.read_parquet(entry["name"], ["user", DIGEST])
+            for folder in folders
+            for entry in folder.read_json(SUCCESS)["files"]
+        ]
+        users = [user_hashes(table["user"]) for table in tables]
+        digests = [table[DIGEST].to_numpy() for table in tables]
+        none = np.zeros(0, np.uint64)
+        user_U, place_U = np.unique(np.concatenate([none, *users]), return_index=True)
+        return cls(user_U, np.concatenate([none, *digests])[place_U])
+
+    def digests_of(self, user_B: HashArray) -> HashArray:
+        """Return the digest of each user, 0 for those that were not scored."""
+        if not len(self.user_U):
+            return np.zeros(len(user_B), np.uint64)
+        place_B = np.searchsorted(self.user_U, user_B).clip(max=len(self.user_U) - 1)
+        return np.where(self.user_U[place_B] == user_B, self.digest_U[place_B], np.uint64(0))
+
+
+class Part:
+    """A Parquet file that grows on the local disk and appears in its folder whole, or not at all.
+
+    Args:
+        folder: Where to.
+        name: Of the file.
+    """
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self.entry: dict[str, Any] = {}
+        """``bytes`` and ``sha256``, once it is there."""
+        self._folder, self._name = folder, name
+        self._local = tempfile.TemporaryDirectory()
+        self._path = Path(self._local.name) / name
+        self._writer: pq.ParquetWriter | None = None
+        self._held: list[pa.Table] = []
+
+    def __enter__(self) -> "Part":
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows, which are written once they make a row group; the first give the columns."""
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd")
+        self._held.append(table)
+        rows = sum(len(held) for held in self._held)
+        if rows >= _TABLE_USERS or sum(held.nbytes for held in self._held) >= _ROW_GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._writer is not None and self._held:
+            joined = pa.concat_tables(self._held)
+            self._writer.write_table(joined, row_group_size=max(len(joined), 1))
+        self._held = []
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._local:
+            if kind is None:
+                self._flush()
+            if self._writer is not None:
+                self._writer.close()
+            if kind is None:
+                self.entry = self._folder.upload(self._name, self._path)
+
+
+class FragmentScorer:
+    """A model and what it scores, ready to write one fragment after another.
+
+    Args:
+        scorer: The model.
+        histories: Folder of the input files.
+        source: The vocabulary that items are positions in; None when they are original ids.
+        publication: Where parts and receipts go.
+        config: What is wanted.
+        former: What a former scoring knew of users, whose histories are passed over if unchanged.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        histories: Folder,
+        source: Vocabulary | None,
+        publication: Publication,
+        config: ScoreConfig,
+        former: Former | None = None,
+    ) -> None:
+        self.scorer = scorer
+        self.histories = histories
+        self.source = source
+        self.publication = publication
+        self.config = config
+        self.former = former
+        self.rules = Rules.of(config.policy, scorer.model, scorer.vocabulary)
+
+    def write(self, fragment: Fragment) -> dict[str, Any]:
+        """Score a fragment and write its part whole, then its receipt.
+
+        The part is a pure function of the fragment, model and policy, so that writing it again
+        changes nothing; memory is that of a batch and of a row group of lists, whatever the
+        fragment's size and the lists' length.
+
+        Args:
+            fragment: What is to be scored.
+
+        Returns:
+            The receipt: counts of users and interactions, size and digest of the part.
+
+        Raises:
+            DataError: The input is not what it was, or cannot be read.
+        """
+        counts: dict[str, Counter[str]] = {
+            kind: Counter() for kind in ("users", "rejected", "interactions", "empty")
+        }
+        self._require_unchanged(fragment, fragment.num_rows)
+        with Part(self.publication.work, fragment.part) as part:
+            for table, first_row in self._tables(fragment):
+                try:
+                    read = self._read(table, fragment, first_row, counts)
+                except DataError as error:
+                    raise DataError(f"{self.histories / fragment.name}: {error}") from error
+                for lists, num_users in lists_of(self.scorer, read, self.config, self.rules):
+                    part.write(lists)
+                    counts["empty"].update(_empty(lists, num_users))
+        self._require_unchanged(fragment, counts["users"]["read"])
+        receipt = {"name": fragment.part, **part.entry, **counts}
+        self.publication.note(receipt)
+        return receipt
+
+    def _require_unchanged(self, fragment: Fragment, num_rows: int) -> None:
+        """Refuse a file that is another one than when the work began."""
+        is_same = fragment.stamp in {None, self.histories.stamp(fragment.name)}
+        if num_rows != fragment.num_rows or not is_same:
+            raise DataError(
+                f"{self.histories / fragment.name}: was changed while it was scored; start again"
+            )
+
+    def _read(
+        self,
+        table: pa.Table,
+        fragment: Fragment,
+        first_row: int,
+        counts: dict[str, Counter[str]],
+    ) -> Histories:
+        """Read the histories to be scored, and enter all others into the books."""
+        read = read_histories(self.scorer.vocabulary, table, self.source)
+        if fragment.shard is not None:
+            numbers = _numbers(table, fragment, first_row)[read.kept_B]
+            read = read._replace(source=read.source._replace(user_B=torch.from_numpy(numbers)))
+        num_users = len(read.user)
+        counts["rejected"].update(read.rejected)
+        counts["interactions"].update(read.fates)
+        if self.former is not None:
+            read = _changed(read, self.former)
+        scored = len(read.user)
+        counts["users"].update(read=len(table), scored=scored, unchanged=num_users - scored)
+        return read
+
+    def _tables(self, fragment: Fragment) -> Iterator[tuple[pa.Table, int]]:
+        """Yield the fragment piece by piece, with the number of the file's rows before each."""
+        columns = ["user", "items", "ratings", "candidates"]
+        if fragment.shard is not None:
+            columns += ["subset", "roles"]
+        with self._opened(fragment) as stream:
+            file = pq.ParquetFile(stream)
+            held = [name for name in columns if name in file.schema_arrow.names]
+            groups = range(fragment.first_group, fragment.last_group)
+            first_row = fragment.first_row
+            for batch in file.iter_batches(
+                _TABLE_USERS, row_groups=list(groups), columns=held, use_threads=False
+            ):
+                yield pa.Table.from_batches([batch]), first_row
+                first_row += len(batch)
+            if not fragment.num_rows:
+                yield file.schema_arrow.empty_table().select(held), first_row
+
+    @contextmanager
+    def _opened(self, fragment: Fragment) -> Iterator[BinaryIO | pa.BufferReader]:
+        """Open the input file, checked against its digest where there is one."""
+        if fragment.sha256 is None:
+            with self.histories.open(fragment.name) as file:
+                yield file
+            return
+        content = self.histories.read(fragment.name)
+        if hashlib.sha256(content).hexdigest() != fragment.sha256:
+            raise DataError(
+                f"{self.histories / fragment.name}: content differs from the manifest; it was "
+                "damaged or changed, prepare the data anew"
+            )
+        yield pa.BufferReader(content)
+
+
+def _numbers(table: pa.Table, fragment: Fragment, first_row: int) -> Any:
+    """Return the numbers of users as training knew them, -1 for those that it did not see."""
+    assert fragment.shard is not None
+    first, step = user_number(*fragment.shard)
+    rows = rows_of(table, first + step * first_row, step)
+    return trained_numbers(rows, table["subset"].to_numpy()).number_B
+
+
+def _changed(read: Histories, former: Former) -> Histories:
+    """Leave out the users whose history is as it was when it was scored last."""
+    is_same_B = former.digests_of(user_hashes(read.user)) == read.digest_B
+    if not is_same_B.any():
+        return read
+    wanted = torch.from_numpy(np.flatnonzero(~is_same_B))
+    limits = read.limits
+    if limits is not None:
+        limits = Limits(limits.cells.chosen(wanted), limits.is_limited_B[wanted])
+    return read._replace(
+        user=read.user.filter(pa.array(~is_same_B)),
+        source=read.source.chosen(wanted),
+        seen=read.seen.chosen(wanted),
+        limits=limits,
+        digest_B=read.digest_B[~is_same_B],
+    )
+
+
+def _empty(lists: pa.Table, num_users: int) -> dict[str, int]:
+    """Count the users whose list has no item, by list."""
+    if "rank" in lists.column_names:
+        return {"items": num_users - len(pc.unique(lists[DIGEST]))}
+    names = [name for name in lists.column_names if name.endswith("items")]
+    lengths = {name: pc.list_value_length(lists[name]) for name in names}
+    return {name: int(pc.sum(pc.equal(n, 0)).as_py() or 0) for name, n in lengths.items()}

@@ -1,0 +1,385 @@
+"""Bulk scoring on the cluster: every fragment of the histories to one part, exactly once."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from distrib import __version__
+from distrib.checkpoint.bundle import BUNDLE, load_bundle
+from distrib.checkpoint.manifest import read_manifest
+from distrib.cluster.actors import actor_pool
+from distrib.cluster.prometheus import keep, show
+from distrib.data.config import DataConfig
+from distrib.data.dataset import MANIFEST, load_manifest, load_vocabulary
+from distrib.data.prepare import job as preparation
+from distrib.data.splits.rules import NoSplit
+from distrib.errors import CheckpointError, ConfigError, DataError
+from distrib.events import Interval, emit
+from distrib.score.bulk.fragments import Former, Fragment, FragmentScorer, fragments_of
+from distrib.score.bulk.new_items import require_extended, with_new_items
+from distrib.score.commit import SUCCESS, Publication
+from distrib.score.policy import PolicyConfig, ScoreConfig
+from distrib.score.scorer import Scorer
+from distrib.score.tables import recommend_table
+from distrib.storage import Folder
+
+_PROGRESS_S = 10.0
+_NOT_OF_LISTS = {
+    *("output", "batch_users", "fragment_users", "gpus_per_actor", "since", "events", "histories")
+}
+
+
+class Work(NamedTuple):
+    """What is to be scored, found out before any actor starts."""
+
+    bundle: str
+    histories: str
+    output: str
+    files: tuple[dict[str, Any], ...]
+    is_prepared: bool
+    recipe: dict[str, Any]
+
+    @property
+    def publication(self) -> Publication:
+        """Where lists go."""
+        return Publication(Folder(self.output), self.recipe)
+
+
+def preflight(run: str, prepared: str, config: ScoreConfig) -> None:
+    """Check model, histories and policy against each other.
+
+    Args:
+        run: Run folder.
+        prepared: The run's prepared data.
+        config: What is wanted.
+
+    Raises:
+        CheckpointError: There is no complete bundle in the run folder.
+        ConfigError: Settings clash.
+        DataError: The histories are absent or lack a column, the model has no second list, or a
+            former run is not of the same model and policy.
+    """
+    check_histories(config)
+    if config.events is None:
+        _rehearse(plan(run, prepared, config), config)
+    else:
+        _bundle_facts(run)
+
+
+def check_histories(config: ScoreConfig) -> None:
+    """Check the histories that are named, before there is a model to score them with.
+
+    Args:
+        config: What is wanted.
+
+    Raises:
+        ConfigError: Settings clash.
+        DataError: They are absent or lack a column.
+    """
+    if config.histories:
+        _files(Folder(config.histories))
+    if config.events is not None:
+        preparation.preflight(_unsplit(config.events))
+
+
+def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
+    """Recommend to every user and write the lists as Parquet; ``_SUCCESS`` comes last.
+
+    Columns of the nested form: ``user``, ``history_digest``, ``items`` (original ids, best first),
+    ``scores``; where the model tells them ``probabilities``, ``ratings``, ``deviations`` (of
+    ratings, over the posteriors of user and item) and ``rating_distribution`` (one list over levels
+    per item); and the same with prefix ``serendipitous_`` where a second list is asked for. The
+    long form has a row for each recommendation: ``item``, ``rank`` from 1, ``score`` and so on.
+
+    Each fragment of the input has one part, written whole or not at all; a second start goes on
+    with those that are not there, and the union is byte for byte what one start would have written.
+
+    Args:
+        run: Run folder with a bundle.
+        prepared: The run's prepared data, scored unless other histories are named.
+        config: What is wanted.
+
+    Returns:
+        ``output``, and ``counts``: users read = scored + unchanged + rejected by reason, and
+        interactions by what became of them.
+    """
+    if config.events is not None:
+        events = _unsplit(config.events)
+        preparation.prepare(events)
+        config = config.model_copy(update={"events": None, "histories": events.prepared})
+    work = plan(run, prepared, config)
+    done = work.publication.already()
+    if done is not None:
+        note_published()
+        return done
+    _rehearse(work, config)
+    fragments = fragments_of(Folder(work.histories), work.files, config.fragment_users)
+    result = work.publication.complete(
+        {fragment.part for fragment in fragments},
+        lambda found: _scored(work, config, fragments, found),
+        _counts,
+        {"distrib": __version__},
+    )
+    note_published()
+    return result
+
+
+def note_published() -> None:
+    """Show that lists are up to date."""
+    keep("score_published_seconds", "When lists were last up to date, Unix time.", time.time())
+
+
+def plan(run: str, prepared: str, config: ScoreConfig) -> Work:
+    """Find out what is to be scored, and what its lists depend on.
+
+    Args:
+        run: Run folder.
+        prepared: The run's prepared data.
+        config: What is wanted; without events.
+
+    Returns:
+        What is to be done.
+
+    Raises:
+        CheckpointError: There is no complete bundle in the run folder.
+        DataError: Histories or files of the policy are absent, the output folder is taken, or a
+            former run is not of the same model and policy.
+    """
+    bundle = Folder(run) / BUNDLE
+    facts = _bundle_facts(run)
+    histories = Folder(config.histories or prepared)
+    if config.new_items:
+        require_extended(facts, histories)
+    output = config.output or str(Folder(run) / "recommendations")
+    if Folder(output).url == histories.url:
+        raise DataError(f"{output}: score.output is where the histories are; name another folder")
+    files, identity = _files(histories)
+    if facts.get("data") == identity:
+        files = _numbered(histories, files)
+    policy = json.loads(config.model_dump_json(exclude=_NOT_OF_LISTS))
+    made_by = {"bundle": facts["files"], "policy": policy, "lists": _stamps(config.policy)}
+    recipe = {**made_by, "vocabulary": facts["vocabulary"], "histories": identity}
+    recipe["fragment_users"] = config.fragment_users
+    if config.since:
+        if Folder(config.since).url == Folder(output).url:
+            raise ConfigError(
+                f"score.since = {config.since!r} is where the lists go; set score.output to "
+                "another folder, so that the former ones stay"
+            )
+        recipe["since"] = _require_same(Folder(config.since), made_by)
+    work = Work(str(bundle), str(histories), output, files, histories.exists(MANIFEST), recipe)
+    work.publication.require_ours()
+    return work
+
+
+def _bundle_facts(run: str) -> dict[str, Any]:
+    bundle = Folder(run) / BUNDLE
+    if not bundle.exists():
+        raise CheckpointError(
+            f"{bundle}: no bundle, so nothing to score with; run jobs/train.py first"
+        )
+    return read_manifest(bundle)
+
+
+def _unsplit(events: DataConfig) -> DataConfig:
+    """Hold nothing out of raw events that are to be scored."""
+    if "split" in events.model_fields_set and not isinstance(events.split, NoSplit):
+        raise ConfigError(
+            f"score.events.split = {events.split.name!r}: events to score are not split; remove it"
+        )
+    return events.model_copy(update={"split": NoSplit()})
+
+
+def _files(histories: Folder) -> tuple[tuple[dict[str, Any], ...], Any]:
+    """Return the files to score, and what their content is known by."""
+    if not histories.exists():
+        raise DataError(f"{histories}: no such folder or bucket; check score.histories")
+    if histories.exists(MANIFEST):
+        manifest = load_manifest(histories)
+        shards = [{"name": s["name"], "sha256": s["sha256"]} for s in manifest["shards"]]
+        return tuple(shards), manifest["hash"]
+    if not histories.is_folder():
+        raise DataError(f"{histories}: is a file; name the folder that it is in")
+    names = [name for name in histories.data_files() if name.endswith(".parquet")]
+    if not names:
+        raise DataError(f"{histories}: no Parquet files and no {MANIFEST}; nothing to score")
+    stamps = {name: histories.stamp(name) for name in names}
+    return tuple({"name": name, "stamp": stamps[name]} for name in names), stamps
+
+
+def _numbered(histories: Folder, files: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    """Add what gives the numbers of users, which mean the same to the model."""
+    manifest = load_manifest(histories)
+    num_shards = manifest["recipe"]["num_shards"]
+    return tuple(
+        {**file, "shard": entry["shard"], "num_shards": num_shards}
+        for file, entry in zip(files, manifest["shards"], strict=True)
+    )
+
+
+def _stamps(policy: PolicyConfig) -> dict[str, str]:
+    """Return what the files of a policy are known by."""
+    urls = [url for url in (policy.allow, policy.deny, policy.groups) if isinstance(url, str)]
+    return {url: Folder(url).stamp() for url in urls}
+
+
+def _require_same(former: Folder, made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a former run is known by, where its lists would be the same today."""
+    if not former.exists(SUCCESS):
+        raise DataError(
+            f"{former}: no {SUCCESS}, so nothing complete was scored; check score.since"
+        )
+    found = former.read_json(SUCCESS)["recipe"]
+    for what in made_by:
+        if found.get(what) != made_by[what]:
+            raise DataError(
+                f"{former}: was scored with another {what}, so every list may differ, not only "
+                "those of users who changed; unset score.since"
+            )
+    for folder in _followed(former)[1:]:
+        if not folder.exists(SUCCESS):
+            raise DataError(
+                f"{folder}: {former} follows it, but it has no {SUCCESS}; score everyone anew"
+            )
+    return {"folder": former.url, "stamp": former.stamp(SUCCESS)}
+
+
+def _rehearse(work: Work, config: ScoreConfig) -> None:
+    """Read every file's columns, and score nobody of each kind: what fails shall fail here."""
+    bundle = load_bundle(Folder(work.bundle))
+    _require_bundle(work, bundle.facts)
+    scorer = Scorer(bundle.model, bundle.vocabulary, precision=config.precision)
+    scorer.require_numbers()
+    histories = Folder(work.histories)
+    source = load_vocabulary(histories) if work.is_prepared else None
+    tried: set[str] = set()
+    for file in work.files:
+        with histories.open(file["name"]) as stream:
+            try:
+                schema = pq.read_schema(stream)
+            except pa.ArrowException as error:
+                place = histories / file["name"]
+                raise DataError(f"{place}: is no Parquet file ({error})") from error
+        if str(schema) not in tried:
+            tried.add(str(schema))
+            try:
+                recommend_table(scorer, schema.empty_table(), source, config)
+            except DataError as error:
+                raise DataError(f"{histories / file['name']}: {error}") from error
+        if work.is_prepared:
+            break  # one writer made them all
+
+
+def _require_bundle(work: Work, facts: Mapping[str, Any]) -> None:
+    if work.recipe["bundle"] != facts["files"]:
+        raise CheckpointError(f"{work.bundle}: was written anew meanwhile; start again")
+
+
+def _scored(
+    work: Work, config: ScoreConfig, fragments: list[Fragment], done: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Score what is not done yet, on as many actors as fit."""
+    todo = [fragment for fragment in fragments if fragment.part not in done]
+    if done:
+        emit("resumed", done=len(done), left=len(todo))
+    if not todo:
+        return []
+    former = Former.of(_followed(Folder(config.since))) if config.since else None
+    pieces = [{"fragment": json.dumps(fragment)} for fragment in todo]
+    blocks = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
+        _FragmentActor,
+        fn_constructor_kwargs={
+            "work": work,
+            "config": config,
+            "former": None if former is None else ray.put(former),
+        },
+        batch_size=1,
+        batch_format="pyarrow",
+        num_gpus=config.gpus_per_actor,
+        compute=actor_pool(config.gpus_per_actor, len(pieces)),
+    )
+    tables = blocks.iter_batches(batch_size=None, batch_format="pyarrow")
+    receipts = (json.loads(text) for table in tables for text in table["receipt"].to_pylist())
+    return list(_watched(receipts, sum(fragment.num_rows for fragment in todo)))
+
+
+def _watched(receipts: Iterable[dict[str, Any]], num_users: int) -> Iterable[dict[str, Any]]:
+    """Tell how far scoring has come, now and then."""
+    interval, started_s, reached = Interval(_PROGRESS_S), time.monotonic(), 0
+    for receipt in receipts:
+        reached += receipt["users"]["read"]
+        show("score_users", "Users read so far.", reached)
+        show("score_users_wanted", "Users that this start reads.", num_users)
+        if interval.due():
+            rate = reached / (time.monotonic() - started_s)
+            left_s = (num_users - reached) / max(rate, 1e-9)
+            emit(
+                "scoring",
+                users=reached,
+                of=num_users,
+                users_per_s=round(rate),
+                left_s=round(left_s),
+            )
+        yield receipt
+
+
+class _FragmentActor:
+    """Holds the model; scores one fragment at a time."""
+
+    def __init__(self, work: Work, config: ScoreConfig, former: Any) -> None:
+        histories = Folder(work.histories)
+        bundle = load_bundle(Folder(work.bundle))
+        _require_bundle(work, bundle.facts)
+        device = "cuda" if config.gpus_per_actor else "cpu"
+        scorer = Scorer(bundle.model, bundle.vocabulary, device=device, precision=config.precision)
+        if config.new_items:
+            scorer = with_new_items(scorer, histories)
+        source = load_vocabulary(histories) if work.is_prepared else None
+        known: Former | None = None if former is None else ray.get(former)
+        self.fragments = FragmentScorer(scorer, histories, source, work.publication, config, known)
+        if _stamps(config.policy) != work.recipe["lists"]:
+            raise DataError("files of score.policy were changed meanwhile; start again")
+
+    def __call__(self, piece: pa.Table) -> pa.Table:
+        fields = json.loads(piece["fragment"][0].as_py())
+        fields[-1] = tuple(fields[-1]) if fields[-1] else None
+        receipt = self.fragments.write(Fragment(*fields))
+        return pa.table({"receipt": [json.dumps(receipt)]})
+
+
+def _followed(former: Folder) -> list[Folder]:
+    """Return a former scoring and those that it left unchanged users to, the last one first."""
+    found = [former]
+    while (before := found[-1].read_json(SUCCESS)["recipe"].get("since")) is not None:
+        found.append(Folder(before["folder"]))
+    return found
+
+
+def _counts(receipts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add up the books of all parts, and see that they balance."""
+    users, rejected, interactions, empty = (
+        dict(sum((Counter(receipt[kind]) for receipt in receipts), Counter()))
+        for kind in ("users", "rejected", "interactions", "empty")
+    )
+    read, scored = users.get("read", 0), users.get("scored", 0)
+    unchanged = users.get("unchanged", 0)
+    if read != scored + unchanged + sum(rejected.values()):
+        raise DataError(
+            f"{read} users read, but {scored} scored, {unchanged} unchanged and {rejected} "
+            "rejected; report this as a bug"
+        )
+    return {
+        "users_read": read,
+        "users": scored,
+        "users_unchanged": unchanged,
+        "users_rejected": rejected,
+        "users_with_empty_lists": empty,
+        "interactions": interactions,
+    }

@@ -1,0 +1,84 @@
+"""Items that came after training: encoded from what users gave them whom training saw."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from distrib.data.dataset import load_manifest, load_vocabulary, read_part
+from distrib.data.feeds.collate import gather, item_training_rows, merge
+from distrib.errors import DataError
+from distrib.models.base import ItemEncoder
+from distrib.score.scorer import Scorer
+from distrib.storage import Folder
+from distrib.vocabulary import Vocabulary
+
+_COLUMNS = ["users", "ratings", "roles", "subsets"]
+_BATCH_ITEMS = 1024
+
+
+def require_extended(facts: Mapping[str, Any], prepared: Folder) -> None:
+    """Refuse histories whose numbers of users may mean others than those that training saw.
+
+    Args:
+        facts: Of the bundle.
+        prepared: Where new items' ratings are.
+
+    Raises:
+        DataError: They are not prepared, without histories of items, or no extension.
+    """
+    manifest = load_manifest(prepared)
+    if "item_histories" not in manifest:
+        raise DataError(
+            f"{prepared}: holds no histories of items, from which new ones are encoded; set "
+            "data.item_histories = true and prepare anew"
+        )
+    if facts.get("data") not in (manifest["hash"], *manifest.get("extends", ())):
+        raise DataError(
+            f"{prepared}: is not the data that the model was trained on, nor extends them, so "
+            "users have other numbers; score.new_items needs the folder that the model was trained "
+            "on, extended by data.extend"
+        )
+
+
+def with_new_items(scorer: Scorer, prepared: Folder) -> Scorer:
+    """Add the items of an extended prepared folder that a model has not seen.
+
+    Args:
+        scorer: Its model is changed, too.
+        prepared: See `require_extended`.
+
+    Returns:
+        A scorer of old and new items.
+
+    Raises:
+        DataError: The folder is no extension of what the model was trained on.
+    """
+    model, known = scorer.model, scorer.vocabulary
+    assert isinstance(model, ItemEncoder)  # refused when the run file was read
+    manifest = load_manifest(prepared)
+    grown, count = load_vocabulary(prepared, manifest), len(known)
+    if not grown.ids[:count].equals(known.ids) or grown.levels != known.levels:
+        raise DataError(
+            f"{prepared}: its first {count} items are not those of the model, so it is no "
+            "extension of what the model was trained on; set score.new_items = false"
+        )
+    rows = merge(
+        [
+            item_training_rows(read_part(prepared, part, _COLUMNS), part["first_item"])
+            for part in manifest["item_histories"]
+        ]
+    )
+    fresh = np.flatnonzero(rows.number_B >= count)
+    place_of = np.full(len(grown) - count, -1)
+    place_of[rows.number_B[fresh] - count] = fresh
+    for start in range(0, len(place_of), _BATCH_ITEMS):
+        wanted = place_of[start : start + _BATCH_ITEMS]
+        found, _ = gather(rows, wanted.clip(0))
+        is_rated = torch.from_numpy(wanted >= 0)
+        model.append_items(found.keep(is_rated[found.row_N]))
+    joined = Vocabulary(
+        grown.ids, known.levels, grown.train_count_IL, known.num_users, known.user_numbers
+    )
+    return Scorer(model, joined, device=scorer.device)

@@ -1,0 +1,271 @@
+"""Tables of histories in: translated to the model's positions, and counted."""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from distrib.batch import Batch
+from distrib.data.arrow import whole
+from distrib.data.hashing import HashArray, hash_ids, mixed
+from distrib.data.schema import Status
+from distrib.errors import DataError
+from distrib.score.search import Limits
+from distrib.vocabulary import IntArray, Vocabulary, on_scale
+
+_UNKNOWN_ITEM = Status.ITEM_UNSEEN_IN_TRAINING.reason
+
+_DUPLICATE = Status.DUPLICATE.reason
+
+_OFF_SCALE = Status.RATING_OUTSIDE_SCALE.reason
+
+FATES = ("used", _UNKNOWN_ITEM, _OFF_SCALE, _DUPLICATE)
+
+NO_USER = "no user id"
+
+NO_HISTORY = "no list of items"
+
+UNEVEN = "items and ratings differ in number"
+
+DIGEST = "history_digest"
+"""Column by which a later run knows that a history is as it was."""
+
+
+class Histories(NamedTuple):
+    """Histories in the model's positions, one row for each user that can be scored."""
+
+    user: pa.Array
+    source: Batch
+    """What the model may read."""
+
+    seen: Batch
+    """What is known to be seen, ratings off the scale included."""
+
+    limits: Limits | None
+    digest_B: HashArray
+    fate_BF: IntArray
+    """Interactions of each user by what became of them, in the order of `FATES`."""
+
+    rejected: dict[str, int]
+    """Users that cannot be scored, by reason."""
+
+    kept_B: npt.NDArray[np.bool_]
+    """Which rows of the table these users are."""
+
+    @property
+    def fates(self) -> dict[str, int]:
+        """Interactions by what became of them: ``used``, or a reason."""
+        return dict(zip(FATES, self.fate_BF.sum(0).tolist(), strict=True))
+
+    def rows(self, low: int, high: int) -> "Histories":
+        """Return some of the users; the accounts stay those of all."""
+        limits = self.limits
+        if limits is not None:
+            limits = Limits(limits.cells.rows(low, high), limits.is_limited_B[low:high])
+        return self._replace(
+            user=self.user.slice(low, high - low),
+            source=self.source.rows(low, high),
+            seen=self.seen.rows(low, high),
+            limits=limits,
+            digest_B=self.digest_B[low:high],
+        )
+
+
+def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary | None) -> Histories:
+    """Translate histories to the model's positions.
+
+    Args:
+        vocabulary: The model's.
+        table: See `recommend_table`.
+        source: See `recommend_table`.
+
+    Returns:
+        What can be scored, and what became of the rest.
+
+    Raises:
+        DataError: See `recommend_table`.
+    """
+    require_columns(table.column_names)
+    levels, item_count = vocabulary.levels, len(vocabulary)
+    is_unrated = "ratings" not in table.column_names or (source and len(source.levels) == 1)
+    if is_unrated and len(levels) > 1:
+        raise DataError(
+            f"the histories have no ratings (column 'ratings'), which this model reads, on levels "
+            f"{list(levels)}"
+        )
+    kept_B, rejected = _scorable(table, is_rated=not is_unrated)
+    if rejected:
+        table = table.filter(pa.array(kept_B))
+    pointer_P, item_N = flat_column(table, "items")
+    value_N = np.ones(len(item_N), np.float32) if is_unrated else _ratings(table)
+    position_N = _positions(vocabulary, item_N, source)
+    is_known_N = position_N >= 0
+    is_scaled_N = is_known_N if is_unrated else on_scale(value_N.astype(np.float64), levels)
+    row_N = np.repeat(np.arange(len(table)), np.diff(pointer_P))
+    is_last_N = np.ones(len(item_N), dtype=bool)
+    if source is None:  # prepared histories hold an item once
+        is_last_N = _last_of_each(row_N * (item_count + 1) + position_N + 1)
+    whole_batch = Batch(
+        torch.full((len(table),), -1),
+        torch.from_numpy(pointer_P),
+        torch.from_numpy(position_N),
+        torch.from_numpy(np.nan_to_num(value_N.astype(np.float32))),
+    )
+    fate_N = np.select([~is_known_N, ~is_scaled_N, ~is_last_N], [1, 2, 3], 0)
+    used_N = fate_N == 0
+    is_whole = bool(used_N.all())
+    fate_BF = np.bincount(row_N * len(FATES) + fate_N, minlength=len(table) * len(FATES))
+    return Histories(
+        whole(table["user"]),
+        whole_batch if is_whole else whole_batch.keep(torch.from_numpy(used_N)),
+        whole_batch if is_whole else whole_batch.keep(torch.from_numpy(is_known_N)),
+        _limits(vocabulary, table) if "candidates" in table.column_names else None,
+        _digests(table, pointer_P, item_N, value_N, source),
+        fate_BF.reshape(-1, len(FATES)),
+        rejected,
+        kept_B,
+    )
+
+
+def require_columns(names: list[str]) -> None:
+    """Refuse a table of histories that lacks a column.
+
+    Args:
+        names: The columns that it has.
+
+    Raises:
+        DataError: ``user`` or ``items`` is not among them.
+    """
+    absent = [name for name in ("user", "items") if name not in names]
+    if absent:
+        raise DataError(f"histories lack column(s) {absent}; they have {names}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"histories have column(s) {twice} more than once; leave one of each")
+
+
+def _scorable(table: pa.Table, *, is_rated: bool) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
+    """Tell which rows are a user with a history, and count the others by reason."""
+    kind = table["user"].type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (
+        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    ):
+        raise DataError(f"column 'user' is {table['user'].type}; ids are numbers or texts, cast it")
+    for name in ("items", "ratings", "candidates"):
+        if name in table.column_names:
+            _require_list(name, table[name].type)
+    no_user_B = pc.is_null(table["user"]).to_numpy()
+    lengths_B = pc.list_value_length(table["items"])
+    no_history_B = pc.is_null(lengths_B).to_numpy()
+    uneven_B = np.zeros(len(table), dtype=bool)
+    if is_rated:
+        rated_B = pc.fill_null(pc.list_value_length(table["ratings"]), -1)
+        uneven_B = pc.not_equal(pc.fill_null(lengths_B, -1), rated_B).to_numpy()
+    rejected, left_B = {}, np.ones(len(table), dtype=bool)
+    for reason, is_so_B in ((NO_USER, no_user_B), (NO_HISTORY, no_history_B), (UNEVEN, uneven_B)):
+        count = int((left_B & is_so_B).sum())
+        if count:
+            rejected[reason] = count
+        left_B &= ~is_so_B
+    return left_B, rejected
+
+
+def _require_list(name: str, kind: pa.DataType) -> None:
+    if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
+        raise DataError(f"column {name!r} is {kind}, not a list; give one list for each user")
+
+
+def flat_column(table: pa.Table, name: str) -> tuple[IntArray, pa.Array]:
+    """Return row pointers and the values of a list column; values may be null, lists are empty."""
+    lengths = pc.fill_null(pc.list_value_length(table[name]), 0).to_numpy()
+    pointer_P = np.concatenate([[0], lengths]).cumsum().astype(np.int64)
+    return pointer_P, whole(pc.list_flatten(table[name]))
+
+
+def _ratings(table: pa.Table) -> npt.NDArray[Any]:
+    _, values = flat_column(table, "ratings")
+    if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
+        if len(values):
+            raise DataError(f"column 'ratings' holds {values.type}, not numbers; cast it")
+        return np.zeros(0, np.float32)
+    if values.null_count:
+        values = pc.fill_null(values.cast(pa.float64()), np.nan)
+    return np.asarray(values.to_numpy(zero_copy_only=False))
+
+
+def _positions(vocabulary: Vocabulary, item_N: pa.Array, source: Vocabulary | None) -> IntArray:
+    if source is None:
+        is_told = not pa.types.is_null(item_N.type)  # whether they are numbers or texts
+        return vocabulary.positions(item_N) if is_told else np.zeros(len(item_N), np.int64) - 1
+    return np.asarray(_translation(vocabulary, source)[item_N.to_numpy()])
+
+
+@lru_cache(maxsize=4)
+def _translation(vocabulary: Vocabulary, source: Vocabulary) -> IntArray:
+    """Return the model's position of each item of a prepared folder, -1 for none."""
+    if source.fingerprint == vocabulary.fingerprint:
+        return np.arange(len(source))
+    return vocabulary.positions(source.ids)
+
+
+@lru_cache(maxsize=4)
+def _hashed(source: Vocabulary) -> HashArray:
+    return hash_ids(source.ids, 1)
+
+
+def _limits(vocabulary: Vocabulary, table: pa.Table) -> Limits:
+    """Read each user's candidates; a null list leaves the user the whole catalogue."""
+    pointer_P, item_N = flat_column(table, "candidates")
+    position_N = _positions(vocabulary, item_N, None)
+    cells = Batch(
+        torch.full((len(table),), -1),
+        torch.from_numpy(pointer_P),
+        torch.from_numpy(position_N),
+        torch.ones(len(position_N)),
+    )
+    is_limited_B = ~pc.is_null(table["candidates"]).to_numpy()
+    return Limits(cells.keep(cells.item_N >= 0), torch.from_numpy(is_limited_B))
+
+
+def _digests(
+    table: pa.Table,
+    pointer_P: IntArray,
+    item_N: pa.Array,
+    value_N: npt.NDArray[Any],
+    source: Vocabulary | None,
+) -> HashArray:
+    """Return a hash of each user with the history, the same from prepared data and from ids."""
+    hash_N = _hashed(source)[item_N.to_numpy()] if source else _hashes(item_N, 1)
+    bits_N = value_N.astype(np.float32).view(np.uint32).astype(np.uint64)
+    place_N = np.arange(len(item_N)) - np.repeat(pointer_P[:-1], np.diff(pointer_P))
+    with np.errstate(over="ignore"):
+        cell_N = mixed(hash_N + mixed(bits_N + (place_N.astype(np.uint64) << np.uint64(32))))
+        before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(cell_N, dtype=np.uint64)])
+        return mixed(before[pointer_P[1:]] - before[pointer_P[:-1]] + user_hashes(table["user"]))
+
+
+def user_hashes(users: pa.Array | pa.ChunkedArray) -> HashArray:
+    """Return a hash of each user's id."""
+    return _hashes(users, 2)
+
+
+def _hashes(ids: pa.Array | pa.ChunkedArray, use: int) -> HashArray:
+    joined = whole(ids)
+    if len(joined) == 0:
+        return np.zeros(0, np.uint64)
+    if joined.null_count:  # an id that no vocabulary holds; what matters is that it stays the same
+        joined = pc.fill_null(joined, -1 if pa.types.is_integer(joined.type) else "")
+    return hash_ids(joined, use)
+
+
+def _last_of_each(key_N: IntArray) -> Any:
+    """Tell which entries are the last with their key, bool."""
+    is_last_N = np.zeros(len(key_N), dtype=bool)
+    _, places = np.unique(key_N[::-1], return_index=True)
+    is_last_N[len(key_N) - 1 - places] = True
+    return is_last_N

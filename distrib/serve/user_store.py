@@ -1,0 +1,109 @@
+"""Users of a prepared folder, found by their id."""
+
+import re
+import threading
+from collections import OrderedDict
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distrib.data.dataset import load_manifest, load_vocabulary, read_part, user_number
+from distrib.data.schema import Role, Subset
+from distrib.data.splits.rules import shard_of
+from distrib.serve.schemas import History
+from distrib.storage import Folder
+
+_NUMBER = re.compile(r"^-?[0-9]{1,19}$", re.ASCII)
+_COLUMNS = ["user", "items", "ratings", "roles", "subset"]
+
+
+class StoredUsers:
+    """Reads the shard that a user's id hashes to, and keeps the last ones.
+
+    Args:
+        prepared: A prepared folder.
+        cached_shards: How many are kept.
+
+    Raises:
+        DataError: Nothing is prepared there.
+    """
+
+    def __init__(self, prepared: str, cached_shards: int) -> None:
+        self._folder = Folder(prepared)
+        self._manifest = load_manifest(self._folder)
+        self._vocabulary = load_vocabulary(self._folder, self._manifest)
+        self._num_shards = self._manifest["recipe"]["num_shards"]
+        self._entries = {entry["shard"]: entry for entry in self._manifest["shards"]}
+        self._cached_shards = cached_shards
+        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def data(self) -> str:
+        """What the data is known by; equal to a bundle's where it was trained on it."""
+        return str(self._manifest["hash"])
+
+    def find(self, user: str) -> tuple[History, int] | None:
+        """Return a user's history in original ids, and the number that training knew them by.
+
+        Args:
+            user: The id as text.
+
+        Returns:
+            None where there is no such user; -1 for the number of users whom training did not see.
+
+        Raises:
+            DataError: The shard is damaged or cannot be read.
+        """
+        kind = self._kind
+        key = _as_id(user, kind)
+        if key is None:
+            return None
+        shard = int(shard_of(pa.array([key], kind), self._num_shards)[0])
+        if shard not in self._entries:
+            return None
+        table = self._shard(shard)
+        row = pc.index(table["user"], pa.scalar(key, kind)).as_py()
+        return None if row < 0 else self._history(table, row, shard)
+
+    @cached_property
+    def _kind(self) -> pa.DataType:
+        """Type of ids."""
+        return self._shard(next(iter(self._entries)))["user"].type
+
+    def _history(self, table: pa.Table, row: int, shard: int) -> tuple[History, int]:
+        found: dict[str, Any] = table.slice(row, 1).to_pylist()[0]
+        items = self._vocabulary.ids.take(pa.array(found["items"], pa.int64())).to_pylist()
+        is_rated = len(self._vocabulary.levels) > 1
+        ratings = found["ratings"] if is_rated else None
+        trains = found["subset"] == Subset.TRAIN and any(
+            role <= Role.TRAIN_TARGET for role in found["roles"]
+        )
+        first, step = user_number(shard, self._num_shards)
+        history = History.model_construct(items=items, ratings=ratings)
+        return history, first + step * row if trains else -1
+
+    def _shard(self, shard: int) -> pa.Table:
+        with self._lock:
+            return self._read(shard)
+
+    def _read(self, shard: int) -> pa.Table:
+        if shard in self._cache:
+            self._cache.move_to_end(shard)
+            return self._cache[shard]
+        table = read_part(self._folder, self._entries[shard], _COLUMNS)
+        self._cache[shard] = table
+        while len(self._cache) > max(self._cached_shards, 1):
+            self._cache.popitem(last=False)
+        return table
+
+
+def _as_id(user: str, kind: pa.DataType) -> int | str | None:
+    if not pa.types.is_integer(kind):
+        return user
+    if not _NUMBER.match(user):
+        return None
+    number = int(user)
+    return number if -(2**63) <= number < 2**63 else None

@@ -1,0 +1,204 @@
+"""The engine on DeepSpeed: the same updates on any number of ranks, mixed precision, ZeRO."""
+
+import contextlib
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import deepspeed
+import deepspeed.comm.comm
+import deepspeed.ops
+import torch
+import torch.distributed
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.utils import safe_get_full_fp32_param
+from pydantic import ValidationError
+from torch import Tensor
+
+from distrib.checkpoint.state import Piece, SavedState
+from distrib.errors import ConfigError
+from distrib.rng import Noise
+from distrib.tiles import Read
+from distrib.train.engines import deepspeed_state
+from distrib.train.engines.base import Update
+from distrib.train.engines.config import EngineConfig
+from distrib.train.engines.deepspeed_config import deepspeed_config
+from distrib.train.engines.state import buffer_pieces, restore_buffers
+from distrib.train.optimizer import OptimizerConfig, build_optimizer, set_rate, train_part
+from distrib.train.step import TrainStep, total
+
+_SECTIONS = {
+    "zero_optimization": DeepSpeedZeroConfig,
+    "bf16": DeepSpeedBF16Config,
+    "fp16": DeepSpeedFP16Config,
+}
+_SAMPLE_EVERY = 100  # updates between two whose collectives are timed
+
+
+class DeepSpeedEngine:
+    """See `Engine`. torch.distributed must be up; every rank makes one and calls all methods.
+
+    Gradients are averaged over ranks by DeepSpeed, so each rank's sum is multiplied by the number
+    of ranks and divided by the users of the global batch: the mean over users, however they are
+    dealt.
+    """
+
+    def __init__(
+        self,
+        step: TrainStep,
+        optimizer: OptimizerConfig,
+        engine: EngineConfig,
+        *,
+        batch_users: int,
+        device: torch.device,
+    ) -> None:
+        self.world_size = torch.distributed.get_world_size()
+        self.device = device
+        self.step_module = step
+        self.optimizer = optimizer
+        _forbid_builds()
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        config = deepspeed_config(
+            engine, optimizer, batch_users=batch_users, world_size=self.world_size
+        )
+        self.communication_share = 0.0
+        self._num_batches = 0
+        self.num_parts: int = config["gradient_accumulation_steps"]
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints of its memory
+            self.engine, *_ = deepspeed.initialize(
+                model=step, optimizer=build_optimizer(step.model, optimizer), config=config
+            )
+        self.is_sharded = engine.zero_stage == 3
+        if self.is_sharded:
+            # Tables are read in the step's forward, not in a layer's, so the step must fetch them.
+            # A "leaf module" would not do: its hook fires before our gradients are there.
+            for parameter in step.model.parameters():
+                deepspeed.zero.register_external_parameter(step, parameter)
+
+    def train_batch(
+        self, source: Read, target: Read, noise: Noise, *, step: int, num_users: int
+    ) -> Update:
+        """Forward and backward over each part of the batch, then the update; see `Engine`."""
+        self._num_batches += 1
+        if self.world_size == 1 or self._num_batches % _SAMPLE_EVERY != 2:
+            return self._update(source, target, noise, step, num_users)
+        started_s = time.perf_counter()
+        with _timed_communication() as spent:
+            update = self._update(source, target, noise, step, num_users)
+        self.communication_share = min(1.0, spent() / (time.perf_counter() - started_s))
+        return update
+
+    def _update(
+        self, source: Read, target: Read, noise: Noise, step: int, num_users: int
+    ) -> Update:
+        read = source.to(self.device)
+        wanted = read if target is source else target.to(self.device)
+        set_rate(self.engine.optimizer, self.optimizer.rate(step))
+        summed: dict[str, Tensor] = {}
+        for part, asked in zip(
+            read.split(self.num_parts), wanted.split(self.num_parts), strict=True
+        ):
+            terms: dict[str, Tensor] = self.engine(part, asked, noise, step)
+            # DeepSpeed divides by the ranks and by the parts, we by the users.
+            scale = self.world_size * self.num_parts / num_users
+            self.engine.backward(total(terms) * scale)
+            self.engine.step()
+            for name, term in terms.items():
+                summed[name] = summed[name] + term.detach() if name in summed else term.detach()
+        norm = self.engine.get_global_grad_norm()
+        size = torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32)
+        return Update(summed, size, bool(self.engine.was_step_applied()))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Choose the part to train; see `Engine`."""
+        train_part(self.engine.optimizer, self.step_module.model.begin_epoch(epoch))
+
+    def end_epoch(self, epoch: int) -> None:
+        """Tell the model, whole; see `Engine`."""
+        model = self.step_module.model
+        with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=self.is_sharded):
+            model.end_epoch(epoch)
+        folded = {id(parameter) for parameter in model.folded_parameters()}
+        names = {name for name, p in model.named_parameters() if id(p) in folded}
+        deepspeed_state.set_to_zero(self.engine, model, names)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Gather the float32 master weights; see `Engine`."""
+        gathered: dict[str, Tensor] = {}
+        for name, parameter in self.step_module.model.named_parameters():
+            master = safe_get_full_fp32_param(parameter)
+            whole = parameter if master is None else master
+            gathered[name] = whole.detach().float().cpu().reshape(_shape(parameter)).clone()
+        model = self.step_module.model
+        buffers = dict(model.named_buffers())
+        return {
+            name: gathered[name] if name in gathered else buffers[name].detach().cpu().clone()
+            for name in model.state_dict()
+        }
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield what ZeRO has laid on this rank; see `Engine`."""
+        yield from deepspeed_state.pieces(self.engine, self.step_module.model)
+        if torch.distributed.get_rank() == 0:
+            yield from buffer_pieces(self.step_module.model)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the scale of fp16 losses; see `Engine`."""
+        return deepspeed_state.loss_scale(self.engine)
+
+    def restore(self, saved: SavedState, facts: dict[str, Any]) -> None:
+        """Take up this rank's share; see `Engine`."""
+        deepspeed_state.restore(self.engine, self.step_module.model, saved)
+        deepspeed_state.set_loss_scale(self.engine, facts)
+        restore_buffers(self.step_module.model, saved)
+
+
+def require_valid(engine: EngineConfig, optimizer: OptimizerConfig) -> None:
+    """Let DeepSpeed look at what a run file adds to its configuration, before any worker starts.
+
+    Args:
+        engine: Holds the table.
+        optimizer: For the rest of the configuration.
+
+    Raises:
+        ConfigError: DeepSpeed does not know a key or takes no such value.
+    """
+    config = deepspeed_config(engine, optimizer, batch_users=1, world_size=1)
+    faults = []
+    for name, kind in _SECTIONS.items():
+        try:
+            kind(**config[name])
+        except ValidationError as error:
+            faults += [
+                f"engine.deepspeed.{'.'.join([name, *map(str, fault['loc'])])}: {fault['msg']}"
+                for fault in error.errors()
+            ]
+    if faults:
+        raise ConfigError("; ".join(faults))
+
+
+@contextlib.contextmanager
+def _timed_communication() -> Iterator[Callable[[], float]]:
+    """Time DeepSpeed's collectives, each of which then waits for its end; yield their sum, s."""
+    logger, timers = deepspeed.comm.comm.comms_logger, deepspeed.comm.comm.timers.timers
+    before = logger.enabled, logger.prof_all
+    logger.comms_dict, logger.enabled, logger.prof_all = {}, True, True
+    for timer in timers.values():
+        timer.reset()
+    try:  # the log's own latencies are running sums, so the timers are read instead
+        yield lambda: sum(timers[name].elapsed() for name in logger.comms_dict) / 1000
+    finally:
+        logger.enabled, logger.prof_all = before
+
+
+def _shape(parameter: Tensor) -> torch.Size:
+    """Return the whole shape, also of a parameter that ZeRO-3 has partitioned."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _forbid_builds() -> None:
+    """Keep DeepSpeed from compiling at run time: a killed build leaves a lock that hangs others."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

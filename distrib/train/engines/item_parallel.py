@@ -1,0 +1,392 @@
+"""The engine for many items: each rank owns a range of them, in the first layer and the last.
+
+Data parallelism adds up gradients as large as the catalogue in every step. Here ranks exchange what
+is as large as the batch: the users' codes, and the gradient rows of items that were met.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from distrib.batch import Batch
+from distrib.checkpoint.state import VALUE, Piece, SavedState
+from distrib.errors import ConfigError
+from distrib.objectives.base import Candidates, Carry, FactoredObjective, Objective
+from distrib.rng import Noise
+from distrib.tiles import Read
+from distrib.train.chunked_loss import Share, blocked_terms
+from distrib.train.engines.base import Update
+from distrib.train.engines.config import EngineConfig
+from distrib.train.engines.deepspeed_config import num_micro_batches
+from distrib.train.engines.state import buffer_pieces, piece_of, restore_buffers, take_up
+from distrib.train.optimizer import OptimizerConfig, groups_of, optimizer_of, set_rate, train_part
+from distrib.train.step import TrainStep
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class _Part(NamedTuple):
+    """A parameter, and the float32 copy of what this rank updates of it."""
+
+    parameter: nn.Parameter
+    master: nn.Parameter
+    start: int
+    """Place of the master's first element in the flat parameter."""
+
+
+class ItemEngine:
+    """See `Engine`. torch.distributed must be up; every rank makes one and calls all methods.
+
+    Tables that `decode_rows` reads are cut: a rank keeps and updates its own range of items, and
+    decodes it for all users of the global batch. Tables that `encode` reads stay whole on every
+    rank, in the precision that computes; gradient rows of the items met go to the rank that owns
+    them, which updates its range and sends it to all. The rest is small and added up.
+    """
+
+    def __init__(
+        self,
+        step: TrainStep,
+        optimizer: OptimizerConfig,
+        engine: EngineConfig,
+        *,
+        batch_users: int,
+        device: torch.device,
+    ) -> None:
+        self.device, self.optimizer_config = device, optimizer
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.step_module = step
+        assert isinstance(step.objective, Objective)  # refused before any worker starts
+        self.objective = step.objective
+        self.num_parts = num_micro_batches(
+            engine, batch_users=batch_users, world_size=self.world_size
+        )
+        self.item_count = step.model.item_tables()[0].shape[0]
+        self.chunk = -(-self.item_count // self.world_size)
+        self.low = min(self.rank * self.chunk, self.item_count)
+        self.high = min(self.low + self.chunk, self.item_count)
+        output = _named(step, step.model.item_tables())
+        read = _named(step, step.model.input_tables())
+        if output.keys() & read.keys():
+            raise ConfigError(
+                f"engine.parallel = 'items', but {sorted(output.keys() & read.keys())} are read by "
+                "both the first layer and the last; use parallel = 'data'"
+            )
+        self.communication_share = 0.0
+        self._kept: dict[int, Tensor] = {}
+        """Gradients of the parts of a batch so far, float32, by parameter."""
+
+        self.dtype = _DTYPES[engine.precision]
+        self.output: dict[str, _Part] = {}
+        self.read: dict[str, _Part] = {}
+        self.small: dict[str, _Part] = {}
+        masters: dict[int, nn.Parameter] = {}
+        for name, parameter in step.model.named_parameters():
+            is_cut = name in output or name in read
+            part = self._own(parameter, is_cut=is_cut)
+            place = self.output if name in output else self.read if name in read else self.small
+            place[name] = part
+            masters[id(parameter)] = part.master
+            held = part.master if name in output else parameter
+            parameter.data = held.detach().to(device, self.dtype, copy=True)
+        self.optimizer = optimizer_of(
+            [
+                group._replace(parameters=[masters[id(p)] for p in group.parameters])
+                for group in groups_of(step.model, optimizer)
+            ],
+            optimizer,
+        )
+        step.model.to(device)
+
+    def _own(self, parameter: nn.Parameter, *, is_cut: bool) -> _Part:
+        whole = parameter.detach().to(self.device, torch.float32)
+        part = whole[self.low : self.high] if is_cut else whole
+        start = self.low * (whole.numel() // max(1, whole.shape[0])) if is_cut else 0
+        return _Part(parameter, nn.Parameter(part.clone()), start)
+
+    def train_batch(
+        self, source: Read, target: Read, noise: Noise, *, step: int, num_users: int
+    ) -> Update:
+        """Forward and backward over each part of the batch, then the update; see `Engine`."""
+        assert isinstance(source, Batch)  # blocks are refused before any worker starts
+        assert isinstance(target, Batch)
+        read = source.to(self.device)
+        wanted = read if target is source else target.to(self.device)
+        _waited.clear()
+        started_s = time.perf_counter()
+        for owned in self._parts():
+            owned.parameter.grad = None
+        self._kept.clear()
+        summed: dict[str, Tensor] = {}
+        for part, asked in zip(
+            read.split(self.num_parts), wanted.split(self.num_parts), strict=True
+        ):
+            terms = self._backward(part, asked, noise, step, num_users)
+            self._keep_gradients()
+            for name, term in terms.items():
+                summed[name] = summed[name] + term if name in summed else term
+        self._collect(read.item_N)
+        norm = self._norm()
+        if self.optimizer_config.gradient_clipping:
+            scale = (self.optimizer_config.gradient_clipping / (norm + 1e-6)).clamp(max=1.0)
+            for owned in self._parts():
+                owned.master.grad.mul_(scale)  # type: ignore[union-attr]
+        set_rate(self.optimizer, self.optimizer_config.rate(step))
+        self.optimizer.step()
+        self._publish()
+        self.communication_share = sum(_waited) / (time.perf_counter() - started_s)
+        return Update(summed, norm.float())
+
+    def _parts(self) -> Iterator[_Part]:
+        for parts in (self.output, self.read, self.small):
+            yield from parts.values()
+
+    def _backward(
+        self, source: Batch, target: Batch, noise: Noise, step: int, num_users: int
+    ) -> dict[str, Tensor]:
+        """Add to the gradients; return the loss terms of this rank's own users."""
+        model, objective = self.step_module.model, self.objective
+        state = model.encode(source, noise)
+        everyone, sizes = gathered_batch(target)
+        first = sum(sizes[: self.rank])
+        own = slice(first, first + sizes[self.rank])
+        all_state = tuple(_Gathered.apply(tensor, sizes) for tensor in state)  # type: ignore[no-untyped-call]
+        is_mine_N = (everyone.item_N >= self.low) & (everyone.item_N < self.high)
+        mine = everyone.keep(is_mine_N)
+        mine = mine._replace(item_N=mine.item_N - self.low)
+        odds = model.odds()
+        is_factored = odds is not None and isinstance(objective, FactoredObjective)
+        by_item = objective.interactions if is_factored else objective  # type: ignore[attr-defined]
+        candidates = by_item.candidates(everyone, noise, step)
+        terms_TB = blocked_terms(
+            odds or model,
+            by_item,
+            all_state,
+            mine,
+            self.step_module.blocks._replace(candidates=self._own_candidates(candidates)),
+            share=Share(everyone, _joined(by_item.merged)),
+        )
+        sums = terms_TB[:, own].sum(1)
+        loss = terms_TB.sum() / num_users
+        if is_factored:  # levels of the own items, of all users
+            levels_NL = model.decode_levels(all_state, mine)
+            level_T = objective.level_terms(levels_NL, mine).sum(1)  # type: ignore[attr-defined]
+            sums, loss = torch.cat([sums, level_T]), loss + level_T.sum() / num_users
+        terms = dict(zip(objective.term_names, sums.detach().unbind(), strict=True))
+        divergence_B = model.divergence(state)
+        if divergence_B is not None:
+            divergence = objective.divergence_weight(step) * divergence_B.sum()
+            loss = loss + divergence / num_users
+            terms["divergence"] = divergence.detach()
+        loss.backward()
+        return terms
+
+    def _keep_gradients(self) -> None:
+        """Add the gradients of a part of the batch to those before, in float32."""
+        if self.num_parts == 1:
+            return
+        for owned in self._parts():
+            kept, fresh = self._kept.get(id(owned.parameter)), _gradient(owned.parameter)
+            total = fresh.float() if kept is None else kept.add_(fresh)
+            self._kept[id(owned.parameter)] = total
+            owned.parameter.grad = None
+
+    def _summed(self, owned: _Part) -> Tensor:
+        """Return the gradient of all parts of the batch."""
+        if self.num_parts == 1:
+            return _gradient(owned.parameter)
+        return self._kept[id(owned.parameter)]
+
+    def _own_candidates(self, candidates: Candidates | None) -> Candidates | None:
+        if candidates is None:
+            return None
+        is_mine_J = (candidates.item_J >= self.low) & (candidates.item_J < self.high)
+        weight_J = candidates.log_weight_J
+        return Candidates(
+            candidates.item_J[is_mine_J] - self.low,
+            None if weight_J is None else weight_J[is_mine_J],
+        )
+
+    def _collect(self, item_N: Tensor) -> None:
+        """Bring to each master the gradient of all ranks."""
+        for part in self.output.values():
+            part.master.grad = self._summed(part).float()
+        met_U = torch.unique(item_N)
+        for part in self.read.values():
+            part.master.grad = self._rows_of_owner(self._summed(part), met_U)
+        if self.small:
+            flat = torch.cat([self._summed(p).float().view(-1) for p in self.small.values()])
+            _wait(dist.all_reduce, flat)
+            cuts = flat.split([part.parameter.numel() for part in self.small.values()])
+            for part, cut in zip(self.small.values(), cuts, strict=True):
+                part.master.grad = cut.view(part.master.shape)
+
+    def _rows_of_owner(self, gradient: Tensor, met_U: Tensor) -> Tensor:
+        """Send the rows of the items met to their owners; return the sum for the own range."""
+        bounds = torch.arange(self.world_size + 1, device=met_U.device) * self.chunk
+        sent = torch.searchsorted(met_U, bounds).diff()
+        received = torch.empty_like(sent)
+        _wait(dist.all_to_all_single, received, sent)
+        sizes = received.tolist(), sent.tolist()
+        rows = gradient[met_U]
+        item_R = met_U.new_empty(sum(sizes[0]))
+        row_R = rows.new_empty(len(item_R), *rows.shape[1:])
+        _wait(dist.all_to_all_single, item_R, met_U, *sizes)
+        _wait(dist.all_to_all_single, row_R, rows, *sizes)
+        result = torch.zeros(self.high - self.low, *rows.shape[1:], device=rows.device)
+        return result.index_add_(0, item_R - self.low, row_R.float())
+
+    def _norm(self) -> Tensor:
+        """Return the norm of the whole gradient; every part of it is on one rank, or on all."""
+        cut = [part.master.grad for parts in (self.output, self.read) for part in parts.values()]
+        squares = torch.stack([_square(gradient) for gradient in cut]).sum()
+        _wait(dist.all_reduce, squares)
+        whole = [_square(part.master.grad) for part in self.small.values()]
+        return (squares + sum(whole)).sqrt()
+
+    def _publish(self) -> None:
+        """Bring the parameters that compute to the masters' values."""
+        for part in (*self.output.values(), *self.small.values()):
+            part.parameter.data.copy_(part.master.data.view(part.parameter.shape))
+        for part in self.read.values():
+            part.parameter.data.copy_(self._whole(part.master.data.to(self.dtype)))
+
+    def _whole(self, own: Tensor) -> Tensor:
+        """Return the rows of all ranks."""
+        padded = own.new_zeros(self.chunk, *own.shape[1:])
+        padded[: len(own)] = own
+        return torch.cat(_of_all(padded))[: self.item_count]
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Choose the part to train; see `Engine`."""
+        train_part(self.optimizer, self.step_module.model.begin_epoch(epoch))
+
+    def end_epoch(self, epoch: int) -> None:
+        """Tell the model; see `Engine`."""
+        self.step_module.model.end_epoch(epoch)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Gather the float32 masters; see `Engine`."""
+        model = self.step_module.model
+        found = {name: part.master.data for name, part in self.small.items()}
+        for parts in (self.output, self.read):
+            found |= {name: self._whole(part.master.data) for name, part in parts.items()}
+        found |= dict(model.named_buffers())
+        return {name: found[name].detach().cpu().clone() for name in model.state_dict()}
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the own ranges, and a share of the rest; see `Engine`."""
+        for parts in (self.output, self.read):
+            for name, part in parts.items():
+                if part.master.numel():
+                    yield piece_of(
+                        self.optimizer, name, part.master, (part.start, 0, part.master.numel())
+                    )
+        for place, (name, part) in enumerate(self.small.items()):
+            if place % self.world_size == self.rank:
+                yield piece_of(self.optimizer, name, part.master, (0, 0, part.master.numel()))
+        if self.rank == 0:
+            yield from buffer_pieces(self.step_module.model)
+
+    def facts(self) -> dict[str, Any]:
+        """Return nothing; see `Engine`."""
+        return {}
+
+    def restore(self, saved: SavedState, facts: dict[str, Any]) -> None:
+        """Take up the own ranges and the rest; see `Engine`."""
+        del facts
+        for parts in (self.output, self.read, self.small):
+            for name, part in parts.items():
+                stretch = (part.start, 0, part.master.numel())
+                if part.master.numel():
+                    take_up(self.optimizer, saved, name, part.master, stretch)
+        for name, part in self.read.items():
+            whole = saved.read(name, VALUE, 0, part.parameter.numel())
+            part.parameter.data.copy_(whole.view(part.parameter.shape))
+        for part in (*self.output.values(), *self.small.values()):
+            part.parameter.data.copy_(part.master.data.view(part.parameter.shape))
+        restore_buffers(self.step_module.model, saved)
+
+
+def gathered_batch(mine: Batch) -> tuple[Batch, list[int]]:
+    """Return the users of all ranks in the order of ranks, and how many are each rank's."""
+    lengths = torch.tensor([mine.num_users, len(mine.item_N)], device=mine.item_N.device)
+    counts = torch.stack(_of_all(lengths)).tolist()
+    users, cells = [count[0] for count in counts], [count[1] for count in counts]
+    length_B = _cat(mine.length_B, users)
+    pointer_P = torch.cat([length_B.new_zeros(1), length_B.cumsum(0)])
+    batch = Batch(
+        _cat(mine.user_B, users), pointer_P, _cat(mine.item_N, cells), _cat(mine.value_N, cells)
+    )
+    return batch, users
+
+
+class _Gathered(torch.autograd.Function):
+    """Rows of all ranks; the gradient of a row is the sum of what all ranks make of it."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor, sizes: Sequence[int]) -> Tensor:
+        ctx.sizes = sizes
+        return _cat(mine, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        summed = gradient.float()
+        _wait(dist.all_reduce, summed)
+        first = sum(ctx.sizes[: dist.get_rank()])
+        own = summed[first : first + ctx.sizes[dist.get_rank()]]
+        return own.to(gradient.dtype), None
+
+
+def _cat(mine: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return all ranks' rows, end to end; ranks may hold different numbers of them."""
+    padded = mine.new_zeros(max(sizes), *mine.shape[1:])
+    padded[: len(mine)] = mine
+    parts = _of_all(padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def _of_all(mine: Tensor) -> list[Tensor]:
+    """Return the tensor of each rank; all have the same shape."""
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    _wait(dist.all_gather, everyone, mine)
+    return everyone
+
+
+_waited: list[float] = []
+"""Seconds of each collective of the update under way."""
+
+
+def _wait(collective: Callable[..., Any], *arguments: Any) -> None:
+    """Run a collective and note how long it took; on a GPU that is only its start."""
+    started_s = time.perf_counter()
+    collective(*arguments)
+    _waited.append(time.perf_counter() - started_s)
+
+
+def _joined(merged: Callable[[Sequence[Carry]], Carry]) -> Callable[[Carry], Carry]:
+    """Return what joins a carry over own items with those of the other ranks."""
+
+    def join(carry: Carry) -> Carry:
+        everyone = [_of_all(part.contiguous()) for part in carry]
+        return merged([tuple(parts) for parts in zip(*everyone, strict=True)])
+
+    return join
+
+
+def _named(step: TrainStep, tables: Sequence[Tensor]) -> dict[str, Tensor]:
+    wanted = {id(table) for table in tables}
+    return {name: p for name, p in step.model.named_parameters() if id(p) in wanted}
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _square(gradient: Tensor | None) -> Tensor:
+    assert gradient is not None  # every master has been given one
+    norm: Tensor = torch.linalg.vector_norm(gradient)
+    return norm.double().square()

@@ -1,0 +1,75 @@
+"""The one-process engine, which defines the right answer."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distrib.checkpoint.state import Piece, SavedState
+from distrib.rng import Noise
+from distrib.tiles import Read
+from distrib.train.engines.base import Update
+from distrib.train.engines.state import buffer_pieces, piece_of, restore_buffers, take_up
+from distrib.train.optimizer import OptimizerConfig, build_optimizer, set_rate, train_part
+from distrib.train.step import TrainStep, total
+
+
+class LocalEngine:
+    """One process, plain torch, float32: the reference that every other engine must equal."""
+
+    def __init__(
+        self, step: TrainStep, config: OptimizerConfig, device: torch.device | str = "cpu"
+    ) -> None:
+        self.device = device
+        self.step_module = step
+        self.config = config
+        self.communication_share = 0.0
+        self.optimizer = build_optimizer(step.model, config)
+
+    def train_batch(
+        self, source: Read, target: Read, noise: Noise, *, step: int, num_users: int
+    ) -> Update:
+        """Forward, backward, update; see `Engine`."""
+        read = source.to(self.device)
+        wanted = read if target is source else target.to(self.device)
+        terms: dict[str, Tensor] = self.step_module(read, wanted, noise, step)
+        self.optimizer.zero_grad()
+        (total(terms) / num_users).backward()
+        parameters = [p for p in self.step_module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.gradient_clipping:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clipping, norm)
+        set_rate(self.optimizer, self.config.rate(step))
+        self.optimizer.step()
+        return Update({name: term.detach() for name, term in terms.items()}, norm)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Choose the part to train; see `Engine`."""
+        train_part(self.optimizer, self.step_module.model.begin_epoch(epoch))
+
+    def end_epoch(self, epoch: int) -> None:
+        """Tell the model; see `Engine`."""
+        self.step_module.model.end_epoch(epoch)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copy the state; see `Engine`."""
+        state = self.step_module.model.state_dict()
+        return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items()}
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield every parameter; see `Engine`."""
+        for name, parameter in self.step_module.model.named_parameters():
+            yield piece_of(self.optimizer, name, parameter, (0, 0, parameter.numel()))
+        yield from buffer_pieces(self.step_module.model)
+
+    def facts(self) -> dict[str, Any]:
+        """Return nothing; see `Engine`."""
+        return {}
+
+    def restore(self, saved: SavedState, facts: dict[str, Any]) -> None:
+        """Copy every parameter; see `Engine`."""
+        del facts
+        for name, parameter in self.step_module.model.named_parameters():
+            take_up(self.optimizer, saved, name, parameter, (0, 0, parameter.numel()))
+        restore_buffers(self.step_module.model, saved)

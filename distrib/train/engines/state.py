@@ -1,0 +1,70 @@
+"""Stretches of parameters and optimizer state, out of an engine and back."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distrib.checkpoint.state import VALUE, Piece, SavedState
+from distrib.models.base import Model
+
+Stretch = tuple[int, int, int]
+"""Place of a stretch in the flat parameter, its place in the tensor that holds it, its length."""
+
+
+def piece_of(optimizer: torch.optim.Optimizer, name: str, held: Tensor, stretch: Stretch) -> Piece:
+    """Describe a stretch of a parameter by the tensor that the optimizer updates.
+
+    Args:
+        optimizer: Plain torch; keeps its state by tensor.
+        name: Of the parameter in the model.
+        held: float32; holds the stretch, and maybe those of other parameters.
+        stretch: Which part.
+
+    Returns:
+        Views of its value and of the optimizer's state.
+    """
+    start, offset, length = stretch
+    state = optimizer.state.get(held, {})
+    flat = {VALUE: held} | {k: v for k, v in state.items() if _is_like(v, held)}
+    return Piece(
+        name,
+        start,
+        {k: v.detach().reshape(-1)[offset : offset + length] for k, v in flat.items()},
+        {k: float(v) for k, v in state.items() if not _is_like(v, held) and v is not None},
+    )
+
+
+def take_up(
+    optimizer: torch.optim.Optimizer, saved: SavedState, name: str, held: Tensor, stretch: Stretch
+) -> None:
+    """Write a saved stretch into the tensor that the optimizer updates; see `piece_of`."""
+    start, offset, length = stretch
+    state = optimizer.state[held]
+    for kind in [VALUE, *saved.kinds(name)]:
+        if kind != VALUE and kind not in state:
+            state[kind] = torch.zeros_like(held, requires_grad=False)
+        target = held if kind == VALUE else state[kind]
+        part = target.data.view(-1)[offset : offset + length]
+        part.copy_(saved.read(name, kind, start, length))
+    place = held.device if optimizer.defaults.get("fused") else "cpu"  # where torch keeps counts
+    for kind, value in saved.scalars(name).items():
+        state[kind] = torch.tensor(value, dtype=torch.float32, device=place)
+
+
+def _is_like(value: Any, held: Tensor) -> bool:
+    return torch.is_tensor(value) and value.shape == held.shape and value.dim() > 0
+
+
+def buffer_pieces(model: Model) -> Iterator[Piece]:
+    """Yield what the model remembers besides its parameters."""
+    for name, buffer in model.named_buffers():
+        yield Piece(name, 0, {VALUE: buffer.detach().float().reshape(-1)}, {})
+
+
+def restore_buffers(model: Model, saved: SavedState) -> None:
+    """Take up what `buffer_pieces` yielded."""
+    for name, buffer in model.named_buffers():
+        value = saved.read(name, VALUE, 0, buffer.numel())
+        buffer.copy_(value.view(buffer.shape))

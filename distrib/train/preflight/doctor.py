@@ -1,0 +1,253 @@
+"""Looks at cluster and run file before any expensive minute: can it train, at what cost?"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+import time
+import uuid
+from typing import Any
+
+import psutil
+import ray
+import torch
+import torch.distributed
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from distrib.cluster.resources import ON_CPU
+from distrib.data.dataset import load_manifest, load_vocabulary
+from distrib.data.feeds.collate import Rows
+from distrib.data.feeds.loader import expected_bytes, kind_of
+from distrib.data.feeds.shards import read_shard
+from distrib.data.schema import Role
+from distrib.errors import ConfigError, DataError, MemoryLimitError, causes
+from distrib.events import table
+from distrib.rng import Noise
+from distrib.storage import Folder
+from distrib.train.config import TrainConfig
+from distrib.train.oom import advice, is_of_memory
+from distrib.train.preflight.checks import preflight, require_room
+from distrib.train.preflight.estimate import (
+    Sizes,
+    batches_of,
+    checkpoint_bytes,
+    plan,
+    state_bytes,
+    steps_per_epoch,
+)
+
+_PACKAGES = ("distrib", "ray", "torch", "deepspeed", "pyarrow", "numpy")
+_WARM_UP_STEPS, _TIMED_STEPS = 2, 3
+_GB = 2**30
+
+
+def examine(config: TrainConfig) -> dict[str, Any]:
+    """Check every node, and estimate memory and time of the run.
+
+    Every node writes a file into the run folder, reads those of all others, and removes its own:
+    a folder that is not shared shows itself here rather than at the first checkpoint. A worker
+    makes a few updates on real histories, alone.
+
+    Args:
+        config: The run.
+
+    Returns:
+        ``nodes``, and ``estimate`` with memory per worker and time.
+
+    Raises:
+        ConfigError: Something will not work, all faults at once; or nothing is trained by steps.
+    """
+    manifest = preflight(config)
+    if config.model.traits.learns != "steps":
+        raise ConfigError(
+            f"model {config.model.name!r} is computed at once; there are no updates to try"
+        )
+    require_room(config)
+    config = config.absolute()
+    nodes, faults = _nodes(config)
+    faults += _differences(nodes)
+    _show_nodes(nodes)
+    if faults:
+        raise ConfigError("\n  ".join([f"{len(faults)} fault(s)", *faults]))
+    estimate = _estimate(config, manifest)
+    table("Estimate for this run file", ["", ""], [[k, v] for k, v in estimate.items()])
+    return {"nodes": nodes, "estimate": estimate}
+
+
+def _nodes(config: TrainConfig) -> tuple[list[dict[str, Any]], list[str]]:
+    """Ask every living node about itself and the run folder."""
+    token = uuid.uuid4().hex[:8]
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    names = [f"_doctor-{token}-{node['NodeID'][:8]}" for node in alive]
+    look, read, clean = (_on_every(task, alive) for task in (_looked, _read_all, _removed))
+    found = look([(config.run, name) for name in names])
+    faults = [f"{node['node']}: {node['fault']}" for node in found if node["fault"]]
+    try:
+        if not faults:
+            unread = read([(config.run, names)] * len(alive))
+            pairs = zip(found, unread, strict=True)
+            faults = [f"{node['node']}: {fault}" for node, fault in pairs if fault]
+    finally:
+        clean([(config.run, [name]) for name in names])
+    return found, faults
+
+
+def _on_every(task: Any, nodes: list[dict[str, Any]]) -> Any:
+    """Return what runs a function once on each node, with arguments for each."""
+    there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+
+    def run(arguments: list[tuple[Any, ...]]) -> list[Any]:
+        remote = ray.remote(task)
+        calls = [
+            remote.options(num_cpus=0, scheduling_strategy=place).remote(*given)
+            for place, given in zip(there, arguments, strict=True)
+        ]
+        return list(ray.get(calls))
+
+    return run
+
+
+def _looked(run: str, name: str) -> dict[str, Any]:
+    """Describe this node, and write a file into the run folder."""
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    facts: dict[str, Any] = {
+        "node": ray.util.get_node_ip_address(),
+        "python": platform.python_version(),
+        **{package: _version(package) for package in _PACKAGES},
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / _GB, 1),
+        "free_disk_gb": round(shutil.disk_usage(tempfile.gettempdir()).free / _GB, 1),
+        "gpus": [f"{gpu.name}, {gpu.total_memory / _GB:.0f} GB" for gpu in gpus],
+        "fault": "",
+    }
+    try:
+        Folder(run).write(name, facts["node"].encode())
+    except DataError as error:
+        facts["fault"] = f"cannot write into the run folder: {error}"
+    return facts
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _read_all(run: str, names: list[str]) -> str:
+    """Read the files of all nodes; return what is wrong."""
+    try:
+        for name in names:
+            Folder(run).read(name)
+    except DataError as error:
+        return (
+            f"does not see what another node wrote ({error}); put run on storage that all nodes "
+            "share, e.g. s3://"
+        )
+    return ""
+
+
+def _removed(run: str, names: list[str]) -> None:
+    for name in names:
+        Folder(run).remove(name)
+
+
+def _differences(nodes: list[dict[str, Any]]) -> list[str]:
+    """Return the packages that differ between nodes."""
+    return [
+        f"{package} differs between nodes: { {node['node']: node[package] for node in nodes} }"
+        for package in ("python", *_PACKAGES)
+        if len({node[package] for node in nodes}) > 1
+    ]
+
+
+def _show_nodes(nodes: list[dict[str, Any]]) -> None:
+    keys = ["node", "python", "torch", "ray", "deepspeed", "cores", "memory_gb", "free_disk_gb"]
+    rows = [[*(node[key] for key in keys), ", ".join(node["gpus"]) or "none"] for node in nodes]
+    table("Nodes", [*keys, "gpus"], rows)
+
+
+def _estimate(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Make some updates with a worker's resources, and reckon from them."""
+    loop = config.loop
+    workers = loop.max_workers
+    resources = {"num_cpus": loop.cpus_per_worker, "num_gpus": int(loop.use_gpu)}
+    variables = {"LOCAL_RANK": "0", "RANK": "0", **({} if loop.use_gpu else ON_CPU)}
+    environment = {"env_vars": variables}
+    trial = ray.remote(max_calls=1, runtime_env=environment, **resources)(_tried)
+    try:
+        measured = ray.get(trial.remote(config.model_dump_json(), workers))
+    except ray.exceptions.RayError as error:
+        if any(is_of_memory(cause) for cause in causes(error)):
+            raise MemoryLimitError(advice(config, "a worker's share of a batch")) from error
+        raise
+    sizes, by_role = Sizes.of(manifest["counts"]), manifest["counts"]["interactions_by_role"]
+    trained = sum(int(by_role.get(r.name.lower(), 0)) for r in (Role.INPUT, Role.TRAIN_TARGET))
+    steps = steps_per_epoch(config, sizes._replace(interactions=trained))
+    planned = plan(config, sizes)
+    kind = kind_of(loop.feed, manifest)
+    rows_gb = expected_bytes(manifest) / _GB
+    state_gb = state_bytes(config, measured["parameters"], workers) / _GB
+    return {
+        "parameters": f"{measured['parameters']:,}",
+        "feed": f"{kind}, {rows_gb:.2f} GB of histories"
+        + (" on every node" if kind == "resident" else " in the prepared folder"),
+        "model, gradients and optimizer": f"{state_gb:.2f} GB a worker on {workers}",
+        "planned memory of a worker": f"{planned.worker_gb:.2f} GB",
+        "measured peak, one worker alone": f"{measured['peak_gb']:.2f} GB",
+        "seconds a step, without communication": f"{measured['step_s']:.3f}",
+        "steps an epoch": steps,
+        "epoch": f"{steps * measured['step_s']:.0f} s",
+        f"{loop.num_epochs} epochs": f"{loop.num_epochs * steps * measured['step_s'] / 60:.1f} min"
+        " and validation",
+        "checkpoint": f"{checkpoint_bytes(config, measured['parameters']) / _GB:.2f} GB, "
+        f"{loop.checkpoint.keep} kept",
+    }
+
+
+def _tried(config_json: str, workers: int) -> dict[str, float]:
+    """Make a few updates of a worker's share of a batch, alone, in a process that ends after."""
+    from distrib.train.build import build_engine
+
+    config = TrainConfig.model_validate_json(config_json)
+    device = torch.device("cuda" if config.loop.use_gpu else "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        torch.distributed.init_process_group(
+            "nccl" if config.loop.use_gpu else "gloo", f"file://{folder}/m", rank=0, world_size=1
+        )
+        torch.set_num_threads(config.loop.cpus_per_worker)
+        prepared = Folder(config.prepared)
+        manifest = load_manifest(prepared)
+        train = _some_rows(prepared, manifest, config.model.traits.rows)
+        vocabulary = load_vocabulary(prepared)
+        engine = build_engine(config, vocabulary, device)
+        batches = batches_of(config, train, vocabulary, workers)
+        started_s = 0.0
+        for step in range(_WARM_UP_STEPS + _TIMED_STEPS):
+            if step == _WARM_UP_STEPS:
+                started_s = time.perf_counter()
+            batch, count = next(batches)
+            update = engine.train_batch(batch, batch, Noise.of(0, 0), step=step, num_users=count)
+            float(update.gradient_norm)
+        step_s = (time.perf_counter() - started_s) / _TIMED_STEPS
+        peak = torch.cuda.max_memory_allocated() if config.loop.use_gpu else _peak_bytes()
+        parameters = sum(tensor.numel() for tensor in engine.weights().values())
+    return {"step_s": step_s, "peak_gb": peak / _GB, "parameters": parameters}
+
+
+def _some_rows(prepared: Folder, manifest: dict[str, Any], kind: str) -> Rows:
+    """Return the training histories of the largest shard, of users or of items, that has any."""
+    shards = manifest["item_histories"] if kind == "items" else manifest["shards"]
+    shards = sorted(shards, key=lambda shard: -shard["interactions"])
+    for shard in shards:
+        train, _ = read_shard(prepared, shard, manifest["recipe"]["num_shards"])
+        if train.num_users:
+            return train
+    raise DataError(f"{prepared}: no shard has a training user; prepare the data anew")
+
+
+def _peak_bytes() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,1 @@
+"""What runs on Ray Train: driver, workers, agreement between ranks."""

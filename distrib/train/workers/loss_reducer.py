@@ -1,0 +1,135 @@
+"""What ranks must agree on: losses, whether they are finite, and what to do next."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed
+
+from distrib.train.engines.base import Update
+
+NORM = "gradient norm"
+
+
+class Bad(NamedTuple):
+    """The first number that was not finite."""
+
+    steps_ago: int
+    """Updates made since, of those not agreed on before."""
+
+    term: str
+    value: float
+
+
+class Agreed(NamedTuple):
+    """The same on all ranks."""
+
+    flags: dict[str, float]
+    """Sums over ranks."""
+
+    bad: Bad | None
+    means: dict[str, float]
+    """Of the losses per user, and of the gradient's norm, since the last agreement."""
+
+
+class Ledger:
+    """Loss terms of an epoch so far, in float64; numbers count once all ranks have seen them.
+
+    One collective for many steps: reading a loss back would make the device wait at every step.
+    """
+
+    def __init__(self, device: torch.device, *, max_skipped: int) -> None:
+        self.device = device
+        self.max_skipped = max_skipped
+        self.num_skipped = 0
+        """Updates in a row whose loss was not finite and that fp16 left out."""
+
+        self._pending: list[tuple[Update, int]] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin an epoch."""
+        self.totals: dict[str, float] = {}
+        self.num_users = 0
+
+    def add(self, update: Update, num_users: int) -> None:
+        """Take an update into account, without waiting for it to be computed."""
+        self._pending.append((update, num_users))
+
+    def agree(self, **flags: float) -> Agreed:
+        """Add up over ranks what was added here, and the flags; every rank must call.
+
+        Args:
+            **flags: Numbers of this rank; the same names on all.
+
+        Returns:
+            What all ranks know now.
+        """
+        names = sorted(self._pending[0][0].terms) if self._pending else []
+        rows = [
+            torch.stack([update.terms[name].double() for name in names]).to(self.device)
+            for update, _ in self._pending
+        ]
+        head = torch.tensor(list(flags.values()), dtype=torch.float64, device=self.device)
+        mine = torch.cat([head, *rows])
+        torch.distributed.all_reduce(everyone := mine.clone())
+        numbers = everyone.tolist()
+        own = mine.tolist()
+        width, first = len(names), len(flags)
+        bad, means = None, dict.fromkeys([*names, NORM], 0.0)
+        counted = 0
+        for place, (update, num_users) in enumerate(self._pending):
+            start = first + place * width
+            norm = float(update.gradient_norm)
+            sums = dict(zip(names, numbers[start : start + width], strict=True))
+            wrong = _first_wrong(sums, norm, update.is_applied)
+            self.num_skipped = self.num_skipped + 1 if wrong else 0
+            if wrong and (update.is_applied or self.num_skipped > self.max_skipped):
+                bad = Bad(len(self._pending) - 1 - place, *wrong)
+                break
+            if wrong:
+                continue
+            counted += num_users
+            for name, value in zip(names, own[start : start + width], strict=True):
+                self.totals[name] = self.totals.get(name, 0.0) + value
+                means[name] += sums[name]
+            means[NORM] += norm * num_users if math.isfinite(norm) else 0.0
+        self.num_users += counted
+        self._pending = []
+        means = {name: value / max(1, counted) for name, value in means.items()}
+        return Agreed(dict(zip(flags, numbers[:first], strict=True)), bad, means)
+
+    def mean_losses(self) -> dict[str, float]:
+        """Return the loss terms per user of the epoch so far; every rank must call."""
+        names = sorted(self.totals)
+        sums = torch.tensor(
+            [self.totals[n] for n in names], dtype=torch.float64, device=self.device
+        )
+        torch.distributed.all_reduce(sums)
+        return dict(zip(names, (sums / max(1, self.num_users)).tolist(), strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return this rank's part; nothing may be pending."""
+        return {"totals": self.totals, "num_users": self.num_users, "skipped": self.num_skipped}
+
+    def take(self, parts: list[Mapping[str, Any]], rank: int, world_size: int) -> None:
+        """Take up what the ranks of a checkpoint had: each its own, or rank 0 all of it."""
+        held = [parts[rank]] if len(parts) == world_size else (parts if rank == 0 else [])
+        self.clear()
+        for part in held:
+            for name, value in part["totals"].items():
+                self.totals[name] = self.totals.get(name, 0.0) + value
+        for name in parts[0]["totals"]:
+            self.totals.setdefault(name, 0.0)
+        self.num_users, self.num_skipped = parts[0]["num_users"], parts[0]["skipped"]
+
+
+def _first_wrong(
+    sums: Mapping[str, float], norm: float, is_applied: bool
+) -> tuple[str, float] | None:
+    """Return what is not finite; the norm of a scaled gradient may be, when fp16 steps back."""
+    for name, value in sums.items():
+        if not math.isfinite(value):
+            return name, value
+    return (NORM, norm) if is_applied and not math.isfinite(norm) else None
