@@ -27,8 +27,10 @@ class Batch(NamedTuple):
     value_N: Tensor
     """float32 rating; 1 where the log has none."""
 
-    time_N: Tensor | None = None
-    """int64 seconds since 1970, only where a model asks for it."""
+    @property
+    def pairs(self) -> "Batch":
+        """The pairs to decode: for an autoencoder, what it reads."""
+        return self
 
     @property
     def num_users(self) -> int:
@@ -51,10 +53,9 @@ class Batch(NamedTuple):
         kept = torch.zeros(keep_N.shape[0] + 1, dtype=torch.int64, device=keep_N.device)
         torch.cumsum(keep_N.to(torch.int64), 0, out=kept[1:])
         kept_before_P = kept[self.pointer_P]
-        time_N = None if self.time_N is None else self.time_N[keep_N]
-        return Batch(self.user_B, kept_before_P, self.item_N[keep_N], self.value_N[keep_N], time_N)
+        return Batch(self.user_B, kept_before_P, self.item_N[keep_N], self.value_N[keep_N])
 
-    def rows(self, low: int, high: int) -> "Batch":
+    def slice(self, low: int, high: int) -> "Batch":
         """Return the users from ``low`` to ``high``; views, no copies."""
         start, stop = int(self.pointer_P[low]), int(self.pointer_P[high])
         return Batch(
@@ -62,7 +63,6 @@ class Batch(NamedTuple):
             self.pointer_P[low : high + 1] - start,
             self.item_N[start:stop],
             self.value_N[start:stop],
-            None if self.time_N is None else self.time_N[start:stop],
         )
 
     def chosen(self, row_R: Tensor) -> "Batch":
@@ -78,7 +78,6 @@ class Batch(NamedTuple):
             pointer_P,
             self.item_N[place_N],
             self.value_N[place_N],
-            None if self.time_N is None else self.time_N[place_N],
         )
 
     def split(self, num_parts: int) -> list["Batch"]:
@@ -86,11 +85,11 @@ class Batch(NamedTuple):
         if num_parts == 1:
             return [self]
         cuts = [self.num_users * part // num_parts for part in range(num_parts + 1)]
-        return [self.rows(low, high) for low, high in pairwise(cuts)]
+        return [self.slice(low, high) for low, high in pairwise(cuts)]
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device."""
-        return Batch(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
+        return Batch(*(part.to(device) for part in self))
 
     @classmethod
     def joined(cls, parts: Sequence["Batch"]) -> "Batch":
@@ -99,13 +98,11 @@ class Batch(NamedTuple):
             return parts[0]
         lengths = torch.cat([part.length_B for part in parts])
         pointer_P = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        times = [part.time_N for part in parts if part.time_N is not None]
         return cls(
             torch.cat([part.user_B for part in parts]),
             pointer_P,
             torch.cat([part.item_N for part in parts]),
             torch.cat([part.value_N for part in parts]),
-            torch.cat(times) if len(times) == len(parts) else None,
         )
 
     @classmethod
@@ -125,14 +122,14 @@ class Batch(NamedTuple):
         return cls(user_B, lengths.cumsum(0), item_N, value_N)
 
 
-class Cells(NamedTuple):
-    """Observed cells that fall into one block of items."""
+class ChunkEntries(NamedTuple):
+    """Observed entries that fall into one chunk of items."""
 
     row_M: Tensor
     """int64 row within the batch."""
 
     column_M: Tensor
-    """int64 item within the block, from 0."""
+    """int64 item within the chunk, from 0."""
 
     value_M: Tensor
     """float32 rating."""
@@ -141,32 +138,32 @@ class Cells(NamedTuple):
     """int64 place among the N interactions of the batch."""
 
     log_weight_J: Tensor | None = None
-    """float32; of each item in the block, where the block is a sample; see `Candidates`."""
+    """float32; of each item in the chunk, where the items are a sample; see `Candidates`."""
 
 
-def cells_by_block(batch: Batch, blocks: Sequence[tuple[int, int]]) -> Iterator[Cells]:
-    """Yield, for each block of items in turn, the batch's cells inside it.
+def entries_by_chunk(batch: Batch, chunks: Sequence[tuple[int, int]]) -> Iterator[ChunkEntries]:
+    """Yield, for each chunk of items in turn, the batch's entries inside it.
 
     Args:
         batch: The histories.
-        blocks: Ascending half-open ranges of items that cover the catalogue.
+        chunks: Ascending half-open ranges of items that cover the catalog.
 
     Yields:
-        One `Cells` for each block.
+        One `ChunkEntries` for each chunk.
     """
     item_N, order_N = torch.sort(batch.item_N, stable=True)
     row_N, value_N = batch.row_N[order_N], batch.value_N[order_N]
-    edges = torch.tensor([low for low, _ in blocks] + [blocks[-1][1]], device=item_N.device)
+    edges = torch.tensor([low for low, _ in chunks] + [chunks[-1][1]], device=item_N.device)
     cuts = torch.searchsorted(item_N, edges).tolist()
-    for (low, _), start, stop in zip(blocks, cuts[:-1], cuts[1:], strict=True):
+    for (low, _), start, stop in zip(chunks, cuts[:-1], cuts[1:], strict=True):
         part = slice(start, stop)
-        yield Cells(row_N[part], item_N[part] - low, value_N[part], order_N[part])
+        yield ChunkEntries(row_N[part], item_N[part] - low, value_N[part], order_N[part])
 
 
-def item_blocks(item_count: int, block_items: int) -> list[tuple[int, int]]:
-    """Cut ``range(item_count)`` into half-open ranges of at most ``block_items``."""
-    starts = range(0, item_count, block_items)
-    return [(low, min(low + block_items, item_count)) for low in starts]
+def item_chunks(item_count: int, chunk_items: int) -> list[tuple[int, int]]:
+    """Cut ``range(item_count)`` into half-open ranges of at most ``chunk_items``."""
+    starts = range(0, item_count, chunk_items)
+    return [(low, min(low + chunk_items, item_count)) for low in starts]
 
 
 def level_index(value: Tensor, levels: Sequence[float]) -> Tensor:

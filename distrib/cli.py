@@ -8,11 +8,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
-from distrib.config import load
+from distrib.config import JsonObject, Record, load
 from distrib.errors import ConfigError, StoppedError, known
 from distrib.events import is_terminal
 from distrib.run_file import RunFile
@@ -29,7 +29,10 @@ STOPPED = 75
 """Exit code of a run that was told to stop; EX_TEMPFAIL of sysexits.h: try again."""
 
 Check = Callable[[RunFile], object]
-Run = Callable[[RunFile], dict[str, Any]]
+Result = Record | JsonObject
+"""What a job returns; its last line, as JSON."""
+
+Run = Callable[[RunFile], Result]
 
 
 class _Terminated(BaseException):
@@ -57,14 +60,14 @@ def job(description: str, check: Check, run: Run, arguments: list[str] | None = 
         told to stop with the place kept, 130 when interrupted, 143 when terminated.
     """
 
-    def work() -> dict[str, Any]:
+    def work() -> Result:
         config = parse(description, arguments)
         check(config)
         with connected():
             signal.signal(signal.SIGTERM, _terminated)  # Ray has put its own there
             return run(config)
 
-    return told(work)
+    return run_and_report(work)
 
 
 def through_endpoint(description: str, arguments: list[str] | None = None) -> int:
@@ -95,7 +98,7 @@ def through_endpoint(description: str, arguments: list[str] | None = None) -> in
     wishes = dict(text.partition("=")[::2] for text in given.pop("wish"))
     token = os.environ.get("DISTRIB_TOKEN") or None
     endpoint = Endpoint(**given, wishes=wishes, token=token)
-    return told(lambda: score_through(endpoint, histories, output))
+    return run_and_report(lambda: score_through(endpoint, histories, output))
 
 
 def run_file_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,7 +134,7 @@ def serving(arguments: dict[str, str]) -> "Application":
     return application(Plan.of(file.run, file.data.prepared, file.serve))
 
 
-def told(work: Callable[[], dict[str, Any]]) -> int:
+def run_and_report(work: Callable[[], Result]) -> int:
     """Do the work of a job; its result or its fault becomes the last line and the exit code."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -152,7 +155,8 @@ def told(work: Callable[[], dict[str, Any]]) -> int:
         message = str(plain).partition("\nFailed to apply UDF")[0]  # Ray Data's own addition
         sys.stderr.write(f"{type(plain).__name__}: {message}\n")
         return STOPPED if isinstance(plain, StoppedError) else 1
-    sys.stdout.write(json.dumps(result, default=str) + "\n")
+    document = result.to_json() if isinstance(result, Record) else result
+    sys.stdout.write(json.dumps(document, default=str) + "\n")
     return 0
 
 

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distrib.errors import ConfigError
 
+JsonObject = dict[str, Any]
+"""A JSON document whose keys only its writer and its reader know."""
+
 
 class Config(BaseModel):
     """Base of every configuration: frozen, strict, unknown keys refused.
@@ -25,6 +28,17 @@ class Config(BaseModel):
         strict=True,
         use_attribute_docstrings=True,
     )
+
+
+class Record(BaseModel):
+    """Base of what one job writes as JSON and another reads: frozen, unknown keys ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    def to_json(self) -> JsonObject:
+        """Return what was set, as JSON."""
+        found: JsonObject = self.model_dump(mode="json", exclude_unset=True)
+        return found
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -1,6 +1,6 @@
 """Every exception that distrib raises on purpose."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
@@ -36,8 +36,42 @@ class StoppedError(DistribError):
     """Training was told to stop; it has kept its place, and the same command goes on."""
 
 
-class LostSightError(DistribError):
+class JobTrackingLostError(DistribError):
     """A job that was submitted cannot be seen any longer; it may go on."""
+
+
+def raise_all(faults: Sequence[DistribError]) -> None:
+    """Raise one error that lists all faults; do nothing where there is none.
+
+    Args:
+        faults: What was found. The error is a `ConfigError` unless all are of one other class.
+
+    Raises:
+        DistribError: There is a fault.
+    """
+    if not faults:
+        return
+    kinds = {type(fault) for fault in faults}
+    kind = kinds.pop() if len(kinds) == 1 else ConfigError
+    if len(faults) == 1:
+        raise faults[0]
+    listing = "\n  ".join(str(fault) for fault in faults)
+    raise kind(f"{len(faults)} fault(s)\n  {listing}")
+
+
+def run_checks(*checks: Callable[[], object]) -> None:
+    """Run all checks, and raise what they found at once; see `raise_all`.
+
+    Args:
+        *checks: Each raises `DistribError` where something is wrong.
+    """
+    faults: list[DistribError] = []
+    for check in checks:
+        try:
+            check()
+        except DistribError as error:
+            faults.append(error)
+    raise_all(faults)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distrib.batch import Batch
+from distrib.config import Record
 
 SQUARED_ERROR_UNCUT = "squared_error_uncut"
 """Of ratings as a model gave them, which may lie outside the scale."""
@@ -73,7 +74,7 @@ def ndcg(hit_BK: Tensor, length_B: Tensor, cutoff: int) -> Tensor:
     return gained_B / ideal_N[length_B.clamp(max=cutoff)]
 
 
-class Summary(NamedTuple):
+class Summary(Record):
     """A mean with its standard error."""
 
     mean: float
@@ -113,11 +114,12 @@ class Sums(NamedTuple):
             error = (variance / max(count - 1.0, 1.0)) ** 0.5
             if name in _ROOTS:
                 root = mean**0.5
+                half = error / (2 * root) if root > 0 else 0.0
                 result[_ROOTS[name]] = Summary(
-                    root, error / (2 * root) if root > 0 else 0.0, int(count)
+                    mean=root, standard_error=half, num_observations=int(count)
                 )
             else:
-                result[name] = Summary(mean, error, int(count))
+                result[name] = Summary(mean=mean, standard_error=error, num_observations=int(count))
         return result
 
 

@@ -3,17 +3,22 @@
 import itertools
 import time
 import uuid
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from distrib.checkpoint.bundle import BUNDLE, copy_bundle
+from distrib.config import Record
 from distrib.data.prepare.job import preflight as check_log
 from distrib.data.prepare.job import prepare
+from distrib.errors import run_checks
 from distrib.events import emit
 from distrib.run_file import RunFile
 from distrib.score.bulk.job import check_histories, note_published, score
+from distrib.score.commit import ScoreResult
 from distrib.storage import Folder
-from distrib.train.preflight.checks import check_choice
+from distrib.train.preflight.checks import check_run
+from distrib.train.records import RunResult
 from distrib.train.run_folder import TOKEN, require_ours
+from distrib.train.schemes import scheme_of
 from distrib.train.workers.launch import launch
 
 NIGHTS = "nights.json"
@@ -21,6 +26,17 @@ NIGHTS = "nights.json"
 
 _KEPT = 3
 """Nights whose run folders stay, to go back to."""
+
+
+class NightResult(Record):
+    """What a night did."""
+
+    night: str
+    new: bool
+    """False where nothing came to the log since."""
+
+    trained: RunResult | None = None
+    scored: ScoreResult | None = None
 
 
 class Night(NamedTuple):
@@ -45,12 +61,14 @@ def preflight(file: RunFile) -> None:
         ConfigError: Settings clash.
         DataError: The log, or histories to score, are absent.
     """
-    check_choice(file.training())
-    check_histories(file.score)
-    check_log(file.data)
+    run_checks(
+        lambda: check_run(file.training()),
+        lambda: check_histories(file.score),
+        lambda: check_log(file.data),
+    )
 
 
-def nightly(file: RunFile, today: str | None = None) -> dict[str, Any]:
+def nightly(file: RunFile, today: str | None = None) -> NightResult:
     """Prepare, train in a folder of the night's own, score, and publish lists and model.
 
     The night's model begins with the last night's where it can (``train.warm_start``); lists go to
@@ -65,7 +83,7 @@ def nightly(file: RunFile, today: str | None = None) -> dict[str, Any]:
         today: Name of a new night, instead of today's date (UTC).
 
     Returns:
-        ``night``, whether it was ``new``, and what training and scoring return.
+        What it did.
 
     Raises:
         CheckpointError: Another attempt of the job has begun since; it goes on, this one ends.
@@ -76,11 +94,11 @@ def nightly(file: RunFile, today: str | None = None) -> dict[str, Any]:
     if not nights or nights[-1].is_done:
         nights.append(Night(today or time.strftime("%Y-%m-%d", time.gmtime())))
     night, before = nights[-1], nights[:-1]
-    data = prepare(file.data)["hash"]
+    data = prepare(file.data).hash
     if before and before[-1].data == data:
         emit("nothing_new", night=night.name, since=before[-1].name)
         note_published()
-        return {"night": before[-1].name, "new": False}
+        return NightResult(night=before[-1].name, new=False)
     night = night._replace(name=_free(night.name, {earlier.name for earlier in before}))
     place = _place(folder, night)
     require_ours(folder, token)
@@ -105,7 +123,7 @@ def nightly(file: RunFile, today: str | None = None) -> dict[str, Any]:
         _place(folder, old).remove()
     folder.write_json(NIGHTS, [entry._asdict() for entry in nights[-_KEPT:]])
     emit("night_done", night=night.name, run=tonight.run, lists=output)
-    return {"night": night.name, "new": True, "trained": trained, "scored": scored}
+    return NightResult(night=night.name, new=True, trained=trained, scored=scored)
 
 
 def _free(name: str, taken: set[str]) -> str:
@@ -126,7 +144,7 @@ def _place(folder: Folder, night: Night) -> Folder:
 
 def _earlier(file: RunFile, folder: Folder, before: list[Night]) -> str | None:
     """Return the run to begin with, where the model can begin with an earlier one."""
-    traits = file.model.traits
-    if traits.learns != "steps" or traits.has_user_rows or traits.rows == "both":
+    spec = file.model.spec
+    if spec.has_user_rows or not scheme_of(spec).can_warm_start:
         return None
     return str(_place(folder, before[-1])) if before else file.train.warm_start

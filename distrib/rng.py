@@ -12,7 +12,7 @@ _SECOND = -7723592293110705685
 _MASK_64 = (1 << 64) - 1
 
 
-class Noise(NamedTuple):
+class CounterRng(NamedTuple):
     """A family of random streams that belongs to one epoch of one run.
 
     Drawing is a pure function of (key, stream, counters): no state, so two ranks draw what one
@@ -25,7 +25,7 @@ class Noise(NamedTuple):
     key: int
 
     @classmethod
-    def of(cls, seed: int, epoch: int) -> "Noise":
+    def of(cls, seed: int, epoch: int) -> "CounterRng":
         """Make the noise of one epoch."""
         return cls(
             _scramble(_scramble(seed & _MASK_64) ^ ((epoch + 1) * 0x9E3779B97F4A7C15 & _MASK_64))

@@ -13,7 +13,7 @@ from distrib.objectives import ObjectiveConfig
 from distrib.score.policy import ScoreConfig
 from distrib.score.vectors import ExportConfig
 from distrib.serve.config import ServeConfig
-from distrib.train.config import LoopConfig, TrainConfig
+from distrib.train.config import TrainConfig, TrainingRun
 from distrib.train.engines.config import EngineConfig
 from distrib.train.optimizer import OptimizerConfig
 from distrib.tuning.space import SearchConfig, with_settings
@@ -35,7 +35,7 @@ class RunFile(Config):
 
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
-    train: LoopConfig = Field(default_factory=LoopConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     score: ScoreConfig = Field(default_factory=ScoreConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
@@ -44,25 +44,24 @@ class RunFile(Config):
     search: SearchConfig = Field(default_factory=SearchConfig)
 
     @model_validator(mode="after")
-    def _second_list_needs_a_model_that_tells(self) -> "RunFile":
-        if self.score.serendipitous_k and self.model.traits.gives != "outcomes":
-            raise ValueError(
+    def _sections_fit(self) -> "RunFile":
+        spec, faults = self.model.spec, []
+        if self.score.serendipitous_k and spec.output != "rating_classes":
+            faults.append(
                 f"score.serendipitous_k = {self.score.serendipitous_k}, but model "
-                f"{self.model.name!r} tells not both ratings and probabilities; set it to 0, "
-                "or use conv4rec"
+                f"{self.model.name!r} does not predict both ratings and probabilities; set it to "
+                "0, or use conv4rec"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _new_items_need_a_model_that_encodes_them(self) -> "RunFile":
-        if self.score.new_items and not self.model.traits.encodes_items:
-            raise ValueError(
+        if self.score.new_items and not spec.encodes_items:
+            faults.append(
                 f"score.new_items = true, but model {self.model.name!r} knows the items of "
                 "training only; set it to false, or use vae_bmf"
             )
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
-    def training_with(self, settings: Mapping[str, Any]) -> TrainConfig:
+    def training_with(self, settings: Mapping[str, Any]) -> TrainingRun:
         """Return the part that decides training, with some fields set.
 
         Args:
@@ -77,16 +76,16 @@ class RunFile(Config):
         document = with_settings(self.model_dump(mode="json", exclude_unset=True), settings)
         return checked(RunFile, document, where="search.space").training()
 
-    def training(self) -> TrainConfig:
+    def training(self) -> TrainingRun:
         """Return the part that decides training."""
-        return TrainConfig(
+        return TrainingRun(
             run=self.run,
             prepared=self.data.prepared,
             seed=self.seed,
             model=self.model,
-            objective=self.objective or self.model.traits.objective,
+            objective=self.objective or self.model.spec.objective,
             optimizer=self.optimizer,
             engine=self.engine,
-            loop=self.train,
+            train=self.train,
             evaluate=self.evaluate,
         )

@@ -330,7 +330,7 @@ def may_pass(error: DataError) -> bool:
     return isinstance(cause, Exception) and getattr(cause, "errno", None) not in _FULL
 
 
-def patiently(
+def with_retries(
     action: Callable[[], T], *, for_s: float, told: Callable[[str], None] = lambda _: None
 ) -> T:
     """Do something with a store, again after a while where it failed, for so long.

@@ -57,7 +57,7 @@ class Side(NamedTuple):
         return cls(batch, None, one_B, one_B, one_B.new_ones(1))
 
 
-class Block(NamedTuple):
+class Tile(NamedTuple):
     """Some users, some items, and the ratings where they meet."""
 
     users: Side | None
@@ -74,11 +74,16 @@ class Block(NamedTuple):
     step_1: Tensor
     """int64; place of the block in the pass."""
 
-    def to(self, device: torch.device | str) -> "Block":
+    @property
+    def pairs(self) -> Batch:
+        """The pairs to decode."""
+        return self.cells
+
+    def to(self, device: torch.device | str) -> "Tile":
         """Return the block on a device."""
         return _moved(self, device)  # type: ignore[no-any-return]
 
-    def split(self, num_parts: int) -> list["Block"]:
+    def split(self, num_parts: int) -> list["Tile"]:
         """Return the block itself; blocks are made of the size that is wanted."""
         assert num_parts == 1  # micro-batches of blocks are refused before any worker starts
         return [self]
@@ -90,5 +95,5 @@ def _moved(part: Any, device: torch.device | str) -> Any:
     return part.to(device) if isinstance(part, Tensor) else part
 
 
-Read = Batch | Block
+TrainInput = Batch | Tile
 """What a step reads."""

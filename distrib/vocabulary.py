@@ -72,7 +72,7 @@ class Catalogue(NamedTuple):
     num_users: int
     """Training users."""
 
-    user_numbers: int = 0
+    user_index_size: int = 0
     """One more than the largest number of a user, for models with a row for each."""
 
 
@@ -85,7 +85,7 @@ class Vocabulary:
         levels: tuple[float, ...],
         train_count_IL: IntArray,
         num_users: int,
-        user_numbers: int = 0,
+        user_index_size: int = 0,
     ) -> None:
         if len(ids) != len(train_count_IL):
             raise DataError(
@@ -95,7 +95,7 @@ class Vocabulary:
         self.levels = levels
         self.train_count_IL = train_count_IL
         self.num_users = num_users
-        self.user_numbers = user_numbers
+        self.user_index_size = user_index_size
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -117,7 +117,7 @@ class Vocabulary:
     def catalogue(self) -> Catalogue:
         """What models are built from."""
         return Catalogue(
-            len(self), self.levels, self.train_count_IL, self.num_users, self.user_numbers
+            len(self), self.levels, self.train_count_IL, self.num_users, self.user_index_size
         )
 
     @property
@@ -127,9 +127,9 @@ class Vocabulary:
         Each has the counts of all, of which a mean is the mean of all ratings.
         """
         count_UL = np.broadcast_to(
-            self.train_count_IL.sum(0), (self.user_numbers, len(self.levels))
+            self.train_count_IL.sum(0), (self.user_index_size, len(self.levels))
         )
-        return Catalogue(self.user_numbers, self.levels, count_UL, len(self))
+        return Catalogue(self.user_index_size, self.levels, count_UL, len(self))
 
     def positions(self, ids: pa.Array) -> IntArray:
         """Return the position of each id, -1 where the vocabulary does not hold it.
@@ -164,7 +164,7 @@ class Vocabulary:
             {
                 "levels": ",".join(map(repr, self.levels)),
                 "num_users": str(self.num_users),
-                "user_numbers": str(self.user_numbers),
+                "user_numbers": str(self.user_index_size),
             }
         )
 

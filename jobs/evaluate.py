@@ -1,19 +1,19 @@
 """Ray job: measure a trained model. ``python jobs/evaluate.py --config configs/demo.toml``."""
 
 import sys
-from typing import Any
 
 from distrib.cli import job
+from distrib.config import JsonObject
 from distrib.evaluate.job import evaluate, preflight
 from distrib.report.summary import draw_map, show_evaluation
 from distrib.run_file import RunFile
 
 
-def measure(file: RunFile) -> dict[str, Any]:
+def measure(file: RunFile) -> JsonObject:
     """Evaluate, show the table, draw the map."""
     result = evaluate(file.run, file.data.prepared, file.evaluate)
     show_evaluation(result)
-    return {**result, "map": draw_map(file.run, file.data.prepared)}
+    return {**result.to_json(), "map": draw_map(file.run, file.data.prepared)}
 
 
 def main() -> int:

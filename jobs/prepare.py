@@ -11,7 +11,10 @@ def main() -> int:
     return job(
         "Turn a rating log into sharded user histories.",
         check=lambda file: preflight(file.data),
-        run=lambda file: {"prepared": file.data.prepared, "counts": prepare(file.data)["counts"]},
+        run=lambda file: {
+            "prepared": file.data.prepared,
+            "counts": prepare(file.data).counts.to_json(),
+        },
     )
 
 

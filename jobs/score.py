@@ -1,18 +1,18 @@
 """Ray job: recommend to every user. ``python jobs/score.py --config configs/demo.toml``."""
 
 import sys
-from typing import Any
 
 from distrib.cli import job
 from distrib.report.summary import show_recommendations
 from distrib.run_file import RunFile
 from distrib.score.bulk.job import preflight, score
+from distrib.score.commit import ScoreResult
 
 
-def recommend(file: RunFile) -> dict[str, Any]:
+def recommend(file: RunFile) -> ScoreResult:
     """Score everyone and show the first lists."""
     result = score(file.run, file.data.prepared, file.score)
-    show_recommendations(result["output"])
+    show_recommendations(result.output)
     return result
 
 

@@ -1,20 +1,21 @@
 """Ray job: search hyper-parameters. ``python jobs/search.py --config configs/my.toml``."""
 
 import sys
-from typing import Any
 
 from distrib.cli import job
+from distrib.config import JsonObject
 from distrib.report.summary import draw_search, show_search
 from distrib.run_file import RunFile
 from distrib.tuning.job import check, search
 
 
-def study(file: RunFile) -> dict[str, Any]:
+def study(file: RunFile) -> JsonObject:
     """Run the trials, show the table, draw the picture."""
     result = search(file.search, file.run, file.training_with)
     show_search(result)
-    trials = [{k: v for k, v in t.items() if k != "curve"} for t in result["trials"]]
-    return {**result, "trials": trials, "picture": draw_search(file.run, result)}
+    trials = [trial.model_dump(exclude={"curve"}) for trial in result.trials]
+    picture = draw_search(file.run, result)
+    return {**result.to_json(), "trials": trials, "picture": picture}
 
 
 def main() -> int:

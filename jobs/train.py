@@ -1,19 +1,19 @@
 """Ray job: train a model. ``python jobs/train.py --config configs/demo.toml``."""
 
 import sys
-from typing import Any
 
 from distrib.cli import job
+from distrib.config import JsonObject
 from distrib.report.summary import draw_curves
 from distrib.run_file import RunFile
 from distrib.train.preflight.checks import preflight
 from distrib.train.workers.launch import launch
 
 
-def train(file: RunFile) -> dict[str, Any]:
+def train(file: RunFile) -> JsonObject:
     """Train, or go on training, and draw the curves."""
     result = launch(file.training())
-    return {**result, "curves": draw_curves(file.run, result["best_epoch"])}
+    return {**result.to_json(), "curves": draw_curves(file.run, result.best_epoch)}
 
 
 def main() -> int:

@@ -11,9 +11,9 @@ import torch
 
 from distrib.batch import Batch
 from distrib.data.config import DataConfig
-from distrib.data.feeds.base import Dealing
-from distrib.data.feeds.collate import Rows, by_item
-from distrib.data.feeds.tiles import BlockConfig, BlockFeed, Ratings
+from distrib.data.feeds.base import BatchSharding
+from distrib.data.feeds.tiles import Ratings, TileConfig, TileFeed
+from distrib.data.history_arrays import HistoryArrays, by_item
 from distrib.vocabulary import Catalogue
 
 torch.set_num_threads(1)  # tensors here are tiny; threads would wait for each other
@@ -54,17 +54,17 @@ class Small:
             [self.items[n] for n in chosen], [self.values[n] for n in chosen], chosen
         )
 
-    def block_feed(
+    def tile_feed(
         self, users: int = 10, rank: int = 0, world_size: int = 1, **settings: object
-    ) -> BlockFeed:
+    ) -> TileFeed:
         """Feed all ratings in blocks, of 15 items unless the settings say otherwise."""
-        number_B, pointer_P, item_N, value_N, _ = self.batch
+        number_B, pointer_P, item_N, value_N = self.batch
         arrays = (part.numpy() for part in (number_B, pointer_P, item_N.int(), value_N))
-        rows = Rows(*arrays, np.zeros(len(item_N), np.int8))
+        rows = HistoryArrays(*arrays, np.zeros(len(item_N), np.int8))
         columns = (self.catalogue.item_count, len(self.items))
-        config = BlockConfig(**{"items": 15} | settings)
-        dealing = Dealing(users, 0, rank, world_size)
-        return BlockFeed(Ratings(rows, by_item(rows), columns), rows, dealing, config)
+        config = TileConfig(**{"items": 15} | settings)
+        sharding = BatchSharding(users, 0, rank, world_size)
+        return TileFeed(Ratings(rows, by_item(rows), columns), rows, sharding, config)
 
 
 @pytest.fixture

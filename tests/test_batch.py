@@ -1,6 +1,6 @@
 import torch
 
-from distrib.batch import Batch, cells_by_block, item_blocks, level_index
+from distrib.batch import Batch, entries_by_chunk, item_chunks, level_index
 
 
 def test_keep_drops_interactions_but_no_user():
@@ -14,10 +14,10 @@ def test_keep_drops_interactions_but_no_user():
 
 def test_cells_come_block_by_block_and_know_their_place(small):
     batch = small.batch
-    blocks = item_blocks(50, 17)
+    blocks = item_chunks(50, 17)
     assert blocks == [(0, 17), (17, 34), (34, 50)]
     seen = 0
-    for (low, high), cells in zip(blocks, cells_by_block(batch, blocks), strict=True):
+    for (low, high), cells in zip(blocks, entries_by_chunk(batch, blocks), strict=True):
         assert ((cells.column_M >= 0) & (cells.column_M < high - low)).all()
         assert torch.equal(batch.item_N[cells.place_M], cells.column_M + low)
         assert torch.equal(batch.row_N[cells.place_M], cells.row_M)

@@ -75,7 +75,7 @@ def test_nights_follow_each_other(cluster, file, monkeypatch, capfd):
     folder = Folder(file.run)
     preflight(file)
     first = nightly(file, "2026-01-01")
-    assert first["new"]
+    assert first.new
     assert published(file)["counts"]["users"] == 40
     assert len(load_bundle(folder / "bundle").vocabulary) <= 25
 
@@ -97,7 +97,7 @@ def test_nights_follow_each_other(cluster, file, monkeypatch, capfd):
 
     # The next day's job finishes it under its own name, from what is complete.
     second = nightly(file, "2026-01-03")
-    assert second["night"] == "2026-01-02"
+    assert second.night == "2026-01-02"
     assert published(file)["counts"]["users"] == 60
     assert folder.read("bundle/manifest.json") != before
     assert '"event": "warm_start"' in capfd.readouterr().err
@@ -116,11 +116,11 @@ def test_three_nights_are_kept_and_a_day_may_have_two(tmp_path, monkeypatch):
     monkeypatch.setattr("distrib.nightly.score", lambda *_: {})
     monkeypatch.setattr("distrib.nightly.copy_bundle", lambda *_: None)
     for day in (1, 2, 3, 4):
-        assert nightly(file, f"2026-01-0{day}")["new"]
+        assert nightly(file, f"2026-01-0{day}").new
     names = ["2026-01-02", "2026-01-03", "2026-01-04"]
     assert [night["name"] for night in ledger(file)] == names
     assert sorted(Folder(f"{file.run}/nights").folders()) == names
-    assert nightly(file, "2026-01-04")["night"] == "2026-01-04-1"
+    assert nightly(file, "2026-01-04").night == "2026-01-04-1"
     assert ledger(file)[-1]["is_done"]
 
 
@@ -143,7 +143,7 @@ def test_a_night_that_was_cut_off_begins_anew_when_more_came(tmp_path, monkeypat
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             nightly(file, "2026-01-01")
-    assert nightly(file, "2026-01-02")["night"] == "2026-01-01"
+    assert nightly(file, "2026-01-02").night == "2026-01-01"
     assert trained == [False, True, False]  # it went on with the same data, not with other
 
 

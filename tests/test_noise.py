@@ -1,30 +1,30 @@
 import torch
 
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 
 USERS, DIMENSIONS = torch.arange(2000)[:, None], torch.arange(50)
 
 
 def test_noise_belongs_to_the_user_not_to_the_batch():
-    noise = Noise.of(seed=3, epoch=1)
+    noise = CounterRng.of(seed=3, epoch=1)
     together = noise.normal(1, USERS, DIMENSIONS)
     alone = noise.normal(1, USERS[123:124], DIMENSIONS)
     assert torch.equal(together[123:124], alone)
 
 
 def test_epochs_seeds_and_streams_differ():
-    first = Noise.of(0, 0).uniform(1, USERS, DIMENSIONS)
+    first = CounterRng.of(0, 0).uniform(1, USERS, DIMENSIONS)
     for other in (
-        Noise.of(0, 1).uniform(1, USERS, DIMENSIONS),
-        Noise.of(1, 0).uniform(1, USERS, DIMENSIONS),
-        Noise.of(0, 0).uniform(2, USERS, DIMENSIONS),
+        CounterRng.of(0, 1).uniform(1, USERS, DIMENSIONS),
+        CounterRng.of(1, 0).uniform(1, USERS, DIMENSIONS),
+        CounterRng.of(0, 0).uniform(2, USERS, DIMENSIONS),
     ):
         # 100,000 pairs of independent uniforms: correlation below 5 standard deviations
         assert abs(torch.corrcoef(torch.stack([first.flatten(), other.flatten()]))[0, 1]) < 0.016
 
 
 def test_uniform_and_normal_have_their_moments():
-    noise = Noise.of(5, 2)
+    noise = CounterRng.of(5, 2)
     uniform, normal = noise.uniform(1, USERS, DIMENSIONS), noise.normal(2, USERS, DIMENSIONS)
     assert uniform.min() >= 0.0
     assert uniform.max() < 1.0

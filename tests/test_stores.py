@@ -13,7 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from distrib.data.dataset import load_manifest
+from distrib.data.dataset import Dataset
 from distrib.errors import DataError
 from distrib.storage import Folder
 from tests.stores.azurite import azurite
@@ -108,9 +108,9 @@ def test_the_demo_runs_with_its_folder_there(store):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    manifest = load_manifest(Folder(f"{store}/demo/data"))
+    manifest = Dataset.open(f"{store}/demo/data").manifest
     parts = [n for n in Folder(f"{store}/demo/run/recommendations").files() if n[0] != "_"]
-    assert len(parts) == len(manifest["shards"])
+    assert len(parts) == len(manifest.shards)
     given = [
         os.environ[name].rpartition("AccountKey=")[2] for name in SECRETS if name in os.environ
     ]

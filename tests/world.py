@@ -5,7 +5,7 @@ import torch
 
 from distrib.checkpoint.bundle import BUNDLE, write_bundle
 from distrib.data.config import DataConfig
-from distrib.data.dataset import load_manifest, load_vocabulary
+from distrib.data.dataset import Dataset
 from distrib.data.logs.config import Columns, CsvSource
 from distrib.data.logs.rating_scale import RatingsConfig
 from distrib.data.prepare.job import prepare
@@ -48,11 +48,11 @@ def make_world(folder):
 
 def write_model(run, data, seed=0, config=None):
     """Write the bundle of a model that nobody trained."""
-    manifest = load_manifest(Folder(data.prepared))
-    vocabulary = load_vocabulary(Folder(data.prepared))
+    manifest = Dataset.open(data.prepared).manifest
+    vocabulary = Dataset.open(data.prepared).vocabulary
     torch.manual_seed(seed)
     config = config or Conv4RecConfig(latent_width=8, rating_width=4)
     model = config.build(vocabulary.catalogue)
-    facts = {"data": manifest["hash"], "epoch": seed, "valid": {"rmse": 0.9}}
+    facts = {"data": manifest.hash, "epoch": seed, "valid": {"rmse": 0.9}}
     write_bundle(Folder(str(run)) / BUNDLE, model.state_dict(), config, vocabulary, facts)
     return str(run)

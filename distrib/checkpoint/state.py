@@ -20,7 +20,7 @@ VALUE = "value"
 """Kind of the parameter itself; other kinds are the optimizer's, by its own names."""
 
 
-class Piece(NamedTuple):
+class StatePiece(NamedTuple):
     """A stretch of one parameter, read as a flat array, with the optimizer's state of it."""
 
     name: str
@@ -35,13 +35,13 @@ class Piece(NamedTuple):
     scalars: dict[str, float]
     """What the optimizer keeps as one number, e.g. its count of updates."""
 
-    def copied(self) -> "Piece":
+    def copied(self) -> "StatePiece":
         """Return a copy on the CPU that later updates do not touch."""
         copies = {kind: t.detach().to("cpu", copy=True) for kind, t in self.tensors.items()}
         return self._replace(tensors=copies)
 
 
-def write_pieces(path: Path, pieces: Iterable[Piece]) -> None:
+def write_pieces(path: Path, pieces: Iterable[StatePiece]) -> None:
     """Write one rank's pieces into a safetensors file."""
     tensors, scalars = {}, {}
     for piece in pieces:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distrib.errors import CheckpointError, DataError
-from distrib.storage import Folder, patiently
+from distrib.storage import Folder, with_retries
 
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints, inside a run."""
@@ -57,7 +57,7 @@ class CheckpointStore:
         for file, entry in self._files(name).items():
             get = functools.partial(source.download, file, target / file)
             try:
-                found = patiently(get, for_s=retry_s)
+                found = with_retries(get, for_s=retry_s)
             except DataError as error:
                 raise CheckpointError(f"{source / file}: listed but not read: {error}") from error
             if found != entry:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from distrib.checkpoint.state import Piece, write_pieces
+from distrib.checkpoint.state import StatePiece, write_pieces
 from distrib.checkpoint.store import CheckpointStore
 from distrib.events import emit
-from distrib.storage import patiently
+from distrib.storage import with_retries
 
 
 class Rank(NamedTuple):
@@ -44,7 +44,7 @@ class CheckpointWriter:
     def start(
         self,
         name: str,
-        pieces: Iterable[Piece],
+        pieces: Iterable[StatePiece],
         texts: Mapping[str, str],
         before: Callable[[], None] | None = None,
     ) -> None:
@@ -76,7 +76,7 @@ class CheckpointWriter:
     def _write(
         self,
         name: str,
-        pieces: list[Piece],
+        pieces: list[StatePiece],
         texts: dict[str, str],
         before: Callable[[], None] | None,
     ) -> None:
@@ -97,6 +97,6 @@ class CheckpointWriter:
                 for file, text in texts.items():
                     files.append(Path(folder, file))
                     files[-1].write_text(text, encoding="utf-8")
-                patiently(put, for_s=self.retry_s, told=told)
+                with_retries(put, for_s=self.retry_s, told=told)
         except Exception as error:  # noqa: BLE001  none may be lost in a thread
             self.fault = f"checkpoint {name} could not be written: {error}"

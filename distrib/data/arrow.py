@@ -75,7 +75,7 @@ def flat_list(table: pa.Table, name: str) -> tuple[npt.NDArray[np.int64], npt.ND
     return pointer, np.concatenate(values) if values else np.zeros(0)
 
 
-def codes(column: pa.ChunkedArray | pa.Array) -> IntArray:
+def dense_ids(column: pa.ChunkedArray | pa.Array) -> IntArray:
     """Return the rank of each value among the different ones, from 0."""
     encoded = whole(column).dictionary_encode()
     rank = np.empty(len(encoded.dictionary), dtype=np.int64)

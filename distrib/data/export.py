@@ -1,7 +1,7 @@
 """The convert job: a log, or prepared histories, to files that other tools and jobs read."""
 
+import hashlib
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import ray.data
 
 from distrib import __version__
+from distrib.config import Record
 from distrib.data.arrow import to_numpy
 from distrib.data.config import ConvertConfig, DataConfig, LogFormat
-from distrib.data.dataset import load_manifest, load_vocabulary, read_part
+from distrib.data.dataset import Dataset
 from distrib.data.prepare.cleaning import rejected_counts
 from distrib.data.prepare.histories import interactions_of
-from distrib.data.prepare.job import plan_of
+from distrib.data.prepare.job import read_plan
 from distrib.data.prepare.stages import kept_rows, readings
-from distrib.data.prepare.write import described
 from distrib.data.schema import Origin, Status
 from distrib.errors import ConfigError, DataError
 from distrib.events import emit
@@ -49,13 +49,32 @@ def preflight(data: DataConfig, config: ConvertConfig) -> None:
     if target.exists(RESULT) or (target.files() and not target.exists(_BEGUN)):
         raise DataError(f"{target}: holds files already; set convert.output to a new folder")
     if config.of == "prepared":
-        load_manifest(Folder(data.prepared))
+        Dataset.open(data.prepared)
     else:
-        plan_of(data)
+        read_plan(data)
     target.require_writable()
 
 
-def convert(data: DataConfig, config: ConvertConfig) -> dict[str, Any]:
+class ConvertedFile(Record):
+    """A file that was written."""
+
+    name: str
+    sha256: str
+    bytes: int
+    rows: int
+    rejected: dict[str, int]
+    """Rows that it lacks, by reason."""
+
+
+class ConvertResult(Record):
+    """What `convert` wrote."""
+
+    output: str
+    counts: dict[str, int | dict[str, int]]
+    """Rows: read = written + rejected by reason."""
+
+
+def convert(data: DataConfig, config: ConvertConfig) -> ConvertResult:
     """Write the files, and a manifest when all are there.
 
     Args:
@@ -63,7 +82,7 @@ def convert(data: DataConfig, config: ConvertConfig) -> dict[str, Any]:
         config: What to.
 
     Returns:
-        ``output``, and ``counts`` of rows: read = written + rejected by reason.
+        Where, and how many rows.
     """
     preflight(data, config)
     target = Folder(str(config.output))
@@ -79,26 +98,31 @@ def convert(data: DataConfig, config: ConvertConfig) -> dict[str, Any]:
             name = f"part-{number:05d}.{config.format}"
             content = encoded(table, config.format, f"{target / name}")
             target.write(name, content)
-            entry = {**described(name, content), "rows": len(table), "rejected": rejected}
-            yield pa.table({"entry": [json.dumps(entry)]})
+            entry = ConvertedFile(
+                name=name,
+                sha256=hashlib.sha256(content).hexdigest(),
+                bytes=len(content),
+                rows=len(table),
+                rejected=rejected,
+            )
+            yield pa.table({"entry": [entry.model_dump_json()]})
 
     items = [{"number": number} for number in numbers]
     written = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         write, batch_size=1, batch_format="pyarrow"
     )
-    entries = sorted(
-        (json.loads(row["entry"]) for row in written.take_all()),
-        key=lambda entry: str(entry["name"]),
-    )
-    rejected = sum((Counter(entry.pop("rejected")) for entry in entries), Counter())
-    rows = sum(entry["rows"] for entry in entries)
+    entries = [ConvertedFile.model_validate_json(row["entry"]) for row in written.take_all()]
+    entries.sort(key=lambda entry: entry.name)
+    rejected = sum((Counter(entry.rejected) for entry in entries), Counter())
+    rows = sum(entry.rows for entry in entries)
     counts = {"read": rows + rejected.total(), "written": rows, "rejected": dict(rejected)}
+    files = [entry.model_dump(exclude={"rejected"}) for entry in entries]
     target.write_json(
-        RESULT, {"distrib": __version__, "files": entries, "counts": counts, "of": config.of}
+        RESULT, {"distrib": __version__, "files": files, "counts": counts, "of": config.of}
     )
     target.remove(_BEGUN)
     emit("converted", folder=str(target), counts=counts)
-    return {"output": str(target), "counts": counts}
+    return ConvertResult(output=str(target), counts=counts)
 
 
 def encoded(table: pa.Table, format: LogFormat, where: str) -> bytes:
@@ -135,7 +159,7 @@ def encoded(table: pa.Table, format: LogFormat, where: str) -> bytes:
 
 
 def _source_tables(data: DataConfig) -> tuple[list[int], Callable[[int], Any]]:
-    plan = plan_of(data)
+    plan = read_plan(data)
     pieces = {p.number: p for p in plan.pieces if p.file.origin == Origin.LOG}
 
     def table_of(number: int) -> tuple[pa.Table, dict[str, int]]:
@@ -155,14 +179,13 @@ def _source_tables(data: DataConfig) -> tuple[list[int], Callable[[int], Any]]:
 
 
 def _prepared_tables(data: DataConfig) -> tuple[list[int], Callable[[int], Any]]:
-    folder = Folder(data.prepared)
-    manifest = load_manifest(folder)
-    shards = {entry["shard"]: entry for entry in manifest["shards"]}
-    has_time = manifest["times"]["last"] is not None
-    vocabulary = load_vocabulary(folder, manifest)
+    dataset = Dataset.open(data.prepared)
+    shards = {entry.shard: entry for entry in dataset.manifest.shards}
+    has_time = dataset.manifest.times.last is not None
+    vocabulary = dataset.vocabulary
 
     def table_of(number: int) -> tuple[pa.Table, dict[str, int]]:
-        rows = interactions_of(read_part(folder, shards[number]), vocabulary, number)
+        rows = interactions_of(dataset.table(shards[number]), vocabulary, number)
         has_rating = len(vocabulary.levels) > 1 or bool((to_numpy(rows["rating"]) != 1).any())
         return _columns(rows, has_rating, has_time), {}
 

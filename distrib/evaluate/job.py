@@ -1,7 +1,7 @@
 """Evaluation on the cluster: every test user of a prepared folder, the model beside popularity."""
 
 import json
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -11,23 +11,39 @@ import ray.data
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.checkpoint.manifest import MANIFEST
 from distrib.cluster.actors import actor_pool
-from distrib.data.dataset import load_manifest
-from distrib.data.feeds.collate import example
+from distrib.config import Record
+from distrib.data.dataset import Dataset
 from distrib.data.logs.config import SyntheticLog
 from distrib.data.schema import Role
 from distrib.data.splits.rules import CHRONOLOGICAL, NoSplit, Split
 from distrib.errors import ConfigError, DataError
-from distrib.evaluate.protocol import EvaluateConfig, measure
-from distrib.evaluate.shards import model_and_popularity, shard_pieces, test_rows
-from distrib.evaluate.truth import distance_to_truth
+from distrib.evaluate.baseline import model_and_popularity
+from distrib.evaluate.protocol import EvaluateConfig, Measurer
+from distrib.evaluate.truth import TruthDistance, distance_to_truth
 from distrib.events import emit
-from distrib.metrics import Sums
+from distrib.metrics import Summary, Sums
 from distrib.storage import Folder
 
 RESULT = "evaluation.json"
 
 
-def preflight(run: str, prepared: str) -> dict[str, Any]:
+class Evaluation(Record):
+    """What was measured on the test targets; ``evaluation.json`` in the run folder."""
+
+    data: str
+    """Hash of the prepared data."""
+
+    users: dict[str, int]
+    """``all`` = ``measured`` + ``without test targets``."""
+
+    metrics: dict[str, dict[str, Summary]]
+    """By model (``model``, ``popularity``) and metric."""
+
+    distance_to_truth: TruthDistance | None = None
+    """Of a synthetic log only."""
+
+
+def preflight(run: str, prepared: str) -> Dataset:
     """Check that there is a model and a matching test set.
 
     Args:
@@ -35,28 +51,28 @@ def preflight(run: str, prepared: str) -> dict[str, Any]:
         prepared: Prepared data.
 
     Returns:
-        The manifest of the prepared data.
+        The prepared data.
 
     Raises:
         DataError: The data are not prepared, or hold no test target.
         ConfigError: The model was trained on other data.
     """
-    manifest = load_manifest(Folder(prepared))
-    if not manifest["counts"]["interactions_by_role"].get("test_target"):
+    dataset = Dataset.open(prepared)
+    if not dataset.manifest.counts.interactions(Role.TEST_TARGET):
         raise DataError(
             f"{prepared}: holds no test targets; choose another data.split than "
-            f"{manifest['recipe']['split']['name']!r}"
+            f"{dataset.manifest.made_from.split!r}"
         )
     bundle = Folder(run) / BUNDLE
     if bundle.exists(MANIFEST):
         trained_on = bundle.read_json(MANIFEST).get("data")
-        if trained_on != manifest["hash"]:
+        if trained_on != dataset.hash:
             raise ConfigError(
-                f"{run} was trained on data {trained_on}, but {prepared} holds "
-                f"{manifest['hash']}; name the data that it was trained on, or, where it was "
-                "extended since, train anew with train.warm_start"
+                f"{run} was trained on data {trained_on}, but {prepared} holds {dataset.hash}; "
+                "name the data that it was trained on, or, where it was extended since, retrain "
+                "with train.warm_start"
             )
-    return manifest
+    return dataset
 
 
 def check_split(split: Split) -> None:
@@ -75,7 +91,7 @@ def check_split(split: Split) -> None:
         )
 
 
-def evaluate(run: str, prepared: str, config: EvaluateConfig) -> dict[str, Any]:
+def evaluate(run: str, prepared: str, config: EvaluateConfig) -> Evaluation:
     """Measure a run's best model on the test targets, and popularity beside it.
 
     Args:
@@ -84,22 +100,16 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> dict[str, Any]:
         config: Which metrics.
 
     Returns:
-        By model (``model``, ``popularity``) and metric: mean, standard error and count; the
-        accounting of users; for a synthetic log the distance to the truth. Also written to the run
-        folder as ``evaluation.json``.
+        What was measured; also written to the run folder.
     """
-    manifest = preflight(run, prepared)
+    dataset = preflight(run, prepared)
+    manifest = dataset.manifest
     bundle = str(Folder(run) / BUNDLE)
     load_bundle(Folder(bundle))  # fail here, clearly, rather than in an actor
-    shards = shard_pieces(manifest)
+    shards = [{"place": place} for place in range(len(manifest.shards))]
     measured = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
         _ShardMeasurer,
-        fn_constructor_kwargs={
-            "bundle": bundle,
-            "prepared": prepared,
-            "config": config,
-            "is_chronological": manifest["recipe"]["split"]["name"] in CHRONOLOGICAL,
-        },
+        fn_constructor_kwargs={"bundle": bundle, "dataset": dataset, "config": config},
         batch_size=1,
         batch_format="pyarrow",
         num_gpus=config.gpus_per_actor,
@@ -113,48 +123,40 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> dict[str, Any]:
             num_users += entry.pop("num_users")
             for name, sums in entry.items():
                 totals[name] = totals[name].merged(Sums({k: tuple(v) for k, v in sums.items()}))
-    everyone = manifest["counts"]["users"]
-    result: dict[str, Any] = {
-        "data": manifest["hash"],
-        "users": {
-            "all": everyone,
-            "measured": num_users,
-            "without test targets": everyone - num_users,
-        },
-        "metrics": {
-            name: {metric: summary._asdict() for metric, summary in sums.summaries().items()}
-            for name, sums in totals.items()
-        },
+    everyone = manifest.counts.users
+    users = {
+        "all": everyone,
+        "measured": num_users,
+        "without test targets": everyone - num_users,
     }
-    if manifest["recipe"]["source"]["format"] == SyntheticLog.model_fields["format"].default:
-        result["distance_to_truth"] = ray.get(distance_to_truth.remote(bundle, prepared, manifest))
-    Folder(run).write_json(RESULT, result)
-    emit("evaluated", users=result["users"])
+    found = partial(
+        Evaluation,
+        data=dataset.hash,
+        users=users,
+        metrics={name: sums.summaries() for name, sums in totals.items()},
+    )
+    if manifest.made_from.format == SyntheticLog.model_fields["format"].default:
+        result = found(distance_to_truth=ray.get(distance_to_truth.remote(bundle, dataset)))
+    else:
+        result = found()
+    Folder(run).write_json(RESULT, result.to_json())
+    emit("evaluated", users=users)
     return result
 
 
 class _ShardMeasurer:
     """Holds the models; measures the users of one shard at a time."""
 
-    def __init__(
-        self, bundle: str, prepared: str, config: EvaluateConfig, *, is_chronological: bool
-    ) -> None:
-        self.is_chronological = is_chronological
-        self.prepared = Folder(prepared)
-        self.config = config
+    def __init__(self, bundle: str, dataset: Dataset, config: EvaluateConfig) -> None:
+        self.dataset = dataset
         device = "cuda" if config.gpus_per_actor else "cpu"
-        self.scorers = dict(
-            zip(("model", "popularity"), model_and_popularity(bundle, device), strict=True)
-        )
+        scorers = model_and_popularity(bundle, device)
+        is_chronological = dataset.manifest.made_from.split in CHRONOLOGICAL
+        self.measurer = Measurer(scorers, Role.TEST_TARGET, config, is_chronological)
 
-    def __call__(self, shard: pa.Table) -> pa.Table:
-        rows, _ = test_rows(self.prepared, shard.to_pylist()[0])
-        sums = dict.fromkeys(self.scorers, Sums({}))
-        size = self.config.batch_users
-        for start in range(0, rows.num_users, size):
-            wanted = np.arange(start, min(start + size, rows.num_users))
-            asked = example(rows, wanted, Role.TEST_TARGET, is_chronological=self.is_chronological)
-            for name, scorer in self.scorers.items():
-                sums[name] = sums[name].merged(measure(scorer, asked, self.config))
-        entry = {"num_users": rows.num_users, **{name: s.totals for name, s in sums.items()}}
-        return pa.table({"measured": [json.dumps(entry)]})
+    def __call__(self, piece: pa.Table) -> pa.Table:
+        entry = self.dataset.manifest.shards[piece["place"][0].as_py()]
+        rows = self.dataset.held_out(entry, Role.TEST_TARGET)
+        sums = self.measurer.added(self.measurer.nothing(), rows, np.arange(rows.num_users))
+        found = {"num_users": rows.num_users, **{name: s.totals for name, s in sums.items()}}
+        return pa.table({"measured": [json.dumps(found)]})

@@ -1,13 +1,16 @@
 """The measurement itself: ask a scorer about held-out interactions and compare."""
 
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from distrib.config import Config
-from distrib.data.feeds.collate import Example
+from distrib.data.feeds.collate import Example, example
+from distrib.data.history_arrays import HistoryArrays, IntArray
+from distrib.data.schema import Role
 from distrib.errors import ConfigError
 from distrib.metrics import SQUARED_ERROR_UNCUT, Sums, hits, ndcg, recall, sums_of
 from distrib.score.scorer import Scorer
@@ -66,6 +69,51 @@ def measure(scorer: Scorer, asked: Example, config: EvaluateConfig) -> Sums:
             uncut_N = (predicted.uncut_N - asked.target.value_N).to(torch.float64)
             values[SQUARED_ERROR_UNCUT] = uncut_N**2
     return sums_of(values)
+
+
+class Measurer(NamedTuple):
+    """The one measuring loop: of validation in training, of closed forms, and of evaluation."""
+
+    scorers: Mapping[str, Scorer]
+    """By name."""
+
+    role: Role
+    """What is held out."""
+
+    config: EvaluateConfig
+    is_chronological: bool = False
+    """See `example`."""
+
+    def nothing(self) -> dict[str, Sums]:
+        """Return sums over no users."""
+        return dict.fromkeys(self.scorers, Sums({}))
+
+    def added(
+        self,
+        sums: Mapping[str, Sums],
+        rows: HistoryArrays,
+        wanted_B: IntArray,
+        on_batch: Callable[[], None] = lambda: None,
+    ) -> dict[str, Sums]:
+        """Measure some users, a batch at a time, on top of others.
+
+        Args:
+            sums: Of the others.
+            rows: From `Dataset.held_out`.
+            wanted_B: Row of each user to measure.
+            on_batch: Called before each batch.
+
+        Returns:
+            Sums by name of the scorer.
+        """
+        found = dict(sums)
+        for start in range(0, len(wanted_B), self.config.batch_users):
+            on_batch()
+            part_B = wanted_B[start : start + self.config.batch_users]
+            held_out = example(rows, part_B, self.role, is_chronological=self.is_chronological)
+            for name, scorer in self.scorers.items():
+                found[name] = found[name].merged(measure(scorer, held_out, self.config))
+        return found
 
 
 def _ranking(scorer: Scorer, asked: Example, config: EvaluateConfig) -> dict[str, Tensor]:

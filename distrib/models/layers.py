@@ -2,7 +2,8 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distrib.batch import Batch
-from distrib.models.base import Opinion, Rows
-from distrib.rng import Noise
+from distrib.models.base import ItemRows, UserState
+from distrib.models.capabilities import ItemVectors
+from distrib.rng import CounterRng
 from distrib.tiles import Transposed
 from distrib.vocabulary import Catalogue
 
@@ -75,7 +77,7 @@ class _HistorySum(torch.autograd.Function):
         return by_table, None, by_weight, None, None
 
 
-def cell_products(
+def pair_products(
     code_BZ: Tensor,
     table: Tensor,
     index_N: Tensor,
@@ -175,17 +177,44 @@ class _SoftmaxAttention(torch.autograd.Function):
         return _bag(table, index_N, by_product_N, pointer_P), None, None, None
 
 
-def linear(code_BZ: Tensor, rows: Rows) -> Tensor:
+def linear(code_BZ: Tensor, rows: ItemRows) -> Tensor:
     """Decode by a linear layer: rows of its weights, and their biases."""
     weight_IZ, bias_I = rows
     return torch.addmm(bias_I, code_BZ, weight_IZ.T)
 
 
-def linear_cells(code_BZ: Tensor, tables: Rows, cells: Batch) -> Tensor:
+def linear_pairs(code_BZ: Tensor, tables: ItemRows, cells: Batch) -> Tensor:
     """Decode the stored cells only, ``[N]``, by the same layer."""
     weight_IZ, bias_I = tables
-    products_N = cell_products(code_BZ, weight_IZ, cells.item_N, cells.pointer_P)
+    products_N = pair_products(code_BZ, weight_IZ, cells.item_N, cells.pointer_P)
     return products_N + bias_I[cells.item_N]
+
+
+class LinearDecoder:
+    """Part of a model whose scores are a linear layer over ``users[0]``.
+
+    The model's `item_tables` are the weights, with one row per item, and the biases.
+    """
+
+    @abstractmethod
+    def item_tables(self) -> ItemRows:
+        """See `Model`."""
+
+    def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
+        """Multiply with the rows; see `Model`."""
+        return linear(users[0], rows)
+
+    def score_pairs(self, users: UserState, pairs: Batch) -> Tensor:
+        """Multiply pair by pair; see `Model`."""
+        return linear_pairs(users[0], self.item_tables(), pairs)
+
+    def user_embedding(self, users: UserState) -> Tensor:
+        """Return what the layer reads; see `HasEmbeddings`."""
+        return users[0]
+
+    def item_vectors(self) -> ItemVectors:
+        """Return the rows and biases; see `HasEmbeddings`."""
+        return ItemVectors(*self.item_tables())
 
 
 def _rows(pointer_P: Tensor, count: int) -> Tensor:
@@ -240,23 +269,28 @@ def inverse_root_length(batch: Batch) -> Tensor:
     return batch.length_B.clamp(min=1).to(torch.float32).rsqrt()
 
 
-class Reading(NamedTuple):
+class EncoderInput(NamedTuple):
     """What a first layer sums."""
 
     batch: Batch
     weight_N: Tensor
 
 
-def unit_reading(
-    batch: Batch, *, by_value: bool, dropout: float = 0.0, noise: Noise | None = None, stream: int
-) -> Reading:
+def unit_input(
+    batch: Batch,
+    *,
+    by_value: bool,
+    dropout: float = 0.0,
+    rng: CounterRng | None = None,
+    stream: int,
+) -> EncoderInput:
     """Scale histories to unit length, then drop interactions and scale up those that stay.
 
     Args:
         batch: Histories.
         by_value: Whether ratings are read; otherwise every interaction is a 1.
         dropout: Share that is dropped, where there is noise.
-        noise: Source of the dropping; None for inference.
+        rng: Source of the dropping; None for inference.
         stream: Of the noise.
 
     Returns:
@@ -269,19 +303,19 @@ def unit_reading(
         weight_N = batch.value_N * square_B.clamp(min=1e-12).rsqrt()[batch.row_N]
     else:
         weight_N = inverse_root_length(batch)[batch.row_N]
-    if noise is None or dropout == 0.0:
-        return Reading(batch, weight_N)
+    if rng is None or dropout == 0.0:
+        return EncoderInput(batch, weight_N)
     keep = 1.0 - dropout
-    keep_N = noise.uniform(stream, batch.user_B[batch.row_N], batch.item_N) < keep
-    return Reading(batch.keep(keep_N), weight_N[keep_N] / keep)
+    keep_N = rng.uniform(stream, batch.user_B[batch.row_N], batch.item_N) < keep
+    return EncoderInput(batch.keep(keep_N), weight_N[keep_N] / keep)
 
 
 def normal_sample(
-    mean_BZ: Tensor, log_variance_BZ: Tensor, batch: Batch, noise: Noise, stream: int
+    mean_BZ: Tensor, log_variance_BZ: Tensor, batch: Batch, rng: CounterRng, stream: int
 ) -> Tensor:
     """Draw each user's code from its posterior, by the reparametrisation trick."""
     dimension_Z = torch.arange(mean_BZ.shape[1], device=mean_BZ.device)
-    draw_BZ = noise.normal(stream, batch.user_B[:, None], dimension_Z)
+    draw_BZ = rng.normal(stream, batch.user_B[:, None], dimension_Z)
     return mean_BZ + torch.exp(0.5 * log_variance_BZ) * draw_BZ.to(mean_BZ.dtype)
 
 
@@ -327,7 +361,7 @@ def fold_in(
     return solution[:, :-1], solution[:, -1]
 
 
-class Found(NamedTuple):
+class FactorState(NamedTuple):
     """Parameters of users, looked up or folded in."""
 
     code_BZ: Tensor
@@ -340,7 +374,7 @@ def known_or_new(
     batch: Batch,
     tables: tuple[Tensor, Tensor],
     fold: Callable[[Batch], tuple[Tensor, Tensor]],
-) -> Found:
+) -> FactorState:
     """Look up users by number; fold in those without one, or with one beyond the tables.
 
     Args:
@@ -355,25 +389,10 @@ def known_or_new(
     is_known_B = (batch.user_B >= 0) & (batch.user_B < len(bias_U))
     if is_known_B.all() and len(bias_U):
         bias_B = bias_U[batch.user_B]
-        return Found(code_UZ[batch.user_B], bias_B, torch.zeros_like(bias_B))
+        return FactorState(code_UZ[batch.user_B], bias_B, torch.zeros_like(bias_B))
     code_BZ, bias_B = fold(batch.keep(~is_known_B[batch.row_N]))
     if is_known_B.any():
         number_B = batch.user_B.clamp(0, len(bias_U) - 1)
         code_BZ = torch.where(is_known_B[:, None], code_UZ[number_B], code_BZ)
         bias_B = torch.where(is_known_B, bias_U[number_B], bias_B)
-    return Found(code_BZ, bias_B, (~is_known_B).to(bias_B.dtype))
-
-
-def log_odds(output_BIC: Tensor) -> Tensor:
-    """Return the log-odds of any interaction from logits of outcomes, ``[B, I]``.
-
-    Sorts like the probability, without its ties near 0 and 1.
-    """
-    return torch.logsumexp(output_BIC[..., 1:], dim=-1) - output_BIC[..., 0]
-
-
-def opinion_of(output_BIC: Tensor, levels: Sequence[float]) -> Opinion:
-    """Read logits of outcomes as probability, expected rating and its distribution."""
-    level_BIL = torch.softmax(output_BIC[..., 1:], dim=-1)
-    value_L = torch.tensor(levels, dtype=level_BIL.dtype, device=output_BIC.device)
-    return Opinion(level_BIL @ value_L, torch.sigmoid(log_odds(output_BIC)), level_BIL)
+    return FactorState(code_BZ, bias_B, (~is_known_B).to(bias_B.dtype))

@@ -1,10 +1,10 @@
-"""Objectives: pure functions of tensors; the union below is what a run file can name."""
+"""Objectives, one file each; the union below is the list of those that a run file can name."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from distrib.objectives.base import CellObjective, CodeObjective, FactoredObjective, Objective
+from distrib.objectives.base import Objective
 from distrib.objectives.binary import BinaryConfig
 from distrib.objectives.cosine import CosineConfig
 from distrib.objectives.multinomial import MultinomialConfig
@@ -18,10 +18,7 @@ ObjectiveConfig = Annotated[
 
 __all__ = [
     "BinaryConfig",
-    "CellObjective",
-    "CodeObjective",
     "CosineConfig",
-    "FactoredObjective",
     "MultinomialConfig",
     "Objective",
     "ObjectiveConfig",

@@ -1,33 +1,21 @@
-"""What is asked of an objective: a loss per user that can be summed block by block of items."""
+"""What an objective is: called with a model and its users, it returns a loss for each user."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from distrib.batch import Batch, Cells
-from distrib.rng import Noise
+from distrib.batch import Batch, ChunkEntries
+from distrib.objectives.decoder import Decoder, Tensors
+from distrib.rng import CounterRng
 
 Carry = tuple[Tensor, ...]
-"""What an objective remembers from block to block: tensors whose last dimension is B."""
-
-Seen = tuple[Tensor, ...]
-"""What an objective makes of one block."""
-
-
-class Weights(NamedTuple):
-    """What the gradient of a block depends on besides the block."""
-
-    learned: Carry
-    """From `Objective.finish`."""
-
-    gradient_TB: Tensor
-    """Weight of each term of each user, float32."""
+"""What an objective remembers from chunk to chunk: tensors whose last dimension is B."""
 
 
 class Candidates(NamedTuple):
-    """The items that a loss looks at, where these are not all."""
+    """The items that a loss reads, where these are not all."""
 
     item_J: Tensor
     """int64, ascending; the observed items of the batch are among them."""
@@ -36,153 +24,97 @@ class Candidates(NamedTuple):
     """float32; how many items each stands for, as a logarithm. None: the loss needs none."""
 
 
-@runtime_checkable
+class ItemShard(Protocol):
+    """The other ranks, where each rank holds a range of items and decodes it for all users."""
+
+    @property
+    def target(self) -> Batch:
+        """The users with the items of all ranks."""
+
+    def gather(self, carry: Carry) -> list[Carry]:
+        """Return what each rank accumulated over its own items."""
+
+    def own(self, candidates: Candidates | None) -> Candidates | None:
+        """Return the candidates of this rank, as positions in its own range."""
+
+
+class Chunks(NamedTuple):
+    """How the last layer is cut."""
+
+    chunk_items: int
+    """Items decoded at a time."""
+
+    keep_bytes: int = 0
+    """Size of all decoded chunks up to which they are kept rather than computed again."""
+
+
+class LossContext(NamedTuple):
+    """What the engine knows and a loss may need."""
+
+    rng: CounterRng
+    """The epoch's randomness; ranks of one step draw the same."""
+
+    step: int
+    """Updates made so far."""
+
+    chunks: Chunks
+
+    trains_items: bool = True
+    """Whether the gradient of `Decoder.item_tables` is wanted, which costs as much as the loss."""
+
+    shard: ItemShard | None = None
+
+    def complete(self, terms_TB: Tensor) -> Tensor:
+        """Add up terms over the items of all ranks; the gradient is that of the own items."""
+        if self.shard is None:
+            return terms_TB
+        everyone = torch.stack([found for (found,) in self.shard.gather((terms_TB.detach(),))])
+        return terms_TB + (everyone.sum(0) - terms_TB.detach())
+
+
+class KlSchedule(NamedTuple):
+    """The weight of a model's KL divergence over the updates."""
+
+    cap: float = 1.0
+    """Weight that it ends at."""
+
+    anneal_steps: int = 0
+    """Updates over which it would grow from 0 to 1; it stops at the cap."""
+
+    def weight(self, step: int) -> float:
+        """Return the weight after ``step`` updates."""
+        return min(self.cap, step / self.anneal_steps) if self.anneal_steps else self.cap
+
+
 class Objective(Protocol):
-    """A loss over all items of each user, computed without ever holding all items at once.
+    """A loss. It decides by itself whether it decodes chunks of items, pairs, or nothing at all."""
 
-    Going over the blocks once, `observe`, `accumulate`, then `finish` give the loss. The gradient
-    takes a second look at each block: `fill_gradient`, given what `finish` learned. Where ranks
-    own different items, `merged` joins what they accumulated.
-    """
+    terms: tuple[str, ...]
+    """Names of the T terms."""
 
-    @property
-    def term_names(self) -> tuple[str, ...]:
-        """Names of the T terms."""
+    kl: KlSchedule
+    decodes_pairs: bool
+    """Whether observed pairs are decoded one by one, and nothing else."""
 
-    def candidates(self, target: Batch, noise: Noise, step: int) -> Candidates | None:
-        """Return the items to decode for a batch; None for all.
-
-        Args:
-            target: What should be decoded.
-            noise: The epoch's randomness; ranks of one step must draw the same.
-            step: Updates made so far.
-
-        Returns:
-            Items, or None.
-        """
-
-    def observe(self, output: Tensor, cells: Cells) -> Seen:
-        """Compute, in float32, what both the loss and its gradient need of a block.
-
-        Args:
-            output: The model's output for the block, in the model's precision; not changed.
-            cells: The observed cells in the block.
-
-        Returns:
-            Tensors, maybe as large as the block.
-        """
-
-    def accumulate(self, carry: Carry | None, seen: Seen, cells: Cells) -> Carry:
-        """Take one block into account.
-
-        Args:
-            carry: What the blocks before gave; None for the first.
-            seen: From `observe`.
-            cells: The observed cells in the block.
-
-        Returns:
-            What the next block needs.
-        """
-
-    def merged(self, carries: Sequence[Carry]) -> Carry:
-        """Join what was accumulated over disjoint items."""
-
-    def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:
-        """Return the loss ``[T, B]`` and what `fill_gradient` will need."""
-
-    def fill_gradient(self, out: Tensor, seen: Seen, cells: Cells, weights: Weights) -> None:
-        """Compute the gradient of ``sum(loss * gradient_TB)`` by the block's output.
-
-        Args:
-            out: Filled; of the shape and precision of the output.
-            seen: From `observe`.
-            cells: The observed cells in the block.
-            weights: What the block alone does not tell.
-        """
-
-    def divergence_weight(self, step: int) -> float:
-        """Return the weight of the model's divergence after ``step`` updates."""
-
-
-@runtime_checkable
-class CellObjective(Protocol):
-    """A loss that looks at observed cells only, so that no block has to be decoded."""
-
-    @property
-    def term_names(self) -> tuple[str, ...]:
-        """Names of the T terms."""
-
-    def cell_terms(
-        self, output_N: Tensor, target: Batch, variance_N: Tensor | None = None
+    def __call__(
+        self, model: Decoder, users: Tensors, target: Batch, context: LossContext
     ) -> Tensor:
-        """Return the loss of each user.
+        """Compute the loss of each user.
 
         Args:
-            output_N: The model's output for each stored cell of the target.
-            target: What should be decoded.
-            variance_N: Where the output is the mean of a posterior, its variance.
+            model: Whose parameters are trained.
+            users: From the model's ``encode``.
+            target: What should be decoded; with a shard, the items of this rank only.
+            context: What the engine knows.
 
         Returns:
-            float32 ``[T, B]``.
+            float32 ``[T, B]``; with a shard, each user's loss over the items of all ranks.
         """
 
-    def divergence_weight(self, step: int) -> float:
-        """See `Objective`."""
 
-
-@runtime_checkable
-class FactoredObjective(Protocol):
-    """A loss over outcomes that is the sum of one over interactions and one over observed levels.
-
-    Of a model that gives the two by themselves, all items are decoded to one number each.
-    """
-
-    @property
-    def interactions(self) -> Objective:
-        """The part that looks at the log-odds of all items."""
-
-    def level_terms(self, level_NL: Tensor, target: Batch) -> Tensor:
-        """Return the other part for each user.
-
-        Args:
-            level_NL: Logits of the levels of each stored cell of the target.
-            target: What should be decoded.
-
-        Returns:
-            float32 ``[T, B]``.
-        """
-
-    def divergence_weight(self, step: int) -> float:
-        """See `Objective`."""
-
-
-@runtime_checkable
-class CodeObjective(Protocol):
-    """A loss that a linear autoencoder's codes tell, so that no item has to be decoded."""
-
-    @property
-    def term_names(self) -> tuple[str, ...]:
-        """Names of the T terms."""
-
-    def code_terms(self, code_BZ: Tensor, gram_ZZ: Tensor, target: Batch) -> Tensor:
-        """Return the loss of each user.
-
-        Args:
-            code_BZ: x A.
-            gram_ZZ: A^T A, float32.
-            target: The histories; also what was encoded.
-
-        Returns:
-            float32 ``[T, B]``.
-        """
-
-    def divergence_weight(self, step: int) -> float:
-        """See `Objective`."""
-
-
-def sum_by_row(value_M: Tensor, cells: Cells, num_users: int) -> Tensor:
-    """Add up values of cells for each user, ``[B]``."""
-    return value_M.new_zeros(num_users).index_add(0, cells.row_M, value_M)
+def sum_by_row(value_M: Tensor, entries: ChunkEntries, num_users: int) -> Tensor:
+    """Add up values of entries for each user, ``[B]``."""
+    return value_M.new_zeros(num_users).index_add(0, entries.row_M, value_M)
 
 
 def added_up(carries: Sequence[Carry]) -> Carry:
@@ -190,12 +122,7 @@ def added_up(carries: Sequence[Carry]) -> Carry:
     return (torch.stack([carry[0] for carry in carries]).sum(0),)
 
 
-def annealed(cap: float, anneal_steps: int, step: int) -> float:
-    """Return a weight that grows with the updates to its cap."""
-    return min(cap, step / anneal_steps) if anneal_steps else cap
-
-
-def add_to_cells(output_BJ: Tensor, cells: Cells, value_M: Tensor) -> None:
-    """Add a value to each observed cell, in place."""
-    place_M = cells.row_M * output_BJ.shape[1] + cells.column_M
+def add_to_entries(output_BJ: Tensor, entries: ChunkEntries, value_M: Tensor) -> None:
+    """Add a value to each observed entry, in place."""
+    place_M = entries.row_M * output_BJ.shape[1] + entries.column_M
     output_BJ.view(-1).index_add_(0, place_M, value_M.to(output_BJ.dtype))

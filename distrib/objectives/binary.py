@@ -8,19 +8,19 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from distrib.batch import Batch, Cells
+from distrib.batch import Batch, ChunkEntries
 from distrib.config import Config
 from distrib.objectives.base import (
     Candidates,
     Carry,
-    Seen,
-    Weights,
-    add_to_cells,
+    KlSchedule,
+    add_to_entries,
     added_up,
     sum_by_row,
 )
+from distrib.objectives.chunked import ChunkedObjective, Observed, Weights
 from distrib.objectives.sampling import ItemSampler
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 from distrib.vocabulary import Catalogue
 
 
@@ -30,6 +30,7 @@ class BinaryConfig(Config):
     name: Literal["binary"] = "binary"
 
     accepts: ClassVar[str] = "scores"
+    needs_tied: ClassVar[bool] = False
 
     num_sampled: NonNegativeInt = 0
     """Items drawn per update for the cells without an interaction; 0 takes all."""
@@ -42,7 +43,7 @@ class BinaryConfig(Config):
         return Binary(catalogue, self.num_sampled, self.sampling_power)
 
 
-class Binary:
+class Binary(ChunkedObjective):
     """Sum over all items of softplus(s) - s [met], nats, where s are log-odds.
 
     Items do not compete, so a sum over blocks is exact, and over drawn items unbiased: a user's own
@@ -51,32 +52,33 @@ class Binary:
     Source: the interaction part of "Conv4Rec" (arXiv 2509.07499); sampling: ours.
     """
 
-    term_names = ("interaction",)
+    terms = ("interaction",)
+    kl = KlSchedule()
 
     def __init__(
         self, catalogue: Catalogue, num_sampled: int = 0, sampling_power: float = 0.5
     ) -> None:
         self.sampler = ItemSampler(num_sampled, sampling_power, catalogue) if num_sampled else None
 
-    def candidates(self, target: Batch, noise: Noise, step: int) -> Candidates | None:
+    def candidates(self, target: Batch, rng: CounterRng, step: int) -> Candidates | None:
         """Draw items where that is asked for; see `Objective`."""
-        return None if self.sampler is None else self.sampler.draw(target, noise, step)
+        return None if self.sampler is None else self.sampler.draw(target, rng, step)
 
-    def observe(self, output: Tensor, cells: Cells) -> Seen:
+    def observe(self, output: Tensor, entries: ChunkEntries) -> Observed:
         """Return the log-odds in float32."""
-        del cells
+        del entries
         return (output.float(),)
 
-    def accumulate(self, carry: Carry | None, seen: Seen, cells: Cells) -> Carry:
+    def accumulate(self, carry: Carry | None, observed: Observed, entries: ChunkEntries) -> Carry:
         """Add a block's loss."""
-        odds_BI = seen[0]
-        loss_BI, odds_M = F.softplus(odds_BI), odds_BI[cells.row_M, cells.column_M]
+        odds_BI = observed[0]
+        loss_BI, odds_M = F.softplus(odds_BI), odds_BI[entries.row_M, entries.column_M]
         own_M = -odds_M
-        if cells.log_weight_J is not None:
-            weight_J = cells.log_weight_J.exp()
-            own_M = own_M + (1.0 - weight_J[cells.column_M]) * F.softplus(odds_M)
+        if entries.log_weight_J is not None:
+            weight_J = entries.log_weight_J.exp()
+            own_M = own_M + (1.0 - weight_J[entries.column_M]) * F.softplus(odds_M)
             loss_BI = loss_BI * weight_J
-        block = (loss_BI.sum(1) + sum_by_row(own_M, cells, len(odds_BI)),)
+        block = (loss_BI.sum(1) + sum_by_row(own_M, entries, len(odds_BI)),)
         return block if carry is None else self.merged([carry, block])
 
     def merged(self, carries: Sequence[Carry]) -> Carry:
@@ -88,22 +90,19 @@ class Binary:
         del target
         return carry[0][None], ()
 
-    def fill_gradient(self, out: Tensor, seen: Seen, cells: Cells, weights: Weights) -> None:
+    def fill_gradient(
+        self, out: Tensor, observed: Observed, entries: ChunkEntries, weights: Weights
+    ) -> None:
         """Fill in sigmoid(s) - [met], weighted."""
-        out.copy_(self.by_odds(seen[0], cells, weights.gradient_TB[0]))
+        out.copy_(self.by_odds(observed[0], entries, weights.gradient_TB[0]))
 
-    def by_odds(self, odds_BI: Tensor, cells: Cells, gradient_B: Tensor) -> Tensor:
+    def by_odds(self, odds_BI: Tensor, entries: ChunkEntries, gradient_B: Tensor) -> Tensor:
         """Return the gradient by the log-odds, float32."""
         by_odds_BI = torch.sigmoid(odds_BI)
-        if cells.log_weight_J is not None:
-            own_M = by_odds_BI[cells.row_M, cells.column_M]
-            by_odds_BI *= cells.log_weight_J.exp()
-            by_odds_BI[cells.row_M, cells.column_M] = own_M
+        if entries.log_weight_J is not None:
+            own_M = by_odds_BI[entries.row_M, entries.column_M]
+            by_odds_BI *= entries.log_weight_J.exp()
+            by_odds_BI[entries.row_M, entries.column_M] = own_M
         by_odds_BI *= gradient_B[:, None]
-        add_to_cells(by_odds_BI, cells, -gradient_B[cells.row_M])
+        add_to_entries(by_odds_BI, entries, -gradient_B[entries.row_M])
         return by_odds_BI
-
-    def divergence_weight(self, step: int) -> float:
-        """Return 1: a divergence, where the model has one, is taken as it is."""
-        del step
-        return 1.0

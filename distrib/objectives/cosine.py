@@ -6,6 +6,8 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.config import Config
+from distrib.objectives.base import KlSchedule, LossContext
+from distrib.objectives.decoder import Decoder, Tensors, TiedLinear
 from distrib.vocabulary import Catalogue
 
 _SMALLEST = 1e-6
@@ -17,6 +19,7 @@ class CosineConfig(Config):
     name: Literal["cosine"] = "cosine"
 
     accepts: ClassVar[str] = "scores"
+    needs_tied: ClassVar[bool] = True
 
     def build(self, catalogue: Catalogue) -> "Cosine":
         """Make the objective."""
@@ -36,9 +39,19 @@ class Cosine:
     loss); the identities follow from the unit rows.
     """
 
-    term_names = ("cosine",)
+    terms = ("cosine",)
+    kl = KlSchedule()
+    decodes_pairs = False
 
-    def code_terms(self, code_BZ: Tensor, gram_ZZ: Tensor, target: Batch) -> Tensor:
+    def __call__(
+        self, model: Decoder, users: Tensors, target: Batch, context: LossContext
+    ) -> Tensor:
+        """Compute the loss from latents and Gram matrix; see `Objective`."""
+        del context
+        assert isinstance(model, TiedLinear)  # refused before any worker starts
+        return self.latent_terms(users[0], model.item_gram(), target)
+
+    def latent_terms(self, code_BZ: Tensor, gram_ZZ: Tensor, target: Batch) -> Tensor:
         """Return the loss of each user.
 
         Args:
@@ -55,8 +68,3 @@ class Cosine:
         square_B = ((exact_BZ @ gram_ZZ) * exact_BZ).sum(1) - 2.0 * own_B + length_B
         scale_B = (square_B.clamp(min=_SMALLEST) * length_B.clamp(min=1.0)).rsqrt()
         return (1.0 - (own_B - length_B) * scale_B)[None]
-
-    def divergence_weight(self, step: int) -> float:
-        """Return 1."""
-        del step
-        return 1.0

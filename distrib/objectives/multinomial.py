@@ -7,19 +7,12 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from distrib.batch import Batch, Cells
+from distrib.batch import Batch, ChunkEntries
 from distrib.config import Config
-from distrib.objectives.base import (
-    Candidates,
-    Carry,
-    Seen,
-    Weights,
-    add_to_cells,
-    annealed,
-    sum_by_row,
-)
+from distrib.objectives.base import Candidates, Carry, KlSchedule, add_to_entries, sum_by_row
+from distrib.objectives.chunked import ChunkedObjective, Observed, Weights
 from distrib.objectives.sampling import ItemSampler
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 from distrib.vocabulary import Catalogue
 
 
@@ -29,6 +22,7 @@ class MultinomialConfig(Config):
     name: Literal["multinomial"] = "multinomial"
 
     accepts: ClassVar[str] = "scores"
+    needs_tied: ClassVar[bool] = False
 
     divergence_cap: Annotated[float, Field(ge=0.0)] = 0.2
     """Weight that the divergence from the prior ends at; 1 is the evidence lower bound."""
@@ -57,7 +51,7 @@ class _Learned(NamedTuple):
     length_B: Tensor
 
 
-class Multinomial:
+class Multinomial(ChunkedObjective):
     """-sum over a user's interactions of log softmax, nats, plus the annealed divergence.
 
     The normaliser is gathered over the blocks in float32. Not divided by the length of the
@@ -72,34 +66,34 @@ class Multinomial:
     Sampling", AISTATS 2003. Differs from the source: sampling is ours to offer, and off.
     """
 
-    term_names = ("reconstruction",)
+    terms = ("reconstruction",)
 
     def __init__(self, config: MultinomialConfig, catalogue: Catalogue) -> None:
-        self.config = config
+        self.kl = KlSchedule(config.divergence_cap, config.anneal_steps)
         self.sampler = (
             ItemSampler(config.num_sampled, config.sampling_power, catalogue)
             if config.num_sampled
             else None
         )
 
-    def candidates(self, target: Batch, noise: Noise, step: int) -> Candidates | None:
+    def candidates(self, target: Batch, rng: CounterRng, step: int) -> Candidates | None:
         """Draw items where that is asked for; see `Objective`."""
-        return None if self.sampler is None else self.sampler.draw(target, noise, step)
+        return None if self.sampler is None else self.sampler.draw(target, rng, step)
 
-    def observe(self, output: Tensor, cells: Cells) -> Seen:
+    def observe(self, output: Tensor, entries: ChunkEntries) -> Observed:
         """Take the softmax of the block by itself, its normaliser, and the targets' scores."""
-        targets_M = output[cells.row_M, cells.column_M].float()
-        if cells.log_weight_J is not None or output.shape[1] == 0:
-            return *_weighted_softmax(output, cells), targets_M
+        targets_M = output[entries.row_M, entries.column_M].float()
+        if entries.log_weight_J is not None or output.shape[1] == 0:
+            return *_weighted_softmax(output, entries), targets_M
         softmax_BJ = torch.softmax(output, dim=1, dtype=torch.float32)
         # The largest score and its probability tell the normaliser, without another pass.
         log_normaliser_B = output.amax(1).float() - softmax_BJ.amax(1).log()
         return log_normaliser_B, softmax_BJ, targets_M
 
-    def accumulate(self, carry: Carry | None, seen: Seen, cells: Cells) -> Carry:
+    def accumulate(self, carry: Carry | None, observed: Observed, entries: ChunkEntries) -> Carry:
         """Merge a block into the log-sum-exp and add its targets' scores."""
-        log_normaliser_B, _, targets_M = seen
-        targets_B = sum_by_row(targets_M, cells, len(log_normaliser_B))
+        log_normaliser_B, _, targets_M = observed
+        targets_B = sum_by_row(targets_M, entries, len(log_normaliser_B))
         block = _Carry(log_normaliser_B, targets_B)
         return block if carry is None else self.merged([carry, block])
 
@@ -116,29 +110,29 @@ class Multinomial:
         loss_B = length_B * log_normaliser_B - targets_B
         return loss_B[None], _Learned(log_normaliser_B, length_B)
 
-    def fill_gradient(self, out: Tensor, seen: Seen, cells: Cells, weights: Weights) -> None:
+    def fill_gradient(
+        self, out: Tensor, observed: Observed, entries: ChunkEntries, weights: Weights
+    ) -> None:
         """Fill in length * softmax - observed, times the weight."""
-        block_normaliser_B, softmax_BJ, _ = seen
+        block_normaliser_B, softmax_BJ, _ = observed
         log_normaliser_B, length_B = weights.learned
         gradient_B = weights.gradient_TB[0]
         mass_B = (block_normaliser_B - log_normaliser_B).exp_().mul_(length_B * gradient_B)
         torch.mul(softmax_BJ, mass_B[:, None], out=out)
-        add_to_cells(out, cells, -gradient_B[cells.row_M])
-
-    def divergence_weight(self, step: int) -> float:
-        """Return min(cap, step / anneal_steps)."""
-        return annealed(self.config.divergence_cap, self.config.anneal_steps, step)
+        add_to_entries(out, entries, -gradient_B[entries.row_M])
 
 
-def _weighted_softmax(output_BJ: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
+def _weighted_softmax(output_BJ: Tensor, entries: ChunkEntries) -> tuple[Tensor, Tensor]:
     """Return normaliser and softmax where each item stands for as many as it was drawn for.
 
     A user's own stand for themselves. The normaliser is -infinity where nothing counts.
     """
     weighted_BJ = output_BJ.float()
-    if cells.log_weight_J is not None:
-        weighted_BJ = weighted_BJ + cells.log_weight_J
-        weighted_BJ[cells.row_M, cells.column_M] = output_BJ[cells.row_M, cells.column_M].float()
+    if entries.log_weight_J is not None:
+        weighted_BJ = weighted_BJ + entries.log_weight_J
+        weighted_BJ[entries.row_M, entries.column_M] = output_BJ[
+            entries.row_M, entries.column_M
+        ].float()
     log_normaliser_B = torch.logsumexp(weighted_BJ, dim=1)
     finite_B = torch.nan_to_num(log_normaliser_B, neginf=0.0)
     return log_normaliser_B, (weighted_BJ - finite_B[:, None]).exp_()

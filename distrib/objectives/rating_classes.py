@@ -7,12 +7,21 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
+from typing_extensions import override
 
-from distrib.batch import Batch, Cells, level_index
+from distrib.batch import Batch, ChunkEntries, level_index
 from distrib.config import Config
-from distrib.objectives.base import Candidates, Carry, Seen, Weights, added_up, sum_by_row
+from distrib.objectives.base import Candidates, Carry, KlSchedule, LossContext, added_up, sum_by_row
 from distrib.objectives.binary import Binary
-from distrib.rng import Noise
+from distrib.objectives.chunked import (
+    ChunkDecoder,
+    ChunkedObjective,
+    Observed,
+    Weights,
+    chunked_terms,
+)
+from distrib.objectives.decoder import Decoder, Tensors, interaction_head
+from distrib.rng import CounterRng
 from distrib.vocabulary import Catalogue
 
 
@@ -21,7 +30,8 @@ class RatingClassesConfig(Config):
 
     name: Literal["rating_classes"] = "rating_classes"
 
-    accepts: ClassVar[str] = "outcomes"
+    accepts: ClassVar[str] = "rating_classes"
+    needs_tied: ClassVar[bool] = False
 
     rating_weight: Annotated[float, Field(gt=0.0)] = 1.0
     """Weight of the rating given an interaction; 1 is the plain cross-entropy of the paper."""
@@ -38,44 +48,61 @@ class RatingClassesConfig(Config):
         return RatingClasses(self, catalogue)
 
 
-class RatingClasses:
+class RatingClasses(ChunkedObjective):
     """Cross-entropy over C outcomes of all items, nats, summed over items, in two exact parts.
 
     With s the log-odds of an interaction, -log p(outcome) is softplus(s) - s [interacted], plus,
     where interacted, the cross-entropy of the level. This form keeps its precision where nearly
     every cell is "none" and a log-softmax would round to 0. A model that gives the two parts by
-    themselves is asked for levels at observed cells only (`FactoredObjective`).
+    themselves is asked for levels at observed cells only (`InteractionHead`).
 
     Source: "Conv4Rec", IEEE TNNLS 36(12), 2025 (arXiv 2509.07499). Differs from the source: the
     rating part has a weight, 1 in the paper; cells not observed can be sampled.
     """
 
-    term_names = ("interaction", "rating")
+    terms = ("interaction", "rating")
+    kl = KlSchedule()
 
     def __init__(self, config: RatingClassesConfig, catalogue: Catalogue) -> None:
         self.config = config
         self.levels = catalogue.levels
         self.interactions = Binary(catalogue, config.num_sampled, config.sampling_power)
 
-    def candidates(self, target: Batch, noise: Noise, step: int) -> Candidates | None:
-        """Draw items where that is asked for; see `Objective`."""
-        return self.interactions.candidates(target, noise, step)
+    @override
+    def __call__(
+        self, model: Decoder, users: Tensors, target: Batch, context: LossContext
+    ) -> Tensor:
+        """Decode one number of each item, and levels of observed pairs only, where that is enough.
 
-    def observe(self, output: Tensor, cells: Cells) -> Seen:
+        A model that decodes both at once is decoded by chunks; see `ChunkedObjective`.
+        """
+        head = interaction_head(model)
+        if head is None:
+            return super().__call__(model, users, target, context)
+        decoder = ChunkDecoder(head.tables, head.decode_rows)
+        by_item_TB = chunked_terms(decoder, self.interactions, users, target, context)
+        levels_TB = self.level_terms(head.rating_logits(users, target), target)
+        return torch.cat([by_item_TB, context.complete(levels_TB)])
+
+    def candidates(self, target: Batch, rng: CounterRng, step: int) -> Candidates | None:
+        """Draw items where that is asked for; see `Objective`."""
+        return self.interactions.candidates(target, rng, step)
+
+    def observe(self, output: Tensor, entries: ChunkEntries) -> Observed:
         """Return the output in float32, and the log-sum-exp over the rating levels."""
-        del cells
+        del entries
         exact = output.float()
         return exact, torch.logsumexp(exact[..., 1:], dim=-1)
 
-    def accumulate(self, carry: Carry | None, seen: Seen, cells: Cells) -> Carry:
+    def accumulate(self, carry: Carry | None, observed: Observed, entries: ChunkEntries) -> Carry:
         """Add a block's loss: items do not compete, so it is a plain sum."""
-        output, rated_BI = seen
+        output, rated_BI = observed
         odds_BI = rated_BI - output[..., 0]
-        (interaction_B,) = self.interactions.accumulate(None, (odds_BI,), cells)
-        row_M, column_M = cells.row_M, cells.column_M
-        level_M = level_index(cells.value_M, self.levels) + 1
+        (interaction_B,) = self.interactions.accumulate(None, (odds_BI,), entries)
+        row_M, column_M = entries.row_M, entries.column_M
+        level_M = level_index(entries.value_M, self.levels) + 1
         surprise_M = rated_BI[row_M, column_M] - output[row_M, column_M, level_M]
-        rating_B = self.config.rating_weight * sum_by_row(surprise_M, cells, output.shape[0])
+        rating_B = self.config.rating_weight * sum_by_row(surprise_M, entries, output.shape[0])
         block = (torch.stack([interaction_B, rating_B]),)
         return block if carry is None else self.merged([carry, block])
 
@@ -88,16 +115,18 @@ class RatingClasses:
         del target
         return carry[0], ()
 
-    def fill_gradient(self, out: Tensor, seen: Seen, cells: Cells, weights: Weights) -> None:
+    def fill_gradient(
+        self, out: Tensor, observed: Observed, entries: ChunkEntries, weights: Weights
+    ) -> None:
         """Fill in the gradients of both parts; that of the rating is 0 where nothing was rated."""
-        output, rated_BI = seen
-        row_M, column_M = cells.row_M, cells.column_M
+        output, rated_BI = observed
+        row_M, column_M = entries.row_M, entries.column_M
         interaction_B = weights.gradient_TB[0]
         rating_B = self.config.rating_weight * weights.gradient_TB[1]
         odds_BI = rated_BI - output[..., 0]
-        by_odds_BI = self.interactions.by_odds(odds_BI, cells, interaction_B)
+        by_odds_BI = self.interactions.by_odds(odds_BI, entries, interaction_B)
         out[..., 0] = -by_odds_BI
-        level_M = level_index(cells.value_M, self.levels)
+        level_M = level_index(entries.value_M, self.levels)
         share_ML = (output[row_M, column_M, 1:] - rated_BI[row_M, column_M, None]).exp_()
         by_level_ML = share_ML * (by_odds_BI[row_M, column_M] + rating_B[row_M])[:, None]
         by_level_ML[torch.arange(len(level_M), device=level_M.device), level_M] -= rating_B[row_M]
@@ -106,13 +135,8 @@ class RatingClasses:
         out[..., 1:][row_M, column_M] = by_level_ML.to(out.dtype)
 
     def level_terms(self, level_NL: Tensor, target: Batch) -> Tensor:
-        """Return the weighted cross-entropy of the levels, ``[1, B]``; see `FactoredObjective`."""
+        """Return the weighted cross-entropy of the levels of observed pairs, ``[1, B]``."""
         level_N = level_index(target.value_N, self.levels)
         surprise_N = F.cross_entropy(level_NL.float(), level_N, reduction="none")
         rating_B = surprise_N.new_zeros(target.num_users).index_add(0, target.row_N, surprise_N)
         return self.config.rating_weight * rating_B[None]
-
-    def divergence_weight(self, step: int) -> float:
-        """Return 1: a divergence, where the model has one, is taken as it is."""
-        del step
-        return 1.0

@@ -5,7 +5,7 @@ import torch
 
 from distrib.batch import Batch
 from distrib.objectives.base import Candidates
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 from distrib.vocabulary import Catalogue
 
 _NEGATIVES = 101  # stream of noise
@@ -26,12 +26,12 @@ class ItemSampler:
         self._below_I = torch.from_numpy(share_I.cumsum())
         self._log_share_I = torch.from_numpy(np.log(share_I)).to(torch.float32)
 
-    def draw(self, target: Batch, noise: Noise, step: int) -> Candidates:
+    def draw(self, target: Batch, rng: CounterRng, step: int) -> Candidates:
         """Draw items for an update, and add those observed; the latter may stand for none.
 
         Args:
             target: What should be decoded.
-            noise: The epoch's randomness; ranks of one step draw the same.
+            rng: The epoch's randomness; ranks of one step draw the same.
             step: Updates made so far.
 
         Returns:
@@ -40,7 +40,7 @@ class ItemSampler:
         num_drawn, device = self.num_sampled, target.item_N.device
         # 24 bits are too few to reach the rare ones of a million items: two draws make one of 48.
         counter_S = torch.arange(2 * num_drawn, device=device) + 2 * num_drawn * step
-        high_S, low_S = noise.uniform(_NEGATIVES, counter_S).to(torch.float64).chunk(2)
+        high_S, low_S = rng.uniform(_NEGATIVES, counter_S).to(torch.float64).chunk(2)
         below_I = self._below_I.to(device)
         drawn_S = torch.searchsorted(below_I, high_S + low_S / (1 << 24), right=True)
         drawn_S = drawn_S.clamp(max=len(below_I) - 1)

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,22 +11,25 @@ mpl.use("Agg")  # job pods have no display
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from distrib.train.records import EpochRecord
+from distrib.tuning.job import Trial
+
 _DECADE = 10.0  # ratio of values from which an axis is logarithmic
 
 
-def learning_curves(history: Sequence[dict[str, Any]], best_epoch: int) -> bytes:
+def learning_curves(history: Sequence[EpochRecord], best_epoch: int) -> bytes:
     """Draw losses and validation metrics by epoch.
 
     Args:
-        history: Entries of a run's ``history.json``.
+        history: Of a run.
         best_epoch: Marked by a vertical line.
 
     Returns:
         A PNG.
     """
-    epochs = [entry["epoch"] for entry in history]
-    losses = _series(history, "losses")
-    metrics = _series(history, "valid")
+    epochs = [record.epoch for record in history]
+    losses = _series([record.losses for record in history])
+    metrics = _series([record.valid for record in history])
     panels = [*((f"loss: {name}", values) for name, values in losses.items()), *metrics.items()]
     columns = 3
     rows = -(-len(panels) // columns)
@@ -67,7 +69,7 @@ def likely_and_liked(probability_N: np.ndarray, rating_N: np.ndarray) -> bytes:
     return _png(figure)
 
 
-def study(trials: Sequence[dict[str, Any]]) -> bytes:
+def study(trials: Sequence[Trial]) -> bytes:
     """Draw a study: the course of each trial, and what came of each value of each field.
 
     Args:
@@ -76,33 +78,34 @@ def study(trials: Sequence[dict[str, Any]]) -> bytes:
     Returns:
         A PNG.
     """
-    done = [trial for trial in trials if trial["selection"] is not None]
-    fields = list(trials[0]["settings"])
+    done = [trial for trial in trials if trial.selection is not None]
+    fields = list(trials[0].settings)
     columns = 3
     rows = -(-(len(fields) + 1) // columns)
     figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")
     axes = figure.add_subplot(rows, columns, 1)
     for place, trial in enumerate(done):
         color = "tab:orange" if place == 0 else "tab:gray"
-        epochs = range(1, len(trial["curve"]) + 1)
-        axes.plot(epochs, trial["curve"], color=color, alpha=1.0 if place == 0 else 0.4, marker=".")
+        epochs = range(1, len(trial.curve) + 1)
+        axes.plot(epochs, trial.curve, color=color, alpha=1.0 if place == 0 else 0.4, marker=".")
     axes.set_title("selection by epoch", fontsize=10)
     for place, name in enumerate(fields):
         axes = figure.add_subplot(rows, columns, place + 2)
-        values = [trial["settings"][name] for trial in done]
-        is_number = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-        shown = values if is_number else [str(value) for value in values]
-        axes.scatter(shown, [trial["selection"] for trial in done], color="tab:blue")
-        if is_number and min(values) > 0 and max(values) > _DECADE * min(values):
+        values = [trial.settings[name] for trial in done]
+        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        is_number = len(numbers) == len(values)
+        shown = numbers if is_number else [str(value) for value in values]
+        axes.scatter(shown, [trial.selection or 0.0 for trial in done], color="tab:blue")
+        if is_number and min(numbers) > 0 and max(numbers) > _DECADE * min(numbers):
             axes.set_xscale("log")
         axes.set_title(f"selection by {name}", fontsize=10)
         axes.grid(visible=True, alpha=0.3)
     return _png(figure)
 
 
-def _series(history: Sequence[dict[str, Any]], kind: str) -> dict[str, list[float]]:
-    names = history[0][kind] if history else {}
-    return {name: [entry[kind][name] for entry in history] for name in names}
+def _series(values: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    names = values[0] if values else {}
+    return {name: [found[name] for found in values] for name in names}
 
 
 def _png(figure: Figure) -> bytes:

@@ -2,11 +2,15 @@
 
 from typing import Any
 
-from distrib.evaluate.truth import portrait
+from distrib.evaluate.job import Evaluation
+from distrib.evaluate.truth import interaction_rating_map
 from distrib.events import table
+from distrib.metrics import Summary
 from distrib.report.plots import learning_curves, likely_and_liked, study
 from distrib.storage import Folder
+from distrib.train.records import EpochRecord
 from distrib.train.run_folder import HISTORY
+from distrib.tuning.job import SearchResult
 
 STUDY = "search.png"
 CURVES = "learning_curves.png"
@@ -16,60 +20,61 @@ MAP = "likely_and_liked.png"
 def draw_curves(run: str, best_epoch: int) -> str:
     """Draw the learning curves of a run into its folder and return where they are."""
     folder = Folder(run)
-    folder.write(CURVES, learning_curves(folder.read_json(HISTORY), best_epoch))
+    history = [EpochRecord.model_validate(entry) for entry in folder.read_json(HISTORY)]
+    folder.write(CURVES, learning_curves(history, best_epoch))
     return str(folder / CURVES)
 
 
 def draw_map(run: str, prepared: str) -> str | None:
     """Draw likely against liked, where the model tells both, and return where it is."""
-    found = portrait(run, prepared)
+    found = interaction_rating_map(run, prepared)
     if found is None:
         return None
     Folder(run).write(MAP, likely_and_liked(found.probability_N, found.rating_N))
     return str(Folder(run) / MAP)
 
 
-def draw_search(run: str, result: dict[str, Any]) -> str:
+def draw_search(run: str, result: SearchResult) -> str:
     """Draw a study into its folder and return where it is."""
-    Folder(run).write(STUDY, study(result["trials"]))
+    Folder(run).write(STUDY, study(result.trials))
     return str(Folder(run) / STUDY)
 
 
-def show_search(result: dict[str, Any], num_trials: int = 15) -> None:
+def show_search(result: SearchResult, num_trials: int = 15) -> None:
     """Print the best trials of a study."""
-    trials = result["trials"][:num_trials]
-    fields, metrics = list(trials[0]["settings"]), list(trials[0]["valid"])
+    trials = result.trials[:num_trials]
+    fields, metrics = list(trials[0].settings), list(trials[0].valid)
     rows = [
         [
-            trial["trial"],
-            *trial["settings"].values(),
-            trial["epochs"],
-            *(f"{trial['valid'][name]:.4f}" if trial["valid"] else "-" for name in metrics),
-            trial["fault"][:30],
+            trial.trial,
+            *trial.settings.values(),
+            trial.epochs,
+            *(f"{trial.valid[name]:.4f}" if trial.valid else "-" for name in metrics),
+            trial.fault[:30],
         ]
         for trial in trials
     ]
     columns = ["trial", *(name.partition(".")[2] or name for name in fields), "epochs", *metrics]
-    chosen_by = ", ".join(result["selection"])
-    title = f"Trials by {chosen_by} on validation; --set {' --set '.join(result['best'])}"
+    chosen_by = ", ".join(result.selection)
+    title = f"Trials by {chosen_by} on validation; --set {' --set '.join(result.best)}"
     table(title, [*columns, "fault"], rows)
 
 
-def show_evaluation(result: dict[str, Any]) -> None:
+def show_evaluation(result: Evaluation) -> None:
     """Print metrics with standard errors, the model beside popularity."""
-    models = result["metrics"]
+    models = result.metrics
     rows = [
         [metric, *(_with_error(models[name].get(metric)) for name in models)]
         for metric in models["model"]
     ]
-    distance = result.get("distance_to_truth")
-    if distance:
-        kinds = [kind for kind in distance["model"] if kind in distance["popularity"]]
+    truth = result.distance_to_truth
+    if truth is not None:
         rows += [
-            [f"distance to truth: {kind}", *(f"{distance[name][kind]:.4f}" for name in models)]
-            for kind in kinds
+            [f"distance to truth: {kind}", f"{far:.4f}", f"{truth.popularity[kind]:.4f}"]
+            for kind, far in truth.model.items()
+            if kind in truth.popularity
         ]
-    title = f"Test metrics (standard error), {result['users']['measured']} users"
+    title = f"Test metrics (standard error), {result.users['measured']} users"
     table(title, ["", *models], rows)
 
 
@@ -111,5 +116,7 @@ def _listed(row: dict[str, Any], prefix: str, num_items: int) -> list[str]:
     return texts + [""] * (num_items - len(texts))
 
 
-def _with_error(summary: dict[str, float] | None) -> str:
-    return "-" if summary is None else f"{summary['mean']:.4f} ({summary['standard_error']:.4f})"
+def _with_error(summary: Summary | None) -> str:
+    if summary is None:
+        return "-"
+    return f"{summary.mean:.4f} ({summary.standard_error:.4f})"

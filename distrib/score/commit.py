@@ -4,8 +4,10 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
 
+from pydantic import Field
+
+from distrib.config import JsonObject, Record
 from distrib.errors import DataError
 from distrib.events import emit
 from distrib.storage import Folder
@@ -16,6 +18,60 @@ SUCCESS = "_SUCCESS"
 _RECEIPTS, _BEGUN, _MOVING = "receipts", "begun.json", "moving.json"
 _LISTED = 3
 _STALE_S = 2 * 24 * 3600.0
+
+
+class PartManifest(Record):
+    """What is known of a part that is written."""
+
+    name: str
+    bytes: int
+    sha256: str
+    users: dict[str, int]
+    """``read``, ``scored`` and ``unchanged``."""
+
+    rejected: dict[str, int]
+    """Users that could not be scored, by reason."""
+
+    interactions: dict[str, int] = Field(default_factory=dict)
+    """Of the histories, by what became of them."""
+
+    empty: dict[str, int] = Field(default_factory=dict)
+    """Users whose list has no item, by list."""
+
+    versions: tuple[str, ...] = ()
+    """Of the models of a server that made the lists."""
+
+
+class ScoreCounts(Record):
+    """Users of all parts: read = scored + unchanged + rejected by reason."""
+
+    users_read: int
+    users: int
+    """Scored."""
+
+    users_unchanged: int | None = None
+    users_rejected: dict[str, int]
+    users_with_empty_lists: dict[str, int] | None = None
+    interactions: dict[str, int] | None = None
+    versions: tuple[str, ...] | None = None
+
+
+class ScoreResult(Record):
+    """Where lists are, and of how many users."""
+
+    output: str
+    counts: ScoreCounts
+
+
+class Success(Record):
+    """The manifest of published lists."""
+
+    recipe: JsonObject
+    """All that the parts depend on."""
+
+    distrib: str | None = None
+    counts: ScoreCounts
+    files: tuple[PartManifest, ...]
 
 
 class Publication:
@@ -29,7 +85,7 @@ class Publication:
         recipe: All that the parts depend on.
     """
 
-    def __init__(self, target: Folder, recipe: dict[str, Any]) -> None:
+    def __init__(self, target: Folder, recipe: JsonObject) -> None:
         self.target = target
         self.recipe = recipe
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
@@ -63,89 +119,90 @@ class Publication:
                 f"({', '.join(others[:_LISTED])}); set the output to a new folder"
             )
 
-    def already(self) -> dict[str, Any] | None:
+    def already(self) -> ScoreResult | None:
         """Return what `complete` did, where it was called for this very recipe before."""
         done = self.published()
         if done is None:
             return None
         emit("already_scored", folder=self.target.url)
-        return {"output": self.target.url, "counts": done["counts"]}
+        return ScoreResult(output=self.target.url, counts=done.counts)
 
-    def published(self) -> dict[str, Any] | None:
+    def published(self) -> Success | None:
         """Return the manifest of what is published, where it is of this very recipe."""
         if not self.target.exists(SUCCESS):
             return None
-        found: dict[str, Any] = self.target.read_json(SUCCESS)
-        return found if found.get("recipe") == self.recipe else None
+        found = Success.model_validate(self.target.read_json(SUCCESS))
+        return found if found.recipe == self.recipe else None
 
-    def receipts(self, parts: Collection[str]) -> dict[str, dict[str, Any]]:
-        """Return the receipts of the parts that an earlier start finished, by part."""
+    def finished(self, parts: Collection[str]) -> dict[str, PartManifest]:
+        """Return the manifests of the parts that an earlier start finished, by part."""
         folder = self.work / _RECEIPTS
-        found = (folder.read_json(name) for name in folder.files(".json"))
-        return {
-            receipt["name"]: receipt
-            for receipt in found
-            if receipt["name"] in parts and self._is_there(receipt)
-        }
+        found = (
+            PartManifest.model_validate(folder.read_json(name)) for name in folder.files(".json")
+        )
+        return {part.name: part for part in found if part.name in parts and self._is_there(part)}
 
-    def note(self, receipt: dict[str, Any]) -> None:
-        """Write the receipt of a part that is there; it counts from then on."""
-        name = receipt["name"].removesuffix(".parquet")
-        self.work.write_json(f"{_RECEIPTS}/{name}.json", receipt)
+    def note(self, part: PartManifest) -> None:
+        """Write the manifest of a part that is there; it counts from then on."""
+        name = part.name.removesuffix(".parquet")
+        self.work.write_json(f"{_RECEIPTS}/{name}.json", part.to_json())
 
     def complete(
         self,
         parts: Collection[str],
-        make: Callable[[Mapping[str, Any]], Iterable[dict[str, Any]]],
-        count: Callable[[list[dict[str, Any]]], dict[str, Any]],
-        facts: Mapping[str, Any],
-    ) -> dict[str, Any]:
+        make: Callable[[Mapping[str, PartManifest]], Iterable[PartManifest]],
+        count: Callable[[list[PartManifest]], ScoreCounts],
+        version: str | None = None,
+    ) -> ScoreResult:
         """Make the parts that are not there yet, and publish them all.
 
         Args:
             parts: Names of all parts.
-            make: Takes the receipts that are there, by part, and yields those of the others.
-            count: Takes all receipts, and returns the manifest's ``counts``.
-            facts: What else the manifest says.
+            make: Takes the manifests of finished parts, by part, and yields those of the others.
+            count: Adds up the manifests of all parts.
+            version: Of distrib, where it made the lists.
 
         Returns:
-            ``output`` and ``counts``.
+            Where, and how many.
 
         Raises:
             DataError: A part vanished, or another recipe was published meanwhile.
         """
-        found = self.receipts(parts)
+        found = self.finished(parts)
         self.begin()
-        receipts = sorted([*found.values(), *make(found)], key=lambda one: str(one["name"]))
-        counts = count(receipts)
-        self.publish(receipts, {**facts, "counts": counts})
-        emit("scored", folder=self.target.url, counts=counts)
-        return {"output": self.target.url, "counts": counts}
+        made = sorted([*found.values(), *make(found)], key=lambda part: part.name)
+        counts = count(made)
+        self.publish(made, counts, version)
+        emit("scored", folder=self.target.url, counts=counts.to_json())
+        return ScoreResult(output=self.target.url, counts=counts)
 
-    def publish(self, receipts: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    def publish(
+        self, parts: list[PartManifest], counts: ScoreCounts, version: str | None = None
+    ) -> None:
         """Move all parts in, in place of what was published before, and write the manifest.
 
         Cut off at any moment, the same call ends what it began.
 
         Args:
-            receipts: Of all parts.
-            facts: What else the manifest says.
+            parts: All of them.
+            counts: Of their users.
+            version: Of distrib, where it made the lists.
 
         Raises:
             DataError: A part is not there, or another recipe was published meanwhile.
         """
         if self.published() is not None:
             return  # a second attempt of the same job was quicker
-        absent = [receipt["name"] for receipt in receipts if not self._is_there(receipt)]
+        absent = [part.name for part in parts if not self._is_there(part)]
         if absent:
             raise DataError(f"{self.work}: {', '.join(absent[:_LISTED])} vanished; start again")
         self._begin_to_move()
         self.target.remove(SUCCESS)
-        for receipt in receipts:
-            if self.work.exists(receipt["name"]):
-                self.work.move(receipt["name"], self.target, self.final(receipt["name"]))
-        entries = [{**receipt, "name": self.final(receipt["name"])} for receipt in receipts]
-        wanted = {entry["name"] for entry in entries}
+        for part in parts:
+            if self.work.exists(part.name):
+                self.work.move(part.name, self.target, self.final(part.name))
+        entries = [part.model_copy(update={"name": self.final(part.name)}) for part in parts]
+        wanted = {entry.name for entry in entries}
         for name in self.work.read_json(_MOVING)["replaces"]:
             if name not in wanted:
                 self.target.remove(name)
@@ -155,23 +212,25 @@ class Publication:
                 f"{self.target}: another scoring with other settings is being published here; give "
                 "each its own output, and start this one again"
             )
-        self.target.write_json(SUCCESS, {"recipe": self.recipe, **facts, "files": entries})
+        about = {} if version is None else {"distrib": version}
+        success = Success(recipe=self.recipe, counts=counts, files=tuple(entries), **about)
+        self.target.write_json(SUCCESS, success.to_json())
         self.work.remove()
 
     def _begin_to_move(self) -> None:
         """Remember what goes, before its manifest does."""
         if self._is_being_moved():
             return
-        old: dict[str, Any] = {"files": []}
+        replaced: list[str] = []
         if self.target.exists(SUCCESS):
-            old = self.target.read_json(SUCCESS)
-        self.work.write_json(_MOVING, {"replaces": [entry["name"] for entry in old["files"]]})
+            found = Success.model_validate(self.target.read_json(SUCCESS))
+            replaced = [entry.name for entry in found.files]
+        self.work.write_json(_MOVING, {"replaces": replaced})
 
-    def _is_there(self, receipt: dict[str, Any]) -> bool:
+    def _is_there(self, part: PartManifest) -> bool:
         """Tell whether a part is here, or was moved in already by a start that was cut off."""
-        name, size = receipt["name"], receipt["bytes"]
-        places = ((self.work, name), (self.target, self.final(name)))
-        return any(place.exists(at) and place.size(at) == size for place, at in places)
+        places = ((self.work, part.name), (self.target, self.final(part.name)))
+        return any(place.exists(at) and place.size(at) == part.bytes for place, at in places)
 
     def _is_being_moved(self) -> bool:
         return self.work.exists(_MOVING)

@@ -1,10 +1,10 @@
 """Vectors of everyone and everything, for those who search on their own."""
 
-from typing import Any
-
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
+from distrib.config import Record
 from distrib.events import emit
 from distrib.score.bulk import job
+from distrib.score.commit import ScoreCounts
 from distrib.score.policy import ScoreConfig
 from distrib.score.vectors import (
     ExportConfig,
@@ -14,6 +14,14 @@ from distrib.score.vectors import (
     write_items,
 )
 from distrib.storage import Folder
+
+
+class ExportResult(Record):
+    """What was exported."""
+
+    output: str
+    items: int
+    users: ScoreCounts | None = None
 
 
 def preflight(run: str, prepared: str, config: ExportConfig, score: ScoreConfig) -> None:
@@ -36,7 +44,7 @@ def preflight(run: str, prepared: str, config: ExportConfig, score: ScoreConfig)
         job.preflight(run, prepared, _of_users(run, config, score))
 
 
-def export(run: str, prepared: str, config: ExportConfig, score: ScoreConfig) -> dict[str, Any]:
+def export(run: str, prepared: str, config: ExportConfig, score: ScoreConfig) -> ExportResult:
     """Write the vectors of all items with their index and, exactly once, of all users.
 
     Args:
@@ -46,16 +54,16 @@ def export(run: str, prepared: str, config: ExportConfig, score: ScoreConfig) ->
         score: Whose vectors: its ``histories`` or ``events``, ``batch_users`` and so on.
 
     Returns:
-        ``output``, facts of the items, and counts of users.
+        Where, and how much.
     """
     target = _target(run, config)
     bundle = load_bundle(Folder(run) / BUNDLE)
     if not is_written(target, bundle, config):
         emit("exported", folder=str(target), **write_items(bundle, target, config.index))
-    result: dict[str, Any] = {"output": str(target), "items": len(bundle.vocabulary)}
+    users = None
     if config.users:
-        result["users"] = job.score(run, prepared, _of_users(run, config, score))["counts"]
-    return result
+        users = job.score(run, prepared, _of_users(run, config, score)).counts
+    return ExportResult(output=str(target), items=len(bundle.vocabulary), users=users)
 
 
 def _target(run: str, config: ExportConfig) -> Folder:

@@ -23,7 +23,7 @@ _DUPLICATE = Status.DUPLICATE.reason
 
 _OFF_SCALE = Status.RATING_OUTSIDE_SCALE.reason
 
-FATES = ("used", _UNKNOWN_ITEM, _OFF_SCALE, _DUPLICATE)
+INTERACTION_STATUS = ("used", _UNKNOWN_ITEM, _OFF_SCALE, _DUPLICATE)
 
 NO_USER = "no user id"
 
@@ -47,8 +47,8 @@ class Histories(NamedTuple):
 
     limits: Limits | None
     digest_B: HashArray
-    fate_BF: IntArray
-    """Interactions of each user by what became of them, in the order of `FATES`."""
+    status_BF: IntArray
+    """Interactions of each user by what became of them, in the order of `INTERACTION_STATUS`."""
 
     rejected: dict[str, int]
     """Users that cannot be scored, by reason."""
@@ -57,19 +57,19 @@ class Histories(NamedTuple):
     """Which rows of the table these users are."""
 
     @property
-    def fates(self) -> dict[str, int]:
+    def row_status(self) -> dict[str, int]:
         """Interactions by what became of them: ``used``, or a reason."""
-        return dict(zip(FATES, self.fate_BF.sum(0).tolist(), strict=True))
+        return dict(zip(INTERACTION_STATUS, self.status_BF.sum(0).tolist(), strict=True))
 
-    def rows(self, low: int, high: int) -> "Histories":
+    def slice(self, low: int, high: int) -> "Histories":
         """Return some of the users; the accounts stay those of all."""
         limits = self.limits
         if limits is not None:
-            limits = Limits(limits.cells.rows(low, high), limits.is_limited_B[low:high])
+            limits = Limits(limits.cells.slice(low, high), limits.is_limited_B[low:high])
         return self._replace(
             user=self.user.slice(low, high - low),
-            source=self.source.rows(low, high),
-            seen=self.seen.rows(low, high),
+            source=self.source.slice(low, high),
+            seen=self.seen.slice(low, high),
             limits=limits,
             digest_B=self.digest_B[low:high],
         )
@@ -115,17 +115,19 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
         torch.from_numpy(position_N),
         torch.from_numpy(np.nan_to_num(value_N.astype(np.float32))),
     )
-    fate_N = np.select([~is_known_N, ~is_scaled_N, ~is_last_N], [1, 2, 3], 0)
-    used_N = fate_N == 0
+    status_N = np.select([~is_known_N, ~is_scaled_N, ~is_last_N], [1, 2, 3], 0)
+    used_N = status_N == 0
     is_whole = bool(used_N.all())
-    fate_BF = np.bincount(row_N * len(FATES) + fate_N, minlength=len(table) * len(FATES))
+    status_BF = np.bincount(
+        row_N * len(INTERACTION_STATUS) + status_N, minlength=len(table) * len(INTERACTION_STATUS)
+    )
     return Histories(
         whole(table["user"]),
         whole_batch if is_whole else whole_batch.keep(torch.from_numpy(used_N)),
         whole_batch if is_whole else whole_batch.keep(torch.from_numpy(is_known_N)),
         _limits(vocabulary, table) if "candidates" in table.column_names else None,
         _digests(table, pointer_P, item_N, value_N, source),
-        fate_BF.reshape(-1, len(FATES)),
+        status_BF.reshape(-1, len(INTERACTION_STATUS)),
         rejected,
         kept_B,
     )

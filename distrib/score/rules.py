@@ -16,6 +16,7 @@ from torch import Tensor
 from distrib.data.arrow import whole
 from distrib.errors import ConfigError, DataError
 from distrib.models.base import Model
+from distrib.models.capabilities import item_vectors
 from distrib.score.policy import ItemSet, PolicyConfig
 from distrib.storage import Folder
 from distrib.topk import UNWANTED, scores_of
@@ -299,7 +300,7 @@ def _group_of(url: str, vocabulary: Vocabulary) -> Tensor:
 @lru_cache(maxsize=2)
 def _unit_vectors(model: Model) -> Tensor:
     """Return the directions of all items, one copy for each model in use."""
-    vectors = model.item_vectors()
+    vectors = item_vectors(model)
     if vectors is None:
         raise ConfigError(
             f"policy.diversity needs vectors of items, and {type(model).__name__} has none; set it "

@@ -8,10 +8,17 @@ from torch import Tensor
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import load_bundle
 from distrib.errors import CheckpointError, DataError
-from distrib.models.base import Model, Opinion, State
+from distrib.models.base import Model, UserState
+from distrib.models.capabilities import (
+    interaction_head,
+    item_vectors,
+    pair_variance,
+    user_embedding,
+)
+from distrib.models.outputs import Prediction
 from distrib.score.policy import Precision
 from distrib.score.rules import Rules
-from distrib.score.search import Limits, Mask, Ranked, Search, cells_of
+from distrib.score.search import Limits, Mask, RankingHead, TopKSearch, pairs_of
 from distrib.storage import Folder
 from distrib.topk import items_of, scores_of
 from distrib.vocabulary import Vocabulary
@@ -31,14 +38,14 @@ class Recommendations(NamedTuple):
     """float32; what the list is sorted by: the model's ranking score, less any damping, or the
     expected rating; a diverse list is chosen by it. ``-inf`` where there is no item."""
 
-    opinion: Opinion | None
+    prediction: Prediction | None
     """Probability, expected rating and its distribution for each item, where the model tells."""
 
     deviation_BK: Tensor | None = None
     """float32; standard deviation of the expected rating over the posteriors, where it is told."""
 
 
-class Unlikely(NamedTuple):
+class NoveltyFilter(NamedTuple):
     """Which items a user is unlikely to meet, and yet are known well enough to be judged."""
 
     share: float
@@ -49,7 +56,7 @@ class Unlikely(NamedTuple):
     """Training ratings that an item must have."""
 
 
-class Prediction(NamedTuple):
+class PairPredictions(NamedTuple):
     """Expected ratings of some cells."""
 
     rating_N: Tensor
@@ -69,7 +76,7 @@ class Scorer:
         model: What scores.
         vocabulary: Its items.
         device: Where it works.
-        block_items: Items decoded at a time; None for as many as keep the scores of a batch within
+        chunk_items: Items decoded at a time; None for as many as keep the scores of a batch within
             64 MB, at least 4,096.
         precision: ``bf16`` finds twice as many candidates as are wanted by products in bfloat16 and
             ranks them by their float32 scores; where these lie too close to those left out to be
@@ -83,14 +90,14 @@ class Scorer:
         vocabulary: Vocabulary,
         *,
         device: torch.device | str = "cpu",
-        block_items: int | None = None,
+        chunk_items: int | None = None,
         precision: Precision = "fp32",
     ) -> None:
         self.model = model.to(device)
         self.vocabulary = vocabulary
         self.device = torch.device(device)
-        is_halved = precision == "bf16" and model.item_vectors() is not None
-        self.search = Search(self.model, len(vocabulary), block_items, is_halved=is_halved)
+        is_halved = precision == "bf16" and item_vectors(model) is not None
+        self.search = TopKSearch(self.model, len(vocabulary), chunk_items, is_halved=is_halved)
         support_I = torch.from_numpy(vocabulary.train_count_IL.sum(1))
         self.support_I = support_I.to(self.device)
 
@@ -158,7 +165,7 @@ class Scorer:
         seen: Batch | None,
         k: int,
         *,
-        unlikely: Unlikely,
+        unlikely: NoveltyFilter,
         rules: Rules = _NO_RULES,
         limits: Limits | None = None,
     ) -> Recommendations:
@@ -183,52 +190,52 @@ class Scorer:
         step = max(1, -(-len(self.vocabulary) // _QUANTILE_SAMPLE))
         state = self.model.encode(source.to(self.device))
         sample = self.model.decode(state, slice(0, None, step)).float()
-        told = self.model.opinion(sample)
+        told = self.model.output.predict(sample)
         if told is None or told.probability_BI is None:
             raise DataError(
                 f"{type(self.model).__name__} tells not both ratings and probabilities, so has no "
                 "serendipitous list; set score.serendipitous_k = 0, or use conv4rec"
             )
-        odds = self.model.ranking_score(sample)
+        odds = self.model.output.ranking_score(sample)
         place = max(1, int(unlikely.share * odds.shape[1]))
         limit_B1 = odds.kthvalue(place, dim=1, keepdim=True).values
 
         def score(output: Tensor, low: int) -> Tensor:
-            opinion = self.model.opinion(output)
-            rating_BI = opinion.rating_BI if opinion is not None else output
+            prediction = self.model.output.predict(output)
+            rating_BI = prediction.rating_BI if prediction is not None else output
             high = low + output.shape[1]
-            unlikely_BI = self.model.ranking_score(output) <= limit_B1
+            unlikely_BI = self.model.output.ranking_score(output) <= limit_B1
             wanted_BI = unlikely_BI & (self.support_I[low:high] >= unlikely.min_support)
             return torch.where(wanted_BI, rating_BI, -torch.inf)
 
         hidden = _nothing(source) if seen is None else seen
         mask = Mask.on(self.device, hidden, limits)
         tables, decode = self.model.item_tables(), self.model.decode_rows
-        ranked = Ranked(tables, decode, score, keeps=True, is_ranking=False)
+        ranked = RankingHead(tables, decode, score, keeps=True, is_ranking=False)
         kept = Rules(allowed_I=rules.allowed_I, group_I=rules.group_I, at_most=rules.at_most)
         key_BK, output = self.search.best(state, mask, k, ranked, kept)
         assert output is not None  # kept
-        opinion = self._opinion(output)
-        assert opinion is not None  # asked above
-        return Recommendations(items_of(key_BK).cpu(), opinion.rating_BI, opinion)
+        prediction = self._opinion(output)
+        assert prediction is not None  # asked above
+        return Recommendations(items_of(key_BK).cpu(), prediction.rating_BI, prediction)
 
     @torch.inference_mode()
-    def predict(self, source: Batch, target: Batch) -> Prediction | None:
+    def predict(self, source: Batch, target: Batch) -> PairPredictions | None:
         """Return the expected rating of each target cell; None where the model tells none."""
         target = target.to(self.device)
         state = self.model.encode(source.to(self.device))
-        output_N = self.model.decode_cells(state, target)
-        opinion = self.model.opinion(output_N.float()[None])
-        if opinion is None:
+        output_N = self.model.score_pairs(state, target)
+        prediction = self.model.output.predict(output_N.float()[None])
+        if prediction is None:
             return None
-        is_point = opinion.level_BIL is None
-        raw_N = opinion.rating_BI[0].cpu()
-        variance_N = self.model.variance_cells(state, target)
+        is_point = prediction.level_BIL is None
+        raw_N = prediction.rating_BI[0].cpu()
+        variance_N = pair_variance(self.model, state, target)
         deviation_N = None if variance_N is None else variance_N.float().sqrt().cpu()
-        return Prediction(self._on_scale(raw_N), raw_N if is_point else None, deviation_N)
+        return PairPredictions(self._on_scale(raw_N), raw_N if is_point else None, deviation_N)
 
     @torch.inference_mode()
-    def opinions(self, source: Batch, items: slice | Tensor) -> Opinion | None:
+    def predictions(self, source: Batch, items: slice | Tensor) -> Prediction | None:
         """Return what the model thinks of some items, the same for all users, where it tells."""
         state = self.model.encode(source.to(self.device))
         return self._opinion(self.model.decode(state, items).float())
@@ -246,7 +253,7 @@ class Scorer:
         Raises:
             DataError: The model has none.
         """
-        vector_BZ = self.model.embedding(self.model.encode(source.to(self.device)))
+        vector_BZ = user_embedding(self.model, self.model.encode(source.to(self.device)))
         if vector_BZ is None:
             raise DataError(
                 f"{type(self.model).__name__} describes users by their history alone, so there "
@@ -283,17 +290,19 @@ class Scorer:
     def expected_interactions(self, source: Batch) -> Tensor | None:
         """Return the sum of each user's probabilities over all items, float64 ``[B]``, if told."""
         state = self.model.encode(source.to(self.device))
-        odds = self.model.odds()
+        odds = interaction_head(self.model)
         total_B = torch.zeros(source.num_users, dtype=torch.float64, device=self.device)
         for low, high in self.search.blocks(source.num_users):
             if odds is not None:
                 rows = tuple(table[low:high] for table in odds.tables)
                 probability_BI = torch.sigmoid(odds.decode_rows(state, rows).float())
             else:
-                opinion = self.model.opinion(self.model.decode(state, slice(low, high)).float())
-                if opinion is None or opinion.probability_BI is None:
+                prediction = self.model.output.predict(
+                    self.model.decode(state, slice(low, high)).float()
+                )
+                if prediction is None or prediction.probability_BI is None:
                     return None
-                probability_BI = opinion.probability_BI
+                probability_BI = prediction.probability_BI
             total_B += probability_BI.sum(1, dtype=torch.float64)
         return total_B.cpu()
 
@@ -301,38 +310,40 @@ class Scorer:
         """Return the ranking scores of the same items for all users, on the CPU."""
         state = self.model.encode(source.to(self.device))
         output = self.model.decode(state, item_K.to(self.device)).float()
-        return self.model.ranking_score(output).cpu()
+        return self.model.output.ranking_score(output).cpu()
 
-    def _ranked(self, *, tells: bool) -> Ranked:
+    def _ranked(self, *, tells: bool) -> RankingHead:
         """Return what is decoded to rank by: the log-odds alone, where they are a part apart."""
-        odds = self.model.odds()
+        odds = interaction_head(self.model)
         if odds is not None:
-            return Ranked(odds.tables, odds.decode_rows, _as_it_is, keeps=False)
+            return RankingHead(odds.tables, odds.decode_rows, _as_it_is, keeps=False)
         rows, decode = self.model.item_tables(), self.model.decode_rows
-        return Ranked(rows, decode, lambda output, _: self.model.ranking_score(output), tells)
+        return RankingHead(
+            rows, decode, lambda output, _: self.model.output.ranking_score(output), tells
+        )
 
-    def _told(self, state: State, item_BK: Tensor, output: Tensor | None) -> Opinion | None:
+    def _told(self, state: UserState, item_BK: Tensor, output: Tensor | None) -> Prediction | None:
         """Return what the model thinks of the items of lists."""
         if output is None:  # ranked by log-odds alone
-            output = self.model.decode_cells(state, cells_of(item_BK)).float()
+            output = self.model.score_pairs(state, pairs_of(item_BK)).float()
             output = output.unflatten(0, item_BK.shape)
         return self._opinion(output)
 
-    def _opinion(self, output: Tensor) -> Opinion | None:
+    def _opinion(self, output: Tensor) -> Prediction | None:
         """Return what the model thinks, on the CPU, ratings cut to the scale."""
-        opinion = self.model.opinion(output)
-        if opinion is None:
+        prediction = self.model.output.predict(output)
+        if prediction is None:
             return None
-        found = Opinion(*(None if part is None else part.cpu() for part in opinion))  # type: ignore[arg-type]
+        found = Prediction(*(None if part is None else part.cpu() for part in prediction))  # type: ignore[arg-type]
         return found._replace(rating_BI=self._on_scale(found.rating_BI))
 
     def _on_scale(self, rating: Tensor) -> Tensor:
         levels = self.vocabulary.levels
         return rating.clamp(levels[0], levels[-1])
 
-    def _deviation(self, state: State, item_BK: Tensor) -> Tensor | None:
+    def _deviation(self, state: UserState, item_BK: Tensor) -> Tensor | None:
         """Return how sure the model is of what it thinks of these items, on the CPU."""
-        variance_N = self.model.variance_cells(state, cells_of(item_BK))
+        variance_N = pair_variance(self.model, state, pairs_of(item_BK))
         return None if variance_N is None else variance_N.float().sqrt().view(item_BK.shape).cpu()
 
 
@@ -352,8 +363,6 @@ def _without(source: Batch, left_out_B: Tensor) -> Batch:
     kept_N = (place_BN != left_out_B[:, None]).flatten()
     pointer_P = torch.arange(copies + 1) * length
     number_B = source.user_B.expand(copies)
-    times = None if source.time_N is None else source.time_N.repeat(copies)
-    copied = Batch(
-        number_B, pointer_P, source.item_N.repeat(copies), source.value_N.repeat(copies), times
-    )
+    items, values = source.item_N.repeat(copies), source.value_N.repeat(copies)
+    copied = Batch(number_B, pointer_P, items, values)
     return copied.keep(kept_N)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from distrib.batch import Batch, Cells, cells_by_block, item_blocks
-from distrib.models.base import Model, Rows, State
+from distrib.batch import Batch, ChunkEntries, entries_by_chunk, item_chunks
+from distrib.models.base import ItemRows, Model, UserState
 from distrib.score.rules import Rules, chosen
 from distrib.topk import UNWANTED, best_keys, items_of, merge, rank_keys, scores_of
 
@@ -26,11 +26,11 @@ class Limits(NamedTuple):
     """bool; False for users to whom the whole catalogue is open."""
 
 
-class Ranked(NamedTuple):
+class RankingHead(NamedTuple):
     """What is decoded, and how it becomes a score."""
 
-    tables: Rows
-    decode: Callable[[State, Rows], Tensor]
+    tables: ItemRows
+    decode: Callable[[UserState, ItemRows], Tensor]
     score: Callable[[Tensor, int], Tensor]
     keeps: bool
     settles_ties: bool = True
@@ -62,18 +62,18 @@ class Mask(NamedTuple):
 
     def by_block(self, blocks: list[tuple[int, int]]) -> Iterator[Callable[[Tensor], None]]:
         """Yield, for each block, what strikes out scores in place."""
-        hidden = cells_by_block(self.hidden, blocks)
+        hidden = entries_by_chunk(self.hidden, blocks)
         if self.limits is None:
             for cells in hidden:
                 yield _striking(cells, None, None)
             return
-        open_cells = cells_by_block(self.limits.cells, blocks)
+        open_cells = entries_by_chunk(self.limits.cells, blocks)
         for cells, opened in zip(hidden, open_cells, strict=True):
             yield _striking(cells, opened, self.limits.is_limited_B)
 
 
 def _striking(
-    hidden: Cells, opened: Cells | None, is_limited_B: Tensor | None
+    hidden: ChunkEntries, opened: ChunkEntries | None, is_limited_B: Tensor | None
 ) -> Callable[[Tensor], None]:
     def strike(score_BI: Tensor) -> None:
         if opened is not None and is_limited_B is not None:
@@ -85,32 +85,32 @@ def _striking(
     return strike
 
 
-class Search:
+class TopKSearch:
     """Ranks the catalogue without a matrix of all users and items.
 
     Args:
         model: What decodes.
         num_items: Of the catalogue.
-        block_items: Items decoded at a time; None for as many as keep a batch within 64 MB.
+        chunk_items: Items decoded at a time; None for as many as keep a batch within 64 MB.
         is_halved: Whether candidates are found in bfloat16 first; see `Scorer`.
     """
 
     def __init__(
-        self, model: Model, num_items: int, block_items: int | None, *, is_halved: bool
+        self, model: Model, num_items: int, chunk_items: int | None, *, is_halved: bool
     ) -> None:
         self.model = model
         self.num_items = num_items
-        self.block_items = block_items
+        self.chunk_items = chunk_items
         self.is_halved = is_halved
-        self._half_tables: Rows = ()
+        self._half_tables: ItemRows = ()
 
     def blocks(self, num_users: int) -> list[tuple[int, int]]:
         """Return bounds of the blocks that are decoded for so many users."""
-        size = self.block_items or max(_LEAST_BLOCK, _BLOCK_CELLS // max(num_users, 1))
-        return item_blocks(self.num_items, size)
+        size = self.chunk_items or max(_LEAST_BLOCK, _BLOCK_CELLS // max(num_users, 1))
+        return item_chunks(self.num_items, size)
 
     def best(
-        self, state: State, mask: Mask, k: int, ranked: Ranked, rules: Rules
+        self, state: UserState, mask: Mask, k: int, ranked: RankingHead, rules: Rules
     ) -> tuple[Tensor, Tensor | None]:
         """Return keys of lists ``[B, K]`` and, where it is kept, the output for their items.
 
@@ -137,7 +137,7 @@ class Search:
             size = min(4 * size, item_count)
 
     def _near_best(
-        self, state: State, mask: Mask, k: int, ranked: Ranked, rules: Rules
+        self, state: UserState, mask: Mask, k: int, ranked: RankingHead, rules: Rules
     ) -> tuple[Tensor, Tensor | None] | None:
         """Do as `_all_best`, with candidates found in bfloat16; None where that leaves a doubt.
 
@@ -152,9 +152,9 @@ class Search:
         near_BP, _ = self._all_best(_halved(state), mask, size, near, open_rules)
         item_BP, is_none_BP = items_of(near_BP), near_BP == UNWANTED
         output = (
-            self.model.decode_cells(state, cells_of(item_BP)).float().unflatten(0, item_BP.shape)
+            self.model.score_pairs(state, pairs_of(item_BP)).float().unflatten(0, item_BP.shape)
         )
-        score_BP = self.model.ranking_score(output)
+        score_BP = self.model.output.ranking_score(output)
         if rules.damping_I is not None:
             score_BP = score_BP - rules.damping_I[item_BP.clamp(min=0)]
         error_BP = (score_BP - scores_of(near_BP)).masked_fill(is_none_BP, 0.0).abs()
@@ -170,7 +170,7 @@ class Search:
         return key_BK, _picked(output, column_BK) if ranked.keeps else None
 
     def _all_best(
-        self, state: State, mask: Mask, k: int, ranked: Ranked, rules: Rules
+        self, state: UserState, mask: Mask, k: int, ranked: RankingHead, rules: Rules
     ) -> tuple[Tensor, Tensor | None]:
         """Return the best keys ``[B, K]`` and, where it is kept, the output for their items."""
         num_users = mask.num_users
@@ -191,7 +191,7 @@ class Search:
         return best, kept
 
 
-def cells_of(item_BK: Tensor) -> Batch:
+def pairs_of(item_BK: Tensor) -> Batch:
     """Return lists as cells of their users; the first item stands for none."""
     length, k = item_BK.shape
     bounds = torch.arange(length + 1, device=item_BK.device) * k

@@ -13,7 +13,7 @@ from distrib.errors import DataError
 from distrib.score.histories import DIGEST, Histories, flat_column, read_histories
 from distrib.score.policy import Output, ScoreConfig
 from distrib.score.rules import Rules
-from distrib.score.scorer import Recommendations, Scorer, Unlikely
+from distrib.score.scorer import NoveltyFilter, Recommendations, Scorer
 from distrib.vocabulary import Vocabulary
 
 
@@ -51,7 +51,7 @@ def lists_of(
     """Yield lists and the number of users they are of, so many at a time; see `recommend_table`."""
     size = config.batch_users
     for start in range(0, max(len(read.user), 1), size):
-        part = read.rows(start, min(start + size, len(read.user)))
+        part = read.slice(start, min(start + size, len(read.user)))
         yield _table(scorer, part, config, rules), len(part.user)
 
 
@@ -82,7 +82,7 @@ def _lists(
             read.source,
             seen,
             config.serendipitous_k,
-            unlikely=Unlikely(config.unlikely_share, config.min_support),
+            unlikely=NoveltyFilter(config.unlikely_share, config.min_support),
             rules=rules,
             limits=read.limits,
         )
@@ -106,14 +106,14 @@ def told_values(
     Raises:
         DataError: The model does not tell something that is asked for.
     """
-    opinion, levels = lists.opinion, scorer.vocabulary.levels
+    prediction, levels = lists.prediction, scorer.vocabulary.levels
     found: dict[Output, torch.Tensor | None] = {"score": lists.score_BK}
-    if opinion is not None:
-        found |= {"probability": opinion.probability_BI, "rating": opinion.rating_BI}
-        found |= {"deviation": lists.deviation_BK, "rating_distribution": opinion.level_BIL}
-        if opinion.probability_BI is not None and len(levels) > 1:
-            love_BK = (opinion.rating_BI - levels[0]) / (levels[-1] - levels[0])
-            found["serendipity"] = (1.0 - opinion.probability_BI) * love_BK
+    if prediction is not None:
+        found |= {"probability": prediction.probability_BI, "rating": prediction.rating_BI}
+        found |= {"deviation": lists.deviation_BK, "rating_distribution": prediction.level_BIL}
+        if prediction.probability_BI is not None and len(levels) > 1:
+            love_BK = (prediction.rating_BI - levels[0]) / (levels[-1] - levels[0])
+            found["serendipity"] = (1.0 - prediction.probability_BI) * love_BK
     absent = [name for name in outputs or () if name != "embedding" and found.get(name) is None]
     if absent:
         told = sorted(name for name, value in found.items() if value is not None)

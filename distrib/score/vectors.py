@@ -16,6 +16,7 @@ from distrib.checkpoint.manifest import MANIFEST, open_sealed, seal
 from distrib.config import Config
 from distrib.errors import ConfigError, DataError
 from distrib.models.base import Model
+from distrib.models.capabilities import item_vectors
 from distrib.storage import Folder
 from distrib.topk import best_keys, items_of, merge, scores_of
 
@@ -50,7 +51,7 @@ def require_vectors(model: Model) -> None:
     Raises:
         DataError: It has none.
     """
-    if model.item_vectors() is None:
+    if item_vectors(model) is None:
         raise DataError(
             f"{type(model).__name__} has no vectors of items whose products are its scores; score "
             "by jobs/score.py instead"
@@ -152,7 +153,7 @@ def with_one(user_BZ: FloatArray) -> FloatArray:
 
 def _item_matrix(model: Model) -> Tensor:
     require_vectors(model)
-    found = model.item_vectors()
+    found = item_vectors(model)
     assert found is not None  # required
     vector_IZ = found.vector_IZ.detach().float().cpu()
     offset_I = found.offset_I if found.offset_I is not None else vector_IZ.new_zeros(len(vector_IZ))

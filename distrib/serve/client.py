@@ -6,7 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import aiohttp
 import pyarrow as pa
@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from distrib.errors import ConfigError, DataError
 from distrib.events import Interval, emit
-from distrib.score.bulk.fragments import Fragment, Part, fragments_of
-from distrib.score.commit import Publication
+from distrib.score.bulk.fragments import Fragment, InputFile, Part, fragments_of
+from distrib.score.commit import PartManifest, Publication, ScoreCounts, ScoreResult
 from distrib.score.histories import require_columns
 from distrib.serve.arrow_stream import ARROW, stream_of, table_of
 from distrib.storage import Folder
@@ -65,7 +65,7 @@ class Endpoint(NamedTuple):
 
 def score_through(
     endpoint: Endpoint, histories: str, output: str, fragment_users: int = 50_000
-) -> dict[str, Any]:
+) -> ScoreResult:
     """Recommend to the users of a folder of Parquet files through a server.
 
     Exactly once, as bulk scoring on the cluster: each fragment of the input has one part, written
@@ -79,7 +79,7 @@ def score_through(
         fragment_users: Users of one output file, about.
 
     Returns:
-        ``output``, and ``counts`` of users: read = scored + rejected by reason.
+        Where they are, and of how many users.
 
     Raises:
         ConfigError: What is asked makes no sense.
@@ -98,12 +98,11 @@ def score_through(
     done = publication.already()
     if done is not None:
         return done
-    fragments = fragments_of(source, [{"name": name} for name in names], fragment_users)
+    fragments = fragments_of(source, [InputFile(name) for name in names], fragment_users)
     return publication.complete(
         {fragment.part for fragment in fragments},
         lambda found: asyncio.run(_made(endpoint, source, publication, fragments, found)),
         _counts,
-        {},
     )
 
 
@@ -112,21 +111,21 @@ async def _made(
     source: Folder,
     publication: Publication,
     fragments: list[Fragment],
-    found: Mapping[str, Any],
-) -> list[dict[str, Any]]:
+    found: Mapping[str, PartManifest],
+) -> list[PartManifest]:
     headers = {"content-type": ARROW}
     if endpoint.token:
         headers["authorization"] = f"Bearer {endpoint.token}"
     todo = [fragment for fragment in fragments if fragment.part not in found]
-    receipts, interval, reached = [], Interval(_PROGRESS_S), 0
+    parts, interval, reached = [], Interval(_PROGRESS_S), 0
     connector = aiohttp.TCPConnector(limit=endpoint.concurrency)
     async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
         for fragment in todo:
-            receipts.append(await _written(endpoint, session, source, publication, fragment))
+            parts.append(await _written(endpoint, session, source, publication, fragment))
             reached += fragment.num_rows
             if interval.due():
                 emit("scoring", users=reached, of=sum(f.num_rows for f in todo))
-    return receipts
+    return parts
 
 
 async def _written(
@@ -135,28 +134,42 @@ async def _written(
     source: Folder,
     publication: Publication,
     fragment: Fragment,
-) -> dict[str, Any]:
-    """Ask for a fragment's lists and write its part whole, then its receipt."""
-    receipt: dict[str, Any] = {"users": Counter(), "rejected": Counter(), "versions": []}
+) -> PartManifest:
+    """Request a fragment's lists and write its part whole, then its manifest."""
+    found = _Answered(Counter(), Counter(), set())
     with Part(publication.work, fragment.part) as part:
         tables = _tables(source, fragment, endpoint.users)
         async for num_users, lists in _answers(endpoint, session, tables):
-            part.write(_noted(receipt, num_users, lists))
-    receipt |= {"name": fragment.part, **part.entry}
-    users = receipt["users"]
-    if users["read"] != users["scored"] + receipt["rejected"].total():
-        raise DataError(f"{fragment.name}: {receipt} does not add up; report this as a bug")
-    publication.note(receipt)
-    return receipt
+            part.write(found.note(num_users, lists))
+    if found.users["read"] != found.users["scored"] + found.rejected.total():
+        raise DataError(f"{fragment.name}: {found} does not add up; report this as a bug")
+    manifest = PartManifest(
+        name=fragment.part,
+        bytes=part.size,
+        sha256=part.digest,
+        users=dict(found.users),
+        rejected=dict(found.rejected),
+        versions=tuple(sorted(found.versions)),
+    )
+    publication.note(manifest)
+    return manifest
 
 
-def _noted(receipt: dict[str, Any], num_users: int, lists: pa.Table) -> pa.Table:
-    """Enter into the receipt what the server says of some lists; return them without it."""
-    about = {key.decode(): value.decode() for key, value in (lists.schema.metadata or {}).items()}
-    receipt["users"].update(read=num_users, scored=len(lists))
-    receipt["rejected"].update(json.loads(about["rejected"]))
-    receipt["versions"] = sorted({*receipt["versions"], *about["version"].split(",")})
-    return lists.replace_schema_metadata(None)
+class _Answered(NamedTuple):
+    """What the server says of the users of a fragment so far."""
+
+    users: Counter[str]
+    rejected: Counter[str]
+    versions: set[str]
+
+    def note(self, num_users: int, lists: pa.Table) -> pa.Table:
+        """Count some lists; return them without what the server says of them."""
+        metadata = lists.schema.metadata or {}
+        about = {key.decode(): value.decode() for key, value in metadata.items()}
+        self.users.update(read=num_users, scored=len(lists))
+        self.rejected.update(json.loads(about["rejected"]))
+        self.versions.update(about["version"].split(","))
+        return lists.replace_schema_metadata(None)
 
 
 def _tables(source: Folder, fragment: Fragment, users: int) -> Iterator[pa.Table]:
@@ -234,14 +247,12 @@ async def _once(
         return 503, (str(error) or type(error).__name__).encode(), 0.0
 
 
-def _counts(receipts: list[dict[str, Any]]) -> dict[str, Any]:
-    users, rejected = (
-        sum((Counter(receipt[kind]) for receipt in receipts), Counter())
-        for kind in ("users", "rejected")
+def _counts(parts: list[PartManifest]) -> ScoreCounts:
+    users = sum((Counter(part.users) for part in parts), Counter())
+    rejected = sum((Counter(part.rejected) for part in parts), Counter())
+    return ScoreCounts(
+        users_read=users["read"],
+        users=users["scored"],
+        users_rejected=dict(rejected),
+        versions=tuple(sorted({version for part in parts for version in part.versions})),
     )
-    return {
-        "users_read": users["read"],
-        "users": users["scored"],
-        "users_rejected": dict(rejected),
-        "versions": sorted({version for receipt in receipts for version in receipt["versions"]}),
-    }

@@ -17,7 +17,7 @@ from ray.serve.schema import LoggingConfig
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from distrib.cluster.resources import is_fixed, present
-from distrib.data.dataset import load_manifest
+from distrib.data.dataset import Dataset
 from distrib.errors import ConfigError
 from distrib.events import emit
 from distrib.serve.app import front
@@ -25,7 +25,6 @@ from distrib.serve.config import ServeConfig
 from distrib.serve.model_host import Desk
 from distrib.serve.replica import Replica
 from distrib.serve.schemas import Answer
-from distrib.storage import Folder
 
 APP = "distrib"
 _SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
@@ -69,7 +68,7 @@ def preflight(run: str, prepared: str, config: ServeConfig) -> None:
     plan = Plan.of(run, prepared, config)
     _require_port(config)
     if config.users:
-        load_manifest(Folder(config.users))
+        Dataset.open(config.users)
     for name, folder in plan.models.items():
         Desk(name, folder, plan.users, config)
 

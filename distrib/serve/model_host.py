@@ -17,8 +17,9 @@ from distrib.batch import Batch
 from distrib.checkpoint.bundle import BUNDLE, Bundle, load_bundle
 from distrib.checkpoint.manifest import MANIFEST, read_manifest
 from distrib.data.dataset import MANIFEST as PREPARED
-from distrib.data.dataset import load_manifest
+from distrib.data.dataset import Dataset
 from distrib.errors import DataError, DistribError
+from distrib.models.capabilities import user_embedding
 from distrib.score.histories import read_histories, require_columns
 from distrib.score.policy import Output, PolicyConfig, ScoreConfig
 from distrib.score.rules import Rules, item_table
@@ -143,7 +144,7 @@ class Desk:
         if users is None:
             return
         try:
-            if load_manifest(Folder(self._prepared))["hash"] != users.data:
+            if Dataset.open(self._prepared).hash != users.data:
                 self._users = StoredUsers(self._prepared, self.config.cached_shards)
         except DataError:
             return  # it is being written, or the store is away
@@ -247,7 +248,7 @@ class Desk:
         about = {
             **self._signed(loaded),
             "rejected": json.dumps(found.rejected),
-            "interactions": json.dumps(found.fates),
+            "interactions": json.dumps(found.row_status),
         }
         return pa.concat_tables(parts).replace_schema_metadata(about)
 
@@ -324,8 +325,8 @@ class Desk:
         )
         items = _items(loaded, lists, wanted.outputs)
         bodies = [
-            {**self._signed(loaded), "items": listed, "read": _account(fates)}
-            for listed, fates in zip(items, found.fate_BF.tolist(), strict=True)
+            {**self._signed(loaded), "items": listed, "read": _account(row_status)}
+            for listed, row_status in zip(items, found.status_BF.tolist(), strict=True)
         ]
         if "embedding" in (wanted.outputs or ()):
             for body, vector in zip(bodies, scorer.embed(source).tolist(), strict=True):
@@ -363,7 +364,7 @@ class Desk:
                 for item, is_known in zip(ask.targets, position_N >= 0, strict=True)
             )
         ]
-        account = _account(found.fate_BF[0].tolist())
+        account = _account(found.status_BF[0].tolist())
         return {**self._signed(loaded), "ratings": entries, "read": account}
 
     def _explained(self, loaded: Loaded, ask: ExplainRequest) -> dict[str, Any]:
@@ -393,11 +394,13 @@ class Desk:
     def _map(self, loaded: Loaded, ask: MapRequest) -> dict[str, Any]:
         source = read(loaded.vocabulary, [ask.history]).source
         step = -(-len(loaded.vocabulary) // ask.max_items)
-        opinion = loaded.scorer.opinions(source, slice(0, None, step))
-        if opinion is None or opinion.probability_BI is None:
+        prediction = loaded.scorer.predictions(source, slice(0, None, step))
+        if prediction is None or prediction.probability_BI is None:
             raise RefusedError(f"model {self.name!r} tells not both probabilities and ratings")
         seen = {*source.item_N.tolist()}
-        told = zip(opinion.probability_BI[0].tolist(), opinion.rating_BI[0].tolist(), strict=True)
+        told = zip(
+            prediction.probability_BI[0].tolist(), prediction.rating_BI[0].tolist(), strict=True
+        )
         points = [
             {
                 **_named(loaded, place * step),
@@ -444,7 +447,7 @@ def _tells(scorer: Scorer) -> tuple[str, ...]:
     names = [SINGULAR[column] for column in told]
     if {"probability", "rating"} <= {*names} and len(scorer.vocabulary.levels) > 1:
         names.append("serendipity")
-    if scorer.model.embedding(scorer.model.encode(nobody.to(scorer.device))) is not None:
+    if user_embedding(scorer.model, scorer.model.encode(nobody.to(scorer.device))) is not None:
         names.append("embedding")
     return tuple(names)
 
@@ -457,9 +460,9 @@ def _limits(vocabulary: Vocabulary, asks: Sequence[ListAsk]) -> Limits | None:
     return Limits(cells, torch.tensor([candidates is not None for candidates in wanted]))
 
 
-def _account(fates: Sequence[int]) -> dict[str, int]:
+def _account(row_status: Sequence[int]) -> dict[str, int]:
     names = ("used", "unknown_items", "ratings_off_scale", "duplicates")
-    return dict(zip(names, fates, strict=True))
+    return dict(zip(names, row_status, strict=True))
 
 
 def _named(loaded: Loaded, position: int) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distrib.data.dataset import load_manifest, load_vocabulary, read_part, user_number
+from distrib.data.dataset import Dataset
 from distrib.data.schema import Role, Subset
 from distrib.data.splits.rules import shard_of
 from distrib.serve.schemas import History
-from distrib.storage import Folder
 
 _NUMBER = re.compile(r"^-?[0-9]{1,19}$", re.ASCII)
 _COLUMNS = ["user", "items", "ratings", "roles", "subset"]
@@ -31,11 +30,11 @@ class StoredUsers:
     """
 
     def __init__(self, prepared: str, cached_shards: int) -> None:
-        self._folder = Folder(prepared)
-        self._manifest = load_manifest(self._folder)
-        self._vocabulary = load_vocabulary(self._folder, self._manifest)
-        self._num_shards = self._manifest["recipe"]["num_shards"]
-        self._entries = {entry["shard"]: entry for entry in self._manifest["shards"]}
+        self._dataset = Dataset.open(prepared)
+        self._vocabulary = self._dataset.vocabulary
+        manifest = self._dataset.manifest
+        self._num_shards = manifest.made_from.num_shards
+        self._entries = {entry.shard: entry for entry in manifest.shards}
         self._cached_shards = cached_shards
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
@@ -43,7 +42,7 @@ class StoredUsers:
     @property
     def data(self) -> str:
         """What the data is known by; equal to a bundle's where it was trained on it."""
-        return str(self._manifest["hash"])
+        return self._dataset.hash
 
     def find(self, user: str) -> tuple[History, int] | None:
         """Return a user's history in original ids, and the number that training knew them by.
@@ -81,7 +80,7 @@ class StoredUsers:
         trains = found["subset"] == Subset.TRAIN and any(
             role <= Role.TRAIN_TARGET for role in found["roles"]
         )
-        first, step = user_number(shard, self._num_shards)
+        first, step = self._dataset.numbering(shard)
         history = History.model_construct(items=items, ratings=ratings)
         return history, first + step * row if trains else -1
 
@@ -93,7 +92,7 @@ class StoredUsers:
         if shard in self._cache:
             self._cache.move_to_end(shard)
             return self._cache[shard]
-        table = read_part(self._folder, self._entries[shard], _COLUMNS)
+        table = self._dataset.table(self._entries[shard], _COLUMNS)
         self._cache[shard] = table
         while len(self._cache) > max(self._cached_shards, 1):
             self._cache.popitem(last=False)

@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distrib.cli import run_file_arguments, told
+from distrib.cli import run_and_report, run_file_arguments
 from distrib.config import load
 from distrib.errors import ConfigError, DistribError
 from distrib.events import emit, table
 from distrib.run_file import RunFile
 from distrib.submit import kubernetes, ray_jobs
 from distrib.submit.request import JOBS, Request, sizes_of
-from distrib.train.preflight.estimate import GPUS, Estimate, Sizes, plan
+from distrib.train.preflight.estimate import GPUS, Estimate, estimate
+from distrib.train.schemes.base import Sizes
 
 
 class _OpenEnvironment(dict[str, str]):
@@ -52,32 +53,34 @@ def plan_run(
         file = load(
             RunFile, given.config, overrides=given.set, environment=_OpenEnvironment(environment)
         )
-        estimate = _planned(file, given)
-        if estimate is None:
+        found = _estimated(file, given)
+        if found is None:
             raise ConfigError(
                 f"{file.data.prepared}: holds no prepared data that can be read from here; give "
                 "--users, --items and --interactions"
             )
-        return estimate._asdict()
+        return found._asdict()
 
-    return told(work)
+    return run_and_report(work)
 
 
-def _planned(file: RunFile, given: argparse.Namespace) -> Estimate | None:
+def _estimated(file: RunFile, given: argparse.Namespace) -> Estimate | None:
     """Show what a run will need, where its sizes are known."""
     asked = [getattr(given, name) for name in Sizes._fields]
     sizes = Sizes(*asked) if None not in asked else sizes_of(file)
     if sizes is None:
         return None
-    estimate = plan(file.training(), sizes, given.gpu)
-    table("Estimate", ["", ""], [[name, value] for name, value in estimate.told().items()])
-    return estimate
+    found = estimate(file.training(), sizes, given.gpu)
+    table("Estimate", ["", ""], [[name, value] for name, value in found.lines().items()])
+    return found
 
 
 def _say_cost(file: RunFile, given: argparse.Namespace) -> None:
     """Show what the run will need, or why that is not known; no reason not to submit it."""
     try:
-        why = "" if _planned(file, given) else "sizes of the log are not known here; give --users, "
+        why = (
+            "" if _estimated(file, given) else "sizes of the log are not known here; give --users, "
+        )
     except DistribError as error:
         emit("not_planned", why=str(error))
         return
@@ -134,4 +137,4 @@ def submission(
         code = result.get("exit_code", 0)
         return result
 
-    return told(work) or code
+    return run_and_report(work) or code

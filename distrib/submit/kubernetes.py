@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from distrib.errors import ConfigError, LostSightError
+from distrib.errors import ConfigError, JobTrackingLostError
 from distrib.events import emit
 from distrib.submit.request import Request
 
@@ -186,7 +186,7 @@ def _followed(kubectl: "_Kubectl", name: str, namespace: str) -> dict[str, Any]:
                 log.wait()
                 log = None  # the next attempt has a log of its own
         if state.get("jobDeploymentStatus") not in _LAST:
-            raise LostSightError(f"{name}: was deleted while it was followed")
+            raise JobTrackingLostError(f"{name}: was deleted while it was followed")
         if log is not None:
             log.wait(timeout=30)
     except subprocess.TimeoutExpired:
@@ -200,7 +200,7 @@ def _followed(kubectl: "_Kubectl", name: str, namespace: str) -> dict[str, Any]:
 
 def _states(kubectl: "_Kubectl", name: str, namespace: str) -> Iterator[Document]:
     """Yield the status now and then; end with the job, or when it is gone."""
-    told: Document = {}
+    shown: Document = {}
     state: Document = {}
     deadline = time.monotonic() + _PATIENCE_S
     while state.get("jobDeploymentStatus") not in _LAST:
@@ -208,7 +208,7 @@ def _states(kubectl: "_Kubectl", name: str, namespace: str) -> Iterator[Document
             found = kubectl.read("rayjob", name, namespace, "--ignore-not-found")
         except ConfigError as error:
             if time.monotonic() > deadline:
-                raise LostSightError(
+                raise JobTrackingLostError(
                     f"{name}: goes on, but the cluster does not answer ({error}); see kubectl get "
                     f"rayjob {name} -n {namespace}"
                 ) from error
@@ -219,9 +219,9 @@ def _states(kubectl: "_Kubectl", name: str, namespace: str) -> Iterator[Document
         deadline = time.monotonic() + _PATIENCE_S
         state = found.get("status", {})
         now = {key: state.get(key) for key in ("jobDeploymentStatus", "jobStatus")}
-        if now != told:
-            told = now
-            emit("job_state", job=name, **told)
+        if now != shown:
+            shown = now
+            emit("job_state", job=name, **shown)
         yield state
         time.sleep(_POLL_S)
 
@@ -255,8 +255,8 @@ class _Kubectl:
                 f"{_KUBECTL}: not found; install kubectl, or submit to a Ray cluster with --address"
             ) from error
         if done.returncode:
-            told = done.stderr.strip()[:2000]
-            raise ConfigError(f"kubectl {' '.join(arguments[:3])}: {told}{advice}")
+            reason = done.stderr.strip()[:2000]
+            raise ConfigError(f"kubectl {' '.join(arguments[:3])}: {reason}{advice}")
         return done.stdout
 
     def read(self, kind: str, name: str, namespace: str, *more: str) -> Document:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from distrib.errors import ConfigError, LostSightError
+from distrib.errors import ConfigError, JobTrackingLostError
 from distrib.events import emit
 from distrib.submit.request import Request
 
@@ -43,9 +43,10 @@ def submit(request: Request, address: str, jobs: Path, *, waits: bool = True) ->
                 runtime_env={"working_dir": folder},
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        told = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else repr(error)
         raise ConfigError(
-            f"--address {address}: {told[0] if told else error!r}; see that the cluster runs, the "
+            f"--address {address}: {reason}; see that the cluster runs, the "
             "name is new, and RAY_AUTH_MODE and RAY_AUTH_TOKEN are those of the cluster"
         ) from error
     emit("submitted", job=request.name, address=address, stop=f"ray job stop {request.name}")
@@ -72,7 +73,9 @@ def _ended(client: JobSubmissionClient, name: str, last: str) -> dict[str, Any]:
     if code is not None and code < 0:
         code = 128 - code  # ended by a signal
     if code is None and not is_well:
-        raise LostSightError(f"{name}: {info.status}, {info.message}; the same command goes on")
+        raise JobTrackingLostError(
+            f"{name}: {info.status}, {info.message}; the same command goes on"
+        )
     result = last if is_well else ""
     return {
         "job": name,

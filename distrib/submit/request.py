@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from distrib.data.dataset import MANIFEST, load_manifest
+from distrib.data.dataset import MANIFEST, Dataset
 from distrib.data.logs.config import SyntheticLog
 from distrib.errors import ConfigError
 from distrib.run_file import RunFile
 from distrib.storage import Folder
-from distrib.train.preflight.estimate import Sizes
+from distrib.train.preflight.estimate import sizes_of_counts
+from distrib.train.schemes.base import Sizes
 
 JOBS = (
     *("prepare", "train", "evaluate", "score", "export", "search"),
@@ -70,4 +71,4 @@ def sizes_of(file: RunFile) -> Sizes | None:
     prepared = file.data.prepared
     if "${" in prepared or not Folder(prepared).exists(MANIFEST):
         return None
-    return Sizes.of(load_manifest(Folder(prepared))["counts"])
+    return sizes_of_counts(Dataset.open(prepared).manifest.counts)

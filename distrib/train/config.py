@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from distrib.config import Config
-from distrib.data.feeds.tiles import BlockConfig
+from distrib.data.feeds.tiles import TileConfig
 from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig
@@ -46,7 +46,7 @@ class CheckpointConfig(Config):
     """Seconds for which a store that fails is tried again, before training stops."""
 
 
-class LoopConfig(Config):
+class TrainConfig(Config):
     """How long, how much at a time, on how many workers."""
 
     num_epochs: PositiveInt = 20
@@ -79,7 +79,7 @@ class LoopConfig(Config):
     window_users: PositiveInt = 1_000_000
     """Users that a streaming feed shuffles at a time."""
 
-    blocks: BlockConfig = Field(default_factory=BlockConfig)
+    blocks: TileConfig = Field(default_factory=TileConfig)
 
     rows_on_gpu: bool = False
     """Whether a resident feed keeps the histories in each GPU's memory."""
@@ -118,7 +118,7 @@ class LoopConfig(Config):
     """Tracking URI of the MLflow server that hears of every epoch; needs distrib[mlflow]."""
 
     @model_validator(mode="after")
-    def _workers_are_a_range(self) -> "LoopConfig":
+    def _workers_are_a_range(self) -> "TrainConfig":
         if self.min_workers > self.max_workers:
             raise ValueError(
                 f"num_workers = {list(self.worker_range)}: the first is the least, the second the "
@@ -143,7 +143,7 @@ class LoopConfig(Config):
         return self.worker_range[1]
 
 
-class TrainConfig(Config):
+class TrainingRun(Config):
     """All that decides the result of training, and where it goes."""
 
     run: str
@@ -161,17 +161,16 @@ class TrainConfig(Config):
 
     optimizer: OptimizerConfig
     engine: EngineConfig
-    loop: LoopConfig
+    train: TrainConfig
     evaluate: EvaluateConfig
 
-    def absolute(self) -> "TrainConfig":
+    def absolute(self) -> "TrainingRun":
         """Return the same with whole paths: workers stand in folders of their own."""
-        earlier = self.loop.warm_start
-        loop = self.loop.model_copy(
-            update={"warm_start": str(Folder(earlier)) if earlier else None}
-        )
+        earlier = self.train.warm_start
+        warm_start = {"warm_start": str(Folder(earlier)) if earlier else None}
+        train = self.train.model_copy(update=warm_start)
         places = {"run": str(Folder(self.run)), "prepared": str(Folder(self.prepared))}
-        return self.model_copy(update={**places, "loop": loop})
+        return self.model_copy(update={**places, "train": train})
 
     @property
     def run_name(self) -> str:
@@ -179,18 +178,13 @@ class TrainConfig(Config):
         return self.run.rstrip("/").rsplit("/", 1)[-1]
 
     @property
-    def speed_name(self) -> str:
-        """Name of the rate of training: what a step counts is users, or in blocks ratings."""
-        return "ratings_per_s" if self.model.traits.rows == "both" else "users_per_s"
-
-    @property
     def selection(self) -> tuple[str, ...]:
         """Names of the metrics that choose the best epoch."""
-        if self.loop.select_by:
-            return self.loop.select_by
-        if self.model.traits.gives == "ratings":
+        if self.train.select_by:
+            return self.train.select_by
+        if self.model.spec.output == "ratings":
             return ("rmse",)
-        if self.model.traits.gives == "outcomes":
+        if self.model.spec.output == "rating_classes":
             return (
                 f"recall@{self.evaluate.recall_at[min(1, len(self.evaluate.recall_at) - 1)]}",
                 "rmse",

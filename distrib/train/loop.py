@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from distrib.rng import Noise
-from distrib.tiles import Read
+from distrib.rng import CounterRng
+from distrib.tiles import TrainInput
 from distrib.train.engines.base import Engine, Update
 
 
@@ -57,7 +57,7 @@ _POSITION = ("epoch", "epoch_step", "step", "updates", "num_users")
 class BatchFeed(Protocol):
     """What the loop asks of a feed."""
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Read, int]]:
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[TrainInput, int]]:
         """Yield a rank's part of each global batch, and the global number of users."""
 
 
@@ -86,7 +86,7 @@ def run_epochs(
     """
     going = True
     while going and state.epoch < num_epochs:
-        noise = Noise.of(state.seed, state.epoch)
+        noise = CounterRng.of(state.seed, state.epoch)
         engine.begin_epoch(state.epoch)
         for batch, num_users in timed(feed.batches(state.epoch, state.epoch_step), state):
             started_s = time.perf_counter()
@@ -107,7 +107,9 @@ def run_epochs(
         going = on_epoch(state)
 
 
-def timed(batches: Iterator[tuple[Read, int]], state: TrainState) -> Iterator[tuple[Read, int]]:
+def timed(
+    batches: Iterator[tuple[TrainInput, int]], state: TrainState
+) -> Iterator[tuple[TrainInput, int]]:
     """Pass batches on and add the time spent waiting for them to ``state.data_s``."""
     while True:
         started_s = time.perf_counter()

@@ -2,7 +2,7 @@
 
 import torch
 
-from distrib.train.config import TrainConfig
+from distrib.train.config import TrainingRun
 
 
 def is_of_memory(error: BaseException) -> bool:
@@ -11,7 +11,7 @@ def is_of_memory(error: BaseException) -> bool:
     return is_torch or "can't allocate memory" in str(error)
 
 
-def advice(config: TrainConfig, what: str) -> str:
+def advice(config: TrainingRun, what: str) -> str:
     """Say what ran out of memory, and what would need less.
 
     Args:
@@ -24,7 +24,7 @@ def advice(config: TrainConfig, what: str) -> str:
     engine = config.engine
     return (
         f"{what}; set engine.micro_batch_users (now {engine.micro_batch_users or 'all'} of "
-        f"{config.loop.batch_users} users at once), lower engine.block_items "
+        f"{config.train.batch_users} users at once), lower engine.block_items "
         f"({engine.block_items}) or engine.keep_output_mb ({engine.keep_output_mb}), raise "
         f"engine.zero_stage ({engine.zero_stage}) or set engine.offload; where histories fill the "
         "memory, train.feed = 'streaming' in a new run folder; jobs/doctor.py tells what a run "

@@ -8,8 +8,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from distrib.config import Config
 from distrib.models.base import Model
+from distrib.models.capabilities import phases_of
+from distrib.parameters import role_of
 
-_PART, _IS_FROZEN = "part", "is_frozen"  # keys of a parameter group
+_PHASE, _IS_FROZEN = "phase", "is_frozen"  # keys of a parameter group
 
 
 class ScheduleConfig(Config):
@@ -94,8 +96,8 @@ class Group(NamedTuple):
 
     parameters: list[torch.nn.Parameter]
     is_decayed: bool
-    part: str
-    """See `Model.parts`."""
+    phase: str
+    """See `TrainsInPhases`."""
 
 
 def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -105,13 +107,14 @@ def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.Optimi
 
 def groups_of(model: Model, config: OptimizerConfig) -> list[Group]:
     """Return the parameters by part, and by whether their weights decay."""
-    decayed = {id(parameter) for parameter in model.decayed_parameters()}
-    if not config.weight_decay:
-        decayed = set()
+
+    def is_decayed(held: torch.nn.Parameter) -> bool:
+        return bool(config.weight_decay) and role_of(held).decayed
+
     groups = [
-        Group([p for p in parameters if (id(p) in decayed) == is_decayed], is_decayed, part)
-        for part, parameters in model.parts().items()
-        for is_decayed in (True, False)
+        Group([p for p in parameters if is_decayed(p) == wanted], wanted, phase)
+        for phase, parameters in phases_of(model).items()
+        for wanted in (True, False)
     ]
     return [group for group in groups if group.parameters]
 
@@ -124,18 +127,18 @@ def optimizer_of(groups: list[Group], config: OptimizerConfig) -> torch.optim.Op
         config: The rule.
 
     Returns:
-        The optimizer, which leaves parts alone that `train_part` did not name.
+        The optimizer, which leaves parts alone that `train_phase` did not name.
     """
     entries = [
         {
             "params": group.parameters,
             "weight_decay": config.weight_decay if group.is_decayed else 0.0,
-            _PART: group.part,
+            _PHASE: group.phase,
         }
         for group in groups
     ]
     optimizer = _rule(entries, config)
-    if len({group.part for group in groups}) > 1:
+    if len({group.phase for group in groups}) > 1:
         optimizer.register_step_pre_hook(_leave_alone)
     return optimizer
 
@@ -152,10 +155,10 @@ def _rule(entries: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim
     return kind(entries, lr=rate, betas=config.betas, fused=True)
 
 
-def train_part(optimizer: Any, part: str) -> None:
+def train_phase(optimizer: Any, phase: str) -> None:
     """Let the next updates fall on one part only; state and values of the others stay."""
     for group in optimizer.param_groups:
-        group[_IS_FROZEN] = group.get(_PART, part) != part
+        group[_IS_FROZEN] = group.get(_PHASE, phase) != phase
 
 
 def _leave_alone(optimizer: torch.optim.Optimizer, *_arguments: Any) -> None:

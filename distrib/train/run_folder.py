@@ -1,60 +1,80 @@
-"""Names inside a run folder, and what a run folder belongs to."""
+"""Names inside a run folder, and which run a folder belongs to."""
 
 import json
 from typing import Any
 
-from distrib.errors import CheckpointError, ConfigError
+from distrib.config import JsonObject
+from distrib.errors import CheckpointError
 from distrib.storage import Folder
-from distrib.train.config import TrainConfig
+from distrib.train.config import TrainingRun
 
 RUN = "run.json"
-"""What a run folder belongs to."""
+"""Which run a folder belongs to."""
 
 HISTORY = "history.json"
 """One entry for each epoch."""
 
-_FIXED_IN_LOOP = {"batch_users", "blocks", "window_users", "warm_start", "select_by", "feed"}
-"""Of `LoopConfig`: what decides the result; with the rest, a run may go on as it likes."""
-
-_FIXED_IN_ENGINE = {"precision"}
-
 TOKEN = "attempt.json"
 """Which start of the run may write, inside a run."""
 
-BEST = "best"
-"""Folder of the bundles of the best epochs so far, inside a run."""
+_FIXED_IN_TRAIN = {"batch_users", "blocks", "window_users", "warm_start", "select_by", "feed"}
+"""Of `TrainConfig`: what decides the result; the rest may change between two starts."""
+
+_FIXED_IN_ENGINE = {"precision"}
+_TRAIN = "loop"
+"""Name of the section ``[train]`` in `RUN`."""
 
 
-def identity(config: TrainConfig, data: dict[str, Any]) -> dict[str, Any]:
+def identity(run: TrainingRun, data: str) -> JsonObject:
     """Return what must not change between two starts of a run.
 
     The content of the prepared data counts, as a hash, and not its place; speed, memory, numbers
     of workers and epochs may change.
     """
-    fixed: dict[str, Any] = json.loads(config.model_dump_json(exclude={"run", "prepared"}))
-    for part, names in (("loop", _FIXED_IN_LOOP), ("engine", _FIXED_IN_ENGINE)):
-        fixed[part] = {name: fixed[part][name] for name in sorted(names)}
-    return {**fixed, **data}
+    fixed: JsonObject = json.loads(run.model_dump_json(exclude={"run", "prepared"}))
+    train, engine = fixed.pop("train"), fixed["engine"]
+    fixed[_TRAIN] = {name: train[name] for name in sorted(_FIXED_IN_TRAIN)}
+    fixed["engine"] = {name: engine[name] for name in sorted(_FIXED_IN_ENGINE)}
+    return {**fixed, "data": data}
 
 
-def require_same(config: TrainConfig, data: dict[str, Any]) -> None:
-    """Refuse a run folder of another configuration; of other data, too, once ``data`` is known."""
-    folder = Folder(config.run)
+def identity_faults(run: TrainingRun, data: str | None) -> list[str]:
+    """Compare a run with the one that its folder belongs to, if any.
+
+    Args:
+        run: The run.
+        data: Hash of the prepared data; None where it is not known yet.
+
+    Returns:
+        What is wrong, with the remedy; at most one entry.
+    """
+    folder = Folder(run.run)
     if not folder.exists(RUN):
-        return
+        return []
     found = folder.read_json(RUN)
-    wanted = identity(config, data or {"data": found["data"]})
-    if config.loop.feed == "auto":
-        wanted["loop"]["feed"] = found["loop"].get("feed")  # a run keeps what it began with
-    faults = [
+    wanted = identity(run, data or found["data"])
+    if run.train.feed == "auto":
+        wanted[_TRAIN]["feed"] = found[_TRAIN].get("feed")  # a run keeps its first feed
+    for document in (found, wanted):
+        document["train"] = document.pop(_TRAIN)
+    lines = [
         f"{path}: {old!r} there, {new!r} now" for path, old, new in _differences(found, wanted, "")
     ]
-    if faults:
-        raise ConfigError(
-            f"{folder} belongs to a run with another configuration:\n  "
-            + "\n  ".join(faults)
-            + "\nset run to a new folder, or undo the change"
-        )
+    if not lines:
+        return []
+    listing = "\n  ".join(lines)
+    return [
+        f"{folder} belongs to a run with another configuration:\n  {listing}\nset run to a new "
+        "folder, or undo the change"
+    ]
+
+
+def first_feed(folder: Folder) -> str | None:
+    """Return the kind of feed that a run began with; None for a new run."""
+    if not folder.exists(RUN):
+        return None
+    found: str | None = folder.read_json(RUN)[_TRAIN].get("feed")
+    return found
 
 
 def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:

@@ -3,31 +3,31 @@
 import torch
 
 from distrib.checkpoint.bundle import Bundle
-from distrib.errors import ConfigError
+from distrib.models import ModelConfig
 from distrib.models.base import Model
+from distrib.parameters import roles_of
 from distrib.vocabulary import Vocabulary
 
 
-def require_same_kind(bundle: Bundle, config: object, levels: tuple[float, ...]) -> None:
-    """Refuse to begin with a model of another shape.
+def kind_faults(bundle: Bundle, config: ModelConfig, levels: tuple[float, ...]) -> list[str]:
+    """Return why training cannot begin with an earlier model, if so.
 
     Args:
         bundle: The earlier model.
         config: Configuration of the new one.
         levels: Rating levels of the new one.
 
-    Raises:
-        ConfigError: They differ.
+    Returns:
+        At most one fault.
     """
     faults = []
     if bundle.config != config:
         faults.append(f"model is {bundle.config!r} there, {config!r} now")
     if bundle.vocabulary.levels != levels:
         faults.append(f"levels are {list(bundle.vocabulary.levels)} there, {list(levels)} now")
-    if faults:
-        raise ConfigError(
-            f"train.warm_start: {'; '.join(faults)}; make them alike, or leave it out"
-        )
+    return [f"train.warm_start: {'; '.join(faults)}; make them alike, or leave it out"] * bool(
+        faults
+    )
 
 
 def begin_with(model: Model, vocabulary: Vocabulary, bundle: Bundle) -> int:
@@ -45,11 +45,12 @@ def begin_with(model: Model, vocabulary: Vocabulary, bundle: Bundle) -> int:
     """
     place_I = torch.from_numpy(bundle.vocabulary.positions(vocabulary.ids))
     known_I = place_I >= 0
-    by_item = {id(table) for table in (*model.input_tables(), *model.item_tables())}
+    roles = roles_of(model)
+    by_item = roles.encoder.keys() | roles.decoder.keys()
     earlier = dict(bundle.model.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if id(parameter) in by_item:
+            if name in by_item:
                 parameter[known_I] = earlier[name][place_I[known_I]]
             else:
                 parameter.copy_(earlier[name])

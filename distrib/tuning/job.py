@@ -14,25 +14,67 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from distrib.data.schema import Role
+from distrib.config import Record
+from distrib.data.dataset import Dataset
 from distrib.errors import ConfigError, known
 from distrib.events import emit
 from distrib.storage import Folder
-from distrib.train.config import TrainConfig
+from distrib.train.config import TrainingRun
 from distrib.train.preflight.checks import preflight
+from distrib.train.records import EpochRecord
+from distrib.train.schemes import scheme_of
 from distrib.train.workers.control import Control
 from distrib.train.workers.launch import launch
 from distrib.tuning.space import SEARCHED, SearchConfig, Value, settings_of
 
 RESULT = "search.json"
 TRIALS = "trials"
-_ENTRIES = "epochs.json"
+_EPOCHS = "epochs.json"
 _NUMBER = "trial"
 _POLL_S = 0.5
 _OUTSIDE = PlacementGroupSchedulingStrategy(placement_group=None)
 
-TrainingOf = Callable[[Mapping[str, Value]], TrainConfig]
+TrainingOf = Callable[[Mapping[str, Value]], TrainingRun]
 """Makes the configuration of a run from settings of its fields."""
+
+
+class Trial(Record):
+    """What came of one draw."""
+
+    trial: int
+    settings: dict[str, Value]
+    epochs: int
+    selection: float | None
+    """Of the best epoch; None where no epoch came to its end."""
+
+    best_epoch: int | None
+    valid: dict[str, float]
+    curve: tuple[float, ...]
+    """Selection by epoch."""
+
+    fault: str
+    """Why it ended early, if it did."""
+
+
+class SearchResult(Record):
+    """A study; ``search.json`` in its folder."""
+
+    selection: tuple[str, ...]
+    """Metrics that the best epoch is chosen by."""
+
+    trials: tuple[Trial, ...]
+    """The best first."""
+
+    best: tuple[str, ...]
+    """Its settings, as arguments for ``--set``."""
+
+
+class TrialEpochs(Record):
+    """What a trial has measured so far; ``epochs.json`` in its folder."""
+
+    epochs: tuple[EpochRecord, ...]
+    fault: str | None = None
+    """Empty for a trial that came to its end; None for one that is under way."""
 
 
 def check(config: SearchConfig, training_of: TrainingOf) -> None:
@@ -67,12 +109,12 @@ def check(config: SearchConfig, training_of: TrainingOf) -> None:
         raise ConfigError("search.space draws what cannot run:\n" + "\n".join(faults))
 
 
-def _require_validation(manifest: dict[str, Any]) -> None:
-    if not manifest["counts"]["interactions_by_role"].get(Role.VALID_TARGET.name.lower(), 0):
+def _require_validation(dataset: Dataset) -> None:
+    if not dataset.manifest.num_valid:
         raise ConfigError("the data hold nothing to validate on; prepare with another data.split")
 
 
-def search(config: SearchConfig, run: str, training_of: TrainingOf) -> dict[str, Any]:
+def search(config: SearchConfig, run: str, training_of: TrainingOf) -> SearchResult:
     """Run the trials, each in a folder of its own below the run; go on where a study stopped.
 
     What trials have measured is not measured again: it is told to the scheduler anew, and those
@@ -84,9 +126,7 @@ def search(config: SearchConfig, run: str, training_of: TrainingOf) -> dict[str,
         training_of: See `check`.
 
     Returns:
-        ``trials``, the best first, with number, settings, epochs, metrics of the best epoch and
-        what went wrong, if anything; and ``best``, as arguments for ``--set``. Also written to the
-        folder as ``search.json``.
+        The trials; also written to the folder as ``search.json``.
 
     Raises:
         ConfigError: See `check`; or no trial came to the end of an epoch.
@@ -94,7 +134,7 @@ def search(config: SearchConfig, run: str, training_of: TrainingOf) -> dict[str,
     check(config, training_of)
     started_s = time.perf_counter()
     configs = {n: _trial(config, training_of, n) for n in range(config.num_trials)}
-    longest = max(each.loop.num_epochs for each in configs.values())
+    longest = max(each.train.num_epochs for each in configs.values())
 
     def trial(drawn: dict[str, Any]) -> None:
         _tried(configs[drawn[_NUMBER]])
@@ -137,56 +177,63 @@ def _scheduler(config: SearchConfig, longest: int) -> Any:
     )
 
 
-def _trial(config: SearchConfig, training_of: TrainingOf, number: int) -> TrainConfig:
+def _trial(config: SearchConfig, training_of: TrainingOf, number: int) -> TrainingRun:
     """Return the run of a trial, in a folder of its own."""
     found = training_of(settings_of(config, number))
     place = str(Folder(found.run) / TRIALS / f"{number:04d}")
     return found.model_copy(update={"run": place}).absolute()
 
 
-def _tried(config: TrainConfig) -> None:
-    """Train, and tell Ray Tune of every epoch; what was measured before is told first.
+def _tried(config: TrainingRun) -> None:
+    """Train, and report every epoch to Ray Tune; what was measured before is reported first.
 
     Tune keeps all that a trial starts within the trial's own resources, so training is a task
     outside them; Tune ends a trial by an exception out of `tune.report`.
     """
     folder = Folder(config.run)
-    earlier = folder.read_json(_ENTRIES) if folder.exists(_ENTRIES) else {"epochs": []}
-    entries = earlier["epochs"]
-    for entry in entries:
-        _report(entry)
-    if "fault" in earlier and not earlier["fault"] and _is_whole(config, entries):
+    earlier = _measured(folder)
+    epochs = list(earlier.epochs)
+    for record in epochs:
+        _report(record)
+    if earlier.fault == "" and _is_whole(config, epochs):
         return
     fault = ""
     try:
-        for entry in _trained_epochs(config):
-            if not entries or entry["epoch"] > entries[-1]["epoch"]:
-                entries.append(entry)
-                folder.write_json(_ENTRIES, {"epochs": entries})
-                _report(entry)
+        for record in _trained_epochs(config):
+            if not epochs or record.epoch > epochs[-1].epoch:
+                epochs.append(record)
+                folder.write_json(_EPOCHS, TrialEpochs(epochs=tuple(epochs)).to_json())
+                _report(record)
     except ray.exceptions.RayError as error:  # one bad draw must not end the study
         fault = str(known(error) or error)
         emit("trial_failed", run=config.run, fault=fault)
-    folder.write_json(_ENTRIES, {"epochs": entries, "fault": fault})
+    folder.write_json(_EPOCHS, TrialEpochs(epochs=tuple(epochs), fault=fault).to_json())
 
 
-def _is_whole(config: TrainConfig, entries: list[dict[str, Any]]) -> bool:
-    """Tell whether a trial that came to its end has nothing left to train."""
-    is_computed = config.model.traits.learns != "steps"
-    return is_computed or (bool(entries) and entries[-1]["epoch"] >= config.loop.num_epochs)
+def _measured(folder: Folder) -> TrialEpochs:
+    """Return what a trial has measured so far."""
+    if not folder.exists(_EPOCHS):
+        return TrialEpochs(epochs=())
+    return TrialEpochs.model_validate(folder.read_json(_EPOCHS))
 
 
-def _trained_epochs(config: TrainConfig) -> Iterator[dict[str, Any]]:
-    """Train in a task, and yield each epoch's entry; the task ends with the iterator."""
+def _is_whole(config: TrainingRun, epochs: list[EpochRecord]) -> bool:
+    """Return whether a trial that came to its end has nothing left to train."""
+    is_solved = not scheme_of(config.model.spec).is_iterative
+    return is_solved or (bool(epochs) and epochs[-1].epoch >= config.train.num_epochs)
+
+
+def _trained_epochs(config: TrainingRun) -> Iterator[EpochRecord]:
+    """Train in a task, and yield each epoch; the task ends with the iterator."""
     inbox = ray.remote(Control).options(num_cpus=0, scheduling_strategy=_OUTSIDE).remote()
     task = ray.remote(max_retries=0, num_cpus=0)(_trained)
     running = task.options(scheduling_strategy=_OUTSIDE).remote(config, inbox)
-    num_heard, is_over = 0, False
+    num_read, is_over = 0, False
     try:
         while not is_over:
             is_over = bool(ray.wait([running], timeout=_POLL_S)[0])
-            fresh = ray.get(inbox.entries.remote(num_heard))
-            num_heard += len(fresh)
+            fresh = ray.get(inbox.epochs.remote(num_read))
+            num_read += len(fresh)
             yield from fresh
         ray.get(running)
     finally:
@@ -194,42 +241,43 @@ def _trained_epochs(config: TrainConfig) -> Iterator[dict[str, Any]]:
         ray.kill(inbox)
 
 
-def _report(entry: dict[str, Any]) -> None:
-    tune.report({"epoch": entry["epoch"], "selection": entry["selection"]})
+def _report(record: EpochRecord) -> None:
+    tune.report({"epoch": record.epoch, "selection": record.selection})
 
 
-def _trained(config: TrainConfig, inbox: ray.actor.ActorHandle) -> None:
+def _trained(config: TrainingRun, inbox: ray.actor.ActorHandle) -> None:
     """Train in a process of its own."""
     for name in ("ray.train", "ray.tune", "ray.data"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    launch(config, lambda entry: ray.get(inbox.tell.remote(entry)))
+    launch(config, lambda record: ray.get(inbox.post_epoch.remote(record)))
 
 
 def _summary(
-    config: SearchConfig, folder: Folder, configs: Mapping[int, TrainConfig]
-) -> dict[str, Any]:
+    config: SearchConfig, folder: Folder, configs: Mapping[int, TrainingRun]
+) -> SearchResult:
     """Collect what the trials wrote, the best first."""
-    trials = []
-    for number, trial in configs.items():
-        place = Folder(trial.run)
-        found = place.read_json(_ENTRIES) if place.exists(_ENTRIES) else {"epochs": []}
-        best = max(found["epochs"], key=lambda entry: float(entry["selection"]), default=None)
-        trials.append(
-            {
-                "trial": number,
-                "settings": settings_of(config, number),
-                "epochs": len(found["epochs"]),
-                "selection": best["selection"] if best else None,
-                "best_epoch": best["epoch"] if best else None,
-                "valid": best["valid"] if best else {},
-                "curve": [entry["selection"] for entry in found["epochs"]],
-                "fault": found.get("fault", ""),
-            }
-        )
-    trials.sort(key=lambda t: -math.inf if t["selection"] is None else t["selection"], reverse=True)
-    if trials[0]["selection"] is None:
-        raise ConfigError(f"no trial came to the end of an epoch; the first: {trials[0]['fault']}")
-    best = [f"{name}={json.dumps(value)}" for name, value in trials[0]["settings"].items()]
-    result = {"selection": list(configs[0].selection), "trials": trials, "best": best}
-    folder.write_json(RESULT, result)
+    trials = [
+        _summarized(number, settings_of(config, number), _measured(Folder(trial.run)))
+        for number, trial in configs.items()
+    ]
+    trials.sort(key=lambda t: -math.inf if t.selection is None else t.selection, reverse=True)
+    if trials[0].selection is None:
+        raise ConfigError(f"no trial came to the end of an epoch; the first: {trials[0].fault}")
+    best = tuple(f"{name}={json.dumps(value)}" for name, value in trials[0].settings.items())
+    result = SearchResult(selection=configs[0].selection, trials=tuple(trials), best=best)
+    folder.write_json(RESULT, result.to_json())
     return result
+
+
+def _summarized(number: int, settings: dict[str, Value], found: TrialEpochs) -> Trial:
+    best = max(found.epochs, key=lambda record: record.selection, default=None)
+    return Trial(
+        trial=number,
+        settings=settings,
+        epochs=len(found.epochs),
+        selection=None if best is None else best.selection,
+        best_epoch=None if best is None else best.epoch,
+        valid={} if best is None else best.valid,
+        curve=tuple(record.selection for record in found.epochs),
+        fault=found.fault or "",
+    )

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from distrib.data.feeds.base import Dealing
-from distrib.data.feeds.collate import Rows, by_item
+from distrib.data.feeds.base import BatchSharding
 from distrib.data.feeds.resident import ResidentFeed
-from distrib.data.feeds.tiles import BlockConfig, BlockFeed, Ratings
+from distrib.data.feeds.tiles import Ratings, TileConfig, TileFeed
+from distrib.data.history_arrays import HistoryArrays, by_item
 from distrib.events import table
 from distrib.models import MultVaeConfig, VaeBmfConfig
-from distrib.rng import Noise
-from distrib.tiles import Block
+from distrib.rng import CounterRng
+from distrib.tiles import Tile
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep
@@ -72,7 +72,7 @@ FORMS: dict[str, tuple[str, Any, dict[str, Any]]] = {
 }
 
 
-def log_of(size: Size) -> Rows:
+def log_of(size: Size) -> HistoryArrays:
     """Histories of one length; an item is the likelier the lower."""
     rng = np.random.default_rng(0)
     rows, lengths = [], []
@@ -84,7 +84,9 @@ def log_of(size: Size) -> Rows:
     item_N = np.concatenate(rows)
     value_N = rng.integers(1, 6, len(item_N)).astype(np.float32)
     pointer_P = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Rows(np.arange(size.users), pointer_P, item_N, value_N, np.zeros(len(item_N), np.int8))
+    return HistoryArrays(
+        np.arange(size.users), pointer_P, item_N, value_N, np.zeros(len(item_N), np.int8)
+    )
 
 
 class LiteralSide(nn.Module):
@@ -125,7 +127,7 @@ class LiteralSide(nn.Module):
         ]
 
 
-def literal_step(sides: list[LiteralSide], block: Block) -> torch.Tensor:
+def literal_step(sides: list[LiteralSide], block: Tile) -> torch.Tensor:
     """The loss of a block from dense inputs."""
     codes, loss = [], torch.zeros(())
     for side, rows in zip(sides, (block.users, block.items), strict=True):
@@ -149,11 +151,11 @@ def feed_of(name: str, size: Size) -> Any:
     form, _, settings = FORMS[name]
     rows, times = log_of(size), settings.get("times", 1)
     if form == "plain":
-        return ResidentFeed(rows, rows, Dealing(256, 0, 0, 1))
+        return ResidentFeed(rows, rows, BatchSharding(256, 0, 0, 1))
     chosen = {key: value for key, value in settings.items() if key != "times"}
-    blocks = BlockConfig(items=size.batch * times, **chosen)
+    blocks = TileConfig(items=size.batch * times, **chosen)
     ratings = Ratings(rows, by_item(rows), (size.items, size.users))
-    return BlockFeed(ratings, rows, Dealing(size.batch * times, 0, 0, 1), blocks)
+    return TileFeed(ratings, rows, BatchSharding(size.batch * times, 0, 0, 1), blocks)
 
 
 def update_of(name: str, size: Size) -> Update:
@@ -165,9 +167,9 @@ def update_of(name: str, size: Size) -> Update:
         return _literal_update(size, config)
     is_plain = form == "plain"
     model = config.build(catalogue) if is_plain else config.network(catalogue, catalogue)
-    step = TrainStep(model, config.traits.objective.build(catalogue), block_items=4096)
+    step = TrainStep(model, config.spec.objective.build(catalogue), block_items=4096)
     engine = LocalEngine(step, OptimizerConfig(name="adam"))
-    noise = Noise.of(0, 0)
+    noise = CounterRng.of(0, 0)
     return lambda batch, count, number: engine.train_batch(
         batch, batch, noise, step=number, num_users=count
     )

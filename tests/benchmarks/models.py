@@ -35,7 +35,7 @@ from distrib.models import (
     RecVaeConfig,
 )
 from distrib.models.autoencoders import autorec, conv4rec, elsa, mult_vae, rec_vae
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep
@@ -83,7 +83,7 @@ def dense_sum(table: Tensor, index_N: Tensor, weight_N: Tensor, pointer_P: Tenso
     return x @ table
 
 
-def plain_loss(model: Any, name: str, batch: Batch, noise: Noise) -> Tensor:
+def plain_loss(model: Any, name: str, batch: Batch, noise: CounterRng) -> Tensor:
     """All items at once, and the textbook's loss."""
     state = model.encode(batch, noise)
     output = model.decode(state, slice(None))
@@ -109,12 +109,12 @@ def plain_loss(model: Any, name: str, batch: Batch, noise: Noise) -> Tensor:
 def step_figures(name: str, form: str, steps: int) -> dict[str, float]:
     """Time updates in this process."""
     config = MODELS[name]
-    is_by_item = config.traits.rows == "items"
+    is_by_item = config.spec.scheme == "item_rows"
     columns, length = (USERS, 740) if is_by_item else (ITEMS, 144)
     count = np.ones((columns, len(LEVELS)), dtype=np.int64)
     catalogue = Catalogue(columns, LEVELS, count, USERS, USERS)
     model = config.network(catalogue, catalogue) if is_by_item else config.build(catalogue)
-    objective = config.traits.objective
+    objective = config.spec.objective
     batches = [histories(BATCH_ROWS, columns, length, seed) for seed in range(steps + 1)]
     step = TrainStep(model, objective.build(catalogue), block_items=4096, keep_output_mb=256)
     engine = LocalEngine(step, OptimizerConfig())
@@ -127,11 +127,11 @@ def step_figures(name: str, form: str, steps: int) -> dict[str, float]:
         if number == 1:
             started_s = time.perf_counter()
         if form == "fast":
-            noise = Noise.of(0, 0)
+            noise = CounterRng.of(0, 0)
             engine.train_batch(batch, batch, noise, step=number, num_users=BATCH_ROWS)
         else:
             engine.optimizer.zero_grad()
-            loss = plain_loss(model, objective.name, batch, Noise.of(0, 0)) / BATCH_ROWS
+            loss = plain_loss(model, objective.name, batch, CounterRng.of(0, 0)) / BATCH_ROWS
             loss.backward()
             engine.optimizer.step()
     return {"per_s": steps * BATCH_ROWS / (time.perf_counter() - started_s)}
@@ -140,14 +140,16 @@ def step_figures(name: str, form: str, steps: int) -> dict[str, float]:
 def fit_figures(name: str, form: str, steps: int) -> dict[str, float]:
     """Time the Gram matrix and the solution in this process."""
     del steps
-    from distrib.data.feeds.collate import Rows
+    from distrib.data.history_arrays import HistoryArrays
     from distrib.train.schemes.gram import partial_gram
 
     batch = histories(FIT_USERS, FIT_ITEMS, 144, 0)
     flat = batch.user_B, batch.pointer_P, batch.item_N, batch.value_N, batch.item_N
     started_s = time.perf_counter()
     if form == "fast":
-        FITTED[name].solved(partial_gram(Rows(*(part.numpy() for part in flat)), FIT_ITEMS))
+        FITTED[name].solve(
+            partial_gram(HistoryArrays(*(part.numpy() for part in flat)), FIT_ITEMS)
+        )
     else:
         x = torch.zeros(FIT_USERS, FIT_ITEMS, dtype=torch.float64)
         x[batch.row_N, batch.item_N] = 1.0

@@ -54,7 +54,7 @@ with connected():
     for turn in ("cold", "warm"):
         shutil.rmtree(config.prepared, ignore_errors=True)
         started_s = time.perf_counter()
-        counts = prepare(config)["counts"]
+        counts = prepare(config).counts
         seconds[turn] = time.perf_counter() - started_s
 """
 PARSING = """
@@ -176,10 +176,10 @@ from distrib.data.collate import rows_of
 from distrib.data.prepared import load_manifest, read_part
 from distrib.storage import Folder
 folder = Folder("{prepared}")
-shards = load_manifest(folder)["shards"]
-rows_of(read_part(folder, shards[0]))
+shards = Dataset.open(folder).manifest.shards
+rows_of(Dataset.open(folder).table(shards[0]))
 started_s = time.perf_counter()
-found = [rows_of(read_part(folder, s, ["subset", "items", "ratings", "roles"])) for s in shards]
+found = [rows_of(Dataset.open(folder).table(s, ["subset", "items", "ratings", "roles"])) for s in shards]
 elapsed_s = time.perf_counter() - started_s
 seconds["users_per_s"] = sum(rows.num_users for rows in found) / elapsed_s
 seconds["interactions_per_s"] = sum(len(rows.item_N) for rows in found) / elapsed_s

@@ -35,13 +35,13 @@ def measured(path: str, settings: list[str], seed: int, runs: str) -> dict[str, 
         return found
     prepare(file.data)
     trained = launch(file.training())
-    metrics = evaluate(file.run, file.data.prepared, file.evaluate)["metrics"]
+    metrics = evaluate(file.run, file.data.prepared, file.evaluate).metrics
     result = {
         "config": name,
         "settings": settings_text,
         "seed": seed,
-        "best_epoch": trained["best_epoch"],
-        "valid": trained["valid"],
+        "best_epoch": trained.best_epoch,
+        "valid": trained.valid,
         "test": {key: value["mean"] for key, value in metrics["model"].items()},
         "error_of_users": {k: v["standard_error"] for k, v in metrics["model"].items()},
         "popularity": {key: value["mean"] for key, value in metrics["popularity"].items()},

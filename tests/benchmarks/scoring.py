@@ -29,9 +29,10 @@ import torch.nn.functional as F
 from distrib.checkpoint.bundle import BUNDLE, write_bundle
 from distrib.cli import connected
 from distrib.data.config import ConvertConfig, DataConfig
-from distrib.data.dataset import load_manifest, load_vocabulary, read_part
+from distrib.data.dataset import Dataset
 from distrib.data.export import convert
-from distrib.data.feeds.collate import Rows, gather, merge, rows_of
+from distrib.data.feeds.collate import gather
+from distrib.data.history_arrays import HistoryArrays, history_arrays, merge
 from distrib.data.logs.config import SyntheticLog
 from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import NoSplit
@@ -54,9 +55,9 @@ def data_config(folder: str, users: int) -> DataConfig:
 def write_run(run: str, prepared: str, config: Any) -> None:
     """Write the bundle of a model that nobody trained."""
     torch.manual_seed(0)
-    vocabulary = load_vocabulary(Folder(prepared))
+    vocabulary = Dataset.open(prepared).vocabulary
     weights = config.build(vocabulary.catalogue).state_dict()
-    facts = {"data": load_manifest(Folder(prepared))["hash"]}
+    facts = {"data": Dataset.open(prepared).manifest.hash}
     write_bundle(Folder(run) / BUNDLE, weights, config, vocabulary, facts)
 
 
@@ -92,14 +93,14 @@ def ours(run: str, prepared: str, **more: Any) -> dict[str, float]:
     config = ScoreConfig(**{"k": K, "output": output, "batch_users": BATCH_USERS} | more)
     with Memory() as memory:
         started_s = time.perf_counter()
-        counts = score(run, prepared, config)["counts"]
+        counts = score(run, prepared, config).counts
         elapsed_s = time.perf_counter() - started_s
-    return {"users_per_s": counts["users"] / elapsed_s, "peak_mb": memory.peak_mb}
+    return {"users_per_s": counts.users / elapsed_s, "peak_mb": memory.peak_mb}
 
 
-def all_rows(prepared: str) -> Rows:
+def all_rows(prepared: str) -> HistoryArrays:
     folder = Folder(prepared)
-    return merge([rows_of(read_part(folder, s)) for s in load_manifest(folder)["shards"]])
+    return merge([history_arrays(Dataset.open(folder).table(s)) for s in Dataset.open(folder).manifest.shards])
 
 
 @ray.remote(max_calls=1)
@@ -108,7 +109,7 @@ def bare(run: str, prepared: str, threads: int, batches: int) -> float:
     torch.set_num_threads(threads)
     rows = all_rows(prepared)
     torch.manual_seed(0)
-    model = MultVaeConfig().build(load_vocabulary(Folder(prepared)).catalogue)
+    model = MultVaeConfig().build(Dataset.open(prepared).vocabulary.catalogue)
     weight_IH, bias_I = model.item_tables()
     size = BATCH_USERS
     parts = [
@@ -142,7 +143,7 @@ def implicit_recommend(prepared: str, threads: int, batches: int) -> float:
     from scipy.sparse import csr_matrix
 
     rows = all_rows(prepared)
-    count = len(load_vocabulary(Folder(prepared)))
+    count = len(Dataset.open(prepared).vocabulary)
     shape = (rows.num_users, count)
     user_items = csr_matrix((rows.value_N, rows.item_N, rows.pointer_P), shape=shape)
     rng = np.random.default_rng(0)

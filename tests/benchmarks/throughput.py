@@ -24,18 +24,17 @@ import torch.distributed
 
 from distrib.cli import connected
 from distrib.data.config import DataConfig
-from distrib.data.dataset import load_vocabulary
-from distrib.data.feeds.base import Dealing
+from distrib.data.dataset import Dataset
+from distrib.data.feeds.base import BatchSharding
 from distrib.data.feeds.collate import gather
-from distrib.data.feeds.loader import Source, load_source
-from distrib.data.logs.config import MovieLensSource, SyntheticLog
+from distrib.data.feeds.loader import load_training_data
+from distrib.data.logs.config import MovieLensTrainingData, SyntheticLog
 from distrib.data.prepare.job import prepare
 from distrib.events import table
 from distrib.models import Conv4RecConfig, MultVaeConfig
 from distrib.objectives import MultinomialConfig, RatingClassesConfig
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 from distrib.score.scorer import Scorer
-from distrib.storage import Folder
 from distrib.train.engines.config import EngineConfig
 from distrib.train.loop import TrainState, timed
 from distrib.train.optimizer import OptimizerConfig
@@ -65,7 +64,7 @@ def data_configs(folder: str) -> dict[str, DataConfig]:
     found = {}
     if "DISTRIB_DATA" in os.environ:
         path = f"{os.environ['DISTRIB_DATA']}/ml-1m/ratings.rebuilt.dat.gz"
-        found["ML-1M"] = DataConfig(prepared=f"{folder}/ml1m", source=MovieLensSource(path=path))
+        found["ML-1M"] = DataConfig(prepared=f"{folder}/ml1m", source=MovieLensTrainingData(path=path))
     large = SyntheticLog(num_users=138_000, num_items=27_000, num_interactions=20_000_000)
     found["ML-20M-sized"] = DataConfig(
         prepared=f"{folder}/ml20m_sized", source=large, num_shards=16
@@ -74,7 +73,7 @@ def data_configs(folder: str) -> dict[str, DataConfig]:
 
 
 @ray.remote(max_calls=1)
-def measure_training(model: str, url: str, source: Source, steps: int) -> dict[str, float]:
+def measure_training(model: str, url: str, source: TrainingData, steps: int) -> dict[str, float]:
     """Train some steps in a fresh process; the first ones are not counted."""
     os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0", "RANK": "0"}
     from distrib.train.engines.deepspeed import DeepSpeedEngine
@@ -82,15 +81,15 @@ def measure_training(model: str, url: str, source: Source, steps: int) -> dict[s
     torch.set_num_threads(os.cpu_count() or 1)
     meeting = tempfile.mkdtemp() + "/meeting"
     torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=0, world_size=1)
-    vocabulary = load_vocabulary(Folder(url))
+    vocabulary = Dataset.open(url).vocabulary
     config, objective = MODELS[model]
     built = config.build(vocabulary.catalogue)
     step = TrainStep(built, objective.build(vocabulary.catalogue), block_items=4096)
     engine = DeepSpeedEngine(
         step, OptimizerConfig(), EngineConfig(), batch_users=BATCH_USERS, device=torch.device("cpu")
     )
-    feed = source.open(Dealing(BATCH_USERS, 0, 0, 1), window_users=0)
-    state, noise, warm_up = TrainState(seed=0), Noise.of(0, 0), 3
+    feed = source.open(BatchSharding(BATCH_USERS, 0, 0, 1), window_users=0)
+    state, noise, warm_up = TrainState(seed=0), CounterRng.of(0, 0), 3
     for number, (batch, num_users) in enumerate(timed(feed.batches(0), state)):
         if number == warm_up:
             state.start_clocks()
@@ -109,10 +108,10 @@ def measure_training(model: str, url: str, source: Source, steps: int) -> dict[s
 
 
 @ray.remote(max_calls=1)
-def measure_scoring(model: str, url: str, source: Source, steps: int) -> dict[str, float]:
+def measure_scoring(model: str, url: str, source: TrainingData, steps: int) -> dict[str, float]:
     """Make top-K lists in a fresh process."""
     torch.set_num_threads(os.cpu_count() or 1)
-    vocabulary = load_vocabulary(Folder(url))
+    vocabulary = Dataset.open(url).vocabulary
     built = MODELS[model][0].build(vocabulary.catalogue).requires_grad_(False)
     scorer, rows = Scorer(built, vocabulary), ray.get(source.rows[0])
     started_s, num_users = time.perf_counter(), 0
@@ -131,12 +130,12 @@ def peak_mb() -> float:
 
 def measure(log: str, model: str, config: DataConfig, steps: int) -> Figures:
     url, cores = config.prepared, os.cpu_count()
-    source = load_source(Folder(url), "resident")
+    source = load_training_data((url), "resident")
     found: dict[str, float] = {}
     for task in (measure_training, measure_scoring):
         fresh = task.options(num_cpus=cores)
         found |= ray.get(fresh.remote(model, url, source, steps))
-    cells = source.num_train * len(load_vocabulary(Folder(url)))
+    cells = source.num_train * len(Dataset.open(url).vocabulary)
     return Figures(log=log, model=model, cells=cells, **found)
 
 

@@ -24,16 +24,17 @@ import psutil
 import ray
 import torch
 import torch.nn.functional as F
+from distrib.train.chunked_loss import Blocks, blocked_terms
 from torch import nn
 
 from distrib.batch import Batch
 from distrib.cli import connected
 from distrib.cluster.resources import ON_CPU
 from distrib.data.config import ConvertConfig, DataConfig
-from distrib.data.dataset import load_vocabulary
+from distrib.data.dataset import Dataset
 from distrib.data.export import convert
-from distrib.data.feeds.base import Dealing
-from distrib.data.feeds.loader import Source, load_source
+from distrib.data.feeds.base import BatchSharding
+from distrib.data.feeds.loader import load_training_data
 from distrib.data.logs.config import MovieLensSource, SyntheticLog
 from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import NoSplit
@@ -42,8 +43,7 @@ from distrib.events import table
 from distrib.models import MultVaeConfig
 from distrib.objectives import MultinomialConfig
 from distrib.storage import Folder
-from distrib.train.chunked_loss import Blocks, blocked_terms
-from distrib.train.config import CheckpointConfig, LoopConfig, TrainConfig
+from distrib.train.config import CheckpointConfig, TrainConfig, TrainingRun
 from distrib.train.engines.config import EngineConfig
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.run_folder import HISTORY
@@ -75,7 +75,7 @@ def ours(prepared: str, epochs: int, *, workers: int, threads: int, parallel: st
     """Train some epochs by the job's own way; the first is not counted."""
     with tempfile.TemporaryDirectory() as run:
         launch(
-            TrainConfig(
+            TrainingRun(
                 run=run,
                 prepared=prepared,
                 seed=0,
@@ -83,7 +83,7 @@ def ours(prepared: str, epochs: int, *, workers: int, threads: int, parallel: st
                 objective=MultinomialConfig(),
                 optimizer=OptimizerConfig(),
                 engine=EngineConfig(parallel=parallel),
-                loop=LoopConfig(
+                train=TrainConfig(
                     num_epochs=epochs + 1,
                     batch_users=BATCH_USERS,
                     num_workers=workers,
@@ -131,12 +131,12 @@ class BareMultVae(nn.Module):
         return (batch.length_B * normaliser_B).sum() - wanted + 0.1 * divergence
 
 
-def bare_loop(source: Source, item_count: int, threads: int, batches: int) -> dict:
+def bare_loop(source: TrainingData, item_count: int, threads: int, batches: int) -> dict:
     """Train in memory, in bf16, with a fused AdamW."""
     torch.set_num_threads(threads)
     model = BareMultVae(item_count)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    feed = source.open(Dealing(BATCH_USERS, 0, 0, 1), window_users=0)
+    feed = source.open(BatchSharding(BATCH_USERS, 0, 0, 1), window_users=0)
     whole = itertools.chain.from_iterable(feed.batches(epoch) for epoch in itertools.count())
     started_s, num_users = 0.0, 0
     for number, (batch, size) in enumerate(itertools.islice(whole, WARM_UP + batches)):
@@ -212,7 +212,7 @@ class _watched:
 def million_items(batches: int) -> dict:
     """Train on a million items: whole softmax by blocks, 256 users, on this machine."""
     catalogue = Catalogue(1_000_000, (1.0,), torch.ones(1_000_000, 1).numpy(), 1)
-    from distrib.rng import Noise
+    from distrib.rng import CounterRng
     from distrib.train.engines.deepspeed import DeepSpeedEngine
     from distrib.train.step import TrainStep
 
@@ -229,7 +229,9 @@ def million_items(batches: int) -> dict:
         for number in range(batches + 1):
             if number == 1:
                 started_s = time.perf_counter()
-            update = engine.train_batch(batch, batch, Noise.of(0, 0), step=number, num_users=256)
+            update = engine.train_batch(
+                batch, batch, CounterRng.of(0, 0), step=number, num_users=256
+            )
             loss = float(update.terms["reconstruction"]) / 256
         elapsed_s = time.perf_counter() - started_s
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -253,8 +255,8 @@ def apart(
 
 def speed(log: str, config: DataConfig, given: argparse.Namespace) -> list[list[str]]:
     prepare(config)
-    source = load_source(Folder(config.prepared), "resident")
-    items = len(load_vocabulary(Folder(config.prepared)))
+    source = load_training_data((config.prepared), "resident")
+    items = len(Dataset.open(config.prepared).vocabulary)
     cores = os.cpu_count() or 1
     url, epochs = config.prepared, given.epochs
     batches = given.batches if items > 10_000 else 5 * given.batches

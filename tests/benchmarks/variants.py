@@ -21,31 +21,31 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from distrib.train.schemes.item_side import RowCodes, trained_model
 
 from distrib.checkpoint.bundle import restored
 from distrib.config import load
-from distrib.data.dataset import load_manifest, load_vocabulary, read_part, user_number
-from distrib.data.feeds.base import Dealing
-from distrib.data.feeds.collate import (
-    Rows,
-    asked_rows,
+from distrib.data.dataset import Dataset
+from distrib.data.feeds.base import BatchSharding
+from distrib.data.feeds.collate import example
+from distrib.data.feeds.tiles import Ratings, TileConfig, TileFeed
+from distrib.data.history_arrays import (
+    HistoryArrays,
     by_item,
-    example,
+    eval_rows,
+    history_arrays,
     merge,
-    rows_of,
     training_rows,
 )
-from distrib.data.feeds.tiles import BlockConfig, BlockFeed, Ratings
 from distrib.data.schema import Role
 from distrib.events import table
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 from distrib.run_file import RunFile
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
-from distrib.train.config import LoopConfig
+from distrib.train.config import TrainConfig
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import ScheduleConfig
-from distrib.train.schemes.item_side import RowCodes, trained_model
 from distrib.train.step import TrainStep
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -63,27 +63,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class Log(NamedTuple):
     """Prepared data in memory."""
 
-    train: Rows
-    held_out: dict[str, Rows]
+    train: HistoryArrays
+    held_out: dict[str, HistoryArrays]
     vocabulary: Any
 
 
 def read(prepared: str) -> Log:
     """Read all shards of a prepared folder."""
     folder = Folder(prepared)
-    manifest = load_manifest(folder)
+    manifest = Dataset.open(folder).manifest
     train, held_out = [], {"valid": [], "test": []}
-    for shard in manifest["shards"]:
-        found = read_part(folder, shard)
-        rows = rows_of(found, *user_number(shard["shard"], manifest["recipe"]["num_shards"]))
+    for shard in manifest.shards:
+        found = Dataset.open(folder).table(shard)
+        rows = history_arrays(found, *user_number(shard.shard, manifest.recipe["num_shards"]))
         train.append(training_rows(rows, found["subset"].to_numpy()))
-        held_out["valid"].append(asked_rows(rows, Role.VALID_TARGET))
-        held_out["test"].append(asked_rows(rows, Role.TEST_TARGET))
+        held_out["valid"].append(eval_rows(rows, Role.VALID_TARGET))
+        held_out["test"].append(eval_rows(rows, Role.TEST_TARGET))
     merged = {name: merge(parts) for name, parts in held_out.items()}
-    return Log(merge(train), merged, load_vocabulary(folder, manifest))
+    return Log(merge(train), merged, Dataset.open(folder).vocabulary)
 
 
-def rmse(scorer: Scorer, rows: Rows, role: Role) -> float:
+def rmse(scorer: Scorer, rows: HistoryArrays, role: Role) -> float:
     """Measure on held-out ratings, cut to the scale."""
     asked = example(rows, np.arange(rows.num_users), role)
     found = scorer.predict(asked.source, asked.target)
@@ -91,25 +91,25 @@ def rmse(scorer: Scorer, rows: Rows, role: Role) -> float:
     return float((found.rating_N - asked.target.value_N).square().mean().sqrt())
 
 
-def curve(file: RunFile, changes: dict[str, Any], log: Log, loop: LoopConfig) -> dict[str, Any]:
+def curve(file: RunFile, changes: dict[str, Any], log: Log, train: TrainConfig) -> dict[str, Any]:
     """Train one variant; return its RMSE on validation by epoch, and on test at the best."""
     torch.manual_seed(file.seed)
     model_config = type(file.model)(**{**file.model.model_dump(), **changes})
-    training = file.training().model_copy(update={"model": model_config, "loop": loop})
-    columns = len(log.vocabulary), log.vocabulary.user_numbers
-    dealing = Dealing(loop.batch_users, file.seed, 0, 1)
+    training = file.training().model_copy(update={"model": model_config, "loop": train})
+    columns = len(log.vocabulary), log.vocabulary.user_index_size
+    sharding = BatchSharding(train.batch_users, file.seed, 0, 1)
     ratings = Ratings(log.train, by_item(log.train), columns)
-    feed = BlockFeed(ratings, log.train, dealing, loop.blocks)
+    feed = TileFeed(ratings, log.train, sharding, train.blocks)
     assert training.objective is not None
     objective: Any = training.objective.build(log.vocabulary.catalogue)
     step = TrainStep(trained_model(model_config, log.vocabulary), objective, block_items=4096)
-    schedule = ScheduleConfig(name="linear", decay_steps=feed.num_steps(0) * loop.num_epochs)
+    schedule = ScheduleConfig(name="linear", decay_steps=feed.num_steps(0) * train.num_epochs)
     engine = LocalEngine(step, file.optimizer.model_copy(update={"schedule": schedule}))
     codes = RowCodes(training, log.vocabulary, feed, torch.device("cpu"), lambda mine: [mine])
     found: dict[str, Any] = {"valid": [], "seconds": [], "steps": 0}
     best, started_s = float("inf"), time.perf_counter()
-    for epoch in range(loop.num_epochs):
-        noise = Noise.of(file.seed, epoch)
+    for epoch in range(train.num_epochs):
+        noise = CounterRng.of(file.seed, epoch)
         for batch, count in feed.batches(epoch):
             engine.train_batch(batch, batch, noise, step=found["steps"], num_users=count)
             found["steps"] += 1
@@ -151,15 +151,15 @@ def main() -> None:
     torch.set_num_threads(1)
     file = load(RunFile, given.config, overrides=given.set, environment=os.environ)
     log = read(file.data.prepared)
-    loop = LoopConfig(
+    train = TrainConfig(
         num_epochs=given.epochs,
         batch_users=given.batch,
-        blocks=BlockConfig(order=file.train.blocks.order, items=given.batch),
+        blocks=TileConfig(order=file.train.blocks.order, items=given.batch),
     )
     given.out.mkdir(parents=True, exist_ok=True)
     curves: dict[str, dict[str, Any]] = {}
     for name in given.variants:
-        curves[name] = curve(file, VARIANTS[name], log, loop)
+        curves[name] = curve(file, VARIANTS[name], log, train)
         (given.out / "variants.json").write_text(json.dumps(curves, indent=2))
         draw(curves, given.out / "variants.png")
         print(json.dumps([name, min(curves[name]["valid"]), curves[name]["test"]]), flush=True)

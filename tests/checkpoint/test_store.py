@@ -6,11 +6,11 @@ import fsspec
 import pytest
 import torch
 
-from distrib.checkpoint.state import Piece, SavedState
+from distrib.checkpoint.state import SavedState, StatePiece
 from distrib.checkpoint.store import CheckpointStore, checkpoint_name
 from distrib.checkpoint.writer import CheckpointWriter, Rank
 from distrib.errors import CheckpointError, DataError
-from distrib.storage import Folder, patiently
+from distrib.storage import Folder, with_retries
 from tests.stores.door import door
 
 
@@ -23,7 +23,7 @@ def write(store, step, attempt="one", ranks=(0, 1), world_size=2, value=1.0):
     name = checkpoint_name(step, attempt)
     for rank in ranks:
         writer = CheckpointWriter(store, Rank(rank, world_size), retry_s=0, in_background=True)
-        piece = Piece("p", 3 * rank, {"value": torch.full((3,), value + rank)}, {"step": 5.0})
+        piece = StatePiece("p", 3 * rank, {"value": torch.full((3,), value + rank)}, {"step": 5.0})
         writer.start(name, [piece], {"position.json": "{}"} if rank == 0 else {})
         writer.wait()
         assert not writer.fault
@@ -45,7 +45,7 @@ def test_a_checkpoint_counts_when_every_rank_has_written(store, tmp_path):
 def test_what_is_written_is_a_copy(store, tmp_path, monkeypatch):
     tensor, going = torch.ones(3), threading.Event()
     writer = CheckpointWriter(store, Rank(0, 1), retry_s=0, in_background=True)
-    writer.start("step-1-x", [Piece("p", 0, {"value": tensor}, {})], {}, before=going.wait)
+    writer.start("step-1-x", [StatePiece("p", 0, {"value": tensor}, {})], {}, before=going.wait)
     tensor.fill_(7.0)  # training goes on
     going.set()
     writer.wait()
@@ -80,7 +80,7 @@ def test_a_failure_is_kept_for_all_to_hear(store, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").write_text("in the way")
     writer = CheckpointWriter(store, Rank(0, 1), retry_s=0, in_background=True)
-    writer.start("step-1-x", [Piece("p", 0, {"value": torch.ones(2)}, {})], {})
+    writer.start("step-1-x", [StatePiece("p", 0, {"value": torch.ones(2)}, {})], {})
     writer.wait()
     assert "checkpoint step-1-x could not be written" in writer.fault
 
@@ -99,17 +99,17 @@ def failing(times, cause):
 
 def test_a_store_is_tried_again_for_a_while():
     heard = []
-    assert patiently(failing(2, ConnectionError()), for_s=30, told=heard.append) == "done"
+    assert with_retries(failing(2, ConnectionError()), for_s=30, told=heard.append) == "done"
     assert len(heard) == 2
     with pytest.raises(DataError):
-        patiently(failing(9, ConnectionError()), for_s=0.6, told=heard.append)
+        with_retries(failing(9, ConnectionError()), for_s=0.6, told=heard.append)
 
 
 @pytest.mark.parametrize("cause", [PermissionError(), FileNotFoundError(), OSError(28, "no space")])
 def test_what_waiting_does_not_mend_is_told_at_once(cause):
     heard = []
     with pytest.raises(DataError):
-        patiently(failing(1, cause), for_s=30, told=heard.append)
+        with_retries(failing(1, cause), for_s=30, told=heard.append)
     assert not heard
 
 
@@ -121,7 +121,7 @@ def test_a_store_that_fails_for_a_while_costs_only_time(object_store, monkeypatc
         store = CheckpointStore(Folder(f"{object_store}/{tmp_path.name}"))
         writer = CheckpointWriter(store, Rank(0, 1), retry_s=60, in_background=True)
         controls.refused["PUT"] = 500
-        writer.start("step-1-x", [Piece("p", 0, {"value": torch.ones(2)}, {})], {})
+        writer.start("step-1-x", [StatePiece("p", 0, {"value": torch.ones(2)}, {})], {})
         time.sleep(2.0)
         assert store.complete() == []
         controls.refused.clear()

@@ -32,7 +32,7 @@ def table(rows):
     )
 
 
-def rows_of(found):
+def history_arrays(found):
     kept = found.kept.to_pylist()
     return [(row["user"], row["item"], row["rating"], row["time"]) for row in kept]
 
@@ -69,7 +69,7 @@ def test_cleaning_is_that_of_plain_python(rows, policy, above):
         time = said[0][0] if policy == "first" else said[-1][0]
         wanted.append((user, item, value, time))
     passed = [row for row in wanted if above is None or row[2] > above]
-    assert rows_of(found) == sorted(passed, key=lambda row: (row[0], row[3], row[1]))
+    assert history_arrays(found) == sorted(passed, key=lambda row: (row[0], row[3], row[1]))
     assert sum(found.counts.values()) == len(rows)
     assert found.counts[Status.DUPLICATE] == len(rows) - len(wanted)
     assert found.counts[Status.NOT_ABOVE_THRESHOLD] == len(wanted) - len(passed)
@@ -107,7 +107,7 @@ def test_ratings_between_levels_are_brought_to_one_or_rejected(rounding, wanted)
     scale = Scale((1.0, 2.0, 4.0), rounding)
     given = np.array([0.0, 0.5, 0.6, 1.0, 1.4, 1.5, 1.6, 4.0, 4.9, 5.0, 6.0], np.float32)
     holds = scale.holds(given)
-    found = {round(float(v), 1): float(scale.settled(np.array([v]))[0]) for v in given[holds]}
+    found = {round(float(v), 1): float(scale.split_state(np.array([v]))[0]) for v in given[holds]}
     if rounding == "nearest":
         wanted |= {5.0: 4.0} if 5.0 in found else {}
     assert {k: v for k, v in found.items() if k in wanted} == wanted
@@ -117,9 +117,9 @@ def test_ratings_between_levels_are_brought_to_one_or_rejected(rounding, wanted)
 def test_counts_become_confidence():
     count = np.array([1, 10], np.float32)
     linear = Scale((1.0,), confidence="linear", alpha=40.0)
-    np.testing.assert_allclose(linear.settled(count), [41, 401])
+    np.testing.assert_allclose(linear.split_state(count), [41, 401])
     log = Scale((1.0,), confidence="log", alpha=2.0, epsilon=0.5)
-    np.testing.assert_allclose(log.settled(count), 1 + 2 * np.log1p(count / 0.5), rtol=1e-6)
+    np.testing.assert_allclose(log.split_state(count), 1 + 2 * np.log1p(count / 0.5), rtol=1e-6)
     assert linear.holds(np.array([0.0, -1.0, 3.0], np.float32)).tolist() == [False, False, True]
 
 
@@ -182,6 +182,6 @@ def test_the_core_is_that_of_plain_peeling(cells, least, num_parts):
         alive = left
     kept = set()
     for part, (user_N, item_N) in zip(parts, edges, strict=True):
-        fates = kcore.fates(user_N, alive[item_N], config.min_user_items)
-        kept |= {cell for cell, fate in zip(part, fates, strict=True) if fate == Status.KEPT}
+        row_status = kcore.row_status(user_N, alive[item_N], config.min_user_items)
+        kept |= {cell for cell, fate in zip(part, row_status, strict=True) if fate == Status.KEPT}
     assert kept == plain_core(cells, *least)

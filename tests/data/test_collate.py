@@ -2,13 +2,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distrib.data.feeds.collate import (
-    asked_rows,
-    example,
+from distrib.data.feeds.collate import example, gather
+from distrib.data.history_arrays import (
+    eval_rows,
     flat_list,
-    gather,
+    history_arrays,
     merge,
-    rows_of,
     trained_numbers,
     training_rows,
 )
@@ -28,14 +27,14 @@ SUBSETS = TABLE["subset"].to_numpy()
 
 
 def test_training_sees_nothing_held_out_and_no_held_out_user():
-    rows = training_rows(rows_of(TABLE, first_number=100), SUBSETS)
+    rows = training_rows(history_arrays(TABLE, first_number=100), SUBSETS)
     assert rows.number_B.tolist() == [100]
     assert rows.item_N.tolist() == [1]
     assert set(rows.role_N.tolist()) == {IN}
 
 
 def test_validation_does_not_even_hold_the_test_targets():
-    rows = asked_rows(rows_of(TABLE), Role.VALID_TARGET)
+    rows = eval_rows(history_arrays(TABLE), Role.VALID_TARGET)
     assert rows.item_N.tolist() == [1, 2]
     asked = example(rows, np.array([0]), Role.VALID_TARGET)
     assert asked.source.item_N.tolist() == asked.seen.item_N.tolist() == [1]
@@ -43,7 +42,7 @@ def test_validation_does_not_even_hold_the_test_targets():
 
 
 def test_test_users_are_read_with_input_and_not_shown_their_validation_items():
-    rows = asked_rows(rows_of(TABLE), Role.TEST_TARGET)
+    rows = eval_rows(history_arrays(TABLE), Role.TEST_TARGET)
     asked = example(rows, np.array([0, 1, 2]), Role.TEST_TARGET)
     assert asked.source.pointer_P.tolist() == [0, 1, 1, 2]
     assert asked.target.item_N.tolist() == [3, 4, 6]
@@ -51,12 +50,14 @@ def test_test_users_are_read_with_input_and_not_shown_their_validation_items():
 
 
 def test_gather_takes_rows_in_any_order_and_shards_merge():
-    rows = rows_of(TABLE)
+    rows = history_arrays(TABLE)
     batch, role_N = gather(rows, np.array([2, 3, 0]))
     assert batch.pointer_P.tolist() == [0, 2, 2, 5]
     assert batch.item_N.tolist() == [5, 6, 1, 2, 3]
     assert role_N.tolist() == [IN, TEST, IN, VALID, TEST]
-    halves = merge([rows_of(TABLE.slice(0, 2)), rows_of(TABLE.slice(2), first_number=2)])
+    halves = merge(
+        [history_arrays(TABLE.slice(0, 2)), history_arrays(TABLE.slice(2), first_number=2)]
+    )
     for one, other in zip(rows, halves, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -84,7 +85,9 @@ def test_what_is_known_and_asked_at_once_stays_a_candidate():
             "roles": pa.array([[IN, IN, TEST], [IN]], pa.list_(pa.int8())),
         }
     )
-    asked = example(asked_rows(rows_of(table), Role.TEST_TARGET), np.array([0]), Role.TEST_TARGET)
+    asked = example(
+        eval_rows(history_arrays(table), Role.TEST_TARGET), np.array([0]), Role.TEST_TARGET
+    )
     assert asked.source.item_N.tolist() == [7, 3]
     assert asked.target.item_N.tolist() == [7]
     assert asked.seen.item_N.tolist() == [3]
@@ -99,18 +102,20 @@ def test_a_chronological_split_shows_what_came_before():
             "roles": pa.array(roles, pa.list_(pa.int8())),
         }
     )
-    rows = asked_rows(rows_of(table), Role.TEST_TARGET)
+    rows = eval_rows(history_arrays(table), Role.TEST_TARGET)
     plain = example(rows, np.array([0]), Role.TEST_TARGET)
     shown = example(rows, np.array([0]), Role.TEST_TARGET, is_chronological=True)
     assert plain.source.item_N.tolist() == [1, 2]
     assert shown.source.item_N.tolist() == [1, 2, 3]
     assert shown.seen.item_N.tolist() == plain.seen.item_N.tolist() == [1, 2, 3]
-    valid = example(asked_rows(rows_of(table), Role.VALID_TARGET), np.array([0]), Role.VALID_TARGET)
+    valid = example(
+        eval_rows(history_arrays(table), Role.VALID_TARGET), np.array([0]), Role.VALID_TARGET
+    )
     assert valid.source.item_N.tolist() == [1, 2]
 
 
 def test_only_users_who_were_trained_on_keep_a_number():
-    rows = rows_of(TABLE, first_number=100)
+    rows = history_arrays(TABLE, first_number=100)
     known = trained_numbers(rows, SUBSETS)
     trained = set(training_rows(rows, SUBSETS).number_B.tolist())
     assert [n if n in trained else -1 for n in rows.number_B.tolist()] == known.number_B.tolist()

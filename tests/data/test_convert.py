@@ -35,7 +35,7 @@ def test_histories_survive_the_way_to_other_files_and_back(cluster, real_data, t
     first = DataConfig(prepared=str(tmp_path / "one"), source=log)
     prepare(first)
     result = convert(first, ConvertConfig(output=str(tmp_path / "log"), format=format))
-    assert result["counts"] == {"read": 100_836, "written": 100_836, "rejected": {}}
+    assert result.counts == {"read": 100_836, "written": 100_836, "rejected": {}}
     back = {
         "inter": RecBoleSource(path=str(tmp_path / "log"), ids="int"),
         "csv": CsvSource(path=str(tmp_path / "log"), columns=USUAL, ids="int"),
@@ -76,7 +76,7 @@ def test_damaged_rows_of_a_source_are_left_out_and_counted(cluster, tmp_path):
     )
     config = DataConfig(prepared="unused", source=source)
     to = ConvertConfig(output=str(tmp_path / "out"), format="parquet", of="source")
-    counts = convert(config, to)["counts"]
+    counts = convert(config, to).counts
     assert counts == {"read": 3, "written": 1, "rejected": {"malformed": 1, "missing id": 1}}
     assert pq.read_table(tmp_path / "out").to_pylist() == [
         {"user_id": "a", "item_id": "x", "timestamp": 1}

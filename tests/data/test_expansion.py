@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distrib.data.arrow import codes
+from distrib.data.arrow import dense_ids
 from distrib.data.logs.config import ExpandedLog, MovieLensSource
 from distrib.data.logs.generated import draw, drawn_layout, drawn_pieces
 from distrib.data.logs.kronecker import chances, expansion_of
@@ -37,7 +37,7 @@ def test_growing_by_one_is_the_log_itself(grown):
 def test_the_size_is_as_wanted_and_no_pair_comes_twice(grown):
     _, table, _ = grown
     assert len(table) == pytest.approx(600_000, rel=0.01)
-    user_N, item_N = codes(table["user"]), codes(table["item"])
+    user_N, item_N = dense_ids(table["user"]), dense_ids(table["item"])
     assert user_N.max() + 1 == pytest.approx(5 * 943, rel=0.02)
     assert item_N.max() + 1 == pytest.approx(3 * 1682, rel=0.15)
     assert len(np.unique(user_N * (item_N.max() + 1) + item_N)) == len(table)
@@ -52,7 +52,7 @@ def gini(counts):
 def test_popularity_activity_and_ratings_keep_their_shape(grown):
     _, table, same = grown
     for name in ("user", "item"):
-        big, small = (np.bincount(codes(part[name])) for part in (table, same))
+        big, small = (np.bincount(dense_ids(part[name])) for part in (table, same))
         assert gini(big) == pytest.approx(gini(small), abs=0.05)
     for level in STARS.levels:
         big, small = ((part["rating"].to_numpy() == level).mean() for part in (table, same))

@@ -1,6 +1,5 @@
 """A log that grows: what a prepared folder holds then, and what of it has not changed."""
 
-import json
 import random
 
 import numpy as np
@@ -8,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distrib.data.config import CleaningConfig, DataConfig
-from distrib.data.dataset import load_vocabulary, read_part, user_number
+from distrib.data.dataset import Dataset
 from distrib.data.logs.config import Columns, CsvSource
 from distrib.data.logs.rating_scale import RatingsConfig
 from distrib.data.prepare.job import preflight, prepare
@@ -50,12 +49,12 @@ def config_of(tmp_path, name, **changes):
 def histories(config):
     """All histories by user, items by original id; a user's number in the prepared data besides."""
     folder = Folder(config.prepared)
-    manifest = json.loads(folder.read("manifest.json"))
-    ids = load_vocabulary(folder).ids.to_pylist()
+    dataset = Dataset.open(folder)
+    manifest, ids = dataset.manifest, dataset.vocabulary.ids.to_pylist()
     found, numbers = {}, {}
-    for shard in manifest["shards"]:
-        first, step = user_number(shard["shard"], config.num_shards)
-        for place, row in enumerate(read_part(folder, shard).to_pylist()):
+    for shard in manifest.shards:
+        first, step = dataset.numbering(shard.shard)
+        for place, row in enumerate(Dataset.open(folder).table(shard).to_pylist()):
             row["items"] = [ids[n] for n in row["items"]]
             numbers[row["user"]] = first + step * place
             found[row.pop("user")] = row
@@ -68,16 +67,16 @@ def test_extending_gives_what_preparing_both_logs_gives(cluster, tmp_path, split
     grown = config_of(tmp_path, "grown", split=split, extend=True, item_histories=True)
     prepare(grown)
     before, old_numbers = histories(grown)
-    old_ids = load_vocabulary(Folder(grown.prepared)).ids.to_pylist()
+    old_ids = Dataset.open(grown.prepared).vocabulary.ids.to_pylist()
     write(tmp_path / "log", "day2.csv", lines(range(20, 60), range(20, 50), 300, seed=2))
     extended = prepare(grown)
     at_once = config_of(tmp_path, "at_once", split=split, item_histories=True)
     whole = prepare(at_once)
     found, numbers = histories(grown)
     assert found == histories(at_once)[0]
-    assert extended["counts"] == whole["counts"]
-    assert extended["times"] == whole["times"]
-    vocabulary, other = (load_vocabulary(Folder(c.prepared)) for c in (grown, at_once))
+    assert extended.counts == whole.counts
+    assert extended.times == whole.times
+    vocabulary, other = (Dataset.open(c.prepared).vocabulary for c in (grown, at_once))
     assert vocabulary.num_users == other.num_users
     assert vocabulary.ids.to_pylist()[: len(old_ids)] == old_ids
     assert len(vocabulary) > len(old_ids)
@@ -89,9 +88,9 @@ def test_extending_gives_what_preparing_both_logs_gives(cluster, tmp_path, split
 
 
 def item_histories(prepared):
-    manifest = json.loads(Folder(prepared).read("manifest.json"))
+    manifest = Dataset.open(prepared).manifest
     rows = [
-        r for e in manifest["item_histories"] for r in read_part(Folder(prepared), e).to_pylist()
+        r for e in manifest.item_histories for r in Dataset.open(prepared).table(e).to_pylist()
     ]
     return {
         row["item"]: sorted(zip(row["times"], row["ratings"], row["roles"], strict=True))
@@ -105,19 +104,19 @@ def test_only_touched_shards_are_rewritten_and_nothing_is_added_twice(cluster, t
     first = prepare(config)
     write(tmp_path / "log", "day2.csv", ["u3,i1,5,7", "u3,i99,4,8"])
     second = prepare(config)
-    stays = {e["name"] for e in first["shards"]} & {e["name"] for e in second["shards"]}
-    assert len(stays) == len(first["shards"]) - 1 > 8
-    assert second["counts"]["read"] == 402
+    stays = {e.name for e in first.shards} & {e.name for e in second.shards}
+    assert len(stays) == len(first.shards) - 1 > 8
+    assert second.counts.read == 402
     present = {path.name for path in (tmp_path / "p" / "histories").iterdir()}
-    assert present == {e["name"].split("/")[1] for e in second["shards"]}
-    assert pq.read_table(tmp_path / "p" / "histories").num_rows == second["counts"]["users"]
+    assert present == {e.name.split("/")[1] for e in second.shards}
+    assert pq.read_table(tmp_path / "p" / "histories").num_rows == second.counts.users
     assert prepare(config) == second
     write(tmp_path / "log", "day3.csv", ["new,i99,1,9", ",i1,5,1"])
     third = prepare(config)
-    assert third["counts"]["users"] == second["counts"]["users"] + 1
-    assert third["counts"]["rejected"]["missing id"] == 1
-    assert [entry["name"] for entry in third["quarantine"]] == ["quarantine/part-00002-g2.parquet"]
-    assert third["generation"] == 2
+    assert third.counts.users == second.counts.users + 1
+    assert third.counts.rejected["missing id"] == 1
+    assert [entry.name for entry in third.quarantine] == ["quarantine/part-00002-g2.parquet"]
+    assert third.generation == 2
     assert prepare(config.model_copy(update={"extend": False})) == third
 
 
@@ -133,11 +132,11 @@ def test_held_out_users_stay_held_out(cluster, tmp_path):
     assert {user: after[user]["subset"] for user in before} == {
         user: row["subset"] for user, row in before.items()
     }
-    counts = manifest["counts"]
-    assert counts["read"] == counts["kept"] + sum(counts["rejected"].values()) == 1200
-    vocabulary = load_vocabulary(Folder(config.prepared))
+    counts = manifest.counts
+    assert counts.read == counts.kept + sum(counts.rejected.values()) == 1200
+    vocabulary = Dataset.open(config.prepared).vocabulary
     trained = [row for row in after.values() if row["subset"] == 0]
-    assert vocabulary.num_users == len(trained) == counts["training_users"]
+    assert vocabulary.num_users == len(trained) == counts.training_users
     assert vocabulary.train_count_IL.sum() == sum(len(row["items"]) for row in trained)
 
 
@@ -195,9 +194,9 @@ def test_doubles_over_several_files_are_settled_as_at_once(cluster, tmp_path, po
     grown = config_of(tmp_path, "grown", cleaning=cleaning, extend=True)
     for day in (1, 2, 3):
         write(tmp_path / "log", f"day{day}.csv", lines(range(20), range(10), 100, seed=day))
-        counts = prepare(grown)["counts"]
+        counts = prepare(grown).counts
     at_once = config_of(tmp_path, "at_once", cleaning=cleaning)
-    assert prepare(at_once)["counts"] == counts
+    assert prepare(at_once).counts == counts
     assert histories(grown)[0] == histories(at_once)[0]
 
 
@@ -213,8 +212,8 @@ def test_a_failed_extension_leaves_no_damaged_rows_of_its_own(cluster, tmp_path)
     assert not list((tmp_path / "p" / "quarantine").glob("*"))
     write(tmp_path / "log", "day3.csv", [])
     manifest = prepare(config)
-    assert manifest["counts"]["users"] == 3
-    assert any(name.endswith("day3.csv") for name in manifest["recipe"]["files"])
+    assert manifest.counts.users == 3
+    assert any(name.endswith("day3.csv") for name in manifest.recipe["files"])
     assert prepare(config) == manifest
 
 

@@ -14,8 +14,8 @@ import ray
 
 from distrib.config import load
 from distrib.data.config import CleaningConfig, DataConfig
-from distrib.data.dataset import load_vocabulary, read_part
-from distrib.data.feeds.loader import load_source
+from distrib.data.dataset import Dataset
+from distrib.data.feeds.loader import load_training_data
 from distrib.data.logs import text
 from distrib.data.logs.config import Columns, CsvSource, MatrixSource, ParquetSource, SyntheticLog
 from distrib.data.logs.rating_scale import RatingsConfig
@@ -48,7 +48,7 @@ def digests(folder):
     }
 
 
-def rows_of(folder):
+def history_arrays(folder):
     return pq.read_table(folder / "histories").to_pylist()
 
 
@@ -79,13 +79,13 @@ def test_histories_hold_what_the_log_says_in_order_of_time(cluster, tmp_path):
         num_shards=2,
     )
     manifest = prepare(config)
-    vocabulary = load_vocabulary(Folder(config.prepared))
+    vocabulary = Dataset.open(config.prepared).vocabulary
     assert vocabulary.ids.to_pylist() == ["x", "y", "z"]
-    found = {row["user"]: row for row in rows_of(tmp_path / "p")}
+    found = {row["user"]: row for row in history_arrays(tmp_path / "p")}
     assert found["a"]["items"] == [1, 2, 0]  # a tie in time goes by item
     assert found["a"]["ratings"] == [4.0, 1.0, 5.0]
     assert found["b"]["times"] == [30, 40]
-    assert manifest["counts"]["users"] == 2
+    assert manifest.counts.users == 2
     assert vocabulary.train_count_IL.sum() == 5
     assert vocabulary.train_count_IL[0].tolist() == [0, 0, 1, 0, 1]
 
@@ -100,8 +100,8 @@ def test_duplicates_keep_the_latest_whatever_the_order_of_lines(cluster, tmp_pat
             ratings=STARS,
             split=NoSplit(),
         )
-        assert prepare(config)["counts"]["rejected"] == {"duplicate": 2}
-        found.append(rows_of(tmp_path / name))
+        assert prepare(config).counts.rejected == {"duplicate": 2}
+        found.append(history_arrays(tmp_path / name))
     assert found[0] == found[1]
     assert {row["user"]: row["ratings"] for row in found[0]} == {"a": [3.0, 2.0], "b": [1.0]}
 
@@ -125,16 +125,16 @@ def test_every_row_read_is_kept_or_rejected_by_name(cluster, tmp_path):
                 }
             )
         )
-    counts = prepare(config)["counts"]
-    assert counts["read"] == 104
-    assert counts["kept"] == 2
-    assert counts["rejected"] == {
+    counts = prepare(config).counts
+    assert counts.read == 104
+    assert counts.kept == 2
+    assert counts.rejected == {
         "missing id": 1,
         "rating outside scale": 1,
         "not above threshold": 40,
         "user too short": 60,
     }
-    assert counts["read"] == counts["kept"] + sum(counts["rejected"].values())
+    assert counts.read == counts.kept + sum(counts.rejected.values())
 
 
 def test_a_mostly_damaged_log_is_refused_with_its_counts(cluster, tmp_path):
@@ -165,11 +165,11 @@ def test_nothing_held_out_is_in_counts_or_vocabulary(cluster, tmp_path):
         split=StrongGeneralisationSplit(valid_users=10, test_users=10),
     )
     manifest = prepare(config)
-    rows = rows_of(tmp_path / "p")
-    vocabulary = load_vocabulary(Folder(config.prepared))
+    rows = history_arrays(tmp_path / "p")
+    vocabulary = Dataset.open(config.prepared).vocabulary
     training = [row for row in rows if row["subset"] == Subset.TRAIN]
     assert len(training) == vocabulary.num_users == 20
-    assert manifest["counts"]["rejected"] == {"item unseen in training": 20}
+    assert manifest.counts.rejected == {"item unseen in training": 20}
     counted = Counter(item for row in training for item in row["items"])
     assert vocabulary.train_count_IL.sum(1).tolist() == [counted[n] for n in range(len(vocabulary))]
     assert sorted(vocabulary.ids.to_pylist()) == sorted(
@@ -183,12 +183,12 @@ def test_entrywise_counts_are_those_of_the_training_part(cluster, tmp_path):
     manifest = prepare(config)
     counts = np.zeros((30, 5), dtype=int)
     total = Counter()
-    for row in rows_of(tmp_path / "p"):
+    for row in history_arrays(tmp_path / "p"):
         for item, rating, role in zip(row["items"], row["ratings"], row["roles"], strict=True):
             total[role] += 1
             counts[item, int(rating) - 1] += role == Role.INPUT
-    np.testing.assert_array_equal(load_vocabulary(Folder(config.prepared)).train_count_IL, counts)
-    named = manifest["counts"]["interactions_by_role"]
+    np.testing.assert_array_equal(Dataset.open(config.prepared).vocabulary.train_count_IL, counts)
+    named = manifest.counts.interactions_by_role
     assert named == {role.name.lower(): total[role] for role in Role if total[role]}
 
 
@@ -211,11 +211,11 @@ def test_every_real_log_has_its_published_size(cluster, real_data, tmp_path, nam
     )
     if file.data.split.name == "given":
         config = config.model_copy(update={"split": file.data.split})
-    counts = prepare(config)["counts"]
-    assert (counts["kept"], counts["users"], counts["items"]) == REAL[name]
-    assert counts["rejected"] == {}
+    counts = prepare(config).counts
+    assert (counts.kept, counts.users, counts.items) == REAL[name]
+    assert counts.rejected == {}
     own = prepare(file.data.model_copy(update={"prepared": str(tmp_path / "own")}))["counts"]
-    assert own["read"] == counts["read"] == own["kept"] + sum(own["rejected"].values())
+    assert own["read"] == counts.read == own["kept"] + sum(own["rejected"].values())
 
 
 def test_coat_keeps_the_files_apart(cluster, real_data, tmp_path):
@@ -224,12 +224,12 @@ def test_coat_keeps_the_files_apart(cluster, real_data, tmp_path):
     config = DataConfig(
         prepared=str(tmp_path / "keep"), source=source, ratings=STARS, split=split, num_shards=2
     )
-    counts = prepare(config)["counts"]
-    assert counts["interactions_by_role"] == {"input": 6_960, "test_target": 4_640}
+    counts = prepare(config).counts
+    assert counts.interactions_by_role == {"input": 6_960, "test_target": 4_640}
     drops = {"prepared": str(tmp_path / "drop"), "split": GivenSplit(test=split.test, known="drop")}
-    counts = prepare(config.model_copy(update=drops))["counts"]
-    assert counts["rejected"] == {"already known": 366}
-    assert counts["interactions_by_role"] == {"input": 6_960, "test_target": 4_640 - 366}
+    counts = prepare(config.model_copy(update=drops)).counts
+    assert counts.rejected == {"already known": 366}
+    assert counts.interactions_by_role == {"input": 6_960, "test_target": 4_640 - 366}
 
 
 SPLITS = [
@@ -252,29 +252,29 @@ def test_nothing_held_out_is_in_what_training_reads(cluster, tmp_path, split):
     manifest = prepare(config)
     folder = Folder(config.prepared)
     trained, held_out = set(), set()
-    for shard in manifest["shards"]:
-        for place, row in enumerate(read_part(folder, shard).to_pylist()):
-            number = shard["shard"] + 3 * place
+    for shard in manifest.shards:
+        for place, row in enumerate(Dataset.open(folder).table(shard).to_pylist()):
+            number = shard.shard + 3 * place
             for item, rating, role in zip(row["items"], row["ratings"], row["roles"], strict=True):
                 is_trained = row["subset"] == Subset.TRAIN and role <= Role.TRAIN_TARGET
                 (trained if is_trained else held_out).add((number, item, rating))
     assert held_out
     assert not trained & held_out
-    rows = ray.get(load_source(folder, "resident").rows[0])
+    rows = ray.get(load_training_data(folder, "resident").rows[0])
     users = np.repeat(rows.number_B, np.diff(rows.pointer_P)).tolist()
     read = set(zip(users, rows.item_N.tolist(), rows.value_N.tolist(), strict=True))
     assert read == trained
-    vocabulary = load_vocabulary(folder)
+    vocabulary = Dataset.open(folder).vocabulary
     counted = Counter((item, rating) for _, item, rating in trained)
     for item, counts in enumerate(vocabulary.train_count_IL.tolist()):
         assert counts == [counted[item, level] for level in vocabulary.levels]
     assert vocabulary.num_users == len({number for number, _, _ in trained})
     by_item = set()
-    for entry in manifest["item_histories"]:
-        for place, row in enumerate(read_part(folder, entry).to_pylist()):
+    for entry in manifest.item_histories:
+        for place, row in enumerate(Dataset.open(folder).table(entry).to_pylist()):
             cells = zip(row["users"], row["ratings"], row["roles"], row["subsets"], strict=True)
             by_item |= {
-                (user, entry["first_item"] + place, rating)
+                (user, entry.first_item + place, rating)
                 for user, rating, role, subset in cells
                 if subset == Subset.TRAIN and role <= Role.TRAIN_TARGET
             }
@@ -287,23 +287,23 @@ def test_histories_of_items_are_those_of_users_turned_round(cluster, tmp_path):
         prepared=str(tmp_path / "p"), source=source, item_histories=True, num_shards=4
     )
     manifest = prepare(config)
-    folder, ids = Folder(config.prepared), load_vocabulary(Folder(config.prepared)).ids.to_pylist()
+    folder, ids = Folder(config.prepared), Dataset.open(config.prepared).vocabulary.ids.to_pylist()
     from_users, from_items = set(), set()
-    for shard in manifest["shards"]:
-        for place, row in enumerate(read_part(folder, shard).to_pylist()):
-            number = shard["shard"] + 4 * place
+    for shard in manifest.shards:
+        for place, row in enumerate(Dataset.open(folder).table(shard).to_pylist()):
+            number = shard.shard + 4 * place
             cells = zip(row["items"], row["ratings"], row["times"], row["roles"], strict=True)
             from_users |= {(number, ids[item], *rest) for item, *rest in cells}
     names = []
-    for entry in manifest["item_histories"]:
-        for row in read_part(folder, entry).to_pylist():
+    for entry in manifest.item_histories:
+        for row in Dataset.open(folder).table(entry).to_pylist():
             names.append(row["item"])
             assert row["times"] == sorted(row["times"])
             cells = zip(row["users"], row["ratings"], row["times"], row["roles"], strict=True)
             from_items |= {(user, row["item"], *rest) for user, *rest in cells}
     assert names == ids
     assert from_items == from_users
-    assert len(manifest["item_histories"]) > 1
+    assert len(manifest.item_histories) > 1
 
 
 def apart(config, cpus, kills):
@@ -339,7 +339,7 @@ def test_a_killed_job_leaves_nothing_that_looks_finished(cluster, tmp_path):
     process.communicate()
     (tmp_path / "p" / "histories" / "part-00099.parquet").write_text("of another attempt")
     with pytest.raises(DataError, match="nothing complete is prepared there"):
-        load_vocabulary(Folder(config.prepared))
+        Dataset.open(config.prepared).vocabulary
     prepare(config)
     whole = config.model_copy(update={"prepared": str(tmp_path / "q")})
     prepare(whole)
@@ -367,13 +367,13 @@ def test_damaged_rows_beyond_the_first_range_have_the_line_of_the_file(
         prepared=str(tmp_path / "p"), source=csv(tmp_path, lines), ratings=STARS, split=NoSplit()
     )
     manifest = prepare(config)
-    assert len(manifest["quarantine"]) == 3
+    assert len(manifest.quarantine) == 3
     found = pq.read_table(tmp_path / "p" / "quarantine").sort_by("line").to_pylist()
     assert [(row["line"], row["text"]) for row in found] == [
         (line + 2, f"u,i,9,{line}") for line in (3, 700, 1_999)
     ]
     assert {row["reason"] for row in found} == {"rating outside scale"}
-    assert manifest["counts"]["rejected"] == {"rating outside scale": 3}
+    assert manifest.counts.rejected == {"rating outside scale": 3}
 
 
 def test_a_core_is_reached_over_all_shards_and_each_reason_is_counted(cluster, tmp_path):
@@ -387,9 +387,9 @@ def test_a_core_is_reached_over_all_shards_and_each_reason_is_counted(cluster, t
         cleaning=cleaning,
         split=NoSplit(),
     )
-    counts = prepare(config)["counts"]
-    assert (counts["users"], counts["items"], counts["kept"]) == (6, 6, 36)
-    assert counts["rejected"] == {"item too rare": 6, "user too short": 4}
+    counts = prepare(config).counts
+    assert (counts.users, counts.items, counts.kept) == (6, 6, 36)
+    assert counts.rejected == {"item too rare": 6, "user too short": 4}
     # Once: the items of `short` count 7 users, and only then does it go.
     once = cleaning.model_copy(update={"min_item_users": 7, "is_iterated": False})
     settings = {"cleaning": once, "prepared": str(tmp_path / "q")}
@@ -404,7 +404,7 @@ def test_one_user_with_a_million_interactions(cluster, tmp_path):
         path=str(tmp_path / "log.parquet"), columns=Columns(user="who", item="what")
     )
     counts = prepare(DataConfig(prepared=str(tmp_path / "p"), source=source))["counts"]
-    assert (counts["users"], counts["kept"]) == (1, 1_000_000)
+    assert (counts.users, counts.kept) == (1, 1_000_000)
 
 
 def test_times_in_another_unit_are_warned_of(cluster, tmp_path, capfd):
@@ -421,7 +421,9 @@ def test_parquet_rows_without_a_time_are_kept_as_the_oldest(cluster, tmp_path):
     pq.write_table(pa.table(table), tmp_path / "log.parquet")
     source = ParquetSource(path=str(tmp_path / "log.parquet"), columns=COLUMNS)
     prepare(DataConfig(prepared=str(tmp_path / "p"), source=source, ratings=STARS, split=NoSplit()))
-    assert [(row["items"], row["times"]) for row in rows_of(tmp_path / "p")] == [([1, 0], [0, 9])]
+    assert [(row["items"], row["times"]) for row in history_arrays(tmp_path / "p")] == [
+        ([1, 0], [0, 9])
+    ]
 
 
 def test_the_manifest_is_json_without_a_clock(cluster, tmp_path):
@@ -457,12 +459,12 @@ def test_a_damaged_shard_is_refused(cluster, tmp_path):
         split=NoSplit(),
     )
     shard = prepare(config)["shards"][0]
-    path = tmp_path / "p" / shard["name"]
+    path = tmp_path / "p" / shard.name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match="content differs from the manifest"):
-        read_part(Folder(config.prepared), shard)
+        Dataset.open(config.prepared).table(shard)
 
 
 def test_a_shard_larger_than_rays_blocks_stays_whole(cluster, tmp_path, monkeypatch):
@@ -480,7 +482,7 @@ def test_a_shard_larger_than_rays_blocks_stays_whole(cluster, tmp_path, monkeypa
     counts = prepare(config.model_copy(update={"cleaning": CleaningConfig(min_user_items=100)}))[
         "counts"
     ]
-    assert (counts["users"], counts["kept"], counts["rejected"]) == (50, 5000, {})
+    assert (counts.users, counts.kept, counts.rejected) == (50, 5000, {})
 
 
 def test_a_header_alone_is_an_empty_log(cluster, tmp_path):

@@ -12,7 +12,7 @@ from distrib.data.prepare.quantile import added, digit_counts, smallest
 from distrib.data.schema import Role, Subset, interactions
 from distrib.data.splits import rules as splits
 from distrib.data.splits.liang_2018 import held_out, require_published, with_targets
-from distrib.data.splits.rules import Settled
+from distrib.data.splits.rules import SplitState
 from distrib.errors import DataError
 
 
@@ -40,24 +40,24 @@ def grid(num_users=300, num_items=40, kind="int64"):
     )
 
 
-def settled(table, split):
+def split_state(table, split):
     ranks = splits.limit_ranks(split, len(table))
     keys = splits.limit_keys(table, split)
     found = smallest(ranks, lambda prefixes, shift: digit_counts(keys, prefixes, shift))
-    return Settled(tuple(found))
+    return SplitState(tuple(found))
 
 
 @pytest.mark.parametrize("kind", ["int64", "string"])
 def test_entrywise_roles_have_their_shares_and_do_not_depend_on_order(kind):
     table = grid(kind=kind)
     split = splits.EntrywiseSplit()
-    _, roles = splits.assign(table, split, Settled())
+    _, roles = splits.assign(table, split, SplitState())
     shares = [(roles == role).mean() for role in (Role.INPUT, Role.VALID_TARGET, Role.TEST_TARGET)]
     assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.015)  # 12,000 draws
     order = pa.array(np.random.default_rng(0).permutation(len(table)))
-    _, moved = splits.assign(table.take(order), split, Settled())
+    _, moved = splits.assign(table.take(order), split, SplitState())
     np.testing.assert_array_equal(moved, roles[order.to_numpy()])
-    _, other = splits.assign(table, split.model_copy(update={"seed": 1}), Settled())
+    _, other = splits.assign(table, split.model_copy(update={"seed": 1}), SplitState())
     assert (other != roles).mean() > 0.3
 
 
@@ -65,7 +65,7 @@ def test_a_smaller_training_share_is_a_part_of_a_larger_and_the_rest_is_halved()
     """The sparsity study of VAE-BMF."""
     table, before = grid(), np.zeros(12_000, dtype=bool)
     for share in (0.01, 0.02, 0.03, 0.05, 0.1):
-        _, roles = splits.assign(table, splits.EntrywiseSplit(train_share=share), Settled())
+        _, roles = splits.assign(table, splits.EntrywiseSplit(train_share=share), SplitState())
         trains = roles == Role.INPUT
         assert trains.mean() == pytest.approx(share, abs=0.005)
         assert (roles == Role.VALID_TARGET).sum() == pytest.approx(
@@ -80,7 +80,7 @@ def test_exact_shares_hold_to_the_row():
     split = splits.EntrywiseSplit(train_share=0.6, valid_share=0.2, is_exact=True)
     assert splits.limit_ranks(split, 1_000_209) == [600_125, 800_167]
     table = grid(num_users=7, num_items=11)
-    _, roles = splits.assign(table, split, settled(table, split))
+    _, roles = splits.assign(table, split, split_state(table, split))
     assert Counter(roles.tolist()) == {Role.INPUT: 46, Role.VALID_TARGET: 15, Role.TEST_TARGET: 16}
 
 
@@ -104,7 +104,7 @@ def test_strong_generalisation_holds_out_exactly_the_users_and_shares_wanted():
     split = splits.StrongGeneralisationSplit(valid_users=50, test_users=70)
     everyone = splits.user_hash(pa.array(np.arange(300)), split)
     limits = splits.held_out_limits(split, np.sort(everyone)[:121])
-    subset, roles = splits.assign(table, split, Settled(limits))
+    subset, roles = splits.assign(table, split, SplitState(limits))
     subset, roles = subset.reshape(300, 40)[:, 0], roles.reshape(300, 40)
     assert [(subset == s).sum() for s in (Subset.TRAIN, Subset.VALID, Subset.TEST)] == [180, 50, 70]
     assert (roles[subset == Subset.TRAIN] == Role.INPUT).all()
@@ -116,7 +116,7 @@ def test_strong_generalisation_holds_out_exactly_the_users_and_shares_wanted():
 def test_short_histories_are_asked_nothing():
     table = grid(num_users=100, num_items=4)
     split = splits.StrongGeneralisationSplit(valid_users=30, test_users=30)
-    subset, roles = splits.assign(table, split, Settled((2**64 - 1, 2**64 - 1)))
+    subset, roles = splits.assign(table, split, SplitState((2**64 - 1, 2**64 - 1)))
     assert (subset == Subset.TEST).all()
     assert (roles == Role.INPUT).all()
 
@@ -160,13 +160,13 @@ def test_the_recipe_of_liang_is_reproduced_draw_for_draw(real_data):
     split = splits.LiangSplit(valid_users=80, test_users=80)
     table = rows(log["user"].to_numpy(), log["item"].to_numpy(), log["timestamp"].to_numpy())
     draw = held_out(pa.array(np.sort(log["user"].unique())), split)
-    subset, _ = splits.assign(table, split, Settled(draw=draw))
+    subset, _ = splits.assign(table, split, SplitState(draw=draw))
     users, items = table["user"].to_numpy(), table["item"].to_numpy()
     assert set(users[subset == Subset.TRAIN]) == set(train_users)
     left = table.filter(pa.array(np.isin(items, list(known))))
     lengths = [int((left["user"].to_numpy() == user).sum()) for user in draw.users.to_pylist()]
     drawn = with_targets(draw, np.array(lengths), split)
-    subset, roles = splits.assign(left, split, Settled(draw=drawn))
+    subset, roles = splits.assign(left, split, SplitState(draw=drawn))
     found = zip(left["user"].to_pylist(), left["item"].to_pylist(), roles, strict=True)
     held = {(u, i): role for u, i, role in found if u not in set(train_users)}
     assert held == wanted
@@ -184,7 +184,7 @@ def test_the_recipe_is_held_to_its_published_counts():
 def test_the_last_interactions_are_held_out_by_time(count):
     times = [50, 10, 40, 20, 30, 1, 2, 3]
     table = rows([1] * 5 + [2] * 3, [1, 2, 3, 4, 5, 1, 2, 3], times)
-    _, roles = splits.assign(table, splits.LeaveLastSplit(count=count), Settled())
+    _, roles = splits.assign(table, splits.LeaveLastSplit(count=count), SplitState())
     targets = [Role.TRAIN_TARGET, Role.VALID_TARGET, Role.TEST_TARGET][3 - count :]
     assert roles[:5].tolist() == [Role.INPUT] * (5 - count) + targets
     short = [Role.INPUT] * 3 if count == 3 else [Role.INPUT] * (3 - count) + targets
@@ -195,16 +195,16 @@ def test_global_time_cuts_at_moments_and_keeps_a_second_together():
     times = [-5, 1, 2, 2, 2, 3, 4, 5, 6, 7]
     table = rows(range(10), range(10), times)
     split = splits.GlobalTimeSplit(train_share=0.4, valid_share=0.3)
-    _, roles = splits.assign(table, split, settled(table, split))
+    _, roles = splits.assign(table, split, split_state(table, split))
     assert roles.tolist() == [Role.INPUT] * 2 + [Role.VALID_TARGET] * 5 + [Role.TEST_TARGET] * 3
     named = splits.GlobalTimeSplit(valid_from=0, test_from=5)
-    _, roles = splits.assign(table, named, Settled(splits.moments(named)))
+    _, roles = splits.assign(table, named, SplitState(splits.moments(named)))
     assert roles.tolist() == [Role.INPUT] + [Role.VALID_TARGET] * 6 + [Role.TEST_TARGET] * 3
 
 
 def test_a_given_split_goes_by_the_file():
     table = rows([1, 1, 1], [1, 2, 3], origins=[0, 1, 2])
-    _, roles = splits.assign(table, splits.GivenSplit(test="t"), Settled())
+    _, roles = splits.assign(table, splits.GivenSplit(test="t"), SplitState())
     assert roles.tolist() == [Role.INPUT, Role.VALID_TARGET, Role.TEST_TARGET]
 
 
@@ -222,9 +222,9 @@ def test_what_a_user_is_asked_depends_on_that_user_alone(data, split):
     """So shards, blocks and workers do not matter, and neither do users who come later."""
     cell = st.tuples(st.integers(0, 8), st.integers(0, 9), st.integers(0, 9))
     cells = data.draw(st.lists(cell, min_size=1, max_size=40, unique_by=lambda c: c[:2]))
-    limits = Settled((2**62, 2**63))
+    limits = SplitState((2**62, 2**63))
     if isinstance(split, splits.GlobalTimeSplit):
-        limits = Settled(splits.moments(split))
+        limits = SplitState(splits.moments(split))
     table = rows(*(list(column) for column in zip(*cells, strict=True)))
     both = splits.assign(table, split, limits)
     for user in set(table["user"].to_pylist()):

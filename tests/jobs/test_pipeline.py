@@ -14,7 +14,7 @@ import pytest
 from distrib.checkpoint.bundle import load_bundle
 from distrib.config import load
 from distrib.data.config import DataConfig
-from distrib.data.dataset import load_manifest, load_vocabulary
+from distrib.data.dataset import Dataset
 from distrib.data.logs.config import SyntheticLog
 from distrib.data.prepare.job import prepare
 from distrib.data.schema import Role
@@ -63,10 +63,10 @@ def evaluated(trained):
 
 
 def test_the_model_beats_popularity_and_comes_nearer_to_the_truth(evaluated):
-    model, popularity = (evaluated["metrics"][name] for name in ("model", "popularity"))
+    model, popularity = (evaluated.metrics[name] for name in ("model", "popularity"))
     assert model["recall@20"]["mean"] > 1.15 * popularity["recall@20"]["mean"]
     assert model["rmse"]["mean"] < popularity["rmse"]["mean"]
-    distance = evaluated["distance_to_truth"]
+    distance = evaluated.distance_to_truth
     for kind in ("interactions", "outcomes_per_cell"):
         assert distance["model"][kind] < 0.9 * distance["popularity"][kind]
 
@@ -75,22 +75,22 @@ def test_every_test_user_is_counted(trained, evaluated):
     _, file = trained
     rows = pq.read_table(f"{file.data.prepared}/histories")["roles"].to_pylist()
     asked = sum(Role.TEST_TARGET in roles for roles in rows)
-    assert evaluated["users"]["measured"] == asked
-    assert evaluated["users"]["all"] == len(rows)
-    assert evaluated["metrics"]["model"]["recall@20"]["num_observations"] == asked
+    assert evaluated.users["measured"] == asked
+    assert evaluated.users["all"] == len(rows)
+    assert evaluated.metrics["model"]["recall@20"].num_observations == asked
     cells = sum(role == Role.TEST_TARGET for roles in rows for role in roles)
-    assert evaluated["metrics"]["model"]["rmse"]["num_observations"] == cells
+    assert evaluated.metrics["model"]["rmse"].num_observations == cells
 
 
 def test_recommendations_of_the_job_equal_the_scorers(trained):
     _, file = trained
     result = score(file.run, file.data.prepared, file.score)
-    lists = pq.read_table(result["output"])
+    lists = pq.read_table(result.output)
     scorer = Scorer.from_bundle(Folder(file.run) / "bundle")
     histories = pq.read_table(f"{file.data.prepared}/histories")
-    vocabulary = load_vocabulary(Folder(file.data.prepared))
+    vocabulary = Dataset.open(file.data.prepared).vocabulary
     direct, _ = recommend_table(scorer, histories, vocabulary, file.score)
-    assert result["counts"]["users"] == len(lists) == len(histories)
+    assert result.counts.users == len(lists) == len(histories)
     assert_same_lists(lists, direct)
     seen = {row["user"]: set(row["items"]) for row in histories.to_pylist()}
     for row in lists.to_pylist():
@@ -124,7 +124,7 @@ def test_users_the_training_never_saw_are_scored_from_either_form(trained, tmp_p
         num_shards=2,
     )
     prepare(strangers)
-    vocabulary = load_vocabulary(Folder(strangers.prepared))
+    vocabulary = Dataset.open(strangers.prepared).vocabulary
     histories = pq.read_table(f"{strangers.prepared}/histories")
     plain = histories.select(["user", "ratings"]).append_column(
         "items",
@@ -136,14 +136,14 @@ def test_users_the_training_never_saw_are_scored_from_either_form(trained, tmp_p
     pq.write_table(plain, tmp_path / "plain" / "users.parquet")
     scorer = Scorer.from_bundle(Folder(file.run) / "bundle")
     direct, read = recommend_table(scorer, plain, None, file.score)
-    assert read.fates["item unseen in training"] > 0
+    assert read.row_status["item unseen in training"] > 0
     for name in ("strangers", "plain"):
         policy = file.score.model_copy(
             update={"histories": str(tmp_path / name), "output": str(tmp_path / name / "out")}
         )
         result = score(file.run, file.data.prepared, policy)
-        assert result["counts"]["interactions"] == {k: v for k, v in read.fates.items() if v}
-        files = [f"{result['output']}/{part}" for part in parts(result["output"])]
+        assert result.counts.interactions == {k: v for k, v in read.row_status.items() if v}
+        files = [f"{result['output']}/{part}" for part in parts(result.output)]
         assert_same_lists(pq.read_table(files), direct)
 
 
@@ -264,14 +264,14 @@ def test_the_last_line_of_a_job_is_its_result_as_json(trained):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert (
-        result["counts"]["training_users"] == load_vocabulary(Folder(file.data.prepared)).num_users
+        result.counts.training_users == Dataset.open(file.data.prepared).vocabulary.num_users
     )
 
 
 def test_a_bundle_carries_what_it_needs(trained):
     _, file = trained
     bundle = load_bundle(Folder(file.run) / "bundle")
-    assert bundle.vocabulary.fingerprint == load_vocabulary(Folder(file.data.prepared)).fingerprint
+    assert bundle.vocabulary.fingerprint == Dataset.open(file.data.prepared).vocabulary.fingerprint
     assert (
         bundle.facts["data"]
         == json.loads(Path(file.data.prepared, "manifest.json").read_text())["hash"]
@@ -293,11 +293,11 @@ def test_the_whole_way_runs_on_an_object_store(object_store):
     done = command("pipeline", "--config", "configs/demo.toml", *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    counts = load_manifest(Folder(f"{place}/data"))["counts"]
-    assert counts["read"] == 2000 == counts["kept"] + counts["rejected"]["duplicate"]
-    assert result["evaluated"]["users"]["all"] == counts["users"] == 40
+    counts = Dataset.open(f"{place}/data").manifest.counts
+    assert counts.read == 2000 == counts.kept + counts.rejected["duplicate"]
+    assert result["evaluated"]["users"]["all"] == counts.users == 40
     output = f"{place}/run/recommendations"
-    assert result["scored"]["output"] == output
+    assert result.scored["output"] == output
     lists = [Folder(output).read_parquet(name) for name in parts(output)]
     assert sum(len(table) for table in lists) == 40
     for name in ("run/bundle/manifest.json", "run/learning_curves.png"):

@@ -8,8 +8,9 @@ import torch
 from distrib.batch import Batch
 from distrib.models import AutoRecConfig
 from distrib.objectives import SquaredErrorConfig
-from distrib.rng import Noise
-from distrib.train.schemes.item_side import codes_of, joined_codes, trained_model
+from distrib.rng import CounterRng
+from distrib.train.schemes.encoded_rows import codes_of, joined_codes
+from distrib.train.schemes.item_rows import ItemRows
 from distrib.train.step import TrainStep
 from distrib.vocabulary import Catalogue, Vocabulary
 from tests.conftest import LEVELS
@@ -38,7 +39,7 @@ def test_loss_and_gradient_are_those_of_the_dense_network(hidden, output, small)
     config = AutoRecConfig(side="users", hidden_width=16, hidden=hidden, output=output)
     model = config.build(small.catalogue)
     step = TrainStep(model, SquaredErrorConfig().build(small.catalogue), block_items=7)
-    (loss,) = step(small.batch, small.batch, Noise.of(0, 0), 0).values()
+    (loss,) = step(small.batch, small.batch, CounterRng.of(0, 0), 0).values()
     r_UI = rating_matrix(small)
     error_UI = torch.where(r_UI > 0, plain(model, r_UI) - r_UI, 0.0)
     wanted = error_UI.square().sum()
@@ -112,10 +113,10 @@ def test_item_autorec_folds_unknown_users_in_among_known_ones(small):
 
 def test_codes_of_items_are_the_networks_also_of_those_nobody_rated(small):
     counts_IL = small.catalogue.train_count_IL
-    vocabulary = Vocabulary(pa.array(range(50)), LEVELS, counts_IL, 37, user_numbers=37)
+    vocabulary = Vocabulary(pa.array(range(50)), LEVELS, counts_IL, 37, user_index_size=37)
     torch.manual_seed(0)
     config = AutoRecConfig(side="items", hidden_width=16)
-    network = trained_model(config, vocabulary)
+    network = ItemRows().build(config, vocabulary)
     rows, wanted = item_rows(small)
     halves = [iter([(rows, np.arange(rows.num_users)[rank::2])]) for rank in range(2)]
     parts = [codes_of(network.encode, half, 7) for half in halves]
@@ -126,7 +127,7 @@ def test_codes_of_items_are_the_networks_also_of_those_nobody_rated(small):
 
 
 def item_rows(small):
-    from distrib.data.feeds.collate import Rows
+    from distrib.data.history_arrays import Rows
 
     order = torch.argsort(small.batch.item_N, stable=True)
     items = torch.unique(small.batch.item_N)

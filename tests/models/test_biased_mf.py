@@ -4,7 +4,7 @@ import torch
 
 from distrib.models import BiasedMfConfig
 from distrib.objectives import SquaredErrorConfig
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 from distrib.train.step import TrainStep
 
 
@@ -12,7 +12,7 @@ def test_loss_and_gradient_are_those_of_a_loop_over_ratings(small):
     model = BiasedMfConfig(latent_width=8).build(small.catalogue)
     torch.nn.init.normal_(model.user_bias_U)
     step = TrainStep(model, SquaredErrorConfig().build(small.catalogue), block_items=7)
-    (loss,) = step(small.batch, small.batch, Noise.of(0, 0), 0).values()
+    (loss,) = step(small.batch, small.batch, CounterRng.of(0, 0), 0).values()
     wanted = torch.zeros(())
     for user, (items, values) in enumerate(zip(small.items, small.values, strict=True)):
         for item, value in zip(items, values, strict=True):
@@ -31,5 +31,5 @@ def test_a_user_beyond_training_is_folded_in_and_comes_near_the_ratings(small):
     model = BiasedMfConfig(latent_width=8, new_user_penalty=1e-3).build(small.catalogue)
     torch.nn.init.normal_(model.item_IZ)
     stranger = small.users([5])._replace(user_B=torch.tensor([-1]))
-    rating_N = model.decode_cells(model.encode(stranger), stranger)
+    rating_N = model.score_pairs(model.encode(stranger), stranger)
     assert (rating_N - stranger.value_N).abs().max() < 0.3

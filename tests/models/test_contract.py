@@ -22,8 +22,9 @@ from distrib.models import (
     RecVaeConfig,
     VaeBmfConfig,
 )
-from distrib.rng import Noise
-from distrib.tiles import Block, Side, Transposed
+from distrib.models.capabilities import begin_epoch, phases_of
+from distrib.rng import CounterRng
+from distrib.tiles import Side, Tile, Transposed
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep, total
@@ -61,23 +62,23 @@ CASES = [
     ),
 ]
 every_model = pytest.mark.parametrize("config", CASES, ids=repr)
-TRAINED = [case for case in CASES if case.traits.learns == "steps"]
+TRAINED = [case for case in CASES if case.spec.scheme != "closed_form"]
 every_trained_model = pytest.mark.parametrize("config", TRAINED, ids=repr)
 
 
 def trained_on(config, small):
     """What training updates, and what it reads: histories of users, of items, or both."""
-    if config.traits.rows == "users":
+    if config.spec.scheme in ("user_rows", "closed_form"):
         return config.build(small.catalogue), small.batch
     batch, item_count = small.batch, small.catalogue.item_count
     count_UL = np.ones((batch.num_users, len(LEVELS)), dtype=np.int64)
     users = Catalogue(batch.num_users, LEVELS, count_UL, item_count, batch.num_users)
     network = config.network(small.catalogue, users)
     items = of_items(small)
-    if config.traits.rows == "items":
+    if config.spec.scheme == "item_rows":
         return network, items
     cells = Transposed.of(batch.item_N, batch.pointer_P, item_count)
-    return network, Block(Side.whole(batch), Side.whole(items), batch, cells, torch.zeros(1).long())
+    return network, Tile(Side.whole(batch), Side.whole(items), batch, cells, torch.zeros(1).long())
 
 
 def of_items(small):
@@ -92,7 +93,7 @@ def of_items(small):
 def step_of(config, small, block_items=17):
     torch.manual_seed(0)
     model, batch = trained_on(config, small)
-    objective = config.traits.objective.build(small.catalogue)
+    objective = config.spec.objective.build(small.catalogue)
     return TrainStep(model, objective, block_items=block_items), batch
 
 
@@ -100,9 +101,9 @@ def filled(config, small):
     """A model that scores, with something to say."""
     torch.manual_seed(0)
     model = config.build(small.catalogue)
-    if config.traits.learns == "gram":
-        model.load_state_dict(config.solved(gram_of(small.batch, small.catalogue.item_count)))
-    if config.traits.rows != "users":
+    if config.spec.scheme == "closed_form" and hasattr(config, "solve"):
+        model.load_state_dict(config.solve(gram_of(small.batch, small.catalogue.item_count)))
+    if config.spec.scheme in ("item_rows", "two_sided"):
         network, _ = trained_on(config, small)
         model.load_state_dict(scoring(config, network, small))
     return model.requires_grad_(False)
@@ -111,7 +112,7 @@ def filled(config, small):
 def scoring(config, network, small):
     """The state of what scores, from the network that is trained."""
     network = network.requires_grad_(False)
-    if config.traits.rows == "items":
+    if config.spec.scheme == "item_rows":
         return config.scoring(network.state_dict(), network.encode(of_items(small))[0])
     return config.scoring(network.state_dict(), network.encode_items(of_items(small)))
 
@@ -126,7 +127,7 @@ def gram_of(batch, item_count=50):
 def scores(model, batch):
     with torch.no_grad():
         output = model.decode(model.encode(batch), slice(None)).float()
-        return model.ranking_score(output)
+        return model.output.ranking_score(output)
 
 
 def test_every_model_has_a_case():
@@ -172,7 +173,7 @@ def test_inference_is_a_pure_function_of_the_history(config, small):
     model = filled(config, small)
     stranger = small.batch._replace(user_B=torch.full((37,), -1))
     is_equal = torch.equal(scores(model, small.batch), scores(model, stranger))
-    assert is_equal != config.traits.has_user_rows
+    assert is_equal != config.spec.has_user_rows
     beyond = small.batch._replace(user_B=torch.arange(37) + 1000)
     assert torch.equal(scores(model, beyond), scores(model, stranger))
 
@@ -186,21 +187,21 @@ def test_training_depends_on_the_noise_only_through_its_key(config, small):
     def loss(noise):
         return total(step(batch, batch, noise, 5)).item()
 
-    assert loss(Noise.of(0, 0)) == loss(Noise.of(0, 0))
-    assert (loss(Noise.of(0, 0)) != loss(Noise.of(0, 1))) == is_noisy
+    assert loss(CounterRng.of(0, 0)) == loss(CounterRng.of(0, 0))
+    assert (loss(CounterRng.of(0, 0)) != loss(CounterRng.of(0, 1))) == is_noisy
 
 
 @every_trained_model
 def test_the_loss_reaches_every_parameter_in_its_turn(config, small):
     step, batch = step_of(config, small)
     for epoch in range(4):
-        part = step.model.begin_epoch(epoch)
+        phase = begin_epoch(step.model, epoch)
         step.zero_grad()
-        total(step(batch, batch, Noise.of(0, 0), 5)).backward()
-        for parameter in step.model.parts()[part]:
+        total(step(batch, batch, CounterRng.of(0, 0), 5)).backward()
+        for parameter in phases_of(step.model)[phase]:
             assert parameter.grad is not None
             assert parameter.grad.abs().sum() > 0
-    together = [p for parameters in step.model.parts().values() for p in parameters]
+    together = [p for parameters in phases_of(step.model).values() for p in parameters]
     assert {id(p) for p in together} == {id(p) for p in step.parameters()}
 
 
@@ -209,7 +210,7 @@ def test_stored_cells_decode_as_in_the_whole(config, small):
     model = filled(config, small)
     state = model.encode(small.batch)
     whole = model.decode(state, slice(None))[small.batch.row_N, small.batch.item_N]
-    torch.testing.assert_close(model.decode_cells(state, small.batch), whole)
+    torch.testing.assert_close(model.score_pairs(state, small.batch), whole)
 
 
 @every_model
@@ -219,8 +220,8 @@ def test_permuting_items_permutes_scores(config, small):
     renamed = small.batch._replace(item_N=place[small.batch.item_N])
     model = filled(config, small)
     moved = config.build(small.catalogue)
-    if config.traits.learns == "gram":
-        moved.load_state_dict(config.solved(gram_of(renamed)))
+    if config.spec.scheme == "closed_form" and hasattr(config, "solve"):
+        moved.load_state_dict(config.solve(gram_of(renamed)))
     else:
         state = {
             name: value[order] if value.ndim and value.shape[0] == 50 else value
@@ -247,10 +248,10 @@ def board(is_rated):
     return Small.of(items, values, 20), torch.tensor(kinds)
 
 
-@pytest.mark.parametrize("config", [c for c in CASES if c.traits.learns != "counts"], ids=repr)
+@pytest.mark.parametrize("config", [c for c in CASES if not isinstance(c, PopularityConfig)], ids=repr)
 def test_learns_a_checkerboard(config):
     """What a user of either kind has not met: the user's own colour must come first."""
-    is_rated = config.traits.gives == "ratings"
+    is_rated = config.spec.output == "ratings"
     world, kinds = board(is_rated)
     model = trained(config, world)
     score = scores(model, world.batch)
@@ -267,22 +268,22 @@ def test_learns_a_checkerboard(config):
 
 def trained(config, world):
     """A model that scores, trained on all there is."""
-    if config.traits.learns == "gram":
+    if config.spec.scheme == "closed_form" and hasattr(config, "solve"):
         return filled(config, world)
     step, batch = step_of(config, world, block_items=9)
     engine = LocalEngine(step, OptimizerConfig(learning_rate=0.02))
     for epoch in range(120):
         engine.begin_epoch(epoch)
-        engine.train_batch(batch, batch, Noise.of(0, epoch), step=epoch, num_users=120)
+        engine.train_batch(batch, batch, CounterRng.of(0, epoch), step=epoch, num_users=120)
         engine.end_epoch(epoch)
-        if config.traits.rows == "both":
+        if config.spec.scheme == "two_sided":
             with torch.no_grad():
                 found = (
                     step.model.encode_users(world.batch),
                     step.model.encode_items(of_items(world)),
                 )
-            step.model.feed_codes(*found, Noise.of(0, epoch))
-    if config.traits.rows == "users":
+            step.model.feed_codes(*found, CounterRng.of(0, epoch))
+    if config.spec.scheme in ("user_rows", "closed_form"):
         return step.model
     model = config.build(world.catalogue)
     model.load_state_dict(scoring(config, step.model, world))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from distrib.batch import level_index
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig, log_frequencies
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 
 
 def dense_one_hot(batch, levels):
@@ -79,7 +79,7 @@ def test_the_ordinal_decoder_equals_dense_convolutions_over_two_channels(rating_
     state = model.encode(batch)
     found = model.decode(state, slice(None)).softmax(-1)
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
-    cells = model.decode_cells(state, batch).softmax(-1)
+    cells = model.score_pairs(state, batch).softmax(-1)
     torch.testing.assert_close(cells, wanted[batch.row_N, batch.item_N], rtol=1e-6, atol=1e-6)
     weights = torch.randn_like(wanted)
     parameters = list(model.parameters())
@@ -104,7 +104,7 @@ def test_the_prior_starts_at_the_items_smoothed_frequencies(small):
 def test_opinion_is_a_distribution_and_its_mean_lies_on_the_scale(small):
     model = Conv4RecConfig(latent_width=8, rating_width=4).build(small.catalogue)
     output = model.decode(model.encode(small.batch), slice(None)).float()
-    opinion = model.opinion(output)
+    opinion = model.output.predict(output)
     six = output.softmax(-1)
     torch.testing.assert_close(opinion.probability_BI, 1 - six[..., 0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(opinion.level_BIL.sum(-1), torch.ones(37, 50))
@@ -116,7 +116,7 @@ def test_opinion_is_a_distribution_and_its_mean_lies_on_the_scale(small):
 def test_corruption_hides_half_of_the_history_as_if_not_observed(small):
     config = Conv4RecConfig(latent_width=8, corruption=0.5, scale="history")
     model = config.build(small.catalogue)
-    noise = Noise.of(0, 0)
+    noise = CounterRng.of(0, 0)
     batch = small.batch
     draw = noise.uniform(1, batch.user_B[batch.row_N], batch.item_N)
     kept = batch.keep(draw >= 0.5)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from distrib.data.feeds.collate import Rows
+from distrib.data.history_arrays import HistoryArrays
 from distrib.models import EaseConfig, ItemKnnConfig
 from distrib.models.shallow.ease import neighbour_weights, whole_weights
 from distrib.models.shallow.item_knn import most_similar
@@ -50,7 +50,7 @@ def test_the_solution_has_a_zero_diagonal_and_no_slope_elsewhere(small):
 def test_scores_are_history_times_weights(small):
     config = EaseConfig(penalty=3.0)
     model = config.build(small.catalogue)
-    model.load_state_dict(config.solved(gram(small)))
+    model.load_state_dict(config.solve(gram(small)))
     score_BI = model.decode(model.encode(small.batch), slice(None)).numpy()
     x_BI = multi_hot(small)
     np.testing.assert_allclose(score_BI, x_BI @ plain_ease(x_BI, 3.0), atol=1e-5)
@@ -62,7 +62,7 @@ def test_neighbourhoods_of_all_items_are_the_whole():
     x_BI[dense.batch.row_N, dense.batch.item_N] = 1.0
     config = EaseConfig(penalty=3.0, num_neighbours=16)
     model = config.build(dense.catalogue)
-    model.load_state_dict(config.solved(csr_array((x_BI.T @ x_BI).astype(np.int32))))
+    model.load_state_dict(config.solve(csr_array((x_BI.T @ x_BI).astype(np.int32))))
     score_BI = model.decode(model.encode(dense.batch), slice(None)).numpy()
     np.testing.assert_allclose(score_BI, x_BI @ plain_ease(x_BI, 3.0), atol=1e-5)
 
@@ -80,7 +80,7 @@ def test_a_neighbourhood_is_solved_for_as_if_it_were_all(small):
 def test_item_neighbours_equal_a_loop_over_pairs(block_items, small):
     config = ItemKnnConfig(num_neighbours=6, shrink=2.0)
     model = config.build(small.catalogue)
-    model.load_state_dict(config.solved(gram(small)))
+    model.load_state_dict(config.solve(gram(small)))
     x_BI = multi_hot(small)
     count_I = x_BI.sum(0)
     alike_II = (x_BI.T @ x_BI) / (np.sqrt(np.outer(count_I, count_I)) + 2.0 + 1e-12)
@@ -109,5 +109,5 @@ def test_partial_gram_matrices_add_up_to_the_dense_one(small):
     for users in (range(10), range(10, 11), range(11, 37)):
         batch = small.users(users)
         flat = batch.user_B, batch.pointer_P, batch.item_N, batch.value_N, batch.item_N
-        total = added(total, partial_gram(Rows(*(part.numpy() for part in flat)), 50))
+        total = added(total, partial_gram(HistoryArrays(*(part.numpy() for part in flat)), 50))
     np.testing.assert_array_equal(total.toarray(), multi_hot(small).T @ multi_hot(small))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from distrib.batch import Batch
 from distrib.models import ElsaConfig
 from distrib.objectives import CosineConfig
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 from distrib.train.step import TrainStep
 
 
@@ -20,7 +20,7 @@ def dense_output(model, batch):
 def test_the_loss_is_the_cosine_of_the_dense_output_value_and_gradient(small):
     model = ElsaConfig(latent_width=8).build(small.catalogue)
     step = TrainStep(model, CosineConfig().build(small.catalogue), block_items=7)
-    (loss,) = step(small.batch, small.batch, Noise.of(0, 0), 0).values()
+    (loss,) = step(small.batch, small.batch, CounterRng.of(0, 0), 0).values()
     x_BI, output_BI = dense_output(model, small.batch)
     wanted = (1.0 - F.cosine_similarity(output_BI, x_BI, dim=1)).sum()
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
@@ -47,7 +47,7 @@ def test_empty_and_lonely_histories_have_a_finite_gradient(small):
     model = ElsaConfig(latent_width=8).build(small.catalogue)
     batch = Batch.from_lists([[], [3]])
     step = TrainStep(model, CosineConfig().build(small.catalogue), block_items=7)
-    (loss,) = step(batch, batch, Noise.of(0, 0), 0).values()
+    (loss,) = step(batch, batch, CounterRng.of(0, 0), 0).values()
     loss.backward()
     assert loss.isfinite()
     assert model.item_IZ.grad.isfinite().all()

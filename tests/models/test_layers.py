@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from distrib.batch import Batch
-from distrib.models.layers import cell_products, fold_in, history_sum, item_mean, unit_reading
-from distrib.rng import Noise
+from distrib.models.layers import fold_in, history_sum, item_mean, pair_products, unit_input
+from distrib.rng import CounterRng
 from distrib.vocabulary import Catalogue
 
 
@@ -20,7 +20,7 @@ def test_cell_products_are_picked_from_the_dense_product(small):
     code_BZ = torch.randn(37, 8, dtype=torch.float64, requires_grad=True)
     table_IZ = torch.randn(50, 8, dtype=torch.float64, requires_grad=True)
     weight_N = torch.randn(len(batch.item_N), dtype=torch.float64)
-    sparse_N = cell_products(code_BZ, table_IZ, batch.item_N, batch.pointer_P)
+    sparse_N = pair_products(code_BZ, table_IZ, batch.item_N, batch.pointer_P)
     plain_N = (code_BZ @ table_IZ.T)[batch.row_N, batch.item_N]
     torch.testing.assert_close(sparse_N, plain_N)
     found = torch.autograd.grad((sparse_N * weight_N).sum(), [code_BZ, table_IZ])
@@ -47,11 +47,11 @@ def test_history_sums_are_a_multi_hot_product(small):
 def test_histories_are_read_at_unit_length_and_what_stays_is_scaled_up(small):
     for by_value in (False, True):
         wanted = torch.nn.functional.normalize(dense(small.batch, by_value), dim=1)
-        read, weight_N = unit_reading(small.batch, by_value=by_value, stream=1)
+        read, weight_N = unit_input(small.batch, by_value=by_value, stream=1)
         found = torch.zeros(37, 50).index_put((read.row_N, read.item_N), weight_N)
         torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)
-        read, weight_N = unit_reading(
-            small.batch, by_value=by_value, dropout=0.25, noise=Noise.of(0, 0), stream=1
+        read, weight_N = unit_input(
+            small.batch, by_value=by_value, dropout=0.25, noise=CounterRng.of(0, 0), stream=1
         )
         kept = torch.zeros(37, 50).index_put((read.row_N, read.item_N), weight_N).double()
         torch.testing.assert_close(kept, torch.where(kept > 0, wanted / 0.75, 0.0))

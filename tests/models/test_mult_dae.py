@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from distrib.models import MultDaeConfig, MultVaeConfig
 from distrib.objectives import MultinomialConfig, SquaredErrorConfig
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 from distrib.train.step import TrainStep, total
 
 
@@ -27,7 +27,9 @@ def gradients_agree(model, loss, wanted):
 def test_mult_dae_is_one_hidden_layer_and_a_softmax(small):
     model = MultDaeConfig(latent_width=8, input_dropout=0.0).build(small.catalogue)
     objective = MultinomialConfig().build(small.catalogue)
-    loss = total(TrainStep(model, objective, block_items=7)(small.batch, small.batch, Noise(1), 0))
+    loss = total(
+        TrainStep(model, objective, block_items=7)(small.batch, small.batch, CounterRng(1), 0)
+    )
     x_BI = dense(small.batch, by_value=False)
     code_BZ = torch.tanh(F.normalize(x_BI, dim=1) @ model.input_IZ + model.input_bias_Z)
     logit_BI = code_BZ @ model.output_IZ.T + model.output_bias_I
@@ -37,7 +39,9 @@ def test_mult_dae_is_one_hidden_layer_and_a_softmax(small):
 def test_dae_cf_reads_ratings_and_is_judged_on_observed_cells_only(small):
     model = MultDaeConfig(latent_width=8, input_dropout=0.0, reads="ratings").build(small.catalogue)
     objective = SquaredErrorConfig().build(small.catalogue)
-    loss = total(TrainStep(model, objective, block_items=7)(small.batch, small.batch, Noise(1), 0))
+    loss = total(
+        TrainStep(model, objective, block_items=7)(small.batch, small.batch, CounterRng(1), 0)
+    )
     r_BI = dense(small.batch, by_value=True)
     code_BZ = torch.tanh(F.normalize(r_BI, dim=1) @ model.input_IZ + model.input_bias_Z)
     rating_BI = code_BZ @ model.output_IZ.T + model.output_bias_I
@@ -48,7 +52,7 @@ def test_vae_cf_adds_the_annealed_divergence(small):
     config = MultVaeConfig(hidden_width=16, latent_width=8, input_dropout=0.0, reads="ratings")
     model = config.build(small.catalogue)
     objective = SquaredErrorConfig(divergence_cap=0.3, anneal_steps=100).build(small.catalogue)
-    noise = Noise.of(0, 0)
+    noise = CounterRng.of(0, 0)
     loss = total(TrainStep(model, objective, block_items=7)(small.batch, small.batch, noise, 20))
     r_BI = dense(small.batch, by_value=True)
     hidden_BH = torch.tanh(F.normalize(r_BI, dim=1) @ model.input_IH + model.input_bias_H)

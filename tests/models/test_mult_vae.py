@@ -6,7 +6,7 @@ from torch.distributions import Multinomial, Normal, kl_divergence
 
 from distrib.models.autoencoders.mult_vae import MultVaeConfig
 from distrib.objectives import MultinomialConfig
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 from distrib.train.step import TrainStep
 from tests.conftest import Small
 
@@ -36,7 +36,7 @@ def test_network_equals_the_plain_one(small):
 def test_loss_is_the_multinomial_likelihood_plus_the_annealed_divergence(small):
     model = MultVaeConfig(hidden_width=16, latent_width=8, input_dropout=0.0).build(small.catalogue)
     objective = MultinomialConfig(divergence_cap=0.2, anneal_steps=100).build(Small().catalogue)
-    noise = Noise.of(0, 0)
+    noise = CounterRng.of(0, 0)
     terms = TrainStep(model, objective, block_items=7)(small.batch, small.batch, noise, 10)
     x = multi_hot(small.batch)
     code = noise.normal(2, small.batch.user_B[:, None], torch.arange(8))
@@ -54,7 +54,7 @@ def test_loss_is_the_multinomial_likelihood_plus_the_annealed_divergence(small):
 
 def test_the_divergence_weight_grows_to_its_cap():
     objective = MultinomialConfig(divergence_cap=0.2, anneal_steps=100).build(Small().catalogue)
-    assert [objective.divergence_weight(s) for s in (0, 10, 20, 500)] == [0.0, 0.1, 0.2, 0.2]
+    assert [objective.kl.weight(s) for s in (0, 10, 20, 500)] == [0.0, 0.1, 0.2, 0.2]
 
 
 def test_the_code_is_drawn_with_its_own_deviation(small):
@@ -64,7 +64,7 @@ def test_the_code_is_drawn_with_its_own_deviation(small):
     captured = []
     model.from_code.register_forward_hook(lambda _m, inputs, _o: captured.append(inputs[0]))
     for epoch in range(200):
-        model.encode(small.batch, Noise.of(0, epoch))
+        model.encode(small.batch, CounterRng.of(0, epoch))
     drawn = torch.stack(captured)
     wanted = (0.5 * model.encode(small.batch).log_variance_BZ).exp()
     torch.testing.assert_close(drawn.std(0).mean(), wanted.mean(), rtol=0.05, atol=0.0)

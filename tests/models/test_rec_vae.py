@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch.distributions import Normal
 
 from distrib.models import RecVaeConfig
-from distrib.models.autoencoders.rec_vae import divergence
+from distrib.models.autoencoders.rec_vae import kl_estimate
 from distrib.objectives import MultinomialConfig
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep, total
@@ -48,7 +48,7 @@ def test_the_prior_is_a_mixture_in_each_dimension():
     generator = torch.Generator().manual_seed(0)
     code, mean, old_mean = (torch.randn(5, 3, generator=generator) for _ in range(3))
     spread, old_spread = (0.1 * torch.randn(5, 3, generator=generator) for _ in range(2))
-    found_B = divergence(code, (mean, spread), (old_mean, old_spread))
+    found_B = kl_estimate(code, (mean, spread), (old_mean, old_spread))
     for row in range(5):
         wanted = 0.0
         for z, m, v, old_m, old_v in zip(
@@ -66,7 +66,7 @@ def test_the_prior_is_a_mixture_in_each_dimension():
 def test_loss_weighs_the_divergence_by_the_length_of_the_history(small):
     model = CONFIG.build(small.catalogue)
     objective = MultinomialConfig(divergence_cap=1.0, anneal_steps=0).build(small.catalogue)
-    noise = Noise.of(0, 0)
+    noise = CounterRng.of(0, 0)
     terms = TrainStep(model, objective, block_items=7)(small.batch, small.batch, noise, 0)
     x_BI = multi_hot(small.batch)
     mean_BZ, log_variance_BZ = plain_encoder(model.encoder, x_BI, 0.1)
@@ -75,7 +75,7 @@ def test_loss_weighs_the_divergence_by_the_length_of_the_history(small):
     code_BZ = mean_BZ + (0.5 * log_variance_BZ).exp() * draw_BZ
     logit_BI = code_BZ @ model.output_IZ.T + model.output_bias_I
     reconstruction = -(x_BI * F.log_softmax(logit_BI, dim=1)).sum()
-    divergence_B = divergence(code_BZ, (mean_BZ, log_variance_BZ), old)
+    divergence_B = kl_estimate(code_BZ, (mean_BZ, log_variance_BZ), old)
     wanted = reconstruction + (0.02 * x_BI.sum(1) * divergence_B).sum()
     torch.testing.assert_close(total(terms), wanted, rtol=1e-5, atol=1e-3)
     found = torch.autograd.grad(total(terms), list(model.encoder.parameters()))
@@ -92,10 +92,10 @@ def test_turns_train_one_part_each_with_an_optimizer_state_of_its_own(small):
     objective = MultinomialConfig(divergence_cap=1.0, anneal_steps=0).build(small.catalogue)
     engine = LocalEngine(TrainStep(model, objective, block_items=7), OptimizerConfig(name="adam"))
     step = TrainStep(twin, objective, block_items=7)
-    optimizers = {part: torch.optim.Adam(p, lr=1e-3) for part, p in twin.parts().items()}
+    optimizers = {part: torch.optim.Adam(p, lr=1e-3) for part, p in twin.phases().items()}
     batch = small.batch
     for epoch in range(9):
-        noise = Noise.of(0, epoch)
+        noise = CounterRng.of(0, epoch)
         before = {name: value.clone() for name, value in model.state_dict().items()}
         engine.begin_epoch(epoch)
         engine.train_batch(batch, batch, noise, step=epoch, num_users=37)
@@ -120,7 +120,7 @@ def test_the_decoder_is_trained_without_dropout_on_sampled_codes(small):
     model = CONFIG.model_copy(update={"input_dropout": 0.5}).build(small.catalogue)
     model.begin_epoch(3)
     mean_BZ, log_variance_BZ = plain_encoder(model.encoder, multi_hot(small.batch), 0.1)
-    noise = Noise.of(0, 3)
+    noise = CounterRng.of(0, 3)
     draw_BZ = noise.normal(2, small.batch.user_B[:, None], torch.arange(8))
     wanted = mean_BZ + (0.5 * log_variance_BZ).exp() * draw_BZ
     torch.testing.assert_close(model.encode(small.batch, noise).code_BZ, wanted)

@@ -10,7 +10,7 @@ from distrib.batch import Batch
 from distrib.models import VaeBmfConfig
 from distrib.models.autoencoders.vae_bmf import drawn
 from distrib.models.autoencoders.vae_bmf_encoder import Posterior
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 from distrib.train.step import TrainStep, total
 from tests.conftest import Small
 
@@ -54,7 +54,7 @@ def model_of(small, variant):
         for name, held in encoder.named_parameters():
             if "bias" in name:
                 torch.nn.init.normal_(held, std=0.1)
-        if encoder.deltas():
+        if hasattr(encoder, "delta_IH"):
             torch.nn.init.normal_(encoder.delta_IH, std=0.01)
         encoder._sum_up()
         encoder._tabulate()
@@ -171,14 +171,14 @@ def literal_loss(model, block, noise):
 
 
 def step_of(model):
-    return TrainStep(model, model.config.traits.objective.build(None), block_items=7)
+    return TrainStep(model, model.config.spec.objective.build(None), block_items=7)
 
 
 @every_variant
 def test_loss_and_gradient_are_those_of_the_equations(variant, small):
     model = model_of(small, variant)
-    block = doubled(next(small.block_feed().batches(0)).batch)
-    noise = Noise.of(0, 0)
+    block = doubled(next(small.tile_feed().batches(0)).batch)
+    noise = CounterRng.of(0, 0)
     loss = total(step_of(model)(block, block, noise, 0))
     wanted, sides = literal_loss(model, block, noise)
     torch.testing.assert_close(loss, wanted, **EXACT)
@@ -212,9 +212,9 @@ def test_adam_on_the_small_table_is_adam_on_the_matrices(small):
     small_adam = torch.optim.Adam(deltas, **settings)
     large_adam = torch.optim.Adam([side.matrices for side in sides], **settings)
     gradients = []
-    for batch, _ in small.block_feed().batches(0):
+    for batch, _ in small.tile_feed().batches(0):
         block = doubled(batch)
-        loss = total(step_of(model)(block, block, Noise.of(0, 0), 0))
+        loss = total(step_of(model)(block, block, CounterRng.of(0, 0), 0))
         gradients.append(torch.autograd.grad(loss, deltas))
         for side, gradient in zip(sides, gradients[-1], strict=True):
             by_table = gradient / side.encoder.size_I[:, None]
@@ -248,8 +248,8 @@ def test_what_is_read_of_the_other_side_is_what_was_fed(small):
     )
     users.mean_BZ[5] = torch.nan
     matrices = model.users.matrix_IZH.clone()
-    model.feed_codes(users, items, Noise.of(0, 0))
-    wanted = drawn(items, torch.arange(50), Noise.of(0, 0), 4)
+    model.feed_codes(users, items, CounterRng.of(0, 0))
+    wanted = drawn(items, torch.arange(50), CounterRng.of(0, 0), 4)
     torch.testing.assert_close(model.users.code_IZ, wanted)
     table = torch.einsum("ik,ikh->ih", wanted, matrices)
     torch.testing.assert_close(model.users.base_IH, table, **EXACT)
@@ -264,7 +264,7 @@ def test_the_variance_is_that_of_products_of_samples(small):
     cells = small.users([0])
     model.mean_IZ.normal_()
     model.variance_IZ.uniform_(0.1, 0.9)
-    found = model.variance_cells(state, doubled(cells))
+    found = model.pair_variance(state, doubled(cells))
     draws = 2_000_000
     user = state.users.code_BZ + state.users.variance_BZ.sqrt() * torch.randn(draws, 4).double()
     item = cells.item_N[0]
@@ -276,7 +276,7 @@ def test_the_variance_is_that_of_products_of_samples(small):
 def test_a_pass_meets_every_rating_once_on_any_number_of_ranks(order, small):
     found = []
     for rank in range(3):
-        feed = small.block_feed(rank=rank, world_size=3, order=order, ratings=40)
+        feed = small.tile_feed(rank=rank, world_size=3, order=order, ratings=40)
         batches = list(feed.batches(2))
         assert len(batches) == feed.num_steps(2)
         for block, _ in batches:
@@ -304,12 +304,12 @@ def test_ranks_together_have_the_loss_and_gradient_of_one(order, count):
         found = []
         for world_size in (1, 4):
             parts = [
-                doubled(next(small.block_feed(12, rank, world_size, **settings).batches(epoch)))
+                doubled(next(small.tile_feed(12, rank, world_size, **settings).batches(epoch)))
                 for rank in range(world_size)
             ]
             model.zero_grad()
             assert len({size for _, size in parts}) == 1
-            terms = [step(block, block, Noise.of(0, epoch), 0) for block, _ in parts]
+            terms = [step(block, block, CounterRng.of(0, epoch), 0) for block, _ in parts]
             sum(total(term) for term in terms).backward()
             gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
             found.append(
@@ -322,7 +322,7 @@ def test_ranks_together_have_the_loss_and_gradient_of_one(order, count):
 @pytest.mark.parametrize("order", ["nested", "edges"])
 def test_unbiased_divergences_add_up_to_one_for_each_row_of_a_pass(order, small):
     """Also where blocks are so small that some pairs hold no rating, and are passed over."""
-    feed = small.block_feed(4, order=order, items=5, ratings=40)
+    feed = small.tile_feed(4, order=order, items=5, ratings=40)
     parts = [{}, {}]
     for block, _ in feed.batches(0):
         for part, side in zip(parts, (block.users, block.items), strict=True):
@@ -334,7 +334,7 @@ def test_unbiased_divergences_add_up_to_one_for_each_row_of_a_pass(order, small)
 
 
 def test_blocks_are_even_and_depend_on_the_epoch(small):
-    feed = small.block_feed(users=10, items=10, order="shuffled")
+    feed = small.tile_feed(users=10, items=10, order="shuffled")
     blocks = [[block for block, _ in feed.batches(epoch)] for epoch in range(2)]
     users = {tuple(block.users.batch.user_B.tolist()) for block in blocks[0]}
     lengths = [sum(len(small.items[user]) for user in part) for part in users]
@@ -344,8 +344,8 @@ def test_blocks_are_even_and_depend_on_the_epoch(small):
 
 
 def test_a_feed_goes_on_from_any_step(small):
-    whole = [block for block, _ in small.block_feed().batches(1)]
-    rest = [block for block, _ in small.block_feed().batches(1, first_step=5)]
+    whole = [block for block, _ in small.tile_feed().batches(1)]
+    rest = [block for block, _ in small.tile_feed().batches(1, first_step=5)]
     assert len(rest) == len(whole) - 5
     for one, other in zip(rest, whole[5:], strict=True):
         assert torch.equal(one.cells.value_N, other.cells.value_N)
@@ -354,7 +354,7 @@ def test_a_feed_goes_on_from_any_step(small):
 
 def test_turns_meet_all_ratings_of_one_side_against_last_codes(small):
     model = model_of(small, {"likelihood": "sampled"})
-    feed = small.block_feed(order="sequential")
+    feed = small.tile_feed(order="sequential")
     for epoch, (encoder, other) in enumerate(
         [(model.users, model.items), (model.items, model.users)]
     ):
@@ -362,8 +362,8 @@ def test_turns_meet_all_ratings_of_one_side_against_last_codes(small):
         assert sum(count for _, count in batches) == len(small.batch.item_N)
         block = doubled(batches[0].batch)
         side = (block.users, block.items)[epoch]
-        loss = step_of(model)(block, block, Noise.of(0, 0), 0)["squared_error"]
-        code = drawn(encoder(side), side.batch.user_B, Noise.of(0, 0), epoch + 1, block.step_1)
+        loss = step_of(model)(block, block, CounterRng.of(0, 0), 0)["squared_error"]
+        code = drawn(encoder(side), side.batch.user_B, CounterRng.of(0, 0), epoch + 1, block.step_1)
         rating = code @ encoder.code_IZ.T
         error = rating[side.batch.row_N, side.batch.item_N] - side.batch.value_N
         torch.testing.assert_close(loss, (error**2).sum(), rtol=1e-6, atol=1e-6)
@@ -373,7 +373,7 @@ def test_turns_meet_all_ratings_of_one_side_against_last_codes(small):
 
 
 def test_a_sampled_history_stands_for_the_whole(small):
-    feed = small.block_feed(max_history=3, order="edges", ratings=40)
+    feed = small.tile_feed(max_history=3, order="edges", ratings=40)
     block = next(feed.batches(0)).batch
     for side, whole in ((block.users, small.items), (block.items, None)):
         lengths = side.batch.length_B
@@ -381,7 +381,7 @@ def test_a_sampled_history_stands_for_the_whole(small):
         if whole is not None:
             full = torch.tensor([len(whole[number]) for number in side.batch.user_B.tolist()])
             torch.testing.assert_close(lengths * side.scale_B, full.float())
-    again = next(small.block_feed(max_history=3, order="edges", ratings=40).batches(0)).batch
+    again = next(small.tile_feed(max_history=3, order="edges", ratings=40).batches(0)).batch
     assert torch.equal(again.items.batch.item_N, block.items.batch.item_N)
 
 

@@ -17,10 +17,11 @@ import pytest
 
 from distrib.checkpoint.bundle import BUNDLE
 from distrib.data.config import DataConfig
-from distrib.data.dataset import load_vocabulary
+from distrib.data.dataset import Dataset
 from distrib.data.prepare.job import prepare
 from distrib.errors import CheckpointError, ConfigError, DataError
-from distrib.score.bulk.job import SUCCESS, _FragmentActor, plan, preflight, score
+from distrib.score.bulk.job import SUCCESS, _FragmentActor, plan_scoring, preflight, score
+from distrib.score.commit import Success
 from distrib.score.export import export
 from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.scorer import Scorer
@@ -57,19 +58,19 @@ def calm(world, tmp_path_factory):
 def test_everyone_is_scored_and_the_books_balance(world, calm):
     run, data = world
     output, result = calm
-    counts = result["counts"]
-    assert counts["users"] == counts["users_read"] == 200
-    assert counts["users_rejected"] == {}
+    counts = result.counts
+    assert counts.users == counts.users_read == 200
+    assert counts.users_rejected == {}
     success = json.loads((output / SUCCESS).read_text())
     bundle = Folder(run).read_json(f"{BUNDLE}/manifest.json")
     assert success["recipe"]["bundle"] == bundle["files"]
     assert success["recipe"]["vocabulary"] == bundle["vocabulary"]
-    assert {e["name"]: e["sha256"] for e in success["files"]} == digests(output)
+    assert {e.name: e.sha256 for e in success["files"]} == digests(output)
     assert sorted(path.name for path in output.iterdir()) == [SUCCESS, *digests(output)]
     direct, _ = recommend_table(
         Scorer.from_bundle(Folder(run) / BUNDLE),
         pq.read_table(f"{data.prepared}/histories"),
-        load_vocabulary(Folder(data.prepared)),
+        Dataset.open(data.prepared).vocabulary,
         ScoreConfig(k=5),
     )
     found = lists(output).sort_by("user")
@@ -81,18 +82,18 @@ def test_a_second_start_goes_on_with_what_is_not_there(world, calm, tmp_path, ca
     output, _ = calm
     # As a start leaves it that died in the middle: one part is done, one torn, one not there.
     config = ScoreConfig(k=5, output=str(tmp_path / "torn"))
-    publication = plan(run, data.prepared, config).publication
-    kept, half, _ = json.loads((output / SUCCESS).read_text())["files"]
-    for entry, content in ((kept, (output / kept["name"]).read_bytes()), (half, b"half of a par")):
-        publication.work.write(entry["name"].replace(f"-{publication._tag}", ""), content)
-    name = kept["name"].replace(f"-{publication._tag}", "")
-    publication.note({**kept, "name": name})
+    publication = plan_scoring(run, data.prepared, config).publication
+    kept, half, _ = Success.model_validate_json((output / SUCCESS).read_text()).files
+    for entry, content in ((kept, (output / kept.name).read_bytes()), (half, b"half of a par")):
+        publication.work.write(entry.name.replace(f"-{publication._tag}", ""), content)
+    name = kept.name.replace(f"-{publication._tag}", "")
+    publication.note(kept.model_copy(update={"name": name}))
     capsys.readouterr()
     result = scored(world, tmp_path / "torn")
     told = [json.loads(line) for line in capsys.readouterr().err.splitlines() if "resumed" in line]
     assert [event["left"] for event in told] == [2]
     assert digests(tmp_path / "torn") == digests(output)
-    assert result["counts"]["users"] == 200
+    assert result.counts.users == 200
 
 
 def test_a_start_that_fails_leaves_last_nights_lists(world, calm, tmp_path):
@@ -130,7 +131,7 @@ def test_actors_refuse_a_bundle_that_was_written_since(world, tmp_path):
     _, data = world
     run = write_model(tmp_path / "run", data)
     config = ScoreConfig(k=5, output=str(tmp_path / "out"))
-    work = plan(run, data.prepared, config)
+    work = plan_scoring(run, data.prepared, config)
     write_model(tmp_path / "run", data, seed=4)
     with pytest.raises(CheckpointError, match="was written anew meanwhile"):
         _FragmentActor(work, config, None)
@@ -150,7 +151,7 @@ def test_only_users_who_changed_are_scored_again(world, calm, tmp_path):
     prepare(later.model_copy(update={"extend": True}))
     result = scored(world, tmp_path / "second", histories=later.prepared, since=str(first))
     assert set(lists(tmp_path / "second")["user"].to_pylist()) == {7, 500}
-    assert result["counts"]["users_unchanged"] == 199
+    assert result.counts.users_unchanged == 199
     with pytest.raises(DataError, match="was scored with another policy"):
         preflight(run, data.prepared, ScoreConfig(k=4, since=str(first)))
     with pytest.raises(DataError, match="nothing complete was scored"):
@@ -161,7 +162,7 @@ def test_raw_events_are_prepared_and_scored(world, tmp_path):
     write_log(tmp_path / "new.csv", range(1000, 1040), seed=5)
     events = data_of(tmp_path / "events", tmp_path / "new.csv")
     result = scored(world, tmp_path / "out", events=events)
-    assert result["counts"]["users"] == 40
+    assert result.counts.users == 40
     assert set(lists(tmp_path / "out")["user"].to_pylist()) == set(range(1000, 1040))
     with pytest.raises(ConfigError, match=r"score.events.split = 'entrywise'"):
         scored(world, tmp_path / "o", events=DataConfig(prepared="x", split={"name": "entrywise"}))
@@ -171,8 +172,8 @@ def test_vectors_of_everyone_and_everything_are_exported(world, tmp_path):
     run, data = world
     config = ExportConfig(output=str(tmp_path / "vectors"))
     result = export(run, data.prepared, config, ScoreConfig())
-    assert result["users"]["users"] == 200
-    assert result["items"] == len(load_vocabulary(Folder(data.prepared)))
+    assert result.users.users == 200
+    assert result.items == len(Dataset.open(data.prepared).vocabulary)
     users = lists(tmp_path / "vectors" / "users").sort_by("user")
     vectors = np.array(users["embedding"].to_pylist(), dtype=np.float32)
     _, position = ExactIndex(Folder(str(tmp_path / "vectors"))).search(vectors, 4)
@@ -180,10 +181,10 @@ def test_vectors_of_everyone_and_everything_are_exported(world, tmp_path):
     direct, _ = recommend_table(
         Scorer.from_bundle(Folder(run) / BUNDLE),
         pq.read_table(f"{data.prepared}/histories"),
-        load_vocabulary(Folder(data.prepared)),
+        Dataset.open(data.prepared).vocabulary,
         everything,
     )
-    ids = load_vocabulary(Folder(data.prepared)).ids.to_numpy()
+    ids = Dataset.open(data.prepared).vocabulary.ids.to_numpy()
     assert ids[position].tolist() == direct.sort_by("user")["items"].to_pylist()
 
 
@@ -194,7 +195,7 @@ def test_a_changed_file_of_a_policy_makes_another_recipe(world, tmp_path):
     found = []
     for content in ("1\n2\n", "3\n4\n5\n"):
         deny.write_text(content)
-        found.append(plan(run, data.prepared, config).recipe)
+        found.append(plan_scoring(run, data.prepared, config).recipe)
     assert found[0] != found[1]
 
 

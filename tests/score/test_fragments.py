@@ -9,13 +9,14 @@ import pytest
 
 from distrib.errors import DataError
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig
-from distrib.score.bulk.fragments import Former, FragmentScorer, Part, fragments_of
-from distrib.score.commit import SUCCESS, Publication
+from distrib.score.bulk.fragments import FragmentScorer, InputFile, Part, PreviousRun, fragments_of
+from distrib.score.commit import SUCCESS, PartManifest, Publication, ScoreCounts
 from distrib.score.policy import ScoreConfig
 from distrib.storage import Folder
 from tests.score.test_scorer import histories, scorer_of
 
 RECIPE = {"of": "tests"}
+COUNTS = ScoreCounts(users_read=37, users=37, users_rejected={})
 CONFIG = ScoreConfig(k=5, batch_users=4, fragment_users=10)
 
 
@@ -31,7 +32,7 @@ def given(small, tmp_path):
 
 
 def fragments(given):
-    return fragments_of(given, [{"name": name} for name in given.files()], CONFIG.fragment_users)
+    return fragments_of(given, [InputFile(name) for name in given.files()], CONFIG.fragment_users)
 
 
 def maker(small, given, output, **more):
@@ -45,13 +46,13 @@ def published(small, given, output):
     publication.require_ours()
     if publication.published() is not None:
         return 0
-    found = publication.receipts({fragment.part for fragment in parts})
+    found = publication.finished({fragment.part for fragment in parts})
     publication.begin()
     scorer = maker(small, given, output)
     todo = [fragment for fragment in parts if fragment.part not in found]
     made = [scorer.write(fragment) for fragment in todo]
-    receipts = sorted([*found.values(), *made], key=lambda receipt: receipt["name"])
-    publication.publish(receipts, {"counts": {}})
+    parts_made = sorted([*found.values(), *made], key=lambda part: part.name)
+    publication.publish(parts_made, COUNTS)
     return len(todo)
 
 
@@ -140,8 +141,10 @@ def yesterdays(publication):
     publication.begin()
     with Part(publication.work, "part-00000.parquet") as part:
         part.write(pa.table({"user": ["of yesterday"]}))
-    receipt = {"name": "part-00000.parquet", **part.entry}
-    publication.publish([receipt], {})
+    made = PartManifest(
+        name="part-00000.parquet", bytes=part.size, sha256=part.digest, users={}, rejected={}
+    )
+    publication.publish([made], COUNTS)
     return digests(publication.target)
 
 
@@ -162,7 +165,7 @@ def test_of_two_recipes_at_once_none_takes_the_others_parts(small, given, tmp_pa
     receipts = [maker(small, given, output).write(fragment) for fragment in fragments(given)]
     found = yesterdays(other)
     assert digests(output) == found
-    mine.publish(receipts, {})
+    mine.publish(receipts, COUNTS)
     entries = output.read_json(SUCCESS)["files"]
     assert {entry["name"]: entry["sha256"] for entry in entries} == digests(output)
     assert not set(found) & set(digests(output))
@@ -194,29 +197,31 @@ def test_histories_that_are_as_they_were_are_passed_over(small, given, tmp_path)
     later = Folder(str(tmp_path / "later"))
     later.write_parquet("a.parquet", pa.Table.from_pylist(changed))
     second = Folder(str(tmp_path / "second"))
-    scorer = maker(small, later, second, former=Former.of([first]))
-    (fragment,) = fragments_of(later, [{"name": "a.parquet"}], 100)
+    scorer = maker(small, later, second, previous=PreviousRun.of([first]))
+    (fragment,) = fragments_of(later, [InputFile("a.parquet")], 100)
     receipt = scorer.write(fragment)
     lists = scorer.publication.work.read_parquet("part-00000.parquet")
     assert lists["user"].to_pylist() == ["u3", "u30"]
-    assert receipt["users"] == {"read": 37, "scored": 2, "unchanged": 35}
-    scorer.publication.publish([receipt], {})
+    assert receipt.users == {"read": 37, "scored": 2, "unchanged": 35}
+    scorer.publication.publish([receipt], COUNTS)
     # On the third day u3 is as on the first again, and u30 as on the second.
     back = histories(small).to_pylist()
     back[30] = changed[30]
     later.write_parquet("a.parquet", pa.Table.from_pylist(back))
-    third = maker(small, later, Folder(str(tmp_path / "third")), former=Former.of([second, first]))
+    third = maker(
+        small, later, Folder(str(tmp_path / "third")), previous=PreviousRun.of([second, first])
+    )
     receipt = third.write(fragment)
     assert third.publication.work.read_parquet("part-00000.parquet")["user"].to_pylist() == ["u3"]
-    assert receipt["users"] == {"read": 37, "scored": 1, "unchanged": 36}
+    assert receipt.users == {"read": 37, "scored": 1, "unchanged": 36}
 
 
 def test_a_file_that_is_not_what_the_manifest_says_is_refused(small, given, tmp_path):
-    files = [{"name": "a.parquet", "sha256": "0" * 64}]
+    files = [InputFile("a.parquet", sha256="0" * 64)]
     (first, *_) = fragments_of(given, files, 10)
     with pytest.raises(DataError, match=r"a.parquet: content differs from the manifest"):
         maker(small, given, Folder(str(tmp_path / "out"))).write(first)
-    files = [{"name": "a.parquet", "stamp": given.stamp("a.parquet")}]
+    files = [InputFile("a.parquet", stamp=given.stamp("a.parquet"))]
     (first, *_) = fragments_of(given, files, 10)
     given.write_parquet("a.parquet", histories(small).slice(1, 20))
     with pytest.raises(DataError, match=r"a.parquet: was changed while it was scored"):

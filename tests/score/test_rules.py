@@ -29,7 +29,7 @@ def listed(scorer, small, rules, k=K):
 def scores(scorer, small):
     with torch.no_grad():
         output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
-    score = scorer.model.ranking_score(output).clone()
+    score = scorer.model.output.ranking_score(output).clone()
     score[small.batch.row_N, small.batch.item_N] = -torch.inf
     return score
 

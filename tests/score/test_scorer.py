@@ -14,7 +14,7 @@ from distrib.models.shallow.ease import EaseConfig
 from distrib.models.shallow.popularity import Popularity
 from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.rules import Rules
-from distrib.score.scorer import Scorer, Unlikely
+from distrib.score.scorer import NoveltyFilter, Scorer
 from distrib.score.tables import recommend_table
 from distrib.vocabulary import Vocabulary
 from tests.models.test_contract import every_model, filled
@@ -27,14 +27,14 @@ def scorer_of(small, config=None, block_items=50):
     catalogue = small.catalogue
     model = Popularity(catalogue) if config is None else config.build(catalogue)
     vocabulary = Vocabulary(IDS, catalogue.levels, catalogue.train_count_IL, catalogue.num_users)
-    return Scorer(model.requires_grad_(False), vocabulary, block_items=block_items)
+    return Scorer(model.requires_grad_(False), vocabulary, chunk_items=block_items)
 
 
 def plain_lists(scorer, batch, k):
     """All scores at once, seen items struck out, sorted: the list as anyone would make it."""
     model = scorer.model
     with torch.no_grad():
-        score = model.ranking_score(model.decode(model.encode(batch), slice(None)).float())
+        score = model.output.ranking_score(model.decode(model.encode(batch), slice(None)).float())
     score[batch.row_N, batch.item_N] = -torch.inf
     lists = []
     for row in score.tolist():
@@ -59,9 +59,9 @@ def test_what_is_told_of_an_item_belongs_to_it(small):
     found = scorer.recommend(small.batch, small.batch, 10)
     with torch.no_grad():
         output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
-    opinion = scorer.model.opinion(output)
+    prediction = scorer.model.prediction(output)
     row = torch.arange(37)[:, None]
-    for told, whole in zip(found.opinion, opinion, strict=True):
+    for told, whole in zip(found.prediction, prediction, strict=True):
         torch.testing.assert_close(told, whole[row, found.item_BK], rtol=1e-4, atol=1e-6)
 
 
@@ -72,7 +72,7 @@ def test_predictions_stand_in_the_order_of_the_targets(small):
     assert deviation_N is None
     with torch.no_grad():
         output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
-    whole = scorer.model.opinion(output).rating_BI
+    whole = scorer.model.prediction(output).rating_BI
     torch.testing.assert_close(rating_N, whole[small.batch.row_N, small.batch.item_N])
 
 
@@ -89,28 +89,28 @@ def test_expected_interactions_add_up_all_probabilities(decoder, small):
 
 def test_serendipitous_items_are_unseen_unlikely_supported_and_sorted_by_rating(small):
     scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4), block_items=7)
-    found = scorer.serendipitous(small.batch, small.batch, 20, unlikely=Unlikely(0.5, 8))
+    found = scorer.serendipitous(small.batch, small.batch, 20, unlikely=NoveltyFilter(0.5, 8))
     with torch.no_grad():
         output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
-    opinion, support = scorer.model.opinion(output), small.catalogue.train_count_IL.sum(1)
+    prediction, support = scorer.model.prediction(output), small.catalogue.train_count_IL.sum(1)
     for user, items in enumerate(found.item_BK.tolist()):
         seen = set(small.items[user])
-        median = sorted(opinion.probability_BI[user].tolist())[24]  # the 25th of 50
+        median = sorted(prediction.probability_BI[user].tolist())[24]  # the 25th of 50
         wanted = [
             item
             for item in range(50)
             if item not in seen
             and support[item] >= 8
-            and opinion.probability_BI[user, item] <= median
+            and prediction.probability_BI[user, item] <= median
         ]
-        wanted.sort(key=lambda item: (-opinion.rating_BI[user, item].item(), item))
+        wanted.sort(key=lambda item: (-prediction.rating_BI[user, item].item(), item))
         assert [item for item in items if item >= 0] == wanted[:20]
 
 
 def test_a_model_without_ratings_has_no_serendipitous_list(small):
     with pytest.raises(DataError, match="MultVae tells not both ratings and probabilities"):
         scorer_of(small, MultVaeConfig()).serendipitous(
-            small.batch, None, 3, unlikely=Unlikely(0.5, 0)
+            small.batch, None, 3, unlikely=NoveltyFilter(0.5, 0)
         )
 
 
@@ -148,7 +148,7 @@ def test_tables_of_original_ids_give_the_lists_of_the_scorer(small):
     shares = np.array(lists["rating_distribution"].to_pylist())
     assert shares.shape == (37, 5, 5)
     np.testing.assert_allclose(shares.sum(-1), 1.0, rtol=1e-5)
-    assert read.fates["used"] == len(small.batch.item_N)
+    assert read.row_status["used"] == len(small.batch.item_N)
 
 
 def test_what_cannot_be_read_is_counted_and_yet_not_recommended(small):
@@ -161,7 +161,7 @@ def test_what_cannot_be_read_is_counted_and_yet_not_recommended(small):
         }
     )
     lists, read = recommend_table(scorer, table, None, ScoreConfig(k=50))
-    assert read.fates == {
+    assert read.row_status == {
         "used": 3,
         "item unseen in training": 1,
         "rating outside scale": 1,
@@ -241,7 +241,7 @@ def test_lists_by_log_odds_alone_tell_what_whole_outcomes_tell(small):
     plain = scorer.recommend(small.batch, small.batch, 10)
     assert torch.equal(fast.item_BK, plain.item_BK)
     torch.testing.assert_close(fast.score_BK, plain.score_BK, rtol=1e-4, atol=1e-5)
-    for one, other in zip(fast.opinion, plain.opinion, strict=True):
+    for one, other in zip(fast.prediction, plain.prediction, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
@@ -256,7 +256,7 @@ def test_reasons_are_scores_with_and_without_an_interaction(config, small):
     def scores(batch):
         with torch.no_grad():
             output = scorer.model.decode(scorer.model.encode(batch), slice(None)).float()
-        return scorer.model.ranking_score(output)[0, items]
+        return scorer.model.output.ranking_score(output)[0, items]
 
     found = scorer.explain(small.users([5]), items)
     assert found.shape == (len(small.items[5]), 3)
@@ -297,8 +297,10 @@ def test_users_without_what_a_list_needs_are_rejected_by_reason(small):
         "no list of items": 1,
         "items and ratings differ in number": 1,
     }
-    assert read.fates["used"] == 1
-    assert read.fates["item unseen in training"] == read.fates["rating outside scale"] == 1
+    assert read.row_status["used"] == 1
+    assert (
+        read.row_status["item unseen in training"] == read.row_status["rating outside scale"] == 1
+    )
 
 
 def test_the_long_form_has_the_rows_of_the_nested_one(small):
@@ -378,7 +380,7 @@ def test_candidates_found_in_bfloat16_give_the_lists_of_float32(config, k, bends
     counts = small.catalogue.train_count_IL
     vocabulary = Vocabulary(IDS, small.catalogue.levels, counts, 37)
     plain = Scorer(model, vocabulary)
-    fast = Scorer(model, vocabulary, precision="bf16", block_items=17)
+    fast = Scorer(model, vocabulary, precision="bf16", chunk_items=17)
     assert fast.search.is_halved == (model.item_vectors() is not None)
     damping, min_score = bends.get("damping", 0.0), bends.get("min_score")
     policy = PolicyConfig(popularity_damping=damping, min_score=min_score, deny=(1000, 999))
@@ -389,7 +391,7 @@ def test_candidates_found_in_bfloat16_give_the_lists_of_float32(config, k, bends
     same_BK = one.item_BK == other.item_BK
     assert same_BK.float().mean() > 0.98  # scores equal but for rounding may change places
     told_BK = same_BK & (one.item_BK >= 0)
-    for told, wanted in zip(other.opinion or (), one.opinion or (), strict=True):
+    for told, wanted in zip(other.prediction or (), one.prediction or (), strict=True):
         if wanted is not None:
             torch.testing.assert_close(told[told_BK], wanted[told_BK], rtol=1e-3, atol=1e-4)
 

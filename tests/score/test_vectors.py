@@ -48,7 +48,7 @@ def test_products_of_vectors_rank_as_the_scores_do(config, small, tmp_path):
     index = ExactIndex(Folder(str(tmp_path / "vectors")))
     _, position_BK = index.search(scorer.embed(small.batch).numpy(), 10)
     state = bundle.model.encode(small.batch)
-    score_BI = bundle.model.ranking_score(bundle.model.decode(state, slice(None)).float())
+    score_BI = bundle.model.output.ranking_score(bundle.model.decode(state, slice(None)).float())
     found = score_BI.gather(1, torch.from_numpy(position_BK))
     best = score_BI.sort(dim=1, descending=True).values[:, :10]
     torch.testing.assert_close(found, best, rtol=1e-4, atol=1e-4)

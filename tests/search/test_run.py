@@ -39,20 +39,20 @@ def test_a_study_finds_the_best_and_goes_on_with_more_trials(cluster, tmp_path):
     file = file_of(tmp_path, "ease", space=space, num_trials=2, seed=3)
     prepare(file.data)
     first = search(file.search, file.run, file.training_with)
-    assert [trial["epochs"] for trial in first["trials"]] == [1, 1]
+    assert [trial["epochs"] for trial in first.trials] == [1, 1]
     more = file_of(tmp_path, "ease", space=space, num_trials=3, seed=3, max_concurrent=2)
     second = search(more.search, more.run, more.training_with)
-    by_number = {trial["trial"]: trial for trial in second["trials"]}
-    for trial in first["trials"]:
+    by_number = {trial["trial"]: trial for trial in second.trials}
+    for trial in first.trials:
         assert by_number[trial["trial"]] == trial
-    penalties = [trial["settings"]["model.penalty"] for trial in second["trials"]]
+    penalties = [trial["settings"]["model.penalty"] for trial in second.trials]
     assert set(penalties) == {0.001, 30.0}
     assert penalties == sorted(penalties, reverse=True)  # the better ones first
-    assert second["trials"][0]["selection"] == second["trials"][0]["valid"]["ndcg@100"]
-    assert "model.penalty=30.0" in second["best"]
+    assert second.trials[0]["selection"] == second.trials[0]["valid"]["ndcg@100"]
+    assert "model.penalty=30.0" in second.best
     assert json.loads((tmp_path / "run" / RESULT).read_text()) == second
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [RESULT, "trials"]
-    assert study(second["trials"]).startswith(b"\x89PNG")
+    assert study(second.trials).startswith(b"\x89PNG")
 
 
 def test_fields_that_are_not_there_and_values_that_do_not_fit_are_told_before_any_trial(
@@ -94,10 +94,10 @@ def test_halving_ends_what_is_behind_and_a_bad_draw_ends_itself(cluster, tmp_pat
     file = file.model_copy(update={"train": file.train.model_copy(update={"num_epochs": 8})})
     prepare(file.data)
     result = search(file.search, file.run, file.training_with)
-    rates = [trial["settings"]["optimizer.learning_rate"] for trial in result["trials"]]
+    rates = [trial["settings"]["optimizer.learning_rate"] for trial in result.trials]
     assert set(rates) == {0.01, 1e-7, 1e30}
     assert rates[0] == 0.01
-    by_rate = dict(zip(rates, result["trials"], strict=True))
-    assert result["trials"][0]["epochs"] == 8
+    by_rate = dict(zip(rates, result.trials, strict=True))
+    assert result.trials[0]["epochs"] == 8
     assert by_rate[1e-7]["epochs"] < 8
     assert "not finite" in by_rate[1e30]["fault"]

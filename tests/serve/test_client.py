@@ -77,10 +77,10 @@ def test_everyone_is_scored_though_the_server_is_busy_now_and_then(small, run, g
         again = running.requests
         assert score_through(endpoint, given, str(tmp_path / "out"), fragment_users=10) == result
         assert running.requests == again
-    assert result["counts"]["users_read"] == 38
-    assert result["counts"]["users"] == 37
-    assert result["counts"]["users_rejected"] == {"no user id": 1}
-    assert result["counts"]["versions"] == [server.desks["default"].loaded.version]
+    assert result.counts.users_read == 38
+    assert result.counts.users == 37
+    assert result.counts.users_rejected == {"no user id": 1}
+    assert result.counts.versions == [server.desks["default"].loaded.version]
     scorer = server.desks["default"].loaded.scorer
     direct, _ = recommend_table(scorer, histories(small), None, ScoreConfig(k=6))
     found = lists(str(tmp_path / "out"))

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distrib.checkpoint.bundle import BUNDLE
-from distrib.data.dataset import load_vocabulary
+from distrib.data.dataset import Dataset
 from distrib.errors import ConfigError, DataError
 from distrib.score.bulk.job import score
 from distrib.score.policy import ScoreConfig
@@ -70,7 +70,7 @@ def ask(url, *, method="POST", **more):
 
 def histories(data):
     table = pq.read_table(f"{data.prepared}/histories")
-    ids = load_vocabulary(Folder(data.prepared)).ids
+    ids = Dataset.open(data.prepared).vocabulary.ids
     rows = table.select(["user", "items", "ratings"]).to_pylist()
     return [{**row, "items": ids.take(pa.array(row["items"])).to_pylist()} for row in rows]
 
@@ -79,7 +79,7 @@ def test_direct_bulk_and_served_lists_are_equal(served, tmp_path):
     url, run, data = served
     rows = histories(data)[:40]
     result = score(str(run), data.prepared, ScoreConfig(k=6, output=str(tmp_path / "out")))
-    bulk = {row["user"]: row for row in pq.read_table(result["output"]).to_pylist()}
+    bulk = {row["user"]: row for row in pq.read_table(result.output).to_pylist()}
     scorer = Scorer.from_bundle(Folder(str(run)) / BUNDLE)
     direct, _ = recommend_table(scorer, pa.Table.from_pylist(rows), None, ScoreConfig(k=6))
     direct = {row["user"]: row for row in direct.to_pylist()}

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import BUNDLE, write_bundle
-from distrib.score.bulk.fragments import FragmentScorer, fragments_of
+from distrib.score.bulk.fragments import FragmentScorer, InputFile, fragments_of
 from distrib.score.commit import Publication
 from distrib.score.policy import ScoreConfig
 from distrib.score.scorer import Scorer
@@ -32,7 +32,7 @@ def bulk_lists(run, table, output):
     config = ScoreConfig(k=K, batch_users=6, fragment_users=20)
     publication = Publication(Folder(str(output)), {})
     writer = FragmentScorer(scorer, Folder(str(histories)), None, publication, config)
-    fragments = fragments_of(Folder(str(histories)), [{"name": "a.parquet"}], 20)
+    fragments = fragments_of(Folder(str(histories)), [InputFile("a.parquet")], 20)
     receipts = [writer.write(fragment) for fragment in fragments]
     parts = [publication.work.read_parquet(receipt["name"]) for receipt in receipts]
     return pa.concat_tables(parts).to_pylist()
@@ -47,8 +47,8 @@ def assert_same(bulk, found, direct, row):
         if column in bulk and name != "item":
             told = [entry[name] for entry in found]
             np.testing.assert_allclose(told, bulk[column], **TOLERANCE, err_msg=name)
-    if direct.opinion is not None:
-        np.testing.assert_allclose(bulk["ratings"], direct.opinion.rating_BI[row], **TOLERANCE)
+    if direct.prediction is not None:
+        np.testing.assert_allclose(bulk["ratings"], direct.prediction.rating_BI[row], **TOLERANCE)
 
 
 @every_model
@@ -74,7 +74,7 @@ def test_direct_bulk_and_served_answers_are_equal(config, small, tmp_path):
         told = {"history": history(small, 5), "targets": [1000, 981, 951]}
         answer = client.post("/v1/models/m/ratings", json=told)
     wanted = Scorer(model, vocabulary).predict(
-        strangers.rows(5, 6), Batch.from_lists([[0, 19, 49]])
+        strangers.slice(5, 6), Batch.from_lists([[0, 19, 49]])
     )
     if wanted is None:
         assert answer.status_code == 422

@@ -37,8 +37,8 @@ def test_a_list_is_the_scorers(client, server, small):
     assert [e["item"] for e in body["items"]] == [1000 - i for i in direct.item_BK[0].tolist()]
     for name, value in (
         ("score", direct.score_BK),
-        ("probability", direct.opinion.probability_BI),
-        ("rating", direct.opinion.rating_BI),
+        ("probability", direct.prediction.probability_BI),
+        ("rating", direct.prediction.rating_BI),
     ):
         told = [entry[name] for entry in body["items"]]
         np.testing.assert_allclose(told, value[0], rtol=1e-5, atol=1e-5)

@@ -107,7 +107,7 @@ def test_items_are_picked_and_rated_and_recommendations_follow(browser, url, sma
     scorer = server.desks["conv"].loaded.scorer
     direct = scorer.recommend(small.users([3]), small.users([3]), 10)
     person.sees("#list .name", *(f"Film {item}" for item in direct.item_BK[0].tolist()))
-    assert f"rated {direct.opinion.rating_BI[0, 0]:.2f}" in person.texts("#list .told")[0]
+    assert f"rated {direct.prediction.rating_BI[0, 0]:.2f}" in person.texts("#list .told")[0]
     assert all(text.startswith("moved by Film") for text in person.texts("#list .reasons"))
     person.wait.until(lambda _: len(person.all_of("#map circle.listed")) == 10)
     assert len(person.all_of("#map circle.seen")) == len(known["items"])

@@ -12,7 +12,7 @@ import torch
 from starlette.testclient import TestClient
 
 from distrib.checkpoint.bundle import BUNDLE
-from distrib.data.dataset import load_vocabulary
+from distrib.data.dataset import Dataset
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.models import BiasedMfConfig, EaseConfig
 from distrib.score.policy import PolicyConfig
@@ -286,7 +286,7 @@ def test_stored_users_are_found_by_their_id_with_what_training_knew(world, tmp_p
             found, number = users.find(str(user))
             assert number >= 0
             listed = client.get(f"/v1/models/m/users/{user}/recommendations?k=5").json()["items"]
-            vocabulary = load_vocabulary(Folder(data.prepared))
+            vocabulary = Dataset.open(data.prepared).vocabulary
             model = desk.loaded.scorer.model
             score = model.user_UZ[number] @ model.item_IZ.T + model.item_bias_I
             score = (score + model.user_bias_U[number]).detach().numpy()

@@ -172,10 +172,10 @@ def test_a_job_is_checked_created_owned_and_followed(kubectl, capfd):
     (patch,) = (a for a in asked if a[0] == "patch")
     (owner,) = json.loads(patch[-1])["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"], owner["uid"]) == ("RayJob", "night", "u-1")
-    told = capfd.readouterr()
-    assert "a line of the job's log" in told.err
-    assert "GPUs in training" in told.err  # what it costs, before it is submitted
-    assert json.loads(told.out)["exit_code"] == 0
+    run_and_report = capfd.readouterr()
+    assert "a line of the job's log" in run_and_report.err
+    assert "GPUs in training" in run_and_report.err  # what it costs, before it is submitted
+    assert json.loads(run_and_report.out)["exit_code"] == 0
 
 
 def test_the_jobs_own_exit_code_comes_back(kubectl, capfd):
@@ -235,9 +235,9 @@ def test_every_attempt_is_followed(kubectl, capfd):
 def test_what_the_server_refuses_is_told_and_nothing_is_created(kubectl, capfd):
     (kubectl / "refusal").write_text('namespaces "films" not found')
     assert submitted(kubectl, []) == 2
-    told = capfd.readouterr().err
-    assert 'namespaces "films" not found' in told
-    assert "component=platform" in told
+    run_and_report = capfd.readouterr().err
+    assert 'namespaces "films" not found' in run_and_report
+    assert "component=platform" in run_and_report
     assert sum(arguments[0] == "create" for arguments, _ in calls(kubectl)) == 1
 
 
@@ -280,7 +280,7 @@ def test_a_plan_needs_sizes_and_says_so(tmp_path, capfd):
     assert "--users, --items and --interactions" in capfd.readouterr().err
     sizes = ["--users", "1000", "--items", "500", "--interactions", "9000"]
     assert plan_run("x", {}, ["--config", str(path), *sizes]) == 0
-    told = json.loads(capfd.readouterr().out)
-    assert told["steps"] == 4
-    assert told["gpu_hours"] == 0.0
+    run_and_report = json.loads(capfd.readouterr().out)
+    assert run_and_report["steps"] == 4
+    assert run_and_report["gpu_hours"] == 0.0
     assert Path(path).exists()

@@ -28,7 +28,7 @@ from distrib.objectives import (
     RatingClassesConfig,
     SquaredErrorConfig,
 )
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 from distrib.train.engines.config import EngineConfig
 from distrib.train.engines.deepspeed import DeepSpeedEngine
 from distrib.train.engines.item_parallel import ItemEngine
@@ -96,7 +96,7 @@ def make_step(case: str) -> TrainStep:
     small = Small()
     model, objective = CASES[case]
     torch.manual_seed(0)
-    if model.traits.rows == "both":
+    if model.spec.scheme == "two_sided":
         built = model.network(small.catalogue, None)
     else:
         built = model.build(small.catalogue)
@@ -128,7 +128,7 @@ def losses(
     small, found = Small(), []
     for step in range(first, last):
         if case == "vae_bmf":
-            feed = small.block_feed(BATCH_USERS, rank, world_size, items=13)
+            feed = small.tile_feed(BATCH_USERS, rank, world_size, items=13)
             batch, size = next(feed.batches(0, first_step=step))
         else:
             size = BATCH_USERS if step < NUM_STEPS - 1 else 1
@@ -136,7 +136,7 @@ def losses(
             mine = np.array_split(np.array(users), world_size)[rank].tolist()
             batch = small.users(mine) if mine else Batch.from_lists([])
         engine.begin_epoch(step)
-        update = engine.train_batch(batch, batch, Noise.of(1, 0), step=step, num_users=size)
+        update = engine.train_batch(batch, batch, CounterRng.of(1, 0), step=step, num_users=size)
         summed = torch.stack([update.terms[name].double() for name in sorted(update.terms)])
         if world_size > 1:
             torch.distributed.all_reduce(summed)

@@ -9,8 +9,8 @@ import torch
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import load_bundle
 from distrib.data.config import DataConfig
-from distrib.data.dataset import load_manifest, user_number
-from distrib.data.feeds.tiles import BlockConfig
+from distrib.data.dataset import Dataset
+from distrib.data.feeds.tiles import TileConfig
 from distrib.data.logs.config import Columns, CsvSource, SyntheticLog
 from distrib.data.logs.rating_scale import RatingsConfig
 from distrib.data.prepare.job import prepare
@@ -44,10 +44,10 @@ def both_sides(cluster, tmp_path_factory):
     return folder
 
 
-def blocks_of(run, prepared, order="nested", model=MODEL, **loop):
-    blocks = BlockConfig(order=order, items=20, ratings=500)
-    config = config_of(run, prepared, **{"batch_users": 150, "blocks": blocks} | loop)
-    fitting = {"model": model, "objective": model.traits.objective}
+def blocks_of(run, prepared, order="nested", model=MODEL, **train):
+    blocks = TileConfig(order=order, items=20, ratings=500)
+    config = config_of(run, prepared, **{"batch_users": 150, "blocks": blocks} | train)
+    fitting = {"model": model, "objective": model.spec.objective}
     return config.model_copy(update=fitting)
 
 
@@ -62,8 +62,8 @@ def test_one_worker_gives_the_losses_of_two_and_a_restart_goes_on_bit_for_bit(
     both_sides, whole, tmp_path
 ):
     run, result = whole
-    assert result["valid"]["rmse"] < 1.2
-    assert result["ratings_per_s"] > 0
+    assert result.valid["rmse"] < 1.2
+    assert result.ratings_per_s > 0
     often = {"checkpoint": {"every_steps": 4, "keep": 99}}
     launch(blocks_of(tmp_path, both_sides, num_workers=1, **often))
     one = losses(tmp_path)
@@ -86,7 +86,7 @@ def test_the_printed_attention_diverges_and_is_told_what_it_is(both_sides, tmp_p
         config = blocks_of(run, both_sides, model=model, num_workers=1, **often)
         config = config.model_copy(update={"optimizer": adam})
         if norm == "softmax":
-            assert launch(config)["valid"]["rmse"] < 1.3  # the mean rating: 1.37
+            assert launch(config).valid["rmse"] < 1.3  # the mean rating: 1.37
         else:
             with pytest.raises(DivergedError, match=r"attention_norm to softmax .* cross 0"):
                 launch(config)
@@ -97,12 +97,12 @@ def test_bulk_scoring_returns_the_ratings_of_the_model_called_directly(both_side
     result = score(str(run), both_sides, ScoreConfig(k=5))
     model = load_bundle(Folder(str(run)) / "bundle").model
     scorer = Scorer.from_bundle(Folder(str(run)) / "bundle")
-    manifest = load_manifest(Folder(both_sides))
-    parts = Folder(result["output"]).files(".parquet")
-    for part, shard in zip(parts, manifest["shards"], strict=True):
+    manifest = Dataset.open(both_sides).manifest
+    parts = Folder(result.output).files(".parquet")
+    for part, shard in zip(parts, manifest.shards, strict=True):
         histories = pq.read_table(f"{both_sides}/{shard['name']}").to_pylist()
         lists = pq.read_table(f"{result['output']}/{part}").to_pylist()
-        first, step = user_number(shard["shard"], len(manifest["shards"]))
+        first, step = shard.shard, len(manifest.shards)
         for place, (history, found) in enumerate(zip(histories, lists, strict=True)):
             source = Batch.from_lists(
                 [history["items"]], [history["ratings"]], [first + step * place]
@@ -154,7 +154,7 @@ def test_an_item_that_came_after_training_is_recommended_by_its_ratings(tmp_path
             folder,
             ScoreConfig(k=31, new_items=new_items, policy=PolicyConfig(exclude_seen=False)),
         )
-        found[new_items] = pq.read_table(result["output"]).to_pylist()
+        found[new_items] = pq.read_table(result.output).to_pylist()
     assert not any("100" in row["items"] for row in found[False])
     rating = {int(row["user"]): row["ratings"][row["items"].index("100")] for row in found[True]}
     loves = [rating[user] for user in range(0, 60, 2)]
@@ -165,7 +165,7 @@ def test_an_item_that_came_after_training_is_recommended_by_its_ratings(tmp_path
 
 
 def test_the_doctor_tries_blocks(both_sides, tmp_path):
-    estimate = examine(blocks_of(tmp_path, both_sides))["estimate"]
+    estimate = examine(blocks_of(tmp_path, both_sides)).estimate
     assert estimate["steps an epoch"] == 12
 
 
@@ -175,5 +175,5 @@ def test_what_blocks_do_not_go_with_is_refused(both_sides, tmp_path):
             blocks_of(tmp_path, both_sides, feed="streaming", engine={"micro_batch_users": 5})
         )
     with pytest.raises(ConfigError, match=r"\[train\.blocks\] with model 'mult_vae'"):
-        check_choice(config_of(tmp_path, both_sides, "mult_vae", blocks=BlockConfig(items=7)))
-    assert MultVaeConfig().traits.rows == "users"
+        check_choice(config_of(tmp_path, both_sides, "mult_vae", blocks=TileConfig(items=7)))
+    assert MultVaeConfig().spec.scheme in ("user_rows", "closed_form")

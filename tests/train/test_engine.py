@@ -180,7 +180,7 @@ def test_other_rules_go_on_bit_for_bit(folder):
     found = run_ranks(2, jobs, folder / "rules")[0]
     for rule in rules:
         whole, first, second = (found[f"{rule}/{part}"] for part in ("whole", "first", "second"))
-        assert first["losses"] + second["losses"] == whole["losses"], rule
+        assert first.losses + second.losses == whole.losses, rule
         assert second["digest"] == whole["digest"], rule
 
 

@@ -9,10 +9,9 @@ import torch
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.config import load
 from distrib.data.config import DataConfig
-from distrib.data.dataset import load_manifest, load_vocabulary
-from distrib.data.feeds.base import Dealing
-from distrib.data.feeds.loader import load_source
-from distrib.data.feeds.shards import read_shard
+from distrib.data.dataset import Dataset
+from distrib.data.feeds.base import BatchSharding
+from distrib.data.feeds.loader import load_training_data
 from distrib.data.logs.config import SyntheticLog
 from distrib.data.prepare.job import prepare
 from distrib.errors import ConfigError
@@ -26,7 +25,7 @@ from distrib.score.bulk.job import score
 from distrib.score.policy import ScoreConfig
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
-from distrib.train.config import LoopConfig, TrainConfig
+from distrib.train.config import TrainConfig, TrainingRun
 from distrib.train.engines.config import EngineConfig
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.preflight.checks import preflight
@@ -45,8 +44,8 @@ def prepared(cluster, tmp_path_factory):
 
 
 def config_of(run, prepared, model, **settings):
-    objective = settings.pop("objective", model.traits.objective)
-    return TrainConfig(
+    objective = settings.pop("objective", model.spec.objective)
+    return TrainingRun(
         run=str(run),
         prepared=prepared,
         seed=0,
@@ -54,17 +53,17 @@ def config_of(run, prepared, model, **settings):
         objective=objective,
         optimizer=OptimizerConfig(name="adam", learning_rate=0.003),
         engine=EngineConfig(precision="fp32"),
-        loop=LoopConfig(**settings),
+        train=TrainConfig(**settings),
         evaluate=EvaluateConfig(),
     )
 
 
 def multi_hot(prepared):
-    manifest = load_manifest(Folder(prepared))
-    x_UI = np.zeros((manifest["counts"]["training_users"], len(load_vocabulary(Folder(prepared)))))
+    manifest = Dataset.open(prepared).manifest
+    x_UI = np.zeros((manifest.counts.training_users, len(Dataset.open(prepared).vocabulary)))
     first = 0
-    for entry in manifest["shards"]:
-        train, _ = read_shard(Folder(prepared), entry, 3)
+    for entry in manifest.shards:
+        train = Dataset.open(prepared).training(entry)
         row_N = np.repeat(np.arange(train.num_users), np.diff(train.pointer_P))
         x_UI[first + row_N, train.item_N] = 1.0
         first += train.num_users
@@ -75,8 +74,8 @@ def test_ease_from_shards_equals_a_plain_solution_and_is_solved_once(prepared, t
     config = config_of(tmp_path / "run", prepared, EaseConfig(penalty=20.0))
     told = []
     result = launch(config, told.append)
-    assert result["valid"] == told[0]["valid"]
-    assert result["valid"]["recall@20"] > 0.3
+    assert result.valid == told[0].valid
+    assert result.valid["recall@20"] > 0.3
     x_UI = multi_hot(prepared)
     p_II = np.linalg.inv(x_UI.T @ x_UI + 20.0 * np.eye(x_UI.shape[1]))
     wanted = -p_II / np.diag(p_II)
@@ -84,10 +83,10 @@ def test_ease_from_shards_equals_a_plain_solution_and_is_solved_once(prepared, t
     model = load_bundle(Folder(str(tmp_path / "run")) / BUNDLE).model
     np.testing.assert_allclose(model.weight_II.numpy(), wanted, atol=1e-6)
     before = (tmp_path / "run" / HISTORY).stat().st_mtime_ns
-    assert launch(config)["valid"] == result["valid"]
+    assert launch(config).valid == result.valid
     assert (tmp_path / "run" / HISTORY).stat().st_mtime_ns == before
-    measured = evaluate(str(tmp_path / "run"), prepared, EvaluateConfig())["metrics"]
-    assert measured["model"]["ndcg@100"]["mean"] > measured["popularity"]["ndcg@100"]["mean"]
+    measured = evaluate(str(tmp_path / "run"), prepared, EvaluateConfig()).metrics
+    assert measured["model"]["ndcg@100"].mean > measured["popularity"]["ndcg@100"].mean
     with pytest.raises(ConfigError, match=r"model\.penalty: 20\.0 there, 5\.0 now"):
         launch(config_of(tmp_path / "run", prepared, EaseConfig(penalty=5.0)))
 
@@ -95,7 +94,7 @@ def test_ease_from_shards_equals_a_plain_solution_and_is_solved_once(prepared, t
 def test_popularity_is_a_model_like_others(prepared, tmp_path):
     launch(config_of(tmp_path / "run", prepared, PopularityConfig()))
     bundle = load_bundle(Folder(str(tmp_path / "run")) / BUNDLE)
-    counted = Popularity(load_vocabulary(Folder(prepared)).catalogue)
+    counted = Popularity(Dataset.open(prepared).vocabulary.catalogue)
     assert torch.equal(bundle.model.logit_IC, counted.logit_IC)
 
 
@@ -103,15 +102,15 @@ def test_item_autorec_trains_on_rows_of_items_and_every_way_of_scoring_agrees(pr
     model = AutoRecConfig(side="items", hidden_width=8)
     config = config_of(tmp_path / "run", prepared, model, num_epochs=2, batch_users=7)
     result = launch(config)
-    assert result["valid"]["rmse"] < 1.4
+    assert result.valid["rmse"] < 1.4
     run = str(tmp_path / "run")
-    measured = evaluate(run, prepared, EvaluateConfig())["metrics"]["model"]
-    assert measured["rmse"]["mean"] == pytest.approx(result["valid"]["rmse"], abs=0.1)
+    measured = evaluate(run, prepared, EvaluateConfig()).metrics["model"]
+    assert measured["rmse"].mean == pytest.approx(result.valid["rmse"], abs=0.1)
     written = score(run, prepared, ScoreConfig(k=5, output=str(tmp_path / "lists")))
-    lists = Folder(written["output"])
+    lists = Folder(written.output)
     table = lists.read_parquet(lists.files(".parquet")[1]).to_pylist()
-    manifest, folder = load_manifest(Folder(prepared)), Folder(prepared)
-    train, _ = read_shard(folder, manifest["shards"][1], 3)
+    dataset = Dataset.open(prepared)
+    train = dataset.training(dataset.manifest.shards[1])
     scorer = Scorer.from_bundle(Folder(run) / BUNDLE)
     number = int(train.number_B[4])  # a user in its shard, known by number
     weight, bias = scorer.model.weight_UZ[number], scorer.model.bias_U[number]
@@ -125,8 +124,8 @@ def test_item_autorec_trains_on_rows_of_items_and_every_way_of_scoring_agrees(pr
 def test_rows_of_items_are_the_transposed_rows_of_users(prepared):
     by_item = {}
     for kind in ("resident", "streaming"):
-        source = load_source(Folder(prepared), kind, "items")
-        feed = source.open(Dealing(7, 0, 0, 1), window_users=20)
+        source = load_training_data(prepared, kind, "items")
+        feed = source.open_rows(BatchSharding(7, 0, 0, 1), window_users=20)
         found = {}
         for batch, _ in feed.batches(0):
             for row, item in enumerate(batch.user_B.tolist()):
@@ -140,8 +139,8 @@ def test_rows_of_items_are_the_transposed_rows_of_users(prepared):
         assert valid == source.num_valid > 0
     assert by_item["resident"] == by_item["streaming"]
     cells = {}
-    for entry in load_manifest(Folder(prepared))["shards"]:
-        train, _ = read_shard(Folder(prepared), entry, 3)
+    for entry in Dataset.open(prepared).manifest.shards:
+        train = Dataset.open(prepared).training(entry)
         user_N = np.repeat(train.number_B, np.diff(train.pointer_P))
         for user, item, value in zip(user_N, train.item_N, train.value_N, strict=True):
             cells.setdefault(int(item), {})[int(user)] = float(value)
@@ -164,7 +163,7 @@ def test_what_does_not_go_together_is_refused(model, settings, message, prepared
 
 
 def test_data_that_lack_what_a_model_reads_are_refused(prepared, tmp_path):
-    manifest = load_manifest(Folder(prepared))
+    manifest = Folder(prepared).read_json("manifest.json")
     config = config_of(tmp_path / "run", str(tmp_path / "data"), AutoRecConfig())
     for change, message in (
         ({"item_histories": None}, "set data.item_histories = true"),
@@ -183,8 +182,8 @@ def test_ease_on_real_data_equals_a_plain_solution(cluster, real_data, tmp_path)
     file = load(RunFile, "configs/ml1m_ease.toml", overrides=places, environment=environment)
     manifest = prepare(file.data)
     launch(file.training())
-    train, _ = read_shard(Folder(file.data.prepared), manifest["shards"][0], 1)
-    x_UI = np.zeros((train.num_users, manifest["counts"]["items"]))
+    train = Dataset.open(file.data.prepared).training(manifest.shards[0])
+    x_UI = np.zeros((train.num_users, manifest.counts.items))
     x_UI[np.repeat(np.arange(train.num_users), np.diff(train.pointer_P)), train.item_N] = 1.0
     p_II = np.linalg.inv(x_UI.T @ x_UI + file.model.penalty * np.eye(x_UI.shape[1]))
     wanted = -p_II / np.diag(p_II)

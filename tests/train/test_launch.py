@@ -24,7 +24,7 @@ from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import Conv4RecConfig, MultVaeConfig
 from distrib.objectives import MultinomialConfig, RatingClassesConfig
 from distrib.storage import Folder
-from distrib.train.config import CheckpointConfig, LoopConfig, TrainConfig
+from distrib.train.config import CheckpointConfig, TrainConfig, TrainingRun
 from distrib.train.engines.config import EngineConfig
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.preflight.checks import preflight
@@ -43,16 +43,16 @@ def prepared(cluster, tmp_path_factory):
     return folder
 
 
-def config_of(run, prepared, model="conv4rec", precision="fp32", **loop):
+def config_of(run, prepared, model="conv4rec", precision="fp32", **train):
     models = {
         "conv4rec": (Conv4RecConfig(latent_width=8, rating_width=4), RatingClassesConfig()),
         "mult_vae": (MultVaeConfig(hidden_width=32, latent_width=8), MultinomialConfig()),
     }
-    checkpoint = CheckpointConfig(**loop.pop("checkpoint", {}))
+    checkpoint = CheckpointConfig(**train.pop("checkpoint", {}))
     settings = {"precision": precision, "zero_stage": 1, "block_items": 25}
-    engine = EngineConfig(**(settings | loop.pop("engine", {})))
+    engine = EngineConfig(**(settings | train.pop("engine", {})))
     chosen, objective = models[model]
-    return TrainConfig(
+    return TrainingRun(
         run=str(run),
         prepared=prepared,
         seed=0,
@@ -60,8 +60,8 @@ def config_of(run, prepared, model="conv4rec", precision="fp32", **loop):
         objective=objective,
         optimizer=OptimizerConfig(learning_rate=0.003),
         engine=engine,
-        loop=LoopConfig(
-            **{"num_epochs": 3, "batch_users": 100, "num_workers": 2, "check_steps": 4} | loop,
+        train=TrainConfig(
+            **{"num_epochs": 3, "batch_users": 100, "num_workers": 2, "check_steps": 4} | train,
             checkpoint=checkpoint,
         ),
         evaluate=EvaluateConfig(),
@@ -104,7 +104,7 @@ def test_training_learns_and_publishes_its_best_epoch(whole_run):
         assert sum(shares) + entry["communication_share"] == pytest.approx(1.0)
     best = max(history, key=lambda entry: entry["selection"])
     bundle = load_bundle(Folder(str(run)) / "bundle")
-    assert result["best_epoch"] == bundle.facts["epoch"] == best["epoch"]
+    assert result.best_epoch == bundle.facts["epoch"] == best["epoch"]
     assert bundle.facts["valid"] == best["valid"]
 
 
@@ -241,7 +241,7 @@ def test_one_user_in_all_trains_on_two_workers_and_is_shown(
     prepare(DataConfig(prepared=data, source=source, split=NoSplit()))
     told = {"tensorboard": True, "mlflow": tracking, "num_epochs": 2}
     result = launch(config_of("run", data, "mult_vae", **told))
-    assert result["epochs"] == 2
+    assert result.epochs == 2
     assert np.isfinite(losses(tmp_path / "run")).all()
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
     named = {(metric["key"], metric["step"]) for metric in Tracking.metrics}
@@ -292,7 +292,7 @@ def test_a_killed_worker_costs_nothing_but_time(prepared, slow_run, tmp_path):
     result = launch(config_of(tmp_path / "killed", prepared, **SLOW))
     chaos.join()
     assert killed == [1]
-    assert result["epochs"] == 2
+    assert result.epochs == 2
     assert losses(tmp_path / "killed") == losses(slow_run)
 
 

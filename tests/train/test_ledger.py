@@ -7,7 +7,7 @@ import torch
 import torch.distributed
 
 from distrib.train.engines.base import Update
-from distrib.train.workers.loss_reducer import NORM, Bad, Ledger
+from distrib.train.workers.loss_reducer import NORM, LossReducer, NonFinite
 
 
 @pytest.fixture(autouse=True)
@@ -25,45 +25,47 @@ def update(loss, norm=1.0, *, is_applied=True):
 
 
 def ledger_of(*updates, max_skipped=0):
-    ledger = Ledger(torch.device("cpu"), max_skipped=max_skipped)
+    loss_reducer = LossReducer(torch.device("cpu"), max_skipped=max_skipped)
     for found in updates:
-        ledger.add(found, 4)
-    return ledger
+        loss_reducer.add(found, 4)
+    return loss_reducer
 
 
 def test_sums_flags_and_means_are_those_of_what_was_added():
-    ledger = ledger_of(update(8.0, 3.0), update(4.0, 5.0))
-    agreed = ledger.agree(stop=1.0, due=0.0)
+    loss_reducer = ledger_of(update(8.0, 3.0), update(4.0, 5.0))
+    agreed = loss_reducer.agree(stop=1.0, due=0.0)
     assert agreed.flags == {"stop": 1.0, "due": 0.0}
-    assert agreed.bad is None
+    assert agreed.non_finite is None
     assert agreed.means == {"a": 1.5, "b": 0.5, NORM: 4.0}
-    assert ledger.mean_losses() == {"a": 1.5, "b": 0.5}
+    assert loss_reducer.mean_losses() == {"a": 1.5, "b": 0.5}
 
 
 @pytest.mark.parametrize(
-    ("updates", "bad"),
+    ("updates", "expected"),
     [
         ([update(1.0), update(math.nan), update(1.0)], ("a", 1)),
         ([update(math.inf)], ("a", 0)),
         ([update(1.0), update(1.0, math.inf)], (NORM, 0)),
     ],
 )
-def test_the_first_number_that_is_not_finite_is_named_with_its_step(updates, bad):
-    found = ledger_of(*updates).agree(stop=0.0).bad
-    assert isinstance(found, Bad)
-    assert (found.term, found.steps_ago) == bad
+def test_the_first_number_that_is_not_finite_is_named_with_its_step(updates, expected):
+    found = ledger_of(*updates).agree(stop=0.0).non_finite
+    assert isinstance(found, NonFinite)
+    assert (found.term, found.steps_ago) == expected
     assert not math.isfinite(found.value)
 
 
 def test_fp16_may_leave_out_and_count_but_not_too_often():
     skipped = update(math.inf, math.inf, is_applied=False)
-    ledger = ledger_of(update(8.0), skipped, skipped, update(4.0), max_skipped=2)
-    assert ledger.agree(stop=0.0).bad is None
-    assert ledger.num_users == 8
-    assert ledger.mean_losses()["a"] == 1.5
-    assert ledger_of(skipped, skipped, skipped, max_skipped=2).agree(stop=0.0).bad is not None
+    loss_reducer = ledger_of(update(8.0), skipped, skipped, update(4.0), max_skipped=2)
+    assert loss_reducer.agree(stop=0.0).non_finite is None
+    assert loss_reducer.num_users == 8
+    assert loss_reducer.mean_losses()["a"] == 1.5
+    assert (
+        ledger_of(skipped, skipped, skipped, max_skipped=2).agree(stop=0.0).non_finite is not None
+    )
     stepped_back = update(1.0, math.inf, is_applied=False)  # only the scaled gradient overflowed
-    assert ledger_of(stepped_back).agree(stop=0.0).bad is None
+    assert ledger_of(stepped_back).agree(stop=0.0).non_finite is None
 
 
 def test_a_checkpoint_of_other_ranks_is_booked_once():

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from distrib.checkpoint.state import SavedState, write_pieces
-from distrib.data.feeds.base import Dealing, ahead
-from distrib.data.feeds.collate import Rows, gather
+from distrib.data.feeds.base import BatchSharding, ahead
+from distrib.data.feeds.collate import gather
 from distrib.data.feeds.resident import ResidentFeed
 from distrib.data.feeds.streaming import Shard, StreamingFeed
+from distrib.data.history_arrays import HistoryArrays
 from distrib.data.schema import Role, Subset
 from distrib.errors import CheckpointError, DataError
 from distrib.storage import Folder
@@ -23,9 +24,9 @@ from distrib.train.optimizer import OptimizerConfig
 from tests.train.engine_ranks import CASES, make_step
 
 
-def rows_of(small):
+def history_arrays(small):
     batch = small.batch
-    return Rows(
+    return HistoryArrays(
         np.arange(37),
         batch.pointer_P.numpy(),
         batch.item_N.numpy().astype(np.int32),
@@ -34,10 +35,10 @@ def rows_of(small):
     )
 
 
-def resident(small, folder, dealing):
+def resident(small, folder, sharding):
     del folder
-    rows = rows_of(small)
-    return ResidentFeed(rows, rows, dealing)
+    rows = history_arrays(small)
+    return ResidentFeed(rows, rows, sharding)
 
 
 def write_shards(small, folder, num_shards=5):
@@ -64,10 +65,10 @@ def write_shards(small, folder, num_shards=5):
     return shards
 
 
-def streaming(small, folder, dealing, window_users=12):
+def streaming(small, folder, sharding, window_users=12):
     shards = write_shards(small, folder)
     return StreamingFeed(
-        Folder(str(folder)), shards, dealing, num_shards=5, window_users=window_users
+        Folder(str(folder)), shards, sharding, num_shards=5, window_users=window_users
     )
 
 
@@ -81,7 +82,7 @@ def users_of(feed, epoch, first_step=0):
 
 @every_feed
 def test_an_epoch_shows_every_user_once_in_an_order_of_its_own(make_feed, small, tmp_path):
-    feed = make_feed(small, tmp_path, Dealing(8, 3, 0, 1))
+    feed = make_feed(small, tmp_path, BatchSharding(8, 3, 0, 1))
     orders = [[u for users, _ in users_of(feed, epoch) for u in users] for epoch in range(2)]
     everyone = [user for user in range(37) if make_feed is resident or user % 9 != 8]
     assert sorted(orders[0]) == sorted(orders[1]) == everyone
@@ -94,9 +95,9 @@ def test_an_epoch_shows_every_user_once_in_an_order_of_its_own(make_feed, small,
 def test_ranks_share_each_global_batch_without_dropping_anyone(
     make_feed, world_size, small, tmp_path
 ):
-    whole = users_of(make_feed(small, tmp_path, Dealing(8, 3, 0, 1)), 0)
+    whole = users_of(make_feed(small, tmp_path, BatchSharding(8, 3, 0, 1)), 0)
     ranks = [
-        users_of(make_feed(small, tmp_path, Dealing(8, 3, rank, world_size)), 0)
+        users_of(make_feed(small, tmp_path, BatchSharding(8, 3, rank, world_size)), 0)
         for rank in range(world_size)
     ]
     assert {len(batches) for batches in ranks} == {len(whole)}
@@ -107,7 +108,7 @@ def test_ranks_share_each_global_batch_without_dropping_anyone(
 
 @every_feed
 def test_an_epoch_can_be_entered_at_any_step(make_feed, small, tmp_path):
-    feed = make_feed(small, tmp_path, Dealing(8, 3, 1, 2))
+    feed = make_feed(small, tmp_path, BatchSharding(8, 3, 1, 2))
     whole = users_of(feed, 4)
     for step in range(len(whole) + 1):
         assert users_of(feed, 4, step) == whole[step:]
@@ -115,9 +116,9 @@ def test_an_epoch_can_be_entered_at_any_step(make_feed, small, tmp_path):
 
 @every_feed
 def test_a_batch_holds_its_users_histories(make_feed, small, tmp_path):
-    for batch, _ in make_feed(small, tmp_path, Dealing(8, 3, 0, 1)).batches(0):
+    for batch, _ in make_feed(small, tmp_path, BatchSharding(8, 3, 0, 1)).batches(0):
         for place, user in enumerate(batch.user_B.tolist()):
-            row = batch.rows(place, place + 1)
+            row = batch.slice(place, place + 1)
             assert row.item_N.tolist() == small.items[user]
             assert row.value_N.tolist() == small.values[user]
 
@@ -126,7 +127,7 @@ def test_a_batch_holds_its_users_histories(make_feed, small, tmp_path):
 def test_each_validation_user_falls_to_one_rank(make_feed, small, tmp_path):
     found = []
     for rank in range(3):
-        feed = make_feed(small, tmp_path, Dealing(8, 3, rank, 3))
+        feed = make_feed(small, tmp_path, BatchSharding(8, 3, rank, 3))
         for rows, mine in feed.valid_parts():
             bounds = [(rows.pointer_P[row], rows.pointer_P[row + 1]) for row in mine]
             found += [rows.item_N[start:stop].tolist() for start, stop in bounds]
@@ -135,22 +136,22 @@ def test_each_validation_user_falls_to_one_rank(make_feed, small, tmp_path):
 
 
 def test_windows_hold_whole_shards_and_a_changed_shard_is_noticed(small, tmp_path):
-    feed = streaming(small, tmp_path, Dealing(8, 3, 0, 1), window_users=1)
+    feed = streaming(small, tmp_path, BatchSharding(8, 3, 0, 1), window_users=1)
     first = users_of(feed, 0)[0][0]
     assert len({user % 5 for user in first}) <= 2  # a window is one shard of about seven
     wrong = [shard._replace(num_train=shard.num_train + 1) for shard in feed._shards]
     changed = StreamingFeed(
-        Folder(str(tmp_path)), wrong, Dealing(8, 3, 0, 1), num_shards=5, window_users=9
+        Folder(str(tmp_path)), wrong, BatchSharding(8, 3, 0, 1), num_shards=5, window_users=9
     )
     with pytest.raises(DataError, match="when training began"):
         list(changed.batches(0))
 
 
 def test_rows_on_a_device_give_the_same_batches(small):
-    rows, dealing = rows_of(small), Dealing(8, 3, 0, 2)
-    on_device = ResidentFeed(rows, rows, dealing, torch.device("cpu"))
+    rows, sharding = history_arrays(small), BatchSharding(8, 3, 0, 2)
+    on_device = ResidentFeed(rows, rows, sharding, torch.device("cpu"))
     for found, wanted in zip(
-        on_device.batches(0), ResidentFeed(rows, rows, dealing).batches(0), strict=True
+        on_device.batches(0), ResidentFeed(rows, rows, sharding).batches(0), strict=True
     ):
         for part, other in zip(found.batch[:4], wanted.batch[:4], strict=True):
             assert torch.equal(part, other)
@@ -207,7 +208,7 @@ class Run:
 def test_stopping_after_any_step_and_going_on_changes_nothing(
     case, make_feed, step, small, tmp_path
 ):
-    feed = make_feed(small, tmp_path, Dealing(8, 3, 0, 1))
+    feed = make_feed(small, tmp_path, BatchSharding(8, 3, 0, 1))
     whole, first, second = (Run(case, feed) for _ in range(3))
     whole.train(4)
     first.train(4, until_step=step)
@@ -221,14 +222,14 @@ def test_stopping_after_any_step_and_going_on_changes_nothing(
 
 
 def test_a_state_of_another_model_is_refused(small, tmp_path):
-    run = Run("mult_vae", resident(small, tmp_path, Dealing(8, 3, 0, 1)))
+    run = Run("mult_vae", resident(small, tmp_path, BatchSharding(8, 3, 0, 1)))
     run.save(tmp_path / "saved")
     with pytest.raises(CheckpointError, match=r"value of \w+: the checkpoint holds 0 of"):
         Run("conv4rec", run.feed).load(tmp_path / "saved")
 
 
 def test_a_listener_can_end_training(small, tmp_path):
-    run = Run("mult_vae", resident(small, tmp_path, Dealing(8, 3, 0, 1)))
+    run = Run("mult_vae", resident(small, tmp_path, BatchSharding(8, 3, 0, 1)))
     run_epochs(
         run.state,
         run.engine,

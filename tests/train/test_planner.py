@@ -8,8 +8,9 @@ import pytest
 from distrib.config import load
 from distrib.errors import ConfigError
 from distrib.run_file import RunFile
-from distrib.train.preflight.estimate import Sizes, _small, plan
-from distrib.train.schemes.item_side import trained_model
+from distrib.train.preflight.estimate import _small, estimate
+from distrib.train.schemes import scheme_of
+from distrib.train.schemes.base import Sizes
 
 ROOT = Path(__file__).parents[2]
 SIZES = Sizes(3000, 700, 40_000)
@@ -27,9 +28,9 @@ MODELS = ["conv4rec", "mult_vae", "rec_vae", "elsa", "u_autorec", "i_autorec", "
 @pytest.mark.parametrize("name", [*MODELS, "biased_mf", "dae_cf"])
 def test_parameters_are_those_of_the_model_at_full_size(name):
     config = config_of(f"ml20m_{name}")
-    model = trained_model(config.model, _small(SIZES.items, SIZES.users))
+    model = scheme_of(config.model.spec).build(config.model, _small(SIZES.items, SIZES.users))
     wanted = sum(tensor.numel() for tensor in model.state_dict().values())
-    assert plan(config, SIZES).parameters == wanted
+    assert estimate(config, SIZES).parameters == wanted
 
 
 def test_the_operations_of_a_step_are_those_of_its_products():
@@ -39,18 +40,18 @@ def test_the_operations_of_a_step_are_those_of_its_products():
     small = hidden * 2 * code + code * hidden
     last = hidden * items
     # Forward and both gradients; the code's input has its own, so has the last layer's.
-    flops = 2 * 3 * config.loop.batch_users * (small + last)
-    assert plan(config, SIZES).step_s == pytest.approx(flops / 35e9, rel=0.02)
+    flops = 2 * 3 * config.train.batch_users * (small + last)
+    assert estimate(config, SIZES).step_s == pytest.approx(flops / 35e9, rel=0.02)
 
 
 def test_more_workers_share_the_time_and_what_zero_spreads():
     settings = {"train.num_workers": 4, "engine.zero_stage": 3}
-    one = plan(config_of("ml20m_mult_vae", **{"train.num_workers": 1}), SIZES)
-    four = plan(config_of("ml20m_mult_vae", **settings), SIZES)
+    one = estimate(config_of("ml20m_mult_vae", **{"train.num_workers": 1}), SIZES)
+    four = estimate(config_of("ml20m_mult_vae", **settings), SIZES)
     sent_s = 2 * 3 / 4 * one.parameters * 2 / 1.25e9
     assert four.step_s - sent_s == pytest.approx(one.step_s / 4, rel=0.02)
     settings["engine.zero_stage"], settings["engine.parallel"] = 0, '"items"'
-    by_items = plan(config_of("ml20m_mult_vae", **settings), SIZES)
+    by_items = estimate(config_of("ml20m_mult_vae", **settings), SIZES)
     assert by_items.step_s < four.step_s  # the last layer's gradients stay where they are
     assert four.state_gb == pytest.approx(one.state_gb / 4, rel=0.01)
     assert four.checkpoint_gb == one.checkpoint_gb
@@ -58,31 +59,31 @@ def test_more_workers_share_the_time_and_what_zero_spreads():
 
 def test_hours_of_gpus_are_counted_where_there_are_any():
     settings = {"train.use_gpu": "true", "train.num_workers": 8}
-    fast = plan(config_of("ml20m_mult_vae", **settings), SIZES, "h100")
-    slow = plan(config_of("ml20m_mult_vae", **settings), SIZES, "t4")
+    fast = estimate(config_of("ml20m_mult_vae", **settings), SIZES, "h100")
+    slow = estimate(config_of("ml20m_mult_vae", **settings), SIZES, "t4")
     assert fast.gpu_hours == pytest.approx(8 * fast.train_hours)
     assert slow.score_hours / fast.score_hours == pytest.approx(989 / 65)
-    assert plan(config_of("ml20m_mult_vae"), SIZES).gpu_hours == 0.0
+    assert estimate(config_of("ml20m_mult_vae"), SIZES).gpu_hours == 0.0
     with pytest.raises(ConfigError, match="one of t4"):
-        plan(config_of("ml20m_mult_vae", **settings), SIZES, "v5")
+        estimate(config_of("ml20m_mult_vae", **settings), SIZES, "v5")
 
 
 def test_memory_of_the_last_layer_is_that_of_a_block():
     wide = Sizes(3000, 1_000_000, 40_000)
     base = {"train.num_workers": 1, "engine.keep_output_mb": 0}
-    whole = plan(config_of("ml20m_mult_vae", **base, **{"engine.block_items": 1_000_000}), wide)
-    blocks = plan(config_of("ml20m_mult_vae", **base, **{"engine.block_items": 4096}), wide)
+    whole = estimate(config_of("ml20m_mult_vae", **base, **{"engine.block_items": 1_000_000}), wide)
+    blocks = estimate(config_of("ml20m_mult_vae", **base, **{"engine.block_items": 4096}), wide)
     share = 500 * 4 * 3 * (1_000_000 - 4096) / 2**30
     assert whole.worker_gb - blocks.worker_gb == pytest.approx(share, rel=0.01)
 
 
 def test_what_products_do_not_tell_is_left_to_a_trial():
-    found = plan(config_of("ml20m_vae_bmf"), SIZES)
+    found = estimate(config_of("ml20m_vae_bmf"), SIZES)
     assert found.step_s is None
     assert found.gpu_hours in (None, 0.0)
     assert "doctor" in found.told()["a step"]
     with pytest.raises(ConfigError, match="computed at once"):
-        plan(config_of("ml20m_ease"), SIZES)
+        estimate(config_of("ml20m_ease"), SIZES)
 
 
 def test_sizes_are_those_of_a_manifest():

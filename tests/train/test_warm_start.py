@@ -1,5 +1,7 @@
 """A model that was trained before the data grew, and begins again with what it knew."""
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 from distrib.checkpoint.bundle import BUNDLE, Bundle, load_bundle
 from distrib.data.config import DataConfig
-from distrib.data.dataset import load_vocabulary
+from distrib.data.dataset import Dataset
 from distrib.data.logs.config import Columns, CsvSource
 from distrib.data.logs.rating_scale import RatingsConfig
 from distrib.data.prepare.job import prepare
@@ -16,18 +18,24 @@ from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig
 from distrib.models.autoencoders.mult_vae import MultVaeConfig
 from distrib.objectives import RatingClassesConfig
+from distrib.parameters import roles_of
 from distrib.storage import Folder
-from distrib.train.config import LoopConfig, TrainConfig
+from distrib.train.config import TrainConfig, TrainingRun
 from distrib.train.engines.config import EngineConfig
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.preflight.checks import preflight
-from distrib.train.warm_start import begin_with, require_same_kind
+from distrib.train.warm_start import begin_with, kind_faults
 from distrib.train.workers.launch import launch
 from distrib.vocabulary import Vocabulary
 from tests.models.test_contract import CASES
 
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
-BEGINNERS = [config for config in CASES if config.traits.rows != "both"]  # others are refused
+BEGINNERS = [config for config in CASES if config.spec.scheme != "two_sided"]  # others are refused
+
+
+def item_tables_of(model):
+    roles = roles_of(model)
+    return {id(table) for table in (*roles.encoder.values(), *roles.decoder.values())}
 
 
 def vocabulary_of(ids):
@@ -42,7 +50,7 @@ def test_known_items_keep_their_rows_wherever_they_stand(config):
     earlier, fresh = config.build(old.catalogue), config.build(new.catalogue)
     untouched = {name: value.clone() for name, value in fresh.named_parameters()}
     assert begin_with(fresh, new, Bundle(earlier, old, config, {})) == 2
-    tables = {id(table) for table in (*fresh.input_tables(), *fresh.item_tables())}
+    tables = item_tables_of(fresh)
     was = dict(earlier.named_parameters())
     for name, value in fresh.named_parameters():
         if id(value) in tables:
@@ -63,7 +71,7 @@ def test_every_parameter_that_grows_with_the_catalogue_is_named(config):
         )
         if one.shape != other.shape
     }
-    tables = {id(table) for table in (*small.input_tables(), *small.item_tables())}
+    tables = item_tables_of(small)
     assert {name for name, value in small.named_parameters() if id(value) in tables} == grows
 
 
@@ -71,20 +79,21 @@ def test_a_model_of_another_kind_is_refused():
     old = vocabulary_of(["a"])
     config = MultVaeConfig(hidden_width=4, latent_width=2)
     bundle = Bundle(config.build(old.catalogue), old, config, {})
-    with pytest.raises(ConfigError, match=r"latent_width=2.* there, .*=3.* now; levels"):
-        require_same_kind(bundle, MultVaeConfig(hidden_width=4, latent_width=3), (1.0,))
+    (fault,) = kind_faults(bundle, MultVaeConfig(hidden_width=4, latent_width=3), (1.0,))
+    assert re.search(r"latent_width=2.* there, .*=3.* now; levels", fault)
+    assert kind_faults(bundle, config, LEVELS) == []
 
 
-def train_config(run, prepared, **loop):
-    return TrainConfig(
+def train_config(run, prepared, **train):
+    return TrainingRun(
         run=str(run),
         prepared=str(prepared),
         seed=0,
         model=Conv4RecConfig(latent_width=4, rating_width=4),
         objective=RatingClassesConfig(),
-        optimizer=OptimizerConfig(learning_rate=loop.pop("learning_rate", 1e-2)),
+        optimizer=OptimizerConfig(learning_rate=train.pop("learning_rate", 1e-2)),
         engine=EngineConfig(precision="fp32"),
-        loop=LoopConfig(num_epochs=1, batch_users=16, **loop),
+        train=TrainConfig(num_epochs=1, batch_users=16, **train),
         evaluate=EvaluateConfig(recall_at=(5,), ndcg_at=(5,)),
     )
 
@@ -113,7 +122,7 @@ def test_a_grown_log_is_trained_on_from_the_earlier_model(cluster, tmp_path):
     first, second = (
         load_bundle(Folder(str(tmp_path / run)) / BUNDLE) for run in ("first", "second")
     )
-    grown = load_vocabulary(Folder(data.prepared))
+    grown = Dataset.open(data.prepared).vocabulary
     assert second.vocabulary.fingerprint == grown.fingerprint != first.vocabulary.fingerprint
     count = len(first.vocabulary)
     torch.testing.assert_close(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distrib.train.workers.watchdog import Said, missing_ranks
+from distrib.train.workers.watchdog import Heartbeat, missing_ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,12 +36,14 @@ def test_who_waits_names_the_rank_that_does_not_come(how, tmp_path):
     assert how == "slow" or "RANK 0 MISSES [1] WHILE computing" in told
 
 
-def said(*numbers):
-    return [Said(pulse, done, 9.0) for pulse, done in numbers]
+def heartbeat(*numbers):
+    return [Heartbeat(pulse, done, 9.0) for pulse, done in numbers]
 
 
 def test_missing_are_those_behind_and_those_silent():
-    assert missing_ranks(said((3, 9), (3, 9)), said((4, 9), (4, 8))) == [1]
-    assert missing_ranks(said((3, 9), (3, 9), (3, 9)), said((4, 9), (3, 9), (4, 9))) == [1]
-    assert missing_ranks(said((3, 9), (3, 9)), said((4, 9), (4, 9))) == []
-    assert missing_ranks(said((3, 9)), []) == [0]
+    assert missing_ranks(heartbeat((3, 9), (3, 9)), heartbeat((4, 9), (4, 8))) == [1]
+    assert missing_ranks(heartbeat((3, 9), (3, 9), (3, 9)), heartbeat((4, 9), (3, 9), (4, 9))) == [
+        1
+    ]
+    assert missing_ranks(heartbeat((3, 9), (3, 9)), heartbeat((4, 9), (4, 9))) == []
+    assert missing_ranks(heartbeat((3, 9)), []) == [0]

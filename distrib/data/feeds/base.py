@@ -8,30 +8,46 @@ many steps; a rank's part of a batch may be empty.
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from distrib.data.feeds.collate import (
-    IntArray,
-    Rows,
-)
-from distrib.tiles import Read
+from distrib.data.history_arrays import HistoryArrays, IntArray
+from distrib.tiles import TrainInput
 
 BATCHES_AHEAD = 3
 T = TypeVar("T")
+
+Reads = Literal["users", "items", "both"]
+"""Whose histories training reads."""
+
+
+class ResidentRows(NamedTuple):
+    """All histories of a prepared folder in memory."""
+
+    train: HistoryArrays
+    """Of users or of items, as training reads them."""
+
+    valid: HistoryArrays
+    """Of the users with validation targets."""
+
+    items: HistoryArrays
+    """Of items, where training reads both; empty otherwise."""
+
+    num_columns: tuple[int, int]
+    """Items that users may list, and numbers of users that items may list."""
 
 
 class RankBatch(NamedTuple):
     """One rank's part of a global batch."""
 
-    batch: Read
+    batch: TrainInput
     num_users: int
     """Users of the global batch, over all ranks; of a block its ratings. Losses are means over
     them."""
 
 
-class Dealing(NamedTuple):
+class BatchSharding(NamedTuple):
     """How users are dealt out."""
 
     batch_users: int
@@ -58,16 +74,16 @@ class Feed(Protocol):
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
         """Return this rank's part of each global batch of an epoch, from ``first_step`` on."""
 
-    def training_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+    def training_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
         """Return all training histories once, and the rows among them that are this rank's."""
 
-    def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+    def valid_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
         """Return histories for validation, and the rows among them that are this rank's."""
 
 
-def own_rows(rows: Rows, dealing: Dealing) -> IntArray:
+def own_rows(rows: HistoryArrays, sharding: BatchSharding) -> IntArray:
     """Return the rows of a rank among those that all ranks hold."""
-    return np.arange(rows.num_users)[dealing.rank :: dealing.world_size]
+    return np.arange(rows.num_users)[sharding.rank :: sharding.world_size]
 
 
 def epoch_order(num_users: int, seed: int, epoch: int) -> IntArray:

@@ -1,44 +1,13 @@
-"""Arrow rows of histories to batches, without a Python loop over users."""
+"""Flat arrays of histories to batches, without a Python loop over users."""
 
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import torch
 
 from distrib.batch import Batch
-from distrib.data.arrow import flat_list
-from distrib.data.schema import Role, Subset
-from distrib.errors import DataError
-
-IntArray = npt.NDArray[np.int64]
-
-
-BYTES_PER_INTERACTION, BYTES_PER_USER = 9, 16
-"""Of `Rows`, in memory."""
-
-
-class Rows(NamedTuple):
-    """Histories of many users as flat arrays; cheap to share between processes."""
-
-    number_B: IntArray
-    """Number of the user in the prepared data."""
-
-    pointer_P: IntArray
-    item_N: npt.NDArray[np.int32]
-    value_N: npt.NDArray[np.float32]
-    role_N: npt.NDArray[np.int8]
-
-    @property
-    def num_users(self) -> int:
-        """Rows."""
-        return len(self.number_B)
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the arrays."""
-        return sum(part.nbytes for part in self)
+from distrib.data.history_arrays import HistoryArrays, IntArray
+from distrib.data.schema import Role
 
 
 class Example(NamedTuple):
@@ -54,140 +23,7 @@ class Example(NamedTuple):
     """What must not be recommended: everything known of the user that is not asked."""
 
 
-def rows_of(table: pa.Table, first_number: int = 0, step: int = 1) -> Rows:
-    """Flatten a histories table.
-
-    Args:
-        table: Columns of `schema.histories`; ``items``, ``ratings`` and ``roles`` are read.
-        first_number: Number of the first user.
-        step: To the number of the next; see `prepared.user_number`.
-
-    Returns:
-        The same, flat.
-
-    Raises:
-        DataError: A list column has null rows, or lists of a row differ in length.
-    """
-    pointer_P, item_N = flat_list(table, "items")
-    _, value_N = flat_list(table, "ratings")
-    _, role_N = flat_list(table, "roles")
-    if not len(item_N) == len(value_N) == len(role_N):
-        raise DataError(
-            "histories: items, ratings and roles differ in length; prepare the data anew"
-        )
-    number_B = first_number + step * np.arange(len(table), dtype=np.int64)
-    return Rows(number_B, pointer_P, item_N, value_N, role_N)
-
-
-def select(rows: Rows, keep_N: npt.NDArray[np.bool_], keep_B: npt.NDArray[np.bool_]) -> Rows:
-    """Return some users, with some of their interactions."""
-    lengths = np.diff(rows.pointer_P)
-    keep_N = keep_N & np.repeat(keep_B, lengths)
-    kept_length_B = _counts(rows, keep_N)[keep_B]
-    pointer = np.concatenate([[0], kept_length_B.cumsum()]).astype(np.int64)
-    return Rows(
-        rows.number_B[keep_B],
-        pointer,
-        rows.item_N[keep_N],
-        rows.value_N[keep_N],
-        rows.role_N[keep_N],
-    )
-
-
-def training_rows(rows: Rows, subset_B: npt.NDArray[np.int8]) -> Rows:
-    """Return what a model may be trained on: training users with at least one such interaction.
-
-    Nothing held out is in the result, so no later step can leak it.
-    """
-    return select(rows, rows.role_N <= Role.TRAIN_TARGET, _are_trained(rows, subset_B))
-
-
-def trained_numbers(rows: Rows, subset_B: npt.NDArray[np.int8]) -> Rows:
-    """Return the rows with the number -1 for users whom training does not see.
-
-    A model with parameters for each user has none that were trained for them.
-    """
-    return rows._replace(number_B=np.where(_are_trained(rows, subset_B), rows.number_B, -1))
-
-
-def _are_trained(rows: Rows, subset_B: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
-    """Tell which users training sees."""
-    count_B = _counts(rows, rows.role_N <= Role.TRAIN_TARGET)
-    return np.asarray((subset_B == Subset.TRAIN) & (count_B > 0))
-
-
-def item_training_rows(table: pa.Table, first_item: int) -> Rows:
-    """Return the training histories of items: what training users gave them, where there is any.
-
-    Args:
-        table: Columns of `schema.item_histories`; all but ``item`` and ``times`` are read.
-        first_item: Position of the first item.
-
-    Returns:
-        Rows of items; ``item_N`` holds numbers of users.
-    """
-    pointer_P, user_N = flat_list(table, "users")
-    value_N, role_N, subset_N = (
-        flat_list(table, name)[1] for name in ("ratings", "roles", "subsets")
-    )
-    numbers = first_item + np.arange(len(table), dtype=np.int64)
-    rows = Rows(numbers, pointer_P, user_N.astype(np.int32), value_N, role_N)
-    trains_N = (role_N <= Role.TRAIN_TARGET) & (subset_N == Subset.TRAIN)
-    return select(rows, trains_N, _counts(rows, trains_N) > 0)
-
-
-def by_item(rows: Rows) -> Rows:
-    """Turn histories of users into those of the items in them, users in the order of rows."""
-    order = np.argsort(rows.item_N, kind="stable")
-    numbers, lengths = np.unique(rows.item_N, return_counts=True)
-    user_N = np.repeat(rows.number_B, np.diff(rows.pointer_P))
-    return Rows(
-        numbers.astype(np.int64),
-        np.concatenate([[0], lengths.cumsum()]).astype(np.int64),
-        user_N[order].astype(np.int32),
-        rows.value_N[order],
-        rows.role_N[order],
-    )
-
-
-def asked_rows(rows: Rows, role: Role) -> Rows:
-    """Return the users who have a target of the given role, with all that may be shown of them.
-
-    For validation the test targets are left out altogether.
-    """
-    return select(rows, rows.role_N <= role, _counts(rows, rows.role_N == role) > 0)
-
-
-def _counts(rows: Rows, chosen_N: npt.NDArray[np.bool_]) -> IntArray:
-    """Count the chosen interactions of each user, ``[B]``."""
-    before = np.concatenate([[0], chosen_N.cumsum()])
-    return np.diff(before[rows.pointer_P])
-
-
-def merge(parts: list[Rows]) -> Rows:
-    """Join rows end to end.
-
-    Args:
-        parts: In the order wanted.
-
-    Returns:
-        All rows.
-
-    Raises:
-        DataError: There is nothing to join.
-    """
-    if not parts:
-        raise DataError("no histories found; the prepared folder has no shards, prepare it anew")
-    offsets = np.cumsum([0, *(part.pointer_P[-1] for part in parts)])
-    pointers = [part.pointer_P[:-1] + offset for part, offset in zip(parts, offsets, strict=False)]
-    return Rows(
-        np.concatenate([part.number_B for part in parts]),
-        np.concatenate([*pointers, offsets[-1:]]),
-        *(np.concatenate([part[position] for part in parts]) for position in (2, 3, 4)),
-    )
-
-
-def gather(rows: Rows, wanted_B: IntArray) -> tuple[Batch, torch.Tensor]:
+def gather(rows: HistoryArrays, wanted_B: IntArray) -> tuple[Batch, torch.Tensor]:
     """Collect some users into a batch.
 
     Args:
@@ -210,9 +46,9 @@ def gather(rows: Rows, wanted_B: IntArray) -> tuple[Batch, torch.Tensor]:
 
 
 def example(
-    rows: Rows, wanted_B: IntArray, role: Role, *, is_chronological: bool = False
+    rows: HistoryArrays, wanted_B: IntArray, role: Role, *, is_chronological: bool = False
 ) -> Example:
-    """Collect some users of `asked_rows` for evaluation.
+    """Collect some users of `eval_rows` for evaluation.
 
     Args:
         rows: Histories.

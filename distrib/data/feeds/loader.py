@@ -1,7 +1,5 @@
-"""Where training histories come from: read once through Ray Data, or file by file on the ranks."""
+"""Training histories: read once through Ray Data, or file by file on the ranks."""
 
-import json
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -9,84 +7,71 @@ import ray
 import ray.data
 import torch
 
-from distrib.data.dataset import load_manifest, user_numbers
-from distrib.data.feeds.base import Dealing, Feed
-from distrib.data.feeds.collate import BYTES_PER_INTERACTION, BYTES_PER_USER, Rows, merge
+from distrib.data.dataset import Dataset, DatasetManifest, ItemShardEntry, ShardEntry
+from distrib.data.feeds.base import BatchSharding, Feed, Reads, ResidentRows
 from distrib.data.feeds.resident import ResidentFeed
-from distrib.data.feeds.shards import nobody_of, read_shard
 from distrib.data.feeds.streaming import Shard, StreamingFeed
-from distrib.data.feeds.tiles import BlockConfig, BlockFeed, Ratings
+from distrib.data.history_arrays import (
+    BYTES_PER_INTERACTION,
+    BYTES_PER_USER,
+    HistoryArrays,
+    empty_like,
+    merge,
+)
 from distrib.data.schema import Role
-from distrib.storage import Folder
 
-Kind = Literal["resident", "streaming"]
+FeedKind = Literal["resident", "streaming"]
 
 _SHARE_OF_STORE = 0.3
 """Of a node's object store that histories may take; while they are joined, they lie there twice."""
 
+_RETRY_S = 120.0  # for a store that does not answer
 
-class Source(NamedTuple):
+
+class TrainingData(NamedTuple):
     """What ranks need to open a feed; cheap to pass to them."""
 
-    prepared: str
-    kind: Kind
+    dataset: Dataset
+    kind: FeedKind
     shards: tuple[Shard, ...]
     """Those that training reads, of users or of items."""
 
-    asked: tuple[Mapping[str, Any], ...]
-    """Entries of the users' shards, for validation."""
-
-    num_shards: int
     num_train: int
     num_valid: int
     num_bytes: int
     """Of all training and validation histories in memory."""
 
-    rows: tuple[ray.ObjectRef, ray.ObjectRef, ray.ObjectRef] | None
-    """Of a resident feed, in the object store: what training reads, what validation asks, and
-    histories of items, where training reads both."""
+    refs: tuple[ray.ObjectRef, ray.ObjectRef, ray.ObjectRef] | None
+    """Of a resident feed, in the object store: `ResidentRows` one by one."""
 
-    num_columns: tuple[int, int]
-    """Items that users may list, and numbers of users that items may list."""
+    def resident(self) -> ResidentRows:
+        """Return the histories of a resident feed, from the object store without a copy."""
+        assert self.refs is not None  # the kind is known when a feed is opened
+        manifest = self.dataset.manifest
+        columns = (manifest.counts.items, manifest.user_index_size)
+        train, valid, items = ray.get(list(self.refs))
+        return ResidentRows(train, valid, items, columns)
 
-    reads: Literal["users", "items", "both"]
-
-    def open(
-        self,
-        dealing: Dealing,
-        *,
-        window_users: int,
-        blocks: BlockConfig | None = None,
-        device: torch.device | None = None,
+    def open_rows(
+        self, sharding: BatchSharding, *, window_users: int, device: torch.device | None = None
     ) -> Feed:
-        """Open a rank's feed.
+        """Open a rank's feed of whole histories.
 
         Args:
-            dealing: Who asks, for how much.
+            sharding: Which rank, and how much at a time.
             window_users: Users that a streaming feed shuffles at a time.
-            blocks: How users and items meet, where training reads both.
             device: Where a resident feed should keep the rows, if not in the host's memory.
 
         Returns:
             The feed.
         """
-        if self.rows is not None:
-            train, valid, items = ray.get(list(self.rows))
-            if self.reads == "both":
-                ratings = Ratings(train, items, self.num_columns)
-                return BlockFeed(ratings, valid, dealing, blocks or BlockConfig())
-            return ResidentFeed(train, valid, dealing, device)
-        return StreamingFeed(
-            Folder(self.prepared),
-            self.shards,
-            dealing,
-            asked=self.asked,
-            num_shards=self.num_shards,
-            window_users=window_users,
-        )
+        if self.refs is not None:
+            found = self.resident()
+            return ResidentFeed(found.train, found.valid, sharding, device)
+        return StreamingFeed(self.dataset, self.shards, sharding, window_users=window_users)
 
 
-def kind_of(feed: str, manifest: Mapping[str, Any]) -> Kind:
+def kind_of(feed: str, manifest: DatasetManifest) -> FeedKind:
     """Choose the kind of feed: resident where the histories fit into every node's object store.
 
     Args:
@@ -105,28 +90,22 @@ def kind_of(feed: str, manifest: Mapping[str, Any]) -> Kind:
     return "resident" if fits else "streaming"
 
 
-def expected_bytes(manifest: Mapping[str, Any]) -> int:
+def expected_bytes(manifest: DatasetManifest) -> int:
     """Return about how much memory all training and validation histories take."""
-    counts = manifest["counts"]
-    by_role = counts["interactions_by_role"]
-    trains, trained, asked = (
-        int(by_role.get(role.name.lower(), 0))
-        for role in (Role.INPUT, Role.TRAIN_TARGET, Role.VALID_TARGET)
-    )
-    held_out = trains + trained + asked if asked else 0
-    users = 2 * BYTES_PER_USER * int(counts["users"])
-    return BYTES_PER_INTERACTION * (trains + trained + held_out) + users
+    counts = manifest.counts
+    trained = counts.interactions(Role.INPUT, Role.TRAIN_TARGET)
+    held_out = trained + manifest.num_valid if manifest.num_valid else 0
+    users = 2 * BYTES_PER_USER * counts.users
+    return BYTES_PER_INTERACTION * (trained + held_out) + users
 
 
-def load_source(
-    prepared: Folder, kind: Kind, rows: Literal["users", "items", "both"] = "users"
-) -> Source:
+def load_training_data(url: str, kind: FeedKind, reads: Reads = "users") -> TrainingData:
     """Read a prepared folder into the object store, or look at its shards.
 
     Args:
-        prepared: A prepared folder.
+        url: A prepared folder.
         kind: From `kind_of`.
-        rows: Whose histories training reads; validation asks users always.
+        reads: Whose histories training reads; validation reads those of users always.
 
     Returns:
         What ranks need; the order of users is that of the shards.
@@ -134,86 +113,81 @@ def load_source(
     Raises:
         DataError: Nothing complete is prepared there.
     """
-    manifest = load_manifest(prepared)
-    num_shards = manifest["recipe"]["num_shards"]
-    asked = tuple(_entry(shard, "shard") for shard in manifest["shards"])
-    of_items: tuple[Mapping[str, Any], ...] = ()
-    if rows != "users":
-        of_items = tuple(_entry(part, "first_item") for part in manifest["item_histories"])
-    read = of_items if rows == "items" else asked
-    entries = [*asked, *of_items]
-    pieces = [{"order": order, "entry": json.dumps(entry)} for order, entry in enumerate(entries)]
+    dataset = Dataset.open(url, retry_s=_RETRY_S)
+    users: tuple[ShardEntry | ItemShardEntry, ...] = dataset.manifest.shards
+    items = () if reads == "users" else dataset.manifest.item_histories or ()
+    entries = [*users, *items]
     is_resident = kind == "resident"
 
     def described(piece: pa.Table) -> pa.Table:
-        row = piece.to_pylist()[0]
-        parts = _parts(prepared, json.loads(row["entry"]), num_shards, rows)
-        return _described(row["order"], parts, is_resident=is_resident)
+        order = piece["order"][0].as_py()
+        parts = _parts(dataset, entries[order], reads)
+        return _described(order, parts, is_resident=is_resident)
 
-    dataset = ray.data.from_items(pieces, override_num_blocks=len(pieces))
-    blocks = dataset.map_batches(described, batch_size=1, batch_format="pyarrow").to_arrow_refs()
+    pieces = ray.data.from_items(
+        [{"order": order} for order in range(len(entries))], override_num_blocks=len(entries)
+    )
+    blocks = pieces.map_batches(described, batch_size=1, batch_format="pyarrow").to_arrow_refs()
     *refs, facts = _assembled.remote(is_resident, *blocks)
-    found = ray.get(facts)
+    found: list[_Facts] = ray.get(facts)
+    read = items if reads == "items" else users
     shards = tuple(
-        Shard(entry, fact["num_train"])
+        Shard(entry, fact.num_train)
         for entry, fact in zip(entries, found, strict=True)
         if entry in read
     )
-    num_train, num_valid, num_bytes = (
-        sum(fact[key] for fact in found) for key in ("num_train", "num_valid", "num_bytes")
-    )
-    return Source(
-        str(prepared),
+    return TrainingData(
+        dataset,
         kind,
         shards,
-        asked,
-        num_shards,
-        num_train=num_train,
-        num_valid=num_valid,
-        num_bytes=num_bytes,
-        rows=tuple(refs) if is_resident else None,
-        num_columns=(manifest["counts"]["items"], user_numbers(manifest)),
-        reads=rows,
+        num_train=sum(fact.num_train for fact in found),
+        num_valid=sum(fact.num_valid for fact in found),
+        num_bytes=sum(fact.num_bytes for fact in found),
+        refs=tuple(refs) if is_resident else None,
     )
 
 
 class _Parts(NamedTuple):
     """What is read of one shard."""
 
-    train: Rows
-    valid: Rows
-    items: Rows
-    """Where training reads both; nobody's otherwise."""
+    train: HistoryArrays
+    valid: HistoryArrays
+    items: HistoryArrays
+    """Where training reads both; empty otherwise."""
 
 
-def _parts(prepared: Folder, entry: Mapping[str, Any], num_shards: int, reads: str) -> _Parts:
-    """Read what training reads of a shard, and what validation asks of it."""
-    found, valid = read_shard(prepared, entry, num_shards)
-    nobody, is_of_items = nobody_of(found), "first_item" in entry
-    if reads == "both" and is_of_items:
-        return _Parts(nobody, valid, found)
-    trains = reads == "both" or is_of_items == (reads == "items")
-    return _Parts(found if trains else nobody, valid, nobody)
+class _Facts(NamedTuple):
+    """How much a shard holds."""
+
+    num_train: int
+    num_valid: int
+    num_bytes: int
+
+
+def _parts(dataset: Dataset, entry: ShardEntry | ItemShardEntry, reads: Reads) -> _Parts:
+    """Read what training and validation read of a shard."""
+    if isinstance(entry, ItemShardEntry):
+        found = dataset.item_training(entry)
+        nothing = empty_like(found)
+        if reads == "both":
+            return _Parts(nothing, nothing, found)
+        return _Parts(found, nothing, nothing)
+    train, valid = dataset.train_and_valid(entry)
+    nothing = empty_like(train)
+    return _Parts(nothing if reads == "items" else train, valid, nothing)
 
 
 def _described(order: int, parts: _Parts, *, is_resident: bool) -> pa.Table:
-    facts = {
-        "order": [order],
-        "num_train": [parts.train.num_users],
-        "num_valid": [parts.valid.num_users],
-        "num_bytes": [sum(part.num_bytes for part in parts)],
-    }
-    return pa.table(facts | (_columns(**parts._asdict()) if is_resident else {}))
+    num_bytes = sum(part.num_bytes for part in parts)
+    facts = _Facts(parts.train.num_users, parts.valid.num_users, num_bytes)
+    columns = {name: [value] for name, value in facts._asdict().items()}
+    return pa.table({"order": [order]} | columns | (_columns(parts) if is_resident else {}))
 
 
-def _entry(found: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-    return {key: found[key] for key in (place, "name", "sha256")}
-
-
-def _columns(**parts: Rows) -> dict[str, list[Any]]:
+def _columns(parts: _Parts) -> dict[str, list[Any]]:
     return {
         f"{kind}_{name}": [part]
-        for kind, rows in parts.items()
+        for kind, rows in parts._asdict().items()
         for name, part in rows._asdict().items()
     }
 
@@ -223,13 +197,19 @@ def _assembled(is_resident: bool, *blocks: pa.Table) -> Any:
     """Join the shards in order; the results lie in the object store without a copy in a heap."""
     entries = [(row, block) for block in blocks for row in range(len(block))]
     entries.sort(key=lambda entry: entry[1]["order"][entry[0]].as_py())
-    names = ("num_train", "num_valid", "num_bytes")
-    facts = [{name: block[name][row].as_py() for name in names} for row, block in entries]
+    facts = [
+        _Facts(*(block[name][row].as_py() for name in _Facts._fields)) for row, block in entries
+    ]
 
-    def joined(kind: str) -> Rows:
+    def joined(kind: str) -> HistoryArrays:
         return merge(
             [
-                Rows(*(block[f"{kind}_{name}"][row].values.to_numpy() for name in Rows._fields))
+                HistoryArrays(
+                    *(
+                        block[f"{kind}_{name}"][row].values.to_numpy()
+                        for name in HistoryArrays._fields
+                    )
+                )
                 for row, block in entries
             ]
         )

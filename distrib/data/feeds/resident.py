@@ -7,18 +7,30 @@ import torch
 from torch import Tensor
 
 from distrib.batch import Batch
-from distrib.data.feeds.base import BATCHES_AHEAD, Dealing, RankBatch, ahead, epoch_order, own_rows
-from distrib.data.feeds.collate import IntArray, Rows, gather
+from distrib.data.feeds.base import (
+    BATCHES_AHEAD,
+    BatchSharding,
+    RankBatch,
+    ahead,
+    epoch_order,
+    own_rows,
+)
+from distrib.data.feeds.collate import gather
+from distrib.data.history_arrays import HistoryArrays, IntArray
 
 
 class ResidentFeed:
     """From histories in memory, shared by all ranks of a node, or in this rank's GPU."""
 
     def __init__(
-        self, train: Rows, valid: Rows, dealing: Dealing, device: torch.device | None = None
+        self,
+        train: HistoryArrays,
+        valid: HistoryArrays,
+        sharding: BatchSharding,
+        device: torch.device | None = None,
     ) -> None:
         self.num_users = train.num_users
-        self.dealing = dealing
+        self.sharding = sharding
         self._train, self._valid = train, valid
         self._gathered = _OnDevice(train, device).gather if device else _OnHost(train).gather
 
@@ -27,29 +39,29 @@ class ResidentFeed:
         return ahead(self._batches(epoch, first_step), BATCHES_AHEAD)
 
     def _batches(self, epoch: int, first_step: int) -> Iterator[RankBatch]:
-        dealing = self.dealing
-        order = epoch_order(self.num_users, dealing.seed, epoch)
-        for start in range(first_step * dealing.batch_users, len(order), dealing.batch_users):
-            chosen = order[start : start + dealing.batch_users]
-            mine = np.array_split(chosen, dealing.world_size)[dealing.rank]
+        sharding = self.sharding
+        order = epoch_order(self.num_users, sharding.seed, epoch)
+        for start in range(first_step * sharding.batch_users, len(order), sharding.batch_users):
+            chosen = order[start : start + sharding.batch_users]
+            mine = np.array_split(chosen, sharding.world_size)[sharding.rank]
             yield RankBatch(self._gathered(mine), len(chosen))
 
     def num_steps(self, epoch: int) -> int:
         """Return the same for every epoch; see `Feed`."""
         del epoch
-        return self.dealing.num_steps(self.num_users)
+        return self.sharding.num_steps(self.num_users)
 
-    def training_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+    def training_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
         """Yield one part; see `Feed`."""
-        yield self._train, own_rows(self._train, self.dealing)
+        yield self._train, own_rows(self._train, self.sharding)
 
-    def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+    def valid_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
         """Yield one part; see `Feed`."""
-        yield self._valid, own_rows(self._valid, self.dealing)
+        yield self._valid, own_rows(self._valid, self.sharding)
 
 
 class _OnHost:
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: HistoryArrays) -> None:
         self.rows = rows
 
     def gather(self, wanted_B: IntArray) -> Batch:
@@ -59,7 +71,7 @@ class _OnHost:
 class _OnDevice:
     """Rows as tensors on a device; gathers there, without a copy from the host."""
 
-    def __init__(self, rows: Rows, device: torch.device) -> None:
+    def __init__(self, rows: HistoryArrays, device: torch.device) -> None:
         self.number_B, self.pointer_P, self.item_N, self.value_N = (
             torch.from_numpy(part.copy()).to(device)
             for part in (rows.number_B, rows.pointer_P, rows.item_N, rows.value_N)

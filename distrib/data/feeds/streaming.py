@@ -1,24 +1,25 @@
 """A feed from the shards' files, a window of whole shards at a time."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from distrib.batch import Batch
-from distrib.data.feeds.base import BATCHES_AHEAD, Dealing, RankBatch, ahead
-from distrib.data.feeds.collate import IntArray, Rows, gather, merge, training_rows
-from distrib.data.feeds.shards import read_item_rows, read_user_rows, validation_rows
+from distrib.data.dataset import Dataset, ItemShardEntry, ShardEntry
+from distrib.data.feeds.base import BATCHES_AHEAD, BatchSharding, RankBatch, ahead
+from distrib.data.feeds.collate import gather
+from distrib.data.history_arrays import HistoryArrays, IntArray, merge
+from distrib.data.schema import Role
 from distrib.errors import DataError
-from distrib.storage import Folder
 
 
 class Shard(NamedTuple):
     """A shard of a prepared folder, as a streaming feed needs to know it."""
 
-    entry: Mapping[str, Any]
+    entry: ShardEntry | ItemShardEntry
     """From the manifest."""
 
     num_train: int
@@ -35,20 +36,16 @@ class StreamingFeed:
 
     def __init__(
         self,
-        prepared: Folder,
+        dataset: Dataset,
         shards: Sequence[Shard],
-        dealing: Dealing,
+        sharding: BatchSharding,
         *,
-        asked: Sequence[Mapping[str, Any]] | None = None,
-        num_shards: int,
         window_users: int,
     ) -> None:
         self.num_users = sum(shard.num_train for shard in shards)
-        self.dealing = dealing
-        self._prepared = prepared
+        self.sharding = sharding
+        self._dataset = dataset
         self._shards = shards
-        self._asked = [shard.entry for shard in shards] if asked is None else asked
-        self._num_shards = num_shards
         self._window_users = window_users
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
@@ -56,7 +53,7 @@ class StreamingFeed:
         return ahead(self._batches(epoch, first_step), BATCHES_AHEAD)
 
     def _batches(self, epoch: int, first_step: int) -> Iterator[RankBatch]:
-        size = self.dealing.batch_users
+        size = self.sharding.batch_users
         parts: list[Batch] = []
         num_users = 0
         for window, first in self._windows(epoch, first_step * size):
@@ -94,7 +91,7 @@ class StreamingFeed:
         """Return the shards of each window of an epoch."""
         windows: list[list[Shard]] = []
         held = self._window_users
-        for place in np.random.default_rng([self.dealing.seed, epoch]).permutation(
+        for place in np.random.default_rng([self.sharding.seed, epoch]).permutation(
             len(self._shards)
         ):
             if held >= self._window_users:
@@ -107,24 +104,25 @@ class StreamingFeed:
     def _read(self, epoch: int, number: int, shards: Sequence[Shard]) -> "_Window":
         """Read this rank's part of a window."""
         ends = np.cumsum([0, *(shard.num_train for shard in shards)])
-        total, rank, world_size = int(ends[-1]), self.dealing.rank, self.dealing.world_size
+        total, rank, world_size = int(ends[-1]), self.sharding.rank, self.sharding.world_size
         low, high = total * rank // world_size, total * (rank + 1) // world_size
         overlapping = [
             place for place in range(len(shards)) if ends[place] < high and ends[place + 1] > low
         ]
         rows = [self._train_rows(shards[place]) for place in overlapping]
-        order = np.random.default_rng([self.dealing.seed, epoch, number]).permutation(total)
+        order = np.random.default_rng([self.sharding.seed, epoch, number]).permutation(total)
         base = int(ends[overlapping[0]]) if overlapping else 0
         return _Window(order, merge(rows) if rows else None, base, low, high)
 
-    def _train_rows(self, shard: Shard) -> Rows:
-        if "first_item" in shard.entry:
-            found = read_item_rows(self._prepared, shard.entry)
+    def _train_rows(self, shard: Shard) -> HistoryArrays:
+        entry = shard.entry
+        if isinstance(entry, ItemShardEntry):
+            found = self._dataset.item_training(entry)
         else:
-            found = training_rows(*read_user_rows(self._prepared, shard.entry, self._num_shards))
+            found = self._dataset.training(entry)
         if found.num_users != shard.num_train:
             raise DataError(
-                f"{self._prepared / shard.entry['name']}: {found.num_users} training users, "
+                f"{self._dataset.folder / entry.name}: {found.num_users} training users, "
                 f"{shard.num_train} when training began; it was changed, train in a new run folder"
             )
         return found
@@ -132,25 +130,28 @@ class StreamingFeed:
     def num_steps(self, epoch: int) -> int:
         """Return the same for every epoch; see `Feed`."""
         del epoch
-        return self.dealing.num_steps(self.num_users)
+        return self.sharding.num_steps(self.num_users)
 
-    def training_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+    def training_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
         """Yield every so many shards; see `Feed`."""
-        for shard in self._shards[self.dealing.rank :: self.dealing.world_size]:
+        for shard in self._shards[self.sharding.rank :: self.sharding.world_size]:
             rows = self._train_rows(shard)
             yield rows, np.arange(rows.num_users)
 
-    def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+    def valid_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
         """Yield the validation users of every so many shards; see `Feed`."""
-        for entry in self._asked[self.dealing.rank :: self.dealing.world_size]:
-            asked = validation_rows(*read_user_rows(self._prepared, entry, self._num_shards))
-            yield asked, np.arange(asked.num_users)
+        shards = self._dataset.manifest.shards
+        for entry in shards[self.sharding.rank :: self.sharding.world_size]:
+            found = self._dataset.held_out(entry, Role.VALID_TARGET)
+            yield found, np.arange(found.num_users)
 
 
 class _Window:
     """Some users in the order of the epoch, of whom this rank holds those from low to high."""
 
-    def __init__(self, order: IntArray, rows: Rows | None, base: int, low: int, high: int) -> None:
+    def __init__(
+        self, order: IntArray, rows: HistoryArrays | None, base: int, low: int, high: int
+    ) -> None:
         self.num_users = len(order)
         self._order, self._rows, self._base = order, rows, base
         self._low, self._high = low, high

@@ -16,17 +16,18 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.data.feeds.base import Dealing, RankBatch, ahead, own_rows
-from distrib.data.feeds.collate import IntArray, Rows, gather
-from distrib.rng import Noise
-from distrib.tiles import Block, Side, Transposed
+from distrib.data.feeds.base import BatchSharding, RankBatch, ahead, own_rows
+from distrib.data.feeds.collate import gather
+from distrib.data.history_arrays import HistoryArrays, IntArray
+from distrib.rng import CounterRng
+from distrib.tiles import Side, Tile, Transposed
 
 BATCHES_AHEAD = 3
 _KEPT_BYTES = 1 << 30
 _USERS, _ITEMS = 0, 1
 
 
-class BlockConfig(Config):
+class TileConfig(Config):
     """How users and items meet in training; for models that read both."""
 
     order: Literal["nested", "shuffled", "sequential", "edges"] = "nested"
@@ -49,68 +50,70 @@ class BlockConfig(Config):
 class Ratings(NamedTuple):
     """What training reads, from both sides."""
 
-    users: Rows
-    items: Rows
+    users: HistoryArrays
+    items: HistoryArrays
     """Those with any training rating; ``item_N`` are numbers of users."""
 
     num_columns: tuple[int, int]
     """Items that users may list, and numbers of users that items may list."""
 
 
-class BlockFeed:
-    """See `Feed`; batches are `Block`s, and count ratings in place of users."""
+class TileFeed:
+    """See `Feed`; batches are `Tile`s, and count ratings in place of users."""
 
     def __init__(
-        self, ratings: Ratings, valid: Rows, dealing: Dealing, config: BlockConfig
+        self, ratings: Ratings, valid: HistoryArrays, sharding: BatchSharding, config: TileConfig
     ) -> None:
         self.num_users = ratings.users.num_users
-        self.dealing, self.config = dealing, config
+        self.sharding, self.config = sharding, config
         self._ratings, self._valid = ratings, valid
         self._sides = (ratings.users, ratings.items)
-        self._plan: _Plan | None = None
+        self._epoch_tiles: _EpochTiles | None = None
 
     def num_steps(self, epoch: int) -> int:
         """Return the blocks of an epoch; see `Feed`."""
-        return self._planned(epoch).num_steps
+        return self._tiles_of(epoch).num_steps
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
         """Yield this rank's part of each block; see `Feed`."""
-        plan = self._planned(epoch)
+        plan = self._tiles_of(epoch)
         steps = range(first_step, plan.num_steps)
         return ahead((plan.block(step) for step in steps), BATCHES_AHEAD)
 
-    def training_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+    def training_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
         """Yield one part, of users; see `Feed`."""
-        yield self._ratings.users, own_rows(self._ratings.users, self.dealing)
+        yield self._ratings.users, own_rows(self._ratings.users, self.sharding)
 
-    def item_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+    def item_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
         """Yield one part, of items; see `Feed`."""
-        yield self._ratings.items, own_rows(self._ratings.items, self.dealing)
+        yield self._ratings.items, own_rows(self._ratings.items, self.sharding)
 
-    def valid_parts(self) -> Iterator[tuple[Rows, IntArray]]:
+    def valid_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
         """Yield one part; see `Feed`."""
-        yield self._valid, own_rows(self._valid, self.dealing)
+        yield self._valid, own_rows(self._valid, self.sharding)
 
-    def _planned(self, epoch: int) -> "_Plan":
-        if self._plan is None or self._plan.epoch != epoch:
-            kinds: dict[str, Callable[..., _Plan]] = {
+    def _tiles_of(self, epoch: int) -> "_EpochTiles":
+        if self._epoch_tiles is None or self._epoch_tiles.epoch != epoch:
+            kinds: dict[str, Callable[..., _EpochTiles]] = {
                 "sequential": _Turn,
                 "edges": _Edges,
             }
             kind = kinds.get(self.config.order, _Pairs)
-            self._plan = kind(self._ratings, self.dealing, self.config, epoch)
-        return self._plan
+            self._epoch_tiles = kind(self._ratings, self.sharding, self.config, epoch)
+        return self._epoch_tiles
 
 
-class _Plan(ABC):
+class _EpochTiles(ABC):
     """What the blocks of one epoch are."""
 
     num_steps: int
 
-    def __init__(self, ratings: Ratings, dealing: Dealing, config: BlockConfig, epoch: int) -> None:
-        self.ratings, self.dealing, self.config, self.epoch = ratings, dealing, config, epoch
+    def __init__(
+        self, ratings: Ratings, sharding: BatchSharding, config: TileConfig, epoch: int
+    ) -> None:
+        self.ratings, self.sharding, self.config, self.epoch = ratings, sharding, config, epoch
         self.sides = (ratings.users, ratings.items)
-        self.rng = np.random.default_rng([dealing.seed, epoch])
+        self.rng = np.random.default_rng([sharding.seed, epoch])
 
     @abstractmethod
     def block(self, step: int) -> RankBatch:
@@ -121,22 +124,25 @@ class _Plan(ABC):
         batch, _ = gather(self.sides[kind], wanted_B)
         scale_B = torch.ones(batch.num_users)
         if self.config.max_history:
-            seed = self.dealing.seed, 2 * self.epoch + kind
-            batch, scale_B = _sampled(batch, self.config.max_history, Noise.of(*seed), tag)
+            seed = self.sharding.seed, 2 * self.epoch + kind
+            batch, scale_B = _sampled(batch, self.config.max_history, CounterRng.of(*seed), tag)
         num_columns = self.ratings.num_columns[kind]
         transposed = Transposed.of(batch.item_N, batch.pointer_P, num_columns)
         ones_B = torch.ones(batch.num_users)
         return Side(batch, transposed, scale_B, ones_B, torch.tensor([share]))
 
 
-class _Pairs(_Plan):
+class _Pairs(_EpochTiles):
     """Every block of users meets every block of items; pairs without a rating are passed over."""
 
-    def __init__(self, ratings: Ratings, dealing: Dealing, config: BlockConfig, epoch: int) -> None:
-        super().__init__(ratings, dealing, config, epoch)
-        sizes = (dealing.batch_users, config.items)
+    def __init__(
+        self, ratings: Ratings, sharding: BatchSharding, config: TileConfig, epoch: int
+    ) -> None:
+        super().__init__(ratings, sharding, config, epoch)
+        sizes = (sharding.batch_users, config.items)
         self.parts = tuple(
-            dealt(rows, size, self.rng) for rows, size in zip(self.sides, sizes, strict=True)
+            balanced_tiles(rows, size, self.rng)
+            for rows, size in zip(self.sides, sizes, strict=True)
         )
         places = [_places(parts) for parts in self.parts]
         self._bucket(*places)
@@ -181,7 +187,7 @@ class _Pairs(_Plan):
     def block(self, step: int) -> RankBatch:
         pair = int(self.pairs[step])
         user_part, item_part = divmod(pair, len(self.parts[_ITEMS]))
-        low, high = _own_range(self.ratings.users, self.parts[_USERS][user_part], self.dealing)
+        low, high = _own_range(self.ratings.users, self.parts[_USERS][user_part], self.sharding)
         start, stop = self.bounds[pair], self.bounds[pair + 1]
         first, last = start + np.searchsorted(self.row_N[start:stop], [low, high])
         users = self._kept(_USERS, user_part, self.parts[_USERS][user_part][low:high])
@@ -193,7 +199,7 @@ class _Pairs(_Plan):
             users.batch.user_B,
         )
         transposed = Transposed.of(cells.item_N, cells.pointer_P, items.batch.num_users)
-        block = Block(users, items, cells, transposed, torch.tensor([step]))
+        block = Tile(users, items, cells, transposed, torch.tensor([step]))
         return RankBatch(block, int(stop - start))
 
     def _kept(self, kind: int, part: int, wanted_B: IntArray) -> Side:
@@ -202,7 +208,7 @@ class _Pairs(_Plan):
         if key in self.kept:
             self.kept.move_to_end(key)
             return self.kept[key]
-        share = 1.0 if kind == _USERS else 1.0 / self.dealing.world_size
+        share = 1.0 if kind == _USERS else 1.0 / self.sharding.world_size
         side = self.side(kind, wanted_B, part, share)
         times = float(self.num_met[kind][part])
         side = side._replace(repeats_B=torch.full_like(side.repeats_B, times))
@@ -213,34 +219,38 @@ class _Pairs(_Plan):
         return side
 
 
-class _Turn(_Plan):
+class _Turn(_EpochTiles):
     """Users alone in even epochs, items alone in odd ones."""
 
-    def __init__(self, ratings: Ratings, dealing: Dealing, config: BlockConfig, epoch: int) -> None:
-        super().__init__(ratings, dealing, config, epoch)
+    def __init__(
+        self, ratings: Ratings, sharding: BatchSharding, config: TileConfig, epoch: int
+    ) -> None:
+        super().__init__(ratings, sharding, config, epoch)
         self.kind = epoch % 2
-        size = (dealing.batch_users, config.items)[self.kind]
-        self.parts = dealt(self.sides[self.kind], size, self.rng)
+        size = (sharding.batch_users, config.items)[self.kind]
+        self.parts = balanced_tiles(self.sides[self.kind], size, self.rng)
         self.num_steps = len(self.parts)
 
     def block(self, step: int) -> RankBatch:
         part = self.parts[step]
         rows = self.sides[self.kind]
-        low, high = _own_range(rows, part, self.dealing)
+        low, high = _own_range(rows, part, self.sharding)
         cells, _ = gather(rows, part[low:high])
         mine = self.side(self.kind, part[low:high], step)
         users, items = (mine, None) if self.kind == _USERS else (None, mine)
         columns = self.ratings.num_columns[self.kind]
         transposed = Transposed.of(cells.item_N, cells.pointer_P, columns)
         count = int(np.diff(rows.pointer_P)[part].sum())
-        return RankBatch(Block(users, items, cells, transposed, torch.tensor([step])), count)
+        return RankBatch(Tile(users, items, cells, transposed, torch.tensor([step])), count)
 
 
-class _Edges(_Plan):
+class _Edges(_EpochTiles):
     """Ratings in a random order, so many at a time."""
 
-    def __init__(self, ratings: Ratings, dealing: Dealing, config: BlockConfig, epoch: int) -> None:
-        super().__init__(ratings, dealing, config, epoch)
+    def __init__(
+        self, ratings: Ratings, sharding: BatchSharding, config: TileConfig, epoch: int
+    ) -> None:
+        super().__init__(ratings, sharding, config, epoch)
         rows = ratings.users
         self.order = self.rng.permutation(len(rows.item_N))
         self.row_of_item = np.zeros(ratings.num_columns[_USERS], dtype=np.int64)
@@ -254,12 +264,12 @@ class _Edges(_Plan):
         user_N = np.searchsorted(rows.pointer_P, chosen, side="right") - 1
         users, row_N = np.unique(user_N, return_inverse=True)
         items, column_N = np.unique(self.row_of_item[rows.item_N[chosen]], return_inverse=True)
-        low, high = _own_range(rows, users, self.dealing)
+        low, high = _own_range(rows, users, self.sharding)
         mine = (row_N >= low) & (row_N < high)
         here = [np.bincount(row_N), np.bincount(column_N)]
         sides = []
         for kind, wanted in ((_USERS, users[low:high]), (_ITEMS, items)):
-            share = 1.0 if kind == _USERS else 1.0 / self.dealing.world_size
+            share = 1.0 if kind == _USERS else 1.0 / self.sharding.world_size
             side = self.side(kind, wanted, step, share)
             count_B = here[kind][low:high] if kind == _USERS else here[kind]
             length_B = np.diff(self.sides[kind].pointer_P)[wanted]
@@ -270,11 +280,11 @@ class _Edges(_Plan):
         )
         transposed = Transposed.of(cells.item_N, cells.pointer_P, len(items))
         return RankBatch(
-            Block(sides[0], sides[1], cells, transposed, torch.tensor([step])), len(chosen)
+            Tile(sides[0], sides[1], cells, transposed, torch.tensor([step])), len(chosen)
         )
 
 
-def dealt(rows: Rows, size: int, rng: np.random.Generator) -> list[IntArray]:
+def balanced_tiles(rows: HistoryArrays, size: int, rng: np.random.Generator) -> list[IntArray]:
     """Deal rows into blocks that are even in size and in interactions.
 
     Rows are sorted by length, and of each stretch of as many as there are blocks every block gets
@@ -315,13 +325,13 @@ def _places(parts: list[IntArray]) -> _Places:
     return _Places(block_R, row_R)
 
 
-def _own_range(rows: Rows, part: IntArray, dealing: Dealing) -> tuple[int, int]:
+def _own_range(rows: HistoryArrays, part: IntArray, sharding: BatchSharding) -> tuple[int, int]:
     """Return which rows of a block are this rank's: about as many interactions as any other's."""
     before = np.concatenate([[0], np.diff(rows.pointer_P)[part].cumsum()])
-    shares = before[-1] * np.arange(dealing.world_size + 1) / dealing.world_size
+    shares = before[-1] * np.arange(sharding.world_size + 1) / sharding.world_size
     cuts = np.searchsorted(before, shares)
     cuts[-1] = len(part)
-    return int(cuts[dealing.rank]), int(cuts[dealing.rank + 1])
+    return int(cuts[sharding.rank]), int(cuts[sharding.rank + 1])
 
 
 def _cells(
@@ -336,7 +346,7 @@ def _cells(
     return Batch(user_B, pointer_P, torch.from_numpy(column_N), torch.from_numpy(value_N))
 
 
-def _sampled(batch: Batch, most: int, noise: Noise, tag: int) -> tuple[Batch, torch.Tensor]:
+def _sampled(batch: Batch, most: int, noise: CounterRng, tag: int) -> tuple[Batch, torch.Tensor]:
     """Keep at most so many interactions of each row; return what each then stands for.
 
     Which ones depends on row and tag alone, not on what else is in the batch.

@@ -8,7 +8,7 @@ from distrib.data.logs.config import Columns, ExpandedLog, SyntheticLog
 from distrib.data.logs.detect import Layout, inspect
 from distrib.data.logs.kronecker import Expansion, expansion_of
 from distrib.data.logs.rating_scale import Scale
-from distrib.data.logs.readers import Piece, Reading, pieces, read
+from distrib.data.logs.readers import CheckedRows, LogPiece, log_pieces, read_log
 from distrib.data.logs.synthetic import SyntheticWorld
 from distrib.data.logs.text import LogFile
 from distrib.data.logs.validate import checked
@@ -40,17 +40,17 @@ def drawn_layout(source: DrawnSource) -> Layout:
     return Layout(base.files, "drawn", columns, "int", base.levels)
 
 
-def drawn_pieces(source: DrawnSource) -> list[Piece]:
+def drawn_pieces(source: DrawnSource) -> list[LogPiece]:
     """Return the pieces of a log that is drawn."""
     nowhere = LogFile("", int(Origin.LOG))
     if isinstance(source, SyntheticLog):
         count = SyntheticWorld(source).num_chunks
     else:
         count = source.user_copies
-    return [Piece(number, nowhere, number) for number in range(count)]
+    return [LogPiece(number, nowhere, number) for number in range(count)]
 
 
-def draw(piece: Piece, source: DrawnSource, layout: Layout, scale: Scale) -> Reading:
+def draw(piece: LogPiece, source: DrawnSource, layout: Layout, scale: Scale) -> CheckedRows:
     """Draw a piece, the same each time.
 
     Args:
@@ -68,7 +68,7 @@ def draw(piece: Piece, source: DrawnSource, layout: Layout, scale: Scale) -> Rea
         drawn = _expansion(source, scale).draw(piece.start)
     raw = pa.table(dict(zip(("user", "item", "rating", "time"), drawn, strict=True)))
     found = checked(raw, layout, scale, raw["time"].to_numpy(), int(Origin.LOG))
-    return Reading(found.kept, QUARANTINE.empty_table())
+    return CheckedRows(found.kept, QUARANTINE.empty_table())
 
 
 @lru_cache(maxsize=1)
@@ -76,7 +76,9 @@ def _expansion(source: ExpandedLog, scale: Scale) -> Expansion:
     """Read the log to be grown, once per process."""
     layout = inspect(source.base)
     tables = [
-        reading.interactions for piece in pieces(layout) for reading in read(piece, layout, scale)
+        reading.interactions
+        for piece in log_pieces(layout)
+        for reading in read_log(piece, layout, scale)
     ]
     table = pa.concat_tables(tables)
     kept = table.filter(pa.compute.equal(table["status"], 0))

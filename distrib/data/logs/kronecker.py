@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distrib.data.arrow import codes, to_numpy
+from distrib.data.arrow import dense_ids, to_numpy
 from distrib.data.hashing import mixed
 from distrib.data.logs.config import ExpandedLog
 from distrib.data.logs.synthetic import Interactions
@@ -91,7 +91,7 @@ def expansion_of(kept: pa.Table, source: ExpandedLog) -> Expansion:
     Returns:
         What can be drawn from.
     """
-    user_N, item_N = codes(kept["user"]), codes(kept["item"])
+    user_N, item_N = dense_ids(kept["user"]), dense_ids(kept["item"])
     chance = chances(user_N, item_N, source.user_copies, source.item_copies, source.growth)
     return Expansion(
         user_N,

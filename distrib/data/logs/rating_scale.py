@@ -67,7 +67,7 @@ class Scale(NamedTuple):
         is_level_N = np.isin(rating_N, np.asarray(self.levels, dtype=np.float32))
         return np.asarray(inside | is_level_N)
 
-    def settled(self, rating_N: FloatArray) -> FloatArray:
+    def split_state(self, rating_N: FloatArray) -> FloatArray:
         """Bring ratings to their levels, or counts to weights."""
         if self.rounding == SETTLED:
             return rating_N

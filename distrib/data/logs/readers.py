@@ -30,7 +30,7 @@ _ROWS_AT_ONCE = 1 << 20
 _PIECE_BITS = 36  # a row's place in the log: piece, then row within it
 
 
-class Piece(NamedTuple):
+class LogPiece(NamedTuple):
     """A part of a log that is read on its own."""
 
     number: int
@@ -48,7 +48,7 @@ class Piece(NamedTuple):
         return self.start == 0 or self.first_row > 0
 
 
-class Reading(NamedTuple):
+class CheckedRows(NamedTuple):
     """What was read at once."""
 
     interactions: pa.Table
@@ -58,7 +58,7 @@ class Reading(NamedTuple):
     """`schema.QUARANTINE`; lines count from the start of the piece where it starts in a range."""
 
 
-def pieces(layout: Layout) -> list[Piece]:
+def log_pieces(layout: Layout) -> list[LogPiece]:
     """Cut a log into parts to be read in parallel; the cut depends on nothing but the log.
 
     Args:
@@ -70,7 +70,7 @@ def pieces(layout: Layout) -> list[Piece]:
     Raises:
         DataError: A file cannot be read.
     """
-    found: list[Piece] = []
+    found: list[LogPiece] = []
     for file in layout.files:
         parts: list[tuple[int, int | None, int]]
         if layout.kind == "parquet":
@@ -79,11 +79,11 @@ def pieces(layout: Layout) -> list[Piece]:
             parts = [(start, stop, 0) for start, stop in ranges(file)]
         else:
             parts = [(0, None, 0)]
-        found += [Piece(len(found) + n, file, *part) for n, part in enumerate(parts)]
+        found += [LogPiece(len(found) + n, file, *part) for n, part in enumerate(parts)]
     return found
 
 
-def read(piece: Piece, layout: Layout, scale: Scale) -> Iterator[Reading]:
+def read_log(piece: LogPiece, layout: Layout, scale: Scale) -> Iterator[CheckedRows]:
     """Yield the rows of a piece, checked.
 
     Args:
@@ -101,7 +101,7 @@ def read(piece: Piece, layout: Layout, scale: Scale) -> Iterator[Reading]:
     try:
         for raw in _raw_tables(piece, layout):
             order_N = (piece.number << _PIECE_BITS) + num_rows + np.arange(len(raw.table))
-            yield _settled(raw, layout, scale, order_N, piece.file)
+            yield _checked(raw, layout, scale, order_N, piece.file)
             num_rows += len(raw.table)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
@@ -109,7 +109,7 @@ def read(piece: Piece, layout: Layout, scale: Scale) -> Iterator[Reading]:
             f"{layout.columns.names()}: {error}; convert or leave out the file"
         ) from error
     if num_rows == 0:
-        yield Reading(interactions(layout.id_type).empty_table(), QUARANTINE.empty_table())
+        yield CheckedRows(interactions(layout.id_type).empty_table(), QUARANTINE.empty_table())
 
 
 def counts_as_rows(counts: dict[int, int], id_type: pa.DataType) -> pa.Table:
@@ -123,13 +123,13 @@ def counts_as_rows(counts: dict[int, int], id_type: pa.DataType) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _settled(
+def _checked(
     raw: RawRows, layout: Layout, scale: Scale, order_N: IntArray, file: LogFile
-) -> Reading:
+) -> CheckedRows:
     found = checked(raw.table, layout, scale, order_N, file.origin)
     bad_N = np.flatnonzero(found.status_N)
     if not len(bad_N) and not len(raw.malformed_M):
-        return Reading(found.kept, QUARANTINE.empty_table())
+        return CheckedRows(found.kept, QUARANTINE.empty_table())
     line_M, text_M = raw.places(bad_N)
     lines = np.concatenate([line_M, raw.malformed_M])
     texts = pa.concat_arrays([text_M, raw.bounds(raw.malformed_M)])
@@ -147,10 +147,10 @@ def _settled(
     values, numbers = np.unique(status, return_counts=True)
     counts = dict(zip(values.tolist(), numbers.tolist(), strict=True))
     table = pa.concat_tables([found.kept, counts_as_rows(counts, layout.id_type)])
-    return Reading(table, quarantine)
+    return CheckedRows(table, quarantine)
 
 
-def _raw_tables(piece: Piece, layout: Layout) -> Iterator[RawRows]:
+def _raw_tables(piece: LogPiece, layout: Layout) -> Iterator[RawRows]:
     if layout.kind == "parquet":
         yield from _parquet_tables(piece, layout)
         return
@@ -211,7 +211,7 @@ def _row_group_parts(file: LogFile) -> list[tuple[int, int | None, int]]:
     return parts or [(0, 0, 0)]
 
 
-def _parquet_tables(piece: Piece, layout: Layout) -> Iterator[RawRows]:
+def _parquet_tables(piece: LogPiece, layout: Layout) -> Iterator[RawRows]:
     names, first = layout.columns.names(), piece.first_row
     with Folder(piece.file.url).open() as stream:
         file = pq.ParquetFile(stream)

@@ -9,15 +9,16 @@ import pyarrow.compute as pc
 import ray
 
 from distrib import __version__
-from distrib.data.arrow import codes, to_numpy, whole
+from distrib.config import JsonObject
+from distrib.data.arrow import dense_ids, to_numpy, whole
 from distrib.data.config import CleaningConfig, DataConfig
-from distrib.data.dataset import MANIFEST, load_manifest, load_vocabulary, read_part
+from distrib.data.dataset import MANIFEST, Dataset, DatasetManifest, ShardEntry, read_table
 from distrib.data.logs.rating_scale import SETTLED, Scale
 from distrib.data.prepare import stages, write
 from distrib.data.prepare.cleaning import cleaned
 from distrib.data.prepare.histories import (
-    Histories,
     ItemCounts,
+    ShardHistories,
     added_counts,
     build_histories,
     counts_matrix,
@@ -25,10 +26,9 @@ from distrib.data.prepare.histories import (
     item_counts,
 )
 from distrib.data.prepare.row_counts import check_counts, contents, warn_of_times
-from distrib.data.prepare.stages import Blocks, Plan, Survey, part_name
-from distrib.data.prepare.write import Entry
+from distrib.data.prepare.stages import Blocks, ReadPlan, Survey, part_name
 from distrib.data.schema import Status
-from distrib.data.splits.rules import Settled
+from distrib.data.splits.rules import SplitState
 from distrib.errors import ConfigError, DataError
 from distrib.events import emit
 from distrib.storage import Folder
@@ -42,9 +42,9 @@ class _Old(NamedTuple):
     """What tasks must know of the prepared folder."""
 
     url: str
-    shards: dict[int, Entry]
+    shards: dict[int, ShardEntry]
     vocabulary: Vocabulary
-    settled: Settled
+    split_state: SplitState
 
 
 class _Summary(NamedTuple):
@@ -55,7 +55,7 @@ class _Summary(NamedTuple):
     after: ItemCounts
 
 
-def require_extensible(wanted: dict[str, Any]) -> None:
+def require_extensible(wanted: JsonObject) -> None:
     """Refuse settings under which an extension would differ from preparing all files at once.
 
     Args:
@@ -87,7 +87,7 @@ def require_extensible(wanted: dict[str, Any]) -> None:
 
 
 def require_same_log(
-    folder: Folder, found: dict[str, Any], wanted: dict[str, Any], *, has_time: bool
+    folder: Folder, found: JsonObject, wanted: JsonObject, *, has_time: bool
 ) -> None:
     """Refuse to extend a folder of another preparation, or by files that were changed.
 
@@ -117,8 +117,8 @@ def require_same_log(
 
 
 def extend(
-    config: DataConfig, plan: Plan, recipe: dict[str, Any], folder: Folder
-) -> dict[str, Any]:
+    config: DataConfig, plan: ReadPlan, recipe: JsonObject, folder: Folder
+) -> DatasetManifest:
     """Add the files of a log that a prepared folder does not hold yet.
 
     New users stand behind the old ones of their shard, new items behind the old ones of the
@@ -136,13 +136,14 @@ def extend(
     Raises:
         DataError: The new files cannot be used.
     """
-    manifest = load_manifest(folder)
-    known = manifest["recipe"]["files"]
+    dataset = Dataset.open(folder)
+    manifest = dataset.manifest
+    known = manifest.recipe["files"]
     new = {label: stamp for label, stamp in recipe["files"].items() if label not in known}
     if not new:
         emit("already_prepared", folder=str(folder))
         return manifest
-    generation = manifest["generation"] + 1
+    generation = manifest.generation + 1
     plan = plan._replace(
         pieces=tuple(piece for piece in plan.pieces if piece.file.label in new),
         generation=generation,
@@ -152,38 +153,46 @@ def extend(
     survey = stages.survey(blocks, has_time=plan.layout.has_time)
     check_counts(survey.counts, config, may_be_empty=True)
     warn_of_times(survey, plan.layout)
-    old = _old(folder, manifest)
+    old = _old(dataset)
     shared = ray.put(old)
     merged, summary = _merged(blocks, shared, plan)
     grown = _grown(old.vocabulary, summary)
     written = _written(merged, shared, plan, ray.put(grown))
-    shards = old.shards | {entry["shard"]: entry for entry in written}
+    shards = old.shards | {entry.shard: entry for entry in written}
     ordered = [shards[shard] for shard in sorted(shards)]
     books = _books(manifest, survey, summary)
-    made = {
-        "format": manifest["format"],
-        "distrib": __version__,
-        "recipe": {**manifest["recipe"], "files": {**known, **new}},
-        "generation": generation,
-        "extends": [*manifest.get("extends", []), manifest["hash"]],
-        "limits": manifest["limits"],
-        "quarantine": manifest["quarantine"] + write.seal_quarantine(plan, folder),
-        **contents(folder, books, ordered, grown, config, generation),
-    }
-    folder.write_json(MANIFEST, made)
+    quarantine = (*manifest.quarantine, *write.seal_quarantine(plan, folder))
+    found = contents(folder, books, ordered, grown, config, generation)
+    made = DatasetManifest(
+        format=manifest.format,
+        distrib=__version__,
+        recipe={**manifest.recipe, "files": {**known, **new}},
+        generation=generation,
+        extends=(*manifest.extends, manifest.hash),
+        limits=manifest.limits,
+        quarantine=quarantine,
+        **found.set_fields(),
+    )
+    folder.write_json(MANIFEST, made.to_json())
     for name in _names(manifest) - _names(made):
         folder.remove(name)
-    emit("extended", folder=str(folder), files=len(new), shards=len(written), counts=made["counts"])
+    emit(
+        "extended",
+        folder=str(folder),
+        files=len(new),
+        shards=len(written),
+        counts=made.counts.to_json(),
+    )
     return made
 
 
-def _old(folder: Folder, manifest: dict[str, Any]) -> _Old:
-    low, high = (int(limit) for limit in manifest["limits"])
-    shards = {entry["shard"]: entry for entry in manifest["shards"]}
-    return _Old(str(folder), shards, load_vocabulary(folder, manifest), Settled((low, high)))
+def _old(dataset: Dataset) -> _Old:
+    low, high = (int(limit) for limit in dataset.manifest.limits)
+    shards = {entry.shard: entry for entry in dataset.manifest.shards}
+    return _Old(dataset.folder.url, shards, dataset.vocabulary, SplitState((low, high)))
 
 
-def _merged(blocks: Blocks, old: ray.ObjectRef, plan: Plan) -> tuple[Blocks, _Summary]:
+def _merged(blocks: Blocks, old: ray.ObjectRef, plan: ReadPlan) -> tuple[Blocks, _Summary]:
     pairs = [_merge_block.remote(ref, old, plan) for ref in blocks]
     summary = ray.get(stages.tree([second for _, second in pairs], _merge_summaries))
     return [first for first, _ in pairs], summary
@@ -216,23 +225,23 @@ def _grown(vocabulary: Vocabulary, summary: _Summary) -> Vocabulary:
 
 
 def _written(
-    merged: Blocks, old: ray.ObjectRef, plan: Plan, vocabulary: ray.ObjectRef
-) -> list[Entry]:
+    merged: Blocks, old: ray.ObjectRef, plan: ReadPlan, vocabulary: ray.ObjectRef
+) -> list[ShardEntry]:
     parts = ray.get([_write_merged.remote(ref, old, plan, vocabulary) for ref in merged])
     return [entry for part in parts for entry in part]
 
 
-def _books(manifest: dict[str, Any], survey: Survey, summary: _Summary) -> Survey:
+def _books(manifest: DatasetManifest, survey: Survey, summary: _Summary) -> Survey:
     """Add the rows of both logs, by what became of them."""
     by_reason = {status.reason: int(status) for status in Status}
-    before = Counter({by_reason[reason]: n for reason, n in manifest["counts"]["rejected"].items()})
+    before = Counter({by_reason[reason]: n for reason, n in manifest.counts.rejected.items()})
     before.pop(int(Status.ITEM_UNSEEN_IN_TRAINING), None)  # counted by shard
-    before[int(Status.KEPT)] = manifest["counts"]["read"] - sum(before.values())
+    before[int(Status.KEPT)] = manifest.counts.read - sum(before.values())
     total = before + survey.counts
     total[int(Status.KEPT)] -= summary.num_duplicates
     total[int(Status.DUPLICATE)] += summary.num_duplicates
-    times = manifest["times"]
-    earlier = Survey(+total, 0, times["first"], times["last"])
+    times = manifest.times
+    earlier = Survey(+total, 0, times.first, times.last)
     return earlier.merged(survey._replace(counts=Counter()))
 
 
@@ -243,16 +252,17 @@ def _clear_generation(folder: Folder, generation: int) -> None:
             folder.remove(f"{kind}/{name}")
 
 
-def _names(manifest: dict[str, Any]) -> set[str]:
-    files = [*manifest["shards"], *manifest.get("item_histories", []), manifest["vocabulary"]]
-    return {entry["name"] for entry in files}
+def _names(manifest: DatasetManifest) -> set[str]:
+    shards = {entry.name for entry in manifest.shards}
+    items = {entry.name for entry in manifest.item_histories or ()}
+    return {*shards, *items, manifest.vocabulary.name}
 
 
-def _old_rows(old: _Old, shard: int, plan: Plan) -> tuple[pa.Table | None, pa.Table | None]:
+def _old_rows(old: _Old, shard: int, plan: ReadPlan) -> tuple[pa.Table | None, pa.Table | None]:
     """Return a shard's histories as they are, and as interactions."""
     if shard not in old.shards:
         return None, None
-    histories = read_part(Folder(old.url), old.shards[shard])
+    histories = read_table(Folder(old.url), old.shards[shard])
     rows = interactions_of(histories, old.vocabulary, shard)
     if not plan.layout.has_time:
         places = pa.array(_BEFORE_ALL + np.arange(len(rows)))
@@ -261,7 +271,7 @@ def _old_rows(old: _Old, shard: int, plan: Plan) -> tuple[pa.Table | None, pa.Ta
 
 
 @ray.remote(num_returns=2)
-def _merge_block(block: pa.Table, old: _Old, plan: Plan) -> Any:
+def _merge_block(block: pa.Table, old: _Old, plan: ReadPlan) -> Any:
     rules = CleaningConfig(duplicates=plan.cleaning.duplicates)
     scale = Scale(plan.scale.levels, SETTLED)
     nothing = stages.kept_rows(block).slice(0, 0)
@@ -276,25 +286,27 @@ def _merge_block(block: pa.Table, old: _Old, plan: Plan) -> Any:
             before.append(cleaned(rows, rules, scale).kept)
     found, was = pa.concat_tables(merged), pa.concat_tables(before)
     counted = [
-        item_counts(table, plan.scale.levels, plan.split, old.settled) for table in (was, found)
+        item_counts(table, plan.scale.levels, plan.split, old.split_state) for table in (was, found)
     ]
     return found, _Summary(num_rows - len(found), *counted)
 
 
 @ray.remote
-def _write_merged(merged: pa.Table, old: _Old, plan: Plan, vocabulary: Vocabulary) -> list[Entry]:
+def _write_merged(
+    merged: pa.Table, old: _Old, plan: ReadPlan, vocabulary: Vocabulary
+) -> list[ShardEntry]:
     entries = []
     for shard, rows in stages.shards_of(merged):
         histories, _ = _old_rows(old, shard, plan)
-        found = build_histories(rows, vocabulary, plan.split, old.settled)
+        found = build_histories(rows, vocabulary, plan.split, old.split_state)
         table = found.table if plan.layout.has_time else write.without_times(found.table)
         num_unseen = found.num_unseen
         if histories is not None:
             table = _old_users_first(table, histories["user"])
-            num_unseen += old.shards[shard]["unseen_items"]
+            num_unseen += old.shards[shard].unseen_items
         name = part_name("histories", shard, plan.generation)
         entries.append(
-            write.write_histories(name, shard, Histories(table, num_unseen), Folder(old.url))
+            write.write_histories(name, shard, ShardHistories(table, num_unseen), Folder(old.url))
         )
     return entries
 
@@ -303,4 +315,4 @@ def _old_users_first(table: pa.Table, users: pa.ChunkedArray) -> pa.Table:
     """Put users who were there before in their old order, new ones behind them."""
     place_B = to_numpy(pc.index_in(whole(table["user"]), value_set=whole(users)).fill_null(-1))
     place_B = np.where(place_B < 0, len(users), place_B)
-    return table.take(pa.array(np.lexsort((codes(table["user"]), place_B))))
+    return table.take(pa.array(np.lexsort((dense_ids(table["user"]), place_B))))

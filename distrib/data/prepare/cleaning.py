@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distrib.data.arrow import IntArray, codes, to_numpy
+from distrib.data.arrow import IntArray, dense_ids, to_numpy
 from distrib.data.config import CleaningConfig
 from distrib.data.logs.rating_scale import FloatArray, Scale
 from distrib.data.schema import Status
@@ -42,22 +42,22 @@ def cleaned(
     is_row_N = to_numpy(table["status"]) == Status.KEPT
     counts = rejected_counts(table.filter(pa.array(~is_row_N)))
     rows = table.filter(pa.array(is_row_N))
-    user_N = _by_shard(codes(rows["user"]), to_numpy(rows["shard"]))
-    item_N = codes(rows["item"])
+    user_N = _by_shard(dense_ids(rows["user"]), to_numpy(rows["shard"]))
+    item_N = dense_ids(rows["item"])
     rating_N, origin_N = to_numpy(rows["rating"]), to_numpy(rows["origin"])
     time_N = to_numpy(rows["time"])
     chosen_N, rating_N = _unique(user_N, item_N, origin_N, time_N, rating_N, config.duplicates)
     counts[Status.DUPLICATE] += len(rows) - len(chosen_N)
-    fate_N = np.zeros(len(chosen_N), np.int8)
+    status_N = np.zeros(len(chosen_N), np.int8)
     if drops_known:
-        fate_N[_known_earlier(user_N[chosen_N], item_N[chosen_N], origin_N[chosen_N])] = (
+        status_N[_known_earlier(user_N[chosen_N], item_N[chosen_N], origin_N[chosen_N])] = (
             Status.ALREADY_KNOWN
         )
     for status, is_out_N in _thresholds(rating_N, config).items():
-        fate_N[(fate_N == Status.KEPT) & is_out_N] = status
-    for status in np.unique(fate_N[fate_N != Status.KEPT]):
-        counts[int(status)] += int((fate_N == status).sum())
-    chosen_N, rating_N = chosen_N[fate_N == 0], scale.settled(rating_N[fate_N == 0])
+        status_N[(status_N == Status.KEPT) & is_out_N] = status
+    for status in np.unique(status_N[status_N != Status.KEPT]):
+        counts[int(status)] += int((status_N == status).sum())
+    chosen_N, rating_N = chosen_N[status_N == 0], scale.split_state(rating_N[status_N == 0])
     order_N = by_user_and_time(user_N[chosen_N], time_N[chosen_N])
     kept = rows.take(pa.array(chosen_N[order_N]))
     place = kept.schema.get_field_index("rating")

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distrib.data import schema
-from distrib.data.arrow import codes, distinct, flat_list, to_numpy, whole
+from distrib.data.arrow import dense_ids, distinct, flat_list, to_numpy, whole
 from distrib.data.schema import Origin, Role, Status, Subset, interactions
 from distrib.data.splits import rules
-from distrib.data.splits.rules import Settled, Split
+from distrib.data.splits.rules import Split, SplitState
 from distrib.vocabulary import IntArray, Vocabulary, nearest_level
 
 
@@ -26,7 +26,7 @@ class ItemCounts(NamedTuple):
     """Users with a training interaction."""
 
 
-class Histories(NamedTuple):
+class ShardHistories(NamedTuple):
     """Users of a shard, and what had to be left out."""
 
     table: pa.Table
@@ -49,7 +49,7 @@ def with_shard(table: pa.Table, num_shards: int) -> pa.Table:
 
 
 def item_counts(
-    kept: pa.Table, levels: tuple[float, ...], split: Split, settled: Settled
+    kept: pa.Table, levels: tuple[float, ...], split: Split, split_state: SplitState
 ) -> ItemCounts:
     """Count training interactions by item and level, and training users.
 
@@ -60,16 +60,16 @@ def item_counts(
         kept: Interactions of complete users, ordered by shard, user, time and item.
         levels: Rating levels.
         split: What is held out.
-        settled: What the split knows of all the data.
+        split_state: What the split knows of all the data.
 
     Returns:
         The counts.
     """
-    subset_N, role_N = rules.assign(kept, split, settled)
+    subset_N, role_N = rules.assign(kept, split, split_state)
     trains_N = (subset_N == Subset.TRAIN) & (role_N <= Role.TRAIN_TARGET)
     items = distinct(kept["item"])
     level_N = nearest_level(to_numpy(kept["rating"]), levels)
-    cell_N = codes(kept["item"]) * len(levels) + level_N
+    cell_N = dense_ids(kept["item"]) * len(levels) + level_N
     count_IL = np.bincount(cell_N[trains_N], minlength=len(items) * len(levels))
     count_IL = count_IL.reshape(len(items), len(levels)).astype(np.int64)
     users = whole(kept["user"]).filter(pa.array(trains_N))
@@ -99,21 +99,21 @@ def added_counts(parts: list[ItemCounts]) -> ItemCounts:
     ids = pa.concat_arrays([whole(table["item"]) for table in tables])
     items = distinct(ids)
     count_IL = np.zeros((len(items), counts.shape[1]), dtype=np.int64)
-    np.add.at(count_IL, codes(ids), counts)
+    np.add.at(count_IL, dense_ids(ids), counts)
     table = pa.table({"item": items, "train_count": counts_column(count_IL)})
     return ItemCounts(table, sum(part.num_users for part in parts))
 
 
 def build_histories(
-    kept: pa.Table, vocabulary: Vocabulary, split: Split, settled: Settled
-) -> Histories:
+    kept: pa.Table, vocabulary: Vocabulary, split: Split, split_state: SplitState
+) -> ShardHistories:
     """Group the interactions of complete users into histories.
 
     Args:
         kept: Interactions ordered by user, time and item.
         vocabulary: Items; interactions with others are left out.
         split: What is held out.
-        settled: What the split knows of all the data.
+        split_state: What the split knows of all the data.
 
     Returns:
         One row per user that is left, in the order of ``kept``.
@@ -122,7 +122,7 @@ def build_histories(
     is_known_N = position_N >= 0
     if not is_known_N.all():
         kept, position_N = kept.filter(pa.array(is_known_N)), position_N[is_known_N]
-    subset_N, role_N = rules.assign(kept, split, settled)
+    subset_N, role_N = rules.assign(kept, split, split_state)
     start_P = rules.user_starts(whole(kept["user"]))
     pointers = pa.array(start_P.astype(np.int32))
     kinds = schema.histories(kept.schema.field("user").type)
@@ -139,7 +139,7 @@ def build_histories(
         lists("times", whole(kept["time"])),
         lists("roles", pa.array(role_N)),
     ]
-    return Histories(pa.table(columns, schema=kinds), int((~is_known_N).sum()))
+    return ShardHistories(pa.table(columns, schema=kinds), int((~is_known_N).sum()))
 
 
 def interactions_of(table: pa.Table, vocabulary: Vocabulary, shard: int) -> pa.Table:

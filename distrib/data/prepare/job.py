@@ -1,22 +1,22 @@
 """The prepare job: a rating log of any size to sharded histories, vocabulary and manifest."""
 
 import json
-from typing import Any
 
 import ray
 
 from distrib import __version__
+from distrib.config import JsonObject
 from distrib.data.config import DataConfig
-from distrib.data.dataset import FORMAT, MANIFEST, load_manifest
+from distrib.data.dataset import FORMAT, MANIFEST, Dataset, DatasetManifest
 from distrib.data.logs.config import ExpandedLog, SyntheticLog
 from distrib.data.logs.detect import inspect, with_held_out
 from distrib.data.logs.generated import drawn_layout, drawn_pieces
 from distrib.data.logs.rating_scale import scale_of
-from distrib.data.logs.readers import pieces
+from distrib.data.logs.readers import log_pieces
 from distrib.data.prepare import append, stages, write
 from distrib.data.prepare.histories import counts_matrix
 from distrib.data.prepare.row_counts import check_counts, contents, warn_of_times
-from distrib.data.prepare.stages import Plan, Survey
+from distrib.data.prepare.stages import ReadPlan, Survey
 from distrib.data.schema import Origin, Status
 from distrib.data.splits.liang_2018 import ML20M_ROWS, require_published
 from distrib.data.splits.rules import GivenSplit, GlobalTimeSplit, LiangSplit
@@ -29,7 +29,7 @@ _BEGUN = "_begun.json"
 _OURS = ("histories", "item_histories", "quarantine")
 
 
-def preflight(config: DataConfig) -> Plan:
+def preflight(config: DataConfig) -> ReadPlan:
     """Check all that can be known without reading the whole log.
 
     Args:
@@ -46,15 +46,15 @@ def preflight(config: DataConfig) -> Plan:
     return _preflight(config)[0]
 
 
-def _preflight(config: DataConfig) -> tuple[Plan, dict[str, Any]]:
+def _preflight(config: DataConfig) -> tuple[ReadPlan, JsonObject]:
     """Return the recipe besides, so that a store is asked for its files' stamps once."""
-    plan = plan_of(config)
+    plan = read_plan(config)
     folder = Folder(config.prepared)
     wanted = recipe(config, plan)
     if config.extend:
         append.require_extensible(wanted)
     if folder.exists(MANIFEST):
-        found = load_manifest(folder)["recipe"]
+        found = Dataset.open(folder).manifest.recipe
         if config.extend:
             append.require_same_log(folder, found, wanted, has_time=plan.layout.has_time)
         elif found != wanted:
@@ -74,14 +74,14 @@ def _preflight(config: DataConfig) -> tuple[Plan, dict[str, Any]]:
     return plan, wanted
 
 
-def recipe(config: DataConfig, plan: Plan) -> dict[str, Any]:
+def recipe(config: DataConfig, plan: ReadPlan) -> JsonObject:
     """Return what the result depends on: the settings, and the log as it is now."""
-    found: dict[str, Any] = json.loads(config.model_dump_json(exclude={"prepared", "extend"}))
+    found: JsonObject = json.loads(config.model_dump_json(exclude={"prepared", "extend"}))
     files = {file.label: Folder(file.url).stamp() for file in plan.layout.files}
     return {**found, "files": files}
 
 
-def prepare(config: DataConfig) -> dict[str, Any]:
+def prepare(config: DataConfig) -> DatasetManifest:
     """Write histories, vocabulary and manifest; needs a running Ray.
 
     The manifest is written last. When it is there already for the same recipe, nothing is done.
@@ -102,14 +102,14 @@ def prepare(config: DataConfig) -> dict[str, Any]:
         if config.extend:
             return append.extend(config, plan, made_from, folder)
         emit("already_prepared", folder=str(folder))
-        return load_manifest(folder)
+        return Dataset.open(folder).manifest
     _begin(folder)
     blocks = stages.cleaned_blocks(plan, folder)
     survey = stages.survey(blocks, has_time=plan.layout.has_time)
     check_counts(survey.counts, config)
     warn_of_times(survey, plan.layout)
-    settled = stages.settle(blocks, plan.split, survey.counts[Status.KEPT], survey.num_users)
-    counted = stages.count_items(blocks, plan.scale.levels, plan.split, settled)
+    split_state = stages.fit_split(blocks, plan.split, survey.counts[Status.KEPT], survey.num_users)
+    counted = stages.count_items(blocks, plan.scale.levels, plan.split, split_state)
     vocabulary = Vocabulary(
         counted.table["item"].combine_chunks(),
         plan.scale.levels,
@@ -117,28 +117,29 @@ def prepare(config: DataConfig) -> dict[str, Any]:
         counted.num_users,
     )
     shared = ray.put(vocabulary)
-    settled = stages.with_drawn_targets(blocks, settled, plan.split, shared)
+    split_state = stages.with_drawn_targets(blocks, split_state, plan.split, shared)
     shards = write.write_shards(
-        blocks, plan.split, settled, shared, folder, has_time=plan.layout.has_time
+        blocks, plan.split, split_state, shared, folder, has_time=plan.layout.has_time
     )
-    manifest = {
-        "format": FORMAT,
-        "distrib": __version__,
-        "recipe": made_from,
-        "generation": 0,
-        "limits": [str(limit) for limit in settled.limits],
-        "quarantine": write.seal_quarantine(plan, folder),
-        **contents(folder, survey, shards, vocabulary, config),
-    }
+    found = contents(folder, survey, shards, vocabulary, config)
+    manifest = DatasetManifest(
+        format=FORMAT,
+        distrib=__version__,
+        recipe=made_from,
+        generation=0,
+        limits=tuple(str(limit) for limit in split_state.limits),
+        quarantine=tuple(write.seal_quarantine(plan, folder)),
+        **found.set_fields(),
+    )
     if isinstance(plan.split, LiangSplit):
         _hold_to_source(plan, survey, vocabulary)
-    folder.write_json(MANIFEST, manifest)
+    folder.write_json(MANIFEST, manifest.to_json())
     folder.remove(_BEGUN)
-    emit("prepared", folder=str(folder), counts=manifest["counts"])
+    emit("prepared", folder=str(folder), counts=manifest.counts.to_json())
     return manifest
 
 
-def plan_of(config: DataConfig) -> Plan:
+def read_plan(config: DataConfig) -> ReadPlan:
     """Settle how a log is read.
 
     Args:
@@ -165,11 +166,11 @@ def plan_of(config: DataConfig) -> Plan:
             if split.valid:
                 held_out.append((split.valid, int(Origin.VALID_FILE)))
             layout = with_held_out(layout, source, held_out)
-        found = pieces(layout)
+        found = log_pieces(layout)
     if isinstance(split, GlobalTimeSplit) and not layout.has_time:
         raise ConfigError("data.split = 'global_time', but the log has no times; map columns.time")
     scale = scale_of(config.ratings, layout.levels, layout.columns, config.cleaning.duplicates)
-    return Plan(source, layout, scale, config.cleaning, split, tuple(found), config.num_shards)
+    return ReadPlan(source, layout, scale, config.cleaning, split, tuple(found), config.num_shards)
 
 
 def _begin(folder: Folder) -> None:
@@ -180,7 +181,7 @@ def _begin(folder: Folder) -> None:
     folder.write_json(_BEGUN, {"distrib": __version__})
 
 
-def _hold_to_source(plan: Plan, survey: Survey, vocabulary: Vocabulary) -> None:
+def _hold_to_source(plan: ReadPlan, survey: Survey, vocabulary: Vocabulary) -> None:
     """Compare with the published counts where this is the recipe on MovieLens-20M."""
     default = LiangSplit()
     if sum(survey.counts.values()) == ML20M_ROWS and plan.split == default:

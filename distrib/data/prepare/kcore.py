@@ -38,7 +38,9 @@ def next_alive(is_alive_I: BoolArray, count_I: IntArray, config: CleaningConfig)
     return np.asarray(is_alive_I & (count_I >= config.min_item_users))
 
 
-def fates(user_N: IntArray, is_alive_N: BoolArray, min_user_items: int) -> npt.NDArray[np.int8]:
+def row_status(
+    user_N: IntArray, is_alive_N: BoolArray, min_user_items: int
+) -> npt.NDArray[np.int8]:
     """Return the `Status` of each interaction once the items are settled.
 
     Args:

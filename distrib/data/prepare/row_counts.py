@@ -2,14 +2,16 @@
 
 import hashlib
 from collections import Counter
-from typing import Any
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from distrib.cluster.prometheus import keep
+from distrib.config import JsonObject
 from distrib.data.config import DataConfig
+from distrib.data.dataset import ItemShardEntry, RowCounts, ShardEntry, TimeRange, VocabularyEntry
 from distrib.data.logs.detect import Layout
 from distrib.data.prepare import write
 from distrib.data.prepare.stages import Survey
-from distrib.data.prepare.write import Entry
 from distrib.data.schema import DAMAGED, Status
 from distrib.errors import DataError
 from distrib.events import emit
@@ -20,14 +22,30 @@ _LATE_S = 4_102_444_800  # the year 2100
 _EARLY_S = 10**8  # 1973; below it a time in days or hours is likelier
 
 
+class Contents(NamedTuple):
+    """What the manifest says of the files of a prepared folder, and of what is in them."""
+
+    counts: RowCounts
+    levels: tuple[float, ...]
+    times: TimeRange
+    vocabulary: VocabularyEntry
+    hash: str
+    shards: tuple[ShardEntry, ...]
+    item_histories: tuple[ItemShardEntry, ...] | None
+
+    def set_fields(self) -> JsonObject:
+        """Return what a manifest sets; item histories only where there are any."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
 def contents(
     folder: Folder,
     survey: Survey,
-    shards: list[Entry],
+    shards: list[ShardEntry],
     vocabulary: Vocabulary,
     config: DataConfig,
     generation: int = 0,
-) -> dict[str, Any]:
+) -> Contents:
     """Write what follows from the shards, and describe it all.
 
     Args:
@@ -39,28 +57,35 @@ def contents(
         generation: Of the names.
 
     Returns:
-        Entries for the manifest: counts, files and digests.
+        What the manifest says of it.
 
     Raises:
         DataError: The counts do not add up.
     """
     name = f"items-g{generation}.parquet" if generation else "items.parquet"
     content = folder.write_parquet(name, vocabulary.to_table())
-    digest = hashlib.sha256("".join(shard["sha256"] for shard in shards).encode())
+    digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode())
     digest.update(vocabulary.fingerprint.encode())
-    found: dict[str, Any] = {
-        "counts": _accounted(survey, shards, vocabulary),
-        "levels": list(vocabulary.levels),
-        "times": {"first": survey.first_s, "last": survey.last_s},
-        "vocabulary": {**write.described(name, content), "fingerprint": vocabulary.fingerprint},
-        "hash": digest.hexdigest(),
-        "shards": shards,
-    }
+    items = VocabularyEntry(
+        name=name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        fingerprint=vocabulary.fingerprint,
+    )
+    of_items = None
     if config.item_histories:
-        found["item_histories"] = write.write_item_histories(
+        of_items = write.write_item_histories(
             shards, config.num_shards, vocabulary, folder, generation
         )
-    return found
+    return Contents(
+        _accounted(survey, shards, vocabulary),
+        vocabulary.levels,
+        TimeRange(first=survey.first_s, last=survey.last_s),
+        items,
+        digest.hexdigest(),
+        tuple(shards),
+        None if of_items is None else tuple(of_items),
+    )
 
 
 def check_counts(counts: Counter[int], config: DataConfig, *, may_be_empty: bool = False) -> None:
@@ -109,28 +134,29 @@ def _rejected(counts: Counter[int]) -> dict[str, int]:
     return {Status(key).reason: counts[key] for key in sorted(counts) if key != Status.KEPT}
 
 
-def _accounted(survey: Survey, shards: list[Entry], vocabulary: Vocabulary) -> dict[str, Any]:
+def _accounted(survey: Survey, shards: list[ShardEntry], vocabulary: Vocabulary) -> RowCounts:
     counts = survey.counts
     read, rejected = sum(counts.values()), _rejected(counts)
-    unseen = sum(shard["unseen_items"] for shard in shards)
+    unseen = sum(shard.unseen_items for shard in shards)
     if unseen:
         rejected[Status.ITEM_UNSEEN_IN_TRAINING.reason] = unseen
-    kept = sum(shard["interactions"] for shard in shards)
+    kept = sum(shard.interactions for shard in shards)
     if read != kept + sum(rejected.values()):
         raise DataError(
             f"{read} rows read, but {kept} kept and {rejected} rejected; report this as a bug"
         )
+    return RowCounts(
+        read=read,
+        kept=kept,
+        rejected=rejected,
+        users=sum(shard.users for shard in shards),
+        items=len(vocabulary),
+        training_users=vocabulary.num_users,
+        interactions_by_role=_added_up(shard.roles for shard in shards),
+        users_by_subset=_added_up(shard.subsets for shard in shards),
+    )
 
-    def total(kind: str) -> dict[str, int]:
-        return dict(sum((Counter(shard[kind]) for shard in shards), Counter()))
 
-    return {
-        "read": read,
-        "kept": kept,
-        "rejected": rejected,
-        "users": sum(shard["users"] for shard in shards),
-        "items": len(vocabulary),
-        "training_users": vocabulary.num_users,
-        "interactions_by_role": total("roles"),
-        "users_by_subset": total("subsets"),
-    }
+def _added_up(parts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Add up counts by name; names without any are left out."""
+    return dict(sum(map(Counter, parts), Counter()))

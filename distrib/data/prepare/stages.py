@@ -15,13 +15,13 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from distrib.data.arrow import codes, distinct, to_numpy, whole
+from distrib.data.arrow import dense_ids, distinct, to_numpy, whole
 from distrib.data.config import CleaningConfig
 from distrib.data.logs.config import ExpandedLog, Source, SyntheticLog
 from distrib.data.logs.detect import Layout
 from distrib.data.logs.generated import draw
 from distrib.data.logs.rating_scale import Scale
-from distrib.data.logs.readers import Piece, Reading, counts_as_rows, read
+from distrib.data.logs.readers import CheckedRows, LogPiece, counts_as_rows, read_log
 from distrib.data.prepare import kcore
 from distrib.data.prepare.cleaning import cleaned, rejected_counts
 from distrib.data.prepare.histories import ItemCounts, added_counts, item_counts, with_shard
@@ -33,8 +33,8 @@ from distrib.data.splits.rules import (
     GivenSplit,
     GlobalTimeSplit,
     LiangSplit,
-    Settled,
     Split,
+    SplitState,
     StrongGeneralisationSplit,
 )
 from distrib.storage import Folder
@@ -45,7 +45,7 @@ _BEYOND = 2**64 - 1
 Blocks = list[ray.ObjectRef]
 
 
-class Plan(NamedTuple):
+class ReadPlan(NamedTuple):
     """How a log is read, found out before any task starts."""
 
     source: Source
@@ -53,7 +53,7 @@ class Plan(NamedTuple):
     scale: Scale
     cleaning: CleaningConfig
     split: Split
-    pieces: tuple[Piece, ...]
+    pieces: tuple[LogPiece, ...]
     num_shards: int
     generation: int = 0
     """How often the prepared folder was extended before, with this time."""
@@ -88,7 +88,7 @@ def part_name(kind: str, number: int, generation: int) -> str:
     return f"{kind}/part-{number:05d}" + (f"-g{generation}" if generation else "") + ".parquet"
 
 
-def cleaned_blocks(plan: Plan, target: Folder) -> Blocks:
+def cleaned_blocks(plan: ReadPlan, target: Folder) -> Blocks:
     """Read the log, bring each user's interactions together, and clean them.
 
     Damaged rows are written to the folder's quarantine on the way.
@@ -119,14 +119,14 @@ def cleaned_blocks(plan: Plan, target: Folder) -> Blocks:
             read_pieces, batch_size=1, batch_format="pyarrow"
         )
         grouped = raw.repartition(plan.num_shards, keys=["shard"])
-        settled = grouped.map_batches(
+        split_state = grouped.map_batches(
             lambda table: clean(table, plan), batch_size=None, batch_format="pyarrow"
         ).materialize()
-    blocks = settled.to_arrow_refs() or [ray.put(counts_as_rows({}, plan.layout.id_type))]
+    blocks = split_state.to_arrow_refs() or [ray.put(counts_as_rows({}, plan.layout.id_type))]
     return _after_core(blocks, plan.cleaning)
 
 
-def clean(table: pa.Table, plan: Plan) -> pa.Table:
+def clean(table: pa.Table, plan: ReadPlan) -> pa.Table:
     """Clean the interactions of complete users; what goes is there as counts."""
     if not len(table):
         return counts_as_rows({}, plan.layout.id_type)
@@ -136,8 +136,8 @@ def clean(table: pa.Table, plan: Plan) -> pa.Table:
     counts.pop(Status.KEPT, None)
     if plan.cleaning.min_item_users <= 1 and plan.cleaning.min_user_items > 1:
         alive = np.ones(len(kept), dtype=bool)
-        fate_N = kcore.fates(codes(kept["user"]), alive, plan.cleaning.min_user_items)
-        kept, counts = _without(kept, fate_N, counts)
+        status_N = kcore.row_status(dense_ids(kept["user"]), alive, plan.cleaning.min_user_items)
+        kept, counts = _without(kept, status_N, counts)
     return pa.concat_tables([kept, counts_as_rows(counts, plan.layout.id_type)])
 
 
@@ -171,7 +171,7 @@ def survey(blocks: Blocks, *, has_time: bool) -> Survey:
     return found if has_time else found._replace(first_s=None, last_s=None)
 
 
-def settle(blocks: Blocks, split: Split, num_rows: int, num_users: int) -> Settled:
+def fit_split(blocks: Blocks, split: Split, num_rows: int, num_users: int) -> SplitState:
     """Find out what a split must know of all the data.
 
     Args:
@@ -190,15 +190,15 @@ def settle(blocks: Blocks, split: Split, num_rows: int, num_users: int) -> Settl
         wanted = split.valid_users + split.test_users + 1
         parts = [_smallest_hashes.remote(ref, split, wanted) for ref in blocks]
         hashes = ray.get(tree(parts, lambda found: _smallest_of(found, wanted)))
-        return Settled(rules.held_out_limits(split, hashes))
+        return SplitState(rules.held_out_limits(split, hashes))
     if isinstance(split, LiangSplit):
         rules.require_enough_users(split.valid_users + split.test_users, num_users)
         users = tree([_distinct.remote(ref, "user") for ref in blocks], _union)
-        return Settled(draw=ray.get(_held_out.remote(users, split)))
+        return SplitState(draw=ray.get(_held_out.remote(users, split)))
     ranks = rules.limit_ranks(split, num_rows)
     if ranks is None:
         is_named = isinstance(split, GlobalTimeSplit)
-        return Settled(rules.moments(split)) if is_named else Settled()  # type: ignore[arg-type]
+        return SplitState(rules.moments(split)) if is_named else SplitState()  # type: ignore[arg-type]
 
     def count(prefixes: Sequence[int], shift: int) -> Any:
         parts = [_digits.remote(ref, split, prefixes, shift) for ref in blocks]
@@ -207,38 +207,38 @@ def settle(blocks: Blocks, split: Split, num_rows: int, num_users: int) -> Settl
     inside = [rank for rank in ranks if rank < num_rows]
     found = smallest(inside, count) if inside else []
     low, high = [*found, *[_BEYOND] * (len(ranks) - len(found))]
-    return Settled((low, high))
+    return SplitState((low, high))
 
 
 def with_drawn_targets(
-    blocks: Blocks, settled: Settled, split: Split, vocabulary: ray.ObjectRef
-) -> Settled:
+    blocks: Blocks, split_state: SplitState, split: Split, vocabulary: ray.ObjectRef
+) -> SplitState:
     """Draw what held-out users are asked, where that takes the items of all of them."""
-    if settled.draw is None or not isinstance(split, LiangSplit):
-        return settled
-    held = settled.draw
+    if split_state.draw is None or not isinstance(split, LiangSplit):
+        return split_state
+    held = split_state.draw
     lengths = ray.get(
         tree([_held_out_lengths.remote(ref, held, vocabulary) for ref in blocks], _sum)
     )
-    return settled._replace(draw=with_targets(held, lengths, split))
+    return split_state._replace(draw=with_targets(held, lengths, split))
 
 
 def count_items(
-    blocks: Blocks, levels: tuple[float, ...], split: Split, settled: Settled
+    blocks: Blocks, levels: tuple[float, ...], split: Split, split_state: SplitState
 ) -> ItemCounts:
     """Count the training interactions of all items."""
-    shared = ray.put(settled)
+    shared = ray.put(split_state)
     parts = [_item_counts.remote(ref, levels, split, shared) for ref in blocks]
     found: ItemCounts = ray.get(tree(parts, added_counts))
     return found
 
 
-def readings(piece: Piece, plan: Plan) -> Iterator[Reading]:
+def readings(piece: LogPiece, plan: ReadPlan) -> Iterator[CheckedRows]:
     """Yield what is in a piece, read or drawn."""
     if isinstance(plan.source, SyntheticLog | ExpandedLog):
         yield draw(piece, plan.source, plan.layout, plan.scale)
     else:
-        yield from read(piece, plan.layout, plan.scale)
+        yield from read_log(piece, plan.layout, plan.scale)
 
 
 def _after_core(blocks: Blocks, cleaning: CleaningConfig) -> Blocks:
@@ -264,10 +264,10 @@ def _after_core(blocks: Blocks, cleaning: CleaningConfig) -> Blocks:
     ]
 
 
-def _without(kept: pa.Table, fate_N: Any, counts: Counter[int]) -> tuple[pa.Table, Counter[int]]:
-    for status in np.unique(fate_N[fate_N != Status.KEPT]):
-        counts[int(status)] += int((fate_N == status).sum())
-    return kept.filter(pa.array(fate_N == Status.KEPT)), counts
+def _without(kept: pa.Table, status_N: Any, counts: Counter[int]) -> tuple[pa.Table, Counter[int]]:
+    for status in np.unique(status_N[status_N != Status.KEPT]):
+        counts[int(status)] += int((status_N == status).sum())
+    return kept.filter(pa.array(status_N == Status.KEPT)), counts
 
 
 def tree(parts: Sequence[ray.ObjectRef], merge: Callable[[list[Any]], Any]) -> ray.ObjectRef:
@@ -344,16 +344,16 @@ def _digits(block: pa.Table, split: Split, prefixes: Sequence[int], shift: int) 
 
 @ray.remote
 def _item_counts(
-    block: pa.Table, levels: tuple[float, ...], split: Split, settled: Settled
+    block: pa.Table, levels: tuple[float, ...], split: Split, split_state: SplitState
 ) -> ItemCounts:
-    return item_counts(kept_rows(block), levels, split, settled)
+    return item_counts(kept_rows(block), levels, split, split_state)
 
 
 @ray.remote
 def _edges(block: pa.Table, items: pa.Array) -> tuple[Any, Any]:
     kept = kept_rows(block)
     item_N = to_numpy(pc.index_in(whole(kept["item"]), value_set=items))
-    return codes(kept["user"]), item_N.astype(np.int64)
+    return dense_ids(kept["user"]), item_N.astype(np.int64)
 
 
 @ray.remote
@@ -372,7 +372,7 @@ def _within_core(
 ) -> pa.Table:
     user_N, item_N = edges
     kept = kept_rows(block)
-    fate_N = kcore.fates(user_N, is_alive_I[item_N], min_user_items)
-    left, counts = _without(kept, fate_N, Counter())
+    status_N = kcore.row_status(user_N, is_alive_I[item_N], min_user_items)
+    left, counts = _without(kept, status_N, Counter())
     gone = counts_as_rows(counts, kept.schema.field("user").type)
     return pa.concat_tables([left, gone, block.slice(len(kept))])

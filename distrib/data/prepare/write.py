@@ -1,7 +1,6 @@
 """What prepare writes from the blocks, on the cluster: shards, item histories, quarantine."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,41 +12,38 @@ import ray
 import ray.data
 
 from distrib.data.arrow import to_numpy
-from distrib.data.dataset import read_part, user_number
+from distrib.data.dataset import ItemShardEntry, QuarantineEntry, ShardEntry, numbering, read_table
 from distrib.data.logs.text import LogFile, chunks, count_lines
 from distrib.data.prepare.histories import (
-    Histories,
+    ShardHistories,
     build_histories,
     build_item_histories,
     item_ranges,
     transposed_rows,
 )
-from distrib.data.prepare.stages import Blocks, Plan, part_name, shards_of, whole_blocks
+from distrib.data.prepare.stages import Blocks, ReadPlan, part_name, shards_of, whole_blocks
 from distrib.data.schema import Role, Subset
-from distrib.data.splits.rules import Settled, Split
+from distrib.data.splits.rules import Split, SplitState
 from distrib.errors import DataError
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
-
-Entry = dict[str, Any]
-"""What the manifest says of a file."""
 
 
 def write_shards(
     blocks: Blocks,
     split: Split,
-    settled: Settled,
+    split_state: SplitState,
     vocabulary: ray.ObjectRef,
     target: Folder,
     *,
     has_time: bool,
-) -> list[Entry]:
+) -> list[ShardEntry]:
     """Write the histories of all users, one file for each shard.
 
     Args:
         blocks: All blocks.
         split: What is held out.
-        settled: What the split knows of all the data.
+        split_state: What the split knows of all the data.
         vocabulary: Reference to the vocabulary.
         target: The folder that is being prepared.
         has_time: Whether times are times; where they are places in the log, zeros are written.
@@ -58,52 +54,45 @@ def write_shards(
     Raises:
         DataError: A shard came in two blocks.
     """
-    shared = ray.put(settled)
+    shared = ray.put(split_state)
     written = [
         _write_block.remote(ref, split, shared, vocabulary, str(target), has_time) for ref in blocks
     ]
     entries = [entry for part in ray.get(written) for entry in part]
-    names = [entry["name"] for entry in entries]
+    names = [entry.name for entry in entries]
     if len(set(names)) != len(names):
         raise DataError(
             f"{target}: a shard was split over blocks ({sorted(names)}); report this as a bug"
         )
-    return sorted(entries, key=lambda entry: str(entry["name"]))
+    return sorted(entries, key=lambda entry: entry.name)
 
 
-def write_histories(name: str, shard: int, found: Histories, target: Folder) -> Entry:
+def write_histories(name: str, shard: int, found: ShardHistories, target: Folder) -> ShardEntry:
     """Write the histories of one shard; the same table gives the same bytes."""
     histories = found.table
     content = target.write_parquet(name, histories)
     role_N = to_numpy(pc.list_flatten(histories["roles"]))
     subset_B = to_numpy(histories["subset"])
-    return {
-        **described(name, content),
-        "shard": shard,
-        "users": len(histories),
-        "interactions": len(role_N),
-        "unseen_items": found.num_unseen,
-        "roles": {role.name.lower(): int((role_N == role).sum()) for role in Role},
-        "subsets": {subset.name.lower(): int((subset_B == subset).sum()) for subset in Subset},
-    }
-
-
-def described(name: str, content: bytes) -> Entry:
-    """Return name, digest and size of a file."""
-    return {
-        "name": name,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "bytes": len(content),
-    }
+    return ShardEntry(
+        name=name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        shard=shard,
+        users=len(histories),
+        interactions=len(role_N),
+        unseen_items=found.num_unseen,
+        roles={role.name.lower(): int((role_N == role).sum()) for role in Role},
+        subsets={subset.name.lower(): int((subset_B == subset).sum()) for subset in Subset},
+    )
 
 
 def write_item_histories(
-    shards: Sequence[Entry],
+    shards: Sequence[ShardEntry],
     num_shards: int,
     vocabulary: Vocabulary,
     target: Folder,
     generation: int = 0,
-) -> list[Entry]:
+) -> list[ItemShardEntry]:
     """Write the histories of all items, from those of the users, in as many files as these.
 
     Args:
@@ -121,9 +110,9 @@ def write_item_histories(
     url, shared = str(target), ray.put(vocabulary)
 
     def flatten(table: pa.Table) -> pa.Table:
-        entry = json.loads(table["entry"][0].as_py())
-        numbers = user_number(entry["shard"], num_shards)
-        flat = transposed_rows(read_part(Folder(url), entry), *numbers)
+        entry = shards[table["shard"][0].as_py()]
+        numbers = numbering(entry.shard, num_shards)
+        flat = transposed_rows(read_table(Folder(url), entry), *numbers)
         part = np.searchsorted(stops, flat["item"], side="right").astype(np.int32)
         return pa.table({**flat, "part": part})
 
@@ -134,21 +123,29 @@ def write_item_histories(
             found = build_item_histories(mine, ray.get(shared), *bounds[part])
             name = part_name("item_histories", part, generation)
             content = Folder(url).write_parquet(name, found)
-            size = {"first_item": bounds[part][0], "items": len(found), "interactions": len(mine)}
-            written.append({**described(name, content), **size})
-        return pa.table({"entry": pa.array([json.dumps(entry) for entry in written], pa.string())})
+            entry = ItemShardEntry(
+                name=name,
+                sha256=hashlib.sha256(content).hexdigest(),
+                bytes=len(content),
+                first_item=bounds[part][0],
+                items=len(found),
+                interactions=len(mine),
+            )
+            written.append(entry.model_dump_json())
+        return pa.table({"entry": pa.array(written, pa.string())})
 
-    pieces = [{"entry": json.dumps(entry)} for entry in shards]
+    pieces = [{"shard": place} for place in range(len(shards))]
     with whole_blocks():
         flat = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
             flatten, batch_size=1, batch_format="pyarrow"
         )
         parts = flat.repartition(len(bounds), keys=["part"])
         rows = parts.map_batches(write, batch_size=None, batch_format="pyarrow").take_all()
-    return sorted((json.loads(row["entry"]) for row in rows), key=lambda entry: str(entry["name"]))
+    entries = [ItemShardEntry.model_validate_json(row["entry"]) for row in rows]
+    return sorted(entries, key=lambda entry: entry.name)
 
 
-def seal_quarantine(plan: Plan, target: Folder) -> list[Entry]:
+def seal_quarantine(plan: ReadPlan, target: Folder) -> list[QuarantineEntry]:
     """Count the lines of damaged rows from the start of their files, and describe what is there.
 
     Only files with damaged rows beyond their first range are read again, for their line ends.
@@ -179,11 +176,16 @@ def seal_quarantine(plan: Plan, target: Folder) -> list[Entry]:
 
 @ray.remote
 def _write_block(
-    block: pa.Table, split: Split, settled: Settled, vocabulary: Any, url: str, has_time: bool
-) -> list[Entry]:
+    block: pa.Table,
+    split: Split,
+    split_state: SplitState,
+    vocabulary: Any,
+    url: str,
+    has_time: bool,
+) -> list[ShardEntry]:
     written = []
     for shard, mine in shards_of(block):
-        found = build_histories(mine, vocabulary, split, settled)
+        found = build_histories(mine, vocabulary, split, split_state)
         if not has_time:
             found = found._replace(table=without_times(found.table))
         written.append(write_histories(part_name("histories", shard, 0), shard, found, Folder(url)))
@@ -207,11 +209,12 @@ def _count_lines(file: LogFile, start: int, stop: int | None) -> int:
 
 
 @ray.remote
-def _seal_part(name: str, lines_before: int, url: str) -> Entry:
+def _seal_part(name: str, lines_before: int, url: str) -> QuarantineEntry:
     folder = Folder(url)
     table = folder.read_parquet(name)
     if lines_before:
         lines = pc.add(table["line"], lines_before)
         table = table.set_column(table.schema.get_field_index("line"), "line", lines)
     content = folder.write_parquet(name, table)
-    return {**described(name, content), "rows": len(table)}
+    digest = hashlib.sha256(content).hexdigest()
+    return QuarantineEntry(name=name, sha256=digest, bytes=len(content), rows=len(table))

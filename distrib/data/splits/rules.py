@@ -184,7 +184,7 @@ CHRONOLOGICAL = ("leave_last", "global_time")
 """Splits whose test targets come after the validation targets, which a model may then be shown."""
 
 
-class Settled(NamedTuple):
+class SplitState(NamedTuple):
     """What a split must know of all the data before it can judge a single user."""
 
     limits: tuple[int, int] = (0, 0)
@@ -281,13 +281,13 @@ def time_keys(time_N: npt.NDArray[np.int64]) -> HashArray:
     return time_N.view(np.uint64) ^ np.uint64(1 << 63)
 
 
-def assign(kept: pa.Table, split: Split, settled: Settled) -> tuple[Any, Any]:
+def assign(kept: pa.Table, split: Split, split_state: SplitState) -> tuple[Any, Any]:
     """Return what each interaction's user, and it itself, is for.
 
     Args:
         kept: Interactions of complete users, ordered by shard, user, time and item.
         split: The rule.
-        settled: What it knows of all the data.
+        split_state: What it knows of all the data.
 
     Returns:
         A `Subset` and a `Role` for each interaction, int8.
@@ -296,22 +296,22 @@ def assign(kept: pa.Table, split: Split, settled: Settled) -> tuple[Any, Any]:
     if not len(kept) or isinstance(split, NoSplit):
         return nothing, nothing
     if isinstance(split, StrongGeneralisationSplit | LiangSplit):
-        return _by_user(kept, split, settled)
-    return nothing, _roles(kept, split, settled)
+        return _by_user(kept, split, split_state)
+    return nothing, _roles(kept, split, split_state)
 
 
 def _by_user(
-    kept: pa.Table, split: StrongGeneralisationSplit | LiangSplit, settled: Settled
+    kept: pa.Table, split: StrongGeneralisationSplit | LiangSplit, split_state: SplitState
 ) -> tuple[Any, Any]:
     users, items = whole(kept["user"]), whole(kept["item"])
     if isinstance(split, LiangSplit):
-        return _liang(users, items, settled.draw)
-    subset_N = _subsets(user_hash(users, split), settled.limits)
+        return _liang(users, items, split_state.draw)
+    subset_N = _subsets(user_hash(users, split), split_state.limits)
     order_N = cell_hash(users, items, split)
     return subset_N, _fold_in_roles(user_starts(users), order_N, subset_N, split)
 
 
-def _roles(kept: pa.Table, split: Split, settled: Settled) -> Any:
+def _roles(kept: pa.Table, split: Split, split_state: SplitState) -> Any:
     """Return roles where every user is a training user."""
     if isinstance(split, LeaveLastSplit):
         return _leave_last_roles(user_starts(whole(kept["user"])), split.count)
@@ -320,7 +320,7 @@ def _roles(kept: pa.Table, split: Split, settled: Settled) -> Any:
     if isinstance(split, EntrywiseSplit) and not split.is_exact:
         cell_N = cell_hash(whole(kept["user"]), whole(kept["item"]), split)
         return _entrywise_roles(cell_N, split)
-    limits = np.asarray(settled.limits, dtype=np.uint64)
+    limits = np.asarray(split_state.limits, dtype=np.uint64)
     return _HELD_OUT[np.searchsorted(limits, limit_keys(kept, split), side="right")]
 
 

@@ -14,18 +14,20 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.models.base import ItemVectors, Model, Opinion, Rows, State, Traits, parameter
+from distrib.models.base import ItemRows, Model, ModelSpec, UserState
+from distrib.models.capabilities import ItemVectors
 from distrib.models.layers import (
-    Found,
+    FactorState,
+    LinearDecoder,
     fold_in,
     history_sum,
     item_mean,
     known_or_new,
-    linear,
-    linear_cells,
 )
+from distrib.models.outputs import RatingOutput
 from distrib.objectives import SquaredErrorConfig
-from distrib.rng import Noise
+from distrib.parameters import Role, parameter
+from distrib.rng import CounterRng
 from distrib.vocabulary import Catalogue
 
 _WEIGHT_SCALE = 0.01
@@ -60,10 +62,11 @@ class AutoRecConfig(Config):
     """I-AutoRec: pull towards 0 on what a user, whom training did not see, is folded in by."""
 
     @property
-    def traits(self) -> Traits:
+    def spec(self) -> ModelSpec:
         """What the pipeline must know."""
         by_items = self.side == "items"
-        return Traits("ratings", SquaredErrorConfig(), rows=self.side, has_user_rows=by_items)
+        scheme = "item_rows" if by_items else "user_rows"
+        return ModelSpec("ratings", SquaredErrorConfig(), scheme, has_user_rows=by_items)
 
     def build(self, catalogue: Catalogue) -> "AutoRec | ItemAutoRec":
         """Make the untrained model that predicts for users."""
@@ -87,7 +90,7 @@ class AutoRecState(NamedTuple):
     code_BZ: Tensor
 
 
-class AutoRec(Model):
+class AutoRec(LinearDecoder, Model):
     """f(W g(V r + mu) + b), where r holds a row's ratings, and 0 where there are none.
 
     The paper's penalty, lambda / 2 times the squared weights in each update, is
@@ -102,55 +105,36 @@ class AutoRec(Model):
     def __init__(self, config: AutoRecConfig, columns: Catalogue) -> None:
         super().__init__()
         self.config = config
+        self.output = RatingOutput()
         self.levels = columns.levels
         width = config.hidden_width
-        self.input_IZ = parameter(columns.item_count, width)
+        self.input_IZ = parameter(columns.item_count, width, role=Role(encoder=True, decayed=True))
         self.input_bias_Z = parameter(width)
-        self.output_IZ = parameter(columns.item_count, width)
-        self.output_bias_I = parameter(columns.item_count)
+        self.output_IZ = parameter(columns.item_count, width, role=Role(decoder=True, decayed=True))
+        self.output_bias_I = parameter(columns.item_count, role=Role(decoder=True))
         for weight in (self.input_IZ, self.output_IZ):
             nn.init.normal_(weight, std=_WEIGHT_SCALE)
         nn.init.zeros_(self.input_bias_Z)
         self.output_bias_I.data.copy_(_logit(item_mean(columns), config, self.levels))
 
     @override
-    def encode(self, batch: Batch, noise: Noise | None = None) -> AutoRecState:
+    def encode(self, batch: Batch, rng: CounterRng | None = None) -> AutoRecState:
         """Sum the weighted rows of what was rated."""
         sum_BZ = history_sum(self.input_IZ, batch.item_N, batch.value_N, batch.pointer_P)
         return AutoRecState(_ACTIVATIONS[self.config.hidden](sum_BZ + self.input_bias_Z))
 
     @override
-    def input_tables(self) -> Rows:
-        return (self.input_IZ,)
-
-    @override
-    def item_tables(self) -> Rows:
+    def item_tables(self) -> ItemRows:
         return self.output_IZ, self.output_bias_I
 
     @override
-    def embedding(self, state: State) -> Tensor:
-        return state[0]
+    def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
+        return _scaled(super().decode_rows(users, rows), self.config, self.levels)
 
     @override
-    def item_vectors(self) -> ItemVectors:
-        return ItemVectors(*self.item_tables())
-
-    @override
-    def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        return _scaled(linear(state[0], rows), self.config, self.levels)
-
-    @override
-    def decode_cells(self, state: State, cells: Batch) -> Tensor:
-        output_N = linear_cells(state[0], self.item_tables(), cells)
+    def score_pairs(self, users: UserState, pairs: Batch) -> Tensor:
+        output_N = super().score_pairs(users, pairs)
         return _scaled(output_N, self.config, self.levels)
-
-    @override
-    def opinion(self, output: Tensor) -> Opinion:
-        return Opinion(output)
-
-    @override
-    def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
-        return self.input_IZ, self.output_IZ
 
 
 class ItemAutoRec(Model):
@@ -166,8 +150,9 @@ class ItemAutoRec(Model):
     def __init__(self, config: AutoRecConfig, catalogue: Catalogue) -> None:
         super().__init__()
         self.config = config
+        self.output = RatingOutput()
         self.levels = catalogue.levels
-        width, num_users = config.hidden_width, catalogue.user_numbers
+        width, num_users = config.hidden_width, catalogue.user_index_size
         self.register_buffer("code_IZ", torch.zeros(catalogue.item_count, width))
         self.register_buffer("weight_UZ", torch.zeros(num_users, width))
         self.register_buffer("bias_U", torch.zeros(num_users))
@@ -179,7 +164,7 @@ class ItemAutoRec(Model):
         self.offset_I: Tensor
 
     @override
-    def encode(self, batch: Batch, noise: Noise | None = None) -> Found:
+    def encode(self, batch: Batch, rng: CounterRng | None = None) -> FactorState:
         """Look known users up, fold the others in."""
         return known_or_new(batch, (self.weight_UZ, self.bias_U), self._folded)
 
@@ -189,27 +174,21 @@ class ItemAutoRec(Model):
         return fold_in(self.code_IZ, batch, wanted_N, self.config.new_user_penalty)
 
     @override
-    def item_tables(self) -> Rows:
+    def item_tables(self) -> ItemRows:
         return self.code_IZ, self.offset_I
 
-    @override
-    def embedding(self, state: State) -> Tensor:
+    def user_embedding(self, users: UserState) -> Tensor:
         """Return the weights, and last whether the items' mean ratings count, as for new users."""
-        return torch.cat([state[0], state[2][:, None]], dim=1)
+        return torch.cat([users[0], users[2][:, None]], dim=1)
 
-    @override
     def item_vectors(self) -> ItemVectors:
         return ItemVectors(torch.cat([self.code_IZ, self.offset_I[:, None]], dim=1))
 
     @override
-    def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        (weight_BZ, bias_B, is_new_B), (code_IZ, offset_I) = state, rows
+    def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
+        (weight_BZ, bias_B, is_new_B), (code_IZ, offset_I) = users, rows
         output = weight_BZ @ code_IZ.T + bias_B[:, None] + is_new_B[:, None] * offset_I
         return _scaled(output, self.config, self.levels)
-
-    @override
-    def opinion(self, output: Tensor) -> Opinion:
-        return Opinion(output)
 
 
 def _scaled(output: Tensor, config: AutoRecConfig, levels: tuple[float, ...]) -> Tensor:

@@ -15,17 +15,23 @@ from typing_extensions import override
 
 from distrib.batch import Batch, level_index
 from distrib.config import Config
-from distrib.models.base import ItemVectors, Model, Odds, Opinion, Rows, State, Traits, parameter
-from distrib.models.layers import cell_products, history_sum, log_odds, opinion_of
+from distrib.models.base import ItemRows, Model, ModelSpec, UserState
+from distrib.models.capabilities import InteractionHead, ItemVectors
+from distrib.models.layers import history_sum, pair_products
+from distrib.models.outputs import ClassOutput
 from distrib.objectives import RatingClassesConfig
-from distrib.rng import Noise
+from distrib.parameters import Role, parameter, with_role
+from distrib.rng import CounterRng
 from distrib.vocabulary import Catalogue, IntArray
 
-_CORRUPTION = 1  # stream of noise
+_CORRUPTION = 1  # random stream
 _PRIOR_USERS = 10.0
 _MLP_WIDTH = 8
 _LEAK = 0.1
 _SLOPE = 2.0  # norm of the levels' places on the scale, at the start
+
+_ENCODER, _DECODER = Role(encoder=True, decayed=True), Role(decoder=True, decayed=True)
+_TABLE, _SHARED = Role(decoder=True), Role(shared=True)
 
 
 class Conv4RecConfig(Config):
@@ -33,7 +39,7 @@ class Conv4RecConfig(Config):
 
     name: Literal["conv4rec"] = "conv4rec"
 
-    traits: ClassVar[Traits] = Traits("outcomes", RatingClassesConfig())
+    spec: ClassVar[ModelSpec] = ModelSpec("rating_classes", RatingClassesConfig())
 
     latent_width: PositiveInt = 200
     """Dimensions of the code, r in the paper; low underfits, high needs more ratings."""
@@ -95,23 +101,26 @@ class Conv4Rec(Model):
         super().__init__()
         self.config = config
         self.levels = catalogue.levels
+        self.output = ClassOutput(self.levels)
         num_levels, item_count = len(self.levels), catalogue.item_count
-        num_outcomes = num_levels + 1
-        self.channels = _convolution(config, num_outcomes) if config.encoder == "conv" else None
+        num_classes = num_levels + 1
+        self.channels = _convolution(config, num_classes) if config.encoder == "conv" else None
         channels = config.channel_width if config.encoder == "conv" else num_levels
         is_ordinal = config.decoder == "ordinal"
         self.rating_width = config.rating_width if is_ordinal else 0
         latent = config.latent_width + self.rating_width
-        self.input_IDZ = parameter(item_count, channels, latent)
+        self.input_IDZ = parameter(item_count, channels, latent, role=_ENCODER)
         self.input_bias_Z = parameter(latent)
-        width = {"linear": num_outcomes, "mlp": _MLP_WIDTH, "ordinal": 1}[config.decoder]
-        self.output_IDZ = parameter(item_count, width, config.latent_width)
+        width = {"linear": num_classes, "mlp": _MLP_WIDTH, "ordinal": 1}[config.decoder]
+        self.output_IDZ = parameter(item_count, width, config.latent_width, role=_DECODER)
         read = self.rating_width or config.latent_width
-        self.rating_IZ = parameter(item_count, read) if is_ordinal else None
-        self.slope_L = parameter(num_levels) if is_ordinal else None
-        self.output_bias_ID = parameter(item_count, width) if config.decoder == "mlp" else None
-        self.head = _mlp_head(num_outcomes) if config.decoder == "mlp" else None
-        self.prior_IC = parameter(item_count, num_outcomes)
+        self.rating_IZ = parameter(item_count, read, role=_DECODER) if is_ordinal else None
+        self.slope_L = parameter(num_levels, role=_SHARED) if is_ordinal else None
+        self.output_bias_ID = self.head = None
+        if config.decoder == "mlp":
+            self.output_bias_ID = parameter(item_count, width, role=_TABLE)
+            self.head = _mlp_head(num_classes)
+        self.prior_IC = parameter(item_count, num_classes, role=_TABLE)
         self._initialise(catalogue)
 
     def _initialise(self, catalogue: Catalogue) -> None:
@@ -134,11 +143,11 @@ class Conv4Rec(Model):
             self.prior_IC.copy_(prior_IC)
 
     @override
-    def encode(self, batch: Batch, noise: Noise | None = None) -> Conv4RecState:
+    def encode(self, batch: Batch, rng: CounterRng | None = None) -> Conv4RecState:
         """Sum the rated items' contributions, shared convolution first."""
         read, length_B = batch, batch.length_B
-        if noise is not None and self.config.corruption > 0.0:
-            draw_N = noise.uniform(_CORRUPTION, batch.user_B[batch.row_N], batch.item_N)
+        if rng is not None and self.config.corruption > 0.0:
+            draw_N = rng.uniform(_CORRUPTION, batch.user_B[batch.row_N], batch.item_N)
             read = batch.keep(draw_N >= self.config.corruption)
         if self.config.scale == "visible":
             length_B = read.length_B
@@ -169,40 +178,28 @@ class Conv4Rec(Model):
         return history_sum(self.input_IDZ.flatten(0, 1), index_N, ones_N, read.pointer_P)
 
     @override
-    def input_tables(self) -> Rows:
-        return (self.input_IDZ,)
-
-    @override
-    def item_tables(self) -> Rows:
+    def item_tables(self) -> ItemRows:
         if self.rating_IZ is not None:
             return self.output_IDZ, self.prior_IC, self.rating_IZ
         if self.output_bias_ID is None:
             return self.output_IDZ, self.prior_IC
         return self.output_IDZ, self.prior_IC, self.output_bias_ID
 
-    @override
-    def shared_parameters(self) -> tuple[nn.Parameter, ...]:
-        if self.slope_L is not None:
-            return (self.slope_L,)
-        return () if self.head is None else tuple(self.head.parameters())
+    def user_embedding(self, users: UserState) -> Tensor:
+        return users[0] if self.slope_L is None else users[0][:, : self.config.latent_width]
 
-    @override
-    def embedding(self, state: State) -> Tensor:
-        return state[0] if self.slope_L is None else state[0][:, : self.config.latent_width]
-
-    @override
     def item_vectors(self) -> ItemVectors | None:
         if self.slope_L is None:
             return None
         return ItemVectors(self.output_IDZ[:, 0], -self.prior_IC[:, 0])
 
     @override
-    def decode_rows(self, state: State, rows: Rows) -> Tensor:
+    def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
         weight_IDZ, prior_IC = rows[:2]
         if self.slope_L is not None:
-            return self._ordinal(state[0], weight_IDZ[:, 0], prior_IC, rows[2])
+            return self._ordinal(users[0], weight_IDZ[:, 0], prior_IC, rows[2])
         # Outcomes first in memory: sums over them then run over whole planes of cells.
-        hidden_DBI = torch.matmul(state[0], weight_IDZ.permute(1, 2, 0))
+        hidden_DBI = torch.matmul(users[0], weight_IDZ.permute(1, 2, 0))
         if self.head is None:
             return (hidden_DBI + prior_IC.T[:, None, :]).permute(1, 2, 0)
         hidden_BID = hidden_DBI.permute(1, 2, 0) + rows[2]
@@ -212,59 +209,46 @@ class Conv4Rec(Model):
         self, code_BZ: Tensor, weight_IZ: Tensor, prior_IC: Tensor, rating_IZ: Tensor
     ) -> Tensor:
         """Decode both parts of all cells."""
-        odds_BI = self._odds((code_BZ,), (weight_IZ[:, None], prior_IC))
+        logit_BI = self._interaction_logits((code_BZ,), (weight_IZ[:, None], prior_IC))
         place_BI = self._rating_code(code_BZ) @ rating_IZ.T
         slope_L = cast("Tensor", self.slope_L)
         level_LBI = place_BI * slope_L[:, None, None] + prior_IC.T[1:, None, :]
-        level_LBI = odds_BI + torch.log_softmax(level_LBI, dim=0)
-        return torch.cat([torch.zeros_like(odds_BI)[None], level_LBI]).permute(1, 2, 0)
+        level_LBI = logit_BI + torch.log_softmax(level_LBI, dim=0)
+        return torch.cat([torch.zeros_like(logit_BI)[None], level_LBI]).permute(1, 2, 0)
 
-    def _odds(self, state: State, rows: Rows) -> Tensor:
+    def _interaction_logits(self, users: UserState, rows: ItemRows) -> Tensor:
         weight_IDZ, prior_IC = rows
-        code_BZ = state[0][:, : self.config.latent_width]
+        code_BZ = users[0][:, : self.config.latent_width]
         return torch.addmm(-prior_IC[:, 0], code_BZ, weight_IDZ[:, 0].T)
 
     def _rating_code(self, code_BZ: Tensor) -> Tensor:
         return code_BZ[:, self.config.latent_width :] if self.rating_width else code_BZ
 
-    @override
-    def odds(self) -> Odds | None:
+    def interaction_head(self) -> InteractionHead | None:
+        """Return log-odds and levels apart; see `HasInteractionHead`."""
         if self.slope_L is None:
             return None
-        return Odds((self.output_IDZ, self.prior_IC), self._odds)
+        tables = (self.output_IDZ, self.prior_IC)
+        return InteractionHead(tables, self._interaction_logits, self._rating_logits)
+
+    def _rating_logits(self, users: UserState, pairs: Batch) -> Tensor:
+        """Decode the levels of some pairs, ``[N, L]``."""
+        assert self.rating_IZ is not None
+        assert self.slope_L is not None
+        code_BZ = self._rating_code(users[0])
+        place_N = pair_products(code_BZ, self.rating_IZ, pairs.item_N, pairs.pointer_P)
+        return place_N[:, None] * self.slope_L + self.prior_IC[pairs.item_N, 1:]
 
     @override
-    def decode_levels(self, state: State, cells: Batch) -> Tensor:
-        if self.slope_L is None or self.rating_IZ is None:
-            return super().decode_levels(state, cells)
-        code_BZ = self._rating_code(state[0])
-        place_N = cell_products(code_BZ, self.rating_IZ, cells.item_N, cells.pointer_P)
-        return place_N[:, None] * self.slope_L + self.prior_IC[cells.item_N, 1:]
-
-    @override
-    def decode_cells(self, state: State, cells: Batch) -> Tensor:
+    def score_pairs(self, users: UserState, pairs: Batch) -> Tensor:
         if self.slope_L is None:
-            return super().decode_cells(state, cells)
-        code_BZ = state[0][:, : self.config.latent_width]
+            return super().score_pairs(users, pairs)
+        code_BZ = users[0][:, : self.config.latent_width]
         weight_IZ = self.output_IDZ[:, 0]
-        odds_N = cell_products(code_BZ, weight_IZ, cells.item_N, cells.pointer_P)
-        odds_N1 = (odds_N - self.prior_IC[cells.item_N, 0])[:, None]
-        level_NL = torch.log_softmax(self.decode_levels(state, cells), dim=-1)
-        return torch.cat([torch.zeros_like(odds_N1), odds_N1 + level_NL], dim=1)
-
-    @override
-    def ranking_score(self, output: Tensor) -> Tensor:
-        return log_odds(output)
-
-    @override
-    def opinion(self, output: Tensor) -> Opinion:
-        return opinion_of(output, self.levels)
-
-    @override
-    def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
-        if self.rating_IZ is not None:
-            return self.input_IDZ, self.output_IDZ, self.rating_IZ
-        return self.input_IDZ, self.output_IDZ
+        logit_N = pair_products(code_BZ, weight_IZ, pairs.item_N, pairs.pointer_P)
+        logit_N1 = (logit_N - self.prior_IC[pairs.item_N, 0])[:, None]
+        level_NL = torch.log_softmax(self._rating_logits(users, pairs), dim=-1)
+        return torch.cat([torch.zeros_like(logit_N1), logit_N1 + level_NL], dim=1)
 
 
 def log_frequencies(catalogue: Catalogue, prior_users: float = _PRIOR_USERS) -> np.ndarray:
@@ -288,9 +272,9 @@ def _outcome_counts(count_IL: IntArray, num_users: int) -> np.ndarray:
     return np.concatenate([none_I1, count_IL], axis=1).astype(np.float64)
 
 
-def _convolution(config: Conv4RecConfig, num_outcomes: int) -> nn.Sequential:
+def _convolution(config: Conv4RecConfig, num_classes: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(num_outcomes, config.channel_hidden_width),
+        nn.Linear(num_classes, config.channel_hidden_width),
         nn.LeakyReLU(_LEAK),
         nn.Linear(config.channel_hidden_width, config.channel_width),
         nn.LeakyReLU(_LEAK),
@@ -308,10 +292,13 @@ def _add_ramp(weight_HC: Tensor, place_L: Tensor) -> None:
     weight_HC[:half, 1:] += sign_H1 * ramp_L
 
 
-def _mlp_head(num_outcomes: int) -> nn.Sequential:
-    return nn.Sequential(
+def _mlp_head(num_classes: int) -> nn.Sequential:
+    head = nn.Sequential(
         nn.LeakyReLU(_LEAK),
         nn.Linear(_MLP_WIDTH, 2 * _MLP_WIDTH),
         nn.LeakyReLU(_LEAK),
-        nn.Linear(2 * _MLP_WIDTH, num_outcomes),
+        nn.Linear(2 * _MLP_WIDTH, num_classes),
     )
+    for weight in head.parameters():
+        with_role(weight, _SHARED)
+    return head

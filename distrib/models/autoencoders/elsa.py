@@ -14,11 +14,15 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.models.base import ItemVectors, Model, Rows, State, Traits, parameter
+from distrib.models.base import ItemRows, Model, ModelSpec, UserState
+from distrib.models.capabilities import ItemVectors
 from distrib.models.layers import history_sum
 from distrib.objectives import CosineConfig
-from distrib.rng import Noise
+from distrib.parameters import Role, parameter
+from distrib.rng import CounterRng
 from distrib.vocabulary import Catalogue
+
+_TIED = Role(encoder=True, decoder=True, decayed=True)
 
 
 class ElsaConfig(Config):
@@ -26,7 +30,7 @@ class ElsaConfig(Config):
 
     name: Literal["elsa"] = "elsa"
 
-    traits: ClassVar[Traits] = Traits("scores", CosineConfig())
+    spec: ClassVar[ModelSpec] = ModelSpec("scores", CosineConfig(), is_tied=True)
 
     latent_width: PositiveInt = 256
     """Columns of the item matrix; the authors' ML-20M runs have 800."""
@@ -52,41 +56,31 @@ class Elsa(Model):
 
     def __init__(self, config: ElsaConfig, item_count: int) -> None:
         super().__init__()
-        self.item_IZ = parameter(item_count, config.latent_width)
+        self.item_IZ = parameter(item_count, config.latent_width, role=_TIED)
         nn.init.xavier_uniform_(self.item_IZ)
 
     @override
-    def encode(self, batch: Batch, noise: Noise | None = None) -> ElsaState:
+    def encode(self, batch: Batch, rng: CounterRng | None = None) -> ElsaState:
         """Sum the unit rows of the history."""
         ones_N = torch.ones_like(batch.value_N)
         unit_IZ = F.normalize(self.item_IZ, dim=-1)
         return ElsaState(history_sum(unit_IZ, batch.item_N, ones_N, batch.pointer_P))
 
-    @override
-    def tied_gram(self) -> Tensor:
+    def item_gram(self) -> Tensor:
+        """Multiply the unit rows; see `TiedLinear`."""
         unit_IZ = F.normalize(self.item_IZ.float(), dim=-1)
         return unit_IZ.T @ unit_IZ
 
     @override
-    def input_tables(self) -> Rows:
+    def item_tables(self) -> ItemRows:
         return (self.item_IZ,)
 
-    @override
-    def item_tables(self) -> Rows:
-        return (self.item_IZ,)
+    def user_embedding(self, users: UserState) -> Tensor:
+        return users[0]
 
-    @override
-    def embedding(self, state: State) -> Tensor:
-        return state[0]
-
-    @override
     def item_vectors(self) -> ItemVectors:
         return ItemVectors(F.normalize(self.item_IZ, dim=-1))
 
     @override
-    def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        return state[0] @ F.normalize(rows[0], dim=-1).T
-
-    @override
-    def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
-        return (self.item_IZ,)
+    def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
+        return users[0] @ F.normalize(rows[0], dim=-1).T

@@ -15,20 +15,16 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.models.base import ItemVectors, Model, Opinion, Rows, State, Traits, parameter
-from distrib.models.layers import (
-    history_sum,
-    item_mean,
-    linear,
-    linear_cells,
-    normal_sample,
-    unit_reading,
-)
+from distrib.models.base import ItemRows, Model, ModelSpec, UserState
+from distrib.models.layers import LinearDecoder, history_sum, item_mean, normal_sample, unit_input
+from distrib.models.outputs import RatingOutput
 from distrib.objectives import MultinomialConfig, SquaredErrorConfig
-from distrib.rng import Noise
+from distrib.parameters import Role, parameter, with_role
+from distrib.rng import CounterRng
 from distrib.vocabulary import Catalogue
 
-_DROPOUT, _SAMPLE = 1, 2  # streams of noise
+_DROPOUT, _SAMPLE = 1, 2  # random streams
+_ENCODER, _DECODER = Role(encoder=True, decayed=True), Role(decoder=True, decayed=True)
 
 Reads = Literal["interactions", "ratings"]
 
@@ -51,9 +47,9 @@ class MultVaeConfig(Config):
     """Share of the history that is hidden from the encoder in training."""
 
     @property
-    def traits(self) -> Traits:
+    def spec(self) -> ModelSpec:
         """What the pipeline must know."""
-        return _TRAITS[self.reads]
+        return _SPECS[self.reads]
 
     def build(self, catalogue: Catalogue) -> "MultVae":
         """Make an untrained model for the catalogue."""
@@ -75,18 +71,18 @@ class MultDaeConfig(Config):
     """Share of the history that is hidden from the encoder in training."""
 
     @property
-    def traits(self) -> Traits:
+    def spec(self) -> ModelSpec:
         """What the pipeline must know."""
-        return _TRAITS[self.reads]
+        return _SPECS[self.reads]
 
     def build(self, catalogue: Catalogue) -> "MultDae":
         """Make an untrained model for the catalogue."""
         return MultDae(self, catalogue)
 
 
-_TRAITS = {
-    "interactions": Traits("scores", MultinomialConfig()),
-    "ratings": Traits("ratings", SquaredErrorConfig()),
+_SPECS = {
+    "interactions": ModelSpec("scores", MultinomialConfig()),
+    "ratings": ModelSpec("ratings", SquaredErrorConfig()),
 }
 
 
@@ -98,7 +94,7 @@ class MultVaeState(NamedTuple):
     log_variance_BZ: Tensor
 
 
-class MultVae(Model):
+class MultVae(LinearDecoder, Model):
     """Encoder I-H-2Z, decoder Z-H-I, tanh between, logits out.
 
     Differs from the source: noise and dropout come from counters of (seed, epoch, user, item), so
@@ -110,67 +106,40 @@ class MultVae(Model):
         self.config = config
         item_count = catalogue.item_count
         hidden, latent = config.hidden_width, config.latent_width
-        self.input_IH = parameter(item_count, hidden)
+        self.input_IH = parameter(item_count, hidden, role=_ENCODER)
         self.input_bias_H = parameter(hidden)
         self.to_code = nn.Linear(hidden, 2 * latent)
         self.from_code = nn.Linear(latent, hidden)
-        self.output_IH = parameter(item_count, hidden)
-        self.output_bias_I = parameter(item_count)
+        for weight in (self.to_code.weight, self.from_code.weight):
+            with_role(cast("nn.Parameter", weight), Role(decayed=True))
+        self.output_IH = parameter(item_count, hidden, role=_DECODER)
+        self.output_bias_I = parameter(item_count, role=Role(decoder=True))
         _initialise(
             (self.input_IH, self.to_code.weight, self.from_code.weight, self.output_IH),
             (self.input_bias_H, self.to_code.bias, self.from_code.bias, self.output_bias_I),
         )
         if config.reads == "ratings":
+            self.output = RatingOutput()
             self.output_bias_I.data.copy_(item_mean(catalogue))
 
     @override
-    def encode(self, batch: Batch, noise: Noise | None = None) -> MultVaeState:
+    def encode(self, batch: Batch, rng: CounterRng | None = None) -> MultVaeState:
         """Normalise to unit length, drop items, encode; sample the code where there is noise."""
-        hidden_BH = _read(self.input_IH, batch, self.config, noise)
+        hidden_BH = _read(self.input_IH, batch, self.config, rng)
         code = self.to_code(torch.tanh(hidden_BH + self.input_bias_H))
         mean_BZ, log_variance_BZ = code.chunk(2, dim=-1)
         code_BZ = mean_BZ
-        if noise is not None:
-            code_BZ = normal_sample(mean_BZ, log_variance_BZ, batch, noise, _SAMPLE)
+        if rng is not None:
+            code_BZ = normal_sample(mean_BZ, log_variance_BZ, batch, rng, _SAMPLE)
         return MultVaeState(torch.tanh(self.from_code(code_BZ)), mean_BZ, log_variance_BZ)
 
     @override
-    def input_tables(self) -> Rows:
-        return (self.input_IH,)
-
-    @override
-    def item_tables(self) -> Rows:
+    def item_tables(self) -> ItemRows:
         return self.output_IH, self.output_bias_I
 
-    @override
-    def embedding(self, state: State) -> Tensor:
-        return state[0]
-
-    @override
-    def item_vectors(self) -> ItemVectors:
-        return ItemVectors(*self.item_tables())
-
-    @override
-    def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        return linear(state[0], rows)
-
-    @override
-    def decode_cells(self, state: State, cells: Batch) -> Tensor:
-        return linear_cells(state[0], self.item_tables(), cells)
-
-    @override
-    def opinion(self, output: Tensor) -> Opinion | None:
-        return Opinion(output) if self.config.reads == "ratings" else None
-
-    @override
-    def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
-        weights = (self.input_IH, self.to_code.weight, self.from_code.weight, self.output_IH)
-        return cast("tuple[nn.Parameter, ...]", weights)
-
-    @override
-    def divergence(self, state: State) -> Tensor:
+    def kl(self, users: UserState) -> Tensor:
         """KL(q(z|x) || N(0, 1)), section 2.2 of the paper."""
-        mean_BZ, log_variance_BZ = state[1].float(), state[2].float()
+        mean_BZ, log_variance_BZ = users[1].float(), users[2].float()
         term_BZ = log_variance_BZ.exp() + mean_BZ**2 - 1.0 - log_variance_BZ
         return 0.5 * term_BZ.sum(-1)
 
@@ -181,7 +150,7 @@ class MultDaeState(NamedTuple):
     code_BZ: Tensor
 
 
-class MultDae(Model):
+class MultDae(LinearDecoder, Model):
     """Encoder I-Z with tanh, decoder Z-I; the code is no distribution.
 
     The paper's L2 penalty, 0.01 / 500 times the squared weights in each update of 500 users, is
@@ -192,51 +161,24 @@ class MultDae(Model):
         super().__init__()
         self.config = config
         item_count, latent = catalogue.item_count, config.latent_width
-        self.input_IZ = parameter(item_count, latent)
+        self.input_IZ = parameter(item_count, latent, role=_ENCODER)
         self.input_bias_Z = parameter(latent)
-        self.output_IZ = parameter(item_count, latent)
-        self.output_bias_I = parameter(item_count)
+        self.output_IZ = parameter(item_count, latent, role=_DECODER)
+        self.output_bias_I = parameter(item_count, role=Role(decoder=True))
         _initialise((self.input_IZ, self.output_IZ), (self.input_bias_Z, self.output_bias_I))
         if config.reads == "ratings":
+            self.output = RatingOutput()
             self.output_bias_I.data.copy_(item_mean(catalogue))
 
     @override
-    def encode(self, batch: Batch, noise: Noise | None = None) -> MultDaeState:
+    def encode(self, batch: Batch, rng: CounterRng | None = None) -> MultDaeState:
         """Normalise to unit length, drop items, encode."""
-        sum_BZ = _read(self.input_IZ, batch, self.config, noise)
+        sum_BZ = _read(self.input_IZ, batch, self.config, rng)
         return MultDaeState(torch.tanh(sum_BZ + self.input_bias_Z))
 
     @override
-    def input_tables(self) -> Rows:
-        return (self.input_IZ,)
-
-    @override
-    def item_tables(self) -> Rows:
+    def item_tables(self) -> ItemRows:
         return self.output_IZ, self.output_bias_I
-
-    @override
-    def embedding(self, state: State) -> Tensor:
-        return state[0]
-
-    @override
-    def item_vectors(self) -> ItemVectors:
-        return ItemVectors(*self.item_tables())
-
-    @override
-    def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        return linear(state[0], rows)
-
-    @override
-    def decode_cells(self, state: State, cells: Batch) -> Tensor:
-        return linear_cells(state[0], self.item_tables(), cells)
-
-    @override
-    def opinion(self, output: Tensor) -> Opinion | None:
-        return Opinion(output) if self.config.reads == "ratings" else None
-
-    @override
-    def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
-        return self.input_IZ, self.output_IZ
 
 
 def _initialise(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
@@ -247,13 +189,13 @@ def _initialise(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
 
 
 def _read(
-    table_IH: Tensor, batch: Batch, config: MultVaeConfig | MultDaeConfig, noise: Noise | None
+    table_IH: Tensor, batch: Batch, config: MultVaeConfig | MultDaeConfig, rng: CounterRng | None
 ) -> Tensor:
-    read, weight_N = unit_reading(
+    read, weight_N = unit_input(
         batch,
         by_value=config.reads == "ratings",
         dropout=config.input_dropout,
-        noise=noise,
+        rng=rng,
         stream=_DROPOUT,
     )
     return history_sum(table_IH, read.item_N, weight_N, read.pointer_P)

@@ -16,10 +16,11 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.models.base import ItemVectors, Model, Rows, State, Traits, parameter
-from distrib.models.layers import history_sum, linear, normal_sample, unit_reading
+from distrib.models.base import ItemRows, Model, ModelSpec, UserState
+from distrib.models.layers import LinearDecoder, history_sum, normal_sample, unit_input
 from distrib.objectives import MultinomialConfig
-from distrib.rng import Noise
+from distrib.parameters import Role, parameter, with_role
+from distrib.rng import CounterRng
 from distrib.vocabulary import Catalogue
 
 _DROPOUT, _SAMPLE = 1, 2  # streams of noise
@@ -34,7 +35,7 @@ class RecVaeConfig(Config):
 
     name: Literal["rec_vae"] = "rec_vae"
 
-    traits: ClassVar[Traits] = Traits(
+    spec: ClassVar[ModelSpec] = ModelSpec(
         "scores", MultinomialConfig(divergence_cap=1.0, anneal_steps=0)
     )
 
@@ -66,19 +67,19 @@ class RecVaeState(NamedTuple):
     """Users as RecVAE sees them."""
 
     code_BZ: Tensor
-    divergence_B: Tensor
+    kl_B: Tensor
     """Weighted, nats; 0 outside training."""
 
 
-class RecVae(Model):
+class RecVae(LinearDecoder, Model):
     """Five densely connected blocks to a Gaussian code; one linear layer back.
 
     The prior of each dimension of the code is a mixture of a standard normal, the posterior that
     the encoder gave after the turn before, and a wide normal. Encoder and decoder are trained in
     turns, each by an optimizer state of its own; the decoder without dropout, on sampled codes.
 
-    Differs from the source: noise comes from counters (`Noise`); the ``wsdm`` branch keeps the old
-    posterior of each training user, equal to that of the old encoder, which stands here for both;
+    Differs from the source: noise comes from counters (`CounterRng`); the ``wsdm`` branch keeps the
+    old posterior of each training user, equal to that of the old encoder, used here for both;
     what is not trained in a turn gets no gradient.
     """
 
@@ -86,27 +87,25 @@ class RecVae(Model):
         super().__init__()
         self.config = config
         self.encoder = _Encoder(item_count, config)
-        self.output_IZ = parameter(item_count, config.latent_width)
-        self.output_bias_I = nn.Parameter(torch.zeros(item_count))
+        self.output_IZ = parameter(item_count, config.latent_width, role=Role(decoder=True))
+        self.output_bias_I = with_role(nn.Parameter(torch.zeros(item_count)), Role(decoder=True))
         nn.init.kaiming_uniform_(self.output_IZ, a=math.sqrt(5))  # as torch's linear layers
         self.old = _without_parameters(_Encoder(item_count, config))
-        self.part = "encoder"
+        self.phase = "encoder"
 
-    @override
-    def parts(self) -> dict[str, tuple[nn.Parameter, ...]]:
+    def phases(self) -> dict[str, tuple[nn.Parameter, ...]]:
+        """Return encoder and decoder; see `TrainsInPhases`."""
         return {
             "encoder": tuple(self.encoder.parameters()),
             "decoder": (self.output_IZ, self.output_bias_I),
         }
 
-    @override
     def begin_epoch(self, epoch: int) -> str:
         """Return whose turn it is."""
         turn = epoch % (self.config.encoder_epochs + 1)
-        self.part = "encoder" if turn < self.config.encoder_epochs else "decoder"
-        return self.part
+        self.phase = "encoder" if turn < self.config.encoder_epochs else "decoder"
+        return self.phase
 
-    @override
     def end_epoch(self, epoch: int) -> None:
         """After the encoder's turn, make it the old one."""
         if epoch % (self.config.encoder_epochs + 1) == self.config.encoder_epochs - 1:
@@ -115,51 +114,31 @@ class RecVae(Model):
                 buffer.copy_(fresh[name].detach())
 
     @override
-    def encode(self, batch: Batch, noise: Noise | None = None) -> RecVaeState:
+    def encode(self, batch: Batch, rng: CounterRng | None = None) -> RecVaeState:
         """Encode; in training, sample the code and measure its divergence from the prior."""
-        is_encoders_turn = self.part == "encoder"
+        is_encoders_turn = self.phase == "encoder"
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_encoders_turn):
             dropout = self.config.input_dropout if is_encoders_turn else 0.0
-            mean_BZ, log_variance_BZ = self.encoder(batch, dropout, noise)
-            if noise is None:
+            mean_BZ, log_variance_BZ = self.encoder(batch, dropout, rng)
+            if rng is None:
                 return RecVaeState(mean_BZ, mean_BZ.new_zeros(batch.num_users))
-            code_BZ = normal_sample(mean_BZ, log_variance_BZ, batch, noise, _SAMPLE)
+            code_BZ = normal_sample(mean_BZ, log_variance_BZ, batch, rng, _SAMPLE)
             with torch.no_grad():
                 old = self.old(batch, 0.0, None)
             new = (mean_BZ, log_variance_BZ)
             weight_B = self.config.divergence_scale * batch.length_B
-            return RecVaeState(code_BZ, weight_B * divergence(code_BZ, new, old))
+            return RecVaeState(code_BZ, weight_B * kl_estimate(code_BZ, new, old))
+
+    def kl(self, users: UserState) -> Tensor:
+        """Return what `encode` measured; see `Variational`."""
+        return users[1]
 
     @override
-    def divergence(self, state: State) -> Tensor:
-        return state[1]
-
-    @override
-    def input_tables(self) -> Rows:
-        return (self.encoder.first_IH,)
-
-    @override
-    def item_tables(self) -> Rows:
+    def item_tables(self) -> ItemRows:
         return self.output_IZ, self.output_bias_I
 
-    @override
-    def trains_items(self) -> bool:
-        return self.part == "decoder"
 
-    @override
-    def embedding(self, state: State) -> Tensor:
-        return state[0]
-
-    @override
-    def item_vectors(self) -> ItemVectors:
-        return ItemVectors(*self.item_tables())
-
-    @override
-    def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        return linear(state[0], rows)
-
-
-def divergence(code_BZ: Tensor, new: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor]) -> Tensor:
+def kl_estimate(code_BZ: Tensor, new: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor]) -> Tensor:
     """Estimate KL(q || composite prior) from one sample, nats, ``[B]``; may be negative.
 
     Source: RecVAE, eq. 8 and 9, and the authors' code: the mixture is one of each dimension, added
@@ -196,7 +175,7 @@ class _Encoder(nn.Module):
         super().__init__()
         hidden = config.hidden_width
         epsilon = _EPSILON[config.variant]
-        self.first_IH = parameter(item_count, hidden)
+        self.first_IH = parameter(item_count, hidden, role=Role(encoder=True))
         self.first_bias_H = parameter(hidden)
         bound = item_count**-0.5  # as torch's linear layers
         nn.init.uniform_(self.first_IH, -bound, bound)
@@ -207,10 +186,12 @@ class _Encoder(nn.Module):
         self.to_log_variance = nn.Linear(hidden, config.latent_width)
 
     @override
-    def forward(self, batch: Batch, dropout: float, noise: Noise | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: Batch, dropout: float, rng: CounterRng | None
+    ) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of each user's posterior."""
-        read, weight_N = unit_reading(
-            batch, by_value=False, dropout=dropout, noise=noise, stream=_DROPOUT
+        read, weight_N = unit_input(
+            batch, by_value=False, dropout=dropout, rng=rng, stream=_DROPOUT
         )
         sum_BH = history_sum(self.first_IH, read.item_N, weight_N, read.pointer_P)
         hidden_BH = self.norms[0](F.silu(sum_BH + self.first_bias_H))

@@ -8,23 +8,31 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeInt, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.models.autoencoders.vae_bmf_encoder import PRIOR_RATINGS, Codes, Encoder, Posterior
-from distrib.models.base import ItemVectors, Model, Opinion, Rows, State, Traits
-from distrib.models.layers import cell_products, item_mean
+from distrib.models.autoencoders.vae_bmf_encoder import (
+    PRIOR_RATINGS,
+    Encoder,
+    EncoderShape,
+    LatentFactors,
+    Posterior,
+)
+from distrib.models.base import ItemRows, Model, ModelSpec, UserState
+from distrib.models.capabilities import ItemVectors
+from distrib.models.layers import item_mean, pair_products
+from distrib.models.outputs import RatingOutput
 from distrib.objectives import SquaredErrorConfig
-from distrib.rng import Noise
-from distrib.tiles import Block, Read, Side, Transposed
+from distrib.rng import CounterRng
+from distrib.tiles import Side, Tile, TrainInput, Transposed
 from distrib.vocabulary import Catalogue
 
 _SAMPLE_USERS, _SAMPLE_ITEMS, _FEED_USERS, _FEED_ITEMS = 1, 2, 3, 4  # streams of noise
 _DROP_USERS, _DROP_ITEMS = 5, 6
 _STEP_BITS = 36  # beyond the numbers of rows, so that row and step make one counter
-_REMEDY = (
+_DIVERGENCE_ADVICE = (
     "set model.attention_norm to softmax or linear_safe: linear is the normalisation as printed, "
     "whose denominators, sums of numbers of either sign, cross 0"
 )
@@ -90,12 +98,14 @@ class VaeBmfConfig(Config):
     """Whether encoders give each row a bias, too, which ratings add up; ours."""
 
     @property
-    def traits(self) -> Traits:
+    def spec(self) -> ModelSpec:
         """What the pipeline must know."""
         objective = SquaredErrorConfig(divergence_cap=1.0)
         is_literal = self.attention != "none" and self.attention_norm == "linear"
-        remedy = _REMEDY if is_literal else ""
-        return Traits("ratings", objective, rows="both", encodes_items=True, remedy=remedy)
+        advice = _DIVERGENCE_ADVICE if is_literal else ""
+        return ModelSpec(
+            "ratings", objective, "two_sided", encodes_items=True, divergence_advice=advice
+        )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "VaeBmfConfig":
@@ -148,11 +158,11 @@ class VaeBmfConfig(Config):
 class VaeBmfState(NamedTuple):
     """Users; in training also the items that they meet, and samples in place of means."""
 
-    users: Codes
+    users: LatentFactors
     items: Any = None
     """Those of a block; None for those of `VaeBmf.item_tables`."""
 
-    divergence_B: Tensor | None = None
+    kl_B: Tensor | None = None
     """Weighted, nats, of users and items; only in training."""
 
     transposed: Transposed | None = None
@@ -184,17 +194,19 @@ class VaeBmf(Model):
     def __init__(self, config: VaeBmfConfig, catalogue: Catalogue, *, is_trained: bool) -> None:
         super().__init__()
         self.config = config
+        self.output = RatingOutput()
         width, num_items = config.latent_width, catalogue.item_count
         means_I = item_mean(catalogue, PRIOR_RATINGS)
         if config.centring == "none":
             means_I = torch.zeros_like(means_I)
         count_L = torch.from_numpy(catalogue.train_count_IL.sum(0)).double()
         mean = float(count_L @ torch.tensor(catalogue.levels).double() / count_L.sum().clamp(min=1))
-        numbers = catalogue.user_numbers
+        numbers = catalogue.user_index_size
         is_rated_I = torch.from_numpy(catalogue.train_count_IL.sum(1) > 0)
         everyone = torch.zeros(numbers), torch.ones(numbers)
-        self.users = Encoder(config, means_I, is_rated_I, 0.0, is_trained=is_trained)
-        self.items = Encoder(config, *everyone, mean, is_trained=is_trained)
+        shape = EncoderShape.of(config)
+        self.users = Encoder(shape, means_I, is_rated_I, 0.0, is_trained=is_trained)
+        self.items = Encoder(shape, *everyone, mean, is_trained=is_trained)
         self.register_buffer("mean_IZ", torch.zeros(num_items, width))
         self.register_buffer("variance_IZ", torch.ones(num_items, width))
         self.register_buffer("offset_I", means_I.clone())
@@ -203,13 +215,15 @@ class VaeBmf(Model):
         self.offset_I: Tensor
 
     @override
-    def encode(self, batch: Read, noise: Noise | None = None) -> Any:
+    def encode(self, batch: TrainInput, rng: CounterRng | None = None) -> Any:
         """Encode users; of a block also the items, both as samples in training."""
-        if isinstance(batch, Block):
-            assert noise is not None  # blocks are for training only
-            return self._block_state(batch, noise)
+        if isinstance(batch, Tile):
+            assert rng is not None  # blocks are for training only
+            return self._block_state(batch, rng)
         found = self.encode_users(batch)
-        return VaeBmfState(Codes(found.mean_BZ, found.log_variance_BZ.exp(), found.offset_B))
+        return VaeBmfState(
+            LatentFactors(found.mean_BZ, found.log_variance_BZ.exp(), found.offset_B)
+        )
 
     def encode_users(self, batch: Batch) -> Posterior:
         """Return the posteriors of users from their ratings alone, known or not.
@@ -239,7 +253,7 @@ class VaeBmf(Model):
         self.variance_IZ = torch.cat([self.variance_IZ, found.log_variance_BZ.exp()])
         self.offset_I = torch.cat([self.offset_I, found.offset_B])
 
-    def _block_state(self, block: Block, noise: Noise) -> VaeBmfState:
+    def _block_state(self, block: Tile, rng: CounterRng) -> VaeBmfState:
         config, step_1 = self.config, block.step_1
         sides = (
             (self.users, block.users, (_SAMPLE_USERS, _DROP_USERS), config.user_divergence),
@@ -247,138 +261,129 @@ class VaeBmf(Model):
         )
         is_unbiased = config.divergence_count == "unbiased"
         found: list[Any] = []
-        divergences = []
+        kls = []
         for encoder, side, (sample, drop), weight in sides:
             if side is None:
                 found.append(None)
                 continue
-            posterior = encoder(side, self._kept(side.batch, noise, drop, step_1))
-            shown = self._shown(posterior, side.batch, noise, sample, step_1)
-            found.append(Codes(*shown, posterior.offset_B))
+            posterior = encoder(side, self._kept(side.batch, rng, drop, step_1))
+            shown = self._shown(posterior, side.batch, rng, sample, step_1)
+            found.append(LatentFactors(*shown, posterior.offset_B))
             scale_B = weight * side.share_1 / (side.repeats_B if is_unbiased else 1.0)
-            divergences.append(scale_B * _divergence(posterior))
+            kls.append(scale_B * _kl(posterior))
         users, items = found
         if users is None:  # items in turn, against the last codes of users
             users, items = items, self.items.last_codes()
         elif items is None:
             items = self.users.last_codes()
-        return VaeBmfState(users, items, torch.cat(divergences), block.transposed)
+        return VaeBmfState(users, items, torch.cat(kls), block.transposed)
 
-    def _kept(self, batch: Batch, noise: Noise, stream: int, step_1: Tensor) -> Tensor | None:
+    def _kept(self, batch: Batch, rng: CounterRng, stream: int, step_1: Tensor) -> Tensor | None:
         """Return the weight that each interaction is read with; None for 1."""
         keep = 1.0 - self.config.input_dropout
         if keep == 1.0:
             return None
         place_B = batch.user_B + (step_1 << _STEP_BITS)
-        draw_N = noise.uniform(stream, place_B[batch.row_N], batch.item_N)
+        draw_N = rng.uniform(stream, place_B[batch.row_N], batch.item_N)
         return (draw_N < keep).to(batch.value_N.dtype) / keep
 
     def _shown(
-        self, posterior: Posterior, batch: Batch, noise: Noise, stream: int, step_1: Tensor
+        self, posterior: Posterior, batch: Batch, rng: CounterRng, stream: int, step_1: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Return codes and, unless they are samples, variances."""
         if self.config.likelihood == "analytic":
             return posterior.mean_BZ, posterior.log_variance_BZ.exp()
-        return drawn(posterior, batch.user_B, noise, stream, step_1), None
+        return drawn(posterior, batch.user_B, rng, stream, step_1), None
+
+    def kl(self, users: UserState) -> Tensor | None:
+        """Return what `encode` measured of a tile; see `Variational`."""
+        return _of(users).kl_B
 
     @override
-    def divergence(self, state: State) -> Tensor | None:
-        return _of(state).divergence_B
-
-    @override
-    def item_tables(self) -> Rows:
+    def item_tables(self) -> ItemRows:
         return self.mean_IZ, self.variance_IZ, self.offset_I
 
-    @override
-    def embedding(self, state: State) -> Tensor:
-        return _of(state).users.code_BZ
+    def user_embedding(self, users: UserState) -> Tensor:
+        return _of(users).users.latent_BZ
 
-    @override
     def item_vectors(self) -> ItemVectors:
         return ItemVectors(self.mean_IZ, self.offset_I)
 
     @override
-    def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        users = _of(state).users
-        return users.code_BZ @ rows[0].T + users.offset_B[:, None] + rows[2]
+    def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
+        known = _of(users).users
+        return known.latent_BZ @ rows[0].T + known.offset_B[:, None] + rows[2]
 
     @override
-    def decode_cells(self, state: State, cells: Batch) -> Tensor:
-        users, items, *_, transposed = self._met(state)
-        product_N = cell_products(
-            users.code_BZ, items.code_BZ, cells.item_N, cells.pointer_P, transposed
+    def score_pairs(self, users: UserState, pairs: Batch) -> Tensor:
+        known, items, *_, transposed = self._with_items(users)
+        product_N = pair_products(
+            known.latent_BZ, items.latent_BZ, pairs.item_N, pairs.pointer_P, transposed
         )
-        offset_N: Tensor = users.offset_B[cells.row_N] + items.offset_B[cells.item_N]
+        offset_N: Tensor = known.offset_B[pairs.row_N] + items.offset_B[pairs.item_N]
         return product_N + offset_N
 
-    @override
-    def variance_cells(self, state: State, cells: Batch) -> Tensor | None:
-        """Return the variance of products of independent normal codes; see `Model`."""
-        users, items, *_, transposed = self._met(state)
-        if users.variance_BZ is None:
+    def pair_variance(self, users: UserState, pairs: Batch) -> Tensor | None:
+        """Return the variance of products of independent normal latents; see `Uncertain`.
+
+        Var(u v) = Var(u) (Var(v) + E(v)^2) + E(u)^2 Var(v) in each dimension.
+        """
+        known, items, *_, transposed = self._with_items(users)
+        if known.variance_BZ is None:
             return None
-        left_BZ, right_JZ = users.variance_BZ, items.code_BZ.square()
+        left_BZ, right_JZ = known.variance_BZ, items.latent_BZ.square()
         if items.variance_BZ is not None:
-            left_BZ = torch.cat([left_BZ + users.code_BZ.square(), left_BZ], dim=1)
+            left_BZ = torch.cat([left_BZ + known.latent_BZ.square(), left_BZ], dim=1)
             right_JZ = torch.cat([items.variance_BZ, right_JZ], dim=1)
-        return cell_products(left_BZ, right_JZ, cells.item_N, cells.pointer_P, transposed)
+        return pair_products(left_BZ, right_JZ, pairs.item_N, pairs.pointer_P, transposed)
 
-    def _met(self, state: State) -> VaeBmfState:
+    def _with_items(self, users: UserState) -> VaeBmfState:
         """Return the state with its items."""
-        found = _of(state)
-        return found if found.items else found._replace(items=Codes(*self.item_tables()))
+        found = _of(users)
+        return found if found.items else found._replace(items=LatentFactors(*self.item_tables()))
 
-    @override
-    def opinion(self, output: Tensor) -> Opinion:
-        return Opinion(output)
-
-    @override
-    def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
-        return self.users.tables() + self.items.tables()
-
-    @override
-    def folded_parameters(self) -> tuple[nn.Parameter, ...]:
-        return tuple(p for side in (self.users, self.items) for p in side.deltas())
-
-    @override
     def end_epoch(self, epoch: int) -> None:
         """Add what was learned for the codes of this pass to the latent branches' matrices."""
         del epoch
         self.users.fold()
         self.items.fold()
 
-    def feed_codes(self, users: Posterior, items: Posterior, noise: Noise) -> None:
+    def feed_codes(self, users: Posterior, items: Posterior, rng: CounterRng) -> None:
         """Draw codes of all rows and let both sides read them from now on.
 
         Args:
             users: Posteriors by number, NaN for numbers that nobody trains on.
             items: Posteriors by position, NaN for items without a training rating.
-            noise: Of the pass.
+            rng: Of the pass.
         """
         for encoder, posterior, stream in (
             (self.users, items, _FEED_ITEMS),
             (self.items, users, _FEED_USERS),
         ):
             number_I = torch.arange(len(posterior.offset_B), device=posterior.mean_BZ.device)
-            encoder.read(drawn(posterior, number_I, noise, stream), posterior.offset_B)
+            encoder.read(drawn(posterior, number_I, rng, stream), posterior.offset_B)
 
 
-def _of(state: State) -> VaeBmfState:
-    assert isinstance(state, VaeBmfState)
-    return state
+def _of(users: UserState) -> VaeBmfState:
+    assert isinstance(users, VaeBmfState)
+    return users
 
 
 def drawn(
-    posterior: Posterior, number_B: Tensor, noise: Noise, stream: int, step_1: Tensor | None = None
+    posterior: Posterior,
+    number_B: Tensor,
+    rng: CounterRng,
+    stream: int,
+    step_1: Tensor | None = None,
 ) -> Tensor:
     """Draw each row's code, by the reparametrisation trick, ``[B, Z]``."""
     mean_BZ, log_variance_BZ, _ = posterior
     counters = [number_B[:, None], torch.arange(mean_BZ.shape[1], device=mean_BZ.device)]
-    draw_BZ = noise.normal(stream, *counters, *([] if step_1 is None else [step_1]))
+    draw_BZ = rng.normal(stream, *counters, *([] if step_1 is None else [step_1]))
     return mean_BZ + torch.exp(0.5 * log_variance_BZ) * draw_BZ.to(mean_BZ.dtype)
 
 
-def _divergence(posterior: Posterior) -> Tensor:
+def _kl(posterior: Posterior) -> Tensor:
     """Return KL(posterior || N(0, I)) of each row, nats."""
     mean_BZ, log_variance_BZ, _ = posterior
     terms_BZ = log_variance_BZ.exp() + mean_BZ.square() - 1.0 - log_variance_BZ

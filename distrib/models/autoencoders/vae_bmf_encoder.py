@@ -5,7 +5,7 @@ Source: see `vae_bmf`.
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from distrib.batch import Batch
-from distrib.models.layers import cell_products, history_sum, softmax_attention
+from distrib.models.layers import history_sum, pair_products, softmax_attention
+from distrib.parameters import Role, with_role
 from distrib.tiles import Side
-
-if TYPE_CHECKING:
-    from distrib.models.autoencoders.vae_bmf import VaeBmfConfig
 
 PRIOR_RATINGS = 5.0
 """Ratings that pull the mean rating of a row to what is expected."""
@@ -25,6 +23,27 @@ PRIOR_RATINGS = 5.0
 _MEAN, _VARIANCE = 0, 1  # the two networks
 _FLOOR = 0.1  # of a linear attention's denominator, share of the sum of absolute products
 _BLOCK_ROWS = 4096
+
+
+class EncoderShape(NamedTuple):
+    """The settings of `VaeBmfConfig` that an encoder depends on."""
+
+    latent_width: int
+    branch_width: int
+    hidden_width: int
+    branch_layers: int
+    fused_layers: int
+    data: bool
+    latent: str
+    attention: str
+    attention_norm: str
+    centring: str
+    biases: bool
+
+    @classmethod
+    def of(cls, config: Any) -> "EncoderShape":
+        """Take them from a `VaeBmfConfig`."""
+        return cls(*(getattr(config, name) for name in cls._fields))
 
 
 class Posterior(NamedTuple):
@@ -36,10 +55,10 @@ class Posterior(NamedTuple):
     """0 without centring."""
 
 
-class Codes(NamedTuple):
+class LatentFactors(NamedTuple):
     """What of some rows is multiplied."""
 
-    code_BZ: Tensor
+    latent_BZ: Tensor
     variance_BZ: Tensor | None
     """None where codes are samples, or stand for themselves."""
 
@@ -51,7 +70,7 @@ class Encoder(nn.Module):
     """The networks of one side, of which each parameter holds two: for mean and for variance.
 
     Args:
-        config: Hyper-parameters.
+        config: Hyper-parameters of either side.
         offset_I: Mean ratings of columns, which ratings are read as the distance from.
         is_there_I: Whether anyone trains on the column.
         mean: What a row without ratings is expected to give, beyond them.
@@ -60,7 +79,7 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        config: "VaeBmfConfig",
+        config: EncoderShape,
         offset_I: Tensor,
         is_there_I: Tensor,
         mean: float,
@@ -74,7 +93,8 @@ class Encoder(nn.Module):
         widths = [*inner, config.branch_width]
         self._register_codes(offset_I, is_there_I)
         if config.data:
-            self.rating_IH = _uniform(columns, 2 * widths[0], fan=columns)
+            rating_IH = _uniform(columns, 2 * widths[0], fan=columns)
+            self.rating_IH = with_role(rating_IH, Role(decayed=True))
             self.rating_first = _Bias(widths[0])
             self.rating_layers = _Layers(widths)
         if config.latent == "full":
@@ -82,7 +102,8 @@ class Encoder(nn.Module):
         if config.latent in ("average", "gated"):
             self.latent_WZH = _uniform(2, code, widths[0], fan=code)
         if config.latent == "gated":
-            self.gate_IW = nn.Parameter(torch.full((columns, 2), columns**-0.5))
+            gate_IW = nn.Parameter(torch.full((columns, 2), columns**-0.5))
+            self.gate_IW = with_role(gate_IW, Role(decayed=True))
         if config.latent != "none":
             self.latent_first = _Bias(widths[0])
             self.latent_layers = _Layers(widths)
@@ -122,7 +143,8 @@ class Encoder(nn.Module):
         if is_trained:
             self.register_buffer("size_I", torch.zeros(columns), persistent=False)
             self.size_I: Tensor
-            self.delta_IH = nn.Parameter(torch.zeros(columns, hidden))
+            delta_IH = nn.Parameter(torch.zeros(columns, hidden))
+            self.delta_IH = with_role(delta_IH, Role(accumulated=True))
             bound = (columns * code) ** -0.5
             values = torch.empty(columns, code, hidden).uniform_(-bound, bound)
             self.register_buffer("matrix_IZH", values, persistent=False)
@@ -232,7 +254,7 @@ class Encoder(nn.Module):
         return query_QZ @ self.gram_ZZ / denominator_Q[:, None]
 
     def _linear_local(self, query_QZ: Tensor, index_N: Tensor, pointer_P: Tensor) -> Tensor:
-        product_N = cell_products(query_QZ, self.code_IZ, index_N, pointer_P)
+        product_N = pair_products(query_QZ, self.code_IZ, index_N, pointer_P)
         row_N = torch.arange(len(query_QZ), device=index_N.device).repeat_interleave(
             pointer_P.diff(), output_size=len(index_N)
         )
@@ -257,23 +279,14 @@ class Encoder(nn.Module):
             signed_Q = torch.where(total_Q < 0, -floor_Q, floor_Q)
         return torch.where(total_Q.abs() < floor_Q, signed_Q, total_Q)
 
-    def tables(self) -> tuple[nn.Parameter, ...]:
-        """Return the parameters with a row for each column."""
-        names = ("rating_IH", "gate_IW")
-        return tuple(getattr(self, name) for name in names if hasattr(self, name))
-
-    def deltas(self) -> tuple[nn.Parameter, ...]:
-        """Return the parameters that `fold` sets to 0."""
-        return (self.delta_IH,) if hasattr(self, "delta_IH") else ()
-
-    def last_codes(self) -> Codes:
+    def last_codes(self) -> LatentFactors:
         """Return the codes that are read, which stand for themselves."""
-        return Codes(self.code_IZ, None, self.code_offset_I)
+        return LatentFactors(self.code_IZ, None, self.code_offset_I)
 
     @torch.no_grad()
     def fold(self) -> None:
         """Add deltas to the matrices; what the encoder computes stays the same."""
-        if not self.deltas():
+        if not hasattr(self, "delta_IH"):
             return
         matrix_IZH = self.matrix_IZH
         for low, high in pairwise([*range(0, len(matrix_IZH), _BLOCK_ROWS), len(matrix_IZH)]):
@@ -303,7 +316,7 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def _tabulate(self) -> None:
         """Make the tables of the latent branch for the codes that are read."""
-        if not self.deltas():
+        if not hasattr(self, "delta_IH"):
             return
         self.size_I.copy_(self.code_IZ.abs().sum(1))
         matrix_IZH = self.matrix_IZH

@@ -13,10 +13,12 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.models.base import ItemVectors, Model, Opinion, Rows, State, Traits, parameter
-from distrib.models.layers import fold_in, item_mean, known_or_new, linear, linear_cells
+from distrib.models.base import ItemRows, Model, ModelSpec, UserState
+from distrib.models.layers import LinearDecoder, fold_in, item_mean, known_or_new
+from distrib.models.outputs import RatingOutput
 from distrib.objectives import SquaredErrorConfig
-from distrib.rng import Noise
+from distrib.parameters import Role, parameter, with_role
+from distrib.rng import CounterRng
 from distrib.vocabulary import Catalogue
 
 
@@ -25,7 +27,7 @@ class BiasedMfConfig(Config):
 
     name: Literal["biased_mf"] = "biased_mf"
 
-    traits: ClassVar[Traits] = Traits("ratings", SquaredErrorConfig(), has_user_rows=True)
+    spec: ClassVar[ModelSpec] = ModelSpec("ratings", SquaredErrorConfig(), has_user_rows=True)
 
     latent_width: PositiveInt = 40
     """Dimensions of the factors."""
@@ -45,7 +47,7 @@ class BiasedMfState(NamedTuple):
     bias_B: Tensor
 
 
-class BiasedMf(Model):
+class BiasedMf(LinearDecoder, Model):
     """mean + user bias + item bias + user factors times item factors.
 
     Weight decay falls on all rows in each update, while a user's ratings come once an epoch: on
@@ -58,16 +60,18 @@ class BiasedMf(Model):
     def __init__(self, config: BiasedMfConfig, catalogue: Catalogue) -> None:
         super().__init__()
         self.config = config
+        self.output = RatingOutput()
         width = config.latent_width
-        self.user_UZ = parameter(catalogue.user_numbers, width)
-        self.user_bias_U = nn.Parameter(torch.zeros(catalogue.user_numbers))
-        self.item_IZ = parameter(catalogue.item_count, width)
-        self.item_bias_I = nn.Parameter(item_mean(catalogue))
+        self.user_UZ = parameter(catalogue.user_index_size, width, role=Role(decayed=True))
+        no_bias_U = nn.Parameter(torch.zeros(catalogue.user_index_size))
+        self.user_bias_U = with_role(no_bias_U, Role(decayed=True))
+        self.item_IZ = parameter(catalogue.item_count, width, role=Role(decoder=True, decayed=True))
+        self.item_bias_I = with_role(nn.Parameter(item_mean(catalogue)), Role(decoder=True))
         for table in (self.user_UZ, self.item_IZ):
             nn.init.normal_(table, std=0.1 * width**-0.5)
 
     @override
-    def encode(self, batch: Batch, noise: Noise | None = None) -> BiasedMfState:
+    def encode(self, batch: Batch, rng: CounterRng | None = None) -> BiasedMfState:
         """Look known users up; fold the others in, without gradient."""
         found = known_or_new(batch, (self.user_UZ, self.user_bias_U), self._folded)
         return BiasedMfState(found.code_BZ, found.bias_B)
@@ -78,31 +82,13 @@ class BiasedMf(Model):
         return fold_in(self.item_IZ, batch, wanted_N, self.config.new_user_penalty)
 
     @override
-    def item_tables(self) -> Rows:
+    def item_tables(self) -> ItemRows:
         return self.item_IZ, self.item_bias_I
 
     @override
-    def embedding(self, state: State) -> Tensor:
-        return state[0]
+    def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
+        return super().decode_rows(users, rows) + users[1][:, None]
 
     @override
-    def item_vectors(self) -> ItemVectors:
-        return ItemVectors(*self.item_tables())
-
-    @override
-    def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        code_BZ, bias_B = state
-        return linear(code_BZ, rows) + bias_B[:, None]
-
-    @override
-    def decode_cells(self, state: State, cells: Batch) -> Tensor:
-        code_BZ, bias_B = state
-        return linear_cells(code_BZ, self.item_tables(), cells) + bias_B[cells.row_N]
-
-    @override
-    def opinion(self, output: Tensor) -> Opinion:
-        return Opinion(output)
-
-    @override
-    def decayed_parameters(self) -> tuple[nn.Parameter, ...]:
-        return self.user_UZ, self.item_IZ, self.user_bias_U
+    def score_pairs(self, users: UserState, pairs: Batch) -> Tensor:
+        return super().score_pairs(users, pairs) + users[1][pairs.row_N]

@@ -15,10 +15,10 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.models.base import Model, Rows, State, Traits
+from distrib.models.base import ItemRows, Model, ModelSpec, UserState
 from distrib.models.layers import history_sum
-from distrib.models.shallow.item_knn import Met, Neighbours, most_similar
-from distrib.rng import Noise
+from distrib.models.shallow.item_knn import HistoryState, Neighbours, most_similar
+from distrib.rng import CounterRng
 from distrib.vocabulary import Catalogue
 
 _SYSTEMS = 256  # solved at a time
@@ -29,7 +29,7 @@ class EaseConfig(Config):
 
     name: Literal["ease"] = "ease"
 
-    traits: ClassVar[Traits] = Traits("scores", None, learns="gram")
+    spec: ClassVar[ModelSpec] = ModelSpec("scores", None, "closed_form")
 
     penalty: PositiveFloat = 500.0
     """Pull of all weights towards 0, lambda in the paper; larger for denser logs."""
@@ -48,7 +48,7 @@ class EaseConfig(Config):
             return Neighbours(catalogue.item_count, min(self.num_neighbours, catalogue.item_count))
         return Ease(catalogue.item_count)
 
-    def solved(self, gram: csr_array) -> dict[str, Tensor]:
+    def solve(self, gram: csr_array) -> dict[str, Tensor]:
         """Compute the state of the model from X^T X; see `whole_weights`."""
         if self.num_neighbours:
             return neighbour_weights(gram, self.penalty, self.num_neighbours)
@@ -65,17 +65,17 @@ class Ease(Model):
         """Row: item met; column: item scored."""
 
     @override
-    def encode(self, batch: Batch, noise: Noise | None = None) -> Met:
+    def encode(self, batch: Batch, rng: CounterRng | None = None) -> HistoryState:
         """Return the history."""
-        return Met(batch.pointer_P, batch.item_N)
+        return HistoryState(batch.pointer_P, batch.item_N)
 
     @override
-    def item_tables(self) -> Rows:
+    def item_tables(self) -> ItemRows:
         return (self.weight_II.T,)
 
     @override
-    def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        pointer_P, item_N = state
+    def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
+        pointer_P, item_N = users
         ones_N = torch.ones(item_N.shape, device=item_N.device)
         return history_sum(rows[0].T.contiguous(), item_N, ones_N, pointer_P)
 

@@ -16,8 +16,8 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.models.base import Model, Rows, State, Traits
-from distrib.rng import Noise
+from distrib.models.base import ItemRows, Model, ModelSpec, UserState
+from distrib.rng import CounterRng
 from distrib.vocabulary import Catalogue
 
 
@@ -26,7 +26,7 @@ class ItemKnnConfig(Config):
 
     name: Literal["item_knn"] = "item_knn"
 
-    traits: ClassVar[Traits] = Traits("scores", None, learns="gram")
+    spec: ClassVar[ModelSpec] = ModelSpec("scores", None, "closed_form")
 
     num_neighbours: PositiveInt = 100
     """Neighbours kept of each item."""
@@ -38,7 +38,7 @@ class ItemKnnConfig(Config):
         """Make a model that knows nothing yet."""
         return Neighbours(catalogue.item_count, min(self.num_neighbours, catalogue.item_count))
 
-    def solved(self, gram: csr_array) -> dict[str, Tensor]:
+    def solve(self, gram: csr_array) -> dict[str, Tensor]:
         """Compute the state of the model from X^T X of the binary interactions."""
         return most_similar(gram, self.num_neighbours, shrink=self.shrink)._asdict()
 
@@ -53,7 +53,7 @@ class Similar(NamedTuple):
     """float32; 0 where there are fewer."""
 
 
-class Met(NamedTuple):
+class HistoryState(NamedTuple):
     """Users as a model of item on items sees them: by what they met."""
 
     pointer_P: Tensor
@@ -73,18 +73,18 @@ class Neighbours(Model):
         self.weight_IM: Tensor
 
     @override
-    def encode(self, batch: Batch, noise: Noise | None = None) -> Met:
+    def encode(self, batch: Batch, rng: CounterRng | None = None) -> HistoryState:
         """Return the history."""
-        return Met(batch.pointer_P, batch.item_N)
+        return HistoryState(batch.pointer_P, batch.item_N)
 
     @override
-    def item_tables(self) -> Rows:
+    def item_tables(self) -> ItemRows:
         return self.index_IM, self.weight_IM
 
     @override
-    def decode_rows(self, state: State, rows: Rows) -> Tensor:
+    def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
         """Meet each item of a history with the items of the block whose neighbour it is."""
-        (pointer_P, item_N), (index_JM, weight_JM) = state, rows
+        (pointer_P, item_N), (index_JM, weight_JM) = users, rows
         num_users, (num_scored, width) = len(pointer_P) - 1, index_JM.shape
         order_E = torch.argsort(index_JM.flatten(), stable=True)
         degree_I = torch.bincount(index_JM.flatten(), minlength=self.item_count + 1)
@@ -95,8 +95,8 @@ class Neighbours(Model):
         place_F = torch.arange(total, device=item_N.device)
         place_F += (start_I[item_N] - before_N).repeat_interleave(fan_N, output_size=total)
         edge_F = order_E[place_F]
-        users = torch.arange(num_users, device=item_N.device)
-        row_N = users.repeat_interleave(pointer_P.diff(), output_size=len(item_N))
+        row_B = torch.arange(num_users, device=item_N.device)
+        row_N = row_B.repeat_interleave(pointer_P.diff(), output_size=len(item_N))
         row_F = row_N.repeat_interleave(fan_N, output_size=total)
         score = torch.zeros(num_users * num_scored, device=item_N.device)
         place_of_score = row_F * num_scored + edge_F // max(width, 1)

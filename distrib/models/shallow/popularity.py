@@ -9,9 +9,9 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.models.base import Model, Opinion, Rows, State, Traits
-from distrib.models.layers import log_odds, opinion_of
-from distrib.rng import Noise
+from distrib.models.base import ItemRows, Model, ModelSpec, UserState
+from distrib.models.outputs import ClassOutput
+from distrib.rng import CounterRng
 from distrib.vocabulary import Catalogue
 
 _PRIOR_RATINGS = 1e-3
@@ -22,7 +22,7 @@ class PopularityConfig(Config):
 
     name: Literal["popularity"] = "popularity"
 
-    traits: ClassVar[Traits] = Traits("outcomes", None, learns="counts")
+    spec: ClassVar[ModelSpec] = ModelSpec("rating_classes", None, "closed_form")
 
     def build(self, catalogue: Catalogue) -> "Popularity":
         """Count."""
@@ -38,10 +38,10 @@ class Popularity(Model):
 
     def __init__(self, catalogue: Catalogue) -> None:
         super().__init__()
-        self.levels = catalogue.levels
+        self.output = ClassOutput(catalogue.levels)
         count_IL = torch.from_numpy(np.asarray(catalogue.train_count_IL, dtype=np.float64))
         all_L = (count_IL.sum(0) + _PRIOR_RATINGS) / (
-            count_IL.sum() + _PRIOR_RATINGS * len(self.levels)
+            count_IL.sum() + _PRIOR_RATINGS * len(catalogue.levels)
         )
         prior_IL = count_IL + _PRIOR_RATINGS * all_L
         met_I1 = prior_IL.sum(1, keepdim=True) / (catalogue.num_users + 2 * _PRIOR_RATINGS)
@@ -51,21 +51,13 @@ class Popularity(Model):
         self.logit_IC: Tensor
 
     @override
-    def encode(self, batch: Batch, noise: Noise | None = None) -> State:
+    def encode(self, batch: Batch, rng: CounterRng | None = None) -> UserState:
         return (batch.user_B,)
 
     @override
-    def item_tables(self) -> Rows:
+    def item_tables(self) -> ItemRows:
         return (self.logit_IC,)
 
     @override
-    def decode_rows(self, state: State, rows: Rows) -> Tensor:
-        return rows[0].expand(state[0].shape[0], *rows[0].shape)
-
-    @override
-    def ranking_score(self, output: Tensor) -> Tensor:
-        return log_odds(output)
-
-    @override
-    def opinion(self, output: Tensor) -> Opinion:
-        return opinion_of(output, self.levels)
+    def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
+        return rows[0].expand(users[0].shape[0], *rows[0].shape)

@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from distrib.data.dataset import user_number
-from distrib.data.feeds.collate import rows_of, trained_numbers
+from distrib.data.dataset import numbering
 from distrib.data.hashing import HashArray
+from distrib.data.history_arrays import history_arrays, trained_numbers
 from distrib.errors import DataError
-from distrib.score.commit import SUCCESS, Publication
+from distrib.score.commit import SUCCESS, PartManifest, Publication, Success
 from distrib.score.histories import DIGEST, Histories, read_histories, user_hashes
 from distrib.score.policy import ScoreConfig
 from distrib.score.rules import Rules
@@ -32,6 +32,20 @@ from distrib.vocabulary import Vocabulary
 _TABLE_USERS = 16_384
 _ROW_GROUP_BYTES = 32 << 20
 _FOOTERS_AT_ONCE = 16
+
+
+class InputFile(NamedTuple):
+    """A file of histories that is to be scored."""
+
+    name: str
+    sha256: str | None = None
+    """Where it is known."""
+
+    stamp: str | None = None
+    """Where the digest is not known."""
+
+    shard: tuple[int, int] | None = None
+    """Shard and number of shards, where users have numbers that the model knows."""
 
 
 class Fragment(NamedTuple):
@@ -62,14 +76,13 @@ class Fragment(NamedTuple):
 
 
 def fragments_of(
-    histories: Folder, files: Sequence[Mapping[str, Any]], fragment_users: int
+    histories: Folder, files: Sequence[InputFile], fragment_users: int
 ) -> list[Fragment]:
     """Cut files into fragments: a pure function of the files.
 
     Args:
         histories: Their folder.
-        files: ``name`` and, where they are known, ``sha256``, ``stamp``, ``shard`` and
-            ``num_shards``.
+        files: All of them.
         fragment_users: Users of a fragment, about.
 
     Returns:
@@ -79,22 +92,21 @@ def fragments_of(
         DataError: A file is no Parquet file.
     """
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        lengths = list(pool.map(lambda file: _group_lengths(histories, file["name"]), files))
+        lengths = list(pool.map(lambda file: _group_lengths(histories, file.name), files))
     found: list[Fragment] = []
     for file, groups in zip(files, lengths, strict=True):
-        shard = (file["shard"], file["num_shards"]) if "shard" in file else None
         for low, high in _cut(groups, fragment_users):
             found.append(
                 Fragment(
-                    name=file["name"],
+                    name=file.name,
                     first_group=low,
                     last_group=high,
                     first_row=sum(groups[:low]),
                     num_rows=sum(groups[low:high]),
                     part=f"part-{len(found):05d}.parquet",
-                    sha256=file.get("sha256"),
-                    stamp=file.get("stamp"),
-                    shard=shard,
+                    sha256=file.sha256,
+                    stamp=file.stamp,
+                    shard=file.shard,
                 )
             )
     return found
@@ -120,7 +132,7 @@ def _group_lengths(histories: Folder, name: str) -> list[int]:
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
-class Former(NamedTuple):
+class PreviousRun(NamedTuple):
     """What a former scoring, and those that it followed, knew of users; 16 bytes for each."""
 
     user_U: HashArray
@@ -130,7 +142,7 @@ class Former(NamedTuple):
     """Of the history that was scored last."""
 
     @classmethod
-    def of(cls, folders: Sequence[Folder]) -> "Former":
+    def of(cls, folders: Sequence[Folder]) -> "PreviousRun":
         """Read what scorings wrote, the last one first.
 
         Args:
@@ -140,9 +152,9 @@ class Former(NamedTuple):
             For each user the digest in the first folder that has one.
         """
         tables = [
-            folder.read_parquet(entry["name"], ["user", DIGEST])
+            folder.read_parquet(entry.name, ["user", DIGEST])
             for folder in folders
-            for entry in folder.read_json(SUCCESS)["files"]
+            for entry in Success.model_validate(folder.read_json(SUCCESS)).files
         ]
         users = [user_hashes(table["user"]) for table in tables]
         digests = [table[DIGEST].to_numpy() for table in tables]
@@ -167,8 +179,8 @@ class Part:
     """
 
     def __init__(self, folder: Folder, name: str) -> None:
-        self.entry: dict[str, Any] = {}
-        """``bytes`` and ``sha256``, once it is there."""
+        self.size, self.digest = 0, ""
+        """Of the file, once it is there."""
         self._folder, self._name = folder, name
         self._local = tempfile.TemporaryDirectory()
         self._path = Path(self._local.name) / name
@@ -200,7 +212,8 @@ class Part:
             if self._writer is not None:
                 self._writer.close()
             if kind is None:
-                self.entry = self._folder.upload(self._name, self._path)
+                entry = self._folder.upload(self._name, self._path)
+                self.size, self.digest = entry["bytes"], entry["sha256"]
 
 
 class FragmentScorer:
@@ -210,9 +223,9 @@ class FragmentScorer:
         scorer: The model.
         histories: Folder of the input files.
         source: The vocabulary that items are positions in; None when they are original ids.
-        publication: Where parts and receipts go.
+        publication: Where parts and their manifests go.
         config: What is wanted.
-        former: What a former scoring knew of users, whose histories are passed over if unchanged.
+        previous: What a former scoring knew of users, whose histories are passed over if unchanged.
     """
 
     def __init__(
@@ -222,18 +235,18 @@ class FragmentScorer:
         source: Vocabulary | None,
         publication: Publication,
         config: ScoreConfig,
-        former: Former | None = None,
+        previous: PreviousRun | None = None,
     ) -> None:
         self.scorer = scorer
         self.histories = histories
         self.source = source
         self.publication = publication
         self.config = config
-        self.former = former
+        self.previous = previous
         self.rules = Rules.of(config.policy, scorer.model, scorer.vocabulary)
 
-    def write(self, fragment: Fragment) -> dict[str, Any]:
-        """Score a fragment and write its part whole, then its receipt.
+    def write(self, fragment: Fragment) -> PartManifest:
+        """Score a fragment and write its part whole, then its manifest.
 
         The part is a pure function of the fragment, model and policy, so that writing it again
         changes nothing; memory is that of a batch and of a row group of lists, whatever the
@@ -243,7 +256,7 @@ class FragmentScorer:
             fragment: What is to be scored.
 
         Returns:
-            The receipt: counts of users and interactions, size and digest of the part.
+            What is known of the part.
 
         Raises:
             DataError: The input is not what it was, or cannot be read.
@@ -262,9 +275,14 @@ class FragmentScorer:
                     part.write(lists)
                     counts["empty"].update(_empty(lists, num_users))
         self._require_unchanged(fragment, counts["users"]["read"])
-        receipt = {"name": fragment.part, **part.entry, **counts}
-        self.publication.note(receipt)
-        return receipt
+        manifest = PartManifest(
+            name=fragment.part,
+            bytes=part.size,
+            sha256=part.digest,
+            **{kind: dict(found) for kind, found in counts.items()},
+        )
+        self.publication.note(manifest)
+        return manifest
 
     def _require_unchanged(self, fragment: Fragment, num_rows: int) -> None:
         """Refuse a file that is another one than when the work began."""
@@ -288,9 +306,9 @@ class FragmentScorer:
             read = read._replace(source=read.source._replace(user_B=torch.from_numpy(numbers)))
         num_users = len(read.user)
         counts["rejected"].update(read.rejected)
-        counts["interactions"].update(read.fates)
-        if self.former is not None:
-            read = _changed(read, self.former)
+        counts["interactions"].update(read.row_status)
+        if self.previous is not None:
+            read = _changed(read, self.previous)
         scored = len(read.user)
         counts["users"].update(read=len(table), scored=scored, unchanged=num_users - scored)
         return read
@@ -332,14 +350,14 @@ class FragmentScorer:
 def _numbers(table: pa.Table, fragment: Fragment, first_row: int) -> Any:
     """Return the numbers of users as training knew them, -1 for those that it did not see."""
     assert fragment.shard is not None
-    first, step = user_number(*fragment.shard)
-    rows = rows_of(table, first + step * first_row, step)
+    first, step = numbering(*fragment.shard)
+    rows = history_arrays(table, first + step * first_row, step)
     return trained_numbers(rows, table["subset"].to_numpy()).number_B
 
 
-def _changed(read: Histories, former: Former) -> Histories:
+def _changed(read: Histories, previous: PreviousRun) -> Histories:
     """Leave out the users whose history is as it was when it was scored last."""
-    is_same_B = former.digests_of(user_hashes(read.user)) == read.digest_B
+    is_same_B = previous.digests_of(user_hashes(read.user)) == read.digest_B
     if not is_same_B.any():
         return read
     wanted = torch.from_numpy(np.flatnonzero(~is_same_B))

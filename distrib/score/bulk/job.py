@@ -16,15 +16,29 @@ from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.checkpoint.manifest import read_manifest
 from distrib.cluster.actors import actor_pool
 from distrib.cluster.prometheus import keep, show
+from distrib.config import JsonObject
 from distrib.data.config import DataConfig
-from distrib.data.dataset import MANIFEST, load_manifest, load_vocabulary
+from distrib.data.dataset import MANIFEST, Dataset
 from distrib.data.prepare import job as preparation
 from distrib.data.splits.rules import NoSplit
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.events import Interval, emit
-from distrib.score.bulk.fragments import Former, Fragment, FragmentScorer, fragments_of
+from distrib.score.bulk.fragments import (
+    Fragment,
+    FragmentScorer,
+    InputFile,
+    PreviousRun,
+    fragments_of,
+)
 from distrib.score.bulk.new_items import require_extended, with_new_items
-from distrib.score.commit import SUCCESS, Publication
+from distrib.score.commit import (
+    SUCCESS,
+    PartManifest,
+    Publication,
+    ScoreCounts,
+    ScoreResult,
+    Success,
+)
 from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.scorer import Scorer
 from distrib.score.tables import recommend_table
@@ -42,9 +56,9 @@ class Work(NamedTuple):
     bundle: str
     histories: str
     output: str
-    files: tuple[dict[str, Any], ...]
+    files: tuple[InputFile, ...]
     is_prepared: bool
-    recipe: dict[str, Any]
+    recipe: JsonObject
 
     @property
     def publication(self) -> Publication:
@@ -68,7 +82,7 @@ def preflight(run: str, prepared: str, config: ScoreConfig) -> None:
     """
     check_histories(config)
     if config.events is None:
-        _rehearse(plan(run, prepared, config), config)
+        _rehearse(plan_scoring(run, prepared, config), config)
     else:
         _bundle_facts(run)
 
@@ -89,7 +103,7 @@ def check_histories(config: ScoreConfig) -> None:
         preparation.preflight(_unsplit(config.events))
 
 
-def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
+def score(run: str, prepared: str, config: ScoreConfig) -> ScoreResult:
     """Recommend to every user and write the lists as Parquet; ``_SUCCESS`` comes last.
 
     Columns of the nested form: ``user``, ``history_digest``, ``items`` (original ids, best first),
@@ -107,14 +121,13 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
         config: What is wanted.
 
     Returns:
-        ``output``, and ``counts``: users read = scored + unchanged + rejected by reason, and
-        interactions by what became of them.
+        Where they are, and of how many users.
     """
     if config.events is not None:
         events = _unsplit(config.events)
         preparation.prepare(events)
         config = config.model_copy(update={"events": None, "histories": events.prepared})
-    work = plan(run, prepared, config)
+    work = plan_scoring(run, prepared, config)
     done = work.publication.already()
     if done is not None:
         note_published()
@@ -125,7 +138,7 @@ def score(run: str, prepared: str, config: ScoreConfig) -> dict[str, Any]:
         {fragment.part for fragment in fragments},
         lambda found: _scored(work, config, fragments, found),
         _counts,
-        {"distrib": __version__},
+        __version__,
     )
     note_published()
     return result
@@ -136,7 +149,7 @@ def note_published() -> None:
     keep("score_published_seconds", "When lists were last up to date, Unix time.", time.time())
 
 
-def plan(run: str, prepared: str, config: ScoreConfig) -> Work:
+def plan_scoring(run: str, prepared: str, config: ScoreConfig) -> Work:
     """Find out what is to be scored, and what its lists depend on.
 
     Args:
@@ -179,7 +192,7 @@ def plan(run: str, prepared: str, config: ScoreConfig) -> Work:
     return work
 
 
-def _bundle_facts(run: str) -> dict[str, Any]:
+def _bundle_facts(run: str) -> JsonObject:
     bundle = Folder(run) / BUNDLE
     if not bundle.exists():
         raise CheckpointError(
@@ -197,30 +210,29 @@ def _unsplit(events: DataConfig) -> DataConfig:
     return events.model_copy(update={"split": NoSplit()})
 
 
-def _files(histories: Folder) -> tuple[tuple[dict[str, Any], ...], Any]:
+def _files(histories: Folder) -> tuple[tuple[InputFile, ...], Any]:
     """Return the files to score, and what their content is known by."""
     if not histories.exists():
         raise DataError(f"{histories}: no such folder or bucket; check score.histories")
     if histories.exists(MANIFEST):
-        manifest = load_manifest(histories)
-        shards = [{"name": s["name"], "sha256": s["sha256"]} for s in manifest["shards"]]
-        return tuple(shards), manifest["hash"]
+        manifest = Dataset.open(histories).manifest
+        return tuple(InputFile(s.name, s.sha256) for s in manifest.shards), manifest.hash
     if not histories.is_folder():
         raise DataError(f"{histories}: is a file; name the folder that it is in")
     names = [name for name in histories.data_files() if name.endswith(".parquet")]
     if not names:
         raise DataError(f"{histories}: no Parquet files and no {MANIFEST}; nothing to score")
     stamps = {name: histories.stamp(name) for name in names}
-    return tuple({"name": name, "stamp": stamps[name]} for name in names), stamps
+    return tuple(InputFile(name, stamp=stamps[name]) for name in names), stamps
 
 
-def _numbered(histories: Folder, files: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+def _numbered(histories: Folder, files: tuple[InputFile, ...]) -> tuple[InputFile, ...]:
     """Add what gives the numbers of users, which mean the same to the model."""
-    manifest = load_manifest(histories)
-    num_shards = manifest["recipe"]["num_shards"]
+    manifest = Dataset.open(histories).manifest
+    num_shards = manifest.made_from.num_shards
     return tuple(
-        {**file, "shard": entry["shard"], "num_shards": num_shards}
-        for file, entry in zip(files, manifest["shards"], strict=True)
+        file._replace(shard=(entry.shard, num_shards))
+        for file, entry in zip(files, manifest.shards, strict=True)
     )
 
 
@@ -230,25 +242,25 @@ def _stamps(policy: PolicyConfig) -> dict[str, str]:
     return {url: Folder(url).stamp() for url in urls}
 
 
-def _require_same(former: Folder, made_by: Mapping[str, Any]) -> dict[str, Any]:
+def _require_same(previous: Folder, made_by: Mapping[str, Any]) -> dict[str, str]:
     """Return what a former run is known by, where its lists would be the same today."""
-    if not former.exists(SUCCESS):
+    if not previous.exists(SUCCESS):
         raise DataError(
-            f"{former}: no {SUCCESS}, so nothing complete was scored; check score.since"
+            f"{previous}: no {SUCCESS}, so nothing complete was scored; check score.since"
         )
-    found = former.read_json(SUCCESS)["recipe"]
+    found = Success.model_validate(previous.read_json(SUCCESS)).recipe
     for what in made_by:
         if found.get(what) != made_by[what]:
             raise DataError(
-                f"{former}: was scored with another {what}, so every list may differ, not only "
+                f"{previous}: was scored with another {what}, so every list may differ, not only "
                 "those of users who changed; unset score.since"
             )
-    for folder in _followed(former)[1:]:
+    for folder in _followed(previous)[1:]:
         if not folder.exists(SUCCESS):
             raise DataError(
-                f"{folder}: {former} follows it, but it has no {SUCCESS}; score everyone anew"
+                f"{folder}: {previous} follows it, but it has no {SUCCESS}; score everyone anew"
             )
-    return {"folder": former.url, "stamp": former.stamp(SUCCESS)}
+    return {"folder": previous.url, "stamp": previous.stamp(SUCCESS)}
 
 
 def _rehearse(work: Work, config: ScoreConfig) -> None:
@@ -258,21 +270,21 @@ def _rehearse(work: Work, config: ScoreConfig) -> None:
     scorer = Scorer(bundle.model, bundle.vocabulary, precision=config.precision)
     scorer.require_numbers()
     histories = Folder(work.histories)
-    source = load_vocabulary(histories) if work.is_prepared else None
+    source = Dataset.open(histories).vocabulary if work.is_prepared else None
     tried: set[str] = set()
     for file in work.files:
-        with histories.open(file["name"]) as stream:
+        with histories.open(file.name) as stream:
             try:
                 schema = pq.read_schema(stream)
             except pa.ArrowException as error:
-                place = histories / file["name"]
+                place = histories / file.name
                 raise DataError(f"{place}: is no Parquet file ({error})") from error
         if str(schema) not in tried:
             tried.add(str(schema))
             try:
                 recommend_table(scorer, schema.empty_table(), source, config)
             except DataError as error:
-                raise DataError(f"{histories / file['name']}: {error}") from error
+                raise DataError(f"{histories / file.name}: {error}") from error
         if work.is_prepared:
             break  # one writer made them all
 
@@ -283,22 +295,22 @@ def _require_bundle(work: Work, facts: Mapping[str, Any]) -> None:
 
 
 def _scored(
-    work: Work, config: ScoreConfig, fragments: list[Fragment], done: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+    work: Work, config: ScoreConfig, fragments: list[Fragment], done: Mapping[str, PartManifest]
+) -> list[PartManifest]:
     """Score what is not done yet, on as many actors as fit."""
     todo = [fragment for fragment in fragments if fragment.part not in done]
     if done:
         emit("resumed", done=len(done), left=len(todo))
     if not todo:
         return []
-    former = Former.of(_followed(Folder(config.since))) if config.since else None
+    previous = PreviousRun.of(_followed(Folder(config.since))) if config.since else None
     pieces = [{"fragment": json.dumps(fragment)} for fragment in todo]
     blocks = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
         _FragmentActor,
         fn_constructor_kwargs={
             "work": work,
             "config": config,
-            "former": None if former is None else ray.put(former),
+            "previous": None if previous is None else ray.put(previous),
         },
         batch_size=1,
         batch_format="pyarrow",
@@ -306,15 +318,19 @@ def _scored(
         compute=actor_pool(config.gpus_per_actor, len(pieces)),
     )
     tables = blocks.iter_batches(batch_size=None, batch_format="pyarrow")
-    receipts = (json.loads(text) for table in tables for text in table["receipt"].to_pylist())
-    return list(_watched(receipts, sum(fragment.num_rows for fragment in todo)))
+    parts = (
+        PartManifest.model_validate_json(text)
+        for table in tables
+        for text in table["part"].to_pylist()
+    )
+    return list(_watched(parts, sum(fragment.num_rows for fragment in todo)))
 
 
-def _watched(receipts: Iterable[dict[str, Any]], num_users: int) -> Iterable[dict[str, Any]]:
-    """Tell how far scoring has come, now and then."""
+def _watched(parts: Iterable[PartManifest], num_users: int) -> Iterable[PartManifest]:
+    """Report progress now and then."""
     interval, started_s, reached = Interval(_PROGRESS_S), time.monotonic(), 0
-    for receipt in receipts:
-        reached += receipt["users"]["read"]
+    for part in parts:
+        reached += part.users["read"]
         show("score_users", "Users read so far.", reached)
         show("score_users_wanted", "Users that this start reads.", num_users)
         if interval.due():
@@ -327,13 +343,13 @@ def _watched(receipts: Iterable[dict[str, Any]], num_users: int) -> Iterable[dic
                 users_per_s=round(rate),
                 left_s=round(left_s),
             )
-        yield receipt
+        yield part
 
 
 class _FragmentActor:
     """Holds the model; scores one fragment at a time."""
 
-    def __init__(self, work: Work, config: ScoreConfig, former: Any) -> None:
+    def __init__(self, work: Work, config: ScoreConfig, previous: Any) -> None:
         histories = Folder(work.histories)
         bundle = load_bundle(Folder(work.bundle))
         _require_bundle(work, bundle.facts)
@@ -341,8 +357,8 @@ class _FragmentActor:
         scorer = Scorer(bundle.model, bundle.vocabulary, device=device, precision=config.precision)
         if config.new_items:
             scorer = with_new_items(scorer, histories)
-        source = load_vocabulary(histories) if work.is_prepared else None
-        known: Former | None = None if former is None else ray.get(former)
+        source = Dataset.open(histories).vocabulary if work.is_prepared else None
+        known: PreviousRun | None = None if previous is None else ray.get(previous)
         self.fragments = FragmentScorer(scorer, histories, source, work.publication, config, known)
         if _stamps(config.policy) != work.recipe["lists"]:
             raise DataError("files of score.policy were changed meanwhile; start again")
@@ -350,24 +366,24 @@ class _FragmentActor:
     def __call__(self, piece: pa.Table) -> pa.Table:
         fields = json.loads(piece["fragment"][0].as_py())
         fields[-1] = tuple(fields[-1]) if fields[-1] else None
-        receipt = self.fragments.write(Fragment(*fields))
-        return pa.table({"receipt": [json.dumps(receipt)]})
+        part = self.fragments.write(Fragment(*fields))
+        return pa.table({"part": [part.model_dump_json(exclude_unset=True)]})
 
 
-def _followed(former: Folder) -> list[Folder]:
+def _followed(previous: Folder) -> list[Folder]:
     """Return a former scoring and those that it left unchanged users to, the last one first."""
-    found = [former]
-    while (before := found[-1].read_json(SUCCESS)["recipe"].get("since")) is not None:
+    found = [previous]
+    while (
+        before := Success.model_validate(found[-1].read_json(SUCCESS)).recipe.get("since")
+    ) is not None:
         found.append(Folder(before["folder"]))
     return found
 
 
-def _counts(receipts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Add up the books of all parts, and see that they balance."""
-    users, rejected, interactions, empty = (
-        dict(sum((Counter(receipt[kind]) for receipt in receipts), Counter()))
-        for kind in ("users", "rejected", "interactions", "empty")
-    )
+def _counts(parts: list[PartManifest]) -> ScoreCounts:
+    """Add up the counts of all parts, and check that they balance."""
+    users = _added_up(part.users for part in parts)
+    rejected = _added_up(part.rejected for part in parts)
     read, scored = users.get("read", 0), users.get("scored", 0)
     unchanged = users.get("unchanged", 0)
     if read != scored + unchanged + sum(rejected.values()):
@@ -375,11 +391,15 @@ def _counts(receipts: list[dict[str, Any]]) -> dict[str, Any]:
             f"{read} users read, but {scored} scored, {unchanged} unchanged and {rejected} "
             "rejected; report this as a bug"
         )
-    return {
-        "users_read": read,
-        "users": scored,
-        "users_unchanged": unchanged,
-        "users_rejected": rejected,
-        "users_with_empty_lists": empty,
-        "interactions": interactions,
-    }
+    return ScoreCounts(
+        users_read=read,
+        users=scored,
+        users_unchanged=unchanged,
+        users_rejected=rejected,
+        users_with_empty_lists=_added_up(part.empty for part in parts),
+        interactions=_added_up(part.interactions for part in parts),
+    )
+
+
+def _added_up(parts: Iterable[dict[str, int]]) -> dict[str, int]:
+    return dict(sum(map(Counter, parts), Counter()))

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from distrib.data.dataset import load_manifest, load_vocabulary, read_part
-from distrib.data.feeds.collate import gather, item_training_rows, merge
+from distrib.data.dataset import Dataset
+from distrib.data.feeds.collate import gather
+from distrib.data.history_arrays import merge
 from distrib.errors import DataError
-from distrib.models.base import ItemEncoder
+from distrib.models.capabilities import EncodesItems
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
-_COLUMNS = ["users", "ratings", "roles", "subsets"]
 _BATCH_ITEMS = 1024
 
 
@@ -28,13 +28,13 @@ def require_extended(facts: Mapping[str, Any], prepared: Folder) -> None:
     Raises:
         DataError: They are not prepared, without histories of items, or no extension.
     """
-    manifest = load_manifest(prepared)
-    if "item_histories" not in manifest:
+    manifest = Dataset.open(prepared).manifest
+    if manifest.item_histories is None:
         raise DataError(
             f"{prepared}: holds no histories of items, from which new ones are encoded; set "
             "data.item_histories = true and prepare anew"
         )
-    if facts.get("data") not in (manifest["hash"], *manifest.get("extends", ())):
+    if facts.get("data") not in (manifest.hash, *manifest.extends):
         raise DataError(
             f"{prepared}: is not the data that the model was trained on, nor extends them, so "
             "users have other numbers; score.new_items needs the folder that the model was trained "
@@ -56,20 +56,15 @@ def with_new_items(scorer: Scorer, prepared: Folder) -> Scorer:
         DataError: The folder is no extension of what the model was trained on.
     """
     model, known = scorer.model, scorer.vocabulary
-    assert isinstance(model, ItemEncoder)  # refused when the run file was read
-    manifest = load_manifest(prepared)
-    grown, count = load_vocabulary(prepared, manifest), len(known)
+    assert isinstance(model, EncodesItems)  # refused when the run file was read
+    dataset = Dataset.open(prepared)
+    grown, count = dataset.vocabulary, len(known)
     if not grown.ids[:count].equals(known.ids) or grown.levels != known.levels:
         raise DataError(
             f"{prepared}: its first {count} items are not those of the model, so it is no "
             "extension of what the model was trained on; set score.new_items = false"
         )
-    rows = merge(
-        [
-            item_training_rows(read_part(prepared, part, _COLUMNS), part["first_item"])
-            for part in manifest["item_histories"]
-        ]
-    )
+    rows = merge([dataset.item_training(part) for part in dataset.manifest.item_histories or ()])
     fresh = np.flatnonzero(rows.number_B >= count)
     place_of = np.full(len(grown) - count, -1)
     place_of[rows.number_B[fresh] - count] = fresh
@@ -79,6 +74,6 @@ def with_new_items(scorer: Scorer, prepared: Folder) -> Scorer:
         is_rated = torch.from_numpy(wanted >= 0)
         model.append_items(found.keep(is_rated[found.row_N]))
     joined = Vocabulary(
-        grown.ids, known.levels, grown.train_count_IL, known.num_users, known.user_numbers
+        grown.ids, known.levels, grown.train_count_IL, known.num_users, known.user_index_size
     )
     return Scorer(model, joined, device=scorer.device)

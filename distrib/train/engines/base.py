@@ -5,9 +5,9 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from distrib.checkpoint.state import Piece, SavedState
-from distrib.rng import Noise
-from distrib.tiles import Read
+from distrib.checkpoint.state import SavedState, StatePiece
+from distrib.rng import CounterRng
+from distrib.tiles import TrainInput
 from distrib.train.step import TrainStep
 
 
@@ -33,14 +33,20 @@ class Engine(Protocol):
     """Share of the time of an update that goes into waiting for other ranks, as last measured."""
 
     def train_batch(
-        self, source: Read, target: Read, noise: Noise, *, step: int, num_users: int
+        self,
+        inputs: TrainInput,
+        target: TrainInput,
+        rng: CounterRng,
+        *,
+        step: int,
+        num_users: int,
     ) -> Update:
         """Make one update from this rank's part of a global batch.
 
         Args:
-            source: What the model reads; may hold no users.
+            inputs: What the model reads; may hold no users.
             target: What it should decode.
-            noise: The epoch's randomness.
+            rng: The epoch's randomness.
             step: Updates made so far.
             num_users: Users of the global batch, over all ranks; what losses are a mean over.
 
@@ -57,7 +63,7 @@ class Engine(Protocol):
     def weights(self) -> dict[str, Tensor]:
         """Return the model's weights, whole, float32, on the CPU; every rank must call."""
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[StatePiece]:
         """Yield what this rank must save: over all ranks, everything, once. Views, not copies."""
 
     def facts(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Settings of the engine, and which of DeepSpeed's own may be added."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -111,10 +111,6 @@ class EngineConfig(Config):
     """Users of a rank in one forward pass; gradients add up over as many as a batch needs. 0: all
     at once."""
 
-    compile: bool = False
-    """Whether torch.compile fuses the loss of a block: a third less of its time for rating classes,
-    nothing for the multinomial; takes seconds at the start, and needs a C++ compiler."""
-
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Handed to DeepSpeed as it is, e.g. ``zero_optimization.reduce_bucket_size``; what other
     settings decide is refused."""
@@ -124,6 +120,30 @@ class EngineConfig(Config):
         """Whether one worker alone needs nothing of DeepSpeed; small steps are faster without."""
         is_whole = self.parallel == "data" and self.zero_stage == 0 and not self.micro_batch_users
         return is_whole and self.precision == "fp32" and not self.deepspeed
+
+    def faults(self, *, use_gpu: bool, max_skipped: int, is_tied: bool) -> Iterator[str]:
+        """Yield what the rest of a run file does not allow.
+
+        Args:
+            use_gpu: Whether workers have GPUs.
+            max_skipped: Updates in a row that may be left out.
+            is_tied: Whether the model's first and last layers are one table.
+        """
+        if self.precision == "fp16" and not use_gpu:
+            yield (
+                "engine.precision = 'fp16' with train.use_gpu = false: DeepSpeed computes in fp16 "
+                "on GPUs (and few CPUs); use bf16 or fp32, or set train.use_gpu = true"
+            )
+        if max_skipped and self.precision != "fp16":
+            yield (
+                f"train.max_skipped = {max_skipped} with engine.precision = {self.precision!r}: "
+                "only fp16 leaves updates out; set it to 0"
+            )
+        if is_tied and self.parallel == "items":
+            yield (
+                "engine.parallel = 'items' with a model whose first and last layers are one table; "
+                "set it to 'data'"
+            )
 
     @model_validator(mode="after")
     def _what_does_not_go_together(self) -> "EngineConfig":

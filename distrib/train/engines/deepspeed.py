@@ -18,16 +18,17 @@ from deepspeed.utils import safe_get_full_fp32_param
 from pydantic import ValidationError
 from torch import Tensor
 
-from distrib.checkpoint.state import Piece, SavedState
-from distrib.errors import ConfigError
-from distrib.rng import Noise
-from distrib.tiles import Read
+from distrib.checkpoint.state import SavedState, StatePiece
+from distrib.models.capabilities import begin_epoch, end_epoch
+from distrib.parameters import roles_of
+from distrib.rng import CounterRng
+from distrib.tiles import TrainInput
 from distrib.train.engines import deepspeed_state
 from distrib.train.engines.base import Update
 from distrib.train.engines.config import EngineConfig
 from distrib.train.engines.deepspeed_config import deepspeed_config
 from distrib.train.engines.state import buffer_pieces, restore_buffers
-from distrib.train.optimizer import OptimizerConfig, build_optimizer, set_rate, train_part
+from distrib.train.optimizer import OptimizerConfig, build_optimizer, set_rate, train_phase
 from distrib.train.step import TrainStep, total
 
 _SECTIONS = {
@@ -79,29 +80,35 @@ class DeepSpeedEngine:
                 deepspeed.zero.register_external_parameter(step, parameter)
 
     def train_batch(
-        self, source: Read, target: Read, noise: Noise, *, step: int, num_users: int
+        self,
+        inputs: TrainInput,
+        target: TrainInput,
+        rng: CounterRng,
+        *,
+        step: int,
+        num_users: int,
     ) -> Update:
         """Forward and backward over each part of the batch, then the update; see `Engine`."""
         self._num_batches += 1
         if self.world_size == 1 or self._num_batches % _SAMPLE_EVERY != 2:
-            return self._update(source, target, noise, step, num_users)
+            return self._update(inputs, target, rng, step, num_users)
         started_s = time.perf_counter()
         with _timed_communication() as spent:
-            update = self._update(source, target, noise, step, num_users)
+            update = self._update(inputs, target, rng, step, num_users)
         self.communication_share = min(1.0, spent() / (time.perf_counter() - started_s))
         return update
 
     def _update(
-        self, source: Read, target: Read, noise: Noise, step: int, num_users: int
+        self, inputs: TrainInput, target: TrainInput, rng: CounterRng, step: int, num_users: int
     ) -> Update:
-        read = source.to(self.device)
-        wanted = read if target is source else target.to(self.device)
+        read = inputs.to(self.device)
+        wanted = read if target is inputs else target.to(self.device)
         set_rate(self.engine.optimizer, self.optimizer.rate(step))
         summed: dict[str, Tensor] = {}
-        for part, asked in zip(
+        for part, target_part in zip(
             read.split(self.num_parts), wanted.split(self.num_parts), strict=True
         ):
-            terms: dict[str, Tensor] = self.engine(part, asked, noise, step)
+            terms: dict[str, Tensor] = self.engine(part, target_part, rng, step)
             # DeepSpeed divides by the ranks and by the parts, we by the users.
             scale = self.world_size * self.num_parts / num_users
             self.engine.backward(total(terms) * scale)
@@ -114,16 +121,14 @@ class DeepSpeedEngine:
 
     def begin_epoch(self, epoch: int) -> None:
         """Choose the part to train; see `Engine`."""
-        train_part(self.engine.optimizer, self.step_module.model.begin_epoch(epoch))
+        train_phase(self.engine.optimizer, begin_epoch(self.step_module.model, epoch))
 
     def end_epoch(self, epoch: int) -> None:
         """Tell the model, whole; see `Engine`."""
         model = self.step_module.model
         with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=self.is_sharded):
-            model.end_epoch(epoch)
-        folded = {id(parameter) for parameter in model.folded_parameters()}
-        names = {name for name, p in model.named_parameters() if id(p) in folded}
-        deepspeed_state.set_to_zero(self.engine, model, names)
+            end_epoch(model, epoch)
+        deepspeed_state.set_to_zero(self.engine, model, set(roles_of(model).accumulated))
 
     def weights(self) -> dict[str, Tensor]:
         """Gather the float32 master weights; see `Engine`."""
@@ -139,7 +144,7 @@ class DeepSpeedEngine:
             for name in model.state_dict()
         }
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[StatePiece]:
         """Yield what ZeRO has laid on this rank; see `Engine`."""
         yield from deepspeed_state.pieces(self.engine, self.step_module.model)
         if torch.distributed.get_rank() == 0:
@@ -156,15 +161,15 @@ class DeepSpeedEngine:
         restore_buffers(self.step_module.model, saved)
 
 
-def require_valid(engine: EngineConfig, optimizer: OptimizerConfig) -> None:
-    """Let DeepSpeed look at what a run file adds to its configuration, before any worker starts.
+def deepspeed_faults(engine: EngineConfig, optimizer: OptimizerConfig) -> list[str]:
+    """Let DeepSpeed check what a run file adds to its configuration, before any worker starts.
 
     Args:
         engine: Holds the table.
         optimizer: For the rest of the configuration.
 
-    Raises:
-        ConfigError: DeepSpeed does not know a key or takes no such value.
+    Returns:
+        Keys that DeepSpeed does not know, and values that it does not take.
     """
     config = deepspeed_config(engine, optimizer, batch_users=1, world_size=1)
     faults = []
@@ -176,8 +181,7 @@ def require_valid(engine: EngineConfig, optimizer: OptimizerConfig) -> None:
                 f"engine.deepspeed.{'.'.join([name, *map(str, fault['loc'])])}: {fault['msg']}"
                 for fault in error.errors()
             ]
-    if faults:
-        raise ConfigError("; ".join(faults))
+    return faults
 
 
 @contextlib.contextmanager

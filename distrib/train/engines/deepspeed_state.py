@@ -12,7 +12,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from distrib.checkpoint.state import VALUE, Piece, SavedState
+from distrib.checkpoint.state import VALUE, SavedState, StatePiece
 from distrib.models.base import Model
 from distrib.train.engines.state import Stretch, piece_of, take_up
 
@@ -29,7 +29,7 @@ class _Held(NamedTuple):
     is_replicated: bool = False
 
 
-def pieces(engine: Any, model: Model) -> Iterator[Piece]:
+def pieces(engine: Any, model: Model) -> Iterator[StatePiece]:
     """Yield what this rank should save; where all ranks hold all, each saves a share.
 
     Args:

@@ -13,17 +13,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distrib.batch import Batch
-from distrib.checkpoint.state import VALUE, Piece, SavedState
+from distrib.checkpoint.state import VALUE, SavedState, StatePiece
 from distrib.errors import ConfigError
-from distrib.objectives.base import Candidates, Carry, FactoredObjective, Objective
-from distrib.rng import Noise
-from distrib.tiles import Read
-from distrib.train.chunked_loss import Share, blocked_terms
+from distrib.models.capabilities import begin_epoch, end_epoch
+from distrib.objectives.base import Candidates, Carry
+from distrib.parameters import roles_of
+from distrib.rng import CounterRng
+from distrib.tiles import TrainInput
 from distrib.train.engines.base import Update
 from distrib.train.engines.config import EngineConfig
 from distrib.train.engines.deepspeed_config import num_micro_batches
 from distrib.train.engines.state import buffer_pieces, piece_of, restore_buffers, take_up
-from distrib.train.optimizer import OptimizerConfig, groups_of, optimizer_of, set_rate, train_part
+from distrib.train.optimizer import OptimizerConfig, groups_of, optimizer_of, set_rate, train_phase
 from distrib.train.step import TrainStep
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -36,6 +37,28 @@ class _Part(NamedTuple):
     master: nn.Parameter
     start: int
     """Place of the master's first element in the flat parameter."""
+
+
+class _Shard(NamedTuple):
+    """See `ItemShard`; the items of this rank are those from ``low`` to ``high``."""
+
+    target: Batch
+    low: int
+    high: int
+
+    def gather(self, carry: Carry) -> list[Carry]:
+        everyone = [_of_all(part.contiguous()) for part in carry]
+        return [tuple(parts) for parts in zip(*everyone, strict=True)]
+
+    def own(self, candidates: Candidates | None) -> Candidates | None:
+        if candidates is None:
+            return None
+        is_mine_J = (candidates.item_J >= self.low) & (candidates.item_J < self.high)
+        weight_J = candidates.log_weight_J
+        return Candidates(
+            candidates.item_J[is_mine_J] - self.low,
+            None if weight_J is None else weight_J[is_mine_J],
+        )
 
 
 class ItemEngine:
@@ -59,8 +82,6 @@ class ItemEngine:
         self.device, self.optimizer_config = device, optimizer
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.step_module = step
-        assert isinstance(step.objective, Objective)  # refused before any worker starts
-        self.objective = step.objective
         self.num_parts = num_micro_batches(
             engine, batch_users=batch_users, world_size=self.world_size
         )
@@ -68,8 +89,8 @@ class ItemEngine:
         self.chunk = -(-self.item_count // self.world_size)
         self.low = min(self.rank * self.chunk, self.item_count)
         self.high = min(self.low + self.chunk, self.item_count)
-        output = _named(step, step.model.item_tables())
-        read = _named(step, step.model.input_tables())
+        roles = roles_of(step.model)
+        output, read = roles.decoder, roles.encoder
         if output.keys() & read.keys():
             raise ConfigError(
                 f"engine.parallel = 'items', but {sorted(output.keys() & read.keys())} are read by "
@@ -108,23 +129,29 @@ class ItemEngine:
         return _Part(parameter, nn.Parameter(part.clone()), start)
 
     def train_batch(
-        self, source: Read, target: Read, noise: Noise, *, step: int, num_users: int
+        self,
+        inputs: TrainInput,
+        target: TrainInput,
+        rng: CounterRng,
+        *,
+        step: int,
+        num_users: int,
     ) -> Update:
         """Forward and backward over each part of the batch, then the update; see `Engine`."""
-        assert isinstance(source, Batch)  # blocks are refused before any worker starts
+        assert isinstance(inputs, Batch)  # blocks are refused before any worker starts
         assert isinstance(target, Batch)
-        read = source.to(self.device)
-        wanted = read if target is source else target.to(self.device)
+        read = inputs.to(self.device)
+        wanted = read if target is inputs else target.to(self.device)
         _waited.clear()
         started_s = time.perf_counter()
         for owned in self._parts():
             owned.parameter.grad = None
         self._kept.clear()
         summed: dict[str, Tensor] = {}
-        for part, asked in zip(
+        for part, wanted_part in zip(
             read.split(self.num_parts), wanted.split(self.num_parts), strict=True
         ):
-            terms = self._backward(part, asked, noise, step, num_users)
+            terms = self._backward(part, wanted_part, rng, step, num_users)
             self._keep_gradients()
             for name, term in terms.items():
                 summed[name] = summed[name] + term if name in summed else term
@@ -145,42 +172,33 @@ class ItemEngine:
             yield from parts.values()
 
     def _backward(
-        self, source: Batch, target: Batch, noise: Noise, step: int, num_users: int
+        self, inputs: Batch, target: Batch, rng: CounterRng, step: int, num_users: int
     ) -> dict[str, Tensor]:
-        """Add to the gradients; return the loss terms of this rank's own users."""
-        model, objective = self.step_module.model, self.objective
-        state = model.encode(source, noise)
+        """Add to the gradients; return the loss terms of this rank's own users.
+
+        Every rank computes the loss of all users, complete over the items of all ranks, of which
+        its gradient reaches the own items only. So the ranks' gradients of the last layer do not
+        overlap, and those of the users' latents add up in `_Gathered`.
+        """
+        step_module, model = self.step_module, self.step_module.model
+        users = model.encode(inputs, rng)
         everyone, sizes = gathered_batch(target)
         first = sum(sizes[: self.rank])
         own = slice(first, first + sizes[self.rank])
-        all_state = tuple(_Gathered.apply(tensor, sizes) for tensor in state)  # type: ignore[no-untyped-call]
+        all_users = tuple(_Gathered.apply(tensor, sizes) for tensor in users)  # type: ignore[no-untyped-call]
         is_mine_N = (everyone.item_N >= self.low) & (everyone.item_N < self.high)
         mine = everyone.keep(is_mine_N)
         mine = mine._replace(item_N=mine.item_N - self.low)
-        odds = model.odds()
-        is_factored = odds is not None and isinstance(objective, FactoredObjective)
-        by_item = objective.interactions if is_factored else objective  # type: ignore[attr-defined]
-        candidates = by_item.candidates(everyone, noise, step)
-        terms_TB = blocked_terms(
-            odds or model,
-            by_item,
-            all_state,
-            mine,
-            self.step_module.blocks._replace(candidates=self._own_candidates(candidates)),
-            share=Share(everyone, _joined(by_item.merged)),
-        )
-        sums = terms_TB[:, own].sum(1)
+        shard = _Shard(everyone, self.low, self.high)
+        context = step_module.context(rng, step)._replace(shard=shard)
+        terms_TB = step_module.objective(model, all_users, mine, context)
         loss = terms_TB.sum() / num_users
-        if is_factored:  # levels of the own items, of all users
-            levels_NL = model.decode_levels(all_state, mine)
-            level_T = objective.level_terms(levels_NL, mine).sum(1)  # type: ignore[attr-defined]
-            sums, loss = torch.cat([sums, level_T]), loss + level_T.sum() / num_users
-        terms = dict(zip(objective.term_names, sums.detach().unbind(), strict=True))
-        divergence_B = model.divergence(state)
-        if divergence_B is not None:
-            divergence = objective.divergence_weight(step) * divergence_B.sum()
-            loss = loss + divergence / num_users
-            terms["divergence"] = divergence.detach()
+        sums = terms_TB[:, own].sum(1).detach()
+        terms = dict(zip(step_module.objective.terms, sums.unbind(), strict=True))
+        kl = step_module.weighted_kl(users, step)
+        if kl is not None:
+            loss = loss + kl / num_users
+            terms["divergence"] = kl.detach()
         loss.backward()
         return terms
 
@@ -199,16 +217,6 @@ class ItemEngine:
         if self.num_parts == 1:
             return _gradient(owned.parameter)
         return self._kept[id(owned.parameter)]
-
-    def _own_candidates(self, candidates: Candidates | None) -> Candidates | None:
-        if candidates is None:
-            return None
-        is_mine_J = (candidates.item_J >= self.low) & (candidates.item_J < self.high)
-        weight_J = candidates.log_weight_J
-        return Candidates(
-            candidates.item_J[is_mine_J] - self.low,
-            None if weight_J is None else weight_J[is_mine_J],
-        )
 
     def _collect(self, item_N: Tensor) -> None:
         """Bring to each master the gradient of all ranks."""
@@ -262,11 +270,11 @@ class ItemEngine:
 
     def begin_epoch(self, epoch: int) -> None:
         """Choose the part to train; see `Engine`."""
-        train_part(self.optimizer, self.step_module.model.begin_epoch(epoch))
+        train_phase(self.optimizer, begin_epoch(self.step_module.model, epoch))
 
     def end_epoch(self, epoch: int) -> None:
         """Tell the model; see `Engine`."""
-        self.step_module.model.end_epoch(epoch)
+        end_epoch(self.step_module.model, epoch)
 
     def weights(self) -> dict[str, Tensor]:
         """Gather the float32 masters; see `Engine`."""
@@ -277,7 +285,7 @@ class ItemEngine:
         found |= dict(model.named_buffers())
         return {name: found[name].detach().cpu().clone() for name in model.state_dict()}
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[StatePiece]:
         """Yield the own ranges, and a share of the rest; see `Engine`."""
         for parts in (self.output, self.read):
             for name, part in parts.items():
@@ -365,21 +373,6 @@ def _wait(collective: Callable[..., Any], *arguments: Any) -> None:
     started_s = time.perf_counter()
     collective(*arguments)
     _waited.append(time.perf_counter() - started_s)
-
-
-def _joined(merged: Callable[[Sequence[Carry]], Carry]) -> Callable[[Carry], Carry]:
-    """Return what joins a carry over own items with those of the other ranks."""
-
-    def join(carry: Carry) -> Carry:
-        everyone = [_of_all(part.contiguous()) for part in carry]
-        return merged([tuple(parts) for parts in zip(*everyone, strict=True)])
-
-    return join
-
-
-def _named(step: TrainStep, tables: Sequence[Tensor]) -> dict[str, Tensor]:
-    wanted = {id(table) for table in tables}
-    return {name: p for name, p in step.model.named_parameters() if id(p) in wanted}
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distrib.checkpoint.state import Piece, SavedState
-from distrib.rng import Noise
-from distrib.tiles import Read
+from distrib.checkpoint.state import SavedState, StatePiece
+from distrib.models.capabilities import begin_epoch, end_epoch
+from distrib.rng import CounterRng
+from distrib.tiles import TrainInput
 from distrib.train.engines.base import Update
 from distrib.train.engines.state import buffer_pieces, piece_of, restore_buffers, take_up
-from distrib.train.optimizer import OptimizerConfig, build_optimizer, set_rate, train_part
+from distrib.train.optimizer import OptimizerConfig, build_optimizer, set_rate, train_phase
 from distrib.train.step import TrainStep, total
 
 
@@ -28,12 +29,18 @@ class LocalEngine:
         self.optimizer = build_optimizer(step.model, config)
 
     def train_batch(
-        self, source: Read, target: Read, noise: Noise, *, step: int, num_users: int
+        self,
+        inputs: TrainInput,
+        target: TrainInput,
+        rng: CounterRng,
+        *,
+        step: int,
+        num_users: int,
     ) -> Update:
         """Forward, backward, update; see `Engine`."""
-        read = source.to(self.device)
-        wanted = read if target is source else target.to(self.device)
-        terms: dict[str, Tensor] = self.step_module(read, wanted, noise, step)
+        read = inputs.to(self.device)
+        wanted = read if target is inputs else target.to(self.device)
+        terms: dict[str, Tensor] = self.step_module(read, wanted, rng, step)
         self.optimizer.zero_grad()
         (total(terms) / num_users).backward()
         parameters = [p for p in self.step_module.parameters() if p.grad is not None]
@@ -46,18 +53,18 @@ class LocalEngine:
 
     def begin_epoch(self, epoch: int) -> None:
         """Choose the part to train; see `Engine`."""
-        train_part(self.optimizer, self.step_module.model.begin_epoch(epoch))
+        train_phase(self.optimizer, begin_epoch(self.step_module.model, epoch))
 
     def end_epoch(self, epoch: int) -> None:
         """Tell the model; see `Engine`."""
-        self.step_module.model.end_epoch(epoch)
+        end_epoch(self.step_module.model, epoch)
 
     def weights(self) -> dict[str, Tensor]:
         """Copy the state; see `Engine`."""
         state = self.step_module.model.state_dict()
         return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items()}
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[StatePiece]:
         """Yield every parameter; see `Engine`."""
         for name, parameter in self.step_module.model.named_parameters():
             yield piece_of(self.optimizer, name, parameter, (0, 0, parameter.numel()))

@@ -6,14 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distrib.checkpoint.state import VALUE, Piece, SavedState
+from distrib.checkpoint.state import VALUE, SavedState, StatePiece
 from distrib.models.base import Model
 
 Stretch = tuple[int, int, int]
 """Place of a stretch in the flat parameter, its place in the tensor that holds it, its length."""
 
 
-def piece_of(optimizer: torch.optim.Optimizer, name: str, held: Tensor, stretch: Stretch) -> Piece:
+def piece_of(
+    optimizer: torch.optim.Optimizer, name: str, held: Tensor, stretch: Stretch
+) -> StatePiece:
     """Describe a stretch of a parameter by the tensor that the optimizer updates.
 
     Args:
@@ -28,7 +30,7 @@ def piece_of(optimizer: torch.optim.Optimizer, name: str, held: Tensor, stretch:
     start, offset, length = stretch
     state = optimizer.state.get(held, {})
     flat = {VALUE: held} | {k: v for k, v in state.items() if _is_like(v, held)}
-    return Piece(
+    return StatePiece(
         name,
         start,
         {k: v.detach().reshape(-1)[offset : offset + length] for k, v in flat.items()},
@@ -57,10 +59,10 @@ def _is_like(value: Any, held: Tensor) -> bool:
     return torch.is_tensor(value) and value.shape == held.shape and value.dim() > 0
 
 
-def buffer_pieces(model: Model) -> Iterator[Piece]:
+def buffer_pieces(model: Model) -> Iterator[StatePiece]:
     """Yield what the model remembers besides its parameters."""
     for name, buffer in model.named_buffers():
-        yield Piece(name, 0, {VALUE: buffer.detach().float().reshape(-1)}, {})
+        yield StatePiece(name, 0, {VALUE: buffer.detach().float().reshape(-1)}, {})
 
 
 def restore_buffers(model: Model, saved: SavedState) -> None:

@@ -16,33 +16,61 @@ import torch.distributed
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distrib.cluster.resources import ON_CPU
-from distrib.data.dataset import load_manifest, load_vocabulary
-from distrib.data.feeds.collate import Rows
+from distrib.config import Record
+from distrib.data.dataset import Dataset
+from distrib.data.feeds.base import Reads
 from distrib.data.feeds.loader import expected_bytes, kind_of
-from distrib.data.feeds.shards import read_shard
+from distrib.data.history_arrays import HistoryArrays
 from distrib.data.schema import Role
 from distrib.errors import ConfigError, DataError, MemoryLimitError, causes
 from distrib.events import table
-from distrib.rng import Noise
+from distrib.rng import CounterRng
 from distrib.storage import Folder
-from distrib.train.config import TrainConfig
+from distrib.train.build import build_engine
+from distrib.train.config import TrainingRun
 from distrib.train.oom import advice, is_of_memory
 from distrib.train.preflight.checks import preflight, require_room
 from distrib.train.preflight.estimate import (
-    Sizes,
-    batches_of,
     checkpoint_bytes,
-    plan,
+    estimate,
+    sizes_of_counts,
     state_bytes,
-    steps_per_epoch,
 )
+from distrib.train.schemes import scheme_of
 
 _PACKAGES = ("distrib", "ray", "torch", "deepspeed", "pyarrow", "numpy")
 _WARM_UP_STEPS, _TIMED_STEPS = 2, 3
 _GB = 2**30
 
 
-def examine(config: TrainConfig) -> dict[str, Any]:
+class NodeFacts(Record):
+    """What a node says of itself."""
+
+    node: str
+    python: str
+    distrib: str
+    ray: str
+    torch: str
+    deepspeed: str
+    pyarrow: str
+    numpy: str
+    cores: int
+    memory_gb: float
+    free_disk_gb: float
+    gpus: tuple[str, ...]
+    fault: str = ""
+    """Why it cannot write into the run folder."""
+
+
+class Report(Record):
+    """What `examine` found."""
+
+    nodes: tuple[NodeFacts, ...]
+    estimate: dict[str, str | int]
+    """Memory per worker and time."""
+
+
+def examine(config: TrainingRun) -> Report:
     """Check every node, and estimate memory and time of the run.
 
     Every node writes a file into the run folder, reads those of all others, and removes its own:
@@ -53,13 +81,13 @@ def examine(config: TrainConfig) -> dict[str, Any]:
         config: The run.
 
     Returns:
-        ``nodes``, and ``estimate`` with memory per worker and time.
+        What every node says, and the estimate.
 
     Raises:
         ConfigError: Something will not work, all faults at once; or nothing is trained by steps.
     """
-    manifest = preflight(config)
-    if config.model.traits.learns != "steps":
+    dataset = preflight(config)
+    if not scheme_of(config.model.spec).is_iterative:
         raise ConfigError(
             f"model {config.model.name!r} is computed at once; there are no updates to try"
         )
@@ -70,30 +98,30 @@ def examine(config: TrainConfig) -> dict[str, Any]:
     _show_nodes(nodes)
     if faults:
         raise ConfigError("\n  ".join([f"{len(faults)} fault(s)", *faults]))
-    estimate = _estimate(config, manifest)
-    table("Estimate for this run file", ["", ""], [[k, v] for k, v in estimate.items()])
-    return {"nodes": nodes, "estimate": estimate}
+    measured = _estimate(config, dataset)
+    table("Estimate for this run file", ["", ""], [[k, v] for k, v in measured.items()])
+    return Report(nodes=tuple(nodes), estimate=measured)
 
 
-def _nodes(config: TrainConfig) -> tuple[list[dict[str, Any]], list[str]]:
+def _nodes(config: TrainingRun) -> tuple[list[NodeFacts], list[str]]:
     """Ask every living node about itself and the run folder."""
     token = uuid.uuid4().hex[:8]
     alive = [node for node in ray.nodes() if node["Alive"]]
     names = [f"_doctor-{token}-{node['NodeID'][:8]}" for node in alive]
     look, read, clean = (_on_every(task, alive) for task in (_looked, _read_all, _removed))
     found = look([(config.run, name) for name in names])
-    faults = [f"{node['node']}: {node['fault']}" for node in found if node["fault"]]
+    faults = [f"{node.node}: {node.fault}" for node in found if node.fault]
     try:
         if not faults:
             unread = read([(config.run, names)] * len(alive))
             pairs = zip(found, unread, strict=True)
-            faults = [f"{node['node']}: {fault}" for node, fault in pairs if fault]
+            faults = [f"{node.node}: {fault}" for node, fault in pairs if fault]
     finally:
         clean([(config.run, [name]) for name in names])
     return found, faults
 
 
-def _on_every(task: Any, nodes: list[dict[str, Any]]) -> Any:
+def _on_every(task: Any, nodes: list[Any]) -> Any:
     """Return what runs a function once on each node, with arguments for each."""
     there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
 
@@ -108,24 +136,24 @@ def _on_every(task: Any, nodes: list[dict[str, Any]]) -> Any:
     return run
 
 
-def _looked(run: str, name: str) -> dict[str, Any]:
+def _looked(run: str, name: str) -> NodeFacts:
     """Describe this node, and write a file into the run folder."""
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    facts: dict[str, Any] = {
-        "node": ray.util.get_node_ip_address(),
-        "python": platform.python_version(),
-        **{package: _version(package) for package in _PACKAGES},
-        "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / _GB, 1),
-        "free_disk_gb": round(shutil.disk_usage(tempfile.gettempdir()).free / _GB, 1),
-        "gpus": [f"{gpu.name}, {gpu.total_memory / _GB:.0f} GB" for gpu in gpus],
-        "fault": "",
-    }
+    address, fault = ray.util.get_node_ip_address(), ""
     try:
-        Folder(run).write(name, facts["node"].encode())
+        Folder(run).write(name, address.encode())
     except DataError as error:
-        facts["fault"] = f"cannot write into the run folder: {error}"
-    return facts
+        fault = f"cannot write into the run folder: {error}"
+    return NodeFacts(
+        node=address,
+        python=platform.python_version(),
+        **{package: _version(package) for package in _PACKAGES},
+        cores=os.cpu_count() or 0,
+        memory_gb=round(psutil.virtual_memory().total / _GB, 1),
+        free_disk_gb=round(shutil.disk_usage(tempfile.gettempdir()).free / _GB, 1),
+        gpus=tuple(f"{gpu.name}, {gpu.total_memory / _GB:.0f} GB" for gpu in gpus),
+        fault=fault,
+    )
 
 
 def _version(package: str) -> str:
@@ -153,42 +181,51 @@ def _removed(run: str, names: list[str]) -> None:
         Folder(run).remove(name)
 
 
-def _differences(nodes: list[dict[str, Any]]) -> list[str]:
+def _differences(nodes: list[NodeFacts]) -> list[str]:
     """Return the packages that differ between nodes."""
-    return [
-        f"{package} differs between nodes: { {node['node']: node[package] for node in nodes} }"
+    versions = {
+        package: {node.node: getattr(node, package) for node in nodes}
         for package in ("python", *_PACKAGES)
-        if len({node[package] for node in nodes}) > 1
+    }
+    return [
+        f"{package} differs between nodes: {found}"
+        for package, found in versions.items()
+        if len(set(found.values())) > 1
     ]
 
 
-def _show_nodes(nodes: list[dict[str, Any]]) -> None:
+def _show_nodes(nodes: list[NodeFacts]) -> None:
     keys = ["node", "python", "torch", "ray", "deepspeed", "cores", "memory_gb", "free_disk_gb"]
-    rows = [[*(node[key] for key in keys), ", ".join(node["gpus"]) or "none"] for node in nodes]
+    rows = [
+        [*(getattr(node, key) for key in keys), ", ".join(node.gpus) or "none"] for node in nodes
+    ]
     table("Nodes", [*keys, "gpus"], rows)
 
 
-def _estimate(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
+def _estimate(config: TrainingRun, dataset: Dataset) -> dict[str, str | int]:
     """Make some updates with a worker's resources, and reckon from them."""
-    loop = config.loop
-    workers = loop.max_workers
-    resources = {"num_cpus": loop.cpus_per_worker, "num_gpus": int(loop.use_gpu)}
-    variables = {"LOCAL_RANK": "0", "RANK": "0", **({} if loop.use_gpu else ON_CPU)}
+    train = config.train
+    workers = train.max_workers
+    resources = {"num_cpus": train.cpus_per_worker, "num_gpus": int(train.use_gpu)}
+    variables = {"LOCAL_RANK": "0", "RANK": "0", **({} if train.use_gpu else ON_CPU)}
     environment = {"env_vars": variables}
     trial = ray.remote(max_calls=1, runtime_env=environment, **resources)(_tried)
     try:
-        measured = ray.get(trial.remote(config.model_dump_json(), workers))
+        measured = ray.get(trial.remote(config.model_dump_json(), dataset, workers))
     except ray.exceptions.RayError as error:
         if any(is_of_memory(cause) for cause in causes(error)):
             raise MemoryLimitError(advice(config, "a worker's share of a batch")) from error
         raise
-    sizes, by_role = Sizes.of(manifest["counts"]), manifest["counts"]["interactions_by_role"]
-    trained = sum(int(by_role.get(r.name.lower(), 0)) for r in (Role.INPUT, Role.TRAIN_TARGET))
-    steps = steps_per_epoch(config, sizes._replace(interactions=trained))
-    planned = plan(config, sizes)
-    kind = kind_of(loop.feed, manifest)
+    manifest = dataset.manifest
+    sizes = sizes_of_counts(manifest.counts)
+    trained = manifest.counts.interactions(Role.INPUT, Role.TRAIN_TARGET)
+    scheme = scheme_of(config.model.spec)
+    steps = scheme.steps_per_epoch(config, sizes._replace(interactions=trained))
+    planned = estimate(config, sizes)
+    kind = kind_of(train.feed, manifest)
     rows_gb = expected_bytes(manifest) / _GB
     state_gb = state_bytes(config, measured["parameters"], workers) / _GB
+    minutes = train.num_epochs * steps * measured["step_s"] / 60
     return {
         "parameters": f"{measured['parameters']:,}",
         "feed": f"{kind}, {rows_gb:.2f} GB of histories"
@@ -199,52 +236,52 @@ def _estimate(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
         "seconds a step, without communication": f"{measured['step_s']:.3f}",
         "steps an epoch": steps,
         "epoch": f"{steps * measured['step_s']:.0f} s",
-        f"{loop.num_epochs} epochs": f"{loop.num_epochs * steps * measured['step_s'] / 60:.1f} min"
-        " and validation",
+        f"{train.num_epochs} epochs": f"{minutes:.1f} min and validation",
         "checkpoint": f"{checkpoint_bytes(config, measured['parameters']) / _GB:.2f} GB, "
-        f"{loop.checkpoint.keep} kept",
+        f"{train.checkpoint.keep} kept",
     }
 
 
-def _tried(config_json: str, workers: int) -> dict[str, float]:
+def _tried(config_json: str, dataset: Dataset, workers: int) -> dict[str, float]:
     """Make a few updates of a worker's share of a batch, alone, in a process that ends after."""
-    from distrib.train.build import build_engine
-
-    config = TrainConfig.model_validate_json(config_json)
-    device = torch.device("cuda" if config.loop.use_gpu else "cpu")
+    config = TrainingRun.model_validate_json(config_json)
+    device = torch.device("cuda" if config.train.use_gpu else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         torch.distributed.init_process_group(
-            "nccl" if config.loop.use_gpu else "gloo", f"file://{folder}/m", rank=0, world_size=1
+            "nccl" if config.train.use_gpu else "gloo", f"file://{folder}/m", rank=0, world_size=1
         )
-        torch.set_num_threads(config.loop.cpus_per_worker)
-        prepared = Folder(config.prepared)
-        manifest = load_manifest(prepared)
-        train = _some_rows(prepared, manifest, config.model.traits.rows)
-        vocabulary = load_vocabulary(prepared)
+        torch.set_num_threads(config.train.cpus_per_worker)
+        rows = _some_rows(dataset, scheme_of(config.model.spec).reads)
+        vocabulary = dataset.vocabulary
         engine = build_engine(config, vocabulary, device)
-        batches = batches_of(config, train, vocabulary, workers)
+        scheme = scheme_of(config.model.spec)
+        batches = scheme.sample_batches(config, rows, vocabulary, workers)
         started_s = 0.0
         for step in range(_WARM_UP_STEPS + _TIMED_STEPS):
             if step == _WARM_UP_STEPS:
                 started_s = time.perf_counter()
             batch, count = next(batches)
-            update = engine.train_batch(batch, batch, Noise.of(0, 0), step=step, num_users=count)
+            update = engine.train_batch(
+                batch, batch, CounterRng.of(0, 0), step=step, num_users=count
+            )
             float(update.gradient_norm)
         step_s = (time.perf_counter() - started_s) / _TIMED_STEPS
-        peak = torch.cuda.max_memory_allocated() if config.loop.use_gpu else _peak_bytes()
+        peak = torch.cuda.max_memory_allocated() if config.train.use_gpu else _peak_bytes()
         parameters = sum(tensor.numel() for tensor in engine.weights().values())
     return {"step_s": step_s, "peak_gb": peak / _GB, "parameters": parameters}
 
 
-def _some_rows(prepared: Folder, manifest: dict[str, Any], kind: str) -> Rows:
+def _some_rows(dataset: Dataset, reads: Reads) -> HistoryArrays:
     """Return the training histories of the largest shard, of users or of items, that has any."""
-    shards = manifest["item_histories"] if kind == "items" else manifest["shards"]
-    shards = sorted(shards, key=lambda shard: -shard["interactions"])
-    for shard in shards:
-        train, _ = read_shard(prepared, shard, manifest["recipe"]["num_shards"])
-        if train.num_users:
-            return train
-    raise DataError(f"{prepared}: no shard has a training user; prepare the data anew")
+    manifest = dataset.manifest
+    if reads == "items":
+        for part in sorted(manifest.item_histories or (), key=lambda part: -part.interactions):
+            return dataset.item_training(part)
+    for entry in sorted(manifest.shards, key=lambda entry: -entry.interactions):
+        rows = dataset.training(entry)
+        if rows.num_users:
+            return rows
+    raise DataError(f"{dataset.folder}: no shard has a training user; prepare the data again")
 
 
 def _peak_bytes() -> int:

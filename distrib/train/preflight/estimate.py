@@ -5,26 +5,23 @@ traced at a small size and scaled up, over what a worker is assumed to reach, an
 that cross an assumed network; `distrib.train.doctor` measures where there is a cluster.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from torch.utils.flop_counter import FlopCounterMode
 
-from distrib.data.feeds.base import Dealing
-from distrib.data.feeds.collate import BYTES_PER_INTERACTION, BYTES_PER_USER, Rows, by_item, gather
-from distrib.data.feeds.shards import nobody_of
-from distrib.data.feeds.tiles import BlockFeed, Ratings
+from distrib.data.dataset import RowCounts
+from distrib.data.feeds.collate import gather
+from distrib.data.history_arrays import BYTES_PER_INTERACTION, BYTES_PER_USER, HistoryArrays
 from distrib.data.schema import Role
 from distrib.errors import ConfigError
-from distrib.objectives import CellObjective
-from distrib.rng import Noise
-from distrib.tiles import Read
-from distrib.train.config import TrainConfig
+from distrib.rng import CounterRng
+from distrib.train.config import TrainingRun
 from distrib.train.engines.local import LocalEngine
-from distrib.train.schemes.item_side import trained_model
+from distrib.train.schemes import scheme_of
+from distrib.train.schemes.base import Sizes
 from distrib.train.step import TrainStep
 from distrib.vocabulary import Vocabulary
 
@@ -58,18 +55,10 @@ _NETWORK = {False: 1.25e9, True: 12.5e9}
 _FLOPS_OF_CORE = {"fp32": 35e9, "bf16": 100e9, "fp16": 35e9}
 
 
-class Sizes(NamedTuple):
-    """How large a log is."""
-
-    users: int
-    items: int
-    interactions: int
-
-    @classmethod
-    def of(cls, counts: Mapping[str, Any]) -> "Sizes":
-        """Take the sizes from a manifest's counts."""
-        by_role = counts["interactions_by_role"].values()
-        return cls(int(counts["training_users"]), int(counts["items"]), sum(map(int, by_role)))
+def sizes_of_counts(counts: RowCounts) -> Sizes:
+    """Return the sizes of prepared data."""
+    interactions = sum(counts.interactions_by_role.values())
+    return Sizes(counts.training_users, counts.items, interactions)
 
 
 class Estimate(NamedTuple):
@@ -96,7 +85,7 @@ class Estimate(NamedTuple):
     score_hours: float | None
     """To score all users on as many workers of the same kind."""
 
-    def told(self) -> dict[str, str]:
+    def lines(self) -> dict[str, str]:
         """Return the lines of a table."""
         return {
             "parameters": f"{self.parameters:,}",
@@ -119,7 +108,7 @@ def _read(value: float | None, unit: str) -> str:
     return f"{value:.3g} {unit}" if value >= _LEAST_TOLD or not value else f"< {_LEAST_TOLD} {unit}"
 
 
-def plan(config: TrainConfig, sizes: Sizes, gpu: str = "h100") -> Estimate:
+def estimate(config: TrainingRun, sizes: Sizes, gpu: str = "h100") -> Estimate:
     """Reckon what a run needs; validation and reading are not in the hours.
 
     Args:
@@ -133,62 +122,41 @@ def plan(config: TrainConfig, sizes: Sizes, gpu: str = "h100") -> Estimate:
     Raises:
         ConfigError: The model is computed at once, a size is 0, or the GPU is not known.
     """
-    if config.model.traits.learns != "steps":
-        raise ConfigError(
-            f"model {config.model.name!r} is computed at once, in memory that grows with items "
-            "squared; there are no steps to plan"
-        )
+    scheme = scheme_of(config.model.spec)
     small = [name for name, size in sizes._asdict().items() if size < 1]
     if small:
         raise ConfigError(f"sizes: {', '.join(small)} must be 1 or more")
-    if config.loop.use_gpu and gpu not in GPUS:
+    if config.train.use_gpu and gpu not in GPUS:
         raise ConfigError(f"gpu {gpu!r}: not known; one of {', '.join(GPUS)}")
-    traits, loop = config.model.traits, config.loop
-    workers = loop.max_workers
+    steps, train = scheme.steps_per_epoch(config, sizes), config.train
+    workers = train.max_workers
     parameters, of_items = _parameters(config, sizes)
     state_gb = state_bytes(config, parameters, workers) / _GB
-    columns = sizes.users if traits.rows == "items" else sizes.items
-    steps = steps_per_epoch(config, sizes)
-    share = -(-loop.batch_users // workers)
+    _, columns = scheme.shape(config, sizes)
+    share = -(-train.batch_users // workers)
     flops, reached = _step_flops(config, share, columns), _reached(config, gpu)
     sent = parameters
     if config.engine.parallel == "items":  # of rows of items, those met in the first layer
-        met = loop.batch_users * sizes.interactions / sizes.users / sizes.items
+        met = train.batch_users * sizes.interactions / sizes.users / sizes.items
         sent += round(of_items * (min(1.0, met) / 2 - 1))
     step_s = None if flops is None else flops / reached + _sending_s(config, sent)
-    train_h = None if step_s is None else _hours(step_s * steps * loop.num_epochs)
+    train_h = None if step_s is None else _hours(step_s * steps * train.num_epochs)
     return Estimate(
         parameters=parameters,
         histories_gb=_histories_bytes(sizes) / _GB,
         state_gb=state_gb,
-        worker_gb=_PROCESS_GB[loop.use_gpu] + state_gb + _work_gb(config, sizes, columns, share),
+        worker_gb=_PROCESS_GB[train.use_gpu] + state_gb + _work_gb(config, sizes, columns, share),
         checkpoint_gb=checkpoint_bytes(config, parameters) / _GB,
         bundle_gb=4 * parameters / _GB,
         steps=steps,
         step_s=step_s,
         train_hours=train_h,
-        gpu_hours=0.0 if not loop.use_gpu else None if train_h is None else train_h * workers,
+        gpu_hours=0.0 if not train.use_gpu else None if train_h is None else train_h * workers,
         score_hours=None if flops is None else _hours(flops * steps / _FORWARD_SHARE, reached),
     )
 
 
-def steps_per_epoch(config: TrainConfig, sizes: Sizes) -> int:
-    """Return the updates of an epoch, as near as sizes tell; users are those of training."""
-    loop, kind = config.loop, config.model.traits.rows
-    users = -(-sizes.users // loop.batch_users)
-    if kind == "users":
-        return users
-    if kind == "items":
-        return -(-sizes.items // loop.batch_users)
-    items = -(-sizes.items // loop.blocks.items)
-    special: dict[str, int] = {
-        "sequential": (users + items) // 2,
-        "edges": -(-sizes.interactions // loop.blocks.ratings),
-    }
-    return special.get(loop.blocks.order, users * items)
-
-
-def state_bytes(config: TrainConfig, parameters: int, workers: int) -> int:
+def state_bytes(config: TrainingRun, parameters: int, workers: int) -> int:
     """Return what a worker holds besides activations."""
     engine, half = config.engine, 4 if config.engine.precision == "fp32" else 2
     is_spread = [engine.parallel == "items" or engine.zero_stage >= stage for stage in (1, 2, 3)]
@@ -201,35 +169,9 @@ def state_bytes(config: TrainConfig, parameters: int, workers: int) -> int:
     )
 
 
-def checkpoint_bytes(config: TrainConfig, parameters: int) -> int:
+def checkpoint_bytes(config: TrainingRun, parameters: int) -> int:
     """Return the size of a checkpoint: weights and moments in float32."""
     return parameters * 4 * (1 + _MOMENTS[config.optimizer.name])
-
-
-def batches_of(
-    config: TrainConfig, train: Rows, vocabulary: Vocabulary, workers: int
-) -> Iterator[tuple[Read, int]]:
-    """Yield a worker's shares of batches, without end, and how much each counts.
-
-    Args:
-        config: The run.
-        train: Some training histories.
-        vocabulary: Their items.
-        workers: How many share a batch.
-
-    Yields:
-        What the engine trains on.
-    """
-    share = -(-config.loop.batch_users // workers)
-    if config.model.traits.rows == "both":
-        columns = len(vocabulary), vocabulary.user_numbers
-        ratings, nobody = Ratings(train, by_item(train), columns), nobody_of(train)
-        feed = BlockFeed(ratings, nobody, Dealing(share, config.seed, 0, 1), config.loop.blocks)
-        for epoch in itertools.count():
-            yield from feed.batches(epoch)
-    for step in itertools.count():
-        wanted = (np.arange(share) + step * share) % train.num_users
-        yield gather(train, wanted)[0], share
 
 
 def _histories_bytes(sizes: Sizes) -> int:
@@ -241,19 +183,19 @@ def _hours(amount: float, a_second: float = 1.0) -> float:
     return amount / a_second / 3600
 
 
-def _sending_s(config: TrainConfig, parameters: int) -> float:
+def _sending_s(config: TrainingRun, parameters: int) -> float:
     """Return the time in which gradients are added up over all workers, there and back."""
-    workers, size = config.loop.max_workers, 4 if config.engine.precision == "fp32" else 2
+    workers, size = config.train.max_workers, 4 if config.engine.precision == "fp32" else 2
     passed = 2 * (workers - 1) / workers * parameters * size
-    return passed / _NETWORK[config.loop.use_gpu]
+    return passed / _NETWORK[config.train.use_gpu]
 
 
-def _parameters(config: TrainConfig, sizes: Sizes) -> tuple[int, int]:
+def _parameters(config: TrainingRun, sizes: Sizes) -> tuple[int, int]:
     """Count parameters, all and those of items, at small sizes; follow the straight lines up."""
     low, high = _TRACED_COLUMNS
 
     def count(items: int, users: int) -> int:
-        model = trained_model(config.model, _small(items, users))
+        model = scheme_of(config.model.spec).build(config.model, _small(items, users))
         return sum(tensor.numel() for tensor in model.state_dict().values())
 
     first = count(low, low)
@@ -263,14 +205,14 @@ def _parameters(config: TrainConfig, sizes: Sizes) -> tuple[int, int]:
     return round(all_in_all), round(per_item * sizes.items)
 
 
-def _step_flops(config: TrainConfig, rows: int, columns: int) -> float | None:
+def _step_flops(config: TrainingRun, rows: int, columns: int) -> float | None:
     """Return the operations of an update of so many rows, from traces that grow both ways.
 
     None where products are not what takes the time: rows of both sides, ratings decoded one by one.
     """
     assert config.objective is not None  # of every model that learns by steps
     objective: Any = config.objective.build(_small(*_TRACED_COLUMNS).catalogue)
-    if config.model.traits.rows == "both" or isinstance(objective, CellObjective):
+    if scheme_of(config.model.spec).reads == "both" or objective.decodes_pairs:
         return None
     (few, many), (narrow, wide) = _TRACED_ROWS, _TRACED_COLUMNS
     x, y = (rows - few) / (many - few), (columns - narrow) / (wide - narrow)
@@ -283,27 +225,27 @@ def _step_flops(config: TrainConfig, rows: int, columns: int) -> float | None:
     )
 
 
-def _traced(config: TrainConfig, rows: int, columns: int) -> float:
+def _traced(config: TrainingRun, rows: int, columns: int) -> float:
     """Count the operations of a real update of a few rows."""
-    is_of_items = config.model.traits.rows == "items"
-    vocabulary = _small(*((rows, columns) if is_of_items else (columns, rows)))
-    model = trained_model(config.model, vocabulary)
+    scheme = scheme_of(config.model.spec)
+    vocabulary = _small(*((rows, columns) if scheme.reads == "items" else (columns, rows)))
+    model = scheme.build(config.model, vocabulary)
     objective: Any = config.objective.build(vocabulary.catalogue) if config.objective else None
     step = TrainStep(model, objective, block_items=columns, keep_output_mb=256)
     engine = LocalEngine(step, config.optimizer)
     batch, _ = gather(_some_histories(rows, columns), np.arange(rows))
     with FlopCounterMode(display=False) as counter:
         engine.begin_epoch(0)
-        engine.train_batch(batch, batch, Noise.of(0, 0), step=0, num_users=rows)
+        engine.train_batch(batch, batch, CounterRng.of(0, 0), step=0, num_users=rows)
     return float(counter.get_total_flops())
 
 
-def _some_histories(rows: int, columns: int) -> Rows:
+def _some_histories(rows: int, columns: int) -> HistoryArrays:
     rng = np.random.default_rng(0)
     item_N = np.concatenate(
         [np.sort(rng.choice(columns, _TRACED_HISTORY, replace=False)) for _ in range(rows)]
     )
-    return Rows(
+    return HistoryArrays(
         np.arange(rows),
         np.arange(rows + 1) * _TRACED_HISTORY,
         item_N.astype(np.int32),
@@ -319,13 +261,11 @@ def _small(items: int, users: int) -> Vocabulary:
     return Vocabulary(pa.array(range(items)), levels, counts, users, users)
 
 
-def _work_gb(config: TrainConfig, sizes: Sizes, columns: int, share: int) -> float:
+def _work_gb(config: TrainingRun, sizes: Sizes, columns: int, share: int) -> float:
     """Return what the scores of a worker's share of a batch take, and its histories."""
-    engine, loop = config.engine, config.loop
+    engine = config.engine
     rows = min(engine.micro_batch_users or share, share)
-    if config.model.traits.rows == "both":
-        columns = loop.blocks.items
-    width = 6 if config.model.traits.gives == "outcomes" else 1
+    width = 6 if config.model.spec.output == "rating_classes" else 1
     size = 4 if engine.precision == "fp32" else 2
     kept = min(engine.keep_output_mb << 20, rows * columns * width * size)
     block = _COPIES_OF_BLOCK * 4 * width * rows * min(engine.block_items, columns)
@@ -333,10 +273,10 @@ def _work_gb(config: TrainConfig, sizes: Sizes, columns: int, share: int) -> flo
     return (kept + block + history) / _GB
 
 
-def _reached(config: TrainConfig, gpu: str) -> float:
+def _reached(config: TrainingRun, gpu: str) -> float:
     """Return the operations that a worker is assumed to make in a second."""
     precision = config.engine.precision
-    if config.loop.use_gpu:
+    if config.train.use_gpu:
         share = _SHARE_OF_PEAK * (_FP32_SHARE if precision == "fp32" else 1.0)
         return GPUS[gpu][0] * share
-    return _FLOPS_OF_CORE[precision] * config.loop.cpus_per_worker
+    return _FLOPS_OF_CORE[precision] * config.train.cpus_per_worker

@@ -1,1 +1,22 @@
-"""How training reads the log."""
+"""Training schemes, one file each; the mapping below is the list of those that models name."""
+
+from collections.abc import Mapping
+
+from distrib.models.base import ModelSpec
+from distrib.train.schemes.base import Scheme
+from distrib.train.schemes.closed_form import ClosedForm
+from distrib.train.schemes.item_rows import ItemRows
+from distrib.train.schemes.two_sided import TwoSided
+from distrib.train.schemes.user_rows import UserRows
+
+SCHEMES: Mapping[str, Scheme] = {
+    "closed_form": ClosedForm(),
+    "item_rows": ItemRows(),
+    "two_sided": TwoSided(),
+    "user_rows": UserRows(),
+}
+
+
+def scheme_of(spec: ModelSpec) -> Scheme:
+    """Return the scheme that a model is trained by."""
+    return SCHEMES[spec.scheme]

@@ -3,10 +3,10 @@
 import numpy as np
 from scipy.sparse import csr_array
 
-from distrib.data.feeds.collate import Rows
+from distrib.data.history_arrays import HistoryArrays
 
 
-def partial_gram(rows: Rows, item_count: int) -> csr_array:
+def partial_gram(rows: HistoryArrays, item_count: int) -> csr_array:
     """Count, for each pair of items, the users of some rows who met both: X^T X of binary X.
 
     Args:

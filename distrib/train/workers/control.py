@@ -1,10 +1,11 @@
 """The driver's word to the workers of a run."""
 
 import threading
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from distrib.train.records import EpochRecord
 
 _ASK_S = 1.0
 
@@ -14,19 +15,19 @@ class Control:
 
     def __init__(self) -> None:
         self._reason = ""
-        self._entries: list[dict[str, Any]] = []
+        self._epochs: list[EpochRecord] = []
 
     def stop(self, reason: str) -> None:
         """Ask the workers to keep their place and leave."""
         self._reason = reason
 
-    def tell(self, entry: dict[str, Any]) -> None:
+    def post_epoch(self, record: EpochRecord) -> None:
         """Take note of an epoch."""
-        self._entries.append(entry)
+        self._epochs.append(record)
 
-    def entries(self, first: int) -> list[dict[str, Any]]:
-        """Return the epochs from the one on that was told as ``first``."""
-        return self._entries[first:]
+    def epochs(self, first: int) -> list[EpochRecord]:
+        """Return the epochs that were posted, from the place ``first`` on."""
+        return self._epochs[first:]
 
     def reason(self) -> str:
         """Return why to leave; empty to stay."""

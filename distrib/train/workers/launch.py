@@ -1,23 +1,18 @@
 """The driver's side of training: check, start the workers, survive their loss, publish the best."""
 
-import signal
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from distrib.checkpoint.bundle import BUNDLE, copy_bundle
 from distrib.checkpoint.store import CheckpointStore
 from distrib.cluster.prometheus import hide, keep, show
 from distrib.cluster.resources import ON_CPU
-from distrib.data.dataset import load_vocabulary
-from distrib.data.feeds.loader import Source, kind_of, load_source
+from distrib.data.dataset import Dataset
+from distrib.data.feeds.loader import TrainingData, kind_of, load_training_data
 from distrib.errors import (
     CheckpointError,
     DivergedError,
@@ -29,27 +24,19 @@ from distrib.errors import (
 )
 from distrib.events import emit, is_terminal
 from distrib.storage import Folder
-from distrib.train.config import TrainConfig
+from distrib.train.best_bundle import publish_best
+from distrib.train.config import TrainingRun
 from distrib.train.oom import advice
 from distrib.train.preflight.checks import preflight, require_room
-from distrib.train.run_folder import (
-    BEST,
-    HISTORY,
-    RUN,
-    TOKEN,
-    best_entry,
-    best_name,
-    identity,
-    require_ours,
-)
-from distrib.train.workers.control import start_control
-from distrib.train.workers.solve import fit
+from distrib.train.records import Divergence, EpochRecord, Outcome, RunResult
+from distrib.train.run_folder import HISTORY, RUN, TOKEN, first_feed, identity, require_ours
+from distrib.train.schemes import scheme_of
+from distrib.train.workers.signals import Driver, driving
+from distrib.train.workers.solve import solve
 from distrib.train.workers.worker import Inputs, train_worker
-from distrib.vocabulary import Vocabulary
 
 _RAY = "ray"
-
-_REMEDY = (
+_DIVERGENCE_ADVICE = (
     "lower optimizer.learning_rate, set optimizer.gradient_clipping, or use engine.precision bf16 "
     "or fp32"
 )
@@ -61,19 +48,18 @@ _BUGS = (
     AssertionError,
     ImportError,
 )
-T = TypeVar("T")
-EpochListener = Callable[[dict[str, Any]], None]
+EpochListener = Callable[[EpochRecord], None]
 
 
-def launch(config: TrainConfig, on_epoch: EpochListener | None = None) -> dict[str, Any]:
-    """Train on the cluster, going on where an earlier start of the same run stopped.
+def launch(run: TrainingRun, on_epoch: EpochListener | None = None) -> RunResult:
+    """Train on the cluster, continuing where an earlier start of the same run stopped.
 
     Args:
-        config: The run.
-        on_epoch: Told each epoch's entry of the history; what it raises ends training.
+        run: What is trained.
+        on_epoch: Called with the record of each epoch; what it raises ends training.
 
     Returns:
-        ``run``, ``epochs``, ``best_epoch`` and the ``valid`` metrics of the best epoch.
+        Where it is, and how good the best epoch was.
 
     Raises:
         ConfigError: See `preflight`; also when the cluster can never hold the workers.
@@ -83,15 +69,15 @@ def launch(config: TrainConfig, on_epoch: EpochListener | None = None) -> dict[s
         WorkersLostError: Workers were lost more often than ``max_failures``.
         StoppedError: A signal or a preemption asked to stop; the place is kept.
     """
-    manifest = preflight(config)
+    dataset = preflight(run)
     began = "When training began, Unix time."
-    show("train_started_seconds", began, time.time(), run=config.run_name)
+    show("train_started_seconds", began, time.time(), run=run.run_name)
     keep("train_diverged", "Whether the last training diverged.", 0.0)
     try:
-        require_room(config)
-        if config.model.traits.learns != "steps":
-            return fit(config, manifest, on_epoch)
-        return _launched(config, manifest, on_epoch)
+        require_room(run)
+        if not scheme_of(run.model.spec).is_iterative:
+            return solve(run, dataset, on_epoch)
+        return _train(run, dataset, on_epoch)
     except DivergedError:
         keep("train_diverged", "Whether the last training diverged.", 1.0)
         raise
@@ -99,94 +85,90 @@ def launch(config: TrainConfig, on_epoch: EpochListener | None = None) -> dict[s
         hide("train_started_seconds")
 
 
-def _launched(
-    config: TrainConfig, manifest: dict[str, Any], on_epoch: EpochListener | None
-) -> dict[str, Any]:
-    """Train by steps, and publish what was best."""
-    folder, prepared = Folder(config.run), Folder(config.prepared)
-    config = _with_feed(config, manifest, folder)
-    folder.write_json(RUN, identity(config, {"data": manifest["hash"]}))
-    vocabulary = load_vocabulary(prepared)
+def _train(run: TrainingRun, dataset: Dataset, on_epoch: EpochListener | None) -> RunResult:
+    """Train by updates, and publish the best epoch."""
+    folder = Folder(run.run)
+    run = _with_feed(run, dataset)
+    folder.write_json(RUN, identity(run, dataset.hash))
     token = uuid.uuid4().hex
-    outcome = _fitted(config, (vocabulary, manifest), token, on_epoch)
+    outcome = _run_workers(run, dataset, token, on_epoch)
     require_ours(folder, token)
-    history = outcome["history"]
-    folder.write_json(HISTORY, history)
-    best = _publish(folder, history) if history else {}
-    _raise_what_ended(outcome, history, config)
+    history = outcome.history
+    folder.write_json(HISTORY, [record.to_json() for record in history])
+    best = publish_best(folder, history) if history else None
+    _raise_early_end(outcome, run)
+    assert best is not None  # training came to its end
     last = history[-1]
-    return {
-        "run": str(folder),
-        "epochs": last["epoch"],
-        "best_epoch": best["epoch"],
-        "valid": best["valid"],
-        config.speed_name: last[config.speed_name],
-        "data_share": last["data_share"],
-    }
+    speed = f"{scheme_of(run.model.spec).counts}_per_s"
+    return RunResult(
+        run=str(folder),
+        epochs=last.epoch,
+        best_epoch=best.epoch,
+        valid=best.valid,
+        data_share=last.data_share,
+        **{speed: last.rate},
+    )
 
 
-def _with_feed(config: TrainConfig, manifest: dict[str, Any], folder: Folder) -> TrainConfig:
-    """Settle the kind of feed; a run keeps the one it began with."""
-    feed = config.loop.feed
-    if feed == "auto" and folder.exists(RUN):
-        feed = folder.read_json(RUN)["loop"].get("feed", feed)
-    if config.model.traits.rows == "both":
+def _with_feed(run: TrainingRun, dataset: Dataset) -> TrainingRun:
+    """Choose the kind of feed; a run keeps its first one."""
+    feed: str = run.train.feed
+    if feed == "auto":
+        feed = first_feed(Folder(run.run)) or feed
+    if scheme_of(run.model.spec).reads == "both":
         feed = "resident"
-    loop = config.loop.model_copy(update={"feed": kind_of(feed, manifest)})
-    return config.model_copy(update={"loop": loop})
+    train = run.train.model_copy(update={"feed": kind_of(feed, dataset.manifest)})
+    return run.model_copy(update={"train": train})
 
 
-def _fitted(
-    config: TrainConfig,
-    data: tuple[Vocabulary, dict[str, Any]],
-    token: str,
-    on_epoch: EpochListener | None,
-) -> dict[str, Any]:
-    """Run the workers until they end by themselves; start them anew where some are lost."""
-    folder, losses = Folder(config.run), _Losses(config)
+def _run_workers(
+    run: TrainingRun, dataset: Dataset, token: str, on_epoch: EpochListener | None
+) -> Outcome:
+    """Run the workers until they end by themselves; start them again where some are lost."""
+    folder, losses = Folder(run.run), _LostWorkers(run)
     folder.write_json(TOKEN, {"token": token})
-    with _stopping(on_epoch) as control:
+    with driving(on_epoch) as driver:
         while True:
             try:
-                source = _opened(config)
-                trainer = _trainer(config, source, *data, (token, control.actor))
-                outcome: dict[str, Any] = control.waiting(lambda: trainer.fit().return_value)  # noqa: B023
+                data = _loaded(run)
+                trainer = _trainer(run, data, dataset, token, driver)
+                outcome: Outcome = driver.waiting(lambda: trainer.fit().return_value)  # noqa: B023
             except (TrainingFailedError, ray.exceptions.RayError) as error:
-                losses.require_hope(error)
+                losses.raise_if_fatal(error)
                 require_ours(folder, token)
                 continue
-            is_preempted = outcome.get("stopped", "").startswith("preemption")
-            if is_preempted and config.loop.min_workers < config.loop.max_workers:
-                emit("preempted", reason=outcome["stopped"])  # go on with those that are left
+            is_preempted = outcome.stopped.startswith("preemption")
+            if is_preempted and run.train.min_workers < run.train.max_workers:
+                emit("preempted", reason=outcome.stopped)  # continue with those that are left
                 continue
             return outcome
 
 
-def _opened(config: TrainConfig) -> Source:
+def _loaded(run: TrainingRun) -> TrainingData:
     """Read the histories, or look at their shards."""
-    kind = config.loop.feed
-    assert kind != "auto"  # `_with_feed` has settled it
-    source = load_source(Folder(config.prepared), kind, config.model.traits.rows)
+    kind = run.train.feed
+    assert kind != "auto"  # `_with_feed` has chosen
+    data = load_training_data(run.prepared, kind, scheme_of(run.model.spec).reads)
     emit(
         "feed",
-        kind=source.kind,
-        training_users=source.num_train,
-        valid_users=source.num_valid,
-        megabytes=round(source.num_bytes / 1e6, 1),
+        kind=data.kind,
+        training_users=data.num_train,
+        valid_users=data.num_valid,
+        megabytes=round(data.num_bytes / 1e6, 1),
     )
-    return source
+    return data
 
 
-class _Losses:
-    """Counts lost workers, and tells which failures are worth another start."""
+class _LostWorkers:
+    """Counts lost workers, and decides which failures are worth another start."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self._config = config
-        self._store = CheckpointStore(Folder(config.run))
+    def __init__(self, run: TrainingRun) -> None:
+        self._run = run
+        self._store = CheckpointStore(Folder(run.run))
         self._times = 0
         self._last = ("", "")
 
-    def require_hope(self, error: Exception) -> None:
+    def raise_if_fatal(self, error: Exception) -> None:
         """Raise what starting again would not mend."""
         ours = known(error)
         if ours is not None:
@@ -198,160 +180,76 @@ class _Losses:
         )
         if any(isinstance(cause, ray.exceptions.OutOfMemoryError) for cause in found):
             what = f"Ray ended a worker, its node being out of memory ({text})"
-            raise MemoryLimitError(advice(self._config, what)) from error
+            raise MemoryLimitError(advice(self._run, what)) from error
         is_lost = any(isinstance(cause, ray.exceptions.RayActorError) for cause in found)
         place = (text, next(iter(self._store.complete()), ""))
         is_stuck = place == self._last
         if not is_lost and (is_stuck or any(isinstance(cause, _BUGS) for cause in found)):
             raise error  # the same place, the same words: a fault of the program
         self._times, self._last = self._times + 1, place
-        most = self._config.loop.max_failures
+        most = self._run.train.max_failures
         emit("workers_lost", times=self._times, of=most, cause=text)
         if self._times > most:
             raise WorkersLostError(
                 f"workers were lost {self._times} times, train.max_failures is {most}; the last: "
-                f"{text}; the same command goes on from the last checkpoint"
+                f"{text}; the same command continues from the last checkpoint"
             ) from error
 
 
 def _trainer(
-    config: TrainConfig,
-    source: Source,
-    vocabulary: Vocabulary,
-    manifest: dict[str, Any],
-    ours: tuple[str, ray.actor.ActorHandle],
+    run: TrainingRun, data: TrainingData, dataset: Dataset, token: str, driver: Driver
 ) -> TorchTrainer:
-    folder, loop = Folder(config.run), config.loop
+    folder, train = Folder(run.run), run.train
     inputs = Inputs(
-        config=config.absolute().model_dump_json(),
-        source=source,
-        vocabulary=ray.put(vocabulary),
-        facts={"data": manifest["hash"], "seed": config.seed},
+        run=run.absolute().model_dump_json(),
+        data=data,
+        vocabulary=ray.put(dataset.vocabulary),
+        facts={"data": dataset.hash, "seed": run.seed},
         shows_bar=is_terminal(),
-        token=ours[0],
-        control=ours[1],
+        token=token,
+        control=driver.actor,
     )
-    resources = {"CPU": float(loop.cpus_per_worker)} | ({"GPU": 1.0} if loop.use_gpu else {})
-    environment = {} if loop.use_gpu else ON_CPU
-    is_elastic = loop.min_workers < loop.max_workers
+    resources = {"CPU": float(train.cpus_per_worker)} | ({"GPU": 1.0} if train.use_gpu else {})
+    environment = {} if train.use_gpu else ON_CPU
+    is_elastic = train.min_workers < train.max_workers
     return TorchTrainer(
         train_worker,
         train_loop_config={"inputs": inputs},
-        torch_config=TorchConfig(timeout_s=int(loop.hang_s * 2) + 60),
+        torch_config=TorchConfig(timeout_s=int(train.hang_s * 2) + 60),
         scaling_config=ScalingConfig(
-            num_workers=loop.worker_range if is_elastic else loop.max_workers,
-            use_gpu=loop.use_gpu,
+            num_workers=train.worker_range if is_elastic else train.max_workers,
+            use_gpu=train.use_gpu,
             resources_per_worker=resources,
-            **({"elastic_resize_monitor_interval_s": loop.resize_s} if is_elastic else {}),
+            **({"elastic_resize_monitor_interval_s": train.resize_s} if is_elastic else {}),
         ),
         run_config=RunConfig(
             name=_RAY,
             storage_path=folder.path,
             storage_filesystem=folder.arrow(),
-            failure_config=FailureConfig(max_failures=0),  # `_Losses` knows which to survive
+            failure_config=FailureConfig(max_failures=0),  # `_LostWorkers` decides
             worker_runtime_env={"env_vars": environment},
         ),
     )
 
 
-class _Control:
-    """The driver's hand on the workers."""
-
-    def __init__(self, on_epoch: EpochListener | None) -> None:
-        self.actor = start_control()
-        self.num_signals = 0
-        self._on_epoch = on_epoch
-        self._num_told = 0
-
-    def on_signal(self, number: int, _frame: object) -> None:
-        self.num_signals += 1
-        name = signal.Signals(number).name
-        emit("stopping", signal=name, next="a second one ends at once, without a checkpoint")
-        self.actor.stop.remote(name)
-
-    def waiting(self, action: Callable[[], T]) -> T:
-        """Do something in a thread, so that signals are heard; Ray Train takes them else."""
-        found: list[T] = []
-        failures: list[BaseException] = []
-
-        def act() -> None:
-            try:
-                found.append(action())
-            except BaseException as error:  # noqa: BLE001  raised again below
-                failures.append(error)
-
-        thread = threading.Thread(target=act, daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.2)
-            if self.num_signals > 1:
-                raise KeyboardInterrupt
-            self._tell()
-        self._tell()
-        if failures:
-            raise failures[0]
-        return found[0]
-
-    def _tell(self) -> None:
-        """Pass on the epochs that the workers have told of."""
-        if self._on_epoch is None:
-            return
-        for entry in ray.get(self.actor.entries.remote(self._num_told)):
-            self._num_told += 1
-            self._on_epoch(entry)
-
-
-@contextmanager
-def _stopping(on_epoch: EpochListener | None) -> Iterator[_Control]:
-    """Turn signals into a word to the workers; leaves them alone outside the main thread."""
-    control = _Control(on_epoch)
-    is_main = threading.current_thread() is threading.main_thread()
-    heard = (signal.SIGTERM, signal.SIGINT) if is_main else ()
-    before = {number: signal.signal(number, control.on_signal) for number in heard}
-    try:
-        yield control
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        ray.kill(control.actor)
-
-
-def _publish(folder: Folder, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Copy the best epoch's bundle to where the other jobs look; return its entry.
-
-    A run that is stopped before its end, and has nothing to validate on, has none yet.
-    """
-    best = best_entry(history)
-    place = folder / BEST / best_name(best["epoch"])
-    if place.exists():
-        copy_bundle(place, folder / BUNDLE)
-    return best
-
-
-def _raise_what_ended(
-    outcome: dict[str, Any], history: list[dict[str, Any]], config: TrainConfig
-) -> None:
+def _raise_early_end(outcome: Outcome, run: TrainingRun) -> None:
     """Raise when training ended before its time."""
-    folder = Folder(config.run)
-    if "diverged" in outcome:
-        raise _diverged(outcome["diverged"], history, config)
-    if "fault" in outcome:
-        raise CheckpointError(f"{outcome['fault']}; the same command goes on from the last one")
-    if "stopped" in outcome:
+    if outcome.divergence is not None:
+        raise _diverged(outcome.divergence, outcome.history, run)
+    if outcome.fault:
+        raise CheckpointError(f"{outcome.fault}; the same command continues from the last one")
+    if outcome.stopped:
         raise StoppedError(
-            f"stopped by {outcome['stopped']}, {len(history)} epochs done; the place is kept in "
-            f"{folder}, the same command goes on from there"
+            f"stopped by {outcome.stopped}, {len(outcome.history)} epochs done; the place is kept "
+            f"in {Folder(run.run)}, the same command continues from there"
         )
 
 
-def _diverged(
-    where: dict[str, Any], history: list[dict[str, Any]], config: TrainConfig
-) -> DivergedError:
-    folder = Folder(config.run)
-    good = history[-1]["epoch"] if history else "none"
-    kept = next(iter(CheckpointStore(folder).complete()), "none")
+def _diverged(found: Divergence, history: list[EpochRecord], run: TrainingRun) -> DivergedError:
+    good = history[-1].epoch if history else "none"
+    kept = next(iter(CheckpointStore(Folder(run.run)).complete()), "none")
     return DivergedError(
-        f"epoch {where['epoch']}, step {where['step']}: {where['term']} is {where['value']}, "
-        f"{where.get('why', 'not finite')}; last good epoch: {good}, last good checkpoint: {kept}; "
-        "in a new run folder, " + (config.model.traits.remedy or _REMEDY)
+        f"epoch {found.epoch}, step {found.step}: {found.term} is {found.value}, {found.why}; "
+        f"last good epoch: {good}, last good checkpoint: {kept}; in a new run folder, "
+        + (run.model.spec.divergence_advice or _DIVERGENCE_ADVICE)
     )

@@ -12,7 +12,7 @@ from distrib.train.engines.base import Update
 NORM = "gradient norm"
 
 
-class Bad(NamedTuple):
+class NonFinite(NamedTuple):
     """The first number that was not finite."""
 
     steps_ago: int
@@ -22,18 +22,18 @@ class Bad(NamedTuple):
     value: float
 
 
-class Agreed(NamedTuple):
+class Reduced(NamedTuple):
     """The same on all ranks."""
 
     flags: dict[str, float]
     """Sums over ranks."""
 
-    bad: Bad | None
+    non_finite: NonFinite | None
     means: dict[str, float]
     """Of the losses per user, and of the gradient's norm, since the last agreement."""
 
 
-class Ledger:
+class LossReducer:
     """Loss terms of an epoch so far, in float64; numbers count once all ranks have seen them.
 
     One collective for many steps: reading a loss back would make the device wait at every step.
@@ -57,7 +57,7 @@ class Ledger:
         """Take an update into account, without waiting for it to be computed."""
         self._pending.append((update, num_users))
 
-    def agree(self, **flags: float) -> Agreed:
+    def agree(self, **flags: float) -> Reduced:
         """Add up over ranks what was added here, and the flags; every rank must call.
 
         Args:
@@ -77,7 +77,7 @@ class Ledger:
         numbers = everyone.tolist()
         own = mine.tolist()
         width, first = len(names), len(flags)
-        bad, means = None, dict.fromkeys([*names, NORM], 0.0)
+        non_finite, means = None, dict.fromkeys([*names, NORM], 0.0)
         counted = 0
         for place, (update, num_users) in enumerate(self._pending):
             start = first + place * width
@@ -86,7 +86,7 @@ class Ledger:
             wrong = _first_wrong(sums, norm, update.is_applied)
             self.num_skipped = self.num_skipped + 1 if wrong else 0
             if wrong and (update.is_applied or self.num_skipped > self.max_skipped):
-                bad = Bad(len(self._pending) - 1 - place, *wrong)
+                non_finite = NonFinite(len(self._pending) - 1 - place, *wrong)
                 break
             if wrong:
                 continue
@@ -98,7 +98,7 @@ class Ledger:
         self.num_users += counted
         self._pending = []
         means = {name: value / max(1, counted) for name, value in means.items()}
-        return Agreed(dict(zip(flags, numbers[:first], strict=True)), bad, means)
+        return Reduced(dict(zip(flags, numbers[:first], strict=True)), non_finite, means)
 
     def mean_losses(self) -> dict[str, float]:
         """Return the loss terms per user of the epoch so far; every rank must call."""

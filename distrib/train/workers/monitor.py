@@ -16,9 +16,11 @@ from distrib.cluster.prometheus import show
 from distrib.errors import DataError
 from distrib.events import emit, rounded
 from distrib.storage import Folder
-from distrib.train.config import TrainConfig
+from distrib.train.config import TrainingRun
 from distrib.train.engines.base import Engine
 from distrib.train.loop import TrainState
+from distrib.train.records import EpochRecord
+from distrib.train.schemes import scheme_of
 
 TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's files, inside a run."""
@@ -27,24 +29,25 @@ _MLFLOW = "mlflow.json"
 _PATIENCE_S = 20.0  # for the last metrics, when training is over
 
 
-class Meters:
+class TrainMonitor:
     """What rank 0 tells; the other ranks' are silent."""
 
     def __init__(
-        self, config: TrainConfig, engine: Engine, num_steps: int, *, shown: bool, is_first: bool
+        self, config: TrainingRun, engine: Engine, num_steps: int, *, shown: bool, is_first: bool
     ) -> None:
         self._config = config
         self._engine = engine
+        self._speed_name = f"{scheme_of(config.model.spec).counts}_per_s"
         self._is_first = is_first
         self._now: dict[str, float] = {}
         self._step = 0
-        total = num_steps * config.loop.num_epochs
+        total = num_steps * config.train.num_epochs
         is_drawn = shown and is_first
         self._bar = tqdm_ray.tqdm(desc="training", total=total, unit="step") if is_drawn else None
         run = Folder(config.run)
-        self._curves = _Curves(run) if is_first and config.loop.tensorboard else None
+        self._curves = _Curves(run) if is_first and config.train.tensorboard else None
         self._tracking = (
-            _Tracking(config.loop.mlflow, run) if is_first and config.loop.mlflow else None
+            _Tracking(config.train.mlflow, run) if is_first and config.train.mlflow else None
         )
 
     def reach(self, state: TrainState, means: Mapping[str, float], rate: float) -> None:
@@ -73,7 +76,7 @@ class Meters:
         compute = state.compute_s / elapsed_s
         communication = compute * self._engine.communication_share
         return {
-            self._config.speed_name: state.timed_users / elapsed_s,
+            self._speed_name: state.timed_users / elapsed_s,
             "data_share": state.data_s / elapsed_s,
             "compute_share": compute - communication,
             "communication_share": communication,
@@ -84,20 +87,20 @@ class Meters:
         """Return what was shown last, for a line in a log."""
         return rounded(self._now)
 
-    def tell_epoch(self, entry: Mapping[str, Any]) -> None:
+    def show_epoch(self, record: EpochRecord) -> None:
         """Show the metrics of an epoch."""
         if not self._is_first:
             return
-        found = {f"valid {name}": value for name, value in entry["valid"].items()}
-        found |= {f"epoch {name}": value for name, value in entry["losses"].items()}
+        found = {f"valid {name}": value for name, value in record.valid.items()}
+        found |= {f"epoch {name}": value for name, value in record.losses.items()}
         for name, value in found.items():
             self._show(name, value)
         if self._curves is not None:
-            self._curves.add(found, entry["step"])
+            self._curves.add(found, record.step)
             self._curves.publish()
         if self._tracking is not None:
-            speed = {name: entry[name] for name in (self._config.speed_name, "data_share")}
-            self._tracking.add(found | speed, entry["step"])
+            speed = {self._speed_name: record.rate, "data_share": record.data_share}
+            self._tracking.add(found | speed, record.step)
 
     def close(self) -> None:
         """End the bar and the files."""

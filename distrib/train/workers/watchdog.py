@@ -57,14 +57,14 @@ class Watchdog:
 
     def _watch(self) -> None:
         pulse = 0
-        before: list[Said] = []
+        before: list[Heartbeat] = []
         while not self._closed.wait(self.limit_s / _PULSES):
             pulse += 1
             idle_s = time.monotonic() - self._since_s if self._done else 0.0
             try:
-                said = Said(pulse, self._done, idle_s)
-                self._store.set(f"rank{self._rank}", json.dumps(said))
-                now = [self._said(rank) for rank in range(self._world_size)]
+                heartbeat = Heartbeat(pulse, self._done, idle_s)
+                self._store.set(f"rank{self._rank}", json.dumps(heartbeat))
+                now = [self._heartbeat(rank) for rank in range(self._world_size)]
             except RuntimeError:  # the rank that holds the store is gone
                 now = []
             if idle_s > self.limit_s and not _is_anyone_at_work(before, now, self.limit_s):
@@ -72,13 +72,13 @@ class Watchdog:
                 return
             before = now
 
-    def _said(self, rank: int) -> "Said":
+    def _heartbeat(self, rank: int) -> "Heartbeat":
         if not self._store.check([f"rank{rank}"]):
-            return Said(0, -1, 0.0)
-        return Said(*json.loads(self._store.get(f"rank{rank}")))
+            return Heartbeat(0, -1, 0.0)
+        return Heartbeat(*json.loads(self._store.get(f"rank{rank}")))
 
 
-class Said(NamedTuple):
+class Heartbeat(NamedTuple):
     """What a rank tells of itself."""
 
     pulse: int
@@ -88,7 +88,7 @@ class Said(NamedTuple):
     idle_s: float
 
 
-def missing_ranks(before: Sequence[Said], now: Sequence[Said]) -> list[int]:
+def missing_ranks(before: Sequence[Heartbeat], now: Sequence[Heartbeat]) -> list[int]:
     """Return the ranks that hold up the others.
 
     Args:
@@ -101,20 +101,24 @@ def missing_ranks(before: Sequence[Said], now: Sequence[Said]) -> list[int]:
     """
     if not now:
         return [0]
-    furthest = max(said.done for said in now)
-    behind = {rank for rank, said in enumerate(now) if said.done < furthest}
+    furthest = max(heartbeat.done for heartbeat in now)
+    behind = {rank for rank, heartbeat in enumerate(now) if heartbeat.done < furthest}
     return sorted(_silent(before, now) | behind)
 
 
-def _silent(before: Sequence[Said], now: Sequence[Said]) -> set[int]:
+def _silent(before: Sequence[Heartbeat], now: Sequence[Heartbeat]) -> set[int]:
     pairs = enumerate(zip(before, now, strict=False))
     return {rank for rank, (old, new) in pairs if old.pulse == new.pulse}
 
 
-def _is_anyone_at_work(before: Sequence[Said], now: Sequence[Said], limit_s: float) -> bool:
+def _is_anyone_at_work(
+    before: Sequence[Heartbeat], now: Sequence[Heartbeat], limit_s: float
+) -> bool:
     """Tell whether a rank that still speaks has done something of late: then it is only slow."""
     silent = _silent(before, now)
-    return any(said.idle_s < limit_s for rank, said in enumerate(now) if rank not in silent)
+    return any(
+        heartbeat.idle_s < limit_s for rank, heartbeat in enumerate(now) if rank not in silent
+    )
 
 
 def start_watchdog(rank: int, world_size: int, limit_s: float) -> Watchdog:

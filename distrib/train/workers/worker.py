@@ -1,71 +1,64 @@
 """What Ray Train runs on every worker: feed, engine and loop; validate, checkpoint, agree."""
 
-import functools
-import json
 import logging
-import tempfile
 import time
 import uuid
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import ray
 import ray.train
 import ray.train.torch
-import torch.distributed
 from torch import Tensor
 
-from distrib.checkpoint.bundle import restored, write_bundle
-from distrib.checkpoint.state import SavedState
-from distrib.checkpoint.store import CheckpointStore, checkpoint_name
-from distrib.checkpoint.writer import CheckpointWriter, Rank
-from distrib.data.feeds.base import Dealing, Feed
-from distrib.data.feeds.collate import example
-from distrib.data.feeds.loader import Source
+from distrib.checkpoint.bundle import restored
+from distrib.checkpoint.writer import Rank
+from distrib.config import JsonObject
+from distrib.data.feeds.base import BatchSharding, Feed
+from distrib.data.feeds.loader import TrainingData
 from distrib.data.schema import Role
-from distrib.errors import CheckpointError, DataError, MemoryLimitError
-from distrib.evaluate.protocol import EXPECTED, KNOWN, measure, selection_score
+from distrib.errors import MemoryLimitError
+from distrib.evaluate.protocol import EXPECTED, KNOWN, Measurer, selection_score
 from distrib.events import Interval, emit, rounded
 from distrib.metrics import Sums
-from distrib.rng import Noise
 from distrib.score.scorer import Scorer
-from distrib.storage import Folder, patiently
-from distrib.tiles import Read
+from distrib.tiles import TrainInput
 from distrib.train.build import build_engine
-from distrib.train.config import TrainConfig
+from distrib.train.config import TrainingRun
 from distrib.train.engines.base import Update
 from distrib.train.loop import TrainState, run_epochs
 from distrib.train.oom import advice, is_of_memory
-from distrib.train.run_folder import BEST, best_entry, best_name, require_ours
-from distrib.train.schemes.item_side import RowCodes
+from distrib.train.records import Divergence, EpochRecord, Outcome, best_record
+from distrib.train.schemes import scheme_of
+from distrib.train.schemes.base import ExportContext
+from distrib.train.workers.checkpoints import Attempt, RunCheckpoints, Trained
 from distrib.train.workers.collectives import broadcast_object, gather_objects
 from distrib.train.workers.control import Listener
-from distrib.train.workers.loss_reducer import Agreed, Ledger
-from distrib.train.workers.monitor import Meters, memory_gb
+from distrib.train.workers.loss_reducer import LossReducer, Reduced
+from distrib.train.workers.monitor import TrainMonitor, memory_gb
 from distrib.train.workers.watchdog import Watchdog, start_watchdog
 from distrib.vocabulary import Vocabulary
 
-POSITION = "position.json"
-"""Where training stood, inside a checkpoint."""
+_CALIBRATION_TOLERANCE = 0.2
+"""Share by which expected interactions may differ from the known ones without an event."""
 
+_EXPLOSION_FACTOR = 4.0
+"""Loss, in units of that of the mean rating, beyond which training is taken to have diverged."""
 
-_DRIFT = 0.2  # of the expected interactions from the known ones, from which it is told
-_WILD = 4.0  # losses by that of the mean rating, from which a model has gone astray
 _PREEMPTION_S = 5.0  # between questions to Ray
 
 
 class Inputs(NamedTuple):
     """What the driver hands to every worker."""
 
-    config: str
-    """`TrainConfig` as JSON."""
+    run: str
+    """`TrainingRun` as JSON."""
 
-    source: Source
+    data: TrainingData
     vocabulary: ray.ObjectRef
-    facts: dict[str, Any]
+    facts: JsonObject
     """Kept in the bundle: hash of the data and the like."""
 
     shows_bar: bool
@@ -73,19 +66,18 @@ class Inputs(NamedTuple):
     control: ray.actor.ActorHandle
 
 
-def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+def train_worker(settings: dict[str, Inputs]) -> Outcome:
     """Train from the latest checkpoint, or from the start, to the last epoch.
 
     Args:
         settings: ``{"inputs": Inputs}``.
 
     Returns:
-        ``{"history": one entry per epoch}``, with ``"diverged"``, ``"fault"`` or ``"stopped"``
-        where training ended before its time.
+        How training ended.
     """
     logging.getLogger().setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)  # DeepSpeed's
-    inputs: Inputs = settings["inputs"]
+    inputs = settings["inputs"]
     worker = None
     try:
         worker = Worker(inputs)
@@ -97,8 +89,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         step = "before the first step" if worker is None else f"step {worker.state.step + 1}"
         text = str(error).splitlines()[0][:200]
         what = f"rank {rank}, {step}: out of memory at {memory_gb():.1f} GiB ({text})"
-        config = TrainConfig.model_validate_json(inputs.config)
-        raise MemoryLimitError(advice(config, what)) from error
+        run = TrainingRun.model_validate_json(inputs.run)
+        raise MemoryLimitError(advice(run, what)) from error
     finally:
         if worker is not None:
             worker.close()
@@ -111,59 +103,51 @@ class Worker:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.config = config = TrainConfig.model_validate_json(inputs.config)
+        self.run = run = TrainingRun.model_validate_json(inputs.run)
+        self.scheme = scheme_of(run.model.spec)
         self.inputs = inputs
-        self.folder = Folder(config.run)
         self.vocabulary: Vocabulary = ray.get(inputs.vocabulary)
-        loop = config.loop
-        self.watchdog = start_watchdog(self.rank, self.world_size, loop.hang_s)
-        dealing = Dealing(loop.batch_users, config.seed, self.rank, self.world_size)
-        self.feed: Feed = inputs.source.open(
-            dealing,
-            window_users=loop.window_users,
-            blocks=loop.blocks,
-            device=self.device if loop.rows_on_gpu and loop.use_gpu else None,
-        )
-        self.engine = build_engine(config, self.vocabulary, self.device)
-        self.state = TrainState(config.seed)
-        self.ledger = Ledger(self.device, max_skipped=loop.max_skipped)
-        self.history: list[dict[str, Any]] = []
-        self.ending: dict[str, Any] = {}
-        """What ended training before its time; equal on all ranks."""
+        train = run.train
+        self.watchdog = start_watchdog(self.rank, self.world_size, train.hang_s)
+        sharding = BatchSharding(train.batch_users, run.seed, self.rank, self.world_size)
+        on_device = self.device if train.rows_on_gpu and train.use_gpu else None
+        self.feed: Feed = self.scheme.open_feed(inputs.data, sharding, run, on_device)
+        self.engine = build_engine(run, self.vocabulary, self.device)
+        self.state = TrainState(run.seed)
+        self.loss_reducer = LossReducer(self.device, max_skipped=train.max_skipped)
+        self.history: list[EpochRecord] = []
+        self.ending = Outcome([])
+        """Why training ended before its time; equal on all ranks."""
 
-        self.attempt = str(broadcast_object(uuid.uuid4().hex[:8]))
-        self.store = CheckpointStore(self.folder)
-        self.writer = CheckpointWriter(
-            self.store,
+        name = str(broadcast_object(uuid.uuid4().hex[:8]))
+        self.checkpoints = RunCheckpoints(
+            run,
             Rank(self.rank, self.world_size),
-            retry_s=loop.checkpoint.retry_s,
-            in_background=loop.checkpoint.in_background,
+            Attempt(name, inputs.token, inputs.facts),
+            Trained(self.engine, self.state, self.loss_reducer, self.history, self.vocabulary),
         )
-        self.writer.on_wait = self.watchdog.touch
+        self.checkpoints.writer.on_wait = self.watchdog.touch
         self.listener = Listener(inputs.control) if self.rank == 0 else None
-        self.interval = Interval(loop.log_every_s)
-        self.ask = Interval(_PREEMPTION_S)
-        self.meters = Meters(
-            config,
-            self.engine,
-            self.feed.num_steps(0),
-            shown=inputs.shows_bar,
-            is_first=self.rank == 0,
+        self.log_interval = Interval(train.log_every_s)
+        self.preemption_interval = Interval(_PREEMPTION_S)
+        num_steps = self.feed.num_steps(0)
+        self.monitor = TrainMonitor(
+            run, self.engine, num_steps, shown=inputs.shows_bar, is_first=self.rank == 0
         )
-        self._saved_s = time.monotonic()
         self._noted = 0
-        """Users of the epoch that the ledger has heard of."""
+        """Users of the epoch that the loss reducer knows of."""
 
     def close(self) -> None:
         """End the threads."""
         self.watchdog.close()
-        self.meters.close()
+        self.monitor.close()
         if self.listener is not None:
             self.listener.close()
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> Outcome:
         """Resume, train, and wait until all is written."""
-        self._resume()
+        self.checkpoints.resume()
+        self._noted = self.state.num_users
         run_epochs(
             self.state,
             self.engine,
@@ -172,272 +156,194 @@ class Worker:
             on_step=self._on_step,
             on_epoch=self._on_epoch,
         )
-        fault = self._fault_of_writing()
-        self.ending = self.ending or fault
+        fault = self.checkpoints.wait()
         if self.rank == 0 and not fault:
-            self._require_ours()
-            self.store.prune(self.config.loop.checkpoint.keep, self.attempt)
-        return {"history": self.history, **self.ending}
-
-    def _fault_of_writing(self) -> dict[str, Any]:
-        """Wait until all is written, on all ranks; return what failed on any of them."""
-        self.writer.wait()
-        faults = [fault for fault in gather_objects(self.writer.fault) if fault]
-        return {"fault": faults[0]} if faults else {}
-
-    def _resume(self) -> None:
-        """Load the newest checkpoint that every rank finds whole, if there is one.
-
-        Raises:
-            CheckpointError: There are some, but none is whole.
-        """
-        faults: list[str] = []
-        retry_s = self.config.loop.checkpoint.retry_s
-        found = patiently(self.store.complete, for_s=retry_s) if self.rank == 0 else None
-        names: list[str] = broadcast_object(found)
-        for name in names:
-            fault = self._load(name)
-            if not fault:
-                if self.rank == 0:
-                    emit("resumed", checkpoint=name, **self.state.position(), damaged=faults)
-                return
-            faults.append(fault)
-        if faults:
-            raise CheckpointError("; ".join(faults))
-
-    def _load(self, name: str) -> str:
-        """Load a checkpoint on all ranks, or on none; return what is wrong with it, if anything.
-
-        One rank of each node fetches it for all of that node.
-        """
-        context = ray.train.get_context()
-        node = context.get_node_rank()  # several nodes may share a machine's folder
-        folder = Path(tempfile.gettempdir(), f"distrib-{self.attempt}-{node}-{name}")
-        fault = ""
-        if context.get_local_rank() == 0:
-            try:
-                self.store.fetch(name, folder, retry_s=self.config.loop.checkpoint.retry_s)
-            except (DataError, CheckpointError, OSError) as error:
-                fault = str(error)
-        fault = next(filter(None, gather_objects(fault)), "")
-        if not fault:
-            saved = Folder(str(folder)).read_json(POSITION)
-            self.engine.restore(SavedState(folder), saved["engine"])
-            self.state.go_to(saved["position"])
-            self._noted = self.state.num_users
-            self.ledger.take(saved["ledger"], self.rank, self.world_size)
-            self.history = saved["history"]
-        torch.distributed.barrier()
-        if context.get_local_rank() == 0:
-            Folder(str(folder)).remove()
-        return fault
+            self.checkpoints.require_ours()
+            self.checkpoints.prune()
+        has_ended = self.ending.divergence or self.ending.fault or self.ending.stopped
+        ending = self.ending if has_ended else Outcome([], fault=fault)
+        return ending._replace(history=self.history)
 
     def _last_epoch(self) -> int:
-        """Return where to end; a run that has lost its patience is at its end."""
-        num_epochs = self.config.loop.num_epochs
+        """Return where to end; a run that is out of patience is at its end."""
+        num_epochs = self.run.train.num_epochs
         return min(num_epochs, self.state.epoch) if self._is_out_of_patience() else num_epochs
 
     def _on_step(self, state: TrainState, update: Update) -> bool:
         """Note an update; now and then agree with the other ranks on what comes next."""
         self.watchdog.progress("reading")
-        self.ledger.add(update, state.num_users - self._noted)
+        self.loss_reducer.add(update, state.num_users - self._noted)
         self._noted = state.num_users
-        loop = self.config.loop
-        every = loop.checkpoint.every_steps
+        train = self.run.train
+        every = train.checkpoint.every_steps
         is_due = bool(every) and state.step % every == 0
         is_last = state.epoch_step == self.feed.num_steps(state.epoch)
-        if not (is_due or is_last or state.step % loop.check_steps == 0):
+        if not (is_due or is_last or state.step % train.check_steps == 0):
             return True
         return self._agree(is_due=is_due and not is_last, is_last=is_last)
 
     def _agree(self, *, is_due: bool, is_last: bool) -> bool:
-        """Decide with all ranks: go on, keep the place, or leave."""
-        every_s, now_s = self.config.loop.checkpoint.every_s, time.monotonic()
-        is_late = bool(every_s) and now_s - self._saved_s > every_s and not is_last
-        agreed = self.ledger.agree(
+        """Decide with all ranks: continue, save the place, or leave."""
+        every_s = self.run.train.checkpoint.every_s
+        age_s = time.monotonic() - self.checkpoints.saved_s
+        is_late = bool(every_s) and age_s > every_s and not is_last
+        reduced = self.loss_reducer.agree(
             stop=float(self.listener is not None and bool(self.listener.reason)),
-            fault=float(bool(self.writer.fault)),
+            fault=float(bool(self.checkpoints.writer.fault)),
             due=float(is_due or (self.rank == 0 and is_late)),
-            ask=float(self.rank == 0 and self.ask.due()),
+            ask=float(self.rank == 0 and self.preemption_interval.due()),
         )
-        if agreed.bad is not None:
-            step = self.state.step - agreed.bad.steps_ago
-            where = {"epoch": self.state.epoch + 1, "step": step}
-            self.ending = {"diverged": {**where, **agreed.bad._asdict()}}
+        if reduced.non_finite is not None:
+            found = reduced.non_finite
+            step = self.state.step - found.steps_ago
+            divergence = Divergence(self.state.epoch + 1, step, found.term, found.value)
+            self.ending = Outcome([], divergence)
             return False
-        if agreed.flags["fault"]:
-            self.ending = self._fault_of_writing()
+        if reduced.flags["fault"]:
+            self.ending = Outcome([], fault=self.checkpoints.wait())
             return False
-        reason = self._reason_to_leave(agreed)
+        reason = self._reason_to_leave(reduced)
         if reason:
             self._save()
-            self.ending = self._fault_of_writing() or {"stopped": reason}
+            fault = self.checkpoints.wait()
+            self.ending = Outcome([], fault=fault, stopped="" if fault else reason)
             return False
-        if agreed.flags["due"]:
+        if reduced.flags["due"]:
             self._save()
-        self._tell(agreed)
+        self._show(reduced)
         return True
 
-    def _reason_to_leave(self, agreed: Agreed) -> str:
-        """Return why all ranks should leave: the driver's word, or a node that is to go."""
-        if agreed.flags["stop"]:
+    def _reason_to_leave(self, reduced: Reduced) -> str:
+        """Return why all ranks should leave: the driver wants it, or a node is about to go."""
+        if reduced.flags["stop"]:
             return str(broadcast_object(self.listener.reason if self.listener else None))
-        if not agreed.flags["ask"]:
+        if not reduced.flags["ask"]:
             return ""
         notice = ray.train.get_preemption_info()  # waits for all ranks
         return "" if notice is None else f"preemption of ranks {notice.preempted_ranks}"
 
-    def _tell(self, agreed: Agreed) -> None:
+    def _show(self, reduced: Reduced) -> None:
         """Show progress; only rank 0 does."""
         state = self.state
-        self.meters.reach(state, agreed.means, self.config.optimizer.rate(state.updates))
-        if self.rank == 0 and self.interval.due():
-            emit("step", epoch=state.epoch + 1, step=state.step, **self.meters.summary())
+        self.monitor.reach(state, reduced.means, self.run.optimizer.rate(state.updates))
+        if self.rank == 0 and self.log_interval.due():
+            emit("step", epoch=state.epoch + 1, step=state.step, **self.monitor.summary())
 
     def _on_epoch(self, state: TrainState) -> bool:
-        """Validate and keep the place; False when there is no hope of a better epoch."""
-        loop = self.config.loop
-        losses = self.ledger.mean_losses()
-        if self._is_wild(losses):
+        """Validate and save the place; False when there is no hope of a better epoch."""
+        train = self.run.train
+        losses = self.loss_reducer.mean_losses()
+        if self._loss_exploded(losses):
             return False
-        self.ledger.clear()
+        self.loss_reducer.clear()
         self._noted = 0
-        is_end = state.epoch >= loop.num_epochs
-        # Without validation the last epoch is the best, and weights are wanted then only.
-        reads_both = self.config.model.traits.rows == "both"
-        is_wanted = is_end or reads_both or self.inputs.source.num_valid > 0
-        weights = self._scoring(self.engine.weights()) if is_wanted else None
+        is_end = state.epoch >= train.num_epochs
+        weights = self._exported(is_end=is_end)
         self.watchdog.progress("validating")
         started_s = time.perf_counter()
         metrics = self._validate(weights)
-        entry: dict[str, Any] = {
-            "epoch": state.epoch,
-            "step": state.step,
-            "losses": losses,
-            "valid": metrics,
-            "selection": selection_score(metrics, self.config.selection)
+        record = EpochRecord(
+            epoch=state.epoch,
+            step=state.step,
+            losses=losses,
+            valid=metrics,
+            selection=selection_score(metrics, self.run.selection)
             if metrics
             else float(state.epoch),
-            **self.meters.speed(state),
-            "valid_s": time.perf_counter() - started_s,
-            "skipped_updates": state.step - state.updates,
-        }
-        self.history.append(entry)
+            **self.monitor.speed(state),
+            valid_s=time.perf_counter() - started_s,
+            skipped_updates=state.step - state.updates,
+        )
+        self.history.append(record)
         self._watch_calibration(metrics)
         state.start_clocks()  # what writing takes away from training counts to the next epoch
         is_end = is_end or self._is_out_of_patience()
-        best = weights if entry is best_entry(self.history) else None
-        every = loop.checkpoint.every_epochs
+        best = weights if record is best_record(self.history) else None
+        every = train.checkpoint.every_epochs
         if is_end or best is not None or (every and state.epoch % every == 0):
             self._save(best)
-        self.meters.tell_epoch(entry)
+        self.monitor.show_epoch(record)
         if self.rank == 0:
-            shown = (self.config.speed_name, "data_share", "checkpoint_share")
-            self.inputs.control.tell.remote(entry)
-            facts = rounded({**losses, **metrics, **{key: entry[key] for key in shown}})
-            emit("epoch", epoch=state.epoch, **facts)
+            self.inputs.control.post_epoch.remote(record)
+            speed = {f"{self.scheme.counts}_per_s": record.rate, "data_share": record.data_share}
+            shares = {"checkpoint_share": record.checkpoint_share or 0.0}
+            emit("epoch", epoch=state.epoch, **rounded({**losses, **metrics, **speed, **shares}))
         return not is_end
 
-    def _is_wild(self, losses: dict[str, float]) -> bool:
-        """End training where a model that invites it has gone astray among finite numbers."""
-        if not self.config.model.traits.remedy or self.state.epoch == 1:
+    def _exported(self, *, is_end: bool) -> dict[str, Tensor] | None:
+        """Return the state of the model that scores; None where nobody needs it now.
+
+        Without validation the last epoch is the best, and weights are needed then only.
+        """
+        needs = is_end or self.scheme.exports_every_epoch or self.inputs.data.num_valid > 0
+        if not needs:
+            return None
+        weights = self.engine.weights()
+        self.watchdog.progress("exporting")
+        context = ExportContext(
+            self.run,
+            self.vocabulary,
+            self.feed,
+            self.device,
+            gather_objects,
+            self.engine.step_module.model,
+            self.state.epoch - 1,
+        )
+        return self.scheme.export(weights, context)
+
+    def _loss_exploded(self, losses: dict[str, float]) -> bool:
+        """Stop when the loss explodes while still finite, where a model is known to do that."""
+        if not self.run.model.spec.divergence_advice or self.state.epoch == 1:
             return False
         count_L = self.vocabulary.train_count_IL.sum(0)
         spread = float(np.cov(self.vocabulary.levels, fweights=count_L))
         term, value = next(iter(losses.items()))
-        if value <= _WILD * spread:
+        if value <= _EXPLOSION_FACTOR * spread:
             return False
-        why = f"over {_WILD:g} times that of the mean rating"
-        where = {"epoch": self.state.epoch, "step": self.state.step}
-        self.ending = {"diverged": {**where, "term": term, "value": value, "why": why}}
+        why = f"over {_EXPLOSION_FACTOR:g} times that of the mean rating"
+        divergence = Divergence(self.state.epoch, self.state.step, term, value, why)
+        self.ending = Outcome([], divergence)
         return True
 
     def _watch_calibration(self, metrics: dict[str, float]) -> None:
-        """Tell when probabilities drift from the counts that they should add up to."""
+        """Report probabilities that drift from the counts that they should add up to."""
         expected, known = metrics.get(EXPECTED), metrics.get(KNOWN)
         if self.rank == 0 and expected is not None and known:
             share = expected / known
-            if abs(share - 1.0) > _DRIFT:
+            if abs(share - 1.0) > _CALIBRATION_TOLERANCE:
                 emit("calibration_drift", epoch=self.state.epoch, expected_of_known=share)
 
     def _is_out_of_patience(self) -> bool:
-        """Tell whether the best epoch lies too far back."""
-        patience = self.config.loop.patience
+        """Return whether the best epoch lies too far back."""
+        patience = self.run.train.patience
         if not patience or not self.history:
             return False
-        return bool(self.history[-1]["epoch"] - best_entry(self.history)["epoch"] >= patience)
-
-    def _scoring(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the state of the model that scores, from that of the one that is trained."""
-        rows = self.config.model.traits.rows
-        if rows == "users":
-            return weights
-        self.watchdog.progress("encoding items")
-        codes = RowCodes(self.config, self.vocabulary, self.feed, self.device, gather_objects)
-        if rows == "items":
-            return codes.scoring(weights)
-        noise = Noise.of(self.config.seed, self.state.epoch - 1)
-        return codes.cross_fed(weights, self.engine.step_module.model, noise)
+        return self.history[-1].epoch - best_record(self.history).epoch >= patience
 
     def _validate(self, weights: dict[str, Tensor] | None) -> dict[str, float]:
         """Measure on the validation users, each on one rank; empty where there are none."""
-        if weights is None or self.inputs.source.num_valid == 0:
+        if weights is None or self.inputs.data.num_valid == 0:
             return {}
-        model = restored(self.config.model, self.vocabulary, weights)
-        scorer = Scorer(
-            model, self.vocabulary, device=self.device, block_items=self.config.engine.block_items
-        )
-        sums = Sums({})
-        size = self.config.evaluate.batch_users
-        for rows, mine in self.feed.valid_parts():
-            for start in range(0, len(mine), size):
-                self.watchdog.touch()
-                asked = example(rows, mine[start : start + size], Role.VALID_TARGET)
-                sums = sums.merged(measure(scorer, asked, self.config.evaluate))
-        merged = functools.reduce(Sums.merged, gather_objects(sums), Sums({}))
-        return {name: summary.mean for name, summary in merged.summaries().items()}
+        model = restored(self.run.model, self.vocabulary, weights)
+        chunk_items = self.run.engine.block_items
+        scorer = Scorer(model, self.vocabulary, device=self.device, chunk_items=chunk_items)
+        measurer = Measurer({"model": scorer}, Role.VALID_TARGET, self.run.evaluate)
+        sums = measurer.nothing()
+        for rows, mine_B in self.feed.valid_parts():
+            sums = measurer.added(sums, rows, mine_B, self.watchdog.touch)
+        return _joined_means(gather_objects(sums["model"]))
 
     def _save(self, best: dict[str, Tensor] | None = None) -> None:
         """Begin to write a checkpoint; ``best``: weights of an epoch better than all before."""
-        started_s = time.perf_counter()
         self.watchdog.progress("writing a checkpoint")
-        ledgers = gather_objects(self.ledger.to_json())
-        position = {
-            "position": self.state.position(),
-            "ledger": ledgers,
-            "engine": self.engine.facts(),
-            "history": self.history,
-        }
-        texts = {POSITION: json.dumps(position)} if self.rank == 0 else {}
-        before = functools.partial(
-            self._prepare_to_write, self.state.epoch, best, list(self.history)
-        )
-        self.writer.start(
-            checkpoint_name(self.state.step, self.attempt),
-            self.engine.pieces(),
-            texts,
-            before if self.rank == 0 else None,
-        )
-        self._saved_s = time.monotonic()
-        self.state.checkpoint_s += time.perf_counter() - started_s
+        self.checkpoints.save(best)
 
-    def _prepare_to_write(
-        self, epoch: int, best: dict[str, Tensor] | None, history: list[dict[str, Any]]
-    ) -> None:
-        """Make sure that the run is still ours, keep the best weights, drop what is old."""
-        keep = self.config.loop.checkpoint.keep
-        self._require_ours()
-        if best is not None:
-            facts = {**self.inputs.facts, "epoch": epoch, "valid": history[-1]["valid"]}
-            place = self.folder / BEST / best_name(epoch)
-            write_bundle(place, best, self.config.model, self.vocabulary, facts)
-            for name in (self.folder / BEST).folders()[: -keep - 1]:
-                (self.folder / BEST / name).remove()
-        self.store.prune(keep, self.attempt)
 
-    def _require_ours(self) -> None:
-        """Raise when a later start of this run has taken the folder over."""
-        require_ours(self.folder, self.inputs.token)
+def _joined_means(parts: list[Sums]) -> dict[str, float]:
+    total = Sums({})
+    for part in parts:
+        total = total.merged(part)
+    return {name: summary.mean for name, summary in total.summaries().items()}
 
 
 class _Watched:
@@ -446,7 +352,7 @@ class _Watched:
     def __init__(self, feed: Feed, watchdog: Watchdog) -> None:
         self._feed, self._watchdog = feed, watchdog
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Read, int]]:
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[TrainInput, int]]:
         for item in self._feed.batches(epoch, first_step):
             self._watchdog.progress("computing")
             yield item

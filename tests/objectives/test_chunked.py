@@ -1,29 +1,32 @@
 """The blocked loss equals the plain one: decode everything, take the textbook loss, autograd."""
 
-import shutil
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from distrib.batch import Batch, cells_by_block, level_index
+from distrib.batch import Batch, entries_by_chunk, level_index
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig
 from distrib.models.autoencoders.mult_vae import MultVaeConfig
 from distrib.objectives import (
     BinaryConfig,
-    CellObjective,
-    CodeObjective,
-    CosineConfig,
-    FactoredObjective,
     MultinomialConfig,
     RatingClassesConfig,
     SquaredErrorConfig,
 )
-from distrib.objectives.compiled import Compiled, compiled
-from distrib.rng import Noise
-from distrib.train.chunked_loss import Blocks, blocked_terms
+from distrib.objectives.base import Chunks, LossContext
+from distrib.objectives.chunked import ChunkDecoder, chunked_terms
+from distrib.rng import CounterRng
 from distrib.train.step import TrainStep, total
 from tests.conftest import Small
+
+
+def context(chunk_items, keep_bytes=0, step=0):
+    return LossContext(CounterRng.of(0, 0), step, Chunks(chunk_items, keep_bytes))
+
+
+def whole_output_terms(model, objective, users, batch, chunk_items=17):
+    """The loss by chunks of the whole output, also where a model decodes its parts alone."""
+    return chunked_terms(ChunkDecoder.of(model), objective, users, batch, context(chunk_items))
 
 
 def plain_rating_classes(output_BIC, target, levels, rating_weight):
@@ -76,15 +79,15 @@ def gradients(terms_TB, model):
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 20])
-@pytest.mark.parametrize("block_items", [1, 7, 17, 50, 1000])
+@pytest.mark.parametrize("chunk_items", [1, 7, 17, 50, 1000])
 @pytest.mark.parametrize("case", CASES)
-def test_blocked_equals_plain_forward_and_backward(case, block_items, keep_bytes, small):
+def test_blocked_equals_plain_forward_and_backward(case, chunk_items, keep_bytes, small):
     config, objective_config = CASES[case]
     model = config.build(small.catalogue)
     objective = objective_config.build(small.catalogue)
-    batch, noise = small.batch, Noise.of(0, 0)
-    blocks = Blocks(block_items, keep_bytes, objective.candidates(batch, noise, 0))
-    blocked = blocked_terms(model, objective, model.encode(batch, noise), batch, blocks)
+    batch, noise = small.batch, CounterRng.of(0, 0)
+    chunks = context(chunk_items, keep_bytes)
+    blocked = objective(model, model.encode(batch, noise), batch, chunks)
     plain = plain_terms(model, objective_config, model.encode(batch, noise), batch)
     torch.testing.assert_close(blocked, plain, rtol=1e-4, atol=1e-4)
     wanted = gradients(plain, model)
@@ -101,7 +104,7 @@ def test_the_objectives_terms_add_up_to_the_plain_cross_entropy(small):
     outcome = torch.zeros(37, 50, dtype=torch.int64)
     outcome[batch.row_N, batch.item_N] = level_index(batch.value_N, model.levels) + 1
     plain = F.cross_entropy(output.permute(0, 2, 1), outcome, reduction="none").sum(1)
-    blocked = blocked_terms(model, objective, model.encode(batch), batch, Blocks(50)).sum(0)
+    blocked = whole_output_terms(model, objective, model.encode(batch), batch, 50).sum(0)
     torch.testing.assert_close(blocked.double(), plain, rtol=1e-5, atol=1e-5)
 
 
@@ -109,7 +112,7 @@ def test_a_near_certain_none_keeps_its_loss():
     """-log p(none) of 4e-7 nats is 0 in float32 when taken through a log-softmax."""
     output = torch.tensor([[[16.0, -2.0, -2.0, -2.0, -2.0, -2.0]]])
     objective = RatingClassesConfig().build(Small().catalogue)
-    nothing = next(cells_by_block(Batch.from_lists([[]]), [(0, 1)]))
+    nothing = next(entries_by_chunk(Batch.from_lists([[]]), [(0, 1)]))
     (loss_TB,) = objective.accumulate(None, objective.observe(output, nothing), nothing)
     loss = loss_TB[0]
     exact = torch.log1p(5 * torch.exp(torch.tensor(-18.0, dtype=torch.float64)))
@@ -121,8 +124,8 @@ def test_a_near_certain_none_keeps_its_loss():
 def test_interactions_and_levels_by_themselves_give_the_loss_of_all_outcomes(rating_width, small):
     model = Conv4RecConfig(latent_width=8, rating_width=rating_width).build(small.catalogue)
     objective = RatingClassesConfig(rating_weight=3.0).build(small.catalogue)
-    batch, noise = small.batch, Noise.of(0, 0)
-    whole_TB = blocked_terms(model, objective, model.encode(batch, noise), batch, Blocks(17))
+    batch, noise = small.batch, CounterRng.of(0, 0)
+    whole_TB = whole_output_terms(model, objective, model.encode(batch, noise), batch)
     wanted = torch.autograd.grad(whole_TB.sum(), list(model.parameters()))
     terms = TrainStep(model, objective, block_items=17)(batch, batch, noise, 0)
     torch.testing.assert_close(torch.stack(list(terms.values())), whole_TB.sum(1))
@@ -135,7 +138,7 @@ def test_binary_loss_is_the_plain_one(small):
     model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalogue)
     objective = BinaryConfig().build(small.catalogue)
     batch = small.batch
-    loss_TB = blocked_terms(model, objective, model.encode(batch), batch, Blocks(17))
+    loss_TB = objective(model, model.encode(batch), batch, context(17))
     met_BI = torch.zeros(37, 50).index_put((batch.row_N, batch.item_N), torch.ones(()))
     odds_BI = model.decode(model.encode(batch), slice(None))
     plain_BI = F.binary_cross_entropy_with_logits(odds_BI, met_BI, reduction="none")
@@ -154,9 +157,7 @@ def test_sampled_unobserved_cells_have_the_mean_of_all_loss_and_gradient(power, 
     sampled = settings.build(small.catalogue)
 
     def both(objective, step):
-        candidates = objective.candidates(batch, Noise.of(0, 0), step)
-        blocks = Blocks(17, 0, candidates)
-        terms_TB = blocked_terms(model, objective, model.encode(batch), batch, blocks)
+        terms_TB = objective(model, model.encode(batch), batch, context(17, step=step))
         (by_prior,) = torch.autograd.grad(terms_TB.sum(), [model.prior_IC])
         return torch.cat([terms_TB[0].detach(), by_prior[:, 0]]), terms_TB[1].detach()
 
@@ -174,19 +175,18 @@ def test_users_without_targets_and_batches_without_users_give_zeros(small):
         model = config.build(small.catalogue)
         objective = objective_config.build(small.catalogue)
         nobody = Batch.from_lists([])
-        blocks = Blocks(17, 0, objective.candidates(nobody, Noise.of(0, 0), 0))
-        terms = blocked_terms(model, objective, model.encode(nobody), nobody, blocks)
+        terms = objective(model, model.encode(nobody), nobody, context(17))
         assert terms.shape[1] == 0
         terms.sum().backward()
         assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
-def sampled_loss(model, batch, num_sampled, step, power=0.5, block_items=17):
+def sampled_loss(model, batch, num_sampled, step, power=0.5, chunk_items=17):
     config = MultinomialConfig(num_sampled=num_sampled, sampling_power=power)
     objective = config.build(Small().catalogue)
-    candidates = objective.candidates(batch, Noise.of(0, 0), step)
-    blocks = Blocks(block_items, 0, candidates)
-    return blocked_terms(model, objective, model.encode(batch), batch, blocks)[0], candidates
+    candidates = objective.candidates(batch, CounterRng.of(0, 0), step)
+    found = objective(model, model.encode(batch), batch, context(chunk_items, step=step))
+    return found[0], candidates
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
@@ -207,7 +207,7 @@ def test_the_sampled_normaliser_has_the_mean_of_the_exact_one(power, small):
 def test_a_sampled_loss_does_not_depend_on_who_else_is_in_the_batch(small):
     model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalogue)
     whole_B, _ = sampled_loss(model, small.batch, 20, 3)
-    alone_B, candidates = sampled_loss(model, small.users([7]), 20, 3, block_items=5)
+    alone_B, candidates = sampled_loss(model, small.users([7]), 20, 3, chunk_items=5)
     torch.testing.assert_close(whole_B[7:8], alone_B)
     assert set(small.items[7]) <= set(candidates.item_J.tolist())
 
@@ -227,49 +227,3 @@ def test_the_gradient_of_a_sampled_loss_is_that_of_the_plain_formula(small):
     wanted = gradients(plain_B[None], model)
     for name, gradient in gradients(loss_B[None], model).items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-4, msg=name)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_ranks_that_own_different_items_join_to_the_same_loss(case, small):
-    config, objective_config = CASES[case]
-    model = config.build(small.catalogue)
-    objective = objective_config.build(small.catalogue)
-    output = model.decode(model.encode(small.batch), slice(None)).detach()
-
-    def carry(low, high):
-        _, cells, _ = cells_by_block(small.batch, [(0, low), (low, high), (high, 50)])
-        return objective.accumulate(None, objective.observe(output[:, low:high], cells), cells)
-
-    joined = objective.merged([carry(0, 20), carry(20, 31), carry(31, 50)])
-    whole_TB, _ = objective.finish(carry(0, 50), small.batch)
-    torch.testing.assert_close(objective.finish(joined, small.batch)[0], whole_TB)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("case", CASES)
-def test_compiled_equals_plain(case, small):
-    config, objective_config = CASES[case]
-    model = config.build(small.catalogue)
-    plain = objective_config.build(small.catalogue)
-    found = []
-    for objective in (plain, Compiled(plain)):
-        blocks = Blocks(17, 0, objective.candidates(small.batch, Noise.of(0, 0), 0))
-        terms_TB = blocked_terms(model, objective, model.encode(small.batch), small.batch, blocks)
-        found.append((terms_TB, gradients(terms_TB, model)))
-    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-4)
-    for name, gradient in found[0][1].items():
-        torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
-
-
-def test_compiling_keeps_what_need_not_decode_all_outcomes(small):
-    def fused(config, *, is_factored=False):
-        return compiled(config.build(small.catalogue), is_factored=is_factored)
-
-    assert isinstance(fused(SquaredErrorConfig()), CellObjective)
-    assert isinstance(fused(CosineConfig()), CodeObjective)
-    assert isinstance(fused(MultinomialConfig()), Compiled)
-    assert isinstance(fused(RatingClassesConfig()), Compiled)
-    factored = fused(RatingClassesConfig(), is_factored=True)
-    assert isinstance(factored, FactoredObjective)
-    assert isinstance(factored.interactions, Compiled)

@@ -1,0 +1,144 @@
+"""What some models can do and others cannot: one protocol for each question.
+
+A consumer tests with `isinstance`, or calls one of the functions below, which have an answer for
+every model. What an objective needs of a model is in `distrib.objectives.decoder`.
+"""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from distrib.batch import Batch
+from distrib.models.base import Model, UserState
+from distrib.objectives.decoder import (
+    HasInteractionHead,
+    InteractionHead,
+    TiedLinear,
+    Uncertain,
+    interaction_head,
+)
+
+__all__ = [
+    "EncodesItems",
+    "HasEmbeddings",
+    "HasInteractionHead",
+    "InteractionHead",
+    "ItemVectors",
+    "TiedLinear",
+    "TracksEpochs",
+    "TrainsInPhases",
+    "Uncertain",
+    "Variational",
+    "begin_epoch",
+    "current_phase",
+    "end_epoch",
+    "interaction_head",
+    "item_vectors",
+    "pair_variance",
+    "phases_of",
+    "user_embedding",
+]
+
+_ALL = "all"
+
+
+class ItemVectors(NamedTuple):
+    """Items for a search by inner product: a score is u . v plus the item's offset."""
+
+    vector_IZ: Tensor
+    offset_I: Tensor | None = None
+
+
+@runtime_checkable
+class HasEmbeddings(Protocol):
+    """A model that ranks by inner products."""
+
+    def user_embedding(self, users: UserState) -> Tensor:
+        """Return the vector of each user, ``[B, Z]``."""
+
+    def item_vectors(self) -> ItemVectors | None:
+        """Return vectors whose products with `user_embedding` rank items as the scores do."""
+
+
+@runtime_checkable
+class Variational(Protocol):
+    """A model whose encoder gives a distribution."""
+
+    def kl(self, users: UserState) -> Tensor | None:
+        """Return the KL divergence of each posterior from the prior, nats, one of each row."""
+
+
+@runtime_checkable
+class TrainsInPhases(Protocol):
+    """A model whose parts are trained in turns."""
+
+    phase: str
+    """Name of the part that the current epoch trains."""
+
+    def phases(self) -> dict[str, tuple[nn.Parameter, ...]]:
+        """Return the parameters by phase; together they are all."""
+
+    def begin_epoch(self, epoch: int) -> str:
+        """Return the phase of the epoch that follows ``epoch`` others.
+
+        Called again where training continues within an epoch.
+        """
+
+
+@runtime_checkable
+class TracksEpochs(Protocol):
+    """A model that changes at the end of an epoch, apart from its updates."""
+
+    def end_epoch(self, epoch: int) -> None:
+        """Take note that the epoch is trained; called once for each, before anything is saved."""
+
+
+@runtime_checkable
+class EncodesItems(Protocol):
+    """A model that describes items, too, from their ratings alone."""
+
+    def append_items(self, histories: Batch) -> None:
+        """Let the model score more items.
+
+        Args:
+            histories: A row for each item, maybe empty, in the order of positions; ``item_N`` are
+                numbers of users, of which those that training did not see are ignored.
+        """
+
+
+def phases_of(model: Model) -> dict[str, tuple[nn.Parameter, ...]]:
+    """Return the parameters by phase; a single one for a model that trains all at once."""
+    if isinstance(model, TrainsInPhases):
+        return model.phases()
+    return {_ALL: tuple(model.parameters())}
+
+
+def current_phase(model: Model) -> str:
+    """Return the name of the phase that is trained."""
+    return model.phase if isinstance(model, TrainsInPhases) else _ALL
+
+
+def begin_epoch(model: Model, epoch: int) -> str:
+    """Prepare a model for an epoch; return the phase that it trains."""
+    return model.begin_epoch(epoch) if isinstance(model, TrainsInPhases) else _ALL
+
+
+def end_epoch(model: Model, epoch: int) -> None:
+    """Tell a model that an epoch is trained, if it keeps track."""
+    if isinstance(model, TracksEpochs):
+        model.end_epoch(epoch)
+
+
+def user_embedding(model: Model, users: UserState) -> Tensor | None:
+    """Return the vector of each user, ``[B, Z]``, where there is one."""
+    return model.user_embedding(users) if isinstance(model, HasEmbeddings) else None
+
+
+def pair_variance(model: Model, users: UserState, pairs: Batch) -> Tensor | None:
+    """Return the variance of the scores of some pairs, ``[N]``, where the model has one."""
+    return model.pair_variance(users, pairs) if isinstance(model, Uncertain) else None
+
+
+def item_vectors(model: Model) -> ItemVectors | None:
+    """Return the vectors of the items, where there are any."""
+    return model.item_vectors() if isinstance(model, HasEmbeddings) else None

@@ -1,0 +1,53 @@
+"""The bundle of the best epoch: written by the workers, published by the driver."""
+
+from torch import Tensor
+
+from distrib.checkpoint.bundle import BUNDLE, copy_bundle, write_bundle
+from distrib.config import JsonObject
+from distrib.storage import Folder
+from distrib.train.config import TrainingRun
+from distrib.train.records import EpochRecord, best_record
+from distrib.vocabulary import Vocabulary
+
+BEST = "best"
+"""Folder of the bundles of the best epochs so far, inside a run."""
+
+
+def write_best(
+    run: TrainingRun,
+    vocabulary: Vocabulary,
+    weights: dict[str, Tensor],
+    record: EpochRecord,
+    facts: JsonObject,
+) -> None:
+    """Write the bundle of an epoch better than all before, and remove those that are old.
+
+    Args:
+        run: Whose folder.
+        vocabulary: Items.
+        weights: Of the model that scores.
+        record: Of the epoch.
+        facts: What else the bundle's manifest says.
+    """
+    best = Folder(run.run) / BEST
+    about = {**facts, "epoch": record.epoch, "valid": record.valid}
+    write_bundle(best / _name(record.epoch), weights, run.model, vocabulary, about)
+    for name in best.folders()[: -run.train.checkpoint.keep - 1]:
+        (best / name).remove()
+
+
+def publish_best(folder: Folder, history: list[EpochRecord]) -> EpochRecord:
+    """Copy the best epoch's bundle to where the other jobs look; return its record.
+
+    A run that is stopped before its end, and has nothing to validate on, has none yet.
+    """
+    best = best_record(history)
+    place = folder / BEST / _name(best.epoch)
+    if place.exists():
+        copy_bundle(place, folder / BUNDLE)
+    return best
+
+
+def _name(epoch: int) -> str:
+    """Return the name of the bundle of an epoch; names sort by age."""
+    return f"epoch-{epoch:06d}"

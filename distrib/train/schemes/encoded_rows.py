@@ -1,0 +1,97 @@
+"""Latents of all users or items at the end of an epoch, each row encoded on one rank."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distrib.batch import Batch
+from distrib.data.feeds.collate import gather
+from distrib.data.history_arrays import HistoryArrays, IntArray
+from distrib.train.schemes.base import ExportContext
+
+Tables = tuple[Tensor, ...]
+"""Tensors with one row for each of some users or items."""
+
+Encode = Callable[[Batch], Tables]
+
+
+class RowEncoder:
+    """Encodes all rows of one side.
+
+    Args:
+        context: Of the rank; every rank makes one and calls its method.
+    """
+
+    def __init__(self, context: ExportContext) -> None:
+        self._batch_rows = context.run.evaluate.batch_users
+        self._device, self._gather = context.device, context.gather
+
+    def encode(
+        self, encode: Encode, parts: Iterator[Any], count: int, *, is_sparse: bool = False
+    ) -> Tables:
+        """Encode all rows.
+
+        Args:
+            encode: Gives some latents for each row of a batch.
+            parts: Training histories, and the rows among them that are this rank's.
+            count: Rows of the result.
+            is_sparse: Whether numbers without a history become NaN; otherwise they get the latent
+                of an empty history.
+
+        Returns:
+            Latents in the order of numbers, equal on all ranks.
+        """
+
+        def encoded(batch: Batch) -> Tables:
+            return tuple(part.cpu() for part in encode(batch.to(self._device)))
+
+        mine = codes_of(encoded, parts, self._batch_rows)
+        absent = encoded(Batch.from_lists([[]]))
+        if is_sparse:
+            absent = tuple(torch.full_like(part, torch.nan) for part in absent)
+        return joined_codes(self._gather(mine), count, absent)
+
+
+@torch.inference_mode()
+def codes_of(
+    encode: Encode, parts: Iterator[tuple[HistoryArrays, IntArray]], batch_rows: int
+) -> tuple[Tensor, Tables]:
+    """Encode the training histories of some rows.
+
+    Args:
+        encode: Gives a row of each code for each row.
+        parts: Histories, and the rows among them that are wanted.
+        batch_rows: How many at a time.
+
+    Returns:
+        Numbers of the rows, int64 ``[B]``, and their codes, float32.
+    """
+    nobody = Batch.from_lists([])
+    found = [(nobody.user_B, encode(nobody))]
+    for rows, mine in parts:
+        for start in range(0, len(mine), batch_rows):
+            batch, _ = gather(rows, mine[start : start + batch_rows])
+            found.append((batch.user_B, encode(batch)))
+    numbers, codes = zip(*found, strict=True)
+    joined = tuple(torch.cat(parts).float() for parts in zip(*codes, strict=True))
+    return torch.cat(numbers), joined
+
+
+def joined_codes(parts: Sequence[tuple[Tensor, Tables]], count: int, absent: Tables) -> Tables:
+    """Put the codes of all rows in the order of their numbers.
+
+    Args:
+        parts: From `codes_of`, of all ranks.
+        count: Rows of the result.
+        absent: One row of each code, for numbers that are in no part.
+
+    Returns:
+        Codes of ``count`` rows.
+    """
+    tables = tuple(code.float().repeat(count, *[1] * (code.dim() - 1)) for code in absent)
+    for number_B, codes in parts:
+        for table, code in zip(tables, codes, strict=True):
+            table[number_B] = code
+    return tables

@@ -1,0 +1,120 @@
+"""Training on tiles of users and items that meet; encoders of both sides feed each other."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distrib.batch import Batch
+from distrib.checkpoint.bundle import restored
+from distrib.data.feeds.base import BatchSharding, Feed, RankBatch, Reads
+from distrib.data.feeds.tiles import Ratings, TileFeed
+from distrib.data.history_arrays import HistoryArrays, by_item, empty_like
+from distrib.models.autoencoders.vae_bmf import VaeBmf
+from distrib.models.autoencoders.vae_bmf_encoder import Posterior
+from distrib.models.base import Model
+from distrib.rng import CounterRng
+from distrib.train.config import TrainingRun
+from distrib.train.schemes.base import Counted, ExportContext, Sizes, State, TrainingData
+from distrib.train.schemes.encoded_rows import RowEncoder
+from distrib.vocabulary import Vocabulary
+
+
+class TwoSided:
+    """See `Scheme`; VAE-BMF. The model's configuration has ``network`` and ``scoring``."""
+
+    counts: Counted = "ratings"
+    reads: Reads = "both"
+    is_iterative = True
+    exports_every_epoch = True
+    can_warm_start = False
+
+    def faults(self, run: TrainingRun) -> Iterator[str]:
+        """Refuse what tiles cannot do; see `Scheme`."""
+        train, engine = run.train, run.engine
+        found = []
+        if train.feed == "streaming":
+            found.append("train.feed = 'streaming': any user meets any item; set it to 'resident'")
+        if train.rows_on_gpu:
+            found.append("train.rows_on_gpu = true: blocks are made on the host; set it to false")
+        if engine.parallel == "items":
+            found.append("engine.parallel = 'items': both sides are encoded; set it to 'data'")
+        if engine.micro_batch_users:
+            found.append(
+                f"engine.micro_batch_users = {engine.micro_batch_users}: set it to 0, and "
+                "train.batch_users and train.blocks.items to what fits"
+            )
+        where = f"model {run.model.name!r} is trained in blocks of users and items"
+        yield from (f"{where}. {fault}" for fault in found)
+
+    def build(self, config: Any, vocabulary: Vocabulary) -> Model:
+        """Build the model with what only training needs; see `Scheme`."""
+        network: Model = config.network(vocabulary.catalogue, vocabulary.users)
+        return network
+
+    def open_feed(
+        self,
+        data: TrainingData,
+        sharding: BatchSharding,
+        run: TrainingRun,
+        device: torch.device | None,
+    ) -> Feed:
+        """Open a feed of tiles, resident always; see `Scheme`."""
+        del device
+        rows = data.resident()
+        ratings = Ratings(rows.train, rows.items, rows.num_columns)
+        return TileFeed(ratings, rows.valid, sharding, run.train.blocks)
+
+    def export(self, weights: State, context: ExportContext) -> State:
+        """Let encoders of both sides read fresh latents of the other; see `Scheme`.
+
+        The trained model reads them from the next epoch on.
+        """
+        config: Any = context.run.model
+        vocabulary, feed = context.vocabulary, context.feed
+        model = restored(config, vocabulary, config.scoring(weights)).to(context.device)
+        assert isinstance(model, VaeBmf)
+        assert isinstance(context.trained, VaeBmf)
+        encoder = RowEncoder(context)
+        counts = vocabulary.user_index_size, len(vocabulary)
+        users = encoder.encode(model.encode_users, feed.training_parts(), counts[0], is_sparse=True)
+        rated = encoder.encode(model.encode_items, feed.item_parts(), counts[1], is_sparse=True)
+        rng = CounterRng.of(context.run.seed, context.epoch)
+        context.trained.feed_codes(Posterior(*users), Posterior(*rated), rng)
+        unrated = model.encode_items(Batch.from_lists([[]]).to(context.device))
+        items = Posterior(
+            *(
+                torch.where(part.isnan(), absent.cpu(), part)
+                for part, absent in zip(rated, unrated, strict=True)
+            )
+        )
+        found: dict[str, Tensor] = config.scoring(weights, items)
+        return found
+
+    def sample_batches(
+        self, run: TrainingRun, train: HistoryArrays, vocabulary: Vocabulary, workers: int
+    ) -> Iterator[RankBatch]:
+        """Go through the tiles of some histories again and again; see `Scheme`."""
+        share = -(-run.train.batch_users // workers)
+        columns = len(vocabulary), vocabulary.user_index_size
+        ratings = Ratings(train, by_item(train), columns)
+        sharding = BatchSharding(share, run.seed, 0, 1)
+        feed = TileFeed(ratings, empty_like(train), sharding, run.train.blocks)
+        for epoch in itertools.count():
+            yield from feed.batches(epoch)
+
+    def shape(self, run: TrainingRun, sizes: Sizes) -> tuple[int, int]:
+        """Return users, and the items of a tile; see `Scheme`."""
+        return sizes.users, run.train.blocks.items
+
+    def steps_per_epoch(self, run: TrainingRun, sizes: Sizes) -> int:
+        """Return the tiles of a pass; see `Scheme`."""
+        blocks = run.train.blocks
+        users, items = -(-sizes.users // run.train.batch_users), -(-sizes.items // blocks.items)
+        special = {
+            "sequential": (users + items) // 2,
+            "edges": -(-sizes.interactions // blocks.ratings),
+        }
+        return special.get(blocks.order, users * items)

@@ -1,0 +1,84 @@
+"""Training on histories of users: what the model reads is what it should decode."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from distrib.data.feeds.base import BatchSharding, Feed, RankBatch, Reads
+from distrib.data.feeds.collate import gather
+from distrib.data.feeds.tiles import TileConfig
+from distrib.data.history_arrays import HistoryArrays
+from distrib.models.base import Model
+from distrib.train.config import TrainingRun
+from distrib.train.schemes.base import Counted, ExportContext, Sizes, State, TrainingData
+from distrib.vocabulary import Vocabulary
+
+
+class UserRows:
+    """See `Scheme`; the default of autoencoders."""
+
+    counts: Counted = "users"
+    reads: Reads = "users"
+    is_iterative = True
+    exports_every_epoch = False
+    can_warm_start = True
+
+    def faults(self, run: TrainingRun) -> Iterator[str]:
+        """Refuse settings of tiles; see `Scheme`."""
+        yield from tile_faults(run)
+
+    def build(self, config: Any, vocabulary: Vocabulary) -> Model:
+        """Build the model itself; see `Scheme`."""
+        model: Model = config.build(vocabulary.catalogue)
+        return model
+
+    def open_feed(
+        self,
+        data: TrainingData,
+        sharding: BatchSharding,
+        run: TrainingRun,
+        device: torch.device | None,
+    ) -> Feed:
+        """Open a resident or streaming feed; see `Scheme`."""
+        return data.open_rows(sharding, window_users=run.train.window_users, device=device)
+
+    def export(self, weights: State, context: ExportContext) -> State:
+        """Return the weights as they are; see `Scheme`."""
+        del context
+        return weights
+
+    def sample_batches(
+        self, run: TrainingRun, train: HistoryArrays, vocabulary: Vocabulary, workers: int
+    ) -> Iterator[RankBatch]:
+        """Slice the histories in turn; see `Scheme`."""
+        del vocabulary
+        return row_batches(run, train, workers)
+
+    def shape(self, run: TrainingRun, sizes: Sizes) -> tuple[int, int]:
+        """Return users and items; see `Scheme`."""
+        del run
+        return sizes.users, sizes.items
+
+    def steps_per_epoch(self, run: TrainingRun, sizes: Sizes) -> int:
+        """Return the batches of users; see `Scheme`."""
+        return -(-sizes.users // run.train.batch_users)
+
+
+def tile_faults(run: TrainingRun) -> Iterator[str]:
+    """Refuse settings of tiles in a run that has none."""
+    if run.train.blocks != TileConfig():
+        yield (
+            f"[train.blocks] with model {run.model.name!r}, which is not trained in blocks of "
+            "users and items; remove it"
+        )
+
+
+def row_batches(run: TrainingRun, train: HistoryArrays, workers: int) -> Iterator[RankBatch]:
+    """Yield a worker's shares of batches of whole histories, without end."""
+    share = -(-run.train.batch_users // workers)
+    for step in itertools.count():
+        wanted_B = (np.arange(share) + step * share) % train.num_users
+        yield RankBatch(gather(train, wanted_B)[0], share)
