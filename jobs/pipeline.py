@@ -15,13 +15,9 @@ from distrib.train.workers.launch import launch
 
 
 def check(file: RunFile) -> None:
-    """Find faults of the configuration and the log."""
-    run_checks(
-        lambda: check_run(file.training()),
-        lambda: check_split(file.data.split),
-        lambda: check_histories(file.score),
-        lambda: preflight(file.data),
-    )
+    """Find faults of the configuration and the log, all at once."""
+    settings = (lambda: check_run(file.training()), lambda: check_split(file.data.split))
+    run_checks(*settings, lambda: check_histories(file.score), lambda: preflight(file.data))
 
 
 def pipeline(file: RunFile) -> JsonObject:
@@ -34,8 +30,8 @@ def pipeline(file: RunFile) -> JsonObject:
     scored = score(run, prepared, file.score)
     show_evaluation(evaluated)
     show_recommendations(scored.output)
-    results = {"trained": trained, "evaluated": evaluated, "scored": scored}
-    return {**{name: result.to_json() for name, result in results.items()}, "plots": plots}
+    found = {"trained": trained, "evaluated": evaluated, "scored": scored}
+    return {**{name: part.to_json() for name, part in found.items()}, "plots": plots}
 
 
 if __name__ == "__main__":

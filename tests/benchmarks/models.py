@@ -147,9 +147,7 @@ def fit_figures(name: str, form: str, steps: int) -> dict[str, float]:
     flat = batch.user_B, batch.pointer_P, batch.item_N, batch.value_N, batch.item_N
     started_s = time.perf_counter()
     if form == "fast":
-        FITTED[name].solve(
-            partial_gram(HistoryArrays(*(part.numpy() for part in flat)), FIT_ITEMS)
-        )
+        FITTED[name].solve(partial_gram(HistoryArrays(*(part.numpy() for part in flat)), FIT_ITEMS))
     else:
         x = torch.zeros(FIT_USERS, FIT_ITEMS, dtype=torch.float64)
         x[batch.row_N, batch.item_N] = 1.0

@@ -172,14 +172,13 @@ def reading(prepared: Path) -> dict[str, float]:
     code = f"""
 import os
 os.sched_setaffinity(0, {{0}})
-from distrib.data.collate import rows_of
-from distrib.data.prepared import load_manifest, read_part
-from distrib.storage import Folder
-folder = Folder("{prepared}")
-shards = Dataset.open(folder).manifest.shards
-rows_of(Dataset.open(folder).table(shards[0]))
+from distrib.data.dataset import Dataset
+from distrib.data.history_arrays import history_arrays
+dataset = Dataset.open("{prepared}")
+shards = dataset.manifest.shards
+history_arrays(dataset.table(shards[0]))
 started_s = time.perf_counter()
-found = [rows_of(Dataset.open(folder).table(s, ["subset", "items", "ratings", "roles"])) for s in shards]
+found = [history_arrays(dataset.table(s, ["subset", "items", "ratings", "roles"])) for s in shards]
 elapsed_s = time.perf_counter() - started_s
 seconds["users_per_s"] = sum(rows.num_users for rows in found) / elapsed_s
 seconds["interactions_per_s"] = sum(len(rows.item_N) for rows in found) / elapsed_s

@@ -99,8 +99,8 @@ def ours(run: str, prepared: str, **more: Any) -> dict[str, float]:
 
 
 def all_rows(prepared: str) -> HistoryArrays:
-    folder = Folder(prepared)
-    return merge([history_arrays(Dataset.open(folder).table(s)) for s in Dataset.open(folder).manifest.shards])
+    dataset = Dataset.open(prepared)
+    return merge([history_arrays(dataset.table(shard)) for shard in dataset.manifest.shards])
 
 
 @ray.remote(max_calls=1)

@@ -27,8 +27,8 @@ from distrib.data.config import DataConfig
 from distrib.data.dataset import Dataset
 from distrib.data.feeds.base import BatchSharding
 from distrib.data.feeds.collate import gather
-from distrib.data.feeds.loader import load_training_data
-from distrib.data.logs.config import MovieLensTrainingData, SyntheticLog
+from distrib.data.feeds.loader import TrainingData, load_training_data
+from distrib.data.logs.config import MovieLensSource, SyntheticLog
 from distrib.data.prepare.job import prepare
 from distrib.events import table
 from distrib.models import Conv4RecConfig, MultVaeConfig
@@ -64,7 +64,7 @@ def data_configs(folder: str) -> dict[str, DataConfig]:
     found = {}
     if "DISTRIB_DATA" in os.environ:
         path = f"{os.environ['DISTRIB_DATA']}/ml-1m/ratings.rebuilt.dat.gz"
-        found["ML-1M"] = DataConfig(prepared=f"{folder}/ml1m", source=MovieLensTrainingData(path=path))
+        found["ML-1M"] = DataConfig(prepared=f"{folder}/ml1m", source=MovieLensSource(path=path))
     large = SyntheticLog(num_users=138_000, num_items=27_000, num_interactions=20_000_000)
     found["ML-20M-sized"] = DataConfig(
         prepared=f"{folder}/ml20m_sized", source=large, num_shards=16
@@ -88,7 +88,7 @@ def measure_training(model: str, url: str, source: TrainingData, steps: int) -> 
     engine = DeepSpeedEngine(
         step, OptimizerConfig(), EngineConfig(), batch_users=BATCH_USERS, device=torch.device("cpu")
     )
-    feed = source.open(BatchSharding(BATCH_USERS, 0, 0, 1), window_users=0)
+    feed = source.open_rows(BatchSharding(BATCH_USERS, 0, 0, 1), window_users=0)
     state, noise, warm_up = TrainState(seed=0), CounterRng.of(0, 0), 3
     for number, (batch, num_users) in enumerate(timed(feed.batches(0), state)):
         if number == warm_up:
@@ -113,7 +113,7 @@ def measure_scoring(model: str, url: str, source: TrainingData, steps: int) -> d
     torch.set_num_threads(os.cpu_count() or 1)
     vocabulary = Dataset.open(url).vocabulary
     built = MODELS[model][0].build(vocabulary.catalogue).requires_grad_(False)
-    scorer, rows = Scorer(built, vocabulary), ray.get(source.rows[0])
+    scorer, rows = Scorer(built, vocabulary), ray.get(source.refs[0])
     started_s, num_users = time.perf_counter(), 0
     for number in range(steps):
         wanted = np.arange(number * BATCH_USERS, (number + 1) * BATCH_USERS) % rows.num_users
@@ -130,7 +130,7 @@ def peak_mb() -> float:
 
 def measure(log: str, model: str, config: DataConfig, steps: int) -> Figures:
     url, cores = config.prepared, os.cpu_count()
-    source = load_training_data((url), "resident")
+    source = load_training_data(url, "resident")
     found: dict[str, float] = {}
     for task in (measure_training, measure_scoring):
         fresh = task.options(num_cpus=cores)

@@ -1,4 +1,4 @@
-"""Training speed against a bare loop and RecBole, and memory of the blocked loss, in one run.
+"""Training speed against a bare loop and RecBole, and memory of the chunked loss, in one run.
 
 ``make bench-training``, or ``python -m tests.benchmarks.training --recbole .recbole/bin/python``.
 Mult-VAE 600-200-600, 500 users a batch, bf16. Ours goes the whole way: Ray Train, DeepSpeed,
@@ -24,7 +24,6 @@ import psutil
 import ray
 import torch
 import torch.nn.functional as F
-from distrib.train.chunked_loss import Blocks, blocked_terms
 from torch import nn
 
 from distrib.batch import Batch
@@ -34,7 +33,7 @@ from distrib.data.config import ConvertConfig, DataConfig
 from distrib.data.dataset import Dataset
 from distrib.data.export import convert
 from distrib.data.feeds.base import BatchSharding
-from distrib.data.feeds.loader import load_training_data
+from distrib.data.feeds.loader import TrainingData, load_training_data
 from distrib.data.logs.config import MovieLensSource, SyntheticLog
 from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import NoSplit
@@ -42,6 +41,8 @@ from distrib.evaluate.protocol import EvaluateConfig
 from distrib.events import table
 from distrib.models import MultVaeConfig
 from distrib.objectives import MultinomialConfig
+from distrib.objectives.base import Chunks, LossContext
+from distrib.rng import CounterRng
 from distrib.storage import Folder
 from distrib.train.config import CheckpointConfig, TrainConfig, TrainingRun
 from distrib.train.engines.config import EngineConfig
@@ -136,7 +137,7 @@ def bare_loop(source: TrainingData, item_count: int, threads: int, batches: int)
     torch.set_num_threads(threads)
     model = BareMultVae(item_count)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    feed = source.open(BatchSharding(BATCH_USERS, 0, 0, 1), window_users=0)
+    feed = source.open_rows(BatchSharding(BATCH_USERS, 0, 0, 1), window_users=0)
     whole = itertools.chain.from_iterable(feed.batches(epoch) for epoch in itertools.count())
     started_s, num_users = 0.0, 0
     for number, (batch, size) in enumerate(itertools.islice(whole, WARM_UP + batches)):
@@ -166,7 +167,7 @@ def recbole(python: str, prepared: DataConfig, batches: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def loss_memory(item_count: int, *, is_blocked: bool) -> dict:
+def loss_memory(item_count: int, *, is_chunked: bool) -> dict:
     """Peak memory of the last layer and its loss, forward and backward, beyond its inputs."""
     torch.set_num_threads(os.cpu_count() or 1)
     catalogue = Catalogue(item_count, (1.0,), torch.ones(item_count, 1).numpy(), 1)
@@ -178,9 +179,10 @@ def loss_memory(item_count: int, *, is_blocked: bool) -> dict:
     with torch.no_grad():
         state = model.encode(batch)
     state = tuple(tensor.detach().requires_grad_() for tensor in state)
+    context = LossContext(CounterRng.of(0, 0), 0, Chunks(4096))
     with _watched() as peak:
-        if is_blocked:
-            loss_B = blocked_terms(model, objective, state, batch, Blocks(4096))[0]
+        if is_chunked:
+            loss_B = objective(model, state, batch, context)[0]
         else:
             score_BI = F.log_softmax(model.decode(state, slice(None)).float(), dim=-1)
             loss_B = -score_BI[batch.row_N, batch.item_N]
@@ -210,9 +212,8 @@ class _watched:
 
 
 def million_items(batches: int) -> dict:
-    """Train on a million items: whole softmax by blocks, 256 users, on this machine."""
+    """Train on a million items: whole softmax by chunks, 256 users, on this machine."""
     catalogue = Catalogue(1_000_000, (1.0,), torch.ones(1_000_000, 1).numpy(), 1)
-    from distrib.rng import CounterRng
     from distrib.train.engines.deepspeed import DeepSpeedEngine
     from distrib.train.step import TrainStep
 
@@ -255,7 +256,7 @@ def apart(
 
 def speed(log: str, config: DataConfig, given: argparse.Namespace) -> list[list[str]]:
     prepare(config)
-    source = load_training_data((config.prepared), "resident")
+    source = load_training_data(config.prepared, "resident")
     items = len(Dataset.open(config.prepared).vocabulary)
     cores = os.cpu_count() or 1
     url, epochs = config.prepared, given.epochs
@@ -297,7 +298,7 @@ def main() -> None:
         memory = [
             [
                 f"{items:,} items",  # with a heap that gives back, so that growth is seen
-                *(apart(loss_memory, items, heap={}, is_blocked=b) for b in (False, True)),
+                *(apart(loss_memory, items, heap={}, is_chunked=b) for b in (False, True)),
             ]
             for items in (50_000, 200_000)
         ]
@@ -307,7 +308,7 @@ def main() -> None:
     table(title, ["", "users/s", "waiting for data", "communication"], rows)
     table(
         f"Last layer and loss, {BATCH_USERS} users: peak MB (of it gradients)",
-        ["", "plain", "blocked"],
+        ["", "plain", "chunked"],
         [[n, *(f"{m['peak_mb']:.0f} ({m['gradients_mb']:.0f})" for m in ms)] for n, *ms in memory],
     )
     print(json.dumps({"speed": rows, "memory": memory, "million_items": million}), file=sys.stdout)

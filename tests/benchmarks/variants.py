@@ -33,7 +33,6 @@ from distrib.data.history_arrays import (
     HistoryArrays,
     by_item,
     eval_rows,
-    history_arrays,
     merge,
     training_rows,
 )
@@ -42,7 +41,6 @@ from distrib.events import table
 from distrib.rng import CounterRng
 from distrib.run_file import RunFile
 from distrib.score.scorer import Scorer
-from distrib.storage import Folder
 from distrib.train.config import TrainConfig
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import ScheduleConfig
@@ -70,17 +68,16 @@ class Log(NamedTuple):
 
 def read(prepared: str) -> Log:
     """Read all shards of a prepared folder."""
-    folder = Folder(prepared)
-    manifest = Dataset.open(folder).manifest
+    dataset = Dataset.open(prepared)
     train, held_out = [], {"valid": [], "test": []}
-    for shard in manifest.shards:
-        found = Dataset.open(folder).table(shard)
-        rows = history_arrays(found, *user_number(shard.shard, manifest.recipe["num_shards"]))
+    for shard in dataset.manifest.shards:
+        found = dataset.table(shard)
+        rows = dataset.arrays(shard, found)
         train.append(training_rows(rows, found["subset"].to_numpy()))
         held_out["valid"].append(eval_rows(rows, Role.VALID_TARGET))
         held_out["test"].append(eval_rows(rows, Role.TEST_TARGET))
     merged = {name: merge(parts) for name, parts in held_out.items()}
-    return Log(merge(train), merged, Dataset.open(folder).vocabulary)
+    return Log(merge(train), merged, dataset.vocabulary)
 
 
 def rmse(scorer: Scorer, rows: HistoryArrays, role: Role) -> float:

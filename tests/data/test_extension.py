@@ -89,9 +89,7 @@ def test_extending_gives_what_preparing_both_logs_gives(cluster, tmp_path, split
 
 def item_histories(prepared):
     manifest = Dataset.open(prepared).manifest
-    rows = [
-        r for e in manifest.item_histories for r in Dataset.open(prepared).table(e).to_pylist()
-    ]
+    rows = [r for e in manifest.item_histories for r in Dataset.open(prepared).table(e).to_pylist()]
     return {
         row["item"]: sorted(zip(row["times"], row["ratings"], row["roles"], strict=True))
         for row in rows

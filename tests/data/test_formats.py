@@ -39,7 +39,9 @@ ROWS = [(1, 10, 5.0, 100), (2, 20, 3.0, 200)]
 def readings(source, scale=None):
     layout = inspect(source)
     scale = scale or (Scale(layout.levels) if layout.levels else STARS)
-    found = [r for piece in readers.pieces(layout) for r in readers.read(piece, layout, scale)]
+    found = [
+        r for piece in readers.log_pieces(layout) for r in readers.read_log(piece, layout, scale)
+    ]
     return (
         pa.concat_tables([reading.interactions for reading in found]),
         pa.concat_tables([reading.quarantine for reading in found]),
@@ -199,7 +201,7 @@ def test_pieces_of_a_large_file_join_without_loss(tmp_path, monkeypatch):
     path = tmp_path / "ratings.csv"
     path.write_text("\n".join(["userId,movieId,rating,timestamp", *lines]))
     layout = inspect(MovieLensSource(path=str(path)))
-    assert len(readers.pieces(layout)) > 10
+    assert len(readers.log_pieces(layout)) > 10
     table, _ = readings(MovieLensSource(path=str(path)))
     assert kept(table) == [(n, n % 7, 4.5, n) for n in range(500)]
 

@@ -339,7 +339,7 @@ def test_a_killed_job_leaves_nothing_that_looks_finished(cluster, tmp_path):
     process.communicate()
     (tmp_path / "p" / "histories" / "part-00099.parquet").write_text("of another attempt")
     with pytest.raises(DataError, match="nothing complete is prepared there"):
-        Dataset.open(config.prepared).vocabulary
+        Dataset.open(config.prepared)
     prepare(config)
     whole = config.model_copy(update={"prepared": str(tmp_path / "q")})
     prepare(whole)

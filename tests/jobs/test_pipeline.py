@@ -263,9 +263,7 @@ def test_the_last_line_of_a_job_is_its_result_as_json(trained):
     done = command("prepare", "--config", "configs/demo.toml", *settings)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert (
-        result.counts.training_users == Dataset.open(file.data.prepared).vocabulary.num_users
-    )
+    assert result.counts.training_users == Dataset.open(file.data.prepared).vocabulary.num_users
 
 
 def test_a_bundle_carries_what_it_needs(trained):

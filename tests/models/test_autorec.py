@@ -127,14 +127,14 @@ def test_codes_of_items_are_the_networks_also_of_those_nobody_rated(small):
 
 
 def item_rows(small):
-    from distrib.data.history_arrays import Rows
+    from distrib.data.history_arrays import HistoryArrays
 
     order = torch.argsort(small.batch.item_N, stable=True)
     items = torch.unique(small.batch.item_N)
     lengths = torch.bincount(small.batch.item_N, minlength=50)[items]
     pointer_P = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     flat = (small.batch.row_N[order], small.batch.value_N[order], torch.zeros(len(order)))
-    rows = Rows(*(part.numpy() for part in (items, pointer_P, *flat)))
+    rows = HistoryArrays(*(part.numpy() for part in (items, pointer_P, *flat)))
 
     def codes(network):
         sums = rating_matrix(small).T @ network.input_IZ + network.input_bias_Z

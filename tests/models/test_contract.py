@@ -248,7 +248,9 @@ def board(is_rated):
     return Small.of(items, values, 20), torch.tensor(kinds)
 
 
-@pytest.mark.parametrize("config", [c for c in CASES if not isinstance(c, PopularityConfig)], ids=repr)
+@pytest.mark.parametrize(
+    "config", [c for c in CASES if not isinstance(c, PopularityConfig)], ids=repr
+)
 def test_learns_a_checkerboard(config):
     """What a user of either kind has not met: the user's own colour must come first."""
     is_rated = config.spec.output == "ratings"

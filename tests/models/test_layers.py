@@ -51,7 +51,7 @@ def test_histories_are_read_at_unit_length_and_what_stays_is_scaled_up(small):
         found = torch.zeros(37, 50).index_put((read.row_N, read.item_N), weight_N)
         torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)
         read, weight_N = unit_input(
-            small.batch, by_value=by_value, dropout=0.25, noise=CounterRng.of(0, 0), stream=1
+            small.batch, by_value=by_value, dropout=0.25, rng=CounterRng.of(0, 0), stream=1
         )
         kept = torch.zeros(37, 50).index_put((read.row_N, read.item_N), weight_N).double()
         torch.testing.assert_close(kept, torch.where(kept > 0, wanted / 0.75, 0.0))

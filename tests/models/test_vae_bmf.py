@@ -266,7 +266,7 @@ def test_the_variance_is_that_of_products_of_samples(small):
     model.variance_IZ.uniform_(0.1, 0.9)
     found = model.pair_variance(state, doubled(cells))
     draws = 2_000_000
-    user = state.users.code_BZ + state.users.variance_BZ.sqrt() * torch.randn(draws, 4).double()
+    user = state.users.latent_BZ + state.users.variance_BZ.sqrt() * torch.randn(draws, 4).double()
     item = cells.item_N[0]
     other = model.mean_IZ[item] + model.variance_IZ[item].sqrt() * torch.randn(draws, 4).double()
     torch.testing.assert_close(found[0], (user * other).sum(1).var(), rtol=0.01, atol=0.0)

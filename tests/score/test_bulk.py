@@ -65,7 +65,7 @@ def test_everyone_is_scored_and_the_books_balance(world, calm):
     bundle = Folder(run).read_json(f"{BUNDLE}/manifest.json")
     assert success["recipe"]["bundle"] == bundle["files"]
     assert success["recipe"]["vocabulary"] == bundle["vocabulary"]
-    assert {e.name: e.sha256 for e in success["files"]} == digests(output)
+    assert {e["name"]: e["sha256"] for e in success["files"]} == digests(output)
     assert sorted(path.name for path in output.iterdir()) == [SUCCESS, *digests(output)]
     direct, _ = recommend_table(
         Scorer.from_bundle(Folder(run) / BUNDLE),

@@ -9,6 +9,7 @@ from distrib.errors import ConfigError, DataError
 from distrib.evaluate.protocol import EvaluateConfig, measure, selection_score
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig
 from distrib.models.autoencoders.mult_vae import MultVaeConfig
+from distrib.models.capabilities import item_vectors
 from distrib.models.shallow.biased_mf import BiasedMfConfig
 from distrib.models.shallow.ease import EaseConfig
 from distrib.models.shallow.popularity import Popularity
@@ -59,7 +60,7 @@ def test_what_is_told_of_an_item_belongs_to_it(small):
     found = scorer.recommend(small.batch, small.batch, 10)
     with torch.no_grad():
         output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
-    prediction = scorer.model.prediction(output)
+    prediction = scorer.model.output.predict(output)
     row = torch.arange(37)[:, None]
     for told, whole in zip(found.prediction, prediction, strict=True):
         torch.testing.assert_close(told, whole[row, found.item_BK], rtol=1e-4, atol=1e-6)
@@ -72,7 +73,7 @@ def test_predictions_stand_in_the_order_of_the_targets(small):
     assert deviation_N is None
     with torch.no_grad():
         output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
-    whole = scorer.model.prediction(output).rating_BI
+    whole = scorer.model.output.predict(output).rating_BI
     torch.testing.assert_close(rating_N, whole[small.batch.row_N, small.batch.item_N])
 
 
@@ -92,7 +93,7 @@ def test_serendipitous_items_are_unseen_unlikely_supported_and_sorted_by_rating(
     found = scorer.serendipitous(small.batch, small.batch, 20, unlikely=NoveltyFilter(0.5, 8))
     with torch.no_grad():
         output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
-    prediction, support = scorer.model.prediction(output), small.catalogue.train_count_IL.sum(1)
+    prediction, support = scorer.model.output.predict(output), small.catalogue.train_count_IL.sum(1)
     for user, items in enumerate(found.item_BK.tolist()):
         seen = set(small.items[user])
         median = sorted(prediction.probability_BI[user].tolist())[24]  # the 25th of 50
@@ -381,7 +382,7 @@ def test_candidates_found_in_bfloat16_give_the_lists_of_float32(config, k, bends
     vocabulary = Vocabulary(IDS, small.catalogue.levels, counts, 37)
     plain = Scorer(model, vocabulary)
     fast = Scorer(model, vocabulary, precision="bf16", chunk_items=17)
-    assert fast.search.is_halved == (model.item_vectors() is not None)
+    assert fast.search.is_halved == (item_vectors(model) is not None)
     damping, min_score = bends.get("damping", 0.0), bends.get("min_score")
     policy = PolicyConfig(popularity_damping=damping, min_score=min_score, deny=(1000, 999))
     rules = Rules.of(policy, model, vocabulary)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from distrib.checkpoint.state import SavedState, write_pieces
+from distrib.data.dataset import Dataset, DatasetManifest, ShardEntry
 from distrib.data.feeds.base import BatchSharding, ahead
 from distrib.data.feeds.collate import gather
 from distrib.data.feeds.resident import ResidentFeed
@@ -59,17 +60,34 @@ def write_shards(small, folder, num_shards=5):
         }
         name = f"shard-{shard}.parquet"
         pq.write_table(pa.table({"subset": pa.array(subset, pa.int8()), **lists}), folder / name)
-        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        entry = {"shard": shard, "name": name, "sha256": digest}
+        content = (folder / name).read_bytes()
+        entry = ShardEntry(
+            name=name,
+            sha256=hashlib.sha256(content).hexdigest(),
+            bytes=len(content),
+            shard=shard,
+            users=len(users),
+            interactions=sum(len(small.items[user]) for user in users),
+            unseen_items=0,
+            roles={},
+            subsets={},
+        )
         shards.append(Shard(entry, held_out.count(False)))
     return shards
 
 
+def dataset_of(folder, shards):
+    """A prepared folder of these shards, as far as feeds read it."""
+    manifest = DatasetManifest.model_construct(
+        recipe={"num_shards": len(shards)}, shards=tuple(shard.entry for shard in shards)
+    )
+    return Dataset(Folder(str(folder)), manifest)
+
+
 def streaming(small, folder, sharding, window_users=12):
     shards = write_shards(small, folder)
-    return StreamingFeed(
-        Folder(str(folder)), shards, sharding, num_shards=5, window_users=window_users
-    )
+    dataset = dataset_of(folder, shards)
+    return StreamingFeed(dataset, shards, sharding, window_users=window_users)
 
 
 FEEDS = {"resident": resident, "streaming": streaming}
@@ -140,9 +158,8 @@ def test_windows_hold_whole_shards_and_a_changed_shard_is_noticed(small, tmp_pat
     first = users_of(feed, 0)[0][0]
     assert len({user % 5 for user in first}) <= 2  # a window is one shard of about seven
     wrong = [shard._replace(num_train=shard.num_train + 1) for shard in feed._shards]
-    changed = StreamingFeed(
-        Folder(str(tmp_path)), wrong, BatchSharding(8, 3, 0, 1), num_shards=5, window_users=9
-    )
+    dataset = dataset_of(tmp_path, feed._shards)
+    changed = StreamingFeed(dataset, wrong, BatchSharding(8, 3, 0, 1), window_users=9)
     with pytest.raises(DataError, match="when training began"):
         list(changed.batches(0))
 

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from distrib.config import load
+from distrib.data.dataset import RowCounts
 from distrib.errors import ConfigError
 from distrib.run_file import RunFile
-from distrib.train.preflight.estimate import _small, estimate
+from distrib.train.preflight.estimate import _small, estimate, sizes_of_counts
 from distrib.train.schemes import scheme_of
 from distrib.train.schemes.base import Sizes
 
@@ -81,15 +81,20 @@ def test_what_products_do_not_tell_is_left_to_a_trial():
     found = estimate(config_of("ml20m_vae_bmf"), SIZES)
     assert found.step_s is None
     assert found.gpu_hours in (None, 0.0)
-    assert "doctor" in found.told()["a step"]
+    assert "doctor" in found.lines()["a step"]
     with pytest.raises(ConfigError, match="computed at once"):
         estimate(config_of("ml20m_ease"), SIZES)
 
 
 def test_sizes_are_those_of_a_manifest():
-    counts = {
-        "training_users": 5,
-        "items": 7,
-        "interactions_by_role": {"input": 11, "test_target": np.int64(2)},
-    }
-    assert Sizes.of(counts) == (5, 7, 13)
+    counts = RowCounts(
+        read=13,
+        kept=13,
+        rejected={},
+        users=6,
+        items=7,
+        training_users=5,
+        interactions_by_role={"input": 11, "test_target": 2},
+        users_by_subset={},
+    )
+    assert sizes_of_counts(counts) == (5, 7, 13)

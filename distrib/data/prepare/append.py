@@ -25,7 +25,7 @@ from distrib.data.prepare.histories import (
     interactions_of,
     item_counts,
 )
-from distrib.data.prepare.row_counts import check_counts, contents, warn_of_times
+from distrib.data.prepare.row_counts import Contents, check_counts, contents, warn_of_times
 from distrib.data.prepare.stages import Blocks, ReadPlan, Survey, part_name
 from distrib.data.schema import Status
 from distrib.data.splits.rules import SplitState
@@ -143,16 +143,37 @@ def extend(
     if not new:
         emit("already_prepared", folder=str(folder))
         return manifest
-    generation = manifest.generation + 1
     plan = plan._replace(
         pieces=tuple(piece for piece in plan.pieces if piece.file.label in new),
-        generation=generation,
+        generation=manifest.generation + 1,
     )
-    _clear_generation(folder, generation)
+    _clear_generation(folder, plan.generation)
     blocks = stages.cleaned_blocks(plan, folder)
     survey = stages.survey(blocks, has_time=plan.layout.has_time)
     check_counts(survey.counts, config, may_be_empty=True)
     warn_of_times(survey, plan.layout)
+    found = _extended(dataset, blocks, plan, survey, config)
+    made = DatasetManifest(
+        format=manifest.format,
+        distrib=__version__,
+        recipe={**manifest.recipe, "files": {**known, **new}},
+        generation=plan.generation,
+        extends=(*manifest.extends, manifest.hash),
+        limits=manifest.limits,
+        quarantine=(*manifest.quarantine, *write.seal_quarantine(plan, folder)),
+        **found.set_fields(),
+    )
+    folder.write_json(MANIFEST, made.to_json())
+    for name in _names(manifest) - _names(made):
+        folder.remove(name)
+    emit("extended", folder=str(folder), files=len(new), counts=made.counts.to_json())
+    return made
+
+
+def _extended(
+    dataset: Dataset, blocks: Blocks, plan: ReadPlan, survey: Survey, config: DataConfig
+) -> Contents:
+    """Write the shards that the new files touch, and all that follows from them."""
     old = _old(dataset)
     shared = ray.put(old)
     merged, summary = _merged(blocks, shared, plan)
@@ -160,30 +181,8 @@ def extend(
     written = _written(merged, shared, plan, ray.put(grown))
     shards = old.shards | {entry.shard: entry for entry in written}
     ordered = [shards[shard] for shard in sorted(shards)]
-    books = _books(manifest, survey, summary)
-    quarantine = (*manifest.quarantine, *write.seal_quarantine(plan, folder))
-    found = contents(folder, books, ordered, grown, config, generation)
-    made = DatasetManifest(
-        format=manifest.format,
-        distrib=__version__,
-        recipe={**manifest.recipe, "files": {**known, **new}},
-        generation=generation,
-        extends=(*manifest.extends, manifest.hash),
-        limits=manifest.limits,
-        quarantine=quarantine,
-        **found.set_fields(),
-    )
-    folder.write_json(MANIFEST, made.to_json())
-    for name in _names(manifest) - _names(made):
-        folder.remove(name)
-    emit(
-        "extended",
-        folder=str(folder),
-        files=len(new),
-        shards=len(written),
-        counts=made.counts.to_json(),
-    )
-    return made
+    total = _joined_survey(dataset.manifest, survey, summary)
+    return contents(dataset.folder, total, ordered, grown, config, plan.generation)
 
 
 def _old(dataset: Dataset) -> _Old:
@@ -231,7 +230,7 @@ def _written(
     return [entry for part in parts for entry in part]
 
 
-def _books(manifest: DatasetManifest, survey: Survey, summary: _Summary) -> Survey:
+def _joined_survey(manifest: DatasetManifest, survey: Survey, summary: _Summary) -> Survey:
     """Add the rows of both logs, by what became of them."""
     by_reason = {status.reason: int(status) for status in Status}
     before = Counter({by_reason[reason]: n for reason, n in manifest.counts.rejected.items()})
