@@ -23,7 +23,7 @@ from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
 from distrib.train.optimizer import OptimizerConfig
-from distrib.train.preflight.checks import check_choice
+from distrib.train.preflight.checks import check_run
 from distrib.train.preflight.doctor import examine
 from distrib.train.workers.launch import launch
 from tests.train.test_launch import config_of, losses, only_checkpoint
@@ -171,9 +171,9 @@ def test_the_doctor_tries_blocks(both_sides, tmp_path):
 
 def test_what_blocks_do_not_go_with_is_refused(both_sides, tmp_path):
     with pytest.raises(ConfigError, match=r"feed = 'streaming'.*micro_batch_users = 5"):
-        check_choice(
+        check_run(
             blocks_of(tmp_path, both_sides, feed="streaming", engine={"micro_batch_users": 5})
         )
     with pytest.raises(ConfigError, match=r"\[train\.blocks\] with model 'mult_vae'"):
-        check_choice(config_of(tmp_path, both_sides, "mult_vae", blocks=TileConfig(items=7)))
+        check_run(config_of(tmp_path, both_sides, "mult_vae", blocks=TileConfig(items=7)))
     assert MultVaeConfig().spec.scheme in ("user_rows", "closed_form")
