@@ -128,10 +128,13 @@ def serving(arguments: dict[str, str]) -> "Application":
         ConfigError: The run file is wrong.
         CheckpointError: A model has no bundle.
     """
-    from distrib.serve.deployment import Plan, application  # a second, which other jobs are spared
+    from distrib.serve.deployment import (
+        ServePlan,
+        application,
+    )  # a second, which other jobs are spared
 
     file = load(RunFile, arguments["config"], environment=os.environ)
-    return application(Plan.of(file.run, file.data.prepared, file.serve))
+    return application(ServePlan.of(file.run, file.data.prepared, file.serve))
 
 
 def run_and_report(work: Callable[[], Result]) -> int:

@@ -160,9 +160,9 @@ def _describe(kind: type[BaseModel], fault: Any) -> str:
         near = difflib.get_close_matches(location[-1], _keys_beside(kind, location), n=1)
         message = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
     value = fault.get("input")
-    is_told = fault["type"] != "missing" and not isinstance(value, dict)
-    is_told = is_told and not _SECRET.search(".".join(location))
-    shown = f" = {value!r}" if is_told else ""
+    is_shown = fault["type"] != "missing" and not isinstance(value, dict)
+    is_shown = is_shown and not _SECRET.search(".".join(location))
+    shown = f" = {value!r}" if is_shown else ""
     return f"{'.'.join(location) or 'run file'}{shown}: {message}"
 
 

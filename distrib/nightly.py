@@ -21,7 +21,7 @@ from distrib.train.run_folder import TOKEN, require_ours
 from distrib.train.schemes import scheme_of
 from distrib.train.workers.launch import launch
 
-NIGHTS = "nights.json"
+NIGHTLY_RUNS = "nights.json"
 """The ledger, in the run folder: every night kept, the last one maybe unfinished."""
 
 _KEPT = 3
@@ -31,7 +31,7 @@ _KEPT = 3
 class NightResult(Record):
     """What a night did."""
 
-    night: str
+    nightly_run: str
     new: bool
     """False where nothing came to the log since."""
 
@@ -39,7 +39,7 @@ class NightResult(Record):
     scored: ScoreResult | None = None
 
 
-class Night(NamedTuple):
+class NightlyRun(NamedTuple):
     """One entry of the ledger."""
 
     name: str
@@ -90,22 +90,24 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     """
     folder, token = Folder(file.run), uuid.uuid4().hex
     folder.write_json(TOKEN, {"token": token})
-    nights = _nights(folder)
-    if not nights or nights[-1].is_done:
-        nights.append(Night(today or time.strftime("%Y-%m-%d", time.gmtime())))
-    night, before = nights[-1], nights[:-1]
+    nightly_runs = _nightly_runs(folder)
+    if not nightly_runs or nightly_runs[-1].is_done:
+        nightly_runs.append(NightlyRun(today or time.strftime("%Y-%m-%d", time.gmtime())))
+    nightly_run, before = nightly_runs[-1], nightly_runs[:-1]
     data = prepare(file.data).hash
     if before and before[-1].data == data:
-        emit("nothing_new", night=night.name, since=before[-1].name)
+        emit("nothing_new", nightly_run=nightly_run.name, since=before[-1].name)
         note_published()
-        return NightResult(night=before[-1].name, new=False)
-    night = night._replace(name=_free(night.name, {earlier.name for earlier in before}))
-    place = _place(folder, night)
+        return NightResult(nightly_run=before[-1].name, new=False)
+    nightly_run = nightly_run._replace(
+        name=_free(nightly_run.name, {earlier.name for earlier in before})
+    )
+    place = _place(folder, nightly_run)
     require_ours(folder, token)
-    if night.data not in {None, data}:
+    if nightly_run.data not in {None, data}:
         place.remove()  # more came since it was cut off; what it had begun is of other data
-    nights[-1] = night._replace(data=data)
-    folder.write_json(NIGHTS, [entry._asdict() for entry in nights])
+    nightly_runs[-1] = nightly_run._replace(data=data)
+    folder.write_json(NIGHTLY_RUNS, [entry._asdict() for entry in nightly_runs])
     tonight = file.model_copy(
         update={
             "run": str(place),
@@ -118,12 +120,12 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     scored = score(tonight.run, file.data.prepared, lists)
     require_ours(folder, token)
     copy_bundle(place / BUNDLE, folder / BUNDLE)
-    nights[-1] = nights[-1]._replace(is_done=True)
-    for old in nights[:-_KEPT]:
+    nightly_runs[-1] = nightly_runs[-1]._replace(is_done=True)
+    for old in nightly_runs[:-_KEPT]:
         _place(folder, old).remove()
-    folder.write_json(NIGHTS, [entry._asdict() for entry in nights[-_KEPT:]])
-    emit("night_done", night=night.name, run=tonight.run, lists=output)
-    return NightResult(night=night.name, new=True, trained=trained, scored=scored)
+    folder.write_json(NIGHTLY_RUNS, [entry._asdict() for entry in nightly_runs[-_KEPT:]])
+    emit("night_done", nightly_run=nightly_run.name, run=tonight.run, lists=output)
+    return NightResult(nightly_run=nightly_run.name, new=True, trained=trained, scored=scored)
 
 
 def _free(name: str, taken: set[str]) -> str:
@@ -132,17 +134,17 @@ def _free(name: str, taken: set[str]) -> str:
     return next(found for found in names if found not in taken)
 
 
-def _nights(folder: Folder) -> list[Night]:
-    if not folder.exists(NIGHTS):
+def _nightly_runs(folder: Folder) -> list[NightlyRun]:
+    if not folder.exists(NIGHTLY_RUNS):
         return []
-    return [Night(**entry) for entry in folder.read_json(NIGHTS)]
+    return [NightlyRun(**entry) for entry in folder.read_json(NIGHTLY_RUNS)]
 
 
-def _place(folder: Folder, night: Night) -> Folder:
-    return folder / f"nights/{night.name}"
+def _place(folder: Folder, nightly_run: NightlyRun) -> Folder:
+    return folder / f"nights/{nightly_run.name}"
 
 
-def _earlier(file: RunFile, folder: Folder, before: list[Night]) -> str | None:
+def _earlier(file: RunFile, folder: Folder, before: list[NightlyRun]) -> str | None:
     """Return the run to begin with, where the model can begin with an earlier one."""
     spec = file.model.spec
     if spec.has_user_rows or not scheme_of(spec).can_warm_start:

@@ -331,14 +331,14 @@ def may_pass(error: DataError) -> bool:
 
 
 def with_retries(
-    action: Callable[[], T], *, for_s: float, told: Callable[[str], None] = lambda _: None
+    action: Callable[[], T], *, timeout_s: float, on_retry: Callable[[str], None] = lambda _: None
 ) -> T:
     """Do something with a store, again after a while where it failed, for so long.
 
     Args:
         action: May raise `DataError`; done anew each time.
-        for_s: Seconds after which a failure is final.
-        told: Hears of each failure before the wait.
+        timeout_s: Seconds after which a failure is final.
+        on_retry: Hears of each failure before the wait.
 
     Returns:
         What ``action`` returned.
@@ -351,9 +351,9 @@ def with_retries(
         try:
             return action()
         except DataError as error:
-            if not may_pass(error) or time.monotonic() - started_s + wait_s > for_s:
+            if not may_pass(error) or time.monotonic() - started_s + wait_s > timeout_s:
                 raise
-            told(str(error))
+            on_retry(str(error))
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, 30.0)
 

@@ -10,7 +10,7 @@ import pytest
 from distrib.checkpoint.bundle import load_bundle
 from distrib.config import load
 from distrib.errors import CheckpointError
-from distrib.nightly import NIGHTS, nightly, preflight
+from distrib.nightly import NIGHTLY_RUNS, nightly, preflight
 from distrib.run_file import RunFile
 from distrib.score.commit import SUCCESS
 from distrib.storage import Folder
@@ -63,7 +63,7 @@ def file(tmp_path):
 
 
 def ledger(file):
-    return Folder(file.run).read_json(NIGHTS)
+    return Folder(file.run).read_json(NIGHTLY_RUNS)
 
 
 def published(file):
@@ -82,7 +82,7 @@ def test_nights_follow_each_other(cluster, file, monkeypatch, capfd):
     # Nothing came: nothing is done, however often.
     again = nightly(file, "2026-01-02")
     assert again == {"night": "2026-01-01", "new": False}
-    assert [night["name"] for night in ledger(file)] == ["2026-01-01"]
+    assert [nightly_run["name"] for nightly_run in ledger(file)] == ["2026-01-01"]
 
     # Something came, and the night is cut off between training and lists.
     write_day(folder_of(file), 2, np.arange(30, 60))
@@ -93,17 +93,17 @@ def test_nights_follow_each_other(cluster, file, monkeypatch, capfd):
             nightly(file, "2026-01-02")
     assert folder.read("bundle/manifest.json") == before  # the last night's model goes on
     assert published(file)["counts"]["users"] == 40
-    assert [night["is_done"] for night in ledger(file)] == [True, False]
+    assert [nightly_run["is_done"] for nightly_run in ledger(file)] == [True, False]
 
     # The next day's job finishes it under its own name, from what is complete.
     second = nightly(file, "2026-01-03")
-    assert second.night == "2026-01-02"
+    assert second.nightly_run == "2026-01-02"
     assert published(file)["counts"]["users"] == 60
     assert folder.read("bundle/manifest.json") != before
     assert '"event": "warm_start"' in capfd.readouterr().err
     run = folder.read_json("nights/2026-01-02/run.json")
     assert run["loop"]["warm_start"].endswith("nights/2026-01-01")
-    assert [night["is_done"] for night in ledger(file)] == [True, True]
+    assert [nightly_run["is_done"] for nightly_run in ledger(file)] == [True, True]
 
 
 def test_three_nights_are_kept_and_a_day_may_have_two(tmp_path, monkeypatch):
@@ -118,9 +118,9 @@ def test_three_nights_are_kept_and_a_day_may_have_two(tmp_path, monkeypatch):
     for day in (1, 2, 3, 4):
         assert nightly(file, f"2026-01-0{day}").new
     names = ["2026-01-02", "2026-01-03", "2026-01-04"]
-    assert [night["name"] for night in ledger(file)] == names
+    assert [nightly_run["name"] for nightly_run in ledger(file)] == names
     assert sorted(Folder(f"{file.run}/nights").folders()) == names
-    assert nightly(file, "2026-01-04").night == "2026-01-04-1"
+    assert nightly(file, "2026-01-04").nightly_run == "2026-01-04-1"
     assert ledger(file)[-1]["is_done"]
 
 
@@ -143,7 +143,7 @@ def test_a_night_that_was_cut_off_begins_anew_when_more_came(tmp_path, monkeypat
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             nightly(file, "2026-01-01")
-    assert nightly(file, "2026-01-02").night == "2026-01-01"
+    assert nightly(file, "2026-01-02").nightly_run == "2026-01-01"
     assert trained == [False, True, False]  # it went on with the same data, not with other
 
 

@@ -57,7 +57,7 @@ class CheckpointStore:
         for file, entry in self._files(name).items():
             get = functools.partial(source.download, file, target / file)
             try:
-                found = with_retries(get, for_s=retry_s)
+                found = with_retries(get, timeout_s=retry_s)
             except DataError as error:
                 raise CheckpointError(f"{source / file}: listed but not read: {error}") from error
             if found != entry:

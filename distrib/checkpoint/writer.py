@@ -87,7 +87,7 @@ class CheckpointWriter:
                 before()
             self.store.write(name, files, rank=rank, world_size=world_size)
 
-        def told(failure: str) -> None:
+        def on_retry(failure: str) -> None:
             emit("store_retry", rank=rank, checkpoint=name, failure=failure)
 
         try:
@@ -97,6 +97,6 @@ class CheckpointWriter:
                 for file, text in texts.items():
                     files.append(Path(folder, file))
                     files[-1].write_text(text, encoding="utf-8")
-                with_retries(put, for_s=self.retry_s, told=told)
+                with_retries(put, timeout_s=self.retry_s, on_retry=on_retry)
         except Exception as error:  # noqa: BLE001  none may be lost in a thread
             self.fault = f"checkpoint {name} could not be written: {error}"

@@ -70,18 +70,18 @@ def await_room(
     if not lacking or is_fixed():
         return lacking
     deadline, interval = time.monotonic() + limit_s, Interval(_TOLD_S)
-    emit("waiting_for_room", lacking=_told(lacking), limit_s=limit_s)
+    emit("waiting_for_room", lacking=_amounts(lacking), limit_s=limit_s)
     request_resources(bundles=[dict(bundle) for bundle in bundles])
     try:
         while lacking and time.monotonic() < deadline:
             time.sleep(_POLL_S)
             lacking = short_of(bundles)
             if lacking and interval.due():
-                emit("waiting_for_room", lacking=_told(lacking))
+                emit("waiting_for_room", lacking=_amounts(lacking))
     finally:
         request_resources(bundles=[])  # what is asked for so stays, busy or not
     return lacking
 
 
-def _told(lacking: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+def _amounts(lacking: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     return {name: wanted - have for name, (wanted, have) in lacking.items()}

@@ -256,7 +256,7 @@ class Dataset:
             DataError: The file is not what prepare wrote.
         """
         read = partial(read_table, self.folder, entry, columns)
-        return with_retries(read, for_s=self.retry_s)
+        return with_retries(read, timeout_s=self.retry_s)
 
     def training(self, entry: ShardEntry) -> HistoryArrays:
         """Return what a model may be trained on; see `training_rows`."""

@@ -78,7 +78,7 @@ class _HistorySum(torch.autograd.Function):
 
 
 def pair_products(
-    code_BZ: Tensor,
+    latent_BZ: Tensor,
     table: Tensor,
     index_N: Tensor,
     pointer_P: Tensor,
@@ -86,11 +86,11 @@ def pair_products(
 ) -> Tensor:
     """Multiply each user's code with the rows of the table that are listed for the user.
 
-    Equals picking cells from ``code_BZ @ table.T``, in time and memory of the cells only, forward
+    Equals picking cells from ``latent_BZ @ table.T``, in time and memory of the cells only, forward
     and backward.
 
     Args:
-        code_BZ: Codes of the users.
+        latent_BZ: Codes of the users.
         table: ``[rows, Z]``.
         index_N: int64 row of each cell.
         pointer_P: int64 bounds of each user's cells.
@@ -99,7 +99,7 @@ def pair_products(
     Returns:
         ``[N]``.
     """
-    result: Tensor = _CellProducts.apply(code_BZ, table, index_N, pointer_P, transposed)  # type: ignore[no-untyped-call]
+    result: Tensor = _CellProducts.apply(latent_BZ, table, index_N, pointer_P, transposed)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -107,26 +107,26 @@ class _CellProducts(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        code_BZ: Tensor,
+        latent_BZ: Tensor,
         table: Tensor,
         index_N: Tensor,
         pointer_P: Tensor,
         transposed: Transposed | None,
     ) -> Tensor:
-        ctx.save_for_backward(code_BZ, table, index_N, pointer_P)
+        ctx.save_for_backward(latent_BZ, table, index_N, pointer_P)
         ctx.transposed = transposed
-        return _products(code_BZ, table, index_N, pointer_P)
+        return _products(latent_BZ, table, index_N, pointer_P)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:
-        code_BZ, table, index_N, pointer_P = ctx.saved_tensors
+        latent_BZ, table, index_N, pointer_P = ctx.saved_tensors
         by_code = by_table = None
         if ctx.needs_input_grad[0]:
             by_code = _bag(table, index_N, gradient_N, pointer_P)
         if ctx.needs_input_grad[1]:
             by_item = ctx.transposed or Transposed.of(index_N, pointer_P, table.shape[0])
-            by_table = _transposed_bag(code_BZ, gradient_N, by_item)
+            by_table = _transposed_bag(latent_BZ, gradient_N, by_item)
         return by_code, by_table, None, None, None
 
 
@@ -177,16 +177,16 @@ class _SoftmaxAttention(torch.autograd.Function):
         return _bag(table, index_N, by_product_N, pointer_P), None, None, None
 
 
-def linear(code_BZ: Tensor, rows: ItemRows) -> Tensor:
+def linear(latent_BZ: Tensor, rows: ItemRows) -> Tensor:
     """Decode by a linear layer: rows of its weights, and their biases."""
     weight_IZ, bias_I = rows
-    return torch.addmm(bias_I, code_BZ, weight_IZ.T)
+    return torch.addmm(bias_I, latent_BZ, weight_IZ.T)
 
 
-def linear_pairs(code_BZ: Tensor, tables: ItemRows, cells: Batch) -> Tensor:
+def linear_pairs(latent_BZ: Tensor, tables: ItemRows, cells: Batch) -> Tensor:
     """Decode the stored cells only, ``[N]``, by the same layer."""
     weight_IZ, bias_I = tables
-    products_N = pair_products(code_BZ, weight_IZ, cells.item_N, cells.pointer_P)
+    products_N = pair_products(latent_BZ, weight_IZ, cells.item_N, cells.pointer_P)
     return products_N + bias_I[cells.item_N]
 
 
@@ -222,19 +222,19 @@ def _rows(pointer_P: Tensor, count: int) -> Tensor:
     return rows.repeat_interleave(pointer_P.diff(), output_size=count)
 
 
-def _products(code_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Tensor) -> Tensor:
+def _products(latent_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Tensor) -> Tensor:
     if table.dtype in (torch.float32, torch.float64):
         _hear_of_beta()
-        zeros_N = code_BZ.new_zeros(index_N.shape[0])
-        size = (code_BZ.shape[0], table.shape[0])
+        zeros_N = latent_BZ.new_zeros(index_N.shape[0])
+        size = (latent_BZ.shape[0], table.shape[0])
         wanted = torch.sparse_csr_tensor(pointer_P, index_N, zeros_N, size, check_invariants=False)
-        found = torch.sparse.sampled_addmm(wanted, code_BZ.contiguous(), table.T, beta=0.0)
+        found = torch.sparse.sampled_addmm(wanted, latent_BZ.contiguous(), table.T, beta=0.0)
         sampled: Tensor = found.values()
         return sampled
     sum_mode, no_padding = 0, -1
     row_N = _rows(pointer_P, index_N.shape[0])
     products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        code_BZ.contiguous(), table, index_N, pointer_P, row_N, sum_mode, no_padding
+        latent_BZ.contiguous(), table, index_N, pointer_P, row_N, sum_mode, no_padding
     )
     return products
 
@@ -248,9 +248,9 @@ def _hear_of_beta() -> None:
         torch.sparse_csr_tensor(bounds, bounds[:0], torch.zeros(0), (0, 0))
 
 
-def _transposed_bag(code_BZ: Tensor, weight_N: Tensor, by_item: Transposed) -> Tensor:
+def _transposed_bag(latent_BZ: Tensor, weight_N: Tensor, by_item: Transposed) -> Tensor:
     """Sum, for each row of a table, the weighted codes of the users who list it."""
-    return _bag(code_BZ, by_item.row_N, weight_N[by_item.order_N], by_item.pointer_P)
+    return _bag(latent_BZ, by_item.row_N, weight_N[by_item.order_N], by_item.pointer_P)
 
 
 def _bag(table: Tensor, index_N: Tensor, weight_N: Tensor, pointer_P: Tensor) -> Tensor:
@@ -364,7 +364,7 @@ def fold_in(
 class FactorState(NamedTuple):
     """Parameters of users, looked up or folded in."""
 
-    code_BZ: Tensor
+    latent_BZ: Tensor
     bias_B: Tensor
     is_new_B: Tensor
     """1 for those folded in, else 0; of the type of the codes."""
@@ -385,14 +385,14 @@ def known_or_new(
     Returns:
         Their parameters.
     """
-    code_UZ, bias_U = tables
+    latent_UZ, bias_U = tables
     is_known_B = (batch.user_B >= 0) & (batch.user_B < len(bias_U))
     if is_known_B.all() and len(bias_U):
         bias_B = bias_U[batch.user_B]
-        return FactorState(code_UZ[batch.user_B], bias_B, torch.zeros_like(bias_B))
-    code_BZ, bias_B = fold(batch.keep(~is_known_B[batch.row_N]))
+        return FactorState(latent_UZ[batch.user_B], bias_B, torch.zeros_like(bias_B))
+    latent_BZ, bias_B = fold(batch.keep(~is_known_B[batch.row_N]))
     if is_known_B.any():
         number_B = batch.user_B.clamp(0, len(bias_U) - 1)
-        code_BZ = torch.where(is_known_B[:, None], code_UZ[number_B], code_BZ)
+        latent_BZ = torch.where(is_known_B[:, None], latent_UZ[number_B], latent_BZ)
         bias_B = torch.where(is_known_B, bias_U[number_B], bias_B)
-    return FactorState(code_BZ, bias_B, (~is_known_B).to(bias_B.dtype))
+    return FactorState(latent_BZ, bias_B, (~is_known_B).to(bias_B.dtype))

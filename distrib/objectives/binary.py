@@ -71,14 +71,14 @@ class Binary(ChunkedObjective):
 
     def accumulate(self, carry: Carry | None, observed: Observed, entries: ChunkEntries) -> Carry:
         """Add a block's loss."""
-        odds_BI = observed[0]
-        loss_BI, odds_M = F.softplus(odds_BI), odds_BI[entries.row_M, entries.column_M]
-        own_M = -odds_M
+        logit_BI = observed[0]
+        loss_BI, logit_M = F.softplus(logit_BI), logit_BI[entries.row_M, entries.column_M]
+        own_M = -logit_M
         if entries.log_weight_J is not None:
             weight_J = entries.log_weight_J.exp()
-            own_M = own_M + (1.0 - weight_J[entries.column_M]) * F.softplus(odds_M)
+            own_M = own_M + (1.0 - weight_J[entries.column_M]) * F.softplus(logit_M)
             loss_BI = loss_BI * weight_J
-        block = (loss_BI.sum(1) + sum_by_row(own_M, entries, len(odds_BI)),)
+        block = (loss_BI.sum(1) + sum_by_row(own_M, entries, len(logit_BI)),)
         return block if carry is None else self.merged([carry, block])
 
     def merged(self, carries: Sequence[Carry]) -> Carry:
@@ -94,15 +94,15 @@ class Binary(ChunkedObjective):
         self, out: Tensor, observed: Observed, entries: ChunkEntries, weights: Weights
     ) -> None:
         """Fill in sigmoid(s) - [met], weighted."""
-        out.copy_(self.by_odds(observed[0], entries, weights.gradient_TB[0]))
+        out.copy_(self.by_logit(observed[0], entries, weights.gradient_TB[0]))
 
-    def by_odds(self, odds_BI: Tensor, entries: ChunkEntries, gradient_B: Tensor) -> Tensor:
+    def by_logit(self, logit_BI: Tensor, entries: ChunkEntries, gradient_B: Tensor) -> Tensor:
         """Return the gradient by the log-odds, float32."""
-        by_odds_BI = torch.sigmoid(odds_BI)
+        by_logit_BI = torch.sigmoid(logit_BI)
         if entries.log_weight_J is not None:
-            own_M = by_odds_BI[entries.row_M, entries.column_M]
-            by_odds_BI *= entries.log_weight_J.exp()
-            by_odds_BI[entries.row_M, entries.column_M] = own_M
-        by_odds_BI *= gradient_B[:, None]
-        add_to_entries(by_odds_BI, entries, -gradient_B[entries.row_M])
-        return by_odds_BI
+            own_M = by_logit_BI[entries.row_M, entries.column_M]
+            by_logit_BI *= entries.log_weight_J.exp()
+            by_logit_BI[entries.row_M, entries.column_M] = own_M
+        by_logit_BI *= gradient_B[:, None]
+        add_to_entries(by_logit_BI, entries, -gradient_B[entries.row_M])
+        return by_logit_BI

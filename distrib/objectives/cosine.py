@@ -51,11 +51,11 @@ class Cosine:
         assert isinstance(model, TiedLinear)  # refused before any worker starts
         return self.latent_terms(users[0], model.item_gram(), target)
 
-    def latent_terms(self, code_BZ: Tensor, gram_ZZ: Tensor, target: Batch) -> Tensor:
+    def latent_terms(self, latent_BZ: Tensor, gram_ZZ: Tensor, target: Batch) -> Tensor:
         """Return the loss of each user.
 
         Args:
-            code_BZ: x A.
+            latent_BZ: x A.
             gram_ZZ: A^T A, float32.
             target: The histories; also what was encoded.
 
@@ -63,7 +63,7 @@ class Cosine:
             float32 ``[1, B]``, 0..2; 1 for a user of one item that is like no other, and for an
             empty history.
         """
-        exact_BZ, length_B = code_BZ.float(), target.length_B.float()
+        exact_BZ, length_B = latent_BZ.float(), target.length_B.float()
         own_B = exact_BZ.square().sum(1)
         square_B = ((exact_BZ @ gram_ZZ) * exact_BZ).sum(1) - 2.0 * own_B + length_B
         scale_B = (square_B.clamp(min=_SMALLEST) * length_B.clamp(min=1.0)).rsqrt()

@@ -97,8 +97,8 @@ class RatingClasses(ChunkedObjective):
     def accumulate(self, carry: Carry | None, observed: Observed, entries: ChunkEntries) -> Carry:
         """Add a block's loss: items do not compete, so it is a plain sum."""
         output, rated_BI = observed
-        odds_BI = rated_BI - output[..., 0]
-        (interaction_B,) = self.interactions.accumulate(None, (odds_BI,), entries)
+        logit_BI = rated_BI - output[..., 0]
+        (interaction_B,) = self.interactions.accumulate(None, (logit_BI,), entries)
         row_M, column_M = entries.row_M, entries.column_M
         level_M = level_index(entries.value_M, self.levels) + 1
         surprise_M = rated_BI[row_M, column_M] - output[row_M, column_M, level_M]
@@ -123,15 +123,15 @@ class RatingClasses(ChunkedObjective):
         row_M, column_M = entries.row_M, entries.column_M
         interaction_B = weights.gradient_TB[0]
         rating_B = self.config.rating_weight * weights.gradient_TB[1]
-        odds_BI = rated_BI - output[..., 0]
-        by_odds_BI = self.interactions.by_odds(odds_BI, entries, interaction_B)
-        out[..., 0] = -by_odds_BI
+        logit_BI = rated_BI - output[..., 0]
+        by_logit_BI = self.interactions.by_logit(logit_BI, entries, interaction_B)
+        out[..., 0] = -by_logit_BI
         level_M = level_index(entries.value_M, self.levels)
         share_ML = (output[row_M, column_M, 1:] - rated_BI[row_M, column_M, None]).exp_()
-        by_level_ML = share_ML * (by_odds_BI[row_M, column_M] + rating_B[row_M])[:, None]
+        by_level_ML = share_ML * (by_logit_BI[row_M, column_M] + rating_B[row_M])[:, None]
         by_level_ML[torch.arange(len(level_M), device=level_M.device), level_M] -= rating_B[row_M]
         share_BIL = (output[..., 1:] - rated_BI[..., None]).exp_()
-        torch.mul(share_BIL, by_odds_BI[..., None], out=out[..., 1:])
+        torch.mul(share_BIL, by_logit_BI[..., None], out=out[..., 1:])
         out[..., 1:][row_M, column_M] = by_level_ML.to(out.dtype)
 
     def level_terms(self, level_NL: Tensor, target: Batch) -> Tensor:

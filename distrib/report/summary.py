@@ -91,23 +91,23 @@ def show_recommendations(output: str, num_users: int = 3, num_items: int = 5) ->
             [f"{row['user']}, serendipitous", *_listed(row, "serendipitous_", num_items)]
             for row in lists
         ]
-    is_told = _is_told(lists[0], "")
-    what = "item (probability, expected rating)" if is_told else "item (score)"
+    is_predicted = _is_predicted(lists[0], "")
+    what = "item (probability, expected rating)" if is_predicted else "item (score)"
     columns = ["user", *(str(rank) for rank in range(1, num_items + 1))]
     table(f"First recommendations: {what}; all in {output}", columns, rows)
 
 
-def _is_told(row: dict[str, Any], prefix: str) -> bool:
+def _is_predicted(row: dict[str, Any], prefix: str) -> bool:
     return {prefix + "probabilities", prefix + "ratings"} <= set(row)
 
 
 def _listed(row: dict[str, Any], prefix: str, num_items: int) -> list[str]:
     items = row[prefix + "items"][:num_items]
-    if _is_told(row, prefix):
-        told = zip(row[prefix + "probabilities"], row[prefix + "ratings"], strict=True)
+    if _is_predicted(row, prefix):
+        predicted = zip(row[prefix + "probabilities"], row[prefix + "ratings"], strict=True)
         texts = [
             f"{item} ({probability:.2f}, {rating:.1f})"
-            for item, (probability, rating) in zip(items, told, strict=False)
+            for item, (probability, rating) in zip(items, predicted, strict=False)
         ]
     else:
         scores = row.get(prefix + "scores", [])

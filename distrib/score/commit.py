@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from pydantic import Field
@@ -234,3 +235,38 @@ class Publication:
 
     def _is_being_moved(self) -> bool:
         return self.work.exists(_MOVING)
+
+
+def add_counts(parts: list[PartManifest]) -> ScoreCounts:
+    """Add up the counts of all parts.
+
+    Args:
+        parts: Of one output.
+
+    Returns:
+        The sums.
+
+    Raises:
+        DataError: Users got lost: those read are not those scored, unchanged and rejected.
+    """
+    users = _added_up(part.users for part in parts)
+    rejected = _added_up(part.rejected for part in parts)
+    read, scored = users.get("read", 0), users.get("scored", 0)
+    unchanged = users.get("unchanged", 0)
+    if read != scored + unchanged + sum(rejected.values()):
+        raise DataError(
+            f"{read} users read, but {scored} scored, {unchanged} unchanged and {rejected} "
+            "rejected; report this as a bug"
+        )
+    return ScoreCounts(
+        users_read=read,
+        users=scored,
+        users_unchanged=unchanged,
+        users_rejected=rejected,
+        users_with_empty_lists=_added_up(part.empty for part in parts),
+        interactions=_added_up(part.interactions for part in parts),
+    )
+
+
+def _added_up(parts: Iterable[dict[str, int]]) -> dict[str, int]:
+    return dict(sum(map(Counter, parts), Counter()))

@@ -202,8 +202,8 @@ def _ratings(table: pa.Table) -> npt.NDArray[Any]:
 
 def _positions(vocabulary: Vocabulary, item_N: pa.Array, source: Vocabulary | None) -> IntArray:
     if source is None:
-        is_told = not pa.types.is_null(item_N.type)  # whether they are numbers or texts
-        return vocabulary.positions(item_N) if is_told else np.zeros(len(item_N), np.int64) - 1
+        has_type = not pa.types.is_null(item_N.type)  # whether they are numbers or texts
+        return vocabulary.positions(item_N) if has_type else np.zeros(len(item_N), np.int64) - 1
     return np.asarray(_translation(vocabulary, source)[item_N.to_numpy()])
 
 

@@ -103,7 +103,7 @@ class Rules(NamedTuple):
             vector_IZ=_unit_vectors(model) if policy.diversity else None,
         )
 
-    def bent(self, score_BI: Tensor, low: int) -> Tensor:
+    def apply(self, score_BI: Tensor, low: int) -> Tensor:
         """Return the scores of a block of items that begins at ``low``, ``-inf`` what is out."""
         high = low + score_BI.shape[1]
         if self.damping_I is not None:

@@ -116,7 +116,7 @@ class Scorer:
             CheckpointError: A list of nobody's, or of a user with one item, has such scores.
         """
         tried = Batch.from_lists([[], [0]])
-        found = self.recommend(tried, None, 1, tells=False)
+        found = self.recommend(tried, None, 1, with_predictions=False)
         if not torch.isfinite(found.score_BK).all():
             raise CheckpointError(
                 f"{type(self.model).__name__}: its scores are not finite numbers; train it anew"
@@ -131,7 +131,7 @@ class Scorer:
         *,
         rules: Rules = _NO_RULES,
         limits: Limits | None = None,
-        tells: bool = True,
+        with_predictions: bool = True,
     ) -> Recommendations:
         """Return each user's best items by the model's ranking score, ties to the lower position.
 
@@ -141,7 +141,7 @@ class Scorer:
             k: How many.
             rules: What else holds for all.
             limits: Users for whom not the whole catalogue is a candidate.
-            tells: Whether opinions and deviations are wanted, too.
+            with_predictions: Whether opinions and deviations are wanted, too.
 
         Returns:
             Lists of ``min(k, items)``.
@@ -149,13 +149,15 @@ class Scorer:
         state = self.model.encode(source.to(self.device))
         hidden = _nothing(source) if seen is None else seen
         mask = Mask.on(self.device, hidden, limits)
-        key_BK, output = self.search.best(state, mask, k, self._ranked(tells=tells), rules)
+        key_BK, output = self.search.best(
+            state, mask, k, self._ranked(with_predictions=with_predictions), rules
+        )
         item_BK = items_of(key_BK)
         return Recommendations(
             item_BK.cpu(),
             scores_of(key_BK).cpu(),
-            self._told(state, item_BK, output) if tells else None,
-            self._deviation(state, item_BK) if tells else None,
+            self._predictions(state, item_BK, output) if with_predictions else None,
+            self._deviation(state, item_BK) if with_predictions else None,
         )
 
     @torch.inference_mode()
@@ -165,7 +167,7 @@ class Scorer:
         seen: Batch | None,
         k: int,
         *,
-        unlikely: NoveltyFilter,
+        novel: NoveltyFilter,
         rules: Rules = _NO_RULES,
         limits: Limits | None = None,
     ) -> Recommendations:
@@ -177,7 +179,7 @@ class Scorer:
             source: Histories.
             seen: Items to leave out; None leaves nothing out.
             k: How many.
-            unlikely: What may come up.
+            novel: What may come up.
             rules: Of them, which items are allowed, and the caps of groups.
             limits: Users for whom not the whole catalogue is a candidate.
 
@@ -190,22 +192,22 @@ class Scorer:
         step = max(1, -(-len(self.vocabulary) // _QUANTILE_SAMPLE))
         state = self.model.encode(source.to(self.device))
         sample = self.model.decode(state, slice(0, None, step)).float()
-        told = self.model.output.predict(sample)
-        if told is None or told.probability_BI is None:
+        prediction = self.model.output.predict(sample)
+        if prediction is None or prediction.probability_BI is None:
             raise DataError(
                 f"{type(self.model).__name__} tells not both ratings and probabilities, so has no "
                 "serendipitous list; set score.serendipitous_k = 0, or use conv4rec"
             )
         odds = self.model.output.ranking_score(sample)
-        place = max(1, int(unlikely.share * odds.shape[1]))
+        place = max(1, int(novel.share * odds.shape[1]))
         limit_B1 = odds.kthvalue(place, dim=1, keepdim=True).values
 
         def score(output: Tensor, low: int) -> Tensor:
             prediction = self.model.output.predict(output)
             rating_BI = prediction.rating_BI if prediction is not None else output
             high = low + output.shape[1]
-            unlikely_BI = self.model.output.ranking_score(output) <= limit_B1
-            wanted_BI = unlikely_BI & (self.support_I[low:high] >= unlikely.min_support)
+            novel_BI = self.model.output.ranking_score(output) <= limit_B1
+            wanted_BI = novel_BI & (self.support_I[low:high] >= novel.min_support)
             return torch.where(wanted_BI, rating_BI, -torch.inf)
 
         hidden = _nothing(source) if seen is None else seen
@@ -215,7 +217,7 @@ class Scorer:
         kept = Rules(allowed_I=rules.allowed_I, group_I=rules.group_I, at_most=rules.at_most)
         key_BK, output = self.search.best(state, mask, k, ranked, kept)
         assert output is not None  # kept
-        prediction = self._opinion(output)
+        prediction = self._predict(output)
         assert prediction is not None  # asked above
         return Recommendations(items_of(key_BK).cpu(), prediction.rating_BI, prediction)
 
@@ -238,7 +240,7 @@ class Scorer:
     def predictions(self, source: Batch, items: slice | Tensor) -> Prediction | None:
         """Return what the model thinks of some items, the same for all users, where it tells."""
         state = self.model.encode(source.to(self.device))
-        return self._opinion(self.model.decode(state, items).float())
+        return self._predict(self.model.decode(state, items).float())
 
     @torch.inference_mode()
     def embed(self, source: Batch) -> Tensor:
@@ -312,24 +314,29 @@ class Scorer:
         output = self.model.decode(state, item_K.to(self.device)).float()
         return self.model.output.ranking_score(output).cpu()
 
-    def _ranked(self, *, tells: bool) -> RankingHead:
+    def _ranked(self, *, with_predictions: bool) -> RankingHead:
         """Return what is decoded to rank by: the log-odds alone, where they are a part apart."""
         odds = interaction_head(self.model)
         if odds is not None:
             return RankingHead(odds.tables, odds.decode_rows, _as_it_is, keeps=False)
         rows, decode = self.model.item_tables(), self.model.decode_rows
         return RankingHead(
-            rows, decode, lambda output, _: self.model.output.ranking_score(output), tells
+            rows,
+            decode,
+            lambda output, _: self.model.output.ranking_score(output),
+            with_predictions,
         )
 
-    def _told(self, state: UserState, item_BK: Tensor, output: Tensor | None) -> Prediction | None:
+    def _predictions(
+        self, state: UserState, item_BK: Tensor, output: Tensor | None
+    ) -> Prediction | None:
         """Return what the model thinks of the items of lists."""
         if output is None:  # ranked by log-odds alone
             output = self.model.score_pairs(state, pairs_of(item_BK)).float()
             output = output.unflatten(0, item_BK.shape)
-        return self._opinion(output)
+        return self._predict(output)
 
-    def _opinion(self, output: Tensor) -> Prediction | None:
+    def _predict(self, output: Tensor) -> Prediction | None:
         """Return what the model thinks, on the CPU, ratings cut to the scale."""
         prediction = self.model.output.predict(output)
         if prediction is None:

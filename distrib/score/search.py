@@ -180,7 +180,7 @@ class TopKSearch:
         for (low, high), masked in zip(blocks, mask.by_block(blocks), strict=True):
             output = ranked.decode(state, tuple(table[low:high] for table in ranked.tables)).float()
             # What is struck out below is never chosen, so it may be lost from the output as well.
-            score_BI = rules.bent(ranked.score(output, low), low).contiguous()
+            score_BI = rules.apply(ranked.score(output, low), low).contiguous()
             masked(score_BI)
             key_BK = best_keys(score_BI, low, k, settles_ties=ranked.settles_ties)
             best, column_BK = merge(best, key_BK, k)

@@ -72,9 +72,14 @@ def _lists(
     scorer: Scorer, read: Histories, config: ScoreConfig, rules: Rules
 ) -> dict[str, pa.Array]:
     seen = read.seen if config.policy.exclude_seen else None
-    tells = config.outputs is None or bool({*config.outputs} - {"score", "embedding"})
+    with_predictions = config.outputs is None or bool({*config.outputs} - {"score", "embedding"})
     lists = scorer.recommend(
-        read.source, seen, config.k, rules=rules, limits=read.limits, tells=tells
+        read.source,
+        seen,
+        config.k,
+        rules=rules,
+        limits=read.limits,
+        with_predictions=with_predictions,
     )
     columns = _columns(scorer, lists, config.outputs, "")
     if config.serendipitous_k:
@@ -82,7 +87,7 @@ def _lists(
             read.source,
             seen,
             config.serendipitous_k,
-            unlikely=NoveltyFilter(config.unlikely_share, config.min_support),
+            novel=NoveltyFilter(config.unlikely_share, config.min_support),
             rules=rules,
             limits=read.limits,
         )
@@ -90,7 +95,7 @@ def _lists(
     return columns
 
 
-def told_values(
+def output_columns(
     scorer: Scorer, lists: Recommendations, outputs: tuple[Output, ...] | None
 ) -> dict[str, torch.Tensor]:
     """Return what is told of the items of lists, by the name of its column.
@@ -116,9 +121,9 @@ def told_values(
             found["serendipity"] = (1.0 - prediction.probability_BI) * love_BK
     absent = [name for name in outputs or () if name != "embedding" and found.get(name) is None]
     if absent:
-        told = sorted(name for name, value in found.items() if value is not None)
+        available = sorted(name for name, value in found.items() if value is not None)
         raise DataError(
-            f"score.outputs: {type(scorer.model).__name__} tells {', '.join(told)}, but not "
+            f"score.outputs: {type(scorer.model).__name__} tells {', '.join(available)}, but not "
             f"{', '.join(absent)}; leave that out"
         )
     wanted = outputs or tuple(name for name in found if name != "serendipity")
@@ -147,7 +152,7 @@ def _columns(
     pointer = np.concatenate([[0], present_BK.sum(1).cumsum(0).numpy()]).astype(np.int32)
     ids = scorer.vocabulary.ids.take(pa.array(lists.item_BK[present_BK].numpy()))
     columns = {"items": pa.ListArray.from_arrays(pointer, ids)}
-    for name, value in told_values(scorer, lists, outputs).items():
+    for name, value in output_columns(scorer, lists, outputs).items():
         chosen = value[present_BK].contiguous()
         flat = pa.array(chosen.flatten().numpy())
         if chosen.dim() > 1:

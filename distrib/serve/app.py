@@ -18,7 +18,7 @@ from distrib import __version__
 from distrib.events import emit
 from distrib.serve import routes
 from distrib.serve.config import ServeConfig
-from distrib.serve.routes import Asking, Desks
+from distrib.serve.routes import ModelRouter, RouteContext
 
 _BEARER = HTTPBearer(auto_error=False, description="The token that the server was started with")
 """For the description; the door has looked at it before anything is read."""
@@ -26,20 +26,20 @@ _BEARER = HTTPBearer(auto_error=False, description="The token that the server wa
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 
 
-class Meters(Protocol):
+class HttpMetrics(Protocol):
     """Who keeps count."""
 
     def reached(self, route: str, status: int, elapsed_s: float) -> None:
         """Note a request that was answered."""
 
 
-def front(desks: Desks, config: ServeConfig, meters: Meters) -> FastAPI:
+def make_app(router: ModelRouter, config: ServeConfig, metrics: HttpMetrics) -> FastAPI:
     """Make the application.
 
     Args:
-        desks: Where the models are.
+        router: Where the models are.
         config: Token and limits.
-        meters: Who keeps count.
+        metrics: Who keeps count.
 
     Returns:
         An ASGI application.
@@ -51,13 +51,13 @@ def front(desks: Desks, config: ServeConfig, meters: Meters) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.state.asking = Asking(desks, config)
+    app.state.context = RouteContext(router, config)
     app.include_router(routes.server)
     app.include_router(routes.models, dependencies=[Depends(_BEARER)])
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _failed)
     app.add_exception_handler(Exception, _broken)
-    app.add_middleware(_Door, config=config, meters=meters)
+    app.add_middleware(_RequestMiddleware, config=config, metrics=metrics)
     return app
 
 
@@ -83,12 +83,12 @@ def _fault(request: Request, status: int, detail: str, headers: Any = None) -> J
     return JSONResponse(body, status, headers)
 
 
-class _Door:
+class _RequestMiddleware:
     """Lets in who bears the token, gives each request an id, bounds its body, and times it."""
 
-    def __init__(self, app: Any, config: ServeConfig, meters: Meters) -> None:
+    def __init__(self, app: Any, config: ServeConfig, metrics: HttpMetrics) -> None:
         self.app = app
-        self.meters = meters
+        self.metrics = metrics
         self.max_bytes = math.ceil(config.max_body_mb * 2**20)
         self.token = config.token
 
@@ -118,7 +118,7 @@ class _Door:
         finally:
             elapsed_s = time.perf_counter() - started_s
             route = getattr(scope.get("route"), "path", "none")
-            self.meters.reached(route, status, elapsed_s)
+            self.metrics.reached(route, status, elapsed_s)
             if status >= 500:
                 emit("request_failed", request_id=request_id, route=route, status=status)
 

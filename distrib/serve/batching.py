@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
 
-AskT = TypeVar("AskT")
+JobT = TypeVar("JobT")
 AnswerT = TypeVar("AnswerT")
 
 
@@ -14,7 +14,7 @@ class BusyError(Exception):
     """So many wait that a further one would only wait in vain."""
 
 
-class Batcher(Generic[AskT, AnswerT]):
+class Batcher(Generic[JobT, AnswerT]):
     """Gathers what is asked while a batch is worked on, in one thread of its own.
 
     A batch begins as soon as the one before is done and something waits, after a short wait for
@@ -25,22 +25,22 @@ class Batcher(Generic[AskT, AnswerT]):
         max_batch: Most users at once; whoever asks for more has a batch alone.
         wait_s: How long the first of a batch waits for others.
         max_waiting: Most that wait.
-        told: Hears the number of users of each batch.
+        on_batch: Hears the number of users of each batch.
     """
 
     def __init__(
         self,
-        work: Callable[[Sequence[AskT]], Sequence[AnswerT]],
+        work: Callable[[Sequence[JobT]], Sequence[AnswerT]],
         *,
         max_batch: int,
         wait_s: float,
         max_waiting: int,
-        told: Callable[[int], None] = lambda _: None,
+        on_batch: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._work = work
         self._max_batch, self._wait_s, self._max_waiting = max_batch, wait_s, max_waiting
-        self._told = told
-        self._waiting: deque[_Waiting[AskT, AnswerT]] = deque()
+        self._on_batch = on_batch
+        self._waiting: deque[_Waiting[JobT, AnswerT]] = deque()
         self._thread = ThreadPoolExecutor(1)
         self._worker: asyncio.Task[None] | None = None
 
@@ -49,11 +49,11 @@ class Batcher(Generic[AskT, AnswerT]):
         """How many wait."""
         return len(self._waiting)
 
-    async def ask(self, ask: AskT, users: int = 1) -> AnswerT:
+    async def submit(self, job: JobT, users: int = 1) -> AnswerT:
         """Wait for an answer.
 
         Args:
-            ask: What is asked.
+            job: What is asked.
             users: For how many.
 
         Returns:
@@ -65,7 +65,7 @@ class Batcher(Generic[AskT, AnswerT]):
         if len(self._waiting) >= self._max_waiting:
             raise BusyError(f"{len(self._waiting)} requests wait already")
         future: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(ask, future, users))
+        self._waiting.append(_Waiting(job, future, users))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._serve())
         return await future
@@ -80,12 +80,12 @@ class Batcher(Generic[AskT, AnswerT]):
                 await asyncio.sleep(self._wait_s)
             batch = self._taken()
             if batch:
-                self._told(sum(waiting.users for waiting in batch))
+                self._on_batch(sum(waiting.users for waiting in batch))
                 await self._answered(batch)
 
-    def _taken(self) -> "list[_Waiting[AskT, AnswerT]]":
+    def _taken(self) -> "list[_Waiting[JobT, AnswerT]]":
         """Take from the queue what makes a batch."""
-        batch: list[_Waiting[AskT, AnswerT]] = []
+        batch: list[_Waiting[JobT, AnswerT]] = []
         room = self._max_batch
         while self._waiting and (not batch or self._waiting[0].users <= room):
             waiting = self._waiting.popleft()
@@ -94,11 +94,11 @@ class Batcher(Generic[AskT, AnswerT]):
                 room -= waiting.users
         return batch
 
-    async def _answered(self, batch: "list[_Waiting[AskT, AnswerT]]") -> None:
-        asks = [waiting.ask for waiting in batch]
+    async def _answered(self, batch: "list[_Waiting[JobT, AnswerT]]") -> None:
+        jobs = [waiting.job for waiting in batch]
         loop = asyncio.get_running_loop()
         try:
-            answers = await loop.run_in_executor(self._thread, self._work, asks)
+            answers = await loop.run_in_executor(self._thread, self._work, jobs)
         except Exception as error:  # noqa: BLE001  those who wait must hear of anything
             for waiting in batch:
                 if not waiting.future.done():
@@ -109,9 +109,9 @@ class Batcher(Generic[AskT, AnswerT]):
                 waiting.future.set_result(answer)
 
 
-class _Waiting(NamedTuple, Generic[AskT, AnswerT]):
+class _Waiting(NamedTuple, Generic[JobT, AnswerT]):
     """Someone who asked."""
 
-    ask: AskT
+    job: JobT
     future: "asyncio.Future[AnswerT]"
     users: int

@@ -20,9 +20,9 @@ from distrib.cluster.resources import is_fixed, present
 from distrib.data.dataset import Dataset
 from distrib.errors import ConfigError
 from distrib.events import emit
-from distrib.serve.app import front
+from distrib.serve.app import make_app
 from distrib.serve.config import ServeConfig
-from distrib.serve.model_host import Desk
+from distrib.serve.model_host import ModelHost
 from distrib.serve.replica import Replica
 from distrib.serve.schemas import Answer
 
@@ -35,7 +35,7 @@ _SHUTDOWN_TRIES = 50
 _HEALTH_S = 5.0
 
 
-class Plan(NamedTuple):
+class ServePlan(NamedTuple):
     """What is served."""
 
     models: Mapping[str, str]
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
     config: ServeConfig
 
     @classmethod
-    def of(cls, run: str, prepared: str, config: ServeConfig) -> "Plan":
+    def of(cls, run: str, prepared: str, config: ServeConfig) -> "ServePlan":
         """Fill in what the settings leave open: the run itself, and its own data."""
         return cls(config.models or {"default": run}, config.users or prepared, config)
 
@@ -65,12 +65,12 @@ def preflight(run: str, prepared: str, config: ServeConfig) -> None:
         ConfigError: The policy does not go with a model.
         DataError: A file that the settings name is absent or no table.
     """
-    plan = Plan.of(run, prepared, config)
+    plan = ServePlan.of(run, prepared, config)
     _require_port(config)
     if config.users:
         Dataset.open(config.users)
     for name, folder in plan.models.items():
-        Desk(name, folder, plan.users, config)
+        ModelHost(name, folder, plan.users, config)
 
 
 def _require_port(config: ServeConfig) -> None:
@@ -101,7 +101,7 @@ def _require_alone() -> None:
     )
 
 
-def _require_room(plan: Plan) -> None:
+def _require_room(plan: ServePlan) -> None:
     """Refuse on one machine what it can never hold; a cluster may still grow."""
     config = plan.config
     least = config.replicas if isinstance(config.replicas, int) else config.replicas[0]
@@ -122,7 +122,7 @@ def _require_room(plan: Plan) -> None:
         emit("waiting_for_room", detail=told)
 
 
-def application(plan: Plan) -> serve.Application:
+def application(plan: ServePlan) -> serve.Application:
     """Describe what runs on the cluster: one deployment of fronts, one of scorers per model."""
     config = plan.config
     scorers = [
@@ -132,7 +132,7 @@ def application(plan: Plan) -> serve.Application:
     names = tuple(plan.models)
 
     def built() -> FastAPI:  # on the replica, where handles can be had
-        return front(_RayDesks(names), config, _FrontMeters())
+        return make_app(_RayRouter(names), config, _RayHttpMetrics())
 
     fronts = serve.deployment(
         name="front",
@@ -143,11 +143,11 @@ def application(plan: Plan) -> serve.Application:
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         ray_actor_options={"num_cpus": _FRONT_CPUS},
         health_check_period_s=_HEALTH_S,
-    )(serve.ingress(built)(_Front))
+    )(serve.ingress(built)(_HttpServer))
     return fronts.bind(*scorers)
 
 
-def start(plan: Plan) -> str:
+def start(plan: ServePlan) -> str:
     """Deploy, and return the address once all models answer.
 
     Args:
@@ -185,7 +185,7 @@ def run_until_stopped(run: str, prepared: str, config: ServeConfig) -> dict[str,
     Returns:
         Nothing, ever.
     """
-    plan = Plan.of(run, prepared, config)
+    plan = ServePlan.of(run, prepared, config)
     url = start(plan)
     emit("serving", url=url, models=sorted(plan.models), page=f"{url}/", docs=f"{url}/docs")
     try:
@@ -226,13 +226,15 @@ class _Scorer:
 
     def __init__(self, name: str, run: str, prepared: str, config: ServeConfig) -> None:
         self._reload_s = config.reload_s
-        self._replica = Replica(Desk(name, run, prepared, config), config, _ModelMeters(name))
+        self._replica = Replica(
+            ModelHost(name, run, prepared, config), config, _RayModelMetrics(name)
+        )
         self._watch: asyncio.Task[None] | None = None
 
-    async def ask(self, what: str, *arguments: Any) -> tuple[int, Any]:
-        """See `Replica.ask`."""
+    async def submit(self, what: str, *arguments: Any) -> tuple[int, Any]:
+        """See `Replica.submit`."""
         self._begin_to_watch()
-        return tuple(await self._replica.ask(what, *arguments))
+        return tuple(await self._replica.submit(what, *arguments))
 
     async def check_health(self) -> None:
         """Hear from Serve every few seconds; the thread that scores must come round in time."""
@@ -244,14 +246,14 @@ class _Scorer:
             self._watch = asyncio.create_task(self._replica.watch(self._reload_s))
 
 
-class _Front:
+class _HttpServer:
     """Holds the application; its arguments tie the scorers to it."""
 
     def __init__(self, *_scorers: Any) -> None:
         pass
 
 
-class _RayDesks:
+class _RayRouter:
     """Reaches scorers by Serve's handles; what is asked changes nothing, so it is asked again."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
@@ -260,18 +262,18 @@ class _RayDesks:
             name: serve.get_deployment_handle(_scorer_name(name), app_name=APP) for name in names
         }
 
-    async def ask(self, model: str, what: str, *arguments: Any) -> Answer:
+    async def submit(self, model: str, what: str, *arguments: Any) -> Answer:
         """Ask until a scorer lives to answer; the caller bounds the time."""
         while True:
             try:
-                return Answer(*await self._handles[model].ask.remote(what, *arguments))
+                return Answer(*await self._handles[model].submit.remote(what, *arguments))
             except BackPressureError:
                 return Answer(429, {"detail": "too many requests wait; come again"})
             except (RayActorError, DeploymentUnavailableError):
                 await asyncio.sleep(_RETRY_S)
 
 
-class _FrontMeters:
+class _RayHttpMetrics:
     def __init__(self) -> None:
         tags = ("route", "status")
         self._requests = Counter("distrib_serve_requests", "Requests answered.", tags)
@@ -285,7 +287,7 @@ class _FrontMeters:
         self._latency.observe(elapsed_s, {"route": route})
 
 
-class _ModelMeters:
+class _RayModelMetrics:
     def __init__(self, model: str) -> None:
         self._tags: Mapping[str, str] = {"model": model}
         names = ("model",)

@@ -13,12 +13,12 @@ from distrib.events import emit
 from distrib.serve.arrow_stream import stream_of, table_of
 from distrib.serve.batching import Batcher, BusyError
 from distrib.serve.config import ServeConfig
-from distrib.serve.model_host import Ask, Desk
-from distrib.serve.requests import ListAsk, TableAsk
-from distrib.serve.schemas import Answer, RecommendRequest, Wishes
+from distrib.serve.model_host import Job, ModelHost
+from distrib.serve.requests import ArrowJob, RecommendJob
+from distrib.serve.schemas import Answer, RecommendOptions, RecommendRequest
 
 
-class Meters(Protocol):
+class ModelMetrics(Protocol):
     """Who keeps count of what a model does."""
 
     def batched(self, num_users: int) -> None:
@@ -38,22 +38,22 @@ class Replica:
     """Answers questions by name; whatever is asked, the answer is one of `Answer`.
 
     Args:
-        desk: The model.
+        host: The model.
         config: Limits.
-        meters: Who keeps count.
+        metrics: Who keeps count.
     """
 
-    def __init__(self, desk: Desk, config: ServeConfig, meters: Meters) -> None:
-        self.desk = desk
-        self.meters = meters
+    def __init__(self, host: ModelHost, config: ServeConfig, metrics: ModelMetrics) -> None:
+        self.host = host
+        self.metrics = metrics
         self._streams, self._max_streams = 0, config.max_streams
         self._max_users, self._batch_users = config.max_users, config.batch_users
-        self._batcher: Batcher[Ask, Answer] = Batcher(
+        self._batcher: Batcher[Job, Answer] = Batcher(
             self._work,
             max_batch=config.batch_users,
             wait_s=config.batch_wait_ms / 1000,
             max_waiting=config.max_waiting,
-            told=meters.batched,
+            on_batch=metrics.batched,
         )
         self._questions: dict[str, Callable[..., Any]] = {
             "card": self._card,
@@ -61,16 +61,16 @@ class Replica:
             "recommend": self._recommend,
             "recommend_stored": self._recommend_stored,
             "recommend_arrow": self._recommend_arrow,
-            "answer": self._batcher.ask,
+            "answer": self._batcher.submit,
         }
 
-    async def ask(self, what: str, *arguments: Any) -> Answer:
+    async def submit(self, what: str, *arguments: Any) -> Answer:
         """Put a question.
 
         Args:
             what: ``card``; ``items`` (query, limit); ``recommend`` (a request), ``answer`` (one of
-                the others); ``recommend_stored`` (user, wishes); ``recommend_arrow`` (stream,
-                wishes).
+                the others); ``recommend_stored`` (user, options); ``recommend_arrow`` (stream,
+                options).
             *arguments: Of the question.
 
         Returns:
@@ -80,69 +80,69 @@ class Replica:
             answer: Answer = await self._questions[what](*arguments)
         except BusyError as error:
             answer = Answer(429, {"detail": f"{error}; come again"})
-        self.meters.waiting(self._batcher.waiting)
+        self.metrics.waiting(self._batcher.waiting)
         return answer
 
     async def watch(self, every_s: float) -> None:
         """Look for a newer bundle for ever, beside the answers."""
         while True:
             await asyncio.sleep(every_s)
-            version, fault = self.desk.loaded.version, self.desk.fault
-            is_new = await asyncio.get_running_loop().run_in_executor(None, self.desk.refresh)
+            version, fault = self.host.loaded.version, self.host.fault
+            is_new = await asyncio.get_running_loop().run_in_executor(None, self.host.refresh)
             if is_new:
-                emit("reloaded", model=self.desk.name, was=version, now=self.desk.loaded.version)
-                self.meters.reloaded(is_well=True)
-            elif self.desk.fault not in {None, fault}:
-                emit("reload_failed", model=self.desk.name, fault=self.desk.fault, kept=version)
-                self.meters.reloaded(is_well=False)
+                emit("reloaded", model=self.host.name, was=version, now=self.host.loaded.version)
+                self.metrics.reloaded(is_well=True)
+            elif self.host.fault not in {None, fault}:
+                emit("reload_failed", model=self.host.name, fault=self.host.fault, kept=version)
+                self.metrics.reloaded(is_well=False)
 
     async def beat(self) -> None:
         """Wait until the thread that scores comes round."""
         await self._batcher.beat()
 
-    def _work(self, asks: Sequence[Ask]) -> list[Answer]:
+    def _work(self, jobs: Sequence[Job]) -> list[Answer]:
         try:
-            answers = self.desk.answer(asks)
+            answers = self.host.answer(jobs)
         except Exception as error:  # noqa: BLE001  one request must not take the others with it
-            if len(asks) > 1:
-                return [answer for ask in asks for answer in self._work([ask])]
-            emit("answer_failed", model=self.desk.name, fault=f"{type(error).__name__}: {error}")
+            if len(jobs) > 1:
+                return [answer for job in jobs for answer in self._work([job])]
+            emit("answer_failed", model=self.host.name, fault=f"{type(error).__name__}: {error}")
             return [Answer(500, {"detail": "the scorer failed; it is in the server's log"})]
         bodies = [answer.body for answer in answers if isinstance(answer.body, dict)]
         reads = [body["read"] for body in bodies if "read" in body]
-        self.meters.unknown(sum(read["unknown_items"] for read in reads))
+        self.metrics.unknown(sum(read["unknown_items"] for read in reads))
         return answers
 
     async def _card(self) -> Answer:
-        return Answer(200, self.desk.card())
+        return Answer(200, self.host.card())
 
     async def _items(self, query: str, limit: int) -> Answer:
-        return self.desk.items(query, limit)
+        return self.host.items(query, limit)
 
     async def _recommend(self, request: RecommendRequest) -> Answer:
-        return await self._batcher.ask(ListAsk(request.history, request.wishes))
+        return await self._batcher.submit(RecommendJob(request.history, request.options))
 
-    async def _recommend_stored(self, user: str, wishes: Wishes) -> Answer:
+    async def _recommend_stored(self, user: str, options: RecommendOptions) -> Answer:
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(None, self.desk.stored, user, wishes)
+            found = await loop.run_in_executor(None, self.host.stored, user, options)
         except DataError as error:
             return Answer(503, {"detail": str(error)})
         if found is None:
             return Answer(404, {"detail": "no such user in the prepared data"})
-        return await self._batcher.ask(found)
+        return await self._batcher.submit(found)
 
-    async def _recommend_arrow(self, content: bytes, wishes: Wishes) -> Answer:
+    async def _recommend_arrow(self, content: bytes, options: RecommendOptions) -> Answer:
         """Answer a stream a batch of users at a time, so that others get their turn between."""
         if self._streams >= self._max_streams:
             raise BusyError(f"{self._streams} streams are under way")
         self._streams += 1
         try:
-            return await self._answered_stream(content, wishes)
+            return await self._answered_stream(content, options)
         finally:
             self._streams -= 1
 
-    async def _answered_stream(self, content: bytes, wishes: Wishes) -> Answer:
+    async def _answered_stream(self, content: bytes, options: RecommendOptions) -> Answer:
         loop = asyncio.get_running_loop()
         try:
             table = await loop.run_in_executor(None, table_of, content)
@@ -154,7 +154,7 @@ class Replica:
         found = []
         for start in range(0, max(len(table), 1), self._batch_users):
             part = table.slice(start, self._batch_users)
-            answer = await self._batcher.ask(TableAsk(part, wishes), max(len(part), 1))
+            answer = await self._batcher.submit(ArrowJob(part, options), max(len(part), 1))
             if answer.status != 200:
                 return answer
             found.append(answer.body)

@@ -9,7 +9,7 @@ import torch
 
 from distrib.batch import Batch
 from distrib.score.histories import Histories, read_histories
-from distrib.serve.schemas import History, Wishes
+from distrib.serve.schemas import History, RecommendOptions
 from distrib.vocabulary import IntArray, Vocabulary
 
 
@@ -21,20 +21,20 @@ class RefusedError(Exception):
         self.detail, self.status = detail, status
 
 
-class ListAsk(NamedTuple):
+class RecommendJob(NamedTuple):
     """A user who wants a list."""
 
     history: History
-    wishes: Wishes
+    options: RecommendOptions
     number: int = -1
     """Of a user whom training saw; -1 for all others."""
 
 
-class TableAsk(NamedTuple):
+class ArrowJob(NamedTuple):
     """Some users of an Arrow stream who want lists."""
 
     table: pa.Table
-    wishes: Wishes
+    options: RecommendOptions
 
 
 def require_history(vocabulary: Vocabulary, history: History, limit: int) -> None:

@@ -25,8 +25,8 @@ from distrib.serve.schemas import (
     RatingsAnswer,
     RatingsRequest,
     RecommendAnswer,
+    RecommendOptions,
     RecommendRequest,
-    Wishes,
 )
 
 _PAGE = resources.files("distrib.serve") / "page"
@@ -45,22 +45,22 @@ server = APIRouter()
 models = APIRouter(prefix="/v1", responses=_FAULTS)
 
 
-class Desks(Protocol):
+class ModelRouter(Protocol):
     """Where the models are."""
 
     names: tuple[str, ...]
 
-    async def ask(self, model: str, what: str, *arguments: Any) -> Answer:
+    async def submit(self, model: str, what: str, *arguments: Any) -> Answer:
         """Put a question to a model; see `replica.Replica` for the questions."""
 
 
-class Asking(NamedTuple):
+class RouteContext(NamedTuple):
     """How routes reach the models."""
 
-    desks: Desks
+    router: ModelRouter
     config: ServeConfig
 
-    async def ask(self, model: str, what: str, *arguments: Any) -> Any:
+    async def submit(self, model: str, what: str, *arguments: Any) -> Any:
         """Return the body of the answer.
 
         Args:
@@ -74,11 +74,11 @@ class Asking(NamedTuple):
         Raises:
             HTTPException: There is no such model, it refuses, or it does not answer in time.
         """
-        names, limit_s = self.desks.names, self.config.request_timeout_s
+        names, limit_s = self.router.names, self.config.request_timeout_s
         if model not in names:
             raise HTTPException(404, f"no model {model!r}; there are {', '.join(names)}")
         try:
-            answer = await asyncio.wait_for(self.desks.ask(model, what, *arguments), limit_s)
+            answer = await asyncio.wait_for(self.router.submit(model, what, *arguments), limit_s)
         except TimeoutError:
             answer = Answer(503, {"detail": f"no answer within {limit_s:g} s"})
         if answer.status != 200:
@@ -87,12 +87,12 @@ class Asking(NamedTuple):
         return answer.body
 
 
-def _asking(request: Request) -> Asking:
-    found: Asking = request.app.state.asking
+def _context(request: Request) -> RouteContext:
+    found: RouteContext = request.app.state.context
     return found
 
 
-Asked = Annotated[Asking, Depends(_asking)]
+Context = Annotated[RouteContext, Depends(_context)]
 ModelName = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.-]{1,64}$", examples=["default"])]
 Length = Annotated[int, Query(ge=1)]
 
@@ -101,7 +101,7 @@ Share = Annotated[float, Query(ge=0.0, le=1.0, allow_inf_nan=False)]
 Positive = Annotated[float, Query(ge=0.0, allow_inf_nan=False)]
 
 
-def _wishes(  # noqa: PLR0913  a parameter of the request each
+def _options(  # noqa: PLR0913  a parameter of the request each
     k: Length = 20,
     *,
     exclude_seen: bool | None = None,
@@ -110,9 +110,9 @@ def _wishes(  # noqa: PLR0913  a parameter of the request each
     max_per_group: Length | None = None,
     diversity: Share | None = None,
     outputs: Annotated[list[Output] | None, Query()] = None,
-) -> Wishes:
-    """Read wishes from the parameters of a request whose body is something else, or nothing."""
-    return Wishes(
+) -> RecommendOptions:
+    """Read options from the parameters of a request whose body is something else, or nothing."""
+    return RecommendOptions(
         k=k,
         exclude_seen=exclude_seen,
         min_score=min_score,
@@ -124,12 +124,12 @@ def _wishes(  # noqa: PLR0913  a parameter of the request each
 
 
 @server.get("/healthz", responses={503: {"model": Health}}, tags=["server"])
-async def health(asking: Asked, response: Response) -> Health:
+async def health(context: Context, response: Response) -> Health:
     """Tell whether every model answers."""
     found: dict[str, str] = {}
-    for name in asking.desks.names:
+    for name in context.router.names:
         try:
-            found[name] = (await asking.ask(name, "card"))["version"]
+            found[name] = (await context.submit(name, "card"))["version"]
         except HTTPException as error:
             found[name] = error.detail
             response.status_code = 503
@@ -157,35 +157,35 @@ async def page_file(name: str) -> Response:
 
 
 @models.get("/models", tags=["models"])
-async def all_models(asking: Asked) -> ModelsAnswer:
+async def all_models(context: Context) -> ModelsAnswer:
     """Name all models that are served."""
-    cards = [await asking.ask(name, "card") for name in asking.desks.names]
+    cards = [await context.submit(name, "card") for name in context.router.names]
     return ModelsAnswer(models=[ModelCard(**card) for card in cards])
 
 
 @models.get("/models/{model}", tags=["models"])
-async def card(asking: Asked, model: ModelName) -> ModelCard:
+async def card(context: Context, model: ModelName) -> ModelCard:
     """Tell what a model is, what it was trained on, and how well it did."""
-    return ModelCard(**await asking.ask(model, "card"))
+    return ModelCard(**await context.submit(model, "card"))
 
 
 @models.get("/models/{model}/items", tags=["models"])
 async def items(
-    asking: Asked,
+    context: Context,
     model: ModelName,
     query: Annotated[str, Query(max_length=200)] = "",
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> ItemsAnswer:
     """Find items by a part of their id or title, the most popular first."""
-    return ItemsAnswer(**await asking.ask(model, "items", query, limit))
+    return ItemsAnswer(**await context.submit(model, "items", query, limit))
 
 
 @models.post(
     "/models/{model}/recommendations", response_model=RecommendAnswer, tags=["recommendations"]
 )
-async def recommend(asking: Asked, model: ModelName, request: RecommendRequest) -> Response:
+async def recommend(context: Context, model: ModelName, request: RecommendRequest) -> Response:
     """Recommend to a user, known or unknown, from the history alone."""
-    return JSONResponse(await asking.ask(model, "recommend", request))
+    return JSONResponse(await context.submit(model, "recommend", request))
 
 
 @models.get(
@@ -194,13 +194,13 @@ async def recommend(asking: Asked, model: ModelName, request: RecommendRequest) 
     tags=["recommendations"],
 )
 async def recommend_stored(
-    asking: Asked,
+    context: Context,
     model: ModelName,
     user: Annotated[str, Path(max_length=1024, examples=["42"])],
-    wishes: Annotated[Wishes, Depends(_wishes)],
+    options: Annotated[RecommendOptions, Depends(_options)],
 ) -> Response:
     """Recommend to a user of the prepared data."""
-    return JSONResponse(await asking.ask(model, "recommend_stored", user, wishes))
+    return JSONResponse(await context.submit(model, "recommend_stored", user, options))
 
 
 @models.post(
@@ -216,33 +216,33 @@ async def recommend_stored(
     },
 )
 async def recommend_arrow(
-    asking: Asked,
+    context: Context,
     model: ModelName,
     request: Request,
-    wishes: Annotated[Wishes, Depends(_wishes)],
+    options: Annotated[RecommendOptions, Depends(_options)],
 ) -> Response:
     """Recommend to thousands at once: an Arrow stream with ``user``, ``items``, ``ratings``.
 
     A column ``candidates`` limits single users. What became of users and interactions that could
     not be used is in the metadata of the stream that comes back.
     """
-    content = await asking.ask(model, "recommend_arrow", await request.body(), wishes)
+    content = await context.submit(model, "recommend_arrow", await request.body(), options)
     return Response(content, media_type=ARROW)
 
 
 @models.post("/models/{model}/ratings", response_model=RatingsAnswer, tags=["ratings"])
-async def ratings(asking: Asked, model: ModelName, request: RatingsRequest) -> Response:
+async def ratings(context: Context, model: ModelName, request: RatingsRequest) -> Response:
     """Tell the expected ratings of some items."""
-    return JSONResponse(await asking.ask(model, "answer", request))
+    return JSONResponse(await context.submit(model, "answer", request))
 
 
 @models.post("/models/{model}/explanations", response_model=ExplainAnswer, tags=["reasons"])
-async def explanations(asking: Asked, model: ModelName, request: ExplainRequest) -> Response:
+async def explanations(context: Context, model: ModelName, request: ExplainRequest) -> Response:
     """Recommend, and name the interactions that moved each item's score most."""
-    return JSONResponse(await asking.ask(model, "answer", request))
+    return JSONResponse(await context.submit(model, "answer", request))
 
 
 @models.post("/models/{model}/map", response_model=MapAnswer, tags=["reasons"])
-async def map_of(asking: Asked, model: ModelName, request: MapRequest) -> Response:
+async def map_of(context: Context, model: ModelName, request: MapRequest) -> Response:
     """Tell how likely and how well liked the items of the catalogue are, for a picture."""
-    return JSONResponse(await asking.ask(model, "answer", request))
+    return JSONResponse(await context.submit(model, "answer", request))

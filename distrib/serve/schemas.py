@@ -38,7 +38,7 @@ class History(_Message):
         return self
 
 
-class Wishes(_Message):
+class RecommendOptions(_Message):
     """How a list is to be made; what is not given is as the server is set."""
 
     k: Annotated[int, Field(ge=1)] = 20
@@ -73,7 +73,7 @@ class RecommendRequest(_Message):
     """One user's history, and what is wanted."""
 
     history: History
-    wishes: Wishes = Field(default_factory=Wishes)
+    options: RecommendOptions = Field(default_factory=RecommendOptions, alias="wishes")
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -111,7 +111,7 @@ class ExplainRequest(_Message):
     """A user whose list is wanted with reasons."""
 
     history: History
-    wishes: Wishes = Field(default_factory=Wishes)
+    options: RecommendOptions = Field(default_factory=RecommendOptions, alias="wishes")
     max_reasons: Annotated[int, Field(ge=1, le=1000)] = 5
     """Interactions named for each item."""
 

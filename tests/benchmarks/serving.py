@@ -29,7 +29,7 @@ from distrib.events import table
 from distrib.models import MultVaeConfig
 from distrib.serve.arrow_stream import ARROW, stream_of
 from distrib.serve.config import ServeConfig
-from distrib.serve.deployment import Plan, start
+from distrib.serve.deployment import ServePlan, start
 from tests.benchmarks.scoring import write_run
 
 PORT = 8123
@@ -142,7 +142,9 @@ def main() -> None:
     with connected():
         prepare(data)
         write_run(f"{prepared}-run", prepared, MultVaeConfig())
-        url = start(Plan.of(f"{prepared}-run", prepared, ServeConfig(port=PORT, batch_users=64)))
+        url = start(
+            ServePlan.of(f"{prepared}-run", prepared, ServeConfig(port=PORT, batch_users=64))
+        )
         try:
             lines = asyncio.run(measured(Client(url, given.items)))
         finally:

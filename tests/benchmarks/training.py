@@ -123,8 +123,8 @@ class BareMultVae(nn.Module):
             include_last_offset=True,
         )
         mean_BZ, spread_BZ = self.encoder(torch.tanh(bag_BH + self.bias_H)).chunk(2, -1)
-        code_BZ = mean_BZ + torch.exp(0.5 * spread_BZ) * torch.randn_like(mean_BZ)
-        score_BI = self.output(torch.tanh(self.decoder(code_BZ)))
+        latent_BZ = mean_BZ + torch.exp(0.5 * spread_BZ) * torch.randn_like(mean_BZ)
+        score_BI = self.output(torch.tanh(self.decoder(latent_BZ)))
         normaliser_B = torch.logsumexp(score_BI.float(), 1)
         wanted = score_BI[batch.row_N, batch.item_N].float().sum()
         mean_BZ, spread_BZ = mean_BZ.float(), spread_BZ.float()

@@ -99,17 +99,19 @@ def failing(times, cause):
 
 def test_a_store_is_tried_again_for_a_while():
     heard = []
-    assert with_retries(failing(2, ConnectionError()), for_s=30, told=heard.append) == "done"
+    assert (
+        with_retries(failing(2, ConnectionError()), timeout_s=30, on_retry=heard.append) == "done"
+    )
     assert len(heard) == 2
     with pytest.raises(DataError):
-        with_retries(failing(9, ConnectionError()), for_s=0.6, told=heard.append)
+        with_retries(failing(9, ConnectionError()), timeout_s=0.6, on_retry=heard.append)
 
 
 @pytest.mark.parametrize("cause", [PermissionError(), FileNotFoundError(), OSError(28, "no space")])
 def test_what_waiting_does_not_mend_is_told_at_once(cause):
     heard = []
     with pytest.raises(DataError):
-        with_retries(failing(1, cause), for_s=30, told=heard.append)
+        with_retries(failing(1, cause), timeout_s=30, on_retry=heard.append)
     assert not heard
 
 

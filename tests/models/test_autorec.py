@@ -72,11 +72,11 @@ class Item:
         torch.nn.init.normal_(self.network.output_bias_I)
         r_IU = rating_matrix(small).T
         self.rating_UI = plain(self.network, r_IU).T.detach()
-        code_IZ = ACTIVATIONS[self.config.hidden](
+        latent_IZ = ACTIVATIONS[self.config.hidden](
             r_IU @ self.network.input_IZ + self.network.input_bias_Z
         )
         self.model = self.config.build(small.catalogue)
-        state = self.config.scoring(self.network.state_dict(), code_IZ.detach())
+        state = self.config.scoring(self.network.state_dict(), latent_IZ.detach())
         self.model.load_state_dict(state)
 
 
@@ -122,8 +122,8 @@ def test_codes_of_items_are_the_networks_also_of_those_nobody_rated(small):
     parts = [codes_of(network.encode, half, 7) for half in halves]
     with torch.no_grad():
         absent = network.encode(Batch.from_lists([[]]))
-    (code_IZ,) = joined_codes(parts, 50, absent)
-    torch.testing.assert_close(code_IZ, wanted(network), rtol=1e-5, atol=1e-6)
+    (latent_IZ,) = joined_codes(parts, 50, absent)
+    torch.testing.assert_close(latent_IZ, wanted(network), rtol=1e-5, atol=1e-6)
 
 
 def item_rows(small):

@@ -121,10 +121,10 @@ def test_corruption_hides_half_of_the_history_as_if_not_observed(small):
     draw = noise.uniform(1, batch.user_B[batch.row_N], batch.item_N)
     kept = batch.keep(draw >= 0.5)
     by_visible = Conv4RecConfig(latent_width=8, corruption=0.5).build(small.catalogue)
-    assert torch.equal(by_visible.encode(batch, noise).code_BZ, by_visible.encode(kept).code_BZ)
-    hidden = model.encode(batch, noise).code_BZ
+    assert torch.equal(by_visible.encode(batch, noise).latent_BZ, by_visible.encode(kept).latent_BZ)
+    hidden = model.encode(batch, noise).latent_BZ
     scale = (kept.length_B.clamp(min=1) / batch.length_B.clamp(min=1)).float().sqrt()[:, None]
-    inner = torch.atanh(model.encode(kept).code_BZ) - model.input_bias_Z
+    inner = torch.atanh(model.encode(kept).latent_BZ) - model.input_bias_Z
     wanted = torch.tanh(inner * scale + model.input_bias_Z)
     torch.testing.assert_close(hidden, wanted, rtol=1e-4, atol=1e-5)
     assert 0.3 < len(kept.item_N) / len(batch.item_N) < 0.7

@@ -17,14 +17,14 @@ def dense(batch, by_value):
 
 def test_cell_products_are_picked_from_the_dense_product(small):
     batch = small.batch
-    code_BZ = torch.randn(37, 8, dtype=torch.float64, requires_grad=True)
+    latent_BZ = torch.randn(37, 8, dtype=torch.float64, requires_grad=True)
     table_IZ = torch.randn(50, 8, dtype=torch.float64, requires_grad=True)
     weight_N = torch.randn(len(batch.item_N), dtype=torch.float64)
-    sparse_N = pair_products(code_BZ, table_IZ, batch.item_N, batch.pointer_P)
-    plain_N = (code_BZ @ table_IZ.T)[batch.row_N, batch.item_N]
+    sparse_N = pair_products(latent_BZ, table_IZ, batch.item_N, batch.pointer_P)
+    plain_N = (latent_BZ @ table_IZ.T)[batch.row_N, batch.item_N]
     torch.testing.assert_close(sparse_N, plain_N)
-    found = torch.autograd.grad((sparse_N * weight_N).sum(), [code_BZ, table_IZ])
-    wanted = torch.autograd.grad((plain_N * weight_N).sum(), [code_BZ, table_IZ])
+    found = torch.autograd.grad((sparse_N * weight_N).sum(), [latent_BZ, table_IZ])
+    wanted = torch.autograd.grad((plain_N * weight_N).sum(), [latent_BZ, table_IZ])
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -64,8 +64,8 @@ def test_folding_in_is_ridge_regression_for_histories_short_and_long():
     items = [[], [7], [1, 2, 3], rng.permutation(50)[:30].tolist()]
     batch = Batch.from_lists(items, [[3.0] * len(row) for row in items])
     target = rng.normal(size=len(batch.item_N))
-    code_BZ, bias_B = fold_in(torch.tensor(table), batch, torch.tensor(target), 0.7)
-    assert not code_BZ[0].any()
+    latent_BZ, bias_B = fold_in(torch.tensor(table), batch, torch.tensor(target), 0.7)
+    assert not latent_BZ[0].any()
     assert bias_B[0] == 0.0
     start = 0
     for row, history in enumerate(items):
@@ -73,7 +73,7 @@ def test_folding_in_is_ridge_regression_for_histories_short_and_long():
         start += len(history)
         x = np.hstack([table[history], np.ones((len(history), 1))])
         solution = np.linalg.solve(x.T @ x + 0.7 * np.eye(5), x.T @ wanted)
-        np.testing.assert_allclose(code_BZ[row], solution[:4], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(latent_BZ[row], solution[:4], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(bias_B[row], solution[4], rtol=1e-5, atol=1e-6)
 
 

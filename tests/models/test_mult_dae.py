@@ -31,8 +31,8 @@ def test_mult_dae_is_one_hidden_layer_and_a_softmax(small):
         TrainStep(model, objective, block_items=7)(small.batch, small.batch, CounterRng(1), 0)
     )
     x_BI = dense(small.batch, by_value=False)
-    code_BZ = torch.tanh(F.normalize(x_BI, dim=1) @ model.input_IZ + model.input_bias_Z)
-    logit_BI = code_BZ @ model.output_IZ.T + model.output_bias_I
+    latent_BZ = torch.tanh(F.normalize(x_BI, dim=1) @ model.input_IZ + model.input_bias_Z)
+    logit_BI = latent_BZ @ model.output_IZ.T + model.output_bias_I
     gradients_agree(model, loss, -(x_BI * F.log_softmax(logit_BI, dim=1)).sum())
 
 
@@ -43,8 +43,8 @@ def test_dae_cf_reads_ratings_and_is_judged_on_observed_cells_only(small):
         TrainStep(model, objective, block_items=7)(small.batch, small.batch, CounterRng(1), 0)
     )
     r_BI = dense(small.batch, by_value=True)
-    code_BZ = torch.tanh(F.normalize(r_BI, dim=1) @ model.input_IZ + model.input_bias_Z)
-    rating_BI = code_BZ @ model.output_IZ.T + model.output_bias_I
+    latent_BZ = torch.tanh(F.normalize(r_BI, dim=1) @ model.input_IZ + model.input_bias_Z)
+    rating_BI = latent_BZ @ model.output_IZ.T + model.output_bias_I
     gradients_agree(model, loss, torch.where(r_BI > 0, (rating_BI - r_BI) ** 2, 0.0).sum())
 
 
@@ -58,8 +58,8 @@ def test_vae_cf_adds_the_annealed_divergence(small):
     hidden_BH = torch.tanh(F.normalize(r_BI, dim=1) @ model.input_IH + model.input_bias_H)
     mean_BZ, log_variance_BZ = model.to_code(hidden_BH).chunk(2, dim=1)
     draw_BZ = noise.normal(2, small.batch.user_B[:, None], torch.arange(8))
-    code_BZ = mean_BZ + (0.5 * log_variance_BZ).exp() * draw_BZ
-    rating_BI = torch.tanh(model.from_code(code_BZ)) @ model.output_IH.T + model.output_bias_I
+    latent_BZ = mean_BZ + (0.5 * log_variance_BZ).exp() * draw_BZ
+    rating_BI = torch.tanh(model.from_code(latent_BZ)) @ model.output_IH.T + model.output_bias_I
     error = torch.where(r_BI > 0, (rating_BI - r_BI) ** 2, 0.0).sum()
     divergence = 0.5 * (log_variance_BZ.exp() + mean_BZ**2 - 1 - log_variance_BZ).sum()
     gradients_agree(model, loss, error + 0.2 * divergence)

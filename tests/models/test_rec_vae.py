@@ -72,10 +72,10 @@ def test_loss_weighs_the_divergence_by_the_length_of_the_history(small):
     mean_BZ, log_variance_BZ = plain_encoder(model.encoder, x_BI, 0.1)
     old = plain_encoder(model.old, x_BI, 0.1)
     draw_BZ = noise.normal(2, small.batch.user_B[:, None], torch.arange(8))
-    code_BZ = mean_BZ + (0.5 * log_variance_BZ).exp() * draw_BZ
-    logit_BI = code_BZ @ model.output_IZ.T + model.output_bias_I
+    latent_BZ = mean_BZ + (0.5 * log_variance_BZ).exp() * draw_BZ
+    logit_BI = latent_BZ @ model.output_IZ.T + model.output_bias_I
     reconstruction = -(x_BI * F.log_softmax(logit_BI, dim=1)).sum()
-    divergence_B = kl_estimate(code_BZ, (mean_BZ, log_variance_BZ), old)
+    divergence_B = kl_estimate(latent_BZ, (mean_BZ, log_variance_BZ), old)
     wanted = reconstruction + (0.02 * x_BI.sum(1) * divergence_B).sum()
     torch.testing.assert_close(total(terms), wanted, rtol=1e-5, atol=1e-3)
     found = torch.autograd.grad(total(terms), list(model.encoder.parameters()))
@@ -123,5 +123,5 @@ def test_the_decoder_is_trained_without_dropout_on_sampled_codes(small):
     noise = CounterRng.of(0, 3)
     draw_BZ = noise.normal(2, small.batch.user_B[:, None], torch.arange(8))
     wanted = mean_BZ + (0.5 * log_variance_BZ).exp() * draw_BZ
-    torch.testing.assert_close(model.encode(small.batch, noise).code_BZ, wanted)
+    torch.testing.assert_close(model.encode(small.batch, noise).latent_BZ, wanted)
     assert "old.first_IH" not in model.state_dict()  # nothing that scores needs it

@@ -10,9 +10,9 @@ from starlette.testclient import TestClient
 
 from distrib.checkpoint.bundle import BUNDLE, write_bundle
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig
-from distrib.serve.app import front
+from distrib.serve.app import make_app
 from distrib.serve.config import ServeConfig
-from distrib.serve.model_host import Desk
+from distrib.serve.model_host import ModelHost
 from distrib.serve.replica import Replica
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
@@ -44,15 +44,15 @@ class Noted:
         self.reloads.append(is_well)
 
 
-class LocalDesks:
+class LocalRouter:
     """Replicas in this process."""
 
     def __init__(self, replicas):
         self.replicas = replicas
         self.names = tuple(replicas)
 
-    async def ask(self, model, what, *arguments):
-        return await self.replicas[model].ask(what, *arguments)
+    async def submit(self, model, what, *arguments):
+        return await self.replicas[model].submit(what, *arguments)
 
 
 def write_run(run, small, config=None, *, ids=IDS, levels=LEVELS, seed=0, scale=None):
@@ -75,10 +75,10 @@ def served(models, prepared="none", **settings):
     """Return a client of the application with some models, by name and run folder."""
     config = ServeConfig(**{"batch_wait_ms": 0.0} | settings)
     noted = Noted()
-    desks = {name: Desk(name, run, prepared, config) for name, run in models.items()}
-    replicas = {name: Replica(desk, config, noted) for name, desk in desks.items()}
-    app = front(LocalDesks(replicas), config, noted)
-    return SimpleNamespace(app=app, desks=desks, replicas=replicas, noted=noted, config=config)
+    hosts = {name: ModelHost(name, run, prepared, config) for name, run in models.items()}
+    replicas = {name: Replica(host, config, noted) for name, host in hosts.items()}
+    app = make_app(LocalRouter(replicas), config, noted)
+    return SimpleNamespace(app=app, hosts=hosts, replicas=replicas, noted=noted, config=config)
 
 
 @pytest.fixture

@@ -80,8 +80,8 @@ def test_everyone_is_scored_though_the_server_is_busy_now_and_then(small, run, g
     assert result.counts.users_read == 38
     assert result.counts.users == 37
     assert result.counts.users_rejected == {"no user id": 1}
-    assert result.counts.versions == [server.desks["default"].loaded.version]
-    scorer = server.desks["default"].loaded.scorer
+    assert result.counts.versions == (server.hosts["default"].loaded.version,)
+    scorer = server.hosts["default"].loaded.scorer
     direct, _ = recommend_table(scorer, histories(small), None, ScoreConfig(k=6))
     found = lists(str(tmp_path / "out"))
     assert found["user"].to_pylist() == direct["user"].to_pylist()

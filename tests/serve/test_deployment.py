@@ -28,7 +28,7 @@ from distrib.score.scorer import Scorer
 from distrib.score.tables import recommend_table
 from distrib.serve.arrow_stream import stream_of, table_of
 from distrib.serve.config import ServeConfig
-from distrib.serve.deployment import APP, Plan, _require_room, preflight, start
+from distrib.serve.deployment import APP, ServePlan, _require_room, preflight, start
 from distrib.storage import Folder
 from tests.world import write_model
 
@@ -52,7 +52,7 @@ def served(world, tmp_path_factory):
     config = ServeConfig(
         port=free_port(), replicas=2, token=TOKEN, reload_s=0.3, cpus_per_replica=1
     )
-    yield start(Plan.of(str(run), data.prepared, config)), run, data
+    yield start(ServePlan.of(str(run), data.prepared, config)), run, data
     serve.shutdown()
 
 
@@ -144,14 +144,14 @@ class Load:
     async def _client(self, client, number):
         self._last[number] = None
         if not self._may_end:
-            await self._asking(client, number)
+            await self._context(client, number)
             return
         with contextlib.suppress(aiohttp.ClientError):
-            await self._asking(client, number)
+            await self._context(client, number)
         if not self._ends.is_set():
             self.left_after.add(self._last[number])
 
-    async def _asking(self, client, first):
+    async def _context(self, client, first):
         number = first
         while not self._ends.is_set():
             number += 1
@@ -257,9 +257,9 @@ def test_what_one_machine_cannot_hold_is_refused(served):
     _, run, data = served
     config = ServeConfig(port=free_port(), replicas=[9, 12], cpus_per_replica=0.5)
     with pytest.raises(ConfigError, match="Ray Serve runs on this cluster already"):
-        start(Plan.of(str(run), data.prepared, config))
+        start(ServePlan.of(str(run), data.prepared, config))
     with pytest.raises(ConfigError, match=r"9 replica\(s\) and 1 front\(s\) take 4.6 CPU"):
-        _require_room(Plan.of(str(run), data.prepared, config))
+        _require_room(ServePlan.of(str(run), data.prepared, config))
 
 
 @pytest.mark.slow

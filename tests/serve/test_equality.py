@@ -34,7 +34,7 @@ def bulk_lists(run, table, output):
     writer = FragmentScorer(scorer, Folder(str(histories)), None, publication, config)
     fragments = fragments_of(Folder(str(histories)), [InputFile("a.parquet")], 20)
     receipts = [writer.write(fragment) for fragment in fragments]
-    parts = [publication.work.read_parquet(receipt["name"]) for receipt in receipts]
+    parts = [publication.work.read_parquet(receipt.name) for receipt in receipts]
     return pa.concat_tables(parts).to_pylist()
 
 

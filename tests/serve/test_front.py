@@ -16,7 +16,7 @@ from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.rules import Rules
 from distrib.score.tables import recommend_table
 from distrib.serve.arrow_stream import ARROW, stream_of, table_of
-from distrib.serve.requests import ListAsk
+from distrib.serve.requests import RecommendJob
 from distrib.serve.schemas import RecommendRequest
 from tests.serve.conftest import IDS, history, served, write_run
 
@@ -32,7 +32,7 @@ def test_a_list_is_the_scorers(client, server, small):
     found = post(client, "recommendations", asked)
     assert found.status_code == 200
     body = found.json()
-    scorer = server.desks["default"].loaded.scorer
+    scorer = server.hosts["default"].loaded.scorer
     direct = scorer.recommend(small.users([3]), small.users([3]), 7)
     assert [e["item"] for e in body["items"]] == [1000 - i for i in direct.item_BK[0].tolist()]
     for name, value in (
@@ -53,8 +53,8 @@ def test_a_list_is_the_scorers(client, server, small):
 
 def test_wishes_of_one_request_do_not_touch_another(client, server, small):
     """Batched or alone, each gets the list that a policy of its own would give."""
-    desk = server.desks["default"]
-    scorer = desk.loaded.scorer
+    host = server.hosts["default"]
+    scorer = host.loaded.scorer
     wishes = [
         {},
         {"deny": [1000, 999, 998, 5]},
@@ -70,8 +70,8 @@ def test_wishes_of_one_request_do_not_touch_another(client, server, small):
         for user in (2, 9):
             body = {"history": history(small, user), "wishes": {"k": 6} | wish}
             request = RecommendRequest.model_validate_json(json.dumps(body))
-            asks.append(ListAsk(request.history, request.wishes))
-    together = desk.answer(asks)
+            asks.append(RecommendJob(request.history, request.options))
+    together = host.answer(asks)
     for place, answer in enumerate(together):
         wish, user = wishes[place // 2], (2, 9)[place % 2]
         policy = PolicyConfig(
@@ -103,7 +103,7 @@ def test_arrow_streams_carry_what_bulk_scoring_writes(client, server, small):
     assert found.status_code == 200
     assert found.headers["content-type"] == ARROW
     lists = table_of(found.content)
-    scorer = server.desks["default"].loaded.scorer
+    scorer = server.hosts["default"].loaded.scorer
     direct, _ = recommend_table(scorer, table, None, ScoreConfig(k=4))
     assert lists.to_pydict() == direct.to_pydict()
     assert json.loads(lists.schema.metadata[b"rejected"]) == {"no user id": 1}
@@ -144,7 +144,7 @@ def test_streams_that_could_fill_the_memory_are_refused(run, small):
 def test_ratings_of_known_and_unknown_items(client, server, small):
     body = {"history": history(small, 3), "targets": [1000, 5, 990]}
     found = post(client, "ratings", body).json()["ratings"]
-    scorer = server.desks["default"].loaded.scorer
+    scorer = server.hosts["default"].loaded.scorer
     wanted = scorer.predict(small.users([3]), Batch.from_lists([[0, 10]])).rating_N
     assert [entry["item"] for entry in found] == [1000, 5, 990]
     assert found[1]["rating"] is None
@@ -154,7 +154,7 @@ def test_ratings_of_known_and_unknown_items(client, server, small):
 def test_reasons_are_the_interactions_that_moved_the_score_most(client, server, small):
     body = {"history": history(small, 3), "wishes": {"k": 2}, "max_reasons": 3}
     found = post(client, "explanations", body).json()["items"]
-    scorer = server.desks["default"].loaded.scorer
+    scorer = server.hosts["default"].loaded.scorer
     items = torch.tensor([1000 - entry["recommended"]["item"] for entry in found])
     influence_NK = scorer.explain(small.users([3]), items)
     for column, entry in enumerate(found):

@@ -3,7 +3,7 @@
 import pytest
 
 from distrib.serve.config import ServeConfig
-from distrib.serve.deployment import Plan, start
+from distrib.serve.deployment import ServePlan, start
 from tests.serve.test_deployment import TOKEN, Load, eventually, free_port, histories
 
 
@@ -15,7 +15,7 @@ def test_at_twice_its_capacity_it_says_429_and_nothing_worse(world):
     config = ServeConfig(
         port=free_port(), token=TOKEN, max_waiting=4, batch_users=2, batch_wait_ms=50.0
     )
-    url = start(Plan.of(run, data.prepared, config))
+    url = start(ServePlan.of(run, data.prepared, config))
     try:
         with Load(url, histories(data), num_clients=40) as load:
             eventually(lambda: load.statuses[200] > 40 and load.statuses[429] > 20, 60.0)

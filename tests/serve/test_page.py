@@ -104,7 +104,7 @@ def test_items_are_picked_and_rated_and_recommendations_follow(browser, url, sma
     for item, rating in zip(known["items"], known["ratings"], strict=True):
         person.rates(f"Film {1000 - item}", rating)
 
-    scorer = server.desks["conv"].loaded.scorer
+    scorer = server.hosts["conv"].loaded.scorer
     direct = scorer.recommend(small.users([3]), small.users([3]), 10)
     person.sees("#list .name", *(f"Film {item}" for item in direct.item_BK[0].tolist()))
     assert f"rated {direct.prediction.rating_BI[0, 0]:.2f}" in person.texts("#list .told")[0]

@@ -19,12 +19,12 @@ from distrib.score.policy import PolicyConfig
 from distrib.serve.arrow_stream import stream_of, table_of
 from distrib.serve.batching import Batcher, BusyError
 from distrib.serve.config import ServeConfig
-from distrib.serve.model_host import Desk
-from distrib.serve.requests import ListAsk
-from distrib.serve.schemas import History, RecommendRequest, Wishes
+from distrib.serve.model_host import ModelHost
+from distrib.serve.requests import RecommendJob
+from distrib.serve.schemas import History, RecommendOptions, RecommendRequest
 from distrib.serve.user_store import StoredUsers
 from distrib.storage import Folder
-from tests.serve.conftest import LocalDesks, history, served, write_run
+from tests.serve.conftest import LocalRouter, history, served, write_run
 from tests.world import write_model
 
 
@@ -38,7 +38,7 @@ def test_what_waits_is_worked_on_together_in_order():
 
     async def all_of_them():
         batcher = Batcher(work, max_batch=8, wait_s=0.0, max_waiting=100)
-        return await asyncio.gather(*(batcher.ask(number) for number in range(30)))
+        return await asyncio.gather(*(batcher.submit(number) for number in range(30)))
 
     assert asyncio.run(all_of_them()) == [number * 10 for number in range(30)]
     assert max(sizes) == 8
@@ -57,13 +57,13 @@ def test_a_bound_on_those_who_wait_and_errors_reach_those_who_asked():
 
     async def scenario():
         batcher = Batcher(work, max_batch=2, wait_s=0.0, max_waiting=3)
-        tasks = [asyncio.create_task(batcher.ask(99))]
+        tasks = [asyncio.create_task(batcher.submit(99))]
         await asyncio.sleep(0.05)  # in work now
-        tasks += [asyncio.create_task(batcher.ask(n)) for n in range(5)]
+        tasks += [asyncio.create_task(batcher.submit(n)) for n in range(5)]
         await asyncio.sleep(0.05)
         gate.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert await batcher.ask(7) == 7  # it goes on
+        assert await batcher.submit(7) == 7  # it goes on
         return found
 
     first, *others = asyncio.run(scenario())
@@ -82,7 +82,7 @@ def test_who_went_away_costs_no_work():
 
     async def scenario():
         batcher = Batcher(work, max_batch=1, wait_s=0.0, max_waiting=10)
-        tasks = [asyncio.create_task(batcher.ask(n)) for n in range(3)]
+        tasks = [asyncio.create_task(batcher.submit(n)) for n in range(3)]
         await asyncio.sleep(0.01)
         tasks[1].cancel()
         return await asyncio.gather(*tasks, return_exceptions=True)
@@ -94,14 +94,14 @@ def test_who_went_away_costs_no_work():
 
 def test_too_many_requests_get_a_429_and_slow_ones_a_503(run, small):
     server = served({"default": run}, max_waiting=2, batch_users=1, request_timeout_s=0.3)
-    desk = server.desks["default"]
-    plain, gate = desk.answer, threading.Event()
+    host = server.hosts["default"]
+    plain, gate = host.answer, threading.Event()
 
     def slowly(asks):
         gate.wait(0.15)
         return plain(asks)
 
-    desk.answer = slowly
+    host.answer = slowly
     body = {"history": history(small, 1)}
 
     async def many():
@@ -118,7 +118,7 @@ def test_too_many_requests_get_a_429_and_slow_ones_a_503(run, small):
     busy = next(answer for answer in found if answer.status_code == 429)
     assert busy.headers["retry-after"] == "1"
     gate.set()
-    desk.answer = lambda asks: time.sleep(0.6) or plain(asks)
+    host.answer = lambda asks: time.sleep(0.6) or plain(asks)
     with TestClient(server.app) as client:
         late = client.post("/v1/models/default/recommendations", json=body)
         assert late.status_code == 503
@@ -127,16 +127,16 @@ def test_too_many_requests_get_a_429_and_slow_ones_a_503(run, small):
 
 def test_a_request_that_breaks_the_scorer_takes_no_other_with_it(run, small, capsys):
     server = served({"default": run})
-    replica, desk = server.replicas["default"], server.desks["default"]
-    plain = desk.answer
+    replica, host = server.replicas["default"], server.hosts["default"]
+    plain = host.answer
 
-    def fragile(asks):
-        if any(ask.wishes.k == 13 for ask in asks):
+    def fragile(jobs):
+        if any(job.options.k == 13 for job in jobs):
             raise RuntimeError("thirteen")
-        return plain(asks)
+        return plain(jobs)
 
-    desk.answer = fragile
-    asks = [ListAsk(History(**history(small, 1)), Wishes(k=k)) for k in (3, 13, 4)]
+    host.answer = fragile
+    asks = [RecommendJob(History(**history(small, 1)), RecommendOptions(k=k)) for k in (3, 13, 4)]
     first, second, third = replica._work(asks)
     assert [len(first.body["items"]), second.status, len(third.body["items"])] == [3, 500, 4]
     assert "RuntimeError: thirteen" in capsys.readouterr().err
@@ -155,12 +155,12 @@ def test_streams_take_turns_with_others_and_are_not_too_many(run, small):
 
     async def together():
         streams = [
-            asyncio.create_task(replica.ask("recommend_arrow", stream, Wishes(k=3)))
+            asyncio.create_task(replica.submit("recommend_arrow", stream, RecommendOptions(k=3)))
             for _ in range(2)
         ]
         await asyncio.sleep(0.02)
         request = RecommendRequest(history=History(**history(small, 1)))
-        single = await replica.ask("recommend", request)
+        single = await replica.submit("recommend", request)
         return single, await asyncio.gather(*streams)
 
     single, (one, other) = asyncio.run(together())
@@ -176,13 +176,13 @@ def test_streams_take_turns_with_others_and_are_not_too_many(run, small):
 def test_users_can_be_asked_for_while_models_and_data_change(world, tmp_path):
     _, data = world
     run = write_model(tmp_path / "run", data)
-    desk = Desk("m", run, data.prepared, ServeConfig())
+    host = ModelHost("m", run, data.prepared, ServeConfig())
     faults, ends = [], threading.Event()
 
     def asks():
         while not ends.is_set():
             try:
-                assert desk.stored("3", Wishes()) is not None
+                assert host.stored("3", RecommendOptions()) is not None
             except Exception as error:  # noqa: BLE001  any is one too many
                 faults.append(error)
 
@@ -191,7 +191,7 @@ def test_users_can_be_asked_for_while_models_and_data_change(world, tmp_path):
         thread.start()
     for seed in range(1, 6):
         write_model(tmp_path / "run", data, seed=seed)
-        assert desk.refresh()
+        assert host.refresh()
     ends.set()
     for thread in threads:
         thread.join()
@@ -199,53 +199,53 @@ def test_users_can_be_asked_for_while_models_and_data_change(world, tmp_path):
 
 
 def test_a_store_that_fails_for_a_while_is_tried_again(run, small, monkeypatch):
-    desk = Desk("m", run, "none", ServeConfig())
+    host = ModelHost("m", run, "none", ServeConfig())
     write_run(run, small, seed=3)
-    plain = desk._load
+    plain = host._load
 
     def away():
         raise DataError("the store is away")
 
-    monkeypatch.setattr(desk, "_load", away)
-    assert not desk.refresh()
-    assert desk.fault == "the store is away"
-    monkeypatch.setattr(desk, "_load", plain)
-    assert desk.refresh()
-    assert desk.fault is None
+    monkeypatch.setattr(host, "_load", away)
+    assert not host.refresh()
+    assert host.fault == "the store is away"
+    monkeypatch.setattr(host, "_load", plain)
+    assert host.refresh()
+    assert host.fault is None
 
 
 def test_a_newer_bundle_is_taken_and_a_bad_one_is_not(run, small):
-    desk = Desk("m", run, "none", ServeConfig())
-    first = desk.loaded.version
-    assert not desk.refresh()
+    host = ModelHost("m", run, "none", ServeConfig())
+    first = host.loaded.version
+    assert not host.refresh()
     write_run(run, small, seed=5)
-    assert desk.refresh()
-    second = desk.loaded.version
+    assert host.refresh()
+    second = host.loaded.version
     assert second != first
-    assert desk.card()["facts"]["seed"] == 5
+    assert host.card()["facts"]["seed"] == 5
     bundle = Folder(run) / BUNDLE
     manifest = bundle.read_json("manifest.json")
     bundle.remove("manifest.json")  # it is being written
-    assert not desk.refresh()
-    assert desk.fault is None
+    assert not host.refresh()
+    assert host.fault is None
     bundle.write("model.safetensors", b"no weights")
     bundle.write_json("manifest.json", {**manifest, "epoch": 77})
-    assert not desk.refresh()
-    assert "content differs" in desk.card()["reload_fault"]
-    assert desk.loaded.version == second
+    assert not host.refresh()
+    assert "content differs" in host.card()["reload_fault"]
+    assert host.loaded.version == second
     reads = []
-    desk._load = lambda: reads.append(1)
-    assert not desk.refresh()  # not tried again until it changes
+    host._load = lambda: reads.append(1)
+    assert not host.refresh()  # not tried again until it changes
     assert reads == []
-    del desk._load
+    del host._load
     write_run(run, small, seed=6)
-    assert desk.refresh()
-    assert desk.card()["reload_fault"] is None
+    assert host.refresh()
+    assert host.card()["reload_fault"] is None
 
 
 def test_a_model_that_gives_no_numbers_is_not_taken(run, small):
-    desk = Desk("m", run, "none", ServeConfig())
-    before = desk.loaded.version
+    host = ModelHost("m", run, "none", ServeConfig())
+    before = host.loaded.version
     bad = write_run(run, small, seed=1)
     from safetensors.torch import load, save
 
@@ -258,17 +258,17 @@ def test_a_model_that_gives_no_numbers_is_not_taken(run, small):
     manifest["files"]["model.safetensors"] = describe(content)
     bundle.write("model.safetensors", content)
     bundle.write_json(MANIFEST, manifest)
-    assert not desk.refresh()
-    assert "its scores are not finite numbers" in desk.fault
-    assert desk.loaded.version == before
+    assert not host.refresh()
+    assert "its scores are not finite numbers" in host.fault
+    assert host.loaded.version == before
 
 
 def test_what_cannot_be_served_is_refused_at_the_start(tmp_path, small):
     with pytest.raises(CheckpointError, match=r"no manifest.json"):
-        Desk("m", str(tmp_path), "none", ServeConfig())
+        ModelHost("m", str(tmp_path), "none", ServeConfig())
     run = write_run(tmp_path / "ease", small, EaseConfig(), levels=(1.0,))
     with pytest.raises(ConfigError, match="Ease has none"):
-        Desk("m", run, "none", ServeConfig(policy=PolicyConfig(diversity=0.5)))
+        ModelHost("m", run, "none", ServeConfig(policy=PolicyConfig(diversity=0.5)))
     with pytest.raises(ValueError, match="from must not be above to"):
         ServeConfig(replicas=[3, 2])
 
@@ -279,7 +279,7 @@ def test_stored_users_are_found_by_their_id_with_what_training_knew(world, tmp_p
     run = write_model(tmp_path / "mf", data, config=BiasedMfConfig(latent_width=4))
     users = StoredUsers(data.prepared, cached_shards=1)
     assert users.find("no") is users.find("100000") is users.find(str(2**80)) is None
-    desk = Desk("m", run, data.prepared, ServeConfig())
+    host = ModelHost("m", run, data.prepared, ServeConfig())
     with TestClient(served({"m": run}, data.prepared).app) as client:
         assert client.get("/v1/models/m/users/nobody/recommendations").status_code == 404
         for user in (3, 77):
@@ -287,7 +287,7 @@ def test_stored_users_are_found_by_their_id_with_what_training_knew(world, tmp_p
             assert number >= 0
             listed = client.get(f"/v1/models/m/users/{user}/recommendations?k=5").json()["items"]
             vocabulary = Dataset.open(data.prepared).vocabulary
-            model = desk.loaded.scorer.model
+            model = host.loaded.scorer.model
             score = model.user_UZ[number] @ model.item_IZ.T + model.item_bias_I
             score = (score + model.user_bias_U[number]).detach().numpy()
             score[
@@ -306,5 +306,5 @@ def test_wishes_reach_stored_users(world):
         unseen = client.get(path, params={"k": 60}).json()["items"]
     found, _ = StoredUsers(data.prepared, 1).find("3")
     assert {e["item"] for e in seen} - {e["item"] for e in unseen} == set(found.items)
-    assert isinstance(LocalDesks({}).names, tuple)
+    assert isinstance(LocalRouter({}).names, tuple)
     assert json.dumps(server.config.model_dump(mode="json"))

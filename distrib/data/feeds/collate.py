@@ -65,15 +65,15 @@ def example(
     return Example(
         source=batch.keep(role_N <= last_read),
         target=batch.keep(role_N == role),
-        seen=batch.keep((role_N < role) & ~_asked_pairs(batch, role_N == role)),
+        seen=batch.keep((role_N < role) & ~_held_out_pairs(batch, role_N == role)),
     )
 
 
-def _asked_pairs(batch: Batch, is_asked_N: torch.Tensor) -> torch.Tensor:
+def _held_out_pairs(batch: Batch, is_held_out_N: torch.Tensor) -> torch.Tensor:
     """Tell which interactions are with an item that the same user is asked for, bool.
 
     In a given split a pair may be known and asked at once; it must stay a candidate then.
     """
     item_count = int(batch.item_N.max()) + 1 if len(batch.item_N) else 1
     pair_N = batch.row_N * item_count + batch.item_N
-    return torch.isin(pair_N, pair_N[is_asked_N])
+    return torch.isin(pair_N, pair_N[is_held_out_N])

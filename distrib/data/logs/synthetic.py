@@ -114,11 +114,11 @@ class SyntheticWorld:
                 f"{self.source.num_users} users x {self.source.num_items} items; lower it"
             )
         sample = slice(0, 1024)
-        odds = self._odds(users, sample, items)
+        log_odds = self._log_odds(users, sample, items)
         low, high = -40.0, 40.0
         for _ in range(60):
             middle = (low + high) / 2
-            scaled = np.exp(middle) * odds
+            scaled = np.exp(middle) * log_odds
             low, high = (middle, high) if (scaled / (1 + scaled)).mean() < wanted else (low, middle)
         return (low + high) / 2
 
@@ -137,13 +137,13 @@ class SyntheticWorld:
             mine = np.flatnonzero(users // _CHUNK_USERS == chunk)
             drawn = self._users(int(chunk))
             rows = users[mine] - drawn.first
-            met = self._met(
+            interacts = self._interacts(
                 drawn.taste_BZ[rows] @ self.taste_IZ[items].T,
                 drawn.activity_B[rows][:, None],
                 items,
             )
             liked = drawn.fondness_BZ[rows] @ self.fondness_IZ[items].T
-            result[mine] = self._outcomes(met, liked, items)
+            result[mine] = self._outcomes(interacts, liked, items)
         return result
 
     def draw(self, chunk: int) -> Interactions:
@@ -185,7 +185,7 @@ class SyntheticWorld:
         activity = np.clip(0.5 * rng.standard_normal(count), -_MAX_ACTIVITY, _MAX_ACTIVITY)
         return _Users(first, taste, fondness, activity)
 
-    def _met(self, match: FloatArray, activity: FloatArray, items: IntArray) -> FloatArray:
+    def _interacts(self, match: FloatArray, activity: FloatArray, items: IntArray) -> FloatArray:
         return np.asarray(
             self.offset + self.popularity_I[items] + activity + self.source.taste * match
         )
@@ -194,18 +194,24 @@ class SyntheticWorld:
         tilt = self.quality_I[items] + self.source.fondness * liked
         return np.asarray(self.base_L + self.step_L * tilt[..., None])
 
-    def _outcomes(self, met: FloatArray, liked: FloatArray, items: IntArray) -> FloatArray:
+    def _outcomes(self, interacts: FloatArray, liked: FloatArray, items: IntArray) -> FloatArray:
         logits = np.concatenate(
-            [np.zeros((*met.shape, 1)), met[..., None] + self._level_logits(liked, items)], axis=-1
+            [
+                np.zeros((*interacts.shape, 1)),
+                interacts[..., None] + self._level_logits(liked, items),
+            ],
+            axis=-1,
         )
         exponentials = np.exp(logits - logits.max(-1, keepdims=True))
         return np.asarray(exponentials / exponentials.sum(-1, keepdims=True))
 
-    def _odds(self, users: _Users, rows: slice, items: IntArray) -> FloatArray:
+    def _log_odds(self, users: _Users, rows: slice, items: IntArray) -> FloatArray:
         match = users.taste_BZ[rows] @ self.taste_IZ[items].T
         liked = users.fondness_BZ[rows] @ self.fondness_IZ[items].T
-        met = self.popularity_I[items] + users.activity_B[rows][:, None] + self.source.taste * match
-        return np.asarray(np.exp(met) * np.exp(self._level_logits(liked, items)).sum(-1))
+        interacts = (
+            self.popularity_I[items] + users.activity_B[rows][:, None] + self.source.taste * match
+        )
+        return np.asarray(np.exp(interacts) * np.exp(self._level_logits(liked, items)).sum(-1))
 
     def _accept(
         self, rng: np.random.Generator, users: _Users, rows: IntArray, items: IntArray, bound: float
@@ -213,7 +219,9 @@ class SyntheticWorld:
         """Thin proposals to interactions; return user (within the chunk), item, level."""
         match = np.einsum("nz,nz->n", users.taste_BZ[rows], self.taste_IZ[items])
         liked = np.einsum("nz,nz->n", users.fondness_BZ[rows], self.fondness_IZ[items])
-        outcome_NC = self._outcomes(self._met(match, users.activity_B[rows], items), liked, items)
+        outcome_NC = self._outcomes(
+            self._interacts(match, users.activity_B[rows], items), liked, items
+        )
         # One uniform number decides both: below 1 - P(none) / bound it names the level.
         reached_NL = np.cumsum(outcome_NC[:, 1:], axis=1) / bound
         level_N = (rng.random(len(rows))[:, None] >= reached_NL).sum(1)

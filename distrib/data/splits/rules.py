@@ -369,8 +369,8 @@ def _fold_in_roles(
     targets_B = np.where(
         length_B >= split.min_items, (split.target_share * length_B).astype(np.int64), 0
     )
-    asked_N = _HELD_OUT[subset_N.astype(np.int64)]
-    return np.where(rank_N < targets_B[row_N], asked_N, np.int8(Role.INPUT)).astype(np.int8)
+    tried_N = _HELD_OUT[subset_N.astype(np.int64)]
+    return np.where(rank_N < targets_B[row_N], tried_N, np.int8(Role.INPUT)).astype(np.int8)
 
 
 def _leave_last_roles(start_P: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int8]:
@@ -388,5 +388,5 @@ def _liang(users: pa.Array, items: pa.Array, draw: LiangDraw | None) -> tuple[An
     if draw is None:
         raise DataError("the Liang split was not drawn before it was asked; report this as a bug")
     subset_N, is_target_N = draw.of(users, items)
-    asked_N = _HELD_OUT[subset_N.astype(np.int64)]
-    return subset_N, np.where(is_target_N, asked_N, np.int8(Role.INPUT)).astype(np.int8)
+    tried_N = _HELD_OUT[subset_N.astype(np.int64)]
+    return subset_N, np.where(is_target_N, tried_N, np.int8(Role.INPUT)).astype(np.int8)

@@ -78,16 +78,16 @@ class AutoRecConfig(Config):
         del items
         return AutoRec(self, users)
 
-    def scoring(self, network: dict[str, Tensor], code_IZ: Tensor) -> dict[str, Tensor]:
+    def scoring(self, network: dict[str, Tensor], latent_IZ: Tensor) -> dict[str, Tensor]:
         """Return the state of `ItemAutoRec` from that of its network and the items' codes."""
         users = {"weight_UZ": network["output_IZ"], "bias_U": network["output_bias_I"]}
-        return {"code_IZ": code_IZ, **users}
+        return {"code_IZ": latent_IZ, **users}
 
 
 class AutoRecState(NamedTuple):
     """Rows as AutoRec sees them."""
 
-    code_BZ: Tensor
+    latent_BZ: Tensor
 
 
 class AutoRec(LinearDecoder, Model):
@@ -186,8 +186,8 @@ class ItemAutoRec(Model):
 
     @override
     def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
-        (weight_BZ, bias_B, is_new_B), (code_IZ, offset_I) = users, rows
-        output = weight_BZ @ code_IZ.T + bias_B[:, None] + is_new_B[:, None] * offset_I
+        (weight_BZ, bias_B, is_new_B), (latent_IZ, offset_I) = users, rows
+        output = weight_BZ @ latent_IZ.T + bias_B[:, None] + is_new_B[:, None] * offset_I
         return _scaled(output, self.config, self.levels)
 
 

@@ -77,7 +77,7 @@ class Conv4RecConfig(Config):
 class Conv4RecState(NamedTuple):
     """Users as Conv4Rec sees them."""
 
-    code_BZ: Tensor
+    latent_BZ: Tensor
 
 
 class Conv4Rec(Model):
@@ -206,11 +206,11 @@ class Conv4Rec(Model):
         return cast("Tensor", self.head(hidden_BID)) + prior_IC
 
     def _ordinal(
-        self, code_BZ: Tensor, weight_IZ: Tensor, prior_IC: Tensor, rating_IZ: Tensor
+        self, latent_BZ: Tensor, weight_IZ: Tensor, prior_IC: Tensor, rating_IZ: Tensor
     ) -> Tensor:
         """Decode both parts of all cells."""
-        logit_BI = self._interaction_logits((code_BZ,), (weight_IZ[:, None], prior_IC))
-        place_BI = self._rating_code(code_BZ) @ rating_IZ.T
+        logit_BI = self._interaction_logits((latent_BZ,), (weight_IZ[:, None], prior_IC))
+        place_BI = self._rating_code(latent_BZ) @ rating_IZ.T
         slope_L = cast("Tensor", self.slope_L)
         level_LBI = place_BI * slope_L[:, None, None] + prior_IC.T[1:, None, :]
         level_LBI = logit_BI + torch.log_softmax(level_LBI, dim=0)
@@ -218,11 +218,11 @@ class Conv4Rec(Model):
 
     def _interaction_logits(self, users: UserState, rows: ItemRows) -> Tensor:
         weight_IDZ, prior_IC = rows
-        code_BZ = users[0][:, : self.config.latent_width]
-        return torch.addmm(-prior_IC[:, 0], code_BZ, weight_IDZ[:, 0].T)
+        latent_BZ = users[0][:, : self.config.latent_width]
+        return torch.addmm(-prior_IC[:, 0], latent_BZ, weight_IDZ[:, 0].T)
 
-    def _rating_code(self, code_BZ: Tensor) -> Tensor:
-        return code_BZ[:, self.config.latent_width :] if self.rating_width else code_BZ
+    def _rating_code(self, latent_BZ: Tensor) -> Tensor:
+        return latent_BZ[:, self.config.latent_width :] if self.rating_width else latent_BZ
 
     def interaction_head(self) -> InteractionHead | None:
         """Return log-odds and levels apart; see `HasInteractionHead`."""
@@ -235,17 +235,17 @@ class Conv4Rec(Model):
         """Decode the levels of some pairs, ``[N, L]``."""
         assert self.rating_IZ is not None
         assert self.slope_L is not None
-        code_BZ = self._rating_code(users[0])
-        place_N = pair_products(code_BZ, self.rating_IZ, pairs.item_N, pairs.pointer_P)
+        latent_BZ = self._rating_code(users[0])
+        place_N = pair_products(latent_BZ, self.rating_IZ, pairs.item_N, pairs.pointer_P)
         return place_N[:, None] * self.slope_L + self.prior_IC[pairs.item_N, 1:]
 
     @override
     def score_pairs(self, users: UserState, pairs: Batch) -> Tensor:
         if self.slope_L is None:
             return super().score_pairs(users, pairs)
-        code_BZ = users[0][:, : self.config.latent_width]
+        latent_BZ = users[0][:, : self.config.latent_width]
         weight_IZ = self.output_IDZ[:, 0]
-        logit_N = pair_products(code_BZ, weight_IZ, pairs.item_N, pairs.pointer_P)
+        logit_N = pair_products(latent_BZ, weight_IZ, pairs.item_N, pairs.pointer_P)
         logit_N1 = (logit_N - self.prior_IC[pairs.item_N, 0])[:, None]
         level_NL = torch.log_softmax(self._rating_logits(users, pairs), dim=-1)
         return torch.cat([torch.zeros_like(logit_N1), logit_N1 + level_NL], dim=1)

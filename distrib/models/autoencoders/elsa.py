@@ -43,7 +43,7 @@ class ElsaConfig(Config):
 class ElsaState(NamedTuple):
     """Users as ELSA sees them."""
 
-    code_BZ: Tensor
+    latent_BZ: Tensor
 
 
 class Elsa(Model):

@@ -128,10 +128,10 @@ class MultVae(LinearDecoder, Model):
         hidden_BH = _read(self.input_IH, batch, self.config, rng)
         code = self.to_code(torch.tanh(hidden_BH + self.input_bias_H))
         mean_BZ, log_variance_BZ = code.chunk(2, dim=-1)
-        code_BZ = mean_BZ
+        latent_BZ = mean_BZ
         if rng is not None:
-            code_BZ = normal_sample(mean_BZ, log_variance_BZ, batch, rng, _SAMPLE)
-        return MultVaeState(torch.tanh(self.from_code(code_BZ)), mean_BZ, log_variance_BZ)
+            latent_BZ = normal_sample(mean_BZ, log_variance_BZ, batch, rng, _SAMPLE)
+        return MultVaeState(torch.tanh(self.from_code(latent_BZ)), mean_BZ, log_variance_BZ)
 
     @override
     def item_tables(self) -> ItemRows:
@@ -147,7 +147,7 @@ class MultVae(LinearDecoder, Model):
 class MultDaeState(NamedTuple):
     """Users as Mult-DAE sees them."""
 
-    code_BZ: Tensor
+    latent_BZ: Tensor
 
 
 class MultDae(LinearDecoder, Model):

@@ -66,7 +66,7 @@ class RecVaeConfig(Config):
 class RecVaeState(NamedTuple):
     """Users as RecVAE sees them."""
 
-    code_BZ: Tensor
+    latent_BZ: Tensor
     kl_B: Tensor
     """Weighted, nats; 0 outside training."""
 
@@ -122,12 +122,12 @@ class RecVae(LinearDecoder, Model):
             mean_BZ, log_variance_BZ = self.encoder(batch, dropout, rng)
             if rng is None:
                 return RecVaeState(mean_BZ, mean_BZ.new_zeros(batch.num_users))
-            code_BZ = normal_sample(mean_BZ, log_variance_BZ, batch, rng, _SAMPLE)
+            latent_BZ = normal_sample(mean_BZ, log_variance_BZ, batch, rng, _SAMPLE)
             with torch.no_grad():
                 old = self.old(batch, 0.0, None)
             new = (mean_BZ, log_variance_BZ)
             weight_B = self.config.divergence_scale * batch.length_B
-            return RecVaeState(code_BZ, weight_B * kl_estimate(code_BZ, new, old))
+            return RecVaeState(latent_BZ, weight_B * kl_estimate(latent_BZ, new, old))
 
     def kl(self, users: UserState) -> Tensor:
         """Return what `encode` measured; see `Variational`."""
@@ -138,28 +138,30 @@ class RecVae(LinearDecoder, Model):
         return self.output_IZ, self.output_bias_I
 
 
-def kl_estimate(code_BZ: Tensor, new: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor]) -> Tensor:
+def kl_estimate(
+    latent_BZ: Tensor, new: tuple[Tensor, Tensor], old: tuple[Tensor, Tensor]
+) -> Tensor:
     """Estimate KL(q || composite prior) from one sample, nats, ``[B]``; may be negative.
 
     Source: RecVAE, eq. 8 and 9, and the authors' code: the mixture is one of each dimension, added
     up over dimensions, not one of whole codes.
 
     Args:
-        code_BZ: Drawn from the new posterior.
+        latent_BZ: Drawn from the new posterior.
         new: Mean and log-variance of the posterior.
         old: Those of the old encoder.
 
     Returns:
         log q - log p at the sample.
     """
-    code_BZ = code_BZ.float()
-    wide = torch.tensor(_WIDE_LOG_VARIANCE, device=code_BZ.device)
+    latent_BZ = latent_BZ.float()
+    wide = torch.tensor(_WIDE_LOG_VARIANCE, device=latent_BZ.device)
     nothing = torch.zeros_like(wide)
     parts = ((_STANDARD, nothing, nothing), (_OLD, *old), (_WIDE, nothing, wide))
     prior_BZ = torch.logsumexp(
-        torch.stack([math.log(w) + _log_normal(code_BZ, m, v) for w, m, v in parts]), dim=0
+        torch.stack([math.log(w) + _log_normal(latent_BZ, m, v) for w, m, v in parts]), dim=0
     )
-    return (_log_normal(code_BZ, *new) - prior_BZ).sum(-1)
+    return (_log_normal(latent_BZ, *new) - prior_BZ).sum(-1)
 
 
 def _log_normal(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:

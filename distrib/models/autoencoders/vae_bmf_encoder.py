@@ -241,13 +241,13 @@ class Encoder(nn.Module):
         return found_QZ.view_as(query_WBZ).to(query_WBZ.dtype)
 
     def _attended_of_all(self, query_QZ: Tensor) -> Tensor:
-        code_IZ = self.code_IZ[self.is_there_I > 0]
+        latent_IZ = self.code_IZ[self.is_there_I > 0]
         if self.config.attention_norm == "softmax":
-            one = (query_QZ[None, None], code_IZ[None, None], code_IZ[None, None])
+            one = (query_QZ[None, None], latent_IZ[None, None], latent_IZ[None, None])
             return F.scaled_dot_product_attention(*one)[0, 0]
 
         def absolute() -> Tensor:
-            parts = code_IZ.split(_BLOCK_ROWS)
+            parts = latent_IZ.split(_BLOCK_ROWS)
             return torch.stack([(query_QZ @ part.T).abs().sum(1) for part in parts]).sum(0)
 
         denominator_Q = self._denominator(query_QZ @ self.total_Z, absolute)
@@ -297,11 +297,11 @@ class Encoder(nn.Module):
         self.delta_IH.zero_()
 
     @torch.no_grad()
-    def read(self, code_IZ: Tensor, offset_I: Tensor) -> None:
+    def read(self, latent_IZ: Tensor, offset_I: Tensor) -> None:
         """Read these codes from now on; NaN for columns that are nobody's."""
-        is_there_I = ~code_IZ.isnan().any(1)
+        is_there_I = ~latent_IZ.isnan().any(1)
         self.is_there_I.copy_(is_there_I)
-        self.code_IZ.copy_(code_IZ.nan_to_num(0.0))
+        self.code_IZ.copy_(latent_IZ.nan_to_num(0.0))
         self.code_offset_I.copy_(offset_I.nan_to_num(0.0))
         self._sum_up()
         self._tabulate()
@@ -309,9 +309,9 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def _sum_up(self) -> None:
         """Make what linear attention to all codes needs of them."""
-        code_IZ = self.code_IZ[self.is_there_I > 0]
-        self.gram_ZZ.copy_(code_IZ.T @ code_IZ)
-        self.total_Z.copy_(code_IZ.sum(0))
+        latent_IZ = self.code_IZ[self.is_there_I > 0]
+        self.gram_ZZ.copy_(latent_IZ.T @ latent_IZ)
+        self.total_Z.copy_(latent_IZ.sum(0))
 
     @torch.no_grad()
     def _tabulate(self) -> None:
@@ -321,8 +321,8 @@ class Encoder(nn.Module):
         self.size_I.copy_(self.code_IZ.abs().sum(1))
         matrix_IZH = self.matrix_IZH
         for low, high in pairwise([*range(0, len(matrix_IZH), _BLOCK_ROWS), len(matrix_IZH)]):
-            code_IZ = self.code_IZ[low:high].to(matrix_IZH.dtype)
-            self.base_IH[low:high] = torch.bmm(code_IZ[:, None], matrix_IZH[low:high])[:, 0]
+            latent_IZ = self.code_IZ[low:high].to(matrix_IZH.dtype)
+            self.base_IH[low:high] = torch.bmm(latent_IZ[:, None], matrix_IZH[low:high])[:, 0]
 
 
 class _Linear(nn.Module):

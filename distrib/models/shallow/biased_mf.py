@@ -43,7 +43,7 @@ class BiasedMfConfig(Config):
 class BiasedMfState(NamedTuple):
     """Users as the factorisation sees them."""
 
-    code_BZ: Tensor
+    latent_BZ: Tensor
     bias_B: Tensor
 
 
@@ -74,7 +74,7 @@ class BiasedMf(LinearDecoder, Model):
     def encode(self, batch: Batch, rng: CounterRng | None = None) -> BiasedMfState:
         """Look known users up; fold the others in, without gradient."""
         found = known_or_new(batch, (self.user_UZ, self.user_bias_U), self._folded)
-        return BiasedMfState(found.code_BZ, found.bias_B)
+        return BiasedMfState(found.latent_BZ, found.bias_B)
 
     @torch.no_grad()
     def _folded(self, batch: Batch) -> tuple[Tensor, Tensor]:

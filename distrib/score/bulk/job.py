@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -35,9 +34,9 @@ from distrib.score.commit import (
     SUCCESS,
     PartManifest,
     Publication,
-    ScoreCounts,
     ScoreResult,
     Success,
+    add_counts,
 )
 from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.scorer import Scorer
@@ -137,7 +136,7 @@ def score(run: str, prepared: str, config: ScoreConfig) -> ScoreResult:
     result = work.publication.complete(
         {fragment.part for fragment in fragments},
         lambda found: _scored(work, config, fragments, found),
-        _counts,
+        add_counts,
         __version__,
     )
     note_published()
@@ -378,28 +377,3 @@ def _followed(previous: Folder) -> list[Folder]:
     ) is not None:
         found.append(Folder(before["folder"]))
     return found
-
-
-def _counts(parts: list[PartManifest]) -> ScoreCounts:
-    """Add up the counts of all parts, and check that they balance."""
-    users = _added_up(part.users for part in parts)
-    rejected = _added_up(part.rejected for part in parts)
-    read, scored = users.get("read", 0), users.get("scored", 0)
-    unchanged = users.get("unchanged", 0)
-    if read != scored + unchanged + sum(rejected.values()):
-        raise DataError(
-            f"{read} users read, but {scored} scored, {unchanged} unchanged and {rejected} "
-            "rejected; report this as a bug"
-        )
-    return ScoreCounts(
-        users_read=read,
-        users=scored,
-        users_unchanged=unchanged,
-        users_rejected=rejected,
-        users_with_empty_lists=_added_up(part.empty for part in parts),
-        interactions=_added_up(part.interactions for part in parts),
-    )
-
-
-def _added_up(parts: Iterable[dict[str, int]]) -> dict[str, int]:
-    return dict(sum(map(Counter, parts), Counter()))

@@ -52,8 +52,8 @@ class ItemRows:
         network.to(context.device)
         encoder = RowEncoder(context)
         parts, count = context.feed.training_parts(), len(context.vocabulary)
-        (code_IZ,) = encoder.encode(network.encode, parts, count)
-        found: dict[str, Tensor] = config.scoring(weights, code_IZ)
+        (latent_IZ,) = encoder.encode(network.encode, parts, count)
+        found: dict[str, Tensor] = config.scoring(weights, latent_IZ)
         return found
 
     def sample_batches(

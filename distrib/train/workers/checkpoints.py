@@ -87,7 +87,7 @@ class RunCheckpoints:
         faults: list[str] = []
         retry_s = self.run.train.checkpoint.retry_s
         is_first = self.rank.rank == 0
-        found = with_retries(self.store.complete, for_s=retry_s) if is_first else None
+        found = with_retries(self.store.complete, timeout_s=retry_s) if is_first else None
         names: list[str] = broadcast_object(found)
         for name in names:
             fault = self._load(name)
