@@ -59,7 +59,7 @@ def _even_step(levels: Sequence[float]) -> float | None:
     return steps.pop() if len(steps) == 1 else None
 
 
-class Catalogue(NamedTuple):
+class Catalog(NamedTuple):
     """What a model is told of the items when it is built."""
 
     item_count: int
@@ -114,14 +114,14 @@ class Vocabulary:
         return pd.Index(self.ids.to_numpy(zero_copy_only=False), dtype=kind)
 
     @property
-    def catalogue(self) -> Catalogue:
+    def catalog(self) -> Catalog:
         """What models are built from."""
-        return Catalogue(
+        return Catalog(
             len(self), self.levels, self.train_count_IL, self.num_users, self.user_index_size
         )
 
     @property
-    def users(self) -> Catalogue:
+    def users(self) -> Catalog:
         """What a model of the histories of items is built from: its columns are users.
 
         Each has the counts of all, of which a mean is the mean of all ratings.
@@ -129,7 +129,7 @@ class Vocabulary:
         count_UL = np.broadcast_to(
             self.train_count_IL.sum(0), (self.user_index_size, len(self.levels))
         )
-        return Catalogue(self.user_index_size, self.levels, count_UL, len(self))
+        return Catalog(self.user_index_size, self.levels, count_UL, len(self))
 
     def positions(self, ids: pa.Array) -> IntArray:
         """Return the position of each id, -1 where the vocabulary does not hold it.

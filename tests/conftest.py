@@ -14,7 +14,7 @@ from distrib.data.config import DataConfig
 from distrib.data.feeds.base import BatchSharding
 from distrib.data.feeds.tiles import Ratings, TileConfig, TileFeed
 from distrib.data.history_arrays import HistoryArrays, by_item
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 torch.set_num_threads(1)  # tensors here are tiny; threads would wait for each other
 
@@ -45,7 +45,7 @@ class Small:
         for items, values in zip(self.items, self.values, strict=True):
             for item, value in zip(items, values, strict=True):
                 counts[item, int(value) - 1] += 1
-        self.catalogue = Catalogue(item_count, LEVELS, counts, num_users, num_users)
+        self.catalog = Catalog(item_count, LEVELS, counts, num_users, num_users)
         self.batch = self.users(range(num_users))
 
     def users(self, numbers: object) -> Batch:
@@ -61,7 +61,7 @@ class Small:
         number_B, pointer_P, item_N, value_N = self.batch
         arrays = (part.numpy() for part in (number_B, pointer_P, item_N.int(), value_N))
         rows = HistoryArrays(*arrays, np.zeros(len(item_N), np.int8))
-        columns = (self.catalogue.item_count, len(self.items))
+        columns = (self.catalog.item_count, len(self.items))
         config = TileConfig(**{"items": 15} | settings)
         sharding = BatchSharding(users, 0, rank, world_size)
         return TileFeed(Ratings(rows, by_item(rows), columns), rows, sharding, config)

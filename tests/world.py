@@ -52,7 +52,7 @@ def write_model(run, data, seed=0, config=None):
     vocabulary = Dataset.open(data.prepared).vocabulary
     torch.manual_seed(seed)
     config = config or Conv4RecConfig(latent_width=8, rating_width=4)
-    model = config.build(vocabulary.catalogue)
+    model = config.build(vocabulary.catalog)
     facts = {"data": manifest.hash, "epoch": seed, "valid": {"rmse": 0.9}}
     write_bundle(Folder(str(run)) / BUNDLE, model.state_dict(), config, vocabulary, facts)
     return str(run)

@@ -120,7 +120,7 @@ def _vocabulary(folder: Folder, files: dict[str, bytes], manifest: dict[str, Any
 def _unfilled(folder: Folder, files: dict[str, bytes], vocabulary: Vocabulary) -> tuple[Any, Model]:
     try:
         config = _ADAPTER.validate_json(files[_MODEL])
-        return config, config.build(vocabulary.catalogue)
+        return config, config.build(vocabulary.catalog)
     except ValidationError as error:
         fault = error.errors()[0]
         raise CheckpointError(
@@ -156,6 +156,6 @@ def copy_bundle(source: Folder, target: Folder) -> None:
 
 def restored(config: Any, vocabulary: Vocabulary, weights: dict[str, Tensor]) -> Model:
     """Build a model for inference from weights in memory."""
-    model: Model = config.build(vocabulary.catalogue)
+    model: Model = config.build(vocabulary.catalog)
     model.load_state_dict(weights)
     return model.eval().requires_grad_(False)

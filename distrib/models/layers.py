@@ -18,7 +18,7 @@ from distrib.models.base import ItemRows, UserState
 from distrib.models.capabilities import ItemVectors
 from distrib.rng import CounterRng
 from distrib.tiles import Transposed
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 
 def history_sum(
@@ -319,10 +319,10 @@ def normal_sample(
     return mean_BZ + torch.exp(0.5 * log_variance_BZ) * draw_BZ.to(mean_BZ.dtype)
 
 
-def item_mean(catalogue: Catalogue, prior_ratings: float = 1.0) -> Tensor:
+def item_mean(catalog: Catalog, prior_ratings: float = 1.0) -> Tensor:
     """Return the mean training rating of each item, smoothed towards that of all, ``[I]``."""
-    count_IL = np.asarray(catalogue.train_count_IL, dtype=np.float64)
-    level_L = np.asarray(catalogue.levels)
+    count_IL = np.asarray(catalog.train_count_IL, dtype=np.float64)
+    level_L = np.asarray(catalog.levels)
     total = max(count_IL.sum(), 1.0)
     mean = float(count_IL.sum(0) @ level_L / total) if count_IL.any() else float(level_L.mean())
     mean_I = (count_IL @ level_L + prior_ratings * mean) / (count_IL.sum(1) + prior_ratings)

@@ -21,7 +21,7 @@ from distrib.objectives.base import (
 from distrib.objectives.chunked import ChunkedObjective, Observed, Weights
 from distrib.objectives.sampling import ItemSampler
 from distrib.rng import CounterRng
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 
 class BinaryConfig(Config):
@@ -38,9 +38,9 @@ class BinaryConfig(Config):
     sampling_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Items are drawn in proportion to this power of 1 + their interactions; 0 is uniform."""
 
-    def build(self, catalogue: Catalogue) -> "Binary":
+    def build(self, catalog: Catalog) -> "Binary":
         """Make the objective."""
-        return Binary(catalogue, self.num_sampled, self.sampling_power)
+        return Binary(catalog, self.num_sampled, self.sampling_power)
 
 
 class Binary(ChunkedObjective):
@@ -55,10 +55,8 @@ class Binary(ChunkedObjective):
     terms = ("interaction",)
     kl = KlSchedule()
 
-    def __init__(
-        self, catalogue: Catalogue, num_sampled: int = 0, sampling_power: float = 0.5
-    ) -> None:
-        self.sampler = ItemSampler(num_sampled, sampling_power, catalogue) if num_sampled else None
+    def __init__(self, catalog: Catalog, num_sampled: int = 0, sampling_power: float = 0.5) -> None:
+        self.sampler = ItemSampler(num_sampled, sampling_power, catalog) if num_sampled else None
 
     def candidates(self, target: Batch, rng: CounterRng, step: int) -> Candidates | None:
         """Draw items where that is asked for; see `Objective`."""

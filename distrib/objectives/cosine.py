@@ -8,7 +8,7 @@ from distrib.batch import Batch
 from distrib.config import Config
 from distrib.objectives.base import KlSchedule, LossContext
 from distrib.objectives.decoder import Decoder, Tensors, TiedLinear
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 _SMALLEST = 1e-6
 
@@ -21,9 +21,9 @@ class CosineConfig(Config):
     accepts: ClassVar[str] = "scores"
     needs_tied: ClassVar[bool] = True
 
-    def build(self, catalogue: Catalogue) -> "Cosine":
+    def build(self, catalog: Catalog) -> "Cosine":
         """Make the objective."""
-        del catalogue
+        del catalog
         return Cosine()
 
 

@@ -13,7 +13,7 @@ from distrib.objectives.base import Candidates, Carry, KlSchedule, add_to_entrie
 from distrib.objectives.chunked import ChunkedObjective, Observed, Weights
 from distrib.objectives.sampling import ItemSampler
 from distrib.rng import CounterRng
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 
 class MultinomialConfig(Config):
@@ -36,18 +36,18 @@ class MultinomialConfig(Config):
     sampling_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Items are drawn in proportion to this power of 1 + their interactions; 0 is uniform."""
 
-    def build(self, catalogue: Catalogue) -> "Multinomial":
+    def build(self, catalog: Catalog) -> "Multinomial":
         """Make the objective."""
-        return Multinomial(self, catalogue)
+        return Multinomial(self, catalog)
 
 
 class _Carry(NamedTuple):
-    log_normaliser_B: Tensor
+    log_normalizer_B: Tensor
     targets_B: Tensor
 
 
 class _Learned(NamedTuple):
-    log_normaliser_B: Tensor
+    log_normalizer_B: Tensor
     length_B: Tensor
 
 
@@ -68,10 +68,10 @@ class Multinomial(ChunkedObjective):
 
     terms = ("reconstruction",)
 
-    def __init__(self, config: MultinomialConfig, catalogue: Catalogue) -> None:
+    def __init__(self, config: MultinomialConfig, catalog: Catalog) -> None:
         self.kl = KlSchedule(config.divergence_cap, config.anneal_steps)
         self.sampler = (
-            ItemSampler(config.num_sampled, config.sampling_power, catalogue)
+            ItemSampler(config.num_sampled, config.sampling_power, catalog)
             if config.num_sampled
             else None
         )
@@ -87,14 +87,14 @@ class Multinomial(ChunkedObjective):
             return *_weighted_softmax(output, entries), targets_M
         softmax_BJ = torch.softmax(output, dim=1, dtype=torch.float32)
         # The largest score and its probability tell the normaliser, without another pass.
-        log_normaliser_B = output.amax(1).float() - softmax_BJ.amax(1).log()
-        return log_normaliser_B, softmax_BJ, targets_M
+        log_normalizer_B = output.amax(1).float() - softmax_BJ.amax(1).log()
+        return log_normalizer_B, softmax_BJ, targets_M
 
     def accumulate(self, carry: Carry | None, observed: Observed, entries: ChunkEntries) -> Carry:
         """Merge a block into the log-sum-exp and add its targets' scores."""
-        log_normaliser_B, _, targets_M = observed
-        targets_B = sum_by_row(targets_M, entries, len(log_normaliser_B))
-        block = _Carry(log_normaliser_B, targets_B)
+        log_normalizer_B, _, targets_M = observed
+        targets_B = sum_by_row(targets_M, entries, len(log_normalizer_B))
+        block = _Carry(log_normalizer_B, targets_B)
         return block if carry is None else self.merged([carry, block])
 
     def merged(self, carries: Sequence[Carry]) -> Carry:
@@ -105,19 +105,19 @@ class Multinomial(ChunkedObjective):
 
     def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:
         """Return length * log-sum-exp - sum of the targets' scores."""
-        log_normaliser_B, targets_B = carry
+        log_normalizer_B, targets_B = carry
         length_B = target.length_B.to(torch.float32)
-        loss_B = length_B * log_normaliser_B - targets_B
-        return loss_B[None], _Learned(log_normaliser_B, length_B)
+        loss_B = length_B * log_normalizer_B - targets_B
+        return loss_B[None], _Learned(log_normalizer_B, length_B)
 
     def fill_gradient(
         self, out: Tensor, observed: Observed, entries: ChunkEntries, weights: Weights
     ) -> None:
         """Fill in length * softmax - observed, times the weight."""
-        block_normaliser_B, softmax_BJ, _ = observed
-        log_normaliser_B, length_B = weights.learned
+        chunk_normalizer_B, softmax_BJ, _ = observed
+        log_normalizer_B, length_B = weights.learned
         gradient_B = weights.gradient_TB[0]
-        mass_B = (block_normaliser_B - log_normaliser_B).exp_().mul_(length_B * gradient_B)
+        mass_B = (chunk_normalizer_B - log_normalizer_B).exp_().mul_(length_B * gradient_B)
         torch.mul(softmax_BJ, mass_B[:, None], out=out)
         add_to_entries(out, entries, -gradient_B[entries.row_M])
 
@@ -133,6 +133,6 @@ def _weighted_softmax(output_BJ: Tensor, entries: ChunkEntries) -> tuple[Tensor,
         weighted_BJ[entries.row_M, entries.column_M] = output_BJ[
             entries.row_M, entries.column_M
         ].float()
-    log_normaliser_B = torch.logsumexp(weighted_BJ, dim=1)
-    finite_B = torch.nan_to_num(log_normaliser_B, neginf=0.0)
-    return log_normaliser_B, (weighted_BJ - finite_B[:, None]).exp_()
+    log_normalizer_B = torch.logsumexp(weighted_BJ, dim=1)
+    finite_B = torch.nan_to_num(log_normalizer_B, neginf=0.0)
+    return log_normalizer_B, (weighted_BJ - finite_B[:, None]).exp_()

@@ -22,7 +22,7 @@ from distrib.objectives.chunked import (
 )
 from distrib.objectives.decoder import Decoder, Tensors, interaction_head
 from distrib.rng import CounterRng
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 
 class RatingClassesConfig(Config):
@@ -43,9 +43,9 @@ class RatingClassesConfig(Config):
     sampling_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Items are drawn in proportion to this power of 1 + their interactions; 0 is uniform."""
 
-    def build(self, catalogue: Catalogue) -> "RatingClasses":
+    def build(self, catalog: Catalog) -> "RatingClasses":
         """Make the objective."""
-        return RatingClasses(self, catalogue)
+        return RatingClasses(self, catalog)
 
 
 class RatingClasses(ChunkedObjective):
@@ -63,10 +63,10 @@ class RatingClasses(ChunkedObjective):
     terms = ("interaction", "rating")
     kl = KlSchedule()
 
-    def __init__(self, config: RatingClassesConfig, catalogue: Catalogue) -> None:
+    def __init__(self, config: RatingClassesConfig, catalog: Catalog) -> None:
         self.config = config
-        self.levels = catalogue.levels
-        self.interactions = Binary(catalogue, config.num_sampled, config.sampling_power)
+        self.levels = catalog.levels
+        self.interactions = Binary(catalog, config.num_sampled, config.sampling_power)
 
     @override
     def __call__(

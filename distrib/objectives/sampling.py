@@ -6,7 +6,7 @@ import torch
 from distrib.batch import Batch
 from distrib.objectives.base import Candidates
 from distrib.rng import CounterRng
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 _NEGATIVES = 101  # stream of noise
 
@@ -18,9 +18,9 @@ class ItemSampler:
     drawn items so weighted has the mean of the sum over all, for any power.
     """
 
-    def __init__(self, num_sampled: int, power: float, catalogue: Catalogue) -> None:
+    def __init__(self, num_sampled: int, power: float, catalog: Catalog) -> None:
         self.num_sampled = num_sampled
-        count_I = np.asarray(catalogue.train_count_IL, dtype=np.float64).sum(1)
+        count_I = np.asarray(catalog.train_count_IL, dtype=np.float64).sum(1)
         mass_I = (1.0 + count_I) ** power
         share_I = mass_I / mass_I.sum()
         self._below_I = torch.from_numpy(share_I.cumsum())

@@ -10,7 +10,7 @@ from distrib.batch import Batch
 from distrib.config import Config
 from distrib.objectives.base import KlSchedule, LossContext
 from distrib.objectives.decoder import Decoder, Tensors, Uncertain
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 
 class SquaredErrorConfig(Config):
@@ -27,9 +27,9 @@ class SquaredErrorConfig(Config):
     anneal_steps: NonNegativeInt = 0
     """Updates over which the weight would grow from 0 to 1; it stops at the cap."""
 
-    def build(self, catalogue: Catalogue) -> "SquaredError":
+    def build(self, catalog: Catalog) -> "SquaredError":
         """Make the objective."""
-        del catalogue
+        del catalog
         return SquaredError(self)
 
 

@@ -60,7 +60,7 @@ class Mask(NamedTuple):
         """Where scores are."""
         return self.hidden.item_N.device
 
-    def by_block(self, blocks: list[tuple[int, int]]) -> Iterator[Callable[[Tensor], None]]:
+    def by_chunk(self, blocks: list[tuple[int, int]]) -> Iterator[Callable[[Tensor], None]]:
         """Yield, for each block, what strikes out scores in place."""
         hidden = entries_by_chunk(self.hidden, blocks)
         if self.limits is None:
@@ -177,7 +177,7 @@ class TopKSearch:
         blocks = self.blocks(num_users)
         best = torch.empty(num_users, 0, dtype=torch.int64, device=mask.device)
         kept: Tensor | None = None
-        for (low, high), masked in zip(blocks, mask.by_block(blocks), strict=True):
+        for (low, high), masked in zip(blocks, mask.by_chunk(blocks), strict=True):
             output = ranked.decode(state, tuple(table[low:high] for table in ranked.tables)).float()
             # What is struck out below is never chosen, so it may be lost from the output as well.
             score_BI = rules.apply(ranked.score(output, low), low).contiguous()

@@ -30,7 +30,7 @@ from distrib.tiles import Tile
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 from tests.benchmarks.models import apart
 
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
@@ -162,12 +162,12 @@ def update_of(name: str, size: Size) -> Update:
     """Make what updates a form's model by a batch, which counts so much, of some number."""
     form, config, _ = FORMS[name]
     counts = np.ones((size.items, len(LEVELS)), dtype=np.int64)
-    catalogue = Catalogue(size.items, LEVELS, counts, size.users, size.users)
+    catalog = Catalog(size.items, LEVELS, counts, size.users, size.users)
     if form == "literal":
         return _literal_update(size, config)
     is_plain = form == "plain"
-    model = config.build(catalogue) if is_plain else config.network(catalogue, catalogue)
-    step = TrainStep(model, config.spec.objective.build(catalogue), block_items=4096)
+    model = config.build(catalog) if is_plain else config.network(catalog, catalog)
+    step = TrainStep(model, config.spec.objective.build(catalog), block_items=4096)
     engine = LocalEngine(step, OptimizerConfig(name="adam"))
     noise = CounterRng.of(0, 0)
     return lambda batch, count, number: engine.train_batch(

@@ -39,7 +39,7 @@ from distrib.rng import CounterRng
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
 BATCH_ROWS, USERS, ITEMS, FIT_ITEMS, FIT_USERS = 256, 138_000, 27_000, 6_000, 20_000
@@ -112,11 +112,11 @@ def step_figures(name: str, form: str, steps: int) -> dict[str, float]:
     is_by_item = config.spec.scheme == "item_rows"
     columns, length = (USERS, 740) if is_by_item else (ITEMS, 144)
     count = np.ones((columns, len(LEVELS)), dtype=np.int64)
-    catalogue = Catalogue(columns, LEVELS, count, USERS, USERS)
-    model = config.network(catalogue, catalogue) if is_by_item else config.build(catalogue)
+    catalog = Catalog(columns, LEVELS, count, USERS, USERS)
+    model = config.network(catalog, catalog) if is_by_item else config.build(catalog)
     objective = config.spec.objective
     batches = [histories(BATCH_ROWS, columns, length, seed) for seed in range(steps + 1)]
-    step = TrainStep(model, objective.build(catalogue), block_items=4096, keep_output_mb=256)
+    step = TrainStep(model, objective.build(catalog), block_items=4096, keep_output_mb=256)
     engine = LocalEngine(step, OptimizerConfig())
     engine.begin_epoch(3 if name.endswith("decoder") else 0)
     if form == "plain":

@@ -56,7 +56,7 @@ def write_run(run: str, prepared: str, config: Any) -> None:
     """Write the bundle of a model that nobody trained."""
     torch.manual_seed(0)
     vocabulary = Dataset.open(prepared).vocabulary
-    weights = config.build(vocabulary.catalogue).state_dict()
+    weights = config.build(vocabulary.catalog).state_dict()
     facts = {"data": Dataset.open(prepared).manifest.hash}
     write_bundle(Folder(run) / BUNDLE, weights, config, vocabulary, facts)
 
@@ -109,7 +109,7 @@ def bare(run: str, prepared: str, threads: int, batches: int) -> float:
     torch.set_num_threads(threads)
     rows = all_rows(prepared)
     torch.manual_seed(0)
-    model = MultVaeConfig().build(Dataset.open(prepared).vocabulary.catalogue)
+    model = MultVaeConfig().build(Dataset.open(prepared).vocabulary.catalog)
     weight_IH, bias_I = model.item_tables()
     size = BATCH_USERS
     parts = [

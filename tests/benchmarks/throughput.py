@@ -83,8 +83,8 @@ def measure_training(model: str, url: str, source: TrainingData, steps: int) -> 
     torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=0, world_size=1)
     vocabulary = Dataset.open(url).vocabulary
     config, objective = MODELS[model]
-    built = config.build(vocabulary.catalogue)
-    step = TrainStep(built, objective.build(vocabulary.catalogue), block_items=4096)
+    built = config.build(vocabulary.catalog)
+    step = TrainStep(built, objective.build(vocabulary.catalog), block_items=4096)
     engine = DeepSpeedEngine(
         step, OptimizerConfig(), EngineConfig(), batch_users=BATCH_USERS, device=torch.device("cpu")
     )
@@ -112,7 +112,7 @@ def measure_scoring(model: str, url: str, source: TrainingData, steps: int) -> d
     """Make top-K lists in a fresh process."""
     torch.set_num_threads(os.cpu_count() or 1)
     vocabulary = Dataset.open(url).vocabulary
-    built = MODELS[model][0].build(vocabulary.catalogue).requires_grad_(False)
+    built = MODELS[model][0].build(vocabulary.catalog).requires_grad_(False)
     scorer, rows = Scorer(built, vocabulary), ray.get(source.refs[0])
     started_s, num_users = time.perf_counter(), 0
     for number in range(steps):

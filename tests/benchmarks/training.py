@@ -49,7 +49,7 @@ from distrib.train.engines.config import EngineConfig
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.run_folder import HISTORY
 from distrib.train.workers.launch import launch
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 BATCH_USERS, WARM_UP = 500, 2
 
@@ -170,9 +170,9 @@ def recbole(python: str, prepared: DataConfig, batches: int) -> dict:
 def loss_memory(item_count: int, *, is_chunked: bool) -> dict:
     """Peak memory of the last layer and its loss, forward and backward, beyond its inputs."""
     torch.set_num_threads(os.cpu_count() or 1)
-    catalogue = Catalogue(item_count, (1.0,), torch.ones(item_count, 1).numpy(), 1)
-    model = MultVaeConfig(hidden_width=200, latent_width=50).build(catalogue).bfloat16()
-    objective = MultinomialConfig().build(catalogue)
+    catalog = Catalog(item_count, (1.0,), torch.ones(item_count, 1).numpy(), 1)
+    model = MultVaeConfig(hidden_width=200, latent_width=50).build(catalog).bfloat16()
+    objective = MultinomialConfig().build(catalog)
     generator = torch.Generator().manual_seed(0)
     items = torch.randint(item_count, (BATCH_USERS, 100), generator=generator)
     batch = Batch.from_lists([sorted(set(row)) for row in items.tolist()])
@@ -213,15 +213,15 @@ class _watched:
 
 def million_items(batches: int) -> dict:
     """Train on a million items: whole softmax by chunks, 256 users, on this machine."""
-    catalogue = Catalogue(1_000_000, (1.0,), torch.ones(1_000_000, 1).numpy(), 1)
+    catalog = Catalog(1_000_000, (1.0,), torch.ones(1_000_000, 1).numpy(), 1)
     from distrib.train.engines.deepspeed import DeepSpeedEngine
     from distrib.train.step import TrainStep
 
     torch.set_num_threads(os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder:
         torch.distributed.init_process_group("gloo", f"file://{folder}/m", rank=0, world_size=1)
-        model = MultVaeConfig(hidden_width=128, latent_width=64).build(catalogue)
-        step = TrainStep(model, MultinomialConfig().build(catalogue), block_items=4096)
+        model = MultVaeConfig(hidden_width=128, latent_width=64).build(catalog)
+        step = TrainStep(model, MultinomialConfig().build(catalog), block_items=4096)
         engine = DeepSpeedEngine(
             step, OptimizerConfig(), EngineConfig(), batch_users=256, device=torch.device("cpu")
         )

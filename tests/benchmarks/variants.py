@@ -98,7 +98,7 @@ def curve(file: RunFile, changes: dict[str, Any], log: Log, train: TrainConfig) 
     ratings = Ratings(log.train, by_item(log.train), columns)
     feed = TileFeed(ratings, log.train, sharding, train.blocks)
     assert training.objective is not None
-    objective: Any = training.objective.build(log.vocabulary.catalogue)
+    objective: Any = training.objective.build(log.vocabulary.catalog)
     step = TrainStep(trained_model(model_config, log.vocabulary), objective, block_items=4096)
     schedule = ScheduleConfig(name="linear", decay_steps=feed.num_steps(0) * train.num_epochs)
     engine = LocalEngine(step, file.optimizer.model_copy(update={"schedule": schedule}))

@@ -21,13 +21,13 @@ CONFIG = Conv4RecConfig(latent_width=4, rating_width=4)
 
 def vocabulary_of(small):
     ids = pa.array([f"item-{n}" for n in range(50)])
-    return Vocabulary(ids, small.catalogue.levels, small.catalogue.train_count_IL, 37)
+    return Vocabulary(ids, small.catalog.levels, small.catalog.train_count_IL, 37)
 
 
 @pytest.fixture
 def bundle(small, tmp_path):
     folder = Folder(str(tmp_path / "bundle"))
-    model = CONFIG.build(small.catalogue)
+    model = CONFIG.build(small.catalog)
     write_bundle(folder, model.state_dict(), CONFIG, vocabulary_of(small), {"epoch": 3})
     return folder, model
 
@@ -40,7 +40,7 @@ def test_a_bundle_comes_back_as_it_was(bundle, small, tmp_path):
         assert loaded.facts["epoch"] == 3
         assert loaded.vocabulary.fingerprint == vocabulary_of(small).fingerprint
         np.testing.assert_array_equal(
-            loaded.vocabulary.train_count_IL, small.catalogue.train_count_IL
+            loaded.vocabulary.train_count_IL, small.catalog.train_count_IL
         )
         for name, tensor in model.state_dict().items():
             assert torch.equal(loaded.model.state_dict()[name], tensor)
@@ -90,8 +90,8 @@ def test_truncated_files_are_named_by_their_size(bundle):
 def test_foreign_bundles_are_refused_with_the_first_difference(bundle, small, tmp_path):
     folder, _ = bundle
     whole = {name: folder.read(file) for name, file in NAMES.items()}
-    counts = small.catalogue.train_count_IL
-    others = Vocabulary(pa.array(range(50)), small.catalogue.levels, counts, 37)
+    counts = small.catalog.train_count_IL
+    others = Vocabulary(pa.array(range(50)), small.catalog.levels, counts, 37)
     sink = pa.BufferOutputStream()
     pq.write_table(others.to_table(), sink)
     few = {"prior_IC": torch.zeros(3, 6)}

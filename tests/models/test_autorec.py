@@ -12,7 +12,7 @@ from distrib.rng import CounterRng
 from distrib.train.schemes.encoded_rows import codes_of, joined_codes
 from distrib.train.schemes.item_rows import ItemRows
 from distrib.train.step import TrainStep
-from distrib.vocabulary import Catalogue, Vocabulary
+from distrib.vocabulary import Catalog, Vocabulary
 from tests.conftest import LEVELS
 
 ACTIVATIONS = {"identity": lambda x: x, "sigmoid": torch.sigmoid, "relu": torch.relu}
@@ -37,8 +37,8 @@ def plain(model, r):
 def test_loss_and_gradient_are_those_of_the_dense_network(hidden, output, small):
     torch.manual_seed(0)
     config = AutoRecConfig(side="users", hidden_width=16, hidden=hidden, output=output)
-    model = config.build(small.catalogue)
-    step = TrainStep(model, SquaredErrorConfig().build(small.catalogue), block_items=7)
+    model = config.build(small.catalog)
+    step = TrainStep(model, SquaredErrorConfig().build(small.catalog), block_items=7)
     (loss,) = step(small.batch, small.batch, CounterRng.of(0, 0), 0).values()
     r_UI = rating_matrix(small)
     error_UI = torch.where(r_UI > 0, plain(model, r_UI) - r_UI, 0.0)
@@ -54,10 +54,10 @@ def test_loss_and_gradient_are_those_of_the_dense_network(hidden, output, small)
 def test_an_untrained_network_starts_near_the_mean_ratings(small):
     for output in ("identity", "sigmoid"):
         config = AutoRecConfig(side="users", hidden_width=16, output=output)
-        model = config.build(small.catalogue)
-        level = small.catalogue.train_count_IL @ np.array(LEVELS)
-        mean_I = level / np.maximum(small.catalogue.train_count_IL.sum(1), 1)
-        rated = small.catalogue.train_count_IL.sum(1) > 5
+        model = config.build(small.catalog)
+        level = small.catalog.train_count_IL @ np.array(LEVELS)
+        mean_I = level / np.maximum(small.catalog.train_count_IL.sum(1), 1)
+        rated = small.catalog.train_count_IL.sum(1) > 5
         rating_I = model.decode(model.encode(small.batch), slice(None)).detach().numpy().mean(0)
         assert np.abs(rating_I - mean_I)[rated].max() < 0.5
 
@@ -68,21 +68,21 @@ class Item:
     def __init__(self, small, **settings):
         torch.manual_seed(0)
         self.config = AutoRecConfig(side="items", hidden_width=16, **settings)
-        self.network = self.config.network(small.catalogue, small_users(small))
+        self.network = self.config.network(small.catalog, small_users(small))
         torch.nn.init.normal_(self.network.output_bias_I)
         r_IU = rating_matrix(small).T
         self.rating_UI = plain(self.network, r_IU).T.detach()
         latent_IZ = ACTIVATIONS[self.config.hidden](
             r_IU @ self.network.input_IZ + self.network.input_bias_Z
         )
-        self.model = self.config.build(small.catalogue)
+        self.model = self.config.build(small.catalog)
         state = self.config.scoring(self.network.state_dict(), latent_IZ.detach())
         self.model.load_state_dict(state)
 
 
 def small_users(small):
-    counts = np.broadcast_to(small.catalogue.train_count_IL.sum(0), (37, 5))
-    return Catalogue(37, LEVELS, counts, 50)
+    counts = np.broadcast_to(small.catalog.train_count_IL.sum(0), (37, 5))
+    return Catalog(37, LEVELS, counts, 50)
 
 
 @pytest.mark.parametrize("output", ["identity", "sigmoid"])
@@ -112,7 +112,7 @@ def test_item_autorec_folds_unknown_users_in_among_known_ones(small):
 
 
 def test_codes_of_items_are_the_networks_also_of_those_nobody_rated(small):
-    counts_IL = small.catalogue.train_count_IL
+    counts_IL = small.catalog.train_count_IL
     vocabulary = Vocabulary(pa.array(range(50)), LEVELS, counts_IL, 37, user_index_size=37)
     torch.manual_seed(0)
     config = AutoRecConfig(side="items", hidden_width=16)

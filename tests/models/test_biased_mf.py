@@ -9,9 +9,9 @@ from distrib.train.step import TrainStep
 
 
 def test_loss_and_gradient_are_those_of_a_loop_over_ratings(small):
-    model = BiasedMfConfig(latent_width=8).build(small.catalogue)
+    model = BiasedMfConfig(latent_width=8).build(small.catalog)
     torch.nn.init.normal_(model.user_bias_U)
-    step = TrainStep(model, SquaredErrorConfig().build(small.catalogue), block_items=7)
+    step = TrainStep(model, SquaredErrorConfig().build(small.catalog), block_items=7)
     (loss,) = step(small.batch, small.batch, CounterRng.of(0, 0), 0).values()
     wanted = torch.zeros(())
     for user, (items, values) in enumerate(zip(small.items, small.values, strict=True)):
@@ -28,7 +28,7 @@ def test_loss_and_gradient_are_those_of_a_loop_over_ratings(small):
 
 
 def test_a_user_beyond_training_is_folded_in_and_comes_near_the_ratings(small):
-    model = BiasedMfConfig(latent_width=8, new_user_penalty=1e-3).build(small.catalogue)
+    model = BiasedMfConfig(latent_width=8, new_user_penalty=1e-3).build(small.catalog)
     torch.nn.init.normal_(model.item_IZ)
     stranger = small.users([5])._replace(user_B=torch.tensor([-1]))
     rating_N = model.score_pairs(model.encode(stranger), stranger)

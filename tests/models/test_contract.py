@@ -28,7 +28,7 @@ from distrib.tiles import Side, Tile, Transposed
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.step import TrainStep, total
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 from tests.conftest import LEVELS, Small
 
 CASES = [
@@ -69,11 +69,11 @@ every_trained_model = pytest.mark.parametrize("config", TRAINED, ids=repr)
 def trained_on(config, small):
     """What training updates, and what it reads: histories of users, of items, or both."""
     if config.spec.scheme in ("user_rows", "closed_form"):
-        return config.build(small.catalogue), small.batch
-    batch, item_count = small.batch, small.catalogue.item_count
+        return config.build(small.catalog), small.batch
+    batch, item_count = small.batch, small.catalog.item_count
     count_UL = np.ones((batch.num_users, len(LEVELS)), dtype=np.int64)
-    users = Catalogue(batch.num_users, LEVELS, count_UL, item_count, batch.num_users)
-    network = config.network(small.catalogue, users)
+    users = Catalog(batch.num_users, LEVELS, count_UL, item_count, batch.num_users)
+    network = config.network(small.catalog, users)
     items = of_items(small)
     if config.spec.scheme == "item_rows":
         return network, items
@@ -83,7 +83,7 @@ def trained_on(config, small):
 
 def of_items(small):
     """The histories of all items."""
-    batch, item_count = small.batch, small.catalogue.item_count
+    batch, item_count = small.batch, small.catalog.item_count
     order = torch.argsort(batch.item_N, stable=True)
     lengths = torch.bincount(batch.item_N, minlength=item_count)
     pointer_P = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
@@ -93,16 +93,16 @@ def of_items(small):
 def step_of(config, small, block_items=17):
     torch.manual_seed(0)
     model, batch = trained_on(config, small)
-    objective = config.spec.objective.build(small.catalogue)
+    objective = config.spec.objective.build(small.catalog)
     return TrainStep(model, objective, block_items=block_items), batch
 
 
 def filled(config, small):
     """A model that scores, with something to say."""
     torch.manual_seed(0)
-    model = config.build(small.catalogue)
+    model = config.build(small.catalog)
     if config.spec.scheme == "closed_form" and hasattr(config, "solve"):
-        model.load_state_dict(config.solve(gram_of(small.batch, small.catalogue.item_count)))
+        model.load_state_dict(config.solve(gram_of(small.batch, small.catalog.item_count)))
     if config.spec.scheme in ("item_rows", "two_sided"):
         network, _ = trained_on(config, small)
         model.load_state_dict(scoring(config, network, small))
@@ -219,7 +219,7 @@ def test_permuting_items_permutes_scores(config, small):
     place = torch.argsort(order)
     renamed = small.batch._replace(item_N=place[small.batch.item_N])
     model = filled(config, small)
-    moved = config.build(small.catalogue)
+    moved = config.build(small.catalog)
     if config.spec.scheme == "closed_form" and hasattr(config, "solve"):
         moved.load_state_dict(config.solve(gram_of(renamed)))
     else:
@@ -287,13 +287,13 @@ def trained(config, world):
             step.model.feed_codes(*found, CounterRng.of(0, epoch))
     if config.spec.scheme in ("user_rows", "closed_form"):
         return step.model
-    model = config.build(world.catalogue)
+    model = config.build(world.catalog)
     model.load_state_dict(scoring(config, step.model, world))
     return model
 
 
 @every_model
 def test_weights_round_trip_exactly(config, small):
-    model, other = config.build(small.catalogue), config.build(small.catalogue)
+    model, other = config.build(small.catalog), config.build(small.catalog)
     other.load_state_dict(model.state_dict())
     assert torch.equal(scores(model, small.batch), scores(other, small.batch))

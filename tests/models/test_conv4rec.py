@@ -39,7 +39,7 @@ def dense_forward(model, batch):
 def test_sparse_network_equals_the_dense_one_forward_and_backward(decoder, small):
     model = (
         Conv4RecConfig(latent_width=8, rating_width=4, decoder=decoder)
-        .build(small.catalogue)
+        .build(small.catalog)
         .double()
     )
     batch = small.batch._replace(value_N=small.batch.value_N.double())
@@ -61,7 +61,7 @@ def test_sparse_network_equals_the_dense_one_forward_and_backward(decoder, small
 def test_the_ordinal_decoder_equals_dense_convolutions_over_two_channels(rating_width, small):
     torch.manual_seed(0)
     config = Conv4RecConfig(latent_width=8, rating_width=rating_width, encoder="dense")
-    model = config.build(small.catalogue).double()
+    model = config.build(small.catalog).double()
     torch.nn.init.normal_(model.rating_IZ)
     torch.nn.init.normal_(model.output_IDZ)
     batch = small.batch._replace(value_N=small.batch.value_N.double())
@@ -92,8 +92,8 @@ def test_the_ordinal_decoder_equals_dense_convolutions_over_two_channels(rating_
 
 
 def test_the_prior_starts_at_the_items_smoothed_frequencies(small):
-    prior = np.exp(log_frequencies(small.catalogue))
-    counts = small.catalogue.train_count_IL
+    prior = np.exp(log_frequencies(small.catalog))
+    counts = small.catalog.train_count_IL
     assert prior.sum(1) == pytest.approx(np.ones(50), rel=1e-4)
     item = int(counts.sum(1).argmax())
     all_levels = counts.sum(0) / (37 * 50)
@@ -102,7 +102,7 @@ def test_the_prior_starts_at_the_items_smoothed_frequencies(small):
 
 
 def test_opinion_is_a_distribution_and_its_mean_lies_on_the_scale(small):
-    model = Conv4RecConfig(latent_width=8, rating_width=4).build(small.catalogue)
+    model = Conv4RecConfig(latent_width=8, rating_width=4).build(small.catalog)
     output = model.decode(model.encode(small.batch), slice(None)).float()
     opinion = model.output.predict(output)
     six = output.softmax(-1)
@@ -115,12 +115,12 @@ def test_opinion_is_a_distribution_and_its_mean_lies_on_the_scale(small):
 
 def test_corruption_hides_half_of_the_history_as_if_not_observed(small):
     config = Conv4RecConfig(latent_width=8, corruption=0.5, scale="history")
-    model = config.build(small.catalogue)
+    model = config.build(small.catalog)
     noise = CounterRng.of(0, 0)
     batch = small.batch
     draw = noise.uniform(1, batch.user_B[batch.row_N], batch.item_N)
     kept = batch.keep(draw >= 0.5)
-    by_visible = Conv4RecConfig(latent_width=8, corruption=0.5).build(small.catalogue)
+    by_visible = Conv4RecConfig(latent_width=8, corruption=0.5).build(small.catalog)
     assert torch.equal(by_visible.encode(batch, noise).latent_BZ, by_visible.encode(kept).latent_BZ)
     hidden = model.encode(batch, noise).latent_BZ
     scale = (kept.length_B.clamp(min=1) / batch.length_B.clamp(min=1)).float().sqrt()[:, None]

@@ -49,7 +49,7 @@ def test_the_solution_has_a_zero_diagonal_and_no_slope_elsewhere(small):
 
 def test_scores_are_history_times_weights(small):
     config = EaseConfig(penalty=3.0)
-    model = config.build(small.catalogue)
+    model = config.build(small.catalog)
     model.load_state_dict(config.solve(gram(small)))
     score_BI = model.decode(model.encode(small.batch), slice(None)).numpy()
     x_BI = multi_hot(small)
@@ -61,7 +61,7 @@ def test_neighbourhoods_of_all_items_are_the_whole():
     x_BI = np.zeros((600, 16))
     x_BI[dense.batch.row_N, dense.batch.item_N] = 1.0
     config = EaseConfig(penalty=3.0, num_neighbours=16)
-    model = config.build(dense.catalogue)
+    model = config.build(dense.catalog)
     model.load_state_dict(config.solve(csr_array((x_BI.T @ x_BI).astype(np.int32))))
     score_BI = model.decode(model.encode(dense.batch), slice(None)).numpy()
     np.testing.assert_allclose(score_BI, x_BI @ plain_ease(x_BI, 3.0), atol=1e-5)
@@ -79,7 +79,7 @@ def test_a_neighbourhood_is_solved_for_as_if_it_were_all(small):
 @pytest.mark.parametrize("block_items", [7, 50])
 def test_item_neighbours_equal_a_loop_over_pairs(block_items, small):
     config = ItemKnnConfig(num_neighbours=6, shrink=2.0)
-    model = config.build(small.catalogue)
+    model = config.build(small.catalog)
     model.load_state_dict(config.solve(gram(small)))
     x_BI = multi_hot(small)
     count_I = x_BI.sum(0)

@@ -18,8 +18,8 @@ def dense_output(model, batch):
 
 
 def test_the_loss_is_the_cosine_of_the_dense_output_value_and_gradient(small):
-    model = ElsaConfig(latent_width=8).build(small.catalogue)
-    step = TrainStep(model, CosineConfig().build(small.catalogue), block_items=7)
+    model = ElsaConfig(latent_width=8).build(small.catalog)
+    step = TrainStep(model, CosineConfig().build(small.catalog), block_items=7)
     (loss,) = step(small.batch, small.batch, CounterRng.of(0, 0), 0).values()
     x_BI, output_BI = dense_output(model, small.batch)
     wanted = (1.0 - F.cosine_similarity(output_BI, x_BI, dim=1)).sum()
@@ -29,7 +29,7 @@ def test_the_loss_is_the_cosine_of_the_dense_output_value_and_gradient(small):
 
 
 def test_the_sources_squared_error_of_unit_rows_is_the_same_up_to_a_factor(small):
-    model = ElsaConfig(latent_width=8).build(small.catalogue)
+    model = ElsaConfig(latent_width=8).build(small.catalog)
     x_BI, output_BI = dense_output(model, small.batch)
     squared = (F.normalize(output_BI, dim=1) - F.normalize(x_BI, dim=1)).square().mean(1)
     cosine = 1.0 - F.cosine_similarity(output_BI, x_BI, dim=1)
@@ -37,16 +37,16 @@ def test_the_sources_squared_error_of_unit_rows_is_the_same_up_to_a_factor(small
 
 
 def test_scores_are_those_of_the_dense_output_but_for_own_items(small):
-    model = ElsaConfig(latent_width=8).build(small.catalogue)
+    model = ElsaConfig(latent_width=8).build(small.catalog)
     score_BI = model.decode(model.encode(small.batch), slice(None))
     x_BI, output_BI = dense_output(model, small.batch)
     torch.testing.assert_close(score_BI, output_BI + x_BI)
 
 
 def test_empty_and_lonely_histories_have_a_finite_gradient(small):
-    model = ElsaConfig(latent_width=8).build(small.catalogue)
+    model = ElsaConfig(latent_width=8).build(small.catalog)
     batch = Batch.from_lists([[], [3]])
-    step = TrainStep(model, CosineConfig().build(small.catalogue), block_items=7)
+    step = TrainStep(model, CosineConfig().build(small.catalog), block_items=7)
     (loss,) = step(batch, batch, CounterRng.of(0, 0), 0).values()
     loss.backward()
     assert loss.isfinite()

@@ -6,7 +6,7 @@ import torch
 from distrib.batch import Batch
 from distrib.models.layers import fold_in, history_sum, item_mean, pair_products, unit_input
 from distrib.rng import CounterRng
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 
 def dense(batch, by_value):
@@ -79,7 +79,7 @@ def test_folding_in_is_ridge_regression_for_histories_short_and_long():
 
 def test_item_means_lean_on_the_mean_of_all():
     count_IL = np.array([[0, 0, 4], [1, 0, 0], [0, 0, 0]])
-    mean_I = item_mean(Catalogue(3, (1.0, 2.0, 3.0), count_IL, 5), prior_ratings=1.0)
+    mean_I = item_mean(Catalog(3, (1.0, 2.0, 3.0), count_IL, 5), prior_ratings=1.0)
     overall = (4 * 3.0 + 1.0) / 5
     wanted = [(12 + overall) / 5, (1 + overall) / 2, overall]
     torch.testing.assert_close(mean_I, torch.tensor(wanted))

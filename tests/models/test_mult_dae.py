@@ -25,8 +25,8 @@ def gradients_agree(model, loss, wanted):
 
 
 def test_mult_dae_is_one_hidden_layer_and_a_softmax(small):
-    model = MultDaeConfig(latent_width=8, input_dropout=0.0).build(small.catalogue)
-    objective = MultinomialConfig().build(small.catalogue)
+    model = MultDaeConfig(latent_width=8, input_dropout=0.0).build(small.catalog)
+    objective = MultinomialConfig().build(small.catalog)
     loss = total(
         TrainStep(model, objective, block_items=7)(small.batch, small.batch, CounterRng(1), 0)
     )
@@ -37,8 +37,8 @@ def test_mult_dae_is_one_hidden_layer_and_a_softmax(small):
 
 
 def test_dae_cf_reads_ratings_and_is_judged_on_observed_cells_only(small):
-    model = MultDaeConfig(latent_width=8, input_dropout=0.0, reads="ratings").build(small.catalogue)
-    objective = SquaredErrorConfig().build(small.catalogue)
+    model = MultDaeConfig(latent_width=8, input_dropout=0.0, reads="ratings").build(small.catalog)
+    objective = SquaredErrorConfig().build(small.catalog)
     loss = total(
         TrainStep(model, objective, block_items=7)(small.batch, small.batch, CounterRng(1), 0)
     )
@@ -50,8 +50,8 @@ def test_dae_cf_reads_ratings_and_is_judged_on_observed_cells_only(small):
 
 def test_vae_cf_adds_the_annealed_divergence(small):
     config = MultVaeConfig(hidden_width=16, latent_width=8, input_dropout=0.0, reads="ratings")
-    model = config.build(small.catalogue)
-    objective = SquaredErrorConfig(divergence_cap=0.3, anneal_steps=100).build(small.catalogue)
+    model = config.build(small.catalog)
+    objective = SquaredErrorConfig(divergence_cap=0.3, anneal_steps=100).build(small.catalog)
     noise = CounterRng.of(0, 0)
     loss = total(TrainStep(model, objective, block_items=7)(small.batch, small.batch, noise, 20))
     r_BI = dense(small.batch, by_value=True)

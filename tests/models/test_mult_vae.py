@@ -26,7 +26,7 @@ def plain(model, x, noise_code=0.0):
 
 
 def test_network_equals_the_plain_one(small):
-    model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalogue)
+    model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalog)
     state = model.encode(small.batch)
     logits, mean, _ = plain(model, multi_hot(small.batch))
     torch.testing.assert_close(model.decode(state, slice(None)), logits, rtol=1e-5, atol=1e-5)
@@ -34,8 +34,8 @@ def test_network_equals_the_plain_one(small):
 
 
 def test_loss_is_the_multinomial_likelihood_plus_the_annealed_divergence(small):
-    model = MultVaeConfig(hidden_width=16, latent_width=8, input_dropout=0.0).build(small.catalogue)
-    objective = MultinomialConfig(divergence_cap=0.2, anneal_steps=100).build(Small().catalogue)
+    model = MultVaeConfig(hidden_width=16, latent_width=8, input_dropout=0.0).build(small.catalog)
+    objective = MultinomialConfig(divergence_cap=0.2, anneal_steps=100).build(Small().catalog)
     noise = CounterRng.of(0, 0)
     terms = TrainStep(model, objective, block_items=7)(small.batch, small.batch, noise, 10)
     x = multi_hot(small.batch)
@@ -53,13 +53,13 @@ def test_loss_is_the_multinomial_likelihood_plus_the_annealed_divergence(small):
 
 
 def test_the_divergence_weight_grows_to_its_cap():
-    objective = MultinomialConfig(divergence_cap=0.2, anneal_steps=100).build(Small().catalogue)
+    objective = MultinomialConfig(divergence_cap=0.2, anneal_steps=100).build(Small().catalog)
     assert [objective.kl.weight(s) for s in (0, 10, 20, 500)] == [0.0, 0.1, 0.2, 0.2]
 
 
 def test_the_code_is_drawn_with_its_own_deviation(small):
     """A deviation of 0.01 instead of 1, as seen elsewhere, would pass all other tests."""
-    model = MultVaeConfig(hidden_width=16, latent_width=8, input_dropout=0.0).build(small.catalogue)
+    model = MultVaeConfig(hidden_width=16, latent_width=8, input_dropout=0.0).build(small.catalog)
     still = model.encode(small.batch).mean_BZ
     captured = []
     model.from_code.register_forward_hook(lambda _m, inputs, _o: captured.append(inputs[0]))

@@ -37,7 +37,7 @@ def plain_encoder(encoder, x_BI, epsilon):
 
 @pytest.mark.parametrize(("variant", "epsilon"), [("master", 0.1), ("wsdm", 1e-5)])
 def test_encoder_and_decoder_equal_plain_ones(variant, epsilon, small):
-    model = CONFIG.model_copy(update={"variant": variant}).build(small.catalogue)
+    model = CONFIG.model_copy(update={"variant": variant}).build(small.catalog)
     mean_BZ, _ = plain_encoder(model.encoder, multi_hot(small.batch), epsilon)
     score_BI = model.decode(model.encode(small.batch), slice(None))
     wanted = mean_BZ @ model.output_IZ.T + model.output_bias_I
@@ -64,8 +64,8 @@ def test_the_prior_is_a_mixture_in_each_dimension():
 
 
 def test_loss_weighs_the_divergence_by_the_length_of_the_history(small):
-    model = CONFIG.build(small.catalogue)
-    objective = MultinomialConfig(divergence_cap=1.0, anneal_steps=0).build(small.catalogue)
+    model = CONFIG.build(small.catalog)
+    objective = MultinomialConfig(divergence_cap=1.0, anneal_steps=0).build(small.catalog)
     noise = CounterRng.of(0, 0)
     terms = TrainStep(model, objective, block_items=7)(small.batch, small.batch, noise, 0)
     x_BI = multi_hot(small.batch)
@@ -86,10 +86,10 @@ def test_loss_weighs_the_divergence_by_the_length_of_the_history(small):
 
 def test_turns_train_one_part_each_with_an_optimizer_state_of_its_own(small):
     torch.manual_seed(0)
-    model = CONFIG.build(small.catalogue)
+    model = CONFIG.build(small.catalog)
     torch.manual_seed(0)
-    twin = CONFIG.build(small.catalogue)
-    objective = MultinomialConfig(divergence_cap=1.0, anneal_steps=0).build(small.catalogue)
+    twin = CONFIG.build(small.catalog)
+    objective = MultinomialConfig(divergence_cap=1.0, anneal_steps=0).build(small.catalog)
     engine = LocalEngine(TrainStep(model, objective, block_items=7), OptimizerConfig(name="adam"))
     step = TrainStep(twin, objective, block_items=7)
     optimizers = {part: torch.optim.Adam(p, lr=1e-3) for part, p in twin.phases().items()}
@@ -117,7 +117,7 @@ def test_turns_train_one_part_each_with_an_optimizer_state_of_its_own(small):
 
 
 def test_the_decoder_is_trained_without_dropout_on_sampled_codes(small):
-    model = CONFIG.model_copy(update={"input_dropout": 0.5}).build(small.catalogue)
+    model = CONFIG.model_copy(update={"input_dropout": 0.5}).build(small.catalog)
     model.begin_epoch(3)
     mean_BZ, log_variance_BZ = plain_encoder(model.encoder, multi_hot(small.batch), 0.1)
     noise = CounterRng.of(0, 3)

@@ -49,7 +49,7 @@ def doubled(part):
 
 def model_of(small, variant):
     torch.manual_seed(1)
-    model = VaeBmfConfig(**WIDTHS, **variant).network(small.catalogue, None).double()
+    model = VaeBmfConfig(**WIDTHS, **variant).network(small.catalog, None).double()
     for encoder in (model.users, model.items):
         for name, held in encoder.named_parameters():
             if "bias" in name:

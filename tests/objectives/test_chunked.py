@@ -83,8 +83,8 @@ def gradients(terms_TB, model):
 @pytest.mark.parametrize("case", CASES)
 def test_blocked_equals_plain_forward_and_backward(case, chunk_items, keep_bytes, small):
     config, objective_config = CASES[case]
-    model = config.build(small.catalogue)
-    objective = objective_config.build(small.catalogue)
+    model = config.build(small.catalog)
+    objective = objective_config.build(small.catalog)
     batch, noise = small.batch, CounterRng.of(0, 0)
     chunks = context(chunk_items, keep_bytes)
     blocked = objective(model, model.encode(batch, noise), batch, chunks)
@@ -97,9 +97,9 @@ def test_blocked_equals_plain_forward_and_backward(case, chunk_items, keep_bytes
 
 
 def test_the_objectives_terms_add_up_to_the_plain_cross_entropy(small):
-    model = Conv4RecConfig(latent_width=8, rating_width=4).build(small.catalogue).double()
+    model = Conv4RecConfig(latent_width=8, rating_width=4).build(small.catalog).double()
     batch = small.batch
-    objective = RatingClassesConfig(rating_weight=1.0).build(small.catalogue)
+    objective = RatingClassesConfig(rating_weight=1.0).build(small.catalog)
     output = model.decode(model.encode(batch), slice(None))
     outcome = torch.zeros(37, 50, dtype=torch.int64)
     outcome[batch.row_N, batch.item_N] = level_index(batch.value_N, model.levels) + 1
@@ -111,7 +111,7 @@ def test_the_objectives_terms_add_up_to_the_plain_cross_entropy(small):
 def test_a_near_certain_none_keeps_its_loss():
     """-log p(none) of 4e-7 nats is 0 in float32 when taken through a log-softmax."""
     output = torch.tensor([[[16.0, -2.0, -2.0, -2.0, -2.0, -2.0]]])
-    objective = RatingClassesConfig().build(Small().catalogue)
+    objective = RatingClassesConfig().build(Small().catalog)
     nothing = next(entries_by_chunk(Batch.from_lists([[]]), [(0, 1)]))
     (loss_TB,) = objective.accumulate(None, objective.observe(output, nothing), nothing)
     loss = loss_TB[0]
@@ -122,8 +122,8 @@ def test_a_near_certain_none_keeps_its_loss():
 
 @pytest.mark.parametrize("rating_width", [0, 4])
 def test_interactions_and_levels_by_themselves_give_the_loss_of_all_outcomes(rating_width, small):
-    model = Conv4RecConfig(latent_width=8, rating_width=rating_width).build(small.catalogue)
-    objective = RatingClassesConfig(rating_weight=3.0).build(small.catalogue)
+    model = Conv4RecConfig(latent_width=8, rating_width=rating_width).build(small.catalog)
+    objective = RatingClassesConfig(rating_weight=3.0).build(small.catalog)
     batch, noise = small.batch, CounterRng.of(0, 0)
     whole_TB = whole_output_terms(model, objective, model.encode(batch, noise), batch)
     wanted = torch.autograd.grad(whole_TB.sum(), list(model.parameters()))
@@ -135,8 +135,8 @@ def test_interactions_and_levels_by_themselves_give_the_loss_of_all_outcomes(rat
 
 
 def test_binary_loss_is_the_plain_one(small):
-    model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalogue)
-    objective = BinaryConfig().build(small.catalogue)
+    model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalog)
+    objective = BinaryConfig().build(small.catalog)
     batch = small.batch
     loss_TB = objective(model, model.encode(batch), batch, context(17))
     met_BI = torch.zeros(37, 50).index_put((batch.row_N, batch.item_N), torch.ones(()))
@@ -151,10 +151,10 @@ def test_binary_loss_is_the_plain_one(small):
 @pytest.mark.parametrize("power", [0.0, 0.5])
 def test_sampled_unobserved_cells_have_the_mean_of_all_loss_and_gradient(power, small):
     config = Conv4RecConfig(latent_width=8, decoder="linear")
-    model, batch = config.build(small.catalogue), small.users(range(6))
-    exact = RatingClassesConfig().build(small.catalogue)
+    model, batch = config.build(small.catalog), small.users(range(6))
+    exact = RatingClassesConfig().build(small.catalog)
     settings = RatingClassesConfig(num_sampled=12, sampling_power=power)
-    sampled = settings.build(small.catalogue)
+    sampled = settings.build(small.catalog)
 
     def both(objective, step):
         terms_TB = objective(model, model.encode(batch), batch, context(17, step=step))
@@ -172,8 +172,8 @@ def test_sampled_unobserved_cells_have_the_mean_of_all_loss_and_gradient(power, 
 
 def test_users_without_targets_and_batches_without_users_give_zeros(small):
     for config, objective_config in CASES.values():
-        model = config.build(small.catalogue)
-        objective = objective_config.build(small.catalogue)
+        model = config.build(small.catalog)
+        objective = objective_config.build(small.catalog)
         nobody = Batch.from_lists([])
         terms = objective(model, model.encode(nobody), nobody, context(17))
         assert terms.shape[1] == 0
@@ -183,7 +183,7 @@ def test_users_without_targets_and_batches_without_users_give_zeros(small):
 
 def sampled_loss(model, batch, num_sampled, step, power=0.5, chunk_items=17):
     config = MultinomialConfig(num_sampled=num_sampled, sampling_power=power)
-    objective = config.build(Small().catalogue)
+    objective = config.build(Small().catalog)
     candidates = objective.candidates(batch, CounterRng.of(0, 0), step)
     found = objective(model, model.encode(batch), batch, context(chunk_items, step=step))
     return found[0], candidates
@@ -191,7 +191,7 @@ def sampled_loss(model, batch, num_sampled, step, power=0.5, chunk_items=17):
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_the_sampled_normaliser_has_the_mean_of_the_exact_one(power, small):
-    model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalogue)
+    model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalog)
     batch = small.users(range(6))
     output_BI = model.decode(model.encode(batch), slice(None)).detach()
     score_B = torch.zeros(6).index_add(0, batch.row_N, output_BI[batch.row_N, batch.item_N])
@@ -205,7 +205,7 @@ def test_the_sampled_normaliser_has_the_mean_of_the_exact_one(power, small):
 
 
 def test_a_sampled_loss_does_not_depend_on_who_else_is_in_the_batch(small):
-    model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalogue)
+    model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalog)
     whole_B, _ = sampled_loss(model, small.batch, 20, 3)
     alone_B, candidates = sampled_loss(model, small.users([7]), 20, 3, chunk_items=5)
     torch.testing.assert_close(whole_B[7:8], alone_B)
@@ -213,7 +213,7 @@ def test_a_sampled_loss_does_not_depend_on_who_else_is_in_the_batch(small):
 
 
 def test_the_gradient_of_a_sampled_loss_is_that_of_the_plain_formula(small):
-    model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalogue)
+    model = MultVaeConfig(hidden_width=16, latent_width=8).build(small.catalog)
     batch = small.batch
     loss_B, (item_J, log_weight_J) = sampled_loss(model, batch, 20, 0)
     output_BJ = model.decode(model.encode(batch), item_J)

@@ -43,11 +43,11 @@ every_objective = pytest.mark.parametrize(("objective", "model"), CASES, ids=rep
 
 def built(objective, model, small):
     torch.manual_seed(0)
-    made = model.build(small.catalogue)
+    made = model.build(small.catalog)
     with torch.no_grad():  # far enough from the start that no gradient is small by chance
         for held in made.parameters():
             held.add_(0.1 * torch.randn_like(held))
-    return objective.build(small.catalogue), made.double()
+    return objective.build(small.catalog), made.double()
 
 
 def context_of(chunk_items=17, keep_bytes=0, step=3, shard=None):
@@ -154,9 +154,9 @@ class Shard:
         )
 
 
-def rank_of(config, made, catalogue, low, high):
+def rank_of(config, made, catalog, low, high):
     """The model of a rank: its tables of the last layer hold the own items only."""
-    part = config.build(catalogue).double()
+    part = config.build(catalog).double()
     part.load_state_dict(made.state_dict())
     for name, table in roles_of(part).decoder.items():
         setattr(part, name, with_role(torch.nn.Parameter(table[low:high].detach()), table.role))
@@ -175,7 +175,7 @@ def test_ranks_that_hold_different_items_join_to_the_same_loss(objective, model,
         mine = small.batch.keep((small.batch.item_N >= low) & (small.batch.item_N < high))
         shard = Shard(small.batch, low, high, heard)
         mine = mine._replace(item_N=mine.item_N - low)
-        rank = rank_of(model, made, small.catalogue, low, high)
+        rank = rank_of(model, made, small.catalog, low, high)
         loss(rank, users, mine, context_of(shard=shard))
         ranks.append((rank, mine, shard))
     for rank, mine, shard in ranks:

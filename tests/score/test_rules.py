@@ -67,7 +67,7 @@ def test_allowed_and_denied_items(as_file, small, tmp_path):
 
 def test_popularity_is_damped_and_low_scores_do_not_come_up(small):
     scorer = scorer_of(small, MultVaeConfig(), block_items=7)
-    support = torch.from_numpy(small.catalogue.train_count_IL.sum(1)).float()
+    support = torch.from_numpy(small.catalog.train_count_IL.sum(1)).float()
     damped = scores(scorer, small) - 0.1 * torch.log1p(support)
     limit = damped[damped > -torch.inf].quantile(0.9).item()
     lists, found = listed(scorer, small, rules_of(scorer, popularity_damping=0.1, min_score=limit))

@@ -25,9 +25,9 @@ IDS = pa.array([1000 - n for n in range(50)])
 
 def scorer_of(small, config=None, block_items=50):
     torch.manual_seed(0)
-    catalogue = small.catalogue
-    model = Popularity(catalogue) if config is None else config.build(catalogue)
-    vocabulary = Vocabulary(IDS, catalogue.levels, catalogue.train_count_IL, catalogue.num_users)
+    catalog = small.catalog
+    model = Popularity(catalog) if config is None else config.build(catalog)
+    vocabulary = Vocabulary(IDS, catalog.levels, catalog.train_count_IL, catalog.num_users)
     return Scorer(model.requires_grad_(False), vocabulary, chunk_items=block_items)
 
 
@@ -90,10 +90,10 @@ def test_expected_interactions_add_up_all_probabilities(decoder, small):
 
 def test_serendipitous_items_are_unseen_unlikely_supported_and_sorted_by_rating(small):
     scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4), block_items=7)
-    found = scorer.serendipitous(small.batch, small.batch, 20, unlikely=NoveltyFilter(0.5, 8))
+    found = scorer.serendipitous(small.batch, small.batch, 20, novel=NoveltyFilter(0.5, 8))
     with torch.no_grad():
         output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
-    prediction, support = scorer.model.output.predict(output), small.catalogue.train_count_IL.sum(1)
+    prediction, support = scorer.model.output.predict(output), small.catalog.train_count_IL.sum(1)
     for user, items in enumerate(found.item_BK.tolist()):
         seen = set(small.items[user])
         median = sorted(prediction.probability_BI[user].tolist())[24]  # the 25th of 50
@@ -111,13 +111,13 @@ def test_serendipitous_items_are_unseen_unlikely_supported_and_sorted_by_rating(
 def test_a_model_without_ratings_has_no_serendipitous_list(small):
     with pytest.raises(DataError, match="MultVae tells not both ratings and probabilities"):
         scorer_of(small, MultVaeConfig()).serendipitous(
-            small.batch, None, 3, unlikely=NoveltyFilter(0.5, 0)
+            small.batch, None, 3, novel=NoveltyFilter(0.5, 0)
         )
 
 
 def test_popularity_and_item_mean_are_what_counting_gives(small):
     scorer = scorer_of(small)
-    counts = small.catalogue.train_count_IL
+    counts = small.catalog.train_count_IL
     first = scorer.recommend(Batch.from_lists([[]]), None, 50).item_BK[0].tolist()
     assert counts.sum(1)[first].tolist() == sorted(counts.sum(1), reverse=True)
     item = int(counts.sum(1).argmax())
@@ -378,8 +378,8 @@ def test_a_history_has_one_digest_prepared_or_not(small):
 @pytest.mark.parametrize("bends", [{}, {"damping": 0.1}, {"damping": 0.1, "min_score": 0.0}])
 def test_candidates_found_in_bfloat16_give_the_lists_of_float32(config, k, bends, small):
     model = filled(config, small)
-    counts = small.catalogue.train_count_IL
-    vocabulary = Vocabulary(IDS, small.catalogue.levels, counts, 37)
+    counts = small.catalog.train_count_IL
+    vocabulary = Vocabulary(IDS, small.catalog.levels, counts, 37)
     plain = Scorer(model, vocabulary)
     fast = Scorer(model, vocabulary, precision="bf16", chunk_items=17)
     assert fast.search.is_halved == (item_vectors(model) is not None)

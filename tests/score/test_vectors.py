@@ -27,8 +27,8 @@ WITHOUT = {"ease", "item_knn", "popularity"}
 
 
 def bundle_of(config, small, tmp_path):
-    counts = small.catalogue.train_count_IL
-    vocabulary = Vocabulary(pa.array(range(100, 150)), small.catalogue.levels, counts, 37, 37)
+    counts = small.catalog.train_count_IL
+    vocabulary = Vocabulary(pa.array(range(100, 150)), small.catalog.levels, counts, 37, 37)
     weights = filled(config, small).state_dict()
     folder = Folder(str(tmp_path)) / BUNDLE
     write_bundle(folder, weights, config, vocabulary, {"data": "none"})
@@ -77,4 +77,4 @@ def test_the_graph_finds_nearly_what_the_exact_search_finds(small, tmp_path):
 
 def test_models_without_vectors_are_refused(small):
     with pytest.raises(DataError, match="Ease has no vectors"):
-        require_vectors(EaseConfig().build(small.catalogue))
+        require_vectors(EaseConfig().build(small.catalog))

@@ -58,10 +58,10 @@ class LocalRouter:
 def write_run(run, small, config=None, *, ids=IDS, levels=LEVELS, seed=0, scale=None):
     """Write the bundle of a model that nobody trained."""
     torch.manual_seed(seed)
-    counts = small.catalogue.train_count_IL[:, : len(levels)]
+    counts = small.catalog.train_count_IL[:, : len(levels)]
     vocabulary = Vocabulary(ids, levels, counts, 37, 37)
     config = config or Conv4RecConfig(latent_width=8, rating_width=4)
-    model = config.build(vocabulary.catalogue)
+    model = config.build(vocabulary.catalog)
     if scale:
         for weight in model.state_dict().values():
             if weight.is_floating_point():

@@ -53,7 +53,7 @@ def assert_same(bulk, found, direct, row):
 
 @every_model
 def test_direct_bulk_and_served_answers_are_equal(config, small, tmp_path):
-    counts, levels = small.catalogue.train_count_IL, small.catalogue.levels
+    counts, levels = small.catalog.train_count_IL, small.catalog.levels
     vocabulary = Vocabulary(IDS, levels, counts, 37, 37)
     model, run = filled(config, small), str(tmp_path / "run")
     write_bundle(Folder(run) / BUNDLE, model.state_dict(), config, vocabulary, {"data": "none"})

@@ -97,10 +97,10 @@ def make_step(case: str) -> TrainStep:
     model, objective = CASES[case]
     torch.manual_seed(0)
     if model.spec.scheme == "two_sided":
-        built = model.network(small.catalogue, None)
+        built = model.network(small.catalog, None)
     else:
-        built = model.build(small.catalogue)
-    return TrainStep(built, objective.build(small.catalogue), block_items=17)
+        built = model.build(small.catalog)
+    return TrainStep(built, objective.build(small.catalog), block_items=17)
 
 
 def fresh_engine(job: Job) -> object:

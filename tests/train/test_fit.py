@@ -94,7 +94,7 @@ def test_ease_from_shards_equals_a_plain_solution_and_is_solved_once(prepared, t
 def test_popularity_is_a_model_like_others(prepared, tmp_path):
     launch(config_of(tmp_path / "run", prepared, PopularityConfig()))
     bundle = load_bundle(Folder(str(tmp_path / "run")) / BUNDLE)
-    counted = Popularity(Dataset.open(prepared).vocabulary.catalogue)
+    counted = Popularity(Dataset.open(prepared).vocabulary.catalog)
     assert torch.equal(bundle.model.logit_IC, counted.logit_IC)
 
 

@@ -47,7 +47,7 @@ def vocabulary_of(ids):
 def test_known_items_keep_their_rows_wherever_they_stand(config):
     old, new = vocabulary_of(["a", "b", "c"]), vocabulary_of(["z", "c", "a", "y", "x"])
     torch.manual_seed(0)
-    earlier, fresh = config.build(old.catalogue), config.build(new.catalogue)
+    earlier, fresh = config.build(old.catalog), config.build(new.catalog)
     untouched = {name: value.clone() for name, value in fresh.named_parameters()}
     assert begin_with(fresh, new, Bundle(earlier, old, config, {})) == 2
     tables = item_tables_of(fresh)
@@ -63,7 +63,7 @@ def test_known_items_keep_their_rows_wherever_they_stand(config):
 
 @pytest.mark.parametrize("config", BEGINNERS, ids=repr)
 def test_every_parameter_that_grows_with_the_catalogue_is_named(config):
-    small, large = (config.build(vocabulary_of(list("abcdefgh")[:n]).catalogue) for n in (3, 7))
+    small, large = (config.build(vocabulary_of(list("abcdefgh")[:n]).catalog) for n in (3, 7))
     grows = {
         name
         for (name, one), (_, other) in zip(
@@ -78,7 +78,7 @@ def test_every_parameter_that_grows_with_the_catalogue_is_named(config):
 def test_a_model_of_another_kind_is_refused():
     old = vocabulary_of(["a"])
     config = MultVaeConfig(hidden_width=4, latent_width=2)
-    bundle = Bundle(config.build(old.catalogue), old, config, {})
+    bundle = Bundle(config.build(old.catalog), old, config, {})
     (fault,) = kind_faults(bundle, MultVaeConfig(hidden_width=4, latent_width=3), (1.0,))
     assert re.search(r"latent_width=2.* there, .*=3.* now; levels", fault)
     assert kind_faults(bundle, config, LEVELS) == []

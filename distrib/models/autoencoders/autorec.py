@@ -28,7 +28,7 @@ from distrib.models.outputs import RatingOutput
 from distrib.objectives import SquaredErrorConfig
 from distrib.parameters import Role, parameter
 from distrib.rng import CounterRng
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 _WEIGHT_SCALE = 0.01
 _EDGE = 1e-3  # of the sigmoid's range, where its inverse ends
@@ -68,12 +68,12 @@ class AutoRecConfig(Config):
         scheme = "item_rows" if by_items else "user_rows"
         return ModelSpec("ratings", SquaredErrorConfig(), scheme, has_user_rows=by_items)
 
-    def build(self, catalogue: Catalogue) -> "AutoRec | ItemAutoRec":
+    def build(self, catalog: Catalog) -> "AutoRec | ItemAutoRec":
         """Make the untrained model that predicts for users."""
         kind = AutoRec if self.side == "users" else ItemAutoRec
-        return kind(self, catalogue)
+        return kind(self, catalog)
 
-    def network(self, items: Catalogue, users: Catalogue) -> "AutoRec":
+    def network(self, items: Catalog, users: Catalog) -> "AutoRec":
         """Make the network that I-AutoRec trains; its columns are users."""
         del items
         return AutoRec(self, users)
@@ -102,7 +102,7 @@ class AutoRec(LinearDecoder, Model):
     users, at the mean of all; a sigmoid at the output is scaled to the range of the levels.
     """
 
-    def __init__(self, config: AutoRecConfig, columns: Catalogue) -> None:
+    def __init__(self, config: AutoRecConfig, columns: Catalog) -> None:
         super().__init__()
         self.config = config
         self.output = RatingOutput()
@@ -147,16 +147,16 @@ class ItemAutoRec(Model):
     weights that explain the user's own ratings best (`fold_in`); the authors predict a constant 3.
     """
 
-    def __init__(self, config: AutoRecConfig, catalogue: Catalogue) -> None:
+    def __init__(self, config: AutoRecConfig, catalog: Catalog) -> None:
         super().__init__()
         self.config = config
         self.output = RatingOutput()
-        self.levels = catalogue.levels
-        width, num_users = config.hidden_width, catalogue.user_index_size
-        self.register_buffer("code_IZ", torch.zeros(catalogue.item_count, width))
+        self.levels = catalog.levels
+        width, num_users = config.hidden_width, catalog.user_index_size
+        self.register_buffer("code_IZ", torch.zeros(catalog.item_count, width))
         self.register_buffer("weight_UZ", torch.zeros(num_users, width))
         self.register_buffer("bias_U", torch.zeros(num_users))
-        offset_I = _logit(item_mean(catalogue), config, self.levels)
+        offset_I = _logit(item_mean(catalog), config, self.levels)
         self.register_buffer("offset_I", offset_I, persistent=False)
         self.code_IZ: Tensor
         self.weight_UZ: Tensor

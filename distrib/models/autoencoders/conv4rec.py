@@ -22,7 +22,7 @@ from distrib.models.outputs import ClassOutput
 from distrib.objectives import RatingClassesConfig
 from distrib.parameters import Role, parameter, with_role
 from distrib.rng import CounterRng
-from distrib.vocabulary import Catalogue, IntArray
+from distrib.vocabulary import Catalog, IntArray
 
 _CORRUPTION = 1  # random stream
 _PRIOR_USERS = 10.0
@@ -69,9 +69,9 @@ class Conv4RecConfig(Config):
     corruption: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Share of the history that the encoder sees as "not observed" in training."""
 
-    def build(self, catalogue: Catalogue) -> "Conv4Rec":
+    def build(self, catalog: Catalog) -> "Conv4Rec":
         """Make an untrained model for the catalogue."""
-        return Conv4Rec(self, catalogue)
+        return Conv4Rec(self, catalog)
 
 
 class Conv4RecState(NamedTuple):
@@ -97,12 +97,12 @@ class Conv4Rec(Model):
     the encoder's hidden channels begin with a ramp over the levels.
     """
 
-    def __init__(self, config: Conv4RecConfig, catalogue: Catalogue) -> None:
+    def __init__(self, config: Conv4RecConfig, catalog: Catalog) -> None:
         super().__init__()
         self.config = config
-        self.levels = catalogue.levels
+        self.levels = catalog.levels
         self.output = ClassOutput(self.levels)
-        num_levels, item_count = len(self.levels), catalogue.item_count
+        num_levels, item_count = len(self.levels), catalog.item_count
         num_classes = num_levels + 1
         self.channels = _convolution(config, num_classes) if config.encoder == "conv" else None
         channels = config.channel_width if config.encoder == "conv" else num_levels
@@ -121,9 +121,9 @@ class Conv4Rec(Model):
             self.output_bias_ID = parameter(item_count, width, role=_TABLE)
             self.head = _mlp_head(num_classes)
         self.prior_IC = parameter(item_count, num_classes, role=_TABLE)
-        self._initialise(catalogue)
+        self._initialize(catalog)
 
-    def _initialise(self, catalogue: Catalogue) -> None:
+    def _initialize(self, catalog: Catalog) -> None:
         nn.init.normal_(self.input_IDZ, std=self.input_IDZ.shape[1] ** -0.5)
         nn.init.zeros_(self.input_bias_Z)
         nn.init.normal_(self.output_IDZ, std=0.1 * self.output_IDZ.shape[-1] ** -0.5)
@@ -137,7 +137,7 @@ class Conv4Rec(Model):
         if self.output_bias_ID is not None:
             nn.init.normal_(self.output_bias_ID, std=1.0)
         with torch.no_grad():
-            prior_IC = torch.from_numpy(log_frequencies(catalogue))
+            prior_IC = torch.from_numpy(log_frequencies(catalog))
             if self.slope_L is not None:  # the first column is then minus the log-odds
                 prior_IC = prior_IC - torch.logsumexp(prior_IC[:, 1:], dim=1, keepdim=True)
             self.prior_IC.copy_(prior_IC)
@@ -251,19 +251,19 @@ class Conv4Rec(Model):
         return torch.cat([torch.zeros_like(logit_N1), logit_N1 + level_NL], dim=1)
 
 
-def log_frequencies(catalogue: Catalogue, prior_users: float = _PRIOR_USERS) -> np.ndarray:
+def log_frequencies(catalog: Catalog, prior_users: float = _PRIOR_USERS) -> np.ndarray:
     """Return log frequencies of outcomes by item, smoothed towards those of all items.
 
     Args:
-        catalogue: Holds the counts.
+        catalog: Holds the counts.
         prior_users: Weight of the frequencies of all items, in users.
 
     Returns:
         float32 ``[I, C]``: log((count_jk + prior_users * q_k) / (users + prior_users)).
     """
-    count_IC = _outcome_counts(catalogue.train_count_IL, catalogue.num_users)
+    count_IC = _outcome_counts(catalog.train_count_IL, catalog.num_users)
     all_C = (count_IC.sum(0) + 1e-3) / (count_IC.sum() + 1e-3 * count_IC.shape[1])
-    smoothed_IC = (count_IC + prior_users * all_C) / (catalogue.num_users + prior_users)
+    smoothed_IC = (count_IC + prior_users * all_C) / (catalog.num_users + prior_users)
     return np.asarray(np.log(smoothed_IC), dtype=np.float32)
 
 

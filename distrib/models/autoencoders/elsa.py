@@ -20,7 +20,7 @@ from distrib.models.layers import history_sum
 from distrib.objectives import CosineConfig
 from distrib.parameters import Role, parameter
 from distrib.rng import CounterRng
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 _TIED = Role(encoder=True, decoder=True, decayed=True)
 
@@ -35,9 +35,9 @@ class ElsaConfig(Config):
     latent_width: PositiveInt = 256
     """Columns of the item matrix; the authors' ML-20M runs have 800."""
 
-    def build(self, catalogue: Catalogue) -> "Elsa":
+    def build(self, catalog: Catalog) -> "Elsa":
         """Make an untrained model for the catalogue."""
-        return Elsa(self, catalogue.item_count)
+        return Elsa(self, catalog.item_count)
 
 
 class ElsaState(NamedTuple):

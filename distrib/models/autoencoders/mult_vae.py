@@ -21,7 +21,7 @@ from distrib.models.outputs import RatingOutput
 from distrib.objectives import MultinomialConfig, SquaredErrorConfig
 from distrib.parameters import Role, parameter, with_role
 from distrib.rng import CounterRng
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 _DROPOUT, _SAMPLE = 1, 2  # random streams
 _ENCODER, _DECODER = Role(encoder=True, decayed=True), Role(decoder=True, decayed=True)
@@ -51,9 +51,9 @@ class MultVaeConfig(Config):
         """What the pipeline must know."""
         return _SPECS[self.reads]
 
-    def build(self, catalogue: Catalogue) -> "MultVae":
+    def build(self, catalog: Catalog) -> "MultVae":
         """Make an untrained model for the catalogue."""
-        return MultVae(self, catalogue)
+        return MultVae(self, catalog)
 
 
 class MultDaeConfig(Config):
@@ -75,9 +75,9 @@ class MultDaeConfig(Config):
         """What the pipeline must know."""
         return _SPECS[self.reads]
 
-    def build(self, catalogue: Catalogue) -> "MultDae":
+    def build(self, catalog: Catalog) -> "MultDae":
         """Make an untrained model for the catalogue."""
-        return MultDae(self, catalogue)
+        return MultDae(self, catalog)
 
 
 _SPECS = {
@@ -101,10 +101,10 @@ class MultVae(LinearDecoder, Model):
     that they do not depend on how users are dealt to workers.
     """
 
-    def __init__(self, config: MultVaeConfig, catalogue: Catalogue) -> None:
+    def __init__(self, config: MultVaeConfig, catalog: Catalog) -> None:
         super().__init__()
         self.config = config
-        item_count = catalogue.item_count
+        item_count = catalog.item_count
         hidden, latent = config.hidden_width, config.latent_width
         self.input_IH = parameter(item_count, hidden, role=_ENCODER)
         self.input_bias_H = parameter(hidden)
@@ -114,13 +114,13 @@ class MultVae(LinearDecoder, Model):
             with_role(cast("nn.Parameter", weight), Role(decayed=True))
         self.output_IH = parameter(item_count, hidden, role=_DECODER)
         self.output_bias_I = parameter(item_count, role=Role(decoder=True))
-        _initialise(
+        _initialize(
             (self.input_IH, self.to_code.weight, self.from_code.weight, self.output_IH),
             (self.input_bias_H, self.to_code.bias, self.from_code.bias, self.output_bias_I),
         )
         if config.reads == "ratings":
             self.output = RatingOutput()
-            self.output_bias_I.data.copy_(item_mean(catalogue))
+            self.output_bias_I.data.copy_(item_mean(catalog))
 
     @override
     def encode(self, batch: Batch, rng: CounterRng | None = None) -> MultVaeState:
@@ -157,18 +157,18 @@ class MultDae(LinearDecoder, Model):
     ``optimizer.name = "adam"`` with ``weight_decay = 4e-5``: their gradient, added to the loss's.
     """
 
-    def __init__(self, config: MultDaeConfig, catalogue: Catalogue) -> None:
+    def __init__(self, config: MultDaeConfig, catalog: Catalog) -> None:
         super().__init__()
         self.config = config
-        item_count, latent = catalogue.item_count, config.latent_width
+        item_count, latent = catalog.item_count, config.latent_width
         self.input_IZ = parameter(item_count, latent, role=_ENCODER)
         self.input_bias_Z = parameter(latent)
         self.output_IZ = parameter(item_count, latent, role=_DECODER)
         self.output_bias_I = parameter(item_count, role=Role(decoder=True))
-        _initialise((self.input_IZ, self.output_IZ), (self.input_bias_Z, self.output_bias_I))
+        _initialize((self.input_IZ, self.output_IZ), (self.input_bias_Z, self.output_bias_I))
         if config.reads == "ratings":
             self.output = RatingOutput()
-            self.output_bias_I.data.copy_(item_mean(catalogue))
+            self.output_bias_I.data.copy_(item_mean(catalog))
 
     @override
     def encode(self, batch: Batch, rng: CounterRng | None = None) -> MultDaeState:
@@ -181,7 +181,7 @@ class MultDae(LinearDecoder, Model):
         return self.output_IZ, self.output_bias_I
 
 
-def _initialise(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+def _initialize(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
     for weight in weights:
         nn.init.xavier_uniform_(weight)
     for bias in biases:

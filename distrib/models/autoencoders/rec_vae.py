@@ -21,7 +21,7 @@ from distrib.models.layers import LinearDecoder, history_sum, normal_sample, uni
 from distrib.objectives import MultinomialConfig
 from distrib.parameters import Role, parameter, with_role
 from distrib.rng import CounterRng
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 _DROPOUT, _SAMPLE = 1, 2  # streams of noise
 _NUM_BLOCKS = 5
@@ -58,9 +58,9 @@ class RecVaeConfig(Config):
     encoder_epochs: PositiveInt = 3
     """Epochs in a row that train the encoder; the next one trains the decoder."""
 
-    def build(self, catalogue: Catalogue) -> "RecVae":
+    def build(self, catalog: Catalog) -> "RecVae":
         """Make an untrained model for the catalogue."""
-        return RecVae(self, catalogue.item_count)
+        return RecVae(self, catalog.item_count)
 
 
 class RecVaeState(NamedTuple):

@@ -27,7 +27,7 @@ from distrib.models.outputs import RatingOutput
 from distrib.objectives import SquaredErrorConfig
 from distrib.rng import CounterRng
 from distrib.tiles import Side, Tile, TrainInput, Transposed
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 _SAMPLE_USERS, _SAMPLE_ITEMS, _FEED_USERS, _FEED_ITEMS = 1, 2, 3, 4  # streams of noise
 _DROP_USERS, _DROP_ITEMS = 5, 6
@@ -127,11 +127,11 @@ class VaeBmfConfig(Config):
             raise ValueError("; ".join(faults))
         return self
 
-    def build(self, catalogue: Catalogue) -> "VaeBmf":
+    def build(self, catalog: Catalog) -> "VaeBmf":
         """Make a model to load weights into, and to score with."""
-        return VaeBmf(self, catalogue, is_trained=False)
+        return VaeBmf(self, catalog, is_trained=False)
 
-    def network(self, items: Catalogue, users: Catalogue) -> "VaeBmf":
+    def network(self, items: Catalog, users: Catalog) -> "VaeBmf":
         """Make an untrained model, with what only training needs."""
         del users  # both sides are told by the items' catalogue
         return VaeBmf(self, items, is_trained=True)
@@ -191,18 +191,18 @@ class VaeBmf(Model):
     gradient of delta, |v|_1 / |v|_2 times as large as that of Phi.
     """
 
-    def __init__(self, config: VaeBmfConfig, catalogue: Catalogue, *, is_trained: bool) -> None:
+    def __init__(self, config: VaeBmfConfig, catalog: Catalog, *, is_trained: bool) -> None:
         super().__init__()
         self.config = config
         self.output = RatingOutput()
-        width, num_items = config.latent_width, catalogue.item_count
-        means_I = item_mean(catalogue, PRIOR_RATINGS)
+        width, num_items = config.latent_width, catalog.item_count
+        means_I = item_mean(catalog, PRIOR_RATINGS)
         if config.centring == "none":
             means_I = torch.zeros_like(means_I)
-        count_L = torch.from_numpy(catalogue.train_count_IL.sum(0)).double()
-        mean = float(count_L @ torch.tensor(catalogue.levels).double() / count_L.sum().clamp(min=1))
-        numbers = catalogue.user_index_size
-        is_rated_I = torch.from_numpy(catalogue.train_count_IL.sum(1) > 0)
+        count_L = torch.from_numpy(catalog.train_count_IL.sum(0)).double()
+        mean = float(count_L @ torch.tensor(catalog.levels).double() / count_L.sum().clamp(min=1))
+        numbers = catalog.user_index_size
+        is_rated_I = torch.from_numpy(catalog.train_count_IL.sum(1) > 0)
         everyone = torch.zeros(numbers), torch.ones(numbers)
         shape = EncoderShape.of(config)
         self.users = Encoder(shape, means_I, is_rated_I, 0.0, is_trained=is_trained)

@@ -155,7 +155,7 @@ class Encoder(nn.Module):
     def forward(self, side: Side, weight_N: Tensor | None = None) -> Posterior:
         """Return the posteriors of some rows, whose branches read interactions by weight."""
         batch = side.batch
-        value_N, offset_B = self._centred(side)
+        value_N, offset_B = self._centered(side)
         if weight_N is None:
             weight_N = torch.ones_like(value_N)
         else:
@@ -189,7 +189,7 @@ class Encoder(nn.Module):
         is_there_N = self.is_there_I[batch.item_N] > 0
         return batch if is_there_N.all() else batch.keep(is_there_N)
 
-    def _centred(self, side: Side) -> tuple[Tensor, Tensor]:
+    def _centered(self, side: Side) -> tuple[Tensor, Tensor]:
         """Return ratings as they are read, and the mean rating of each row."""
         batch = side.batch
         if self.config.centring == "none":

@@ -19,7 +19,7 @@ from distrib.models.outputs import RatingOutput
 from distrib.objectives import SquaredErrorConfig
 from distrib.parameters import Role, parameter, with_role
 from distrib.rng import CounterRng
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 
 class BiasedMfConfig(Config):
@@ -35,9 +35,9 @@ class BiasedMfConfig(Config):
     new_user_penalty: Annotated[float, Field(gt=0.0)] = 5.0
     """Pull towards 0 on the factors of a user whom training did not see."""
 
-    def build(self, catalogue: Catalogue) -> "BiasedMf":
+    def build(self, catalog: Catalog) -> "BiasedMf":
         """Make an untrained model for the catalogue."""
-        return BiasedMf(self, catalogue)
+        return BiasedMf(self, catalog)
 
 
 class BiasedMfState(NamedTuple):
@@ -57,16 +57,16 @@ class BiasedMf(LinearDecoder, Model):
     the items' mean ratings; a user whom training did not see is folded in from the ratings.
     """
 
-    def __init__(self, config: BiasedMfConfig, catalogue: Catalogue) -> None:
+    def __init__(self, config: BiasedMfConfig, catalog: Catalog) -> None:
         super().__init__()
         self.config = config
         self.output = RatingOutput()
         width = config.latent_width
-        self.user_UZ = parameter(catalogue.user_index_size, width, role=Role(decayed=True))
-        no_bias_U = nn.Parameter(torch.zeros(catalogue.user_index_size))
+        self.user_UZ = parameter(catalog.user_index_size, width, role=Role(decayed=True))
+        no_bias_U = nn.Parameter(torch.zeros(catalog.user_index_size))
         self.user_bias_U = with_role(no_bias_U, Role(decayed=True))
-        self.item_IZ = parameter(catalogue.item_count, width, role=Role(decoder=True, decayed=True))
-        self.item_bias_I = with_role(nn.Parameter(item_mean(catalogue)), Role(decoder=True))
+        self.item_IZ = parameter(catalog.item_count, width, role=Role(decoder=True, decayed=True))
+        self.item_bias_I = with_role(nn.Parameter(item_mean(catalog)), Role(decoder=True))
         for table in (self.user_UZ, self.item_IZ):
             nn.init.normal_(table, std=0.1 * width**-0.5)
 

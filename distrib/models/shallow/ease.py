@@ -17,9 +17,9 @@ from distrib.batch import Batch
 from distrib.config import Config
 from distrib.models.base import ItemRows, Model, ModelSpec, UserState
 from distrib.models.layers import history_sum
-from distrib.models.shallow.item_knn import HistoryState, Neighbours, most_similar
+from distrib.models.shallow.item_knn import HistoryState, Neighbors, most_similar
 from distrib.rng import CounterRng
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 _SYSTEMS = 256  # solved at a time
 
@@ -42,11 +42,11 @@ class EaseConfig(Config):
     precision: Literal["float64", "float32"] = "float64"
     """In which all items together are solved for; float32 halves the memory."""
 
-    def build(self, catalogue: Catalogue) -> "Ease | Neighbours":
+    def build(self, catalog: Catalog) -> "Ease | Neighbours":
         """Make a model that knows nothing yet."""
         if self.num_neighbours:
-            return Neighbours(catalogue.item_count, min(self.num_neighbours, catalogue.item_count))
-        return Ease(catalogue.item_count)
+            return Neighbors(catalog.item_count, min(self.num_neighbours, catalog.item_count))
+        return Ease(catalog.item_count)
 
     def solve(self, gram: csr_array) -> dict[str, Tensor]:
         """Compute the state of the model from X^T X; see `whole_weights`."""
@@ -116,7 +116,7 @@ def neighbour_weights(gram: csr_array, penalty: float, num_neighbours: int) -> d
         num_neighbours: Items beside each.
 
     Returns:
-        State of `Neighbours`.
+        State of `Neighbors`.
     """
     near = most_similar(gram, num_neighbours, shrink=0.0)
     num_items, width = near.index_IM.shape

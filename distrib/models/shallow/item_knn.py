@@ -18,7 +18,7 @@ from distrib.batch import Batch
 from distrib.config import Config
 from distrib.models.base import ItemRows, Model, ModelSpec, UserState
 from distrib.rng import CounterRng
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 
 class ItemKnnConfig(Config):
@@ -34,9 +34,9 @@ class ItemKnnConfig(Config):
     shrink: Annotated[float, Field(ge=0.0)] = 10.0
     """Added to the denominator of the cosine; pulls down what rests on few users."""
 
-    def build(self, catalogue: Catalogue) -> "Neighbours":
+    def build(self, catalog: Catalog) -> "Neighbours":
         """Make a model that knows nothing yet."""
-        return Neighbours(catalogue.item_count, min(self.num_neighbours, catalogue.item_count))
+        return Neighbors(catalog.item_count, min(self.num_neighbours, catalog.item_count))
 
     def solve(self, gram: csr_array) -> dict[str, Tensor]:
         """Compute the state of the model from X^T X of the binary interactions."""
@@ -60,7 +60,7 @@ class HistoryState(NamedTuple):
     item_N: Tensor
 
 
-class Neighbours(Model):
+class Neighbors(Model):
     """The score of an item is the sum of the weights of its neighbours in the history."""
 
     def __init__(self, item_count: int, num_neighbours: int) -> None:

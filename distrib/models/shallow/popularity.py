@@ -12,7 +12,7 @@ from distrib.config import Config
 from distrib.models.base import ItemRows, Model, ModelSpec, UserState
 from distrib.models.outputs import ClassOutput
 from distrib.rng import CounterRng
-from distrib.vocabulary import Catalogue
+from distrib.vocabulary import Catalog
 
 _PRIOR_RATINGS = 1e-3
 
@@ -24,9 +24,9 @@ class PopularityConfig(Config):
 
     spec: ClassVar[ModelSpec] = ModelSpec("rating_classes", None, "closed_form")
 
-    def build(self, catalogue: Catalogue) -> "Popularity":
+    def build(self, catalog: Catalog) -> "Popularity":
         """Count."""
-        return Popularity(catalogue)
+        return Popularity(catalog)
 
 
 class Popularity(Model):
@@ -36,15 +36,15 @@ class Popularity(Model):
     takes the mean and distribution of all ratings.
     """
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalog: Catalog) -> None:
         super().__init__()
-        self.output = ClassOutput(catalogue.levels)
-        count_IL = torch.from_numpy(np.asarray(catalogue.train_count_IL, dtype=np.float64))
+        self.output = ClassOutput(catalog.levels)
+        count_IL = torch.from_numpy(np.asarray(catalog.train_count_IL, dtype=np.float64))
         all_L = (count_IL.sum(0) + _PRIOR_RATINGS) / (
-            count_IL.sum() + _PRIOR_RATINGS * len(catalogue.levels)
+            count_IL.sum() + _PRIOR_RATINGS * len(catalog.levels)
         )
         prior_IL = count_IL + _PRIOR_RATINGS * all_L
-        met_I1 = prior_IL.sum(1, keepdim=True) / (catalogue.num_users + 2 * _PRIOR_RATINGS)
+        met_I1 = prior_IL.sum(1, keepdim=True) / (catalog.num_users + 2 * _PRIOR_RATINGS)
         level_IL = prior_IL / prior_IL.sum(1, keepdim=True)
         outcome_IC = torch.cat([1.0 - met_I1, met_I1 * level_IL], dim=1)
         self.register_buffer("logit_IC", outcome_IC.clamp(min=1e-12).log().to(torch.float32))

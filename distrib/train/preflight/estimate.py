@@ -211,7 +211,7 @@ def _step_flops(config: TrainingRun, rows: int, columns: int) -> float | None:
     None where products are not what takes the time: rows of both sides, ratings decoded one by one.
     """
     assert config.objective is not None  # of every model that learns by steps
-    objective: Any = config.objective.build(_small(*_TRACED_COLUMNS).catalogue)
+    objective: Any = config.objective.build(_small(*_TRACED_COLUMNS).catalog)
     if scheme_of(config.model.spec).reads == "both" or objective.decodes_pairs:
         return None
     (few, many), (narrow, wide) = _TRACED_ROWS, _TRACED_COLUMNS
@@ -230,7 +230,7 @@ def _traced(config: TrainingRun, rows: int, columns: int) -> float:
     scheme = scheme_of(config.model.spec)
     vocabulary = _small(*((rows, columns) if scheme.reads == "items" else (columns, rows)))
     model = scheme.build(config.model, vocabulary)
-    objective: Any = config.objective.build(vocabulary.catalogue) if config.objective else None
+    objective: Any = config.objective.build(vocabulary.catalog) if config.objective else None
     step = TrainStep(model, objective, block_items=columns, keep_output_mb=256)
     engine = LocalEngine(step, config.optimizer)
     batch, _ = gather(_some_histories(rows, columns), np.arange(rows))

@@ -46,7 +46,7 @@ class ClosedForm:
 
     def build(self, config: Any, vocabulary: Vocabulary) -> Model:
         """Build the model that scores; see `Scheme`."""
-        model: Model = config.build(vocabulary.catalogue)
+        model: Model = config.build(vocabulary.catalog)
         return model
 
     def open_feed(

@@ -31,7 +31,7 @@ class ItemRows:
 
     def build(self, config: Any, vocabulary: Vocabulary) -> Model:
         """Build the network whose columns are users; see `Scheme`."""
-        network: Model = config.network(vocabulary.catalogue, vocabulary.users)
+        network: Model = config.network(vocabulary.catalog, vocabulary.users)
         return network
 
     def open_feed(

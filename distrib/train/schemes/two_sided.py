@@ -51,7 +51,7 @@ class TwoSided:
 
     def build(self, config: Any, vocabulary: Vocabulary) -> Model:
         """Build the model with what only training needs; see `Scheme`."""
-        network: Model = config.network(vocabulary.catalogue, vocabulary.users)
+        network: Model = config.network(vocabulary.catalog, vocabulary.users)
         return network
 
     def open_feed(

@@ -32,7 +32,7 @@ class UserRows:
 
     def build(self, config: Any, vocabulary: Vocabulary) -> Model:
         """Build the model itself; see `Scheme`."""
-        model: Model = config.build(vocabulary.catalogue)
+        model: Model = config.build(vocabulary.catalog)
         return model
 
     def open_feed(

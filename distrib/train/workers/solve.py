@@ -140,7 +140,7 @@ def _solved(
     if isinstance(run.model, SolvesGram):
         weights = run.model.solve(gram)
     else:
-        weights = dict(run.model.build(vocabulary.catalogue).state_dict())
+        weights = dict(run.model.build(vocabulary.catalog).state_dict())
     model = restored(run.model, vocabulary, weights)
     scorers = {"model": Scorer(model, vocabulary)}
     measurer = Measurer(scorers, Role.VALID_TARGET, run.evaluate)
