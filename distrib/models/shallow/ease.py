@@ -42,7 +42,7 @@ class EaseConfig(Config):
     precision: Literal["float64", "float32"] = "float64"
     """In which all items together are solved for; float32 halves the memory."""
 
-    def build(self, catalog: Catalog) -> "Ease | Neighbours":
+    def build(self, catalog: Catalog) -> "Ease | Neighbors":
         """Make a model that knows nothing yet."""
         if self.num_neighbours:
             return Neighbors(catalog.item_count, min(self.num_neighbours, catalog.item_count))

@@ -34,7 +34,7 @@ class ItemKnnConfig(Config):
     shrink: Annotated[float, Field(ge=0.0)] = 10.0
     """Added to the denominator of the cosine; pulls down what rests on few users."""
 
-    def build(self, catalog: Catalog) -> "Neighbours":
+    def build(self, catalog: Catalog) -> "Neighbors":
         """Make a model that knows nothing yet."""
         return Neighbors(catalog.item_count, min(self.num_neighbours, catalog.item_count))
 
