@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distrib.data.logs import parsers, readers, text
+from distrib.data.logs import readers, text
 from distrib.data.logs.config import (
     AmazonSource,
     Columns,
@@ -26,7 +26,8 @@ from distrib.data.logs.config import (
     RecBoleSource,
     SessionsSource,
 )
-from distrib.data.logs.detect import HALF_STARS, WHOLE_STARS, inspect
+from distrib.data.logs.formats import delimited
+from distrib.data.logs.layout import HALF_STARS, WHOLE_STARS
 from distrib.data.logs.rating_scale import Scale
 from distrib.data.schema import Status
 from distrib.errors import DataError
@@ -37,7 +38,7 @@ ROWS = [(1, 10, 5.0, 100), (2, 20, 3.0, 200)]
 
 
 def readings(source, scale=None):
-    layout = inspect(source)
+    layout = source.inspect()
     scale = scale or (Scale(layout.levels) if layout.levels else STARS)
     found = [
         r for piece in readers.log_pieces(layout) for r in readers.read_log(piece, layout, scale)
@@ -90,12 +91,12 @@ def test_the_layouts_of_movielens_read_alike(tmp_path, name, content, packing):
     table, quarantine = readings(source)
     assert kept(table) == ROWS
     assert len(quarantine) == 0
-    assert inspect(source).levels == (HALF_STARS if "csv" in name else WHOLE_STARS)
+    assert source.inspect().levels == (HALF_STARS if "csv" in name else WHOLE_STARS)
 
 
 def test_movielens_10m_has_half_stars_in_the_older_layout(tmp_path):
     (tmp_path / "ratings.dat").write_text("1::10::5::100\n2::20::3.5::200\n")
-    assert inspect(MovieLensSource(path=str(tmp_path / "ratings.dat"))).levels == HALF_STARS
+    assert MovieLensSource(path=str(tmp_path / "ratings.dat")).inspect().levels == HALF_STARS
 
 
 AMAZON = {
@@ -138,7 +139,7 @@ def test_amazon_reviews_of_all_years_read_alike(tmp_path, name):
 def test_ids_that_do_not_tell_users_from_products_are_asked_about(tmp_path):
     (tmp_path / "r.csv").write_text("u1,i1,5.0,1\nu2,i2,5.0,1\n")
     with pytest.raises(DataError, match=r"cannot tell users from products.*data\.source\.order"):
-        inspect(AmazonSource(path=str(tmp_path / "r.csv")))
+        AmazonSource(path=str(tmp_path / "r.csv")).inspect()
     table, _ = readings(AmazonSource(path=str(tmp_path / "r.csv"), order="item_first"))
     assert kept(table)[0] == ("i1", "u1", 5.0, 1)
 
@@ -157,7 +158,7 @@ def test_recbole_fields_are_found_by_their_names(tmp_path):
 def test_hetrec_counts_have_no_levels(tmp_path):
     (tmp_path / "user_artists.dat").write_text("userID\tartistID\tweight\n1\t10\t5\n2\t20\t1388\n")
     source = HetRecSource(path=str(tmp_path / "user_artists.dat"))
-    assert inspect(source).levels is None
+    assert source.inspect().levels is None
     table, _ = readings(source, Scale((1.0,), confidence="log"))
     assert [row[:3] for row in kept(table)] == [(1, 10, 5.0), (2, 20, 1388.0)]
 
@@ -200,7 +201,7 @@ def test_pieces_of_a_large_file_join_without_loss(tmp_path, monkeypatch):
     lines = [f"{n},{n % 7},4.5,{n}" for n in range(500)]
     path = tmp_path / "ratings.csv"
     path.write_text("\n".join(["userId,movieId,rating,timestamp", *lines]))
-    layout = inspect(MovieLensSource(path=str(path)))
+    layout = MovieLensSource(path=str(path)).inspect()
     assert len(readers.log_pieces(layout)) > 10
     table, _ = readings(MovieLensSource(path=str(path)))
     assert kept(table) == [(n, n % 7, 4.5, n) for n in range(500)]
@@ -277,7 +278,7 @@ def test_typed_parsing_agrees_with_text_parsing(tmp_path_factory, rows, ids):
     )
     table, quarantine = readings(source)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parsers, "_guesses", lambda _: [])
+        patch.setattr(delimited, "_guesses", lambda _: [])
         plain, plain_quarantine = readings(source)
     assert kept(table) == kept(plain)
     assert quarantine.to_pylist() == plain_quarantine.to_pylist()
@@ -311,7 +312,7 @@ def test_parquet_with_any_columns_in_many_files(tmp_path):
     source = ParquetSource(path=str(tmp_path), columns=COLUMNS)
     table, _ = readings(source)
     assert kept(table) == ROWS
-    assert inspect(source).id_kind == "int"
+    assert source.inspect().id_kind == "int"
 
 
 def test_an_item_of_two_types_becomes_text(tmp_path):
@@ -384,7 +385,7 @@ def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path):
     assert kept(table) == [("a", "x", 5.0, 1)]
     (tmp_path / "log.csv").write_bytes("who,what,stars,when\na,x,5,1\n".encode("utf-16"))
     with pytest.raises(DataError, match="is UTF-16 text; convert it to UTF-8"):
-        inspect(CsvSource(path=str(tmp_path / "log.csv"), columns=COLUMNS))
+        CsvSource(path=str(tmp_path / "log.csv"), columns=COLUMNS).inspect()
 
 
 def test_a_line_in_another_encoding_is_quarantined_alone(tmp_path):
@@ -421,7 +422,7 @@ def test_a_log_that_is_no_movielens_is_refused_at_once(tmp_path, content, messag
     if content is not None:
         path.write_text(content)
     with pytest.raises(DataError, match=message):
-        inspect(MovieLensSource(path=str(path)))
+        MovieLensSource(path=str(path)).inspect()
 
 
 @pytest.mark.parametrize(
@@ -430,13 +431,13 @@ def test_a_log_that_is_no_movielens_is_refused_at_once(tmp_path, content, messag
         ("a,b,c,d\n1,2,3,4\n", r"no column\(s\).*it has \['a', 'b', 'c', 'd'\]"),
         ("1,2,3,4\n1,2,3,4\n", r"is its header missing\? then set data\.source\.header"),
         ("who,what,stars,when\n0,a,x,5,1\n", "4 column names .* first row has 5 fields"),
-        ("who,what,stars,when,who\na,x,5,1,b\n", r"column\(s\) \['who'\] stand there twice"),
+        ("who,what,stars,when,who\na,x,5,1,b\n", r"column\(s\) \['who'\] are duplicates"),
     ],
 )
 def test_a_header_that_is_missing_or_shifted_is_seen_at_once(tmp_path, content, message):
     (tmp_path / "log.csv").write_text(content)
     with pytest.raises(DataError, match=message):
-        inspect(CsvSource(path=str(tmp_path / "log.csv"), columns=COLUMNS))
+        CsvSource(path=str(tmp_path / "log.csv"), columns=COLUMNS).inspect()
 
 
 def test_marks_of_other_writers_are_no_data_and_every_file_has_its_header(tmp_path):
@@ -477,8 +478,8 @@ def test_a_column_has_one_meaning():
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path):
     (tmp_path / "log.parquet").write_bytes(b"nothing of the kind")
-    with pytest.raises(DataError, match=r"log\.parquet: is no Parquet file"):
-        inspect(ParquetSource(path=str(tmp_path / "log.parquet"), columns=COLUMNS))
+    with pytest.raises(DataError, match=r"log\.parquet: is not a Parquet file"):
+        ParquetSource(path=str(tmp_path / "log.parquet"), columns=COLUMNS).inspect()
 
 
 def test_quarantined_rows_of_parquet_have_their_number(tmp_path):

@@ -4,11 +4,12 @@ from functools import lru_cache
 
 import pyarrow as pa
 
-from distrib.data.logs.config import Columns, ExpandedLog, SyntheticLog
-from distrib.data.logs.detect import Layout, inspect
+from distrib.data.logs.columns import Columns
+from distrib.data.logs.config import ExpandedLog, SyntheticLog
 from distrib.data.logs.kronecker import Expansion, expansion_of
+from distrib.data.logs.layout import Layout, LogPiece
 from distrib.data.logs.rating_scale import Scale
-from distrib.data.logs.readers import CheckedRows, LogPiece, log_pieces, read_log
+from distrib.data.logs.readers import CheckedRows, log_pieces, read_log
 from distrib.data.logs.synthetic import SyntheticWorld
 from distrib.data.logs.text import LogFile
 from distrib.data.logs.validate import checked
@@ -33,11 +34,11 @@ def drawn_layout(source: DrawnSource) -> Layout:
         DataError: The log to be grown cannot be read.
     """
     if isinstance(source, SyntheticLog):
-        return Layout((), "drawn", _COLUMNS, "int", source.levels)
-    base = inspect(source.base)
+        return Layout((), None, _COLUMNS, "int", source.levels)
+    base = source.base.inspect()
     absent = {name: None for name in ("rating", "time") if getattr(base.columns, name) is None}
     columns = _COLUMNS.model_copy(update=absent)
-    return Layout(base.files, "drawn", columns, "int", base.levels)
+    return Layout(base.files, None, columns, "int", base.levels)
 
 
 def drawn_pieces(source: DrawnSource) -> list[LogPiece]:
@@ -74,7 +75,7 @@ def draw(piece: LogPiece, source: DrawnSource, layout: Layout, scale: Scale) -> 
 @lru_cache(maxsize=1)
 def _expansion(source: ExpandedLog, scale: Scale) -> Expansion:
     """Read the log to be grown, once per process."""
-    layout = inspect(source.base)
+    layout = source.base.inspect()
     tables = [
         reading.interactions
         for piece in log_pieces(layout)

@@ -1,13 +1,13 @@
 """The scale of ratings: which are possible, and what they become."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import PositiveFloat, model_validator
+from pydantic import AfterValidator, PositiveFloat, model_validator
 
 from distrib.config import Config
-from distrib.data.logs.config import Columns, Levels
+from distrib.data.logs.columns import Columns
 from distrib.errors import ConfigError
 from distrib.vocabulary import nearest_level, on_scale
 
@@ -15,6 +15,15 @@ SETTLED = "settled"
 """In place of a rounding: ratings are what they shall be already."""
 
 FloatArray = npt.NDArray[np.float32]
+
+
+def _ascending(levels: tuple[float, ...]) -> tuple[float, ...]:
+    if not levels or list(levels) != sorted(set(levels)):
+        raise ValueError("levels must be one or more different numbers in ascending order")
+    return levels
+
+
+Levels = Annotated[tuple[float, ...], AfterValidator(_ascending)]
 
 
 class RatingsConfig(Config):

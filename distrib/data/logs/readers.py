@@ -1,51 +1,22 @@
 """Files of a log in, checked interactions and quarantined rows out, in bounded pieces."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from distrib.data.logs.detect import Layout, header_of
-from distrib.data.logs.parsers import (
-    IntArray,
-    Places,
-    RawRows,
-    parse_csv,
-    parse_json_lines,
-    parse_matrix,
-    parse_sessions,
-)
+from distrib.data.logs.config import FileSource
+from distrib.data.logs.layout import IntArray, Layout, LogPiece, RawRows, Reader
 from distrib.data.logs.rating_scale import Scale
-from distrib.data.logs.text import LogFile, chunks, count_lines, ranges
+from distrib.data.logs.text import LogFile
 from distrib.data.logs.validate import checked
-from distrib.data.schema import QUARANTINE, Origin, Status, interactions
+from distrib.data.schema import QUARANTINE, Status, interactions
 from distrib.errors import DataError
-from distrib.storage import Folder
 
 _LONGEST_TEXT = 1000
-_ROWS_AT_ONCE = 1 << 20
 _PIECE_BITS = 36  # a row's place in the log: piece, then row within it
-
-
-class LogPiece(NamedTuple):
-    """A part of a log that is read on its own."""
-
-    number: int
-    file: LogFile
-    start: int = 0
-    """First byte of a text, first row group of a Parquet file, chunk of a drawn log."""
-
-    stop: int | None = None
-    first_row: int = 0
-    """Rows of the file before this piece, in Parquet."""
-
-    @property
-    def has_line_numbers(self) -> bool:
-        """Whether lines are counted from the start of the file."""
-        return self.start == 0 or self.first_row > 0
 
 
 class CheckedRows(NamedTuple):
@@ -62,7 +33,7 @@ def log_pieces(layout: Layout) -> list[LogPiece]:
     """Cut a log into parts to be read in parallel; the cut depends on nothing but the log.
 
     Args:
-        layout: What `inspect` found.
+        layout: From the `inspect` of its configuration.
 
     Returns:
         At least one piece.
@@ -70,15 +41,9 @@ def log_pieces(layout: Layout) -> list[LogPiece]:
     Raises:
         DataError: A file cannot be read.
     """
-    found: list[LogPiece] = []
+    reader, found = _reader_of(layout), list[LogPiece]()
     for file in layout.files:
-        parts: list[tuple[int, int | None, int]]
-        if layout.kind == "parquet":
-            parts = _row_group_parts(file)
-        elif layout.kind in {"text", "jsonl"}:
-            parts = [(start, stop, 0) for start, stop in ranges(file)]
-        else:
-            parts = [(0, None, 0)]
+        parts = reader.parts(file)
         found += [LogPiece(len(found) + n, file, *part) for n, part in enumerate(parts)]
     return found
 
@@ -87,8 +52,8 @@ def read_log(piece: LogPiece, layout: Layout, scale: Scale) -> Iterator[CheckedR
     """Yield the rows of a piece, checked.
 
     Args:
-        piece: One of `pieces`.
-        layout: What `inspect` found.
+        piece: One of `log_pieces`.
+        layout: From the `inspect` of its configuration.
         scale: What ratings are possible.
 
     Yields:
@@ -97,15 +62,15 @@ def read_log(piece: LogPiece, layout: Layout, scale: Scale) -> Iterator[CheckedR
     Raises:
         DataError: The file is damaged or not laid out as said.
     """
-    num_rows = 0
+    reader, num_rows = _reader_of(layout), 0
     try:
-        for raw in _raw_tables(piece, layout):
+        for raw in reader.tables(piece, layout):
             order_N = (piece.number << _PIECE_BITS) + num_rows + np.arange(len(raw.table))
             yield _checked(raw, layout, scale, order_N, piece.file)
             num_rows += len(raw.table)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
-            f"{piece.file.label}: cannot be read as {layout.kind} with columns "
+            f"{piece.file.label}: cannot be read as {reader.name} with columns "
             f"{layout.columns.names()}: {error}; convert or leave out the file"
         ) from error
     if num_rows == 0:
@@ -150,85 +115,31 @@ def _checked(
     return CheckedRows(table, quarantine)
 
 
-def _raw_tables(piece: LogPiece, layout: Layout) -> Iterator[RawRows]:
-    if layout.kind == "parquet":
-        yield from _parquet_tables(piece, layout)
-        return
-    parse = {
-        "text": parse_csv,
-        "jsonl": parse_json_lines,
-        "sessions": parse_sessions,
-        "matrix": parse_matrix,
-    }
-    first_line = 0
-    if layout.has_header:
-        layout = layout._replace(header=header_of(piece.file, layout))
-    for text in chunks(piece.file, piece.start, piece.stop):
-        if layout.has_header and piece.start == 0 and first_line == 0:
-            cut = text.find(b"\n") + 1
-            body, first_line = (text[cut:] if cut else b""), 1
-        else:
-            body = text
-        is_blank = not body or (body.isspace() and not body.strip(b"\r\n"))
-        if not is_blank:
-            raw = parse[layout.kind](body, layout)
-            yield _moved(raw, first_line, piece.file, layout)
-        first_line += count_lines(body)
+def with_held_out(layout: Layout, source: FileSource, paths: Sequence[tuple[str, int]]) -> Layout:
+    """Add the files that a given split holds out; they must be laid out like the log.
+
+    Args:
+        layout: Of the log.
+        source: The log.
+        paths: URLs and their `Origin`.
+
+    Returns:
+        The layout of all files.
+
+    Raises:
+        DataError: A file is absent or laid out otherwise.
+    """
+    files = list(layout.files)
+    for path, origin in paths:
+        other = source.model_copy(update={"path": path}).inspect()
+        if other._replace(files=(), header=None) != layout._replace(files=(), header=None):
+            raise DataError(
+                f"{path}: is not laid out like {source.path}; convert it to that layout"
+            )
+        files += [file._replace(origin=origin) for file in other.files]
+    return layout._replace(files=tuple(files))
 
 
-def _moved(raw: RawRows, by: int, file: LogFile, layout: Layout) -> RawRows:
-    """Count lines from the start of the file; they are the users of sessions and matrices."""
-
-    def places(rows: IntArray) -> tuple[IntArray, pa.Array]:
-        lines, texts = raw.places(rows)
-        return lines + by, texts
-
-    def bounds(lines: IntArray) -> pa.Array:
-        return raw.bounds(lines - by)
-
-    table = raw.table
-    if layout.kind in {"sessions", "matrix"}:
-        user = pc.add(table[layout.columns.user], by)
-        if sum(each.origin == Origin.LOG for each in layout.files) > 1:
-            name = file.name.rsplit("/", 1)[-1]
-            user = pc.binary_join_element_wise(name, user.cast(pa.string()), ":")
-        table = table.set_column(0, layout.columns.user, user)
-    return raw._replace(table=table, places=places, bounds=bounds, malformed_M=raw.malformed_M + by)
-
-
-def _row_group_parts(file: LogFile) -> list[tuple[int, int | None, int]]:
-    """Cut a Parquet file into runs of row groups with about a million rows each."""
-    with Folder(file.url).open() as stream:
-        metadata = pq.read_metadata(stream)
-    sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
-    parts: list[tuple[int, int | None, int]] = []
-    start, first_row, rows = 0, 0, 0
-    for number, size in enumerate(sizes):
-        rows += size
-        if rows >= _ROWS_AT_ONCE or number == len(sizes) - 1:
-            parts.append((start, number + 1, first_row))
-            start, first_row, rows = number + 1, first_row + rows, 0
-    return parts or [(0, 0, 0)]
-
-
-def _parquet_tables(piece: LogPiece, layout: Layout) -> Iterator[RawRows]:
-    names, first = layout.columns.names(), piece.first_row
-    with Folder(piece.file.url).open() as stream:
-        file = pq.ParquetFile(stream)
-        groups = list(range(piece.start, piece.stop or 0))
-        for batch in file.iter_batches(_ROWS_AT_ONCE, groups, columns=names, use_threads=False):
-            table = pa.Table.from_batches([batch])
-            yield RawRows(table, _row_places(table, first), np.zeros(0, np.int64), _no_text)
-            first += len(table)
-
-
-def _row_places(table: pa.Table, first: int) -> Places:
-    def places(rows: IntArray) -> tuple[IntArray, pa.Array]:
-        said = [str(row) for row in table.take(pa.array(rows)).to_pylist()]
-        return rows + first, pa.array(said, pa.string())
-
-    return places
-
-
-def _no_text(lines: IntArray) -> pa.Array:
-    return pa.nulls(len(lines), pa.string())
+def _reader_of(layout: Layout) -> Reader:
+    assert layout.reader is not None, "a generated log is not read"
+    return layout.reader

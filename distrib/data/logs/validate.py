@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distrib.data.arrow import to_numpy, whole
-from distrib.data.logs.config import TimeUnit
-from distrib.data.logs.detect import Layout
+from distrib.data.logs.columns import TimeUnit
+from distrib.data.logs.layout import Layout
 from distrib.data.logs.rating_scale import Scale
 from distrib.data.schema import Status, interactions
 

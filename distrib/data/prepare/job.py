@@ -9,10 +9,9 @@ from distrib.config import JsonObject
 from distrib.data.config import DataConfig
 from distrib.data.dataset import FORMAT, MANIFEST, Dataset, DatasetManifest
 from distrib.data.logs.config import ExpandedLog, SyntheticLog
-from distrib.data.logs.detect import inspect, with_held_out
 from distrib.data.logs.generated import drawn_layout, drawn_pieces
 from distrib.data.logs.rating_scale import scale_of
-from distrib.data.logs.readers import log_pieces
+from distrib.data.logs.readers import log_pieces, with_held_out
 from distrib.data.prepare import append, stages, write
 from distrib.data.prepare.histories import counts_matrix
 from distrib.data.prepare.row_counts import check_counts, contents, warn_of_times
@@ -160,7 +159,7 @@ def read_plan(config: DataConfig) -> ReadPlan:
                 f"data.split = 'given' needs files, not a log that is {source.format}"
             )
     else:
-        layout = inspect(source)
+        layout = source.inspect()
         if isinstance(split, GivenSplit):
             held_out = [(split.test, int(Origin.TEST_FILE))]
             if split.valid:

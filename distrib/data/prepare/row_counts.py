@@ -9,7 +9,7 @@ from distrib.cluster.prometheus import keep
 from distrib.config import JsonObject
 from distrib.data.config import DataConfig
 from distrib.data.dataset import ItemShardEntry, RowCounts, ShardEntry, TimeRange, VocabularyEntry
-from distrib.data.logs.detect import Layout
+from distrib.data.logs.layout import Layout
 from distrib.data.prepare import write
 from distrib.data.prepare.stages import Survey
 from distrib.data.schema import DAMAGED, Status

@@ -18,10 +18,10 @@ import ray.data
 from distrib.data.arrow import dense_ids, distinct, to_numpy, whole
 from distrib.data.config import CleaningConfig
 from distrib.data.logs.config import ExpandedLog, Source, SyntheticLog
-from distrib.data.logs.detect import Layout
 from distrib.data.logs.generated import draw
+from distrib.data.logs.layout import Layout, LogPiece
 from distrib.data.logs.rating_scale import Scale
-from distrib.data.logs.readers import CheckedRows, LogPiece, counts_as_rows, read_log
+from distrib.data.logs.readers import CheckedRows, counts_as_rows, read_log
 from distrib.data.prepare import kcore
 from distrib.data.prepare.cleaning import cleaned, rejected_counts
 from distrib.data.prepare.histories import ItemCounts, added_counts, item_counts, with_shard

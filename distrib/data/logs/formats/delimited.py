@@ -1,59 +1,70 @@
-"""Parsers of text: bytes of whole lines in, raw columns and damaged lines out."""
+"""Delimited text with any columns."""
 
-import json
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.json as pajson
+from pydantic import Field
 
-from distrib.data.arrow import to_numpy, whole
-from distrib.data.logs.detect import Layout
-from distrib.data.logs.text import BOM, line_bounds
+from distrib.config import Config
+from distrib.data.logs.columns import Columns, IdKind, TimeUnit
+from distrib.data.logs.files import log_files, require_columns
+from distrib.data.logs.layout import IntArray, Layout, RawRows
+from distrib.data.logs.text import BOM, first_lines, line_bounds
+from distrib.data.logs.text_reader import TextReader, filled_lines
+from distrib.errors import DataError
 
 _HEXADECIMAL = re.compile(rb"0[xX]")  # a number to Arrow, not to us
-
 _UNIT_SEPARATOR = "\x1f"
 
-IntArray = npt.NDArray[np.int64]
 
-Places = Callable[[IntArray], tuple[IntArray, pa.Array]]
-"""Tells for some rows on which line they stand, from 0, and what it says."""
+class CsvSource(Config):
+    """Delimited text with any columns."""
+
+    format: Literal["csv"] = "csv"
+
+    path: str
+    """Path or URL of a file, plain or compressed, or of a folder whose files are all read."""
+
+    columns: Columns
+    """Which columns hold what."""
+
+    separator: Annotated[str, Field(min_length=1)] = ","
+    """One or more characters between fields."""
+
+    header: tuple[str, ...] | None = None
+    """Column names of a file that has no header line."""
+
+    is_quoted: bool = True
+    """Whether a field in double quotes may hold the separator; never a line break."""
+
+    ids: IdKind = "string"
+    """Kind of the user and item ids."""
+
+    time_unit: TimeUnit = "s"
+    """Unit of the time column, since 1970; or dates as text."""
+
+    def inspect(self) -> Layout:
+        """Return how to read the log; raise `DataError` where its first lines do not show it."""
+        files = log_files(self.path)
+        lines = [line.split(self.separator) for line in first_lines(files[0], 2)]
+        header = self.header or tuple(name.strip().strip('"') for name in lines[0])
+        require_columns(self.columns, header, files[0])
+        row = lines[0] if self.header else lines[-1]
+        if '"' not in "".join(row) and len(row) != len(header):
+            raise DataError(
+                f"{files[0].label}: {len(header)} column names {list(header)}, but the first row "
+                f"has {len(row)} fields {row}; correct the header, or data.source.header"
+            )
+        return Layout(
+            files, DELIMITED, self.columns, self.ids, None, self.separator, header,
+            has_header=self.header is None, is_quoted=self.is_quoted, time_unit=self.time_unit,
+        )  # fmt: skip
 
 
-class RawRows(NamedTuple):
-    """Rows as they stand in the text, not yet checked."""
-
-    table: pa.Table
-    places: Places
-    malformed_M: IntArray
-    """Lines that are no rows at all, from 0."""
-
-    bounds: Callable[[IntArray], pa.Array]
-    """Text of lines."""
-
-
-def _lines(text: bytes) -> tuple[IntArray, Callable[[IntArray], pa.Array]]:
-    """Return which lines are not empty, and what gives the text of lines."""
-    starts, ends = line_bounds(text)
-
-    def taken(lines: IntArray) -> pa.Array:
-        if 2 * len(lines) > len(starts):
-            proper = text.decode("utf-8", "replace").replace("\r\n", "\n")
-            everyone = pc.list_flatten(pc.split_pattern(pa.array([proper]), "\n"))
-            return everyone.take(pa.array(lines))
-        cut = [text[starts[n] : ends[n]].decode("utf-8", "replace") for n in lines]
-        return pa.array(cut, pa.string())
-
-    return np.flatnonzero(ends > starts), taken
-
-
-def parse_csv(text: bytes, layout: Layout) -> RawRows:
+def _parse(text: bytes, layout: Layout) -> RawRows:
     """Parse delimited lines without a header."""
     for is_thorough in (False, True):
         unclosed_M = _unclosed_lines(text, layout, is_thorough=is_thorough)
@@ -61,7 +72,7 @@ def parse_csv(text: bytes, layout: Layout) -> RawRows:
         table, numbers = _parsed_as_guessed(clean, layout, separator)
         if not layout.is_quoted or b'"' not in text:
             break
-        if len(table) + len(numbers) + len(unclosed_M) == len(_lines(text)[0]):
+        if len(table) + len(numbers) + len(unclosed_M) == len(filled_lines(text)[0]):
             break
     else:
         raise pa.ArrowInvalid(
@@ -72,7 +83,7 @@ def parse_csv(text: bytes, layout: Layout) -> RawRows:
     def known() -> list[Any]:
         """Return the lines that hold rows, those that do not, and what gives their text."""
         if not lines:
-            filled, taken = _lines(text)
+            filled, taken = filled_lines(text)
             filled = np.setdiff1d(filled, unclosed_M)
             short_M = np.asarray(numbers, dtype=np.int64) - 1
             malformed = np.sort(np.concatenate([filled[short_M], unclosed_M]))
@@ -192,95 +203,5 @@ def _parsed(
     return table, malformed
 
 
-def parse_json_lines(text: bytes, layout: Layout) -> RawRows:
-    """Parse one JSON object per line."""
-    filled, taken = _lines(text)
-    names = layout.columns.names()
-    fields = [(n, pa.type_for_alias(t)) for n, t in zip(names, layout.json_types, strict=True)]
-    malformed, table = np.zeros(0, dtype=np.int64), None
-    try:
-        table = pajson.read_json(
-            pa.BufferReader(text),
-            read_options=pajson.ReadOptions(use_threads=False, block_size=len(text) + 1),
-            parse_options=pajson.ParseOptions(
-                explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore"
-            ),
-        )
-    except pa.ArrowInvalid:
-        table = None
-    if table is None or len(table) != len(filled):
-        table, is_object_N = _json_one_by_one(taken(filled), names)
-        filled, malformed = filled[is_object_N], filled[~is_object_N]
-    return RawRows(table, lambda rows: (filled[rows], taken(filled[rows])), malformed, taken)
-
-
-def _json_one_by_one(lines: pa.Array, names: list[str]) -> tuple[pa.Table, npt.NDArray[np.bool_]]:
-    """Read lines of which some are damaged, or of mixed types; all values become text."""
-    objects: list[Any] = []
-    for line in lines.to_pylist():
-        try:
-            objects.append(json.loads(line))
-        except (ValueError, RecursionError):
-            objects.append(None)
-    is_object_N = np.array([isinstance(found, dict) for found in objects], dtype=bool)
-    rows = [found for found in objects if isinstance(found, dict)]
-    columns = {
-        name: pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in names
-    }
-    return pa.table(columns), is_object_N
-
-
-def _text(value: Any) -> str | None:
-    """Return a value of JSON as text; lists and objects are none."""
-    if value is None or isinstance(value, list | dict):
-        return None
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if text.isascii() else _sound(text)
-
-
-def _sound(text: str) -> str:
-    """Return text with a mark in place of half a surrogate pair."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def parse_sessions(text: bytes, layout: Layout) -> RawRows:
-    """Parse one sequence of items per line."""
-    filled, taken = _lines(text)
-    entries = pc.split_pattern(taken(filled), layout.separator)
-    line_N = filled[to_numpy(pc.list_parent_indices(entries))]
-    item_N = pc.utf8_trim_whitespace(whole(pc.list_flatten(entries)))
-    is_item = pc.not_equal(item_N, layout.absent)
-    line_N, item_N = line_N[to_numpy(is_item)], item_N.filter(is_item)
-    table = pa.table({"line": line_N, "entry": item_N})
-    return RawRows(table, lambda rows: (line_N[rows], taken(line_N[rows])), filled[:0], taken)
-
-
-def parse_matrix(text: bytes, layout: Layout) -> RawRows:
-    """Parse a dense matrix of ratings, one user per line."""
-    filled, taken = _lines(text)
-    cells = pc.split_pattern_regex(pc.utf8_trim_whitespace(taken(filled)), r"\s+")
-    length = to_numpy(pc.list_value_length(cells))
-    width = int(np.bincount(length).argmax()) if len(length) else 0  # the commonest
-    is_whole = length == width
-    malformed, filled = filled[~is_whole], filled[is_whole]
-    value_N = whole(pc.list_flatten(cells.filter(pa.array(is_whole))))
-    cell_N = np.arange(len(value_N))
-    number_N = to_numpy(value_N.dictionary_encode().indices)
-    absent = [
-        code
-        for code, word in enumerate(value_N.dictionary_encode().dictionary.to_pylist())
-        if _is_number(word, float(layout.absent))
-    ]
-    cell_N = cell_N[~np.isin(number_N, absent)]
-    line_N = filled[cell_N // max(width, 1)]
-    table = pa.table(
-        {"row": line_N, "column": cell_N % max(width, 1), "value": value_N.take(pa.array(cell_N))}
-    )
-    return RawRows(table, lambda rows: (line_N[rows], taken(line_N[rows])), malformed, taken)
-
-
-def _is_number(word: str, number: float) -> bool:
-    try:
-        return float(word) == number
-    except ValueError:
-        return False
+DELIMITED = TextReader("text", _parse)
+"""Reader of all formats whose lines are fields between separators."""

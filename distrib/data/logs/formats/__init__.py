@@ -1,0 +1,1 @@
+"""One file for each format of a log: its configuration, its inspection, and its parser."""

@@ -1,0 +1,130 @@
+"""How a log is laid out, and what its format has to provide."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from distrib.data.logs.columns import Columns, IdKind, TimeUnit
+from distrib.data.logs.text import LogFile
+
+WHOLE_STARS = (1.0, 2.0, 3.0, 4.0, 5.0)
+HALF_STARS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
+
+IntArray = npt.NDArray[np.int64]
+
+Places = Callable[[IntArray], tuple[IntArray, pa.Array]]
+"""Maps rows to the number of their line, from 0, and to its text."""
+
+Part = tuple[int, int | None, int]
+"""Start, stop and first row of a `LogPiece`."""
+
+
+class RawRows(NamedTuple):
+    """Rows as they stand in the text, not yet checked."""
+
+    table: pa.Table
+    places: Places
+    malformed_M: IntArray
+    """Lines that are no rows at all, from 0."""
+
+    bounds: Callable[[IntArray], pa.Array]
+    """Text of lines."""
+
+
+class LogPiece(NamedTuple):
+    """A part of a log that is read on its own."""
+
+    number: int
+    file: LogFile
+    start: int = 0
+    """First byte of a text, first row group of a Parquet file, chunk of a drawn log."""
+
+    stop: int | None = None
+    first_row: int = 0
+    """Rows of the file before this piece, in Parquet."""
+
+    @property
+    def has_line_numbers(self) -> bool:
+        """Whether lines are counted from the start of the file."""
+        return self.start == 0 or self.first_row > 0
+
+
+class Layout(NamedTuple):
+    """How to read the files of a log."""
+
+    files: tuple[LogFile, ...]
+    reader: "Reader | None"
+    """None for a log that is generated."""
+
+    columns: Columns
+    id_kind: IdKind
+    levels: tuple[float, ...] | None = None
+    """Levels that the format is known to have."""
+
+    separator: str = ","
+    header: tuple[str, ...] | None = None
+    """Names of the fields of the first file."""
+
+    has_header: bool = False
+    """Whether each file has a header line; columns may stand in another order in each."""
+
+    is_typed: bool = False
+    """Whether the names in the header carry a type, after a colon."""
+
+    is_quoted: bool = True
+    time_unit: TimeUnit = "s"
+    json_types: tuple[str, ...] = ()
+    """Arrow types of the columns in the first JSON line."""
+
+    absent: str = ""
+    """What stands for no item in a sequence, or for no rating in a matrix."""
+
+    @property
+    def id_type(self) -> pa.DataType:
+        """Arrow type of the ids."""
+        return pa.int64() if self.id_kind == "int" else pa.string()
+
+    @property
+    def has_time(self) -> bool:
+        """Whether rows carry a time, rather than stand in the order of the log."""
+        return self.columns.time is not None
+
+
+class Reader(Protocol):
+    """What reads the files of a format."""
+
+    @property
+    def name(self) -> str:
+        """Name of the format in messages."""
+
+    def parts(self, file: LogFile) -> list[Part]:
+        """Cut a file into at least one part; parts are read in parallel.
+
+        Args:
+            file: Of the log.
+
+        Returns:
+            The parts, in the order of the file.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+
+    def tables(self, piece: LogPiece, layout: Layout) -> Iterator[RawRows]:
+        """Yield the rows of a piece as they stand in the file.
+
+        Args:
+            piece: One of the parts.
+            layout: Of the log.
+
+        Yields:
+            Columns by the names of ``layout.columns``; lines count from the start of the file where
+            the piece starts there.
+
+        Raises:
+            ArrowException: The file is not of this format.
+            DataError: The file is damaged.
+        """
