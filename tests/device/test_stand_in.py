@@ -1,0 +1,353 @@
+"""Every model, objective and path of an engine or scorer on a device other than the CPU.
+
+Nothing here needs a GPU: `StandIn` raises where CUDA would, and results must equal the CPU's.
+"""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.distributed
+
+from distrib.batch import Batch
+from distrib.checkpoint.state import SavedState, write_pieces
+from distrib.data.feeds.base import BatchSharding
+from distrib.data.feeds.collate import Example
+from distrib.data.feeds.resident import ResidentFeed
+from distrib.data.history_arrays import HistoryArrays, by_item
+from distrib.evaluate.protocol import EvaluateConfig, measure
+from distrib.models import VaeBmfConfig
+from distrib.models.capabilities import item_vectors, user_embedding
+from distrib.models.outputs import ClassOutput
+from distrib.objectives import BinaryConfig, MultinomialConfig, RatingClassesConfig
+from distrib.parameters import roles_of
+from distrib.rng import CounterRng
+from distrib.score.rules import Rules, _unit_vectors
+from distrib.score.scorer import NoveltyFilter, Scorer
+from distrib.score.search import Limits
+from distrib.score.vectors import _item_matrix
+from distrib.train.engines.base import Update
+from distrib.train.engines.config import EngineConfig
+from distrib.train.engines.item_parallel import ItemEngine
+from distrib.train.engines.local import LocalEngine
+from distrib.train.optimizer import OptimizerConfig
+from distrib.train.schemes import scheme_of
+from distrib.train.schemes.base import ExportContext
+from distrib.train.step import TrainStep, total
+from distrib.train.workers.loss_reducer import LossReducer
+from distrib.vocabulary import Vocabulary
+from tests.conftest import LEVELS, Small
+from tests.device.stand_in import CUDA, CudaTensor, MixedDevicesError, StandIn, values_of
+from tests.models.test_contract import CASES, filled, of_items, trained_on
+
+WIDTHS = {"latent_width": 8, "branch_width": 8, "hidden_width": 8}
+VAE_BMF = [
+    VaeBmfConfig(
+        **WIDTHS, latent="average", attention="none", biases=True, input_dropout=0.3,
+        divergence_count="unbiased",
+    ),
+    VaeBmfConfig(**WIDTHS, latent="full", attention="global", likelihood="analytic",
+                 centring="means"),
+    VaeBmfConfig(**WIDTHS, latent="full", attention="local", attention_norm="linear_safe"),
+    VaeBmfConfig(**WIDTHS, latent="gated", attention="global", attention_norm="linear",
+                 biases=True, data=False),
+    VaeBmfConfig(**WIDTHS, latent="none", attention="local", attention_norm="linear",
+                 input_dropout=0.2, centring="means", divergence_count="unbiased"),
+]  # fmt: skip
+MODELS = [*CASES, *VAE_BMF]
+TRAINED = [case for case in MODELS if case.spec.scheme != "closed_form"]
+EMBEDDED = [case for case in MODELS if item_vectors(filled(case, Small())) is not None]
+OPTIMIZER = OptimizerConfig(weight_decay=0.01, gradient_clipping=1.0)
+
+
+def objectives_of(config):
+    found = [config.spec.objective]
+    if config.spec.objective.name == "multinomial":
+        found += [MultinomialConfig(num_sampled=20), BinaryConfig(), BinaryConfig(num_sampled=20)]
+    if config.spec.objective.name == "rating_classes":
+        found.append(RatingClassesConfig(num_sampled=20))
+    return found
+
+
+PAIRS = [(model, objective) for model in TRAINED for objective in objectives_of(model)]
+every_model = pytest.mark.parametrize("config", MODELS, ids=repr)
+every_trained_model = pytest.mark.parametrize("config", TRAINED, ids=repr)
+every_pair = pytest.mark.parametrize(("config", "objective"), PAIRS, ids=repr)
+
+
+def step_of(config, objective, small, *, dtype=torch.float32, keep_output_mb=0):
+    torch.manual_seed(0)
+    model, batch = trained_on(config, small)
+    loss = objective.build(small.catalog)
+    step = TrainStep(model, loss, block_items=17, keep_output_mb=keep_output_mb)
+    return step.to(dtype), batch
+
+
+def engine_of(config, objective, small):
+    step, batch = step_of(config, objective, small)
+    return LocalEngine(step.to(CUDA), OPTIMIZER, CUDA), batch
+
+
+def update(engine, batch, step):
+    engine.train_batch(batch, batch, CounterRng.of(0, 0), step=step, num_users=37)
+
+
+def losses_and_gradients(step, batch):
+    terms = step(batch, batch, CounterRng.of(0, 0), 3)
+    total(terms).backward()
+    gradients = {n: p.grad for n, p in step.named_parameters() if p.grad is not None}
+    return {name: term.detach() for name, term in terms.items()}, gradients
+
+
+def vocabulary_of(small):
+    counts = small.catalog.train_count_IL
+    users = small.catalog.num_users
+    return Vocabulary(pa.array(range(100, 150)), LEVELS, counts, users, users)
+
+
+def rows_of(small):
+    number_B, pointer_P, item_N, value_N = small.batch
+    arrays = (part.numpy() for part in (number_B, pointer_P, item_N.int(), value_N))
+    return HistoryArrays(*arrays, np.zeros(len(item_N), np.int8))
+
+
+def assert_equal(expected, found, tolerance=1e-4):
+    """Compare results, which have to be on the CPU, at any depth of tuples."""
+    if expected is None:
+        assert found is None
+    elif isinstance(expected, tuple):
+        for one, other in zip(expected, found, strict=True):
+            assert_equal(one, other, tolerance)
+    else:
+        assert not isinstance(found, CudaTensor)
+        torch.testing.assert_close(expected, found, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_the_stand_in_refuses_what_cuda_refuses():
+    with StandIn():
+        here, there = torch.arange(3.0), torch.arange(3.0, device="cuda")
+        for mixing in (
+            lambda: here + there,
+            lambda: there.numpy(),
+            lambda: torch.cat([here, there]),
+            lambda: here[there.long()],
+            lambda: (
+                torch.optim.Adam([here.requires_grad_()], fused=True) and there.copy_(here) @ here
+            ),
+        ):
+            with pytest.raises(MixedDevicesError):
+                mixing()
+        assert (there + 1).device == CUDA
+        assert torch.equal((there * 2).cpu(), here.detach() * 2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"keep_output_mb": 64}, {"dtype": torch.bfloat16}], ids=repr
+)
+@every_pair
+def test_losses_and_gradients_equal_those_of_the_cpu(config, objective, settings, small):
+    expected = losses_and_gradients(*step_of(config, objective, small, **settings))
+    with StandIn():
+        step, batch = step_of(config, objective, small, **settings)
+        found = losses_and_gradients(step.to(CUDA), batch.to(CUDA))
+        assert all(isinstance(gradient, CudaTensor) for gradient in found[1].values())
+    for one, other in zip(expected, values_of(found), strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@every_pair
+def test_updates_go_on_after_a_restore(config, objective, small, tmp_path):
+    with StandIn():
+        engine, batch = engine_of(config, objective, small)
+        engine.begin_epoch(0)
+        update(engine, batch, 0)
+        update(engine, batch, 1)
+        engine.end_epoch(0)
+        assert not any(isinstance(weight, CudaTensor) for weight in engine.weights().values())
+        write_pieces(tmp_path / "state-00000.safetensors", [p.copied() for p in engine.pieces()])
+        saved = SavedState(tmp_path)
+        update(engine, batch, 2)
+        again, _ = engine_of(config, objective, small)
+        again.restore(saved, {})
+        update(again, batch, 2)
+        for name, weight in engine.weights().items():
+            torch.testing.assert_close(again.weights()[name], weight, equal_nan=True)
+
+
+def rules_of(kind, small, device, model):
+    group_I = (torch.arange(50) % 7).to(device)
+    if kind == "policy":
+        is_allowed_I = torch.ones(50, dtype=torch.bool)
+        is_allowed_I[:5] = False
+        damping_I = 0.1 * torch.from_numpy(small.catalog.train_count_IL.sum(1)).float().log1p()
+        return Rules(is_allowed_I.to(device), damping_I=damping_I.to(device), min_score=-100.0)
+    if kind == "groups":
+        return Rules(group_I=group_I, at_most=1, pool=12)
+    if kind == "diverse":
+        vector_IZ = _unit_vectors(model)
+        return Rules(diversity=0.5, pool=20, vector_IZ=vector_IZ, group_I=group_I, at_most=2)
+    return Rules()
+
+
+LISTS = [
+    *itertools.product(MODELS, ["plain", "policy", "groups", "limited"], ["fp32"]),
+    *itertools.product(EMBEDDED, ["diverse"], ["fp32"]),
+    *itertools.product(EMBEDDED, ["plain"], ["bf16"]),
+]
+
+
+@pytest.mark.parametrize(("config", "kind", "precision"), LISTS, ids=repr)
+def test_lists_equal_those_of_the_cpu(config, kind, precision, small):
+    limits = None
+    if kind == "limited":
+        candidates = Batch.from_lists([[1, 2, 3, 4, 30]] * 37)
+        limits = Limits(candidates, torch.arange(37) % 2 == 0)
+
+    def lists(device):
+        made = filled(config, small).to(device)
+        scorer = Scorer(
+            made, vocabulary_of(small), device=device, chunk_items=17, precision=precision
+        )
+        rules = rules_of(kind, small, device, scorer.model)
+        return scorer.recommend(small.batch, small.batch, 7, rules=rules, limits=limits)
+
+    expected = lists("cpu")
+    with StandIn():
+        found = lists(CUDA)
+    assert_equal(tuple(expected), tuple(found))
+
+
+@every_model
+def test_all_other_answers_of_a_scorer_equal_those_of_the_cpu(config, small):
+    batch = small.batch
+
+    def answers(device):
+        made = filled(config, small).to(device)
+        scorer = Scorer(made, vocabulary_of(small), device=device, chunk_items=17)
+        found = [
+            scorer.predict(batch, batch),
+            scorer.predictions(batch, torch.tensor([1, 2])),
+            scorer.predictions(batch, slice(3, 9)),
+            scorer.expected_interactions(batch),
+            scorer.explain(small.users([3]), torch.tensor([4, 5])),
+        ]
+        if (
+            getattr(config, "attention_norm", "") != "linear"
+        ):  # untrained, its scores are not finite
+            scorer.require_numbers()
+        if user_embedding(made, made.encode(batch.to(device))) is not None:
+            found.append(scorer.embed(batch))
+        if item_vectors(made) is not None:
+            found.append(_item_matrix(made))
+        if isinstance(made.output, ClassOutput):
+            novel = NoveltyFilter(0.5, 1)
+            found += scorer.serendipitous(batch, batch, 5, novel=novel)[:2]
+        nothing = batch.keep(torch.zeros_like(batch.item_N, dtype=torch.bool))
+        held_out = Example(batch, small.users(range(37)), nothing)
+        sums = measure(scorer, held_out, EvaluateConfig(recall_at=(5,), ndcg_at=(5,)))
+        return (*found, *(torch.tensor(s.mean) for s in sums.summaries().values()))
+
+    expected = answers("cpu")
+    with StandIn():
+        found = answers(CUDA)
+    assert_equal(expected, found)
+
+
+def export_context(config, small, feed, trained):
+    run = SimpleNamespace(model=config, seed=0, evaluate=SimpleNamespace(batch_users=10))
+    vocabulary = vocabulary_of(small)
+    return ExportContext(run, vocabulary, feed, CUDA, lambda mine: [mine], trained, 0)
+
+
+@pytest.mark.parametrize("order", ["nested", "shuffled", "sequential", "edges"])
+@pytest.mark.parametrize(
+    "config", [case for case in TRAINED if case.spec.scheme == "two_sided"], ids=repr
+)
+def test_epochs_of_tiles_end_with_an_export(config, order, small):
+    with StandIn():
+        feed = small.tile_feed(10, order=order)
+        engine, _ = engine_of(config, config.spec.objective, small)
+        for epoch in (0, 1):
+            engine.begin_epoch(epoch)
+            for step, (tile, _) in enumerate(itertools.islice(feed.batches(epoch), 3)):
+                update(engine, tile, step)
+            engine.end_epoch(epoch)
+            context = export_context(config, small, feed, engine.step_module.model)
+            state = scheme_of(config.spec).export(engine.weights(), context)
+            assert not any(isinstance(tensor, CudaTensor) for tensor in state.values())
+        model = filled(config, small).to(CUDA)
+        model.append_items(of_items(small).to(CUDA))
+        Scorer(model, vocabulary_of(small), device=CUDA, chunk_items=17)
+
+
+@pytest.mark.parametrize(
+    "config", [case for case in TRAINED if case.spec.scheme == "item_rows"], ids=repr
+)
+def test_epochs_of_items_end_with_an_export(config, small):
+    rows = by_item(rows_of(small))
+    parts = [(rows, np.arange(rows.num_users))]
+    feed = SimpleNamespace(training_parts=lambda: iter(parts))
+    with StandIn():
+        engine, batch = engine_of(config, config.spec.objective, small)
+        update(engine, batch, 0)
+        context = export_context(config, small, feed, engine.step_module.model)
+        state = scheme_of(config.spec).export(engine.weights(), context)
+    assert not any(isinstance(tensor, CudaTensor) for tensor in state.values())
+
+
+def is_cut_by_items(config, objective):
+    model, _ = trained_on(config, Small())
+    roles = roles_of(model)
+    is_tied = bool(roles.encoder.keys() & roles.decoder.keys())
+    return config.spec.scheme == "user_rows" and bool(roles.encoder) and not is_tied
+
+
+CUT = [pair for pair in PAIRS if is_cut_by_items(*pair) and pair[1].name != "cosine"]
+
+
+@pytest.mark.parametrize(("config", "objective"), CUT, ids=repr)
+def test_the_item_parallel_engine_updates(config, objective, small, process_group):
+    with StandIn():
+        step, batch = step_of(config, objective, small, dtype=torch.bfloat16)
+        settings = EngineConfig(parallel="items", precision="bf16", zero_stage=1)
+        engine = ItemEngine(step.to(CUDA), OPTIMIZER, settings, batch_users=37, device=CUDA)
+        engine.begin_epoch(0)
+        for number in range(2):
+            update(engine, batch, number)
+        engine.end_epoch(0)
+        assert not any(isinstance(weight, CudaTensor) for weight in engine.weights().values())
+
+
+def test_a_resident_feed_on_the_device_gives_the_same_batches(small):
+    rows = rows_of(small)
+    sharding = BatchSharding(10, 0, 0, 1)
+    expected = [batch for batch, _ in ResidentFeed(rows, rows, sharding)._batches(0, 0)]
+    with StandIn():
+        found = [batch for batch, _ in ResidentFeed(rows, rows, sharding, CUDA)._batches(0, 0)]
+        assert all(isinstance(batch.item_N, CudaTensor) for batch in found)
+    for one, other in zip(expected, values_of(found), strict=True):
+        assert_equal(tuple(one), tuple(other))
+
+
+def test_losses_are_reduced_on_the_device(process_group):
+    with StandIn():
+        reducer = LossReducer(CUDA, max_skipped=0)
+        for _ in range(10):
+            one = torch.ones((), device=CUDA)
+            reducer.add(Update({"loss": one}, one), 5)
+        reducer.agree(stop=0.0)
+        assert reducer.mean_losses() == {"loss": pytest.approx(0.2)}
