@@ -1,4 +1,4 @@
-"""What all jobs share: arguments, the connection to Ray, the last line, the exit code."""
+"""Shared by all jobs: arguments, the connection to Ray, the result line, the exit code."""
 
 import argparse
 import json
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 _WORKERS_PER_CORE = 4
 _REPEATERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
-"""Loggers of Ray that print, with their tracebacks, the errors that `job` tells in one line."""
+"""Ray loggers that print tracebacks of errors that `job` reports in one line."""
 
 STOPPED = 75
-"""Exit code of a run that was told to stop; EX_TEMPFAIL of sysexits.h: try again."""
+"""Exit code of a run that stopped on request; EX_TEMPFAIL of sysexits.h: retry later."""
 
 Check = Callable[[RunFile], object]
 Result = Record | JsonObject
-"""What a job returns; its last line, as JSON."""
+"""What a job returns; printed as JSON on the last line."""
 
 Run = Callable[[RunFile], Result]
 
 
 class _Terminated(BaseException):
-    """SIGTERM came."""
+    """SIGTERM was received."""
 
 
 def _terminated(_number: int, _frame: object) -> None:
@@ -46,46 +46,46 @@ def _terminated(_number: int, _frame: object) -> None:
 def job(description: str, check: Check, run: Run, arguments: list[str] | None = None) -> int:
     """Run a job from the command line.
 
-    The result is one JSON object on the last line of standard output; all else goes to standard
-    error.
+    The result is one JSON object on the last line of standard output; everything else goes to
+    standard error.
 
     Args:
         description: For ``--help``.
-        check: Finds faults before Ray is started.
+        check: Finds faults before Ray starts.
         run: Does the work and returns the result.
-        arguments: Instead of ``sys.argv``.
+        arguments: Replace ``sys.argv``.
 
     Returns:
-        The exit code: 0, 2 for a fault in the configuration, 1 for any other known error, 75 when
-        told to stop with the place kept, 130 when interrupted, 143 when terminated.
+        The exit code: 0, 2 for an invalid configuration, 1 for any other known error, 75 when
+        stopped on request with progress saved, 130 when interrupted, 143 when terminated.
     """
 
     def work() -> Result:
         config = parse(description, arguments)
         check(config)
         with connected():
-            signal.signal(signal.SIGTERM, _terminated)  # Ray has put its own there
+            signal.signal(signal.SIGTERM, _terminated)  # Ray has installed its own
             return run(config)
 
     return run_and_report(work)
 
 
 def through_endpoint(description: str, arguments: list[str] | None = None) -> int:
-    """Score a folder of Parquet through a server, from the command line.
+    """Score a folder of Parquet files through a server, from the command line.
 
-    The token comes from the environment variable DISTRIB_TOKEN, since arguments can be seen.
+    The token comes from the environment variable DISTRIB_TOKEN; process lists show arguments.
 
     Args:
         description: For ``--help``.
-        arguments: Instead of ``sys.argv``.
+        arguments: Replace ``sys.argv``.
 
     Returns:
-        The exit code, as of `job`.
+        The exit code; see `job`.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--url", required=True, help="of the server, e.g. http://localhost:8000")
-    parser.add_argument("--histories", required=True, help="folder of Parquet files, any URL")
-    parser.add_argument("--output", required=True, help="folder of the lists, any URL")
+    parser.add_argument("--url", required=True, help="server URL, e.g. http://localhost:8000")
+    parser.add_argument("--histories", required=True, help="folder of Parquet files, path or URL")
+    parser.add_argument("--output", required=True, help="folder for recommendations, path or URL")
     for field in ("model", "k", "users", "concurrency", "retry_s"):
         default = Endpoint._field_defaults[field]
         flag = f"--{field.replace('_', '-')}"
@@ -111,12 +111,12 @@ def run_file_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="override, in TOML syntax",
+        help="override in TOML syntax",
     )
 
 
 def serving(arguments: dict[str, str]) -> "Application":
-    """Build what Ray Serve runs, from ``serveConfigV2``: ``import_path: distrib.cli:serving``.
+    """Build the Ray Serve application; in ``serveConfigV2``: ``import_path: distrib.cli:serving``.
 
     Args:
         arguments: ``config``, the path of a run file.
@@ -125,20 +125,20 @@ def serving(arguments: dict[str, str]) -> "Application":
         The application.
 
     Raises:
-        ConfigError: The run file is wrong.
+        ConfigError: The run file is invalid.
         CheckpointError: A model has no bundle.
     """
     from distrib.serve.deployment import (
         ServePlan,
         application,
-    )  # a second, which other jobs are spared
+    )  # slow import (1 s), only needed here
 
     file = load(RunFile, arguments["config"], environment=os.environ)
     return application(ServePlan.of(file.run, file.data.prepared, file.serve))
 
 
 def run_and_report(work: Callable[[], Result]) -> int:
-    """Do the work of a job; its result or its fault becomes the last line and the exit code."""
+    """Run a job; report its result or error in one line and return the exit code."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
         result = work()
@@ -146,16 +146,16 @@ def run_and_report(work: Callable[[], Result]) -> int:
         sys.stderr.write(f"ConfigError: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from what is complete\n")
+        sys.stderr.write("interrupted; rerun the same command to continue\n")
         return 130
     except _Terminated:
-        sys.stderr.write("terminated; the same command goes on from what is complete\n")
+        sys.stderr.write("terminated; rerun the same command to continue\n")
         return 143
     except Exception as error:
         plain = known(error)
         if plain is None:
             raise
-        message = str(plain).partition("\nFailed to apply UDF")[0]  # Ray Data's own addition
+        message = str(plain).partition("\nFailed to apply UDF")[0]  # appended by Ray Data
         sys.stderr.write(f"{type(plain).__name__}: {message}\n")
         return STOPPED if isinstance(plain, StoppedError) else 1
     document = result.to_json() if isinstance(result, Record) else result
@@ -168,13 +168,13 @@ def parse(description: str, arguments: list[str] | None = None) -> RunFile:
 
     Args:
         description: For ``--help``.
-        arguments: Instead of ``sys.argv``.
+        arguments: Replace ``sys.argv``.
 
     Returns:
-        The checked run file.
+        The validated run file.
 
     Raises:
-        ConfigError: The file or a setting is wrong; all faults at once.
+        ConfigError: The file or a setting is invalid; lists all faults.
     """
     parser = argparse.ArgumentParser(description=description)
     run_file_arguments(parser)
@@ -184,15 +184,15 @@ def parse(description: str, arguments: list[str] | None = None) -> RunFile:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Join the cluster that the job was submitted to, or start one on this machine and end it."""
+    """Connect to the cluster in RAY_ADDRESS, or start a local one; shut down on exit."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     for name in _REPEATERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if is_terminal() else "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupt is ours to hear
-    # Our own events say what matters; Ray's workers would add a line a second without a dashboard.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # we handle SIGINT
+    # Events report progress; without a dashboard, Ray's workers would log a line per second.
     quiet = {
         "logging_level": logging.WARNING,
         "logging_config": ray.LoggingConfig(log_level="ERROR"),
@@ -202,16 +202,16 @@ def connected() -> Iterator[None]:
             ray.init(**quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"RAY_ADDRESS = {os.environ['RAY_ADDRESS']}: no cluster answers there ({error}); "
-                "start it, or unset the variable to train on this machine"
+                f"RAY_ADDRESS = {os.environ['RAY_ADDRESS']}: cannot connect ({error}); start "
+                "the cluster, or unset the variable to run on this machine"
             ) from error
     else:
-        # Ray Data's shuffle has workers of its own; with Ray's limit of one per core, each pass
-        # would end the workers of the one before and wait seconds for new ones.
+        # Ray Data's shuffle has its own workers. With Ray's limit of one per core, each stage would
+        # end the workers of the previous stage and wait seconds for new ones.
         limit = _WORKERS_PER_CORE * (os.cpu_count() or 1)
         os.environ.setdefault("RAY_num_workers_soft_limit", str(limit))
         ray.init("local", include_dashboard=False, **quiet)
-    ray.data.DataContext.get_current().raise_original_map_exception = True  # ours have a message
+    ray.data.DataContext.get_current().raise_original_map_exception = True  # keep our messages
     try:
         yield
     finally:

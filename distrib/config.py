@@ -1,4 +1,4 @@
-"""Typed, strict configuration: TOML in, one frozen object out, all faults at once."""
+"""Typed, strict configuration: reads TOML into a frozen object, reports all faults at once."""
 
 import difflib
 import json
@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from distrib.errors import ConfigError
 
 JsonObject = dict[str, Any]
-"""A JSON document whose keys only its writer and its reader know."""
+"""A JSON document without a schema."""
 
 
 class Config(BaseModel):
-    """Base of every configuration: frozen, strict, unknown keys refused.
+    """Base of every configuration: frozen, strict, rejects unknown keys.
 
     The string literal under a field is its documentation and its entry in the JSON schema.
     """
@@ -31,12 +31,12 @@ class Config(BaseModel):
 
 
 class Record(BaseModel):
-    """Base of what one job writes as JSON and another reads: frozen, unknown keys ignored."""
+    """Base of JSON that one job writes and another reads: frozen, ignores unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     def to_json(self) -> JsonObject:
-        """Return what was set, as JSON."""
+        """Return the fields that were set, as JSON."""
         found: JsonObject = self.model_dump(mode="json", exclude_unset=True)
         return found
 
@@ -45,7 +45,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _SECRET = re.compile(r"tok|secret|passw|credential", re.IGNORECASE)
-"""Keys whose values no message repeats, misspelt ones among them."""
+"""Keys (misspelled ones too) whose values never appear in messages."""
 
 
 def load(
@@ -55,30 +55,31 @@ def load(
     overrides: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> ConfigT:
-    """Read a TOML run file, apply ``a.b=value`` overrides, and check it as a whole.
+    """Read a TOML run file, apply ``a.b=value`` overrides, and validate the result.
 
-    ``${NAME}`` inside a string is replaced by that entry of ``environment``.
+    ``${NAME}`` inside a string is replaced by the value in ``environment``.
 
     Args:
         kind: The configuration to build.
         path: The TOML file.
-        overrides: Assignments in TOML syntax; they win over the file.
+        overrides: Assignments in TOML syntax; they take precedence over the file.
         environment: Values for ``${NAME}``.
 
     Returns:
-        The checked configuration.
+        The validated configuration.
 
     Raises:
-        ConfigError: The file is absent or no TOML, or any key or value is wrong; lists all faults.
+        ConfigError: The file is missing or not valid TOML, or a key or value is invalid; lists all
+            faults.
     """
     try:
         raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
-            f"run file {path} does not exist; name one, e.g. configs/demo.toml"
+            f"run file {path} does not exist; pass an existing file, e.g. configs/demo.toml"
         ) from None
     except OSError as error:
-        raise ConfigError(f"run file {path} cannot be read: {error}; name a TOML file") from error
+        raise ConfigError(f"run file {path} cannot be read: {error}; pass a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"run file {path} is not valid TOML: {error}") from error
     faults: list[str] = []
@@ -96,15 +97,15 @@ def checked(
 
     Args:
         kind: The configuration to build.
-        document: Its fields as JSON would hold them.
-        where: What the message names.
-        faults: Those found before.
+        document: Its fields, as in JSON.
+        where: Prefix of the error message.
+        faults: Faults found earlier.
 
     Returns:
-        The checked configuration.
+        The validated configuration.
 
     Raises:
-        ConfigError: Any key or value is wrong; lists all faults.
+        ConfigError: A key or value is invalid; lists all faults.
     """
     found, config = list(faults), None
     try:
@@ -118,14 +119,14 @@ def checked(
 
 
 def _apply(raw: dict[str, Any], text: str, faults: list[str]) -> None:
-    """Set one value, whole: a table given as a value replaces the one that was there."""
+    """Set one value; a table replaces the existing table instead of merging into it."""
     try:
         value: Any = tomllib.loads(text)
         place: Any = tomllib.loads(text.partition("=")[0] + "= 0")
     except tomllib.TOMLDecodeError:
         name = text.partition("=")[0]
         shown = f"{name}=..." if _SECRET.search(name) else text
-        faults.append(f"--set {shown}: not TOML; write section.key=value, strings in quotes")
+        faults.append(f"--set {shown}: not valid TOML; write section.key=value, quote strings")
         return
     target: Any = raw
     while isinstance(target, dict):
@@ -135,7 +136,7 @@ def _apply(raw: dict[str, Any], text: str, faults: list[str]) -> None:
             target[key] = value
             return
         target = target.setdefault(key, {})
-    faults.append(f"--set {text}: {target!r} is there, which is no section")
+    faults.append(f"--set {text}: {target!r} is a value, not a section")
 
 
 def _substitute(node: Any, environment: Mapping[str, str], faults: list[str], where: str) -> Any:
@@ -167,7 +168,7 @@ def _describe(kind: type[BaseModel], fault: Any) -> str:
 
 
 def _keys_beside(kind: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Keys that are known at the place of the last part of ``location``."""
+    """Return the valid keys at the last part of ``location``."""
     candidates: list[type[BaseModel]] = [kind]
     for part in location[:-1]:
         below: list[type[BaseModel]] = []

@@ -1,53 +1,53 @@
-"""Every exception that distrib raises on purpose."""
+"""All exceptions that distrib raises."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
 class DistribError(Exception):
-    """Base of the family; takes one message that says what, the value, where, and the remedy."""
+    """Base class; the message states the fault, the value, the location and the remedy."""
 
 
 class ConfigError(DistribError):
-    """A run file, a setting or a combination of settings makes no sense."""
+    """A run file, a setting or a combination of settings is invalid."""
 
 
 class DataError(DistribError):
-    """A rating log, a prepared data set or a history cannot be used as it is."""
+    """A rating log, a prepared dataset or a history is invalid."""
 
 
 class CheckpointError(DistribError):
-    """A run folder, checkpoint or bundle is absent, incomplete, altered or of another run."""
+    """A run folder, checkpoint or bundle is missing, incomplete, modified or from another run."""
 
 
 class DivergedError(DistribError):
-    """Training produced a number that is not finite."""
+    """Training diverged: a number is not finite, or the loss exploded."""
 
 
 class MemoryLimitError(DistribError):
-    """A computation does not fit into memory."""
+    """A computation does not fit in memory."""
 
 
 class WorkersLostError(DistribError):
-    """More workers were lost than training was told to survive."""
+    """More workers were lost than ``max_failures`` allows."""
 
 
 class StoppedError(DistribError):
-    """Training was told to stop; it has kept its place, and the same command goes on."""
+    """Training stopped on request and saved its progress; the same command resumes it."""
 
 
 class JobTrackingLostError(DistribError):
-    """A job that was submitted cannot be seen any longer; it may go on."""
+    """A submitted job can no longer be tracked; it may still be running."""
 
 
 def raise_all(faults: Sequence[DistribError]) -> None:
-    """Raise one error that lists all faults; do nothing where there is none.
+    """Raise one error that lists all faults; do nothing if there are none.
 
     Args:
-        faults: What was found. The error is a `ConfigError` unless all are of one other class.
+        faults: The error is a `ConfigError` unless all faults share another class.
 
     Raises:
-        DistribError: There is a fault.
+        DistribError: ``faults`` is not empty.
     """
     if not faults:
         return
@@ -60,10 +60,10 @@ def raise_all(faults: Sequence[DistribError]) -> None:
 
 
 def run_checks(*checks: Callable[[], object]) -> None:
-    """Run all checks, and raise what they found at once; see `raise_all`.
+    """Run all checks, then raise all faults at once; see `raise_all`.
 
     Args:
-        *checks: Each raises `DistribError` where something is wrong.
+        *checks: Each raises `DistribError` on a fault.
     """
     faults: list[DistribError] = []
     for check in checks:
@@ -75,7 +75,7 @@ def run_checks(*checks: Callable[[], object]) -> None:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and all that led to it; Ray wraps what tasks and workers raised."""
+    """Yield an error and all its causes; Ray wraps errors of tasks and workers."""
     pending: list[Any] = [error]
     seen: set[int] = set()
     while pending:
@@ -90,7 +90,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def known(error: BaseException) -> DistribError | None:
-    """Return the error of ours that led to one of Ray's, or None."""
+    """Return the `DistribError` that caused a Ray error, or None."""
     found = [cause for cause in causes(error) if isinstance(cause, DistribError)]
-    # Ray makes classes of its own from ours, with a traceback for a message; ours is in them.
+    # Ray derives classes from ours with a traceback as message; prefer the original error.
     return next((e for e in found if type(e).__module__ == __name__), next(iter(found), None))

@@ -1,4 +1,4 @@
-"""What a job says while it runs: structured lines, or bars and tables on a terminal."""
+"""Job output: structured lines, or progress bars and tables on a terminal."""
 
 import json
 import sys
@@ -11,11 +11,11 @@ from rich.table import Table
 
 
 def emit(event: str, **fields: Any) -> None:
-    """Write one event as a line of JSON to standard error.
+    """Write one event as a JSON line to standard error.
 
     Args:
-        event: A constant name.
-        **fields: What happened; numbers, strings, lists and mappings of these.
+        event: Constant name.
+        **fields: Numbers, strings, and lists and mappings of these.
     """
     line = {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **fields}
     sys.stderr.write(json.dumps(line, default=str) + "\n")
@@ -23,12 +23,12 @@ def emit(event: str, **fields: Any) -> None:
 
 
 def rounded(values: Mapping[str, float], digits: int = 5) -> dict[str, float]:
-    """Round for reading; the files keep all digits."""
+    """Round for display; files keep all digits."""
     return {name: float(f"{value:.{digits}g}") for name, value in values.items()}
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table to standard error, fitted to the terminal."""
+    """Print a table to standard error, fitted to the terminal width."""
     drawn = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
         drawn.add_column(column, justify="left" if position == 0 else "right")
@@ -40,12 +40,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def is_terminal() -> bool:
-    """Tell whether a person is watching standard error."""
+    """Return whether standard error is a terminal."""
     return sys.stderr.isatty()
 
 
 class Interval:
-    """Tells when the next line of progress is due."""
+    """Limits the rate of progress lines."""
 
     def __init__(self, every_s: float) -> None:
         self.every_s = every_s

@@ -1,4 +1,4 @@
-"""Night after night: what came to the log, a model trained on from the last one, lists for all."""
+"""Nightly run: ingest new log rows, warm-start training, score, publish lists and model."""
 
 import itertools
 import time
@@ -22,44 +22,44 @@ from distrib.train.schemes import scheme_of
 from distrib.train.workers.launch import launch
 
 NIGHTLY_RUNS = "nights.json"
-"""The ledger, in the run folder: every night kept, the last one maybe unfinished."""
+"""In the run folder: the nightly runs kept; the last one may be unfinished."""
 
 _KEPT = 3
-"""Nights whose run folders stay, to go back to."""
+"""Number of nightly runs whose folders are kept for rollback."""
 
 
 class NightResult(Record):
-    """What a night did."""
+    """Result of a nightly run."""
 
     nightly_run: str
     new: bool
-    """False where nothing came to the log since."""
+    """False if the log has no new rows since the previous run."""
 
     trained: RunResult | None = None
     scored: ScoreResult | None = None
 
 
 class NightlyRun(NamedTuple):
-    """One entry of the ledger."""
+    """One entry of ``nights.json``."""
 
     name: str
-    """The day it began, UTC."""
+    """Start date, UTC."""
 
     data: str | None = None
-    """Digest of what it trained on; None until it is prepared."""
+    """Digest of its training data; None until prepared."""
 
     is_done: bool = False
 
 
 def preflight(file: RunFile) -> None:
-    """Find faults of the configuration and the log.
+    """Check the configuration and the log.
 
     Args:
         file: The run file.
 
     Raises:
-        ConfigError: Settings clash.
-        DataError: The log, or histories to score, are absent.
+        ConfigError: Settings conflict.
+        DataError: The log or the histories to score are missing.
     """
     run_checks(
         lambda: check_run(file.training()),
@@ -69,24 +69,24 @@ def preflight(file: RunFile) -> None:
 
 
 def nightly(file: RunFile, today: str | None = None) -> NightResult:
-    """Prepare, train in a folder of the night's own, score, and publish lists and model.
+    """Prepare, train in a folder of its own, score, and publish lists and model.
 
-    The night's model begins with the last night's where it can (``train.warm_start``); lists go to
-    ``score.output``, or ``recommendations`` in the run folder, and the bundle to the run folder,
-    where a server takes it without a pause. Until then both are the last night's; a server keeps
-    its model while the bundle is replaced. A night that was cut off is finished, under its own
-    name, before another begins, and begun anew where more came to the log meanwhile; a night to
-    which nothing came is passed over.
+    Training warm-starts from the previous nightly run where the model can (``train.warm_start``).
+    Lists go to ``score.output``, or ``recommendations`` in the run folder. The bundle goes to the
+    run folder, where a server loads it without downtime. Until then both are from the previous run;
+    a server keeps its model while the bundle is replaced. An interrupted run is finished under its
+    own name before a new one starts; it restarts if the log has grown meanwhile. A run without new
+    rows is skipped.
 
     Args:
-        file: The run file; with ``data.extend = true`` a night adds the files that are new.
-        today: Name of a new night, instead of today's date (UTC).
+        file: The run file; with ``data.extend = true`` each run adds the new files.
+        today: Name of a new run; today's date (UTC) by default.
 
     Returns:
-        What it did.
+        The result of the run.
 
     Raises:
-        CheckpointError: Another attempt of the job has begun since; it goes on, this one ends.
+        CheckpointError: Another attempt of the job has started since; that one continues.
     """
     folder, token = Folder(file.run), uuid.uuid4().hex
     folder.write_json(TOKEN, {"token": token})
@@ -105,7 +105,7 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     place = _place(folder, nightly_run)
     require_ours(folder, token)
     if nightly_run.data not in {None, data}:
-        place.remove()  # more came since it was cut off; what it had begun is of other data
+        place.remove()  # the log has grown since the interruption; that training data is outdated
     nightly_runs[-1] = nightly_run._replace(data=data)
     folder.write_json(NIGHTLY_RUNS, [entry._asdict() for entry in nightly_runs])
     tonight = file.model_copy(
@@ -129,7 +129,7 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
 
 
 def _free(name: str, taken: set[str]) -> str:
-    """Return the name, with a number where a night of that day was done already."""
+    """Return the name, numbered if a run of that day exists."""
     names = (f"{name}-{number}" if number else name for number in itertools.count())
     return next(found for found in names if found not in taken)
 
@@ -145,7 +145,7 @@ def _place(folder: Folder, nightly_run: NightlyRun) -> Folder:
 
 
 def _earlier(file: RunFile, folder: Folder, before: list[NightlyRun]) -> str | None:
-    """Return the run to begin with, where the model can begin with an earlier one."""
+    """Return the run to warm-start from, or None if the model cannot warm-start."""
     spec = file.model.spec
     if spec.has_user_rows or not scheme_of(spec).can_warm_start:
         return None

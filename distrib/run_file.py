@@ -23,15 +23,15 @@ class RunFile(Config):
     """All settings of a run, by job."""
 
     run: str
-    """Path or URL of the run folder, which holds all that training and scoring leave."""
+    """Path or URL of the run folder, which holds all outputs of training and scoring."""
 
     seed: int = 0
-    """Of initial weights, order of users and noise; splits have their own."""
+    """Seeds initial weights, user order and noise; splits have their own seed."""
 
     data: DataConfig
     model: ModelConfig
     objective: ObjectiveConfig | None = None
-    """What is minimised; the model's own objective when not given."""
+    """Training objective; the model's default if not given."""
 
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
@@ -54,30 +54,30 @@ class RunFile(Config):
             )
         if self.score.new_items and not spec.encodes_items:
             faults.append(
-                f"score.new_items = true, but model {self.model.name!r} knows the items of "
-                "training only; set it to false, or use vae_bmf"
+                f"score.new_items = true, but model {self.model.name!r} cannot score items "
+                "that are not in training; set it to false, or use vae_bmf"
             )
         if faults:
             raise ValueError("; ".join(faults))
         return self
 
     def training_with(self, settings: Mapping[str, Any]) -> TrainingRun:
-        """Return the part that decides training, with some fields set.
+        """Return the settings that determine training, with some fields overridden.
 
         Args:
-            settings: Values by dotted name of the field.
+            settings: Values by dotted field name.
 
         Returns:
-            The checked configuration.
+            The validated configuration.
 
         Raises:
-            ConfigError: A field is not known or takes no such value.
+            ConfigError: A field is unknown or its value is invalid.
         """
         document = with_settings(self.model_dump(mode="json", exclude_unset=True), settings)
         return checked(RunFile, document, where="search.space").training()
 
     def training(self) -> TrainingRun:
-        """Return the part that decides training."""
+        """Return the settings that determine training."""
         return TrainingRun(
             run=self.run,
             prepared=self.data.prepared,

@@ -1,4 +1,4 @@
-"""The one door to files: URLs to file systems, whole writes, folders that count when complete."""
+"""All file access: URLs to file systems, atomic writes, retries."""
 
 import errno
 import hashlib
@@ -34,15 +34,15 @@ T = TypeVar("T")
 class Folder:
     """A folder at a URL: a local path, or any scheme that fsspec knows (``s3://``, ``gs://``...).
 
-    Pickles by its URL, so that it crosses to workers; credentials come from the environment of the
+    Pickles as its URL, so it can be sent to workers; credentials come from the environment of the
     process that opens it.
     """
 
     def __init__(self, url: str) -> None:
         if _CREDENTIALS.search(url):
             raise DataError(
-                f"{_CREDENTIALS.sub('://***@', url)}: a URL must not hold credentials; leave them "
-                "to the environment or to the store's own chain"
+                f"{_CREDENTIALS.sub('://***@', url)}: a URL must not contain credentials; set them "
+                "in the environment or in the store's credential chain"
             )
         if "://" not in url and "::" not in url:
             url = str(Path(url).absolute())
@@ -65,31 +65,31 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        """Whether the folder is on this machine's own disk."""
+        """Whether the folder is on a local disk."""
         return isinstance(self._fs, LocalFileSystem)
 
     @property
     def path(self) -> str:
-        """The path inside the file system, without a scheme."""
+        """The path inside the file system, without the scheme."""
         return str(self._root)
 
     def arrow(self) -> pafs.FileSystem:
-        """The same file system as pyarrow and Ray want it."""
+        """The file system as a pyarrow object, for pyarrow and Ray."""
         if self.is_local:
             return pafs.LocalFileSystem()
         return pafs.PyFileSystem(pafs.FSSpecHandler(self._fs))
 
     def exists(self, name: str = "") -> bool:
-        """Tell whether a file or folder is there.
+        """Return whether a file or folder exists.
 
         Args:
             name: Inside the folder; the folder itself when empty.
 
         Returns:
-            Whether it is there.
+            Whether it exists.
 
         Raises:
-            DataError: The store does not answer or refuses.
+            DataError: The store does not respond or denies access.
         """
         with self._explained():
             self._fs.invalidate_cache()
@@ -102,12 +102,12 @@ class Folder:
             return int(self._fs.size(self._at(name)))
 
     def is_folder(self) -> bool:
-        """Tell whether this is a folder rather than a file."""
+        """Return whether this is a folder rather than a file."""
         with self._explained():
             return bool(self._fs.isdir(self._root))
 
     def files(self, suffix: str = "") -> list[str]:
-        """Return the sorted names of the files directly inside; empty when nothing is there."""
+        """Return the sorted names of the files directly inside; empty if the folder is missing."""
         with self._explained():
             self._fs.invalidate_cache()
             if not self._fs.exists(self._root):
@@ -117,9 +117,9 @@ class Folder:
         return sorted(name for name in names if name.endswith(suffix))
 
     def data_files(self) -> list[str]:
-        """Return the sorted names of all files inside, at any depth, that are not empty.
+        """Return the sorted names of all non-empty files inside, at any depth.
 
-        Names with a part that begins with a dot or an underscore are marks of other writers.
+        Path parts that begin with a dot or an underscore mark metadata of other writers; skip them.
         """
         with self._explained():
             self._fs.invalidate_cache()
@@ -135,13 +135,13 @@ class Folder:
         )
 
     def stamp(self, name: str = "") -> str:
-        """Return size, time of change and, where a store has one, tag of a file as text."""
+        """Return size, modification time and, where a store has one, ETag of a file as text."""
         with self._explained():
             self._fs.invalidate_cache()
             about = self._fs.info(self._at(name))
             try:
                 changed = self._fs.modified(self._at(name)).isoformat()
-            except NotImplementedError:  # not every store knows
+            except NotImplementedError:  # not supported by every store
                 changed = "unknown"
         tag = about.get("ETag") or about.get("etag")
         return f"{about['size']} bytes, {changed}" + (f", {str(tag).strip(chr(34))}" if tag else "")
@@ -157,7 +157,7 @@ class Folder:
             The open file.
 
         Raises:
-            DataError: It is not there, or the store refuses.
+            DataError: It is missing, or the store denies access.
         """
         with self._explained(), self._fs.open(self._at(name), "rb") as file:
             yield cast("BinaryIO", file)
@@ -177,17 +177,17 @@ class Folder:
             The content.
 
         Raises:
-            DataError: It is absent or not JSON.
+            DataError: It is missing or not valid JSON.
         """
         try:
             return json.loads(self.read(name))
-        except ValueError as error:  # no JSON, or no text
+        except ValueError as error:  # not JSON, or not UTF-8
             raise DataError(
-                f"{self / name} is not JSON: {error}; it was damaged, write it anew"
+                f"{self / name} is not valid JSON: {error}; the file is damaged, write it again"
             ) from error
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file whole: a reader sees the old content or the new, never a part."""
+        """Write a file atomically: a reader sees the old content or the new, never a part."""
         target = self._at(name)
         with self._explained():
             if self._has_folders:
@@ -214,14 +214,14 @@ class Folder:
         )
 
     def upload(self, name: str, source: Path) -> dict[str, Any]:
-        """Copy a local file here, whole or not at all, in pieces.
+        """Copy a local file here atomically, reading it in pieces.
 
         Args:
             name: Inside the folder.
             source: The local file.
 
         Returns:
-            ``bytes`` and ``sha256`` of what arrived.
+            ``bytes`` and ``sha256`` of the copy.
 
         Raises:
             DataError: The store failed, or fewer bytes arrived than were sent.
@@ -237,29 +237,29 @@ class Folder:
                     entry = _copied(file, sink)
         if self.size(name) != entry["bytes"]:
             raise DataError(
-                f"{self / name}: {self.size(name)} bytes arrived of {entry['bytes']}; check the "
+                f"{self / name}: {self.size(name)} of {entry['bytes']} bytes arrived; check the "
                 "store and its free space"
             )
         return entry
 
     def download(self, name: str, target: Path) -> dict[str, Any]:
-        """Copy a file from here to a local one, in pieces; return ``bytes`` and ``sha256``."""
+        """Copy a file to a local path in pieces; return ``bytes`` and ``sha256``."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with self.open(name) as file, target.open("wb") as sink:
             return _copied(file, sink)
 
     def require_writable(self) -> None:
-        """Write and remove a small file, so that a refusal comes before the work, not after.
+        """Write and remove a small file, so that access errors surface before the work starts.
 
         Raises:
-            DataError: The store refuses, or the disk is full.
+            DataError: The store denies access, or the disk is full.
         """
         name = f"_probe-{uuid.uuid4().hex[:8]}"
         self.write(name, b"distrib\n")
         self.remove(name)
 
     def write_json(self, name: str, content: Any) -> None:
-        """Write a JSON file whole, keys sorted, so that equal content gives equal bytes."""
+        """Write a JSON file atomically with sorted keys; equal content gives equal bytes."""
         self.write(name, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
     def read_parquet(self, name: str, columns: list[str] | None = None) -> pa.Table:
@@ -267,14 +267,14 @@ class Folder:
         return pq.read_table(pa.BufferReader(self.read(name)), columns=columns)
 
     def write_parquet(self, name: str, content: pa.Table) -> bytes:
-        """Write a Parquet file whole and return its bytes; equal tables give equal bytes."""
+        """Write a Parquet file atomically and return its bytes; equal tables give equal bytes."""
         sink = io.BytesIO()
         pq.write_table(content, sink, compression="zstd", row_group_size=16_384)
         self.write(name, sink.getvalue())
         return sink.getvalue()
 
     def move(self, name: str, target: "Folder", new_name: str) -> None:
-        """Move a file into another folder of the same store, over one that is there."""
+        """Move a file to another folder of the same store, replacing an existing file."""
         with self._explained():
             if self.is_local:
                 Path(self._at(name)).replace(target._at(new_name))
@@ -282,14 +282,14 @@ class Folder:
                 self._fs.mv(self._at(name), target._at(new_name))
 
     def remove(self, name: str = "") -> None:
-        """Remove a file, or a folder with all that is in it, if it is there."""
+        """Remove a file, or a folder and its contents, if it exists."""
         with self._explained():
             if self._fs.exists(self._at(name)):
                 self._fs.rm(self._at(name), recursive=True)
 
     @property
     def _has_folders(self) -> bool:
-        """Whether folders must be made; on an object store that would make a missing bucket."""
+        """Whether folders must be created; on an object store that would create the bucket."""
         protocols = self._fs.protocol
         named = {protocols} if isinstance(protocols, str) else set(protocols)
         return not named & _OBJECT_STORES
@@ -307,22 +307,22 @@ class Folder:
             ) from error
         except PermissionError as error:
             raise DataError(
-                f"{self.url}: access refused ({error}); check the credentials"
+                f"{self.url}: access denied ({error}); check the credentials"
             ) from error
         except Exception as error:
             if not _is_of_a_store(error):
                 raise
             if getattr(error, "errno", None) in _FULL:
                 raise DataError(
-                    f"{self.url}: no space is left ({error}); free some, or keep fewer checkpoints"
+                    f"{self.url}: no space left ({error}); free some, or keep fewer checkpoints"
                 ) from error
             raise DataError(
-                f"{self.url}: the store failed ({error}); check it, the credentials, and try again"
+                f"{self.url}: the store failed ({error}); check it and the credentials, then retry"
             ) from error
 
 
 def may_pass(error: DataError) -> bool:
-    """Tell whether a store's failure may be over in a while, so that trying again makes sense."""
+    """Return whether a store's failure may be transient, so that a retry can help."""
     cause = error.__cause__
     lasting = FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
     if cause is None or isinstance(cause, lasting):
@@ -333,18 +333,18 @@ def may_pass(error: DataError) -> bool:
 def with_retries(
     action: Callable[[], T], *, timeout_s: float, on_retry: Callable[[str], None] = lambda _: None
 ) -> T:
-    """Do something with a store, again after a while where it failed, for so long.
+    """Run a store operation; retry failures with exponential backoff.
 
     Args:
-        action: May raise `DataError`; done anew each time.
-        timeout_s: Seconds after which a failure is final.
-        on_retry: Hears of each failure before the wait.
+        action: Called on each attempt; may raise `DataError`.
+        timeout_s: Time limit for retries, in seconds.
+        on_retry: Receives each error message before the wait.
 
     Returns:
         What ``action`` returned.
 
     Raises:
-        DataError: The last failure; at once where waiting cannot help (refused, full, absent).
+        DataError: The last failure; immediately if a retry cannot help (denied, full, missing).
     """
     started_s, wait_s = time.monotonic(), 0.5
     while True:
@@ -359,12 +359,12 @@ def with_retries(
 
 
 def _unfinished(target: Path) -> Path:
-    """Return a name beside a file's that readers of folders pass over, should it be left there."""
+    """Return a temporary name next to the target that folder readers skip if it is left behind."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
 
 
 def _copied_whole(source: IO[bytes], target: Path) -> dict[str, Any]:
-    """Copy into a local file that is there when all of it is on the disk."""
+    """Copy to a local file that appears only when it is fully on disk."""
     part = _unfinished(target)
     try:
         with part.open("wb") as sink:
@@ -377,7 +377,7 @@ def _copied_whole(source: IO[bytes], target: Path) -> dict[str, Any]:
 
 
 def _copied(source: IO[bytes], sink: IO[bytes]) -> dict[str, Any]:
-    """Copy all bytes; return their number and digest."""
+    """Copy all bytes; return their count and digest."""
     digest, size = hashlib.sha256(), 0
     while piece := source.read(_PIECE_BYTES):
         sink.write(piece)
@@ -387,5 +387,5 @@ def _copied(source: IO[bytes], sink: IO[bytes]) -> dict[str, Any]:
 
 
 def _is_of_a_store(error: Exception) -> bool:
-    """Tell errors of stores from our own; some clients let theirs through as they are."""
+    """Return whether a store raised the error; some clients raise their own exception types."""
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS

@@ -1,4 +1,4 @@
-"""Ray job: a log or histories to other files. ``python jobs/convert.py --config my.toml``."""
+"""Ray job: convert a log or histories. ``python jobs/convert.py --config my.toml``."""
 
 import sys
 
@@ -7,7 +7,7 @@ from distrib.data.export import convert, preflight
 
 
 def main() -> int:
-    """Check, convert, print the counts."""
+    """Validate, convert, print the counts."""
     return job(
         "Write a rating log, or prepared histories, as RecBole, CSV or Parquet files.",
         check=lambda file: preflight(file.data, file.convert),

@@ -9,14 +9,14 @@ from distrib.train.preflight.doctor import examine
 
 
 def check(file: RunFile) -> None:
-    """Find faults that need no cluster."""
+    """Run the checks that need no cluster."""
     preflight(file.training())
 
 
 def main() -> int:
-    """Check the nodes, try some updates, print the estimate."""
+    """Check the nodes, run some updates, print the estimate."""
     return job(
-        "Check every node and estimate memory and time of training, before it starts.",
+        "Check every node and estimate memory and time of training before it starts.",
         check=check,
         run=lambda file: examine(file.training()),
     )

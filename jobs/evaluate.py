@@ -1,4 +1,4 @@
-"""Ray job: measure a trained model. ``python jobs/evaluate.py --config configs/demo.toml``."""
+"""Ray job: evaluate a trained model. ``python jobs/evaluate.py --config configs/demo.toml``."""
 
 import sys
 
@@ -10,7 +10,7 @@ from distrib.run_file import RunFile
 
 
 def measure(file: RunFile) -> JsonObject:
-    """Evaluate, show the table, draw the map."""
+    """Evaluate, print the table, plot the map."""
     result = evaluate(file.run, file.data.prepared, file.evaluate)
     show_evaluation(result)
     return {**result.to_json(), "map": draw_map(file.run, file.data.prepared)}
@@ -19,7 +19,7 @@ def measure(file: RunFile) -> JsonObject:
 def main() -> int:
     """Check, evaluate, print the metrics."""
     return job(
-        "Measure a trained model on held-out interactions.",
+        "Evaluate a trained model on held-out interactions.",
         check=lambda file: preflight(file.run, file.data.prepared),
         run=measure,
     )

@@ -1,4 +1,4 @@
-"""Ray job: vectors of items and users. ``python jobs/export.py --config configs/demo.toml``."""
+"""Ray job: export embeddings. ``python jobs/export.py --config configs/demo.toml``."""
 
 import sys
 
@@ -7,9 +7,9 @@ from distrib.score.export import export, preflight
 
 
 def main() -> int:
-    """Check, export, print what was written."""
+    """Check, export, print the outputs."""
     return job(
-        "Write the vectors of all items, with an index, and of all users.",
+        "Write the embeddings of all items, with an index, and of all users.",
         check=lambda file: preflight(file.run, file.data.prepared, file.export, file.score),
         run=lambda file: export(file.run, file.data.prepared, file.export, file.score),
     )

@@ -1,4 +1,4 @@
-"""Ray job: last night's model, a day older. ``python jobs/nightly.py --config my.toml``."""
+"""Ray job: update a model nightly. ``python jobs/nightly.py --config my.toml``."""
 
 import sys
 
@@ -7,9 +7,9 @@ from distrib.nightly import nightly, preflight
 
 
 def main() -> int:
-    """Check, then prepare, train on, score and publish."""
+    """Check, then prepare, train, score and publish."""
     return job(
-        "Add what came to the log, train on from the last night, score everyone.",
+        "Ingest new log rows, warm-start training, score all users, publish.",
         check=preflight,
         run=nightly,
     )

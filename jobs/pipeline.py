@@ -1,4 +1,4 @@
-"""Ray job: the whole way in one go. ``python jobs/pipeline.py --config configs/demo.toml``."""
+"""Ray job: the whole pipeline. ``python jobs/pipeline.py --config configs/demo.toml``."""
 
 import sys
 
@@ -15,7 +15,7 @@ from distrib.train.workers.launch import launch
 
 
 def check(file: RunFile) -> None:
-    """Find faults of the configuration and the log, all at once."""
+    """Check the configuration and the log; report all faults at once."""
     settings = (lambda: check_run(file.training()), lambda: check_split(file.data.split))
     run_checks(*settings, lambda: check_histories(file.score), lambda: preflight(file.data))
 

@@ -1,4 +1,4 @@
-"""No cluster, no data: what will it need? ``python jobs/plan.py --config configs/demo.toml``."""
+"""Estimate a run without cluster or data. ``python jobs/plan.py --config configs/demo.toml``."""
 
 import os
 import sys
@@ -6,5 +6,5 @@ import sys
 from distrib.submit.command import plan_run
 
 if __name__ == "__main__":
-    about = "Reckon memory and time of a run from its run file and sizes."
+    about = "Estimate memory and time of a run from its run file and sizes."
     sys.exit(plan_run(about, environment=os.environ))

@@ -1,4 +1,4 @@
-"""Ray job: a rating log to histories. ``python jobs/prepare.py --config configs/demo.toml``."""
+"""Ray job: prepare a rating log. ``python jobs/prepare.py --config configs/demo.toml``."""
 
 import sys
 
@@ -9,7 +9,7 @@ from distrib.data.prepare.job import preflight, prepare
 def main() -> int:
     """Check, prepare, print the manifest's counts."""
     return job(
-        "Turn a rating log into sharded user histories.",
+        "Convert a rating log to sharded user histories.",
         check=lambda file: preflight(file.data),
         run=lambda file: {
             "prepared": file.data.prepared,

@@ -10,7 +10,7 @@ from distrib.score.commit import ScoreResult
 
 
 def recommend(file: RunFile) -> ScoreResult:
-    """Score everyone and show the first lists."""
+    """Score all users and print the first lists."""
     result = score(file.run, file.data.prepared, file.score)
     show_recommendations(result.output)
     return result

@@ -1,4 +1,4 @@
-"""Score a folder of Parquet through a server; needs no run folder and no Ray.
+"""Bulk scoring through the HTTP API; needs no run folder and no Ray.
 
 ``python jobs/score_through.py --url http://localhost:8000 --histories in/ --output out/``
 """
@@ -9,8 +9,8 @@ from distrib.cli import through_endpoint
 
 
 def main() -> int:
-    """Ask the server for everyone's lists, print the counts."""
-    return through_endpoint("Write the lists that a server makes as Parquet.")
+    """Request lists for all users, print the counts."""
+    return through_endpoint("Score users through a server and write the lists as Parquet.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ray job: search hyper-parameters. ``python jobs/search.py --config configs/my.toml``."""
+"""Ray job: search hyperparameters. ``python jobs/search.py --config configs/my.toml``."""
 
 import sys
 
@@ -10,7 +10,7 @@ from distrib.tuning.job import check, search
 
 
 def study(file: RunFile) -> JsonObject:
-    """Run the trials, show the table, draw the picture."""
+    """Run the trials, print the table, draw the plot."""
     result = search(file.search, file.run, file.training_with)
     show_search(result)
     trials = [trial.model_dump(exclude={"curve"}) for trial in result.trials]
@@ -19,9 +19,9 @@ def study(file: RunFile) -> JsonObject:
 
 
 def main() -> int:
-    """Check every draw, search, print the trials."""
+    """Check the search space, search, print the trials."""
     return job(
-        "Search fields of a run file on validation metrics.",
+        "Tune fields of a run file on validation metrics.",
         check=lambda file: check(file.search, file.training_with),
         run=study,
     )

@@ -7,7 +7,7 @@ from distrib.serve.deployment import preflight, run_until_stopped
 
 
 def main() -> int:
-    """Check, deploy, and serve until told to stop."""
+    """Check, deploy, and serve until stopped."""
     return job(
         "Serve recommendations over HTTP.",
         check=lambda file: preflight(file.run, file.data.prepared, file.serve),

@@ -1,4 +1,4 @@
-"""Any job to a cluster. ``python jobs/submit.py train --config my.toml --address http://...``."""
+"""Submit a job. ``python jobs/submit.py train --config my.toml --address http://...``."""
 
 import os
 import sys

@@ -11,7 +11,7 @@ from distrib.train.workers.launch import launch
 
 
 def train(file: RunFile) -> JsonObject:
-    """Train, or go on training, and draw the curves."""
+    """Train, or resume training, and draw the curves."""
     result = launch(file.training())
     return {**result.to_json(), "curves": draw_curves(file.run, result.best_epoch)}
 

@@ -48,11 +48,11 @@ def test_overrides_win_and_are_checked(tmp_path):
     text = 'run = "r"\n[data]\nprepared = "p"\n[model]\nname = "mult_vae"\n'
     file = load(RunFile, write(tmp_path, text), overrides=["train.num_epochs=3", 'run="other"'])
     assert (file.train.num_epochs, file.run) == (3, "other")
-    with pytest.raises(ConfigError, match="'r' is there, which is no section"):
+    with pytest.raises(ConfigError, match="'r' is a value, not a section"):
         load(RunFile, write(tmp_path, text), overrides=["run.deep=1"])
     table = 'data.source={format="movielens", path="u.data"}'
     assert load(RunFile, write(tmp_path, text), overrides=[table]).data.source.path == "u.data"
-    with pytest.raises(ConfigError, match="not TOML"):
+    with pytest.raises(ConfigError, match="not valid TOML"):
         load(RunFile, write(tmp_path, text), overrides=["run=other"])
 
 

@@ -124,7 +124,7 @@ def test_a_wrong_secret_is_refused_before_the_work(tmp_path, monkeypatch):
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-someone-else")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         fsspec.get_filesystem_class("s3").clear_instance_cache()
-        with pytest.raises(DataError, match="access refused") as found:
+        with pytest.raises(DataError, match="access denied") as found:
             Folder("s3://bucket/x").require_writable()
         assert "of-someone-else" not in str(found.value)
     fsspec.get_filesystem_class("s3").clear_instance_cache()

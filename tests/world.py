@@ -1,4 +1,4 @@
-"""A small log, prepared, and runs of models that nobody trained: what scoring and serving need."""
+"""A small prepared log and runs of untrained models, for tests of scoring and serving."""
 
 import numpy as np
 import torch

@@ -1,1 +1,1 @@
-"""What we ask of Ray itself: resources, actors, gauges."""
+"""Cluster resources, actor pools and Prometheus gauges."""

@@ -1,4 +1,4 @@
-"""Pools of actors that Ray Data grows as far as the cluster has room."""
+"""Actor pools for Ray Data that grow with the free resources of the cluster."""
 
 import ray.data
 
@@ -7,17 +7,17 @@ from distrib.errors import ConfigError
 
 
 def actor_pool(gpus_per_actor: float, num_pieces: int) -> ray.data.ActorPoolStrategy:
-    """Return as many actors as fit; nothing is left to read tasks, since work comes from memory.
+    """Return a pool of as many actors as fit; the input is in memory, so read tasks need no CPUs.
 
     Args:
-        gpus_per_actor: GPUs, or the share of one, that each takes.
-        num_pieces: Of work; more actors would have nothing to do.
+        gpus_per_actor: GPUs per actor; may be a fraction.
+        num_pieces: Work items; upper bound on the number of actors.
 
     Returns:
-        One actor at least.
+        A strategy with at least one actor.
 
     Raises:
-        ConfigError: There is no room for one, and none came; Ray would wait for ever.
+        ConfigError: The resources for one actor did not appear; Ray would wait forever.
     """
     actor = {"CPU": 1.0} | ({"GPU": gpus_per_actor} if gpus_per_actor else {})
     lacking = await_room([actor])

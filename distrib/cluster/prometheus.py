@@ -1,7 +1,7 @@
-"""Numbers that jobs show to Prometheus, through Ray's metrics port on each node.
+"""Prometheus gauges of jobs, exported through Ray's metrics port on each node.
 
-Ray forgets a gauge that is not set again within seconds, so that a job that hangs would vanish from
-sight instead of standing still; last values are set again while their process lives.
+Ray drops a gauge that is not set again within seconds, so gauges of a hung job would disappear
+instead of staying constant. A thread sets the last values again while the process lives.
 """
 
 import threading
@@ -21,13 +21,13 @@ _LAST: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[Gauge, float]] = {}
 
 
 def show(name: str, description: str, value: float, **tags: str) -> None:
-    """Set a gauge; Prometheus sees it as ``ray_distrib_<name>`` while this process lives.
+    """Set a gauge, exported as ``ray_distrib_<name>`` while this process lives.
 
     Args:
-        name: What is measured, with its unit.
-        description: For people.
-        value: How it stands.
-        **tags: Of few different values; never ids of users or items.
+        name: Metric name, with its unit.
+        description: Help text of the metric.
+        value: Current value.
+        **tags: Low-cardinality labels; never ids of users or items.
     """
     gauge = _gauge(name, description, tuple(sorted(tags)))
     gauge.set(value, tags)
@@ -36,24 +36,24 @@ def show(name: str, description: str, value: float, **tags: str) -> None:
 
 
 def hide(name: str) -> None:
-    """Let a gauge go; Ray forgets it within seconds.
+    """Stop exporting a gauge; Ray drops it within seconds.
 
     Args:
-        name: As of `show`.
+        name: See `show`.
     """
     for key in [key for key in _LAST if key[0] == name]:
         del _LAST[key]
 
 
 def keep(name: str, description: str, value: float) -> None:
-    """Set a gauge that outlives the job, for it may end before Prometheus has looked.
+    """Set a gauge that outlives the job, which may end before Prometheus scrapes it.
 
-    A cluster of our own ends with the job, so this is `show` there.
+    A local cluster ends with the job, so this is `show` there.
 
     Args:
-        name: As of `show`.
-        description: As of `show`.
-        value: How it stands.
+        name: See `show`.
+        description: See `show`.
+        value: Current value.
     """
     if is_fixed() or not ray.is_initialized():
         show(name, description, value)
@@ -65,16 +65,16 @@ def keep(name: str, description: str, value: float) -> None:
         get_if_exists=True,
         lifetime="detached",
         num_cpus=0,
-        scheduling_strategy=here,  # beside the driver: any other node could not go while idle
+        scheduling_strategy=here,  # the driver's node: on another node it would block scale-down
     )
     try:
         ray.get(keeper.remote().show.remote(name, description, value), timeout=_PATIENCE_S)
     except ray.exceptions.RayError:
-        show(name, description, value)  # a number is no reason for a job to fail
+        show(name, description, value)  # a metric must not fail the job
 
 
 class _Keeper:
-    """An actor of the cluster that holds last values; it takes no core."""
+    """Detached actor that holds last values; it reserves no CPU."""
 
     def show(self, name: str, description: str, value: float) -> None:
         """Set a gauge."""

@@ -1,4 +1,4 @@
-"""What the cluster has, and waiting for what an autoscaler, or somebody, may bring."""
+"""Cluster resources, and waiting for nodes that an autoscaler or an operator adds."""
 
 import time
 from collections import Counter
@@ -12,7 +12,7 @@ from distrib.events import Interval, emit
 ON_CPU = {
     "DS_ACCELERATOR": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
-    # Freed memory stays with the process: fresh pages for its tensors take a third of a step.
+    # Keep freed memory in the process: new pages for tensors cost a third of a step.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
@@ -21,25 +21,25 @@ ON_CPU = {
 
 
 ROOM_S = 1200.0
-"""How long nodes may take to come."""
+"""Default time limit for new nodes."""
 
 _POLL_S, _TOLD_S = 1.0, 30.0
 
 
 def present() -> Mapping[str, float]:
-    """Return the resources of all living nodes, by Ray's names."""
+    """Return the resources of all live nodes, by Ray resource name."""
     found: Mapping[str, float] = ray.cluster_resources()
     return found
 
 
 def is_fixed() -> bool:
-    """Tell whether this process started the cluster, which then never grows."""
+    """Return whether this process started the cluster; such a cluster never grows."""
     node = ray._private.worker._global_node
     return node is not None and bool(node.head)
 
 
 def short_of(bundles: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """Return what the cluster lacks now, wanted and there, by Ray's names."""
+    """Return (required, available) for each resource that is short, by Ray resource name."""
     wanted: Counter[str] = Counter()
     for bundle in bundles:
         wanted.update(bundle)
@@ -54,17 +54,17 @@ def short_of(bundles: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, f
 def await_room(
     bundles: Sequence[Mapping[str, float]], limit_s: float = ROOM_S
 ) -> dict[str, tuple[float, float]]:
-    """Ask the autoscaler for what is wanted, and wait until it is there.
+    """Request resources from the autoscaler, and wait until they are available.
 
-    A cluster that scales from zero has next to nothing when a job begins, and Ray does not say what
-    it may grow to. A cluster of our own is not waited for.
+    A cluster that scales from zero has few resources when a job starts, and Ray does not report
+    what it can grow to. A local cluster cannot grow, so there is no wait.
 
     Args:
         bundles: Resources of each worker.
-        limit_s: For how long.
+        limit_s: Time limit in seconds.
 
     Returns:
-        What is still lacking, as `short_of`; nothing where there is room.
+        What is still missing, see `short_of`; empty if all resources are available.
     """
     lacking = short_of(bundles)
     if not lacking or is_fixed():
@@ -79,7 +79,7 @@ def await_room(
             if lacking and interval.due():
                 emit("waiting_for_room", lacking=_amounts(lacking))
     finally:
-        request_resources(bundles=[])  # what is asked for so stays, busy or not
+        request_resources(bundles=[])  # a request persists and keeps idle nodes up
     return lacking
 
 

@@ -1,4 +1,4 @@
-"""Arrow columns as single arrays, whatever pieces they come in; knows nothing of torch."""
+"""Helpers for Arrow columns; must not import torch."""
 
 from typing import Any
 
@@ -22,13 +22,13 @@ def whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def distinct(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Return the different values of a column, ascending."""
+    """Return the distinct values of a column, ascending."""
     found = pc.unique(whole(column))
     return found.take(pc.sort_indices(found))
 
 
 def to_numpy(column: pa.ChunkedArray | pa.Array) -> Any:
-    """Copy a column into a NumPy array that may be written to."""
+    """Copy a column into a writable NumPy array."""
     return np.array(
         column.to_numpy()
         if isinstance(column, pa.ChunkedArray)
@@ -37,7 +37,7 @@ def to_numpy(column: pa.ChunkedArray | pa.Array) -> Any:
 
 
 def equals_next(column: pa.ChunkedArray) -> Any:
-    """Tell for all rows but the last whether the next one is the same; nulls are not."""
+    """Return, for all rows but the last, whether the next one is equal; nulls are not."""
     joined = whole(column)
     return to_numpy(pc.equal(joined[:-1], joined[1:]).fill_null(False))
 
@@ -46,20 +46,18 @@ def flat_list(table: pa.Table, name: str) -> tuple[npt.NDArray[np.int64], npt.ND
     """Return row pointers from 0 and the flat values of a list column.
 
     Args:
-        table: Where the column is.
-        name: Of the column.
+        table: Table with the column.
+        name: Name of the column.
 
     Returns:
-        Pointers, int64, one more than rows; values in the type of the column.
+        Pointers, int64, one more than rows; values in the type of the column's elements.
 
     Raises:
         DataError: The column has null rows or null values.
     """
     column = table[name]
     if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
-        raise DataError(
-            f"column {name!r} is {column.type}, not a list; give one list for each user"
-        )
+        raise DataError(f"column {name!r} is {column.type}, not a list; store one list per user")
     if column.null_count:
         raise DataError(
             f"column {name!r} has {column.null_count} null list(s); write empty lists instead"
@@ -76,7 +74,7 @@ def flat_list(table: pa.Table, name: str) -> tuple[npt.NDArray[np.int64], npt.ND
 
 
 def dense_ids(column: pa.ChunkedArray | pa.Array) -> IntArray:
-    """Return the rank of each value among the different ones, from 0."""
+    """Return the rank of each value among the distinct ones, from 0."""
     encoded = whole(column).dictionary_encode()
     rank = np.empty(len(encoded.dictionary), dtype=np.int64)
     order = to_numpy(pc.sort_indices(encoded.dictionary))

@@ -1,4 +1,4 @@
-"""The sections of a run file that say what is prepared or converted, and how."""
+"""The ``data`` and ``convert`` sections of a run file."""
 
 from typing import Literal
 
@@ -13,17 +13,17 @@ LogFormat = Literal["inter", "csv", "parquet"]
 
 
 class CleaningConfig(Config):
-    """Which interactions stay, applied in this order: duplicates, thresholds, cores."""
+    """Filters on interactions, applied in this order: duplicates, thresholds, k-core."""
 
     duplicates: Literal["last", "first", "max", "mean", "sum"] = "last"
-    """What remains of several interactions of a user with an item. Of equal times the higher
-    rating counts as later; without times the line further down does."""
+    """How several interactions of a user with an item are reduced to one. At equal times the
+    higher rating counts as later; without times the later line does."""
 
     keep_above: float | None = None
-    """Keep ratings above this only; Mult-VAE's protocol says 3.5."""
+    """Keep only ratings above this; Mult-VAE's protocol uses 3.5."""
 
     keep_below: float | None = None
-    """Keep ratings below this only."""
+    """Keep only ratings below this."""
 
     min_user_items: NonNegativeInt = 1
     """Drop users with fewer interactions."""
@@ -32,50 +32,50 @@ class CleaningConfig(Config):
     """Drop items with fewer interactions."""
 
     is_iterated: bool = True
-    """Whether both minima are applied again until they hold at once (a k-core); otherwise items
-    are dropped once, then users."""
+    """Whether both minima are applied repeatedly until both hold (a k-core); otherwise items are
+    dropped once, then users."""
 
 
 class DataConfig(Config):
-    """What is prepared, how, and where to."""
+    """Input, settings and output of prepare."""
 
     prepared: str
-    """Path or URL of the folder that prepare writes and all other jobs read."""
+    """Path or URL of the prepared dataset: prepare writes it, all other jobs read it."""
 
     source: Source = Field(default_factory=SyntheticLog)
     """The rating log."""
 
     ratings: RatingsConfig = Field(default_factory=RatingsConfig)
-    """What its ratings mean."""
+    """How its ratings are interpreted."""
 
     cleaning: CleaningConfig = Field(default_factory=CleaningConfig)
-    """Which of it stays."""
+    """Which interactions are kept."""
 
     split: Split = Field(default_factory=EntrywiseSplit)
-    """What is held out."""
+    """Which interactions are held out."""
 
     num_shards: PositiveInt = 8
-    """Files that the histories are cut into, by a hash of the user; one is one unit of work."""
+    """Number of history files, by a hash of the user; each is one unit of work."""
 
     item_histories: bool = False
-    """Whether the histories of items are written as well, for models that read both sides."""
+    """Whether to write item histories as well, for models that read both sides."""
 
     extend: bool = False
-    """Whether files of the source that a prepared folder does not hold yet are added to it."""
+    """Whether to add new files of the source to an existing prepared dataset."""
 
     max_damaged_share: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Stop when a larger share of the log is damaged: then the layout or the scale is wrong."""
+    """Fail when a larger share of the log is damaged: the layout or scale is probably wrong."""
 
 
 class ConvertConfig(Config):
-    """What is written, and where to."""
+    """Input, format and output of convert."""
 
     output: str | None = None
-    """Path or URL of a new folder; the convert job needs it."""
+    """Path or URL of a new folder; required by the convert job."""
 
     format: LogFormat = "inter"
-    """``inter`` is RecBole's atomic file; columns are user_id, item_id, rating, timestamp."""
+    """``inter`` is RecBole's atomic file format; columns: user_id, item_id, rating, timestamp."""
 
     of: Literal["source", "prepared"] = "prepared"
-    """The rows of data.source as they are, damaged ones left out; or data.prepared, cleaned. One
-    file comes of each piece of the one, or shard of the other."""
+    """``source``: the raw rows of data.source without damaged ones, one file per piece.
+    ``prepared``: the cleaned rows of data.prepared, one file per shard."""

@@ -1,4 +1,4 @@
-"""A prepared folder: what its manifest says, and the only reader of its Parquet files."""
+"""A prepared dataset: its manifest, and the only reader of its Parquet files."""
 
 import hashlib
 from functools import cached_property, partial
@@ -29,19 +29,19 @@ _ITEM_COLUMNS = ["users", "ratings", "roles", "subsets"]
 
 
 class StoredFile(Protocol):
-    """Whatever entry of a manifest: a file with its digest."""
+    """Any manifest entry: a file and its digest."""
 
     @property
     def name(self) -> str:
-        """Inside the folder."""
+        """File name inside the folder."""
 
     @property
     def sha256(self) -> str:
-        """Of its content."""
+        """Digest of the file content."""
 
 
 class ShardEntry(Record):
-    """What the manifest says of the histories of one shard of users."""
+    """Manifest entry of the histories of one user shard."""
 
     name: str
     sha256: str
@@ -55,7 +55,7 @@ class ShardEntry(Record):
 
 
 class ItemShardEntry(Record):
-    """What the manifest says of the histories of a range of items."""
+    """Manifest entry of the histories of a range of items."""
 
     name: str
     sha256: str
@@ -66,7 +66,7 @@ class ItemShardEntry(Record):
 
 
 class VocabularyEntry(Record):
-    """What the manifest says of the items."""
+    """Manifest entry of the vocabulary."""
 
     name: str
     sha256: str
@@ -75,7 +75,7 @@ class VocabularyEntry(Record):
 
 
 class QuarantineEntry(Record):
-    """What the manifest says of a file of damaged rows."""
+    """Manifest entry of a file of damaged rows."""
 
     name: str
     sha256: str
@@ -84,7 +84,7 @@ class QuarantineEntry(Record):
 
 
 class RowCounts(Record):
-    """What became of the rows of the log: read = kept + rejected, by reason."""
+    """Row counts of the log: read = kept + rejected, by reason."""
 
     read: int
     kept: int
@@ -96,30 +96,30 @@ class RowCounts(Record):
     users_by_subset: dict[str, int]
 
     def interactions(self, *roles: Role) -> int:
-        """Return the interactions with any of some roles."""
+        """Return the number of interactions with any of the given roles."""
         return sum(self.interactions_by_role.get(role.name.lower(), 0) for role in roles)
 
 
 class TimeRange(Record):
-    """First and last time of the log, seconds since 1970; None without times."""
+    """First and last time of the log in seconds since 1970; None without times."""
 
     first: int | None
     last: int | None
 
 
 class Recipe(NamedTuple):
-    """What a prepared folder depends on: the settings and the log, as JSON."""
+    """Everything a prepared dataset depends on: settings and log files, as JSON."""
 
     document: JsonObject
 
     @property
     def num_shards(self) -> int:
-        """Shards there are, empty ones included."""
+        """Number of shards, including empty ones."""
         return int(self.document["num_shards"])
 
     @property
     def split(self) -> str:
-        """Name of the rule that holds out."""
+        """Name of the split."""
         return str(self.document["split"]["name"])
 
     @property
@@ -129,16 +129,16 @@ class Recipe(NamedTuple):
 
 
 class DatasetManifest(Record):
-    """What lies in a prepared folder; written last."""
+    """Manifest of a prepared dataset; written last."""
 
     format: int
     distrib: str
     recipe: JsonObject
     generation: int
-    """How often the folder was extended."""
+    """How often the dataset was extended."""
 
     limits: tuple[str, ...]
-    """Where the split cuts; see `SplitState`."""
+    """Limits of the split; see `SplitState`."""
 
     quarantine: tuple[QuarantineEntry, ...]
     counts: RowCounts
@@ -146,42 +146,41 @@ class DatasetManifest(Record):
     times: TimeRange
     vocabulary: VocabularyEntry
     hash: str
-    """Of the content: equal when training on it is."""
+    """Content hash: equal hashes mean equal training data."""
 
     shards: tuple[ShardEntry, ...]
     item_histories: tuple[ItemShardEntry, ...] | None = None
     extends: tuple[str, ...] = ()
-    """Hashes of what the folder held before it was extended."""
+    """Hashes of the dataset before each extension."""
 
     @property
     def made_from(self) -> Recipe:
-        """The recipe, with names for what other jobs read of it."""
+        """The recipe, with accessors for the settings that other jobs read."""
         return Recipe(self.recipe)
 
     @property
     def num_valid(self) -> int:
-        """Interactions to validate on."""
+        """Number of validation targets."""
         return self.counts.interactions(Role.VALID_TARGET)
 
     @property
     def user_index_size(self) -> int:
-        """One more than the largest number of a user."""
+        """One more than the largest user index."""
         step = self.made_from.num_shards
         last = [entry.shard + step * (entry.users - 1) for entry in self.shards]
         return max(last, default=-1) + 1
 
 
 class Dataset:
-    """A prepared folder.
+    """A prepared dataset.
 
-    Users are numbered so that numbers stay when users are appended to shards: the first user of
-    shard s has number s, the next one s + shards, and so on. Numbers have gaps where shards differ
-    in length.
+    User indices do not change when users are appended to shards: the first user of shard s has
+    index s, the next one s + shards, and so on. Indices have gaps where shards differ in length.
 
     Args:
-        folder: Where it is.
-        manifest: What lies there.
-        retry_s: Seconds for which a store that does not answer is tried again.
+        folder: Folder of the dataset.
+        manifest: Manifest of the folder.
+        retry_s: Seconds for which to retry when the store does not respond.
     """
 
     def __init__(self, folder: Folder, manifest: DatasetManifest, retry_s: float = 0.0) -> None:
@@ -190,22 +189,22 @@ class Dataset:
         self.retry_s = retry_s
 
     def __getstate__(self) -> JsonObject:
-        """Leave the vocabulary behind: tasks that need it read it themselves."""
+        """Do not pickle the vocabulary: tasks that need it read it themselves."""
         return {name: value for name, value in self.__dict__.items() if name != "vocabulary"}
 
     @classmethod
     def open(cls, url: str | Folder, retry_s: float = 0.0) -> "Dataset":
-        """Read the manifest of a prepared folder.
+        """Read the manifest of a prepared dataset.
 
         Args:
             url: The folder.
             retry_s: See `Dataset`.
 
         Returns:
-            The data set.
+            The dataset.
 
         Raises:
-            DataError: There is no manifest, so the folder is not (completely) prepared.
+            DataError: The manifest is missing (preparation is incomplete) or not valid.
         """
         folder = url if isinstance(url, Folder) else Folder(url)
         if not folder.exists(MANIFEST):
@@ -217,8 +216,8 @@ class Dataset:
         found = document.get("format") if isinstance(document, dict) else None
         if found != FORMAT:
             raise DataError(
-                f"{folder}: prepared in format {found}, this version reads {FORMAT}; prepare it "
-                "again"
+                f"{folder}: prepared in format {found}, but this version reads format {FORMAT}; "
+                "run prepare again"
             )
         try:
             return cls(folder, DatasetManifest.model_validate(document), retry_s)
@@ -226,13 +225,13 @@ class Dataset:
             fault = error.errors()[0]
             place = ".".join(map(str, fault["loc"]))
             raise DataError(
-                f"{folder / MANIFEST}: {place}: {fault['msg']}; it was damaged or changed, prepare "
-                "the data again"
+                f"{folder / MANIFEST}: {place}: {fault['msg']}; the file was damaged or "
+                "changed, run prepare again"
             ) from error
 
     @property
     def hash(self) -> str:
-        """What the content is known by."""
+        """Content hash of the manifest."""
         return self.manifest.hash
 
     @cached_property
@@ -243,33 +242,33 @@ class Dataset:
         return found
 
     def table(self, entry: StoredFile, columns: list[str] | None = None) -> pa.Table:
-        """Read a file, checked against the manifest.
+        """Read a file and verify its digest.
 
         Args:
-            entry: The manifest's.
-            columns: Those wanted; all when None.
+            entry: Manifest entry of the file.
+            columns: Columns to read; all when None.
 
         Returns:
             The table: `schema.histories` for a shard.
 
         Raises:
-            DataError: The file is not what prepare wrote.
+            DataError: The content differs from the manifest.
         """
         read = partial(read_table, self.folder, entry, columns)
         return with_retries(read, timeout_s=self.retry_s)
 
     def training(self, entry: ShardEntry) -> HistoryArrays:
-        """Return what a model may be trained on; see `training_rows`."""
+        """Return the training histories; see `training_rows`."""
         return self.train_and_valid(entry)[0]
 
     def train_and_valid(self, entry: ShardEntry) -> tuple[HistoryArrays, HistoryArrays]:
-        """Read a shard once, for training and for validation."""
+        """Read a shard once, for both training and validation."""
         table = self.table(entry, _USER_COLUMNS)
         train = training_rows(self.arrays(entry, table), table["subset"].to_numpy())
         return train, self.held_out_of(entry, table, Role.VALID_TARGET)
 
     def held_out(self, entry: ShardEntry, role: Role) -> HistoryArrays:
-        """Return the users with targets of a role; see `eval_rows`."""
+        """Return the users with targets of the given role; see `eval_rows`."""
         return self.held_out_of(entry, self.table(entry, _USER_COLUMNS), role)
 
     def item_training(self, entry: ItemShardEntry) -> HistoryArrays:
@@ -277,44 +276,44 @@ class Dataset:
         return item_training_rows(self.table(entry, _ITEM_COLUMNS), entry.first_item)
 
     def held_out_of(self, entry: ShardEntry, table: pa.Table, role: Role) -> HistoryArrays:
-        """Return the users of a table with targets of a role, with the numbers of a shard's."""
+        """Return the users of a shard's table who have targets of the given role."""
         return eval_rows(self.known_users(entry, table), role)
 
     def known_users(self, entry: ShardEntry, table: pa.Table, first_row: int = 0) -> HistoryArrays:
-        """Return all users of a table, with the number -1 for those that training does not see.
+        """Return all users of a table, with index -1 for users not seen in training.
 
         Args:
-            entry: Their shard.
-            table: Some of its rows.
-            first_row: Of the table within the shard.
+            entry: Shard of the users.
+            table: Some rows of the shard.
+            first_row: Position of the first row within the shard.
 
         Returns:
-            One row each.
+            One row per user.
         """
         rows = self.arrays(entry, table, first_row)
         return trained_numbers(rows, table["subset"].to_numpy())
 
     def arrays(self, entry: ShardEntry, table: pa.Table, first_row: int = 0) -> HistoryArrays:
-        """Return all users of a table, with their numbers; see `known_users`."""
+        """Return all users of a table with their indices; see `known_users`."""
         first, step = self.numbering(entry.shard)
         return history_arrays(table, first + step * first_row, step)
 
     def numbering(self, shard: int) -> tuple[int, int]:
-        """Return the number of a shard's first user, and the step to the next."""
+        """Return the index of a shard's first user, and the step to the next."""
         return numbering(shard, self.manifest.made_from.num_shards)
 
 
 def read_table(folder: Folder, entry: StoredFile, columns: list[str] | None = None) -> pa.Table:
-    """Read a file of a folder that is being prepared; see `Dataset.table`."""
+    """Read a file while the dataset is being prepared; see `Dataset.table`."""
     content = folder.read(entry.name)
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise DataError(
-            f"{folder / entry.name}: content differs from the manifest; it was damaged or changed, "
-            "prepare the data again"
+            f"{folder / entry.name}: content differs from the manifest; the file was damaged or "
+            "changed, run prepare again"
         )
     return pq.read_table(pa.BufferReader(content), columns=columns, use_threads=False)
 
 
 def numbering(shard: int, num_shards: int) -> tuple[int, int]:
-    """Return the number of a shard's first user, and the step to the next; see `Dataset`."""
+    """Return the index of a shard's first user, and the step to the next; see `Dataset`."""
     return shard, num_shards

@@ -1,4 +1,4 @@
-"""The convert job: a log, or prepared histories, to files that other tools and jobs read."""
+"""The convert job: write a log or prepared histories to files for other tools and jobs."""
 
 import hashlib
 import io
@@ -26,28 +26,28 @@ from distrib.events import emit
 from distrib.storage import Folder
 
 RESULT = "_manifest.json"
-"""Written last; readers of folders pass over names that begin so."""
+"""Written last; readers of folders skip names that start with ``_``."""
 
 _BEGUN = "_begun.json"
 _TYPES = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
 
 
 def preflight(data: DataConfig, config: ConvertConfig) -> None:
-    """Check what can be known before any task starts.
+    """Check everything that can be checked before any task starts.
 
     Args:
-        data: What is converted.
-        config: What to.
+        data: The input.
+        config: The output.
 
     Raises:
-        ConfigError: There is no place to write to.
-        DataError: There is nothing to convert, or the place is taken or cannot be written.
+        ConfigError: The output folder is not set.
+        DataError: The input is missing, or the output folder is not empty or not writable.
     """
     if config.output is None:
-        raise ConfigError("convert.output is not set; name a folder to write to")
+        raise ConfigError("convert.output is not set; set it to a new folder")
     target = Folder(config.output)
     if target.exists(RESULT) or (target.files() and not target.exists(_BEGUN)):
-        raise DataError(f"{target}: holds files already; set convert.output to a new folder")
+        raise DataError(f"{target}: already holds files; set convert.output to a new folder")
     if config.of == "prepared":
         Dataset.open(data.prepared)
     else:
@@ -56,18 +56,18 @@ def preflight(data: DataConfig, config: ConvertConfig) -> None:
 
 
 class ConvertedFile(Record):
-    """A file that was written."""
+    """One written file."""
 
     name: str
     sha256: str
     bytes: int
     rows: int
     rejected: dict[str, int]
-    """Rows that it lacks, by reason."""
+    """Rejected rows, by reason."""
 
 
 class ConvertResult(Record):
-    """What `convert` wrote."""
+    """Result of `convert`."""
 
     output: str
     counts: dict[str, int | dict[str, int]]
@@ -75,18 +75,18 @@ class ConvertResult(Record):
 
 
 def convert(data: DataConfig, config: ConvertConfig) -> ConvertResult:
-    """Write the files, and a manifest when all are there.
+    """Write the files, then a manifest.
 
     Args:
-        data: What is converted.
-        config: What to.
+        data: The input.
+        config: The output.
 
     Returns:
-        Where, and how many rows.
+        The output folder and the row counts.
     """
     preflight(data, config)
     target = Folder(str(config.output))
-    for name in target.files():  # of a conversion that did not come to its end
+    for name in target.files():  # left by an unfinished conversion
         target.remove(name)
     target.write_json(_BEGUN, {"distrib": __version__})
     is_prepared = config.of == "prepared"
@@ -126,18 +126,18 @@ def convert(data: DataConfig, config: ConvertConfig) -> ConvertResult:
 
 
 def encoded(table: pa.Table, format: LogFormat, where: str) -> bytes:
-    """Write a table as a file of some format.
+    """Encode a table in the given format.
 
     Args:
         table: Columns of `_TYPES`.
-        format: Which.
-        where: Name for messages.
+        format: Output format.
+        where: File name for error messages.
 
     Returns:
-        The bytes; equal tables give equal bytes.
+        The file content; equal tables give equal bytes.
 
     Raises:
-        DataError: An id holds a character that the format has no way to write.
+        DataError: An id contains a character that the format cannot represent.
     """
     sink = io.BytesIO()
     if format == "parquet":
@@ -152,8 +152,8 @@ def encoded(table: pa.Table, format: LogFormat, where: str) -> bytes:
         pacsv.write_csv(table, sink, options)
     except pa.ArrowInvalid as error:
         raise DataError(
-            f"{where}: an id holds a tab, a quote or a line break, which {format!r} cannot "
-            f'write ({error}); use format = "parquet"'
+            f"{where}: an id contains a tab, quote or line break, which {format!r} cannot "
+            f'represent ({error}); use format = "parquet"'
         ) from error
     return sink.getvalue()
 

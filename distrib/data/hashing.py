@@ -1,4 +1,4 @@
-"""Hashes of ids that are the same on every machine and for ever."""
+"""Hashes of ids that are stable across machines and versions."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,15 +9,15 @@ HashArray = npt.NDArray[np.uint64]
 
 
 def hash_ids(ids: pa.Array, use: int, seed: int = 0) -> HashArray:
-    """Hash ids to 64 bits; equal ids of equal kind hash alike on every machine.
+    """Hash ids to 64 bits; equal ids of equal type hash alike on every machine.
 
     Args:
         ids: Integers or text.
-        use: Separates independent uses of the same ids.
-        seed: Separates draws.
+        use: Makes different uses of the same ids independent.
+        seed: Random seed.
 
     Returns:
-        One hash for each id.
+        One hash per id.
     """
     if pa.types.is_integer(ids.type):
         base = ids.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64)
@@ -27,7 +27,7 @@ def hash_ids(ids: pa.Array, use: int, seed: int = 0) -> HashArray:
 
 
 def mixed(state: HashArray) -> HashArray:
-    """Scramble 64-bit numbers, one to one: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    """Mix 64-bit numbers with a bijection: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
     with np.errstate(over="ignore"):
         state = state + np.uint64(0x9E3779B97F4A7C15)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

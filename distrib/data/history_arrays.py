@@ -1,4 +1,4 @@
-"""Histories of many users as flat arrays; knows nothing of torch."""
+"""Histories of many users as flat arrays; must not import torch."""
 
 from typing import NamedTuple
 
@@ -13,14 +13,14 @@ from distrib.errors import DataError
 IntArray = npt.NDArray[np.int64]
 
 BYTES_PER_INTERACTION, BYTES_PER_USER = 9, 16
-"""Of `HistoryArrays`, in memory."""
+"""Memory of `HistoryArrays`."""
 
 
 class HistoryArrays(NamedTuple):
     """Histories of many users as flat arrays; cheap to share between processes."""
 
     number_B: IntArray
-    """Number of the user in the prepared data."""
+    """Index of the user in the prepared dataset."""
 
     pointer_P: IntArray
     item_N: npt.NDArray[np.int32]
@@ -29,7 +29,7 @@ class HistoryArrays(NamedTuple):
 
     @property
     def num_users(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return len(self.number_B)
 
     @property
@@ -43,22 +43,20 @@ def history_arrays(table: pa.Table, first_number: int = 0, step: int = 1) -> His
 
     Args:
         table: Columns of `schema.histories`; ``items``, ``ratings`` and ``roles`` are read.
-        first_number: Number of the first user.
-        step: To the number of the next; see `Dataset`.
+        first_number: Index of the first user.
+        step: Step to the index of the next user; see `Dataset`.
 
     Returns:
-        The same, flat.
+        The flat arrays.
 
     Raises:
-        DataError: A list column has null rows, or lists of a row differ in length.
+        DataError: A list column has nulls, or the lists of a row differ in length.
     """
     pointer_P, item_N = flat_list(table, "items")
     _, value_N = flat_list(table, "ratings")
     _, role_N = flat_list(table, "roles")
     if not len(item_N) == len(value_N) == len(role_N):
-        raise DataError(
-            "histories: items, ratings and roles differ in length; prepare the data anew"
-        )
+        raise DataError("histories: items, ratings and roles differ in length; run prepare again")
     number_B = first_number + step * np.arange(len(table), dtype=np.int64)
     return HistoryArrays(number_B, pointer_P, item_N, value_N, role_N)
 
@@ -81,36 +79,36 @@ def select(
 
 
 def training_rows(rows: HistoryArrays, subset_B: npt.NDArray[np.int8]) -> HistoryArrays:
-    """Return what a model may be trained on: training users with at least one such interaction.
+    """Return the training users that have training interactions, with only these.
 
-    Nothing held out is in the result, so no later step can leak it.
+    The result holds no held-out interaction, so no later step can leak one.
     """
     return select(rows, rows.role_N <= Role.TRAIN_TARGET, _are_trained(rows, subset_B))
 
 
 def trained_numbers(rows: HistoryArrays, subset_B: npt.NDArray[np.int8]) -> HistoryArrays:
-    """Return the rows with the number -1 for users whom training does not see.
+    """Return the rows with index -1 for users not seen in training.
 
-    A model with parameters for each user has none that were trained for them.
+    A model with per-user parameters has no trained ones for them.
     """
     return rows._replace(number_B=np.where(_are_trained(rows, subset_B), rows.number_B, -1))
 
 
 def _are_trained(rows: HistoryArrays, subset_B: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
-    """Tell which users training sees."""
+    """Return which users are seen in training."""
     count_B = _counts(rows, rows.role_N <= Role.TRAIN_TARGET)
     return np.asarray((subset_B == Subset.TRAIN) & (count_B > 0))
 
 
 def item_training_rows(table: pa.Table, first_item: int) -> HistoryArrays:
-    """Return the training histories of items: what training users gave them, where there is any.
+    """Return the training histories of items: interactions of training users, if any.
 
     Args:
         table: Columns of `schema.item_histories`; all but ``item`` and ``times`` are read.
-        first_item: Position of the first item.
+        first_item: Index of the first item.
 
     Returns:
-        Rows of items; ``item_N`` holds numbers of users.
+        Rows of items; ``item_N`` holds user indices.
     """
     pointer_P, user_N = flat_list(table, "users")
     value_N, role_N, subset_N = (
@@ -123,7 +121,7 @@ def item_training_rows(table: pa.Table, first_item: int) -> HistoryArrays:
 
 
 def by_item(rows: HistoryArrays) -> HistoryArrays:
-    """Turn histories of users into those of the items in them, users in the order of rows."""
+    """Transpose user histories into item histories, with users in row order."""
     order = np.argsort(rows.item_N, kind="stable")
     numbers, lengths = np.unique(rows.item_N, return_counts=True)
     user_N = np.repeat(rows.number_B, np.diff(rows.pointer_P))
@@ -137,33 +135,33 @@ def by_item(rows: HistoryArrays) -> HistoryArrays:
 
 
 def eval_rows(rows: HistoryArrays, role: Role) -> HistoryArrays:
-    """Return the users who have a target of the given role, with all that may be shown of them.
+    """Return the users who have targets of the given role, with all roles up to it.
 
-    For validation the test targets are left out altogether.
+    For validation this excludes the test targets.
     """
     return select(rows, rows.role_N <= role, _counts(rows, rows.role_N == role) > 0)
 
 
 def _counts(rows: HistoryArrays, chosen_N: npt.NDArray[np.bool_]) -> IntArray:
-    """Count the chosen interactions of each user, ``[B]``."""
+    """Count the chosen interactions of each user, shape ``[B]``."""
     before = np.concatenate([[0], chosen_N.cumsum()])
     return np.diff(before[rows.pointer_P])
 
 
 def merge(parts: list[HistoryArrays]) -> HistoryArrays:
-    """Join rows end to end.
+    """Concatenate rows.
 
     Args:
-        parts: In the order wanted.
+        parts: Rows to concatenate, in order.
 
     Returns:
         All rows.
 
     Raises:
-        DataError: There is nothing to join.
+        DataError: ``parts`` is empty.
     """
     if not parts:
-        raise DataError("no histories found; the prepared folder has no shards, prepare it anew")
+        raise DataError("no histories found; the prepared dataset has no shards, run prepare again")
     offsets = np.cumsum([0, *(part.pointer_P[-1] for part in parts)])
     pointers = [part.pointer_P[:-1] + offset for part, offset in zip(parts, offsets, strict=False)]
     return HistoryArrays(
@@ -174,7 +172,7 @@ def merge(parts: list[HistoryArrays]) -> HistoryArrays:
 
 
 def empty_like(rows: HistoryArrays) -> HistoryArrays:
-    """Return no rows of the same kinds."""
+    """Return zero rows with the same dtypes."""
     return HistoryArrays(
         rows.number_B[:0],
         np.zeros(1, dtype=np.int64),

@@ -1,4 +1,4 @@
-"""The tables that prepare passes on and writes, and what the small integers in them mean."""
+"""Arrow schemas of prepare, and the enums stored in them."""
 
 from enum import IntEnum
 
@@ -6,7 +6,7 @@ import pyarrow as pa
 
 
 class Status(IntEnum):
-    """What became of a row of the log; every row has exactly one."""
+    """Whether a row of the log is kept, or why not; every row has exactly one status."""
 
     KEPT = 0
     MALFORMED = 1
@@ -26,16 +26,16 @@ class Status(IntEnum):
 
     @property
     def reason(self) -> str:
-        """The name in reports: lower case, with spaces."""
+        """Name in reports: lower case, with spaces."""
         return self.name.lower().replace("_", " ")
 
 
 DAMAGED = tuple(status for status in Status if Status.KEPT < status < Status.DUPLICATE)
-"""Faults of the log itself, as against duplicates and filters that the run file asks for."""
+"""Faults of the log itself, unlike duplicates and configured filters."""
 
 
 class Role(IntEnum):
-    """What an interaction is for; a model may be shown those of lower roles than it is asked."""
+    """Use of an interaction; a model may read roles lower than that of the targets."""
 
     INPUT = 0
     TRAIN_TARGET = 1
@@ -44,7 +44,7 @@ class Role(IntEnum):
 
 
 class Subset(IntEnum):
-    """What a user is for; an entry-wise split has training users only."""
+    """Use of a user; an entry-wise split has training users only."""
 
     TRAIN = 0
     VALID = 1
@@ -52,7 +52,7 @@ class Subset(IntEnum):
 
 
 class Origin(IntEnum):
-    """Which of the files of a given split a row comes from; all else is the log itself."""
+    """Which file of a given split a row comes from; the log itself in all other cases."""
 
     LOG = 0
     VALID_FILE = 1
@@ -67,14 +67,14 @@ QUARANTINE = pa.schema(
         ("text", pa.string()),
     ]
 )
-"""One row per damaged row of the log; lines count from 1, in Parquet and matrices rows do."""
+"""One row per damaged row of the log; lines (rows in Parquet and matrices) count from 1."""
 
 
 def interactions(id_type: pa.DataType) -> pa.Schema:
-    """Return the schema of interactions on their way to histories.
+    """Return the schema of interactions before they are grouped into histories.
 
-    A row with another status than `Status.KEPT` stands for ``time`` rows of the log that went that
-    way, so that what is rejected costs nothing to move; its other columns are null or 0.
+    A row whose status is not `Status.KEPT` represents ``time`` rejected rows of the log, so that
+    rejected rows cost nothing to shuffle; its other columns are null or 0.
     """
     return pa.schema(
         [
@@ -90,7 +90,7 @@ def interactions(id_type: pa.DataType) -> pa.Schema:
 
 
 def histories(user_type: pa.DataType) -> pa.Schema:
-    """Return the schema of one row per user, interactions in order of time."""
+    """Return the schema of one row per user, with interactions in time order."""
     return pa.schema(
         [
             pa.field("user", user_type, nullable=False),
@@ -104,9 +104,9 @@ def histories(user_type: pa.DataType) -> pa.Schema:
 
 
 def item_histories(item_type: pa.DataType) -> pa.Schema:
-    """Return the schema of one row per item of the vocabulary, in the order of positions.
+    """Return the schema of one row per item of the vocabulary, in index order.
 
-    ``users`` are numbers as in `collate.Rows`, ``subsets`` what these users are for.
+    ``users`` are user indices as in `HistoryArrays`, ``subsets`` the subsets of these users.
     """
     return pa.schema(
         [
@@ -121,5 +121,5 @@ def item_histories(item_type: pa.DataType) -> pa.Schema:
 
 
 def _list(name: str, kind: pa.DataType) -> pa.Field:
-    """Return a list column without nulls, which decodes half again as fast as one with."""
+    """Return a list column without nulls, which decodes about 1.5 times as fast as with nulls."""
     return pa.field(name, pa.list_(pa.field("element", kind, nullable=False)), nullable=False)

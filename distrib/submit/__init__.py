@@ -1,1 +1,1 @@
-"""Hands a job to a cluster: to a Ray address, or to Kubernetes as a RayJob."""
+"""Job submission: to a Ray address, or to Kubernetes as a RayJob."""

@@ -1,4 +1,4 @@
-"""The command lines of planning and of submitting."""
+"""Command lines of ``plan`` and ``submit``."""
 
 import argparse
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from distrib.train.schemes.base import Sizes
 
 
 class _OpenEnvironment(dict[str, str]):
-    """Variables of a machine that is not the one the job runs on: unset ones stay as they are."""
+    """Variables of the submitting machine: unset ones stay as ``${NAME}`` for the cluster."""
 
     def __contains__(self, _name: object) -> bool:
         return True
@@ -25,16 +25,14 @@ class _OpenEnvironment(dict[str, str]):
 
 def _size_arguments(parser: argparse.ArgumentParser) -> None:
     for name in Sizes._fields:
-        parser.add_argument(
-            f"--{name}", type=int, help="of the log, where the run file does not tell"
-        )
+        parser.add_argument(f"--{name}", type=int, help="size of the log, if not in the run file")
     parser.add_argument("--gpu", default="h100", choices=sorted(GPUS), help="%(default)s")
 
 
 def plan_run(
     description: str, environment: Mapping[str, str], arguments: list[str] | None = None
 ) -> int:
-    """Print what a run will need, from the command line.
+    """Print the memory and time estimate of a run, from the command line.
 
     Args:
         description: For ``--help``.
@@ -56,7 +54,7 @@ def plan_run(
         found = _estimated(file, given)
         if found is None:
             raise ConfigError(
-                f"{file.data.prepared}: holds no prepared data that can be read from here; give "
+                f"{file.data.prepared}: no prepared data is readable here; pass "
                 "--users, --items and --interactions"
             )
         return found._asdict()
@@ -65,7 +63,7 @@ def plan_run(
 
 
 def _estimated(file: RunFile, given: argparse.Namespace) -> Estimate | None:
-    """Show what a run will need, where its sizes are known."""
+    """Print and return the estimate of a run; None if its sizes are unknown."""
     asked = [getattr(given, name) for name in Sizes._fields]
     sizes = Sizes(*asked) if None not in asked else sizes_of(file)
     if sizes is None:
@@ -76,11 +74,9 @@ def _estimated(file: RunFile, given: argparse.Namespace) -> Estimate | None:
 
 
 def _say_cost(file: RunFile, given: argparse.Namespace) -> None:
-    """Show what the run will need, or why that is not known; no reason not to submit it."""
+    """Print the estimate, or why there is none; a missing estimate does not block submission."""
     try:
-        why = (
-            "" if _estimated(file, given) else "sizes of the log are not known here; give --users, "
-        )
+        why = "" if _estimated(file, given) else "sizes of the log are unknown here; pass --users, "
     except DistribError as error:
         emit("not_planned", why=str(error))
         return
@@ -99,22 +95,22 @@ def submission(
     Args:
         description: For ``--help``.
         environment: Variables that the run file may name.
-        jobs: Folder of the jobs' scripts.
+        jobs: Folder of the job scripts.
         arguments: Instead of ``sys.argv``.
 
     Returns:
-        The exit code of the job; 2 where it was not taken.
+        The exit code of the job; 2 if it was rejected.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("job", choices=JOBS)
     run_file_arguments(parser)
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--address", help="of a Ray dashboard, e.g. http://127.0.0.1:8265")
-    where.add_argument("--overlay", help="of kustomize, e.g. k8s/overlays/gpu")
-    parser.add_argument("--name", help="of the job; made from the time when not given")
-    parser.add_argument("--context", help="of kubectl")
+    where.add_argument("--address", help="Ray dashboard, e.g. http://127.0.0.1:8265")
+    where.add_argument("--overlay", help="kustomize overlay, e.g. k8s/overlays/gpu")
+    parser.add_argument("--name", help="job name; default: job and time")
+    parser.add_argument("--context", help="kubectl context")
     parser.add_argument("--no-wait", action="store_true", help="do not follow the job")
-    parser.add_argument("--dry-run", action="store_true", help="check and show, create nothing")
+    parser.add_argument("--dry-run", action="store_true", help="validate and print, create nothing")
     _size_arguments(parser)
     given = parser.parse_args(arguments)
     code = 0

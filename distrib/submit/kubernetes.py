@@ -1,4 +1,4 @@
-"""Submits to Kubernetes: an overlay's RayJob with a name and a run file, by the user's kubectl."""
+"""Submission to Kubernetes: an overlay's RayJob with a name and a run file, through kubectl."""
 
 import copy
 import json
@@ -16,10 +16,10 @@ from distrib.events import emit
 from distrib.submit.request import Request
 
 RUN_FILE = "/etc/distrib/run.toml"
-"""Where pods find the run file."""
+"""Path of the run file in pods."""
 
 SCRIPTS = "/opt/distrib/jobs"
-"""Where the image has the jobs."""
+"""Path of the job scripts in the image."""
 
 COMPONENT = "app.kubernetes.io/component"
 _QUEUE = "kueue.x-k8s.io/queue-name"
@@ -27,37 +27,37 @@ _SHARED_RUN = "distrib-run"
 _LAST = {"Complete", "Failed", "ValidationFailed"}
 _POLL_S = 2.0
 _PATIENCE_S = 300.0
-"""For a cluster that does not answer while a job is followed."""
+"""Time limit for an unresponsive cluster while following a job."""
 
 _EXIT_CODE = re.compile(r"^Job entrypoint command failed with exit code (-?\d+)")
 _GPU = "nvidia.com/gpu"
 _KUBECTL = "kubectl"
 _NO_PLATFORM = (
-    "; where the namespace or its accounts are absent, kubectl apply -k OVERLAY -l "
-    f"{COMPONENT}=platform makes them"
+    "; if the namespace or its service accounts are missing, create them with kubectl apply -k "
+    f"OVERLAY -l {COMPONENT}=platform"
 )
 Document = dict[str, Any]
 
 
 class Target(NamedTuple):
-    """Where it goes."""
+    """Overlay and cluster to submit to."""
 
     overlay: str
-    """Folder of a kustomization."""
+    """Kustomization folder."""
 
     context: str | None = None
-    """Of kubectl; the current one when not given."""
+    """kubectl context; the current one if not given."""
 
 
 def manifests(request: Request, built: list[Document]) -> list[Document]:
-    """Return the config map of the run file, and the RayJob that reads it.
+    """Return the ConfigMap of the run file and the RayJob that mounts it.
 
     Args:
         request: What to run.
         built: All documents of the overlay.
 
     Returns:
-        Both, ready to be sent.
+        Both manifests.
 
     Raises:
         ConfigError: The overlay has no RayJob.
@@ -68,14 +68,14 @@ def manifests(request: Request, built: list[Document]) -> list[Document]:
     job["metadata"] = {**job["metadata"], **about, "name": request.name}
     spec = job["spec"]
     spec["entrypoint"] = request.command(f"{SCRIPTS}/{request.job}.py", RUN_FILE)
-    spec["suspend"] = _QUEUE in labels  # Kueue lets it go when there is room
+    spec["suspend"] = _QUEUE in labels  # Kueue resumes it when resources are free
     for group in _groups(job):
         maps = [volume.get("configMap", {}) for volume in group["template"]["spec"]["volumes"]]
         shared = [found for found in maps if found.get("name") == _SHARED_RUN]
         if not shared:
             raise ConfigError(
-                f"--overlay: pods of {request.job} do not mount the config map {_SHARED_RUN}, so "
-                "they would not see this run file; keep its volume"
+                f"--overlay: pods of {request.job} do not mount the ConfigMap {_SHARED_RUN} and "
+                "cannot read the run file; keep its volume"
             )
         shared[0]["name"] = f"{request.name}-run"
     run = {
@@ -88,7 +88,7 @@ def manifests(request: Request, built: list[Document]) -> list[Document]:
 
 
 def _template(job: str, built: list[Document]) -> Document:
-    """Return the overlay's RayJob for a job, or one made from its RayCronJob."""
+    """Return the overlay's RayJob for a job, or build one from its RayCronJob."""
     for document in built:
         if document["kind"] not in {"RayJob", "RayCronJob"}:
             continue
@@ -96,11 +96,11 @@ def _template(job: str, built: list[Document]) -> Document:
             spec = document["spec"].get("jobTemplate", document["spec"])
             if "rayClusterSpec" not in spec:
                 raise ConfigError(
-                    "--overlay: its jobs have no cluster; name one of k8s/overlays, which add "
-                    "components/shape"
+                    "--overlay: its jobs have no cluster; use an overlay of k8s/overlays, which "
+                    "add components/shape"
                 )
             return {**document, "kind": "RayJob", "spec": spec}
-    raise ConfigError(f"--overlay: holds no RayJob for {job!r}; name one of k8s/overlays")
+    raise ConfigError(f"--overlay: has no RayJob for {job!r}; use an overlay of k8s/overlays")
 
 
 def _groups(job: Document) -> list[Document]:
@@ -115,25 +115,25 @@ def _has_gpus(job: Document) -> bool:
 
 
 def submit(request: Request, target: Target, *, waits: bool, dry: bool) -> dict[str, Any]:
-    """Build, check on the server, create, and follow to the end.
+    """Build the manifests, validate them on the server, create the job, and follow it.
 
     Args:
         request: What to run.
-        target: Where.
+        target: Where to run it.
         waits: Whether to follow the job.
-        dry: Whether to print the manifests, checked, and create nothing.
+        dry: Whether to only validate and print the manifests.
 
     Returns:
-        ``job``, and where it was followed ``status`` and ``exit_code``.
+        ``job``; also ``status`` and ``exit_code`` if followed.
 
     Raises:
-        ConfigError: The overlay does not build, or the server refuses the manifests.
+        ConfigError: The overlay does not build, or the server rejects the manifests.
     """
     kubectl = _Kubectl(target)
     built = list(yaml.safe_load_all(kubectl.run("kustomize", target.overlay, bare=True)))
     made = manifests(request, [document for document in built if document])
     if _has_gpus(made[1]) and not request.uses_gpu:
-        emit("gpus_unused", why="the overlay has GPU workers; train.use_gpu = true takes them")
+        emit("gpus_unused", why="the overlay has GPU workers; set train.use_gpu = true to use them")
     text = yaml.safe_dump_all(made, sort_keys=False)
     namespace = made[1]["metadata"]["namespace"]
     checks = ("create", "--dry-run=server", "--validate=strict", "-f", "-")
@@ -151,7 +151,7 @@ def submit(request: Request, target: Target, *, waits: bool, dry: bool) -> dict[
 
 
 def _owned(kubectl: "_Kubectl", name: str, namespace: str) -> None:
-    """Let the run file go with its job."""
+    """Make the RayJob own the ConfigMap, so that deleting the job deletes both."""
     try:
         job = kubectl.read("rayjob", name, namespace)
     except ConfigError as error:
@@ -172,7 +172,7 @@ def _owned(kubectl: "_Kubectl", name: str, namespace: str) -> None:
 
 
 def _followed(kubectl: "_Kubectl", name: str, namespace: str) -> dict[str, Any]:
-    """Wait for the end, telling each change and passing the log on, attempt after attempt."""
+    """Wait for the end; emit each status change and forward the log of every attempt."""
     log: subprocess.Popen[bytes] | None = None
     state: Document = {}
     try:
@@ -184,13 +184,13 @@ def _followed(kubectl: "_Kubectl", name: str, namespace: str) -> dict[str, Any]:
             if state.get("jobDeploymentStatus") == "Retrying" and log is not None:
                 log.terminate()
                 log.wait()
-                log = None  # the next attempt has a log of its own
+                log = None  # the next attempt has its own log
         if state.get("jobDeploymentStatus") not in _LAST:
-            raise JobTrackingLostError(f"{name}: was deleted while it was followed")
+            raise JobTrackingLostError(f"{name}: was deleted while being followed")
         if log is not None:
             log.wait(timeout=30)
     except subprocess.TimeoutExpired:
-        pass  # the pod is gone before its log ended; the status says how
+        pass  # the pod ended before its log; the status has the result
     finally:
         if log is not None and log.poll() is None:
             log.terminate()
@@ -199,7 +199,7 @@ def _followed(kubectl: "_Kubectl", name: str, namespace: str) -> dict[str, Any]:
 
 
 def _states(kubectl: "_Kubectl", name: str, namespace: str) -> Iterator[Document]:
-    """Yield the status now and then; end with the job, or when it is gone."""
+    """Poll and yield the status until the job ends or is deleted."""
     shown: Document = {}
     state: Document = {}
     deadline = time.monotonic() + _PATIENCE_S
@@ -209,8 +209,8 @@ def _states(kubectl: "_Kubectl", name: str, namespace: str) -> Iterator[Document
         except ConfigError as error:
             if time.monotonic() > deadline:
                 raise JobTrackingLostError(
-                    f"{name}: goes on, but the cluster does not answer ({error}); see kubectl get "
-                    f"rayjob {name} -n {namespace}"
+                    f"{name}: is still running, but the cluster does not respond ({error}); "
+                    f"run kubectl get rayjob {name} -n {namespace}"
                 ) from error
             time.sleep(_POLL_S)
             continue
@@ -238,7 +238,7 @@ def _ended(name: str, state: Document) -> dict[str, Any]:
 
 
 class _Kubectl:
-    """The user's kubectl, with the user's rights."""
+    """kubectl with the user's permissions."""
 
     def __init__(self, target: Target) -> None:
         self._context = ["--context", target.context] if target.context else []
@@ -246,7 +246,7 @@ class _Kubectl:
     def run(
         self, *arguments: str, given: str | None = None, bare: bool = False, advice: str = ""
     ) -> str:
-        """Run it to its end and return what it says; refuse where it is not there, or fails."""
+        """Run kubectl and return its output; raise `ConfigError` if it is missing or fails."""
         command = [_KUBECTL, *([] if bare else self._context), *arguments]
         try:
             done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
@@ -260,11 +260,11 @@ class _Kubectl:
         return done.stdout
 
     def read(self, kind: str, name: str, namespace: str, *more: str) -> Document:
-        """Return an object; nothing where it is not there and that was said to be no fault."""
+        """Return an object; empty if it is missing and ``--ignore-not-found`` is given."""
         said = self.run("get", kind, name, "-n", namespace, "-o", "json", *more)
         found: Document = json.loads(said) if said.strip() else {}
         return found
 
     def following(self, *arguments: str) -> "subprocess.Popen[bytes]":
-        """Start it with its output on standard error."""
+        """Start kubectl with its output on standard error."""
         return subprocess.Popen([_KUBECTL, *self._context, *arguments], stdout=sys.stderr)

@@ -1,4 +1,4 @@
-"""Submits to a Ray cluster by its dashboard's address, and follows the job to its end."""
+"""Submission to a Ray cluster through its dashboard address."""
 
 import asyncio
 import sys
@@ -14,22 +14,22 @@ from distrib.submit.request import Request
 
 
 def submit(request: Request, address: str, jobs: Path, *, waits: bool = True) -> dict[str, Any]:
-    """Send the job's script and run file, and follow its log on standard error.
+    """Submit the job script and the run file, and stream the log to standard error.
 
-    The cluster must have the package; its version is that of the cluster's image.
+    The package must be installed in the cluster image, which determines its version.
 
     Args:
         request: What to run.
-        address: Of the dashboard, e.g. ``http://127.0.0.1:8265``; RAY_AUTH_TOKEN is the token.
-        jobs: Folder of the scripts.
+        address: Dashboard URL, e.g. ``http://127.0.0.1:8265``; the token is RAY_AUTH_TOKEN.
+        jobs: Folder of the job scripts.
         waits: Whether to follow the job to its end.
 
     Returns:
-        ``job``, and where it was followed ``status``, ``exit_code`` and the job's own ``result``,
-        its last line.
+        ``job``; also ``status``, ``exit_code`` and ``result`` (the last line of the job) if
+        followed.
 
     Raises:
-        ConfigError: Nothing answers there, or the cluster refuses the job.
+        ConfigError: The address is unreachable, or the cluster rejects the job.
     """
     try:
         client = JobSubmissionClient(address)
@@ -46,8 +46,8 @@ def submit(request: Request, address: str, jobs: Path, *, waits: bool = True) ->
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else repr(error)
         raise ConfigError(
-            f"--address {address}: {reason}; see that the cluster runs, the "
-            "name is new, and RAY_AUTH_MODE and RAY_AUTH_TOKEN are those of the cluster"
+            f"--address {address}: {reason}; check that the cluster runs, the "
+            "name is new, and RAY_AUTH_MODE and RAY_AUTH_TOKEN match the cluster"
         ) from error
     emit("submitted", job=request.name, address=address, stop=f"ray job stop {request.name}")
     if not waits:
@@ -57,7 +57,7 @@ def submit(request: Request, address: str, jobs: Path, *, waits: bool = True) ->
 
 
 async def _followed(client: JobSubmissionClient, name: str) -> str:
-    """Pass the log on; return its last line."""
+    """Stream the log; return its last line."""
     rest = ""
     async for piece in client.tail_job_logs(name):
         sys.stderr.write(piece)
@@ -71,10 +71,10 @@ def _ended(client: JobSubmissionClient, name: str, last: str) -> dict[str, Any]:
     is_well = info.status == JobStatus.SUCCEEDED
     code = info.driver_exit_code
     if code is not None and code < 0:
-        code = 128 - code  # ended by a signal
+        code = 128 - code  # killed by a signal
     if code is None and not is_well:
         raise JobTrackingLostError(
-            f"{name}: {info.status}, {info.message}; the same command goes on"
+            f"{name}: {info.status}, {info.message}; rerun the same command to continue"
         )
     result = last if is_well else ""
     return {

@@ -1,4 +1,4 @@
-"""What is submitted, and what it will cost as far as its run file tells."""
+"""The submitted job, and the sizes of its log for the estimate."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ JOBS = (
     *("prepare", "train", "evaluate", "score", "export", "search"),
     *("pipeline", "nightly", "convert", "doctor"),
 )
-"""Jobs that take a run file and end by themselves."""
+"""Jobs that take a run file and run to completion."""
 
 _NAME = re.compile(r"^[a-z]([-a-z0-9]{0,45}[a-z0-9])?$")
 
@@ -28,42 +28,42 @@ class Request(NamedTuple):
 
     job: str
     run_file: str
-    """Its text; variables in it are those of the cluster."""
+    """Text of the run file; the cluster substitutes its variables."""
 
     settings: tuple[str, ...] = ()
-    """Overrides, as of ``--set``."""
+    """Overrides, as in ``--set``."""
 
     name: str = ""
     uses_gpu: bool = False
-    """Whether the run file asks for GPUs."""
+    """Whether the run file requests GPUs."""
 
     @classmethod
     def of(cls, job: str, config: str, settings: list[str], name: str | None) -> "Request":
-        """Read the run file, name the job where nobody did, and refuse what cannot be a name."""
+        """Read the run file; generate a job name if none is given; reject invalid names."""
         if job not in JOBS:
-            raise ConfigError(f"job {job!r}: not known; one of {', '.join(JOBS)}")
+            raise ConfigError(f"job {job!r}: unknown; use one of {', '.join(JOBS)}")
         name = name or f"{job}-{time.strftime('%m%d-%H%M%S', time.gmtime())}"
         if not _NAME.match(name):
             raise ConfigError(
-                f"--name {name!r}: give a letter, then letters, digits and dashes in lower case, "
-                "47 at most"
+                f"--name {name!r}: use a lowercase letter, then lowercase letters, digits and "
+                "dashes, at most 47 characters, no dash at the end"
             )
         return cls(job, Path(config).read_text(encoding="utf-8"), tuple(settings), name)
 
     def command(self, script: str, run_file: str) -> str:
-        """Return the line that runs it, with the paths of the script and of the run file."""
+        """Return the command line for the given paths of script and run file."""
         sets = [part for setting in self.settings for part in ("--set", setting)]
         return shlex.join(["python", script, "--config", run_file, *sets])
 
 
 def sizes_of(file: RunFile) -> Sizes | None:
-    """Find out how large the log of a run is, where that can be told from here.
+    """Return the sizes of the log of a run, if they are available here.
 
     Args:
-        file: The run file; variables that are not set here stand in it as they are.
+        file: The run file; variables that are unset here stay unexpanded.
 
     Returns:
-        The sizes; None where the prepared data are out of reach or do not exist yet.
+        The sizes; None if the prepared data is unreachable or does not exist yet.
     """
     source = file.data.source
     if isinstance(source, SyntheticLog):

@@ -1,11 +1,11 @@
-"""A pass of VAE-BMF over all ratings: against its literal form, and against a plain autoencoder.
+"""An epoch of VAE-BMF, compared with its literal form and with a plain autoencoder.
 
 ``make bench-blocks``, or ``python -m tests.benchmarks.blocks --sizes ml-1m --steps 20``. Ratings
-are drawn here, popular items more often. Each figure comes from a process of its own, in float32,
-one thread, from some blocks out of the middle of a pass; a pass is its ratings over their rate.
-The literal form is what the paper writes: dense ratings, the latent input of all codes, masked, and
-their matrices as parameters; that losses are equal is for ``tests/models/test_vae_bmf.py``. VAE-CF
-is Mult-VAE with squared error. Nothing here asserts a figure.
+are sampled here, popular items more often. Each result comes from its own process, in float32, one
+thread, from some tiles in the middle of an epoch; epoch time is the number of ratings over their
+rate. The literal form follows the paper: dense ratings, masked latent vectors of all users and
+items as input, and their matrices as parameters; ``tests/models/test_vae_bmf.py`` checks that
+losses are equal. VAE-CF is Mult-VAE with squared error. Nothing here asserts a result.
 """
 
 import argparse
@@ -192,11 +192,11 @@ def figures(name: str, size: Size, steps: int) -> dict[str, float]:
     """Time updates in this process."""
     feed, update = feed_of(name, size), update_of(name, size)
     epochs = (0, 1) if FORMS[name][2].get("order") == "sequential" else (0,)
-    seconds = 0.0  # of a pass
+    seconds = 0.0  # of an epoch
     for epoch in epochs:
         done, started_s = 0, 0.0
         for number, (block, count) in enumerate(feed.batches(epoch)):
-            if number == 1:  # one to warm up
+            if number == 1:  # after one warm-up step
                 started_s = time.perf_counter()
             update(block, count, number)
             done = number

@@ -1,11 +1,11 @@
-"""Bulk scoring from Parquet to Parquet, beside what others do in memory, in one run.
+"""Bulk scoring from Parquet to Parquet, compared with other libraries in memory.
 
 ``make bench-scoring``, or ``python -m tests.benchmarks.scoring --recbole .recbole/bin/python``.
-Mult-VAE 600-200-600 with weights that nobody trained, top 100 with seen items left out, on a log
-with the items and interactions per user of ML-20M. Ours goes the whole way: Ray Data, digests,
-Parquet in and out, one actor with one thread on each core. The bare loop, RecBole's full-sort
-evaluation and implicit's batch recommend have their data in memory and all threads. Everything is
-measured in processes of its own. Nothing here asserts a figure.
+Mult-VAE 600-200-600 with untrained weights, top 100 without seen items, on a log with the items and
+interactions per user of ML-20M. Ours runs the full path: Ray Data, digests, Parquet in and out, one
+actor with one thread on each core. The bare loop, RecBole's full-sort evaluation and implicit's
+batch recommend have their data in memory and use all threads. Each measurement runs in its own
+process. Nothing here asserts a result.
 """
 
 import argparse

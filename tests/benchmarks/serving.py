@@ -1,9 +1,9 @@
-"""Latency and throughput of the server on loopback, and what it does under twice its load.
+"""Latency and throughput of the server on loopback, and its behavior at twice its capacity.
 
 ``make bench-serving``, or ``python -m tests.benchmarks.serving --items 27000``. Mult-VAE
-600-200-600 with weights that nobody trained, histories of 145 items on average, top 20 (JSON) and
-top 100 (Arrow); one front, one scorer with one thread, and this client share the machine's cores.
-Nothing here asserts a figure.
+600-200-600 with untrained weights, histories of 145 items on average, top 20 (JSON) and top 100
+(Arrow); one HTTP worker, one scorer with one thread, and this client share the machine's cores.
+Nothing here asserts a result.
 """
 
 import argparse
@@ -115,7 +115,7 @@ async def measured(client: Client) -> list[list[Any]]:
     lines = []
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
-        await client.closed(session, 4, 100)  # warm
+        await client.closed(session, 4, 100)  # warm-up
         rate = await client.closed(session, 1, 300)
         lines.append(["one client, one user a request", f"{rate:.0f}", client.latency(), ""])
         capacity = await client.closed(session, 64, 2000)

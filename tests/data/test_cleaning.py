@@ -135,7 +135,7 @@ def test_a_held_out_pair_that_is_known_stays_or_goes_as_told():
     ("ratings", "known", "columns", "policy", "message"),
     [
         (RatingsConfig(), None, RATED, "last", r"set data\.ratings\.levels"),
-        (RatingsConfig(levels=(1.0,)), None, Columns(user="u", item="i"), "last", "names none"),
+        (RatingsConfig(levels=(1.0,)), None, Columns(user="u", item="i"), "last", "no rating"),
         (RatingsConfig(levels=(1.0, 2.0)), None, RATED, "mean", r"set data\.ratings\.rounding"),
     ],
 )

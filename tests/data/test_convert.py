@@ -81,7 +81,7 @@ def test_damaged_rows_of_a_source_are_left_out_and_counted(cluster, tmp_path):
     assert pq.read_table(tmp_path / "out").to_pylist() == [
         {"user_id": "a", "item_id": "x", "timestamp": 1}
     ]
-    with pytest.raises(DataError, match="holds files already"):
+    with pytest.raises(DataError, match="already holds files"):
         preflight(config, to)
 
 
@@ -104,6 +104,6 @@ def test_a_place_to_write_to_is_needed():
 
 def test_ids_that_recbole_cannot_hold_are_refused_by_name():
     table = pa.table({"user_id": ["a\tb"], "item_id": ["x"]})
-    with pytest.raises(DataError, match=r"out/1\.inter: an id holds a tab"):
+    with pytest.raises(DataError, match=r"out/1\.inter: an id contains a tab"):
         encoded(table, "inter", "out/1.inter")
     assert b'"a\tb"' not in encoded(table, "csv", "out/1.csv")[:20]

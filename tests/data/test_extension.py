@@ -155,12 +155,12 @@ def test_a_log_without_times_goes_on_in_its_own_order(cluster, tmp_path):
 
 
 INEXACT = [
-    (CleaningConfig(min_user_items=2), EntrywiseSplit(), "min_user_items = 2: who was dropped"),
-    (CleaningConfig(min_item_users=3), EntrywiseSplit(), "min_item_users = 3: who was dropped"),
+    (CleaningConfig(min_user_items=2), EntrywiseSplit(), "min_user_items = 2: dropped"),
+    (CleaningConfig(min_item_users=3), EntrywiseSplit(), "min_item_users = 3: dropped"),
     (CleaningConfig(duplicates="mean"), EntrywiseSplit(), "'mean' needs every rating"),
-    (CleaningConfig(keep_above=3.5), EntrywiseSplit(), "keep_above = 3.5: a rating that it drops"),
-    (CleaningConfig(), LiangSplit(), "'liang_2018' is drawn for one log"),
-    (CleaningConfig(), EntrywiseSplit(is_exact=True), "'entrywise' is drawn for one log"),
+    (CleaningConfig(keep_above=3.5), EntrywiseSplit(), "keep_above = 3.5: dropped ratings"),
+    (CleaningConfig(), LiangSplit(), "'liang_2018' depends on the whole log"),
+    (CleaningConfig(), EntrywiseSplit(is_exact=True), "'entrywise' depends on the whole log"),
     (CleaningConfig(), GlobalTimeSplit(), "set valid_from and test_from"),
 ]
 

@@ -1,8 +1,8 @@
 """The commands of the manifests on separate hosts, without Kubernetes; ``make rehearsal``, as root.
 
 A head and two workers in network namespaces, started as KubeRay starts them from the overlay
-``local-cpu``; a store that speaks S3 over HTTP; a fourth host that submits. Prepare, train on two
-hosts, lose one, go on with another that comes, evaluate, score. Token authentication all the way.
+``local-cpu``; an S3 store over HTTP; a fourth host that submits. Prepare, train on two hosts, lose
+one, continue on a replacement, evaluate, score. Token authentication throughout.
 """
 
 import json
@@ -139,7 +139,7 @@ def store():
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
     options = {"key": "test", "secret": "test", "endpoint_url": f"http://127.0.0.1:{port}"}
     files = fsspec.filesystem("s3", **options, skip_instance_cache=True, use_listings_cache=False)
-    bucket = f"rehearsal-{secrets.token_hex(4)}"  # the server's memory is that of the process
+    bucket = f"rehearsal-{secrets.token_hex(4)}"  # the server keeps its data in this process
     files.mkdir(bucket)
     address = f"http://{GATEWAY}:{port}"
     place = {"DISTRIB_STORE": f"s3://{bucket}/distrib", "AWS_ENDPOINT_URL": address}
@@ -205,7 +205,7 @@ def nobody_gets_in_without_the_token(rehearsal, head):
 
 def a_bad_run_file_is_told(rehearsal, client, head):
     bad = rehearsal.submit(client, head, "train", "--set train.num_epochs=0")
-    assert bad.returncode == 1  # of Ray's command line; it knows no other
+    assert bad.returncode == 1  # Ray's command line has no other error code
     assert "ConfigError" in bad.stdout
     assert "train.num_epochs = 0" in bad.stdout
     assert "Traceback" not in bad.stdout

@@ -1,4 +1,4 @@
-"""Biased matrix factorisation against its equation."""
+"""Biased matrix factorization against its equation."""
 
 import torch
 

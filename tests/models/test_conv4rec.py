@@ -1,4 +1,4 @@
-"""Conv4Rec against its definition: a dense network with 1x1 convolutions over one-hot outcomes."""
+"""Conv4Rec against its definition: a dense network with 1x1 convolutions over one-hot classes."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_sparse_network_equals_the_dense_one_forward_and_backward(decoder, small
         torch.autograd.grad((dense * weights).sum(), parameters),
         strict=True,
     ):
-        # The root of the length is taken in float32, hence not 1e-12.
+        # The root of the length is float32, so 1e-12 is out of reach.
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""EASE against a plain solution, by neighbourhoods against the whole; item neighbours, a loop."""
+"""EASE against a plain solution, per-neighborhood against full; item neighbors against a loop."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_scores_are_history_times_weights(small):
 
 
 def test_neighbourhoods_of_all_items_are_the_whole():
-    dense = Small(num_users=600, item_count=16)  # any two items are met by someone
+    dense = Small(num_users=600, item_count=16)  # each pair of items has a common user
     x_BI = np.zeros((600, 16))
     x_BI[dense.batch.row_N, dense.batch.item_N] = 1.0
     config = EaseConfig(penalty=3.0, num_neighbours=16)

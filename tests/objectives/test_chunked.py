@@ -1,4 +1,4 @@
-"""The blocked loss equals the plain one: decode everything, take the textbook loss, autograd."""
+"""The chunked loss equals the plain one: decode everything, textbook loss, autograd."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_blocked_equals_plain_forward_and_backward(case, chunk_items, keep_bytes
     torch.testing.assert_close(blocked, plain, rtol=1e-4, atol=1e-4)
     wanted = gradients(plain, model)
     for name, gradient in gradients(blocked, model).items():
-        # float32 sums in another order
+        # float32 sums in a different order
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
@@ -163,7 +163,7 @@ def test_sampled_unobserved_cells_have_the_mean_of_all_loss_and_gradient(power, 
 
     wanted, rating_B = both(exact, 0)
     draws = [both(sampled, step) for step in range(400)]
-    for _, ratings_B in draws[:5]:  # what was rated is not sampled
+    for _, ratings_B in draws[:5]:  # rated items are not sampled
         torch.testing.assert_close(ratings_B, rating_B)
     found = torch.stack([draw for draw, _ in draws])
     error = found.std(0) / 20.0

@@ -1,4 +1,4 @@
-"""Bulk scoring on a cluster: everyone once, whatever happens."""
+"""Bulk scoring on a cluster: each user exactly once, also after failures."""
 
 import hashlib
 import json
@@ -80,7 +80,7 @@ def test_everyone_is_scored_and_the_books_balance(world, calm):
 def test_a_second_start_goes_on_with_what_is_not_there(world, calm, tmp_path, capsys):
     run, data = world
     output, _ = calm
-    # As a start leaves it that died in the middle: one part is done, one torn, one not there.
+    # State left by an interrupted run: one part complete, one truncated, one missing.
     config = ScoreConfig(k=5, output=str(tmp_path / "torn"))
     publication = plan_scoring(run, data.prepared, config).publication
     kept, half, _ = Success.model_validate_json((output / SUCCESS).read_text()).files

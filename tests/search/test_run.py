@@ -1,4 +1,4 @@
-"""A study on the cluster: trials, halving, going on, faults."""
+"""A study on the cluster: trials, successive halving, resuming, faults."""
 
 import json
 
@@ -33,7 +33,7 @@ def file_of(folder, model, **settings):
     return load(RunFile, path, overrides=overrides)
 
 
-@pytest.mark.timeout(600)  # many starts of workers; a busy machine took 267 s
+@pytest.mark.timeout(600)  # starts many workers; a busy machine took 267 s
 def test_a_study_finds_the_best_and_goes_on_with_more_trials(cluster, tmp_path):
     space = '{"model.penalty" = {values = [0.001, 30.0]}, "seed" = {low = 0, high = 9}}'
     file = file_of(tmp_path, "ease", space=space, num_trials=2, seed=3)
@@ -47,7 +47,7 @@ def test_a_study_finds_the_best_and_goes_on_with_more_trials(cluster, tmp_path):
         assert by_number[trial["trial"]] == trial
     penalties = [trial["settings"]["model.penalty"] for trial in second.trials]
     assert set(penalties) == {0.001, 30.0}
-    assert penalties == sorted(penalties, reverse=True)  # the better ones first
+    assert penalties == sorted(penalties, reverse=True)  # best first
     assert second.trials[0]["selection"] == second.trials[0]["valid"]["ndcg@100"]
     assert "model.penalty=30.0" in second.best
     assert json.loads((tmp_path / "run" / RESULT).read_text()) == second

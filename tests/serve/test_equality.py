@@ -1,4 +1,4 @@
-"""The same users get the same answers asked directly, in bulk and over HTTP, from every model."""
+"""Every model returns the same answers in process, in bulk and over HTTP."""
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from tests.models.test_contract import every_model, filled
 from tests.serve.conftest import IDS, history, served
 
 K = 7
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}  # batches differ in size, so sums in their order
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}  # batch sizes differ, so does summation order
 
 
 def bulk_lists(run, table, output):

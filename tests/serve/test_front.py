@@ -1,4 +1,4 @@
-"""What is asked over HTTP, and what comes back; nothing that anyone sends makes a 5xx."""
+"""HTTP requests and responses; no request body causes a 5xx."""
 
 import json
 
@@ -314,7 +314,7 @@ def test_only_bearers_of_the_token_get_in(run, capsys):
                 assert "s3cret" not in found.text
         good = {"authorization": "Bearer s3cret-token"}
         assert client.post(LISTS, json=body, headers=good).status_code == 200
-        assert client.get("/healthz").status_code == 200  # probes bear nothing
+        assert client.get("/healthz").status_code == 200  # probes send no token
         assert client.get("/").status_code == 200
     told = capsys.readouterr()
     assert (

@@ -1,4 +1,4 @@
-"""Submitting: what is made of an overlay, what kubectl is asked, which code comes back."""
+"""Submission: manifests from an overlay, kubectl calls, exit codes."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def test_an_overlays_job_gets_a_name_a_run_file_and_its_settings():
     cluster = job["spec"]["rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         assert group["template"]["spec"]["volumes"][0]["configMap"] == {"name": "lists-run"}
-    assert built[1]["spec"]["suspend"] is True  # the template stays as it is
+    assert built[1]["spec"]["suspend"] is True  # the template is unchanged
 
 
 def test_a_night_by_hand_is_made_from_the_cron_job():
@@ -135,7 +135,7 @@ def test_every_job_has_a_template_in_the_overlays(job):
 
 
 def test_every_script_that_ends_by_itself_can_be_submitted():
-    others = {"plan", "score_through", "serve", "submit"}  # no job of a cluster, or one that stays
+    others = {"plan", "score_through", "serve", "submit"}  # not cluster jobs, or long-running
     assert {path.stem for path in (ROOT / "jobs").glob("*.py")} - others == set(JOBS)
 
 
@@ -174,7 +174,7 @@ def test_a_job_is_checked_created_owned_and_followed(kubectl, capfd):
     assert (owner["kind"], owner["name"], owner["uid"]) == ("RayJob", "night", "u-1")
     run_and_report = capfd.readouterr()
     assert "a line of the job's log" in run_and_report.err
-    assert "GPUs in training" in run_and_report.err  # what it costs, before it is submitted
+    assert "GPUs in training" in run_and_report.err  # the estimate, before submission
     assert json.loads(run_and_report.out)["exit_code"] == 0
 
 
@@ -219,7 +219,7 @@ def test_a_job_that_is_out_of_sight_goes_on(kubectl, monkeypatch, capfd):
     monkeypatch.setattr(kubernetes._Kubectl, "read", read)
     monkeypatch.setattr(kubernetes, "_PATIENCE_S", 0.05)
     assert submitted(kubectl, []) == 1
-    assert "night: goes on, but the cluster does not answer" in capfd.readouterr().err
+    assert "night: is still running, but the cluster does not respond" in capfd.readouterr().err
 
 
 def test_every_attempt_is_followed(kubectl, capfd):

@@ -1,4 +1,4 @@
-"""VAE-BMF through Ray Train: ranks, restarts, divergence, and the same ratings wherever asked."""
+"""VAE-BMF through Ray Train: ranks, restarts, divergence, and equal ratings on every path."""
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +68,7 @@ def test_one_worker_gives_the_losses_of_two_and_a_restart_goes_on_bit_for_bit(
     launch(blocks_of(tmp_path, both_sides, num_workers=1, **often))
     one = losses(tmp_path)
     np.testing.assert_allclose(one, losses(run), rtol=1e-4)
-    only_checkpoint(tmp_path, 16)  # 12 blocks a pass: within the second
+    only_checkpoint(tmp_path, 16)  # 12 tiles per epoch: within the second
     launch(blocks_of(tmp_path, both_sides, num_workers=1, **often))
     assert losses(tmp_path) == one
     only_checkpoint(tmp_path, 24)  # between the second and the third

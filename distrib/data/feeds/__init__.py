@@ -1,1 +1,1 @@
-"""Histories to batches: the same global batches on any number of ranks."""
+"""Feeds from histories to batches: the same global batches for any number of ranks."""

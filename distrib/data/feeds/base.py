@@ -1,8 +1,8 @@
-"""Feeds: the same global batches on any number of ranks, from memory or from the shards' files.
+"""Feeds: the same global batches for any number of ranks, from memory or from shard files.
 
-Global batch t of an epoch is the t-th slice of one order of all training users, a pure function of
-(seed, epoch). Every user comes exactly once an epoch, none is dropped, and all ranks take equally
-many steps; a rank's part of a batch may be empty.
+Global batch t of an epoch is the t-th slice of a permutation of all training users, a pure function
+of (seed, epoch). Every user appears exactly once per epoch and all ranks take the same number of
+steps; a rank's part of a batch may be empty.
 """
 
 from collections import deque
@@ -23,19 +23,19 @@ Reads = Literal["users", "items", "both"]
 
 
 class ResidentRows(NamedTuple):
-    """All histories of a prepared folder in memory."""
+    """All histories of a prepared dataset in memory."""
 
     train: HistoryArrays
-    """Of users or of items, as training reads them."""
+    """Training histories, of users or of items."""
 
     valid: HistoryArrays
-    """Of the users with validation targets."""
+    """Histories of users with validation targets."""
 
     items: HistoryArrays
-    """Of items, where training reads both; empty otherwise."""
+    """Histories of items if training reads both sides; empty otherwise."""
 
     num_columns: tuple[int, int]
-    """Items that users may list, and numbers of users that items may list."""
+    """Number of item indices in user histories, and of user indices in item histories."""
 
 
 class RankBatch(NamedTuple):
@@ -43,46 +43,46 @@ class RankBatch(NamedTuple):
 
     batch: TrainInput
     num_users: int
-    """Users of the global batch, over all ranks; of a block its ratings. Losses are means over
+    """Users of the global batch over all ranks; for a tile, its ratings. Losses are means over
     them."""
 
 
 class BatchSharding(NamedTuple):
-    """How users are dealt out."""
+    """How global batches are split over ranks."""
 
     batch_users: int
-    """Users of a global batch."""
+    """Users per global batch."""
 
     seed: int
     rank: int
     world_size: int
 
     def num_steps(self, num_users: int) -> int:
-        """Return the global batches of an epoch."""
+        """Return the number of global batches of an epoch."""
         return -(-num_users // self.batch_users)
 
 
 class Feed(Protocol):
-    """What a worker asks of a feed."""
+    """Interface that workers use."""
 
     num_users: int
-    """Training users, over all ranks."""
+    """Training users over all ranks."""
 
     def num_steps(self, epoch: int) -> int:
-        """Return the global batches of an epoch."""
+        """Return the number of global batches of an epoch."""
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
-        """Return this rank's part of each global batch of an epoch, from ``first_step`` on."""
+        """Return this rank's part of each global batch of an epoch, from ``first_step``."""
 
     def training_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
-        """Return all training histories once, and the rows among them that are this rank's."""
+        """Return all training histories once, with the rows that belong to this rank."""
 
     def valid_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
-        """Return histories for validation, and the rows among them that are this rank's."""
+        """Return validation histories, with the rows that belong to this rank."""
 
 
 def own_rows(rows: HistoryArrays, sharding: BatchSharding) -> IntArray:
-    """Return the rows of a rank among those that all ranks hold."""
+    """Return this rank's rows when all ranks hold the same rows."""
     return np.arange(rows.num_users)[sharding.rank :: sharding.world_size]
 
 
@@ -92,7 +92,7 @@ def epoch_order(num_users: int, seed: int, epoch: int) -> IntArray:
 
 
 def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """Yield what an iterator yields, computed up to ``depth`` items early, in a thread."""
+    """Prefetch up to ``depth`` items of an iterator in a background thread."""
     end = object()
     with ThreadPoolExecutor(1) as worker:
         coming = deque(worker.submit(next, items, end) for _ in range(depth))

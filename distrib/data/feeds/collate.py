@@ -1,4 +1,4 @@
-"""Flat arrays of histories to batches, without a Python loop over users."""
+"""Collate flat history arrays into batches, without a Python loop over users."""
 
 from typing import NamedTuple
 
@@ -11,20 +11,20 @@ from distrib.data.schema import Role
 
 
 class Example(NamedTuple):
-    """Users whose held-out interactions are asked for."""
+    """An evaluation batch."""
 
     source: Batch
-    """What the model may read."""
+    """Interactions that the model may read."""
 
     target: Batch
-    """What it is asked for."""
+    """Held-out targets."""
 
     seen: Batch
-    """What must not be recommended: everything known of the user that is not asked."""
+    """Interactions to exclude from recommendations: all known ones except targets."""
 
 
 def gather(rows: HistoryArrays, wanted_B: IntArray) -> tuple[Batch, torch.Tensor]:
-    """Collect some users into a batch.
+    """Gather some users into a batch.
 
     Args:
         rows: Histories.
@@ -48,17 +48,17 @@ def gather(rows: HistoryArrays, wanted_B: IntArray) -> tuple[Batch, torch.Tensor
 def example(
     rows: HistoryArrays, wanted_B: IntArray, role: Role, *, is_chronological: bool = False
 ) -> Example:
-    """Collect some users of `eval_rows` for evaluation.
+    """Gather some users of `eval_rows` for evaluation.
 
     Args:
         rows: Histories.
         wanted_B: Row of each user, in any order.
-        role: What is asked.
-        is_chronological: Whether all that came before what is asked may be read, validation
-            targets included; otherwise only what was trained on.
+        role: Role of the targets.
+        is_chronological: Whether the model may read all roles below ``role``, including
+            validation targets; otherwise only training interactions.
 
     Returns:
-        The users.
+        The evaluation batch.
     """
     batch, role_N = gather(rows, wanted_B)
     last_read = role - 1 if is_chronological else Role.TRAIN_TARGET
@@ -70,9 +70,9 @@ def example(
 
 
 def _held_out_pairs(batch: Batch, is_held_out_N: torch.Tensor) -> torch.Tensor:
-    """Tell which interactions are with an item that the same user is asked for, bool.
+    """Return which interactions are pairs that are also targets, bool ``[N]``.
 
-    In a given split a pair may be known and asked at once; it must stay a candidate then.
+    With a given split a pair may be both known and a target; it must remain a candidate.
     """
     item_count = int(batch.item_N.max()) + 1 if len(batch.item_N) else 1
     pair_N = batch.row_N * item_count + batch.item_N

@@ -1,4 +1,4 @@
-"""Training histories: read once through Ray Data, or file by file on the ranks."""
+"""Load training histories: once through Ray Data, or file by file on the ranks."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -23,29 +23,29 @@ from distrib.data.schema import Role
 FeedKind = Literal["resident", "streaming"]
 
 _SHARE_OF_STORE = 0.3
-"""Of a node's object store that histories may take; while they are joined, they lie there twice."""
+"""Share of a node's object store for histories; joining them needs twice their size."""
 
-_RETRY_S = 120.0  # for a store that does not answer
+_RETRY_S = 120.0  # for a store that does not respond
 
 
 class TrainingData(NamedTuple):
-    """What ranks need to open a feed; cheap to pass to them."""
+    """What ranks need to open a feed; cheap to serialize."""
 
     dataset: Dataset
     kind: FeedKind
     shards: tuple[Shard, ...]
-    """Those that training reads, of users or of items."""
+    """Shards that training reads, of users or of items."""
 
     num_train: int
     num_valid: int
     num_bytes: int
-    """Of all training and validation histories in memory."""
+    """Memory of all training and validation histories."""
 
     refs: tuple[ray.ObjectRef, ray.ObjectRef, ray.ObjectRef] | None
-    """Of a resident feed, in the object store: `ResidentRows` one by one."""
+    """For a resident feed: the fields of `ResidentRows` in the object store."""
 
     def resident(self) -> ResidentRows:
-        """Return the histories of a resident feed, from the object store without a copy."""
+        """Return the histories of a resident feed, zero-copy from the object store."""
         assert self.refs is not None  # the kind is known when a feed is opened
         manifest = self.dataset.manifest
         columns = (manifest.counts.items, manifest.user_index_size)
@@ -58,9 +58,9 @@ class TrainingData(NamedTuple):
         """Open a rank's feed of whole histories.
 
         Args:
-            sharding: Which rank, and how much at a time.
-            window_users: Users that a streaming feed shuffles at a time.
-            device: Where a resident feed should keep the rows, if not in the host's memory.
+            sharding: Rank and batch size.
+            window_users: Users in the shuffle window of a streaming feed.
+            device: Where a resident feed keeps the rows; host memory when None.
 
         Returns:
             The feed.
@@ -72,11 +72,11 @@ class TrainingData(NamedTuple):
 
 
 def kind_of(feed: str, manifest: DatasetManifest) -> FeedKind:
-    """Choose the kind of feed: resident where the histories fit into every node's object store.
+    """Choose the kind of feed: resident if the histories fit into every node's object store.
 
     Args:
         feed: ``auto``, or the kind itself.
-        manifest: Of the prepared data.
+        manifest: Manifest of the prepared dataset.
 
     Returns:
         The kind.
@@ -91,7 +91,7 @@ def kind_of(feed: str, manifest: DatasetManifest) -> FeedKind:
 
 
 def expected_bytes(manifest: DatasetManifest) -> int:
-    """Return about how much memory all training and validation histories take."""
+    """Estimate the memory of all training and validation histories."""
     counts = manifest.counts
     trained = counts.interactions(Role.INPUT, Role.TRAIN_TARGET)
     held_out = trained + manifest.num_valid if manifest.num_valid else 0
@@ -100,18 +100,18 @@ def expected_bytes(manifest: DatasetManifest) -> int:
 
 
 def load_training_data(url: str, kind: FeedKind, reads: Reads = "users") -> TrainingData:
-    """Read a prepared folder into the object store, or look at its shards.
+    """Read a prepared dataset into the object store, or only count what its shards hold.
 
     Args:
-        url: A prepared folder.
+        url: Folder of the prepared dataset.
         kind: From `kind_of`.
-        reads: Whose histories training reads; validation reads those of users always.
+        reads: Whose histories training reads; validation always reads those of users.
 
     Returns:
-        What ranks need; the order of users is that of the shards.
+        What ranks need; users are in shard order.
 
     Raises:
-        DataError: Nothing complete is prepared there.
+        DataError: The folder holds no complete prepared dataset.
     """
     dataset = Dataset.open(url, retry_s=_RETRY_S)
     users: tuple[ShardEntry | ItemShardEntry, ...] = dataset.manifest.shards
@@ -148,16 +148,16 @@ def load_training_data(url: str, kind: FeedKind, reads: Reads = "users") -> Trai
 
 
 class _Parts(NamedTuple):
-    """What is read of one shard."""
+    """Histories read from one shard."""
 
     train: HistoryArrays
     valid: HistoryArrays
     items: HistoryArrays
-    """Where training reads both; empty otherwise."""
+    """Item histories if training reads both sides; empty otherwise."""
 
 
 class _Facts(NamedTuple):
-    """How much a shard holds."""
+    """Sizes of a shard."""
 
     num_train: int
     num_valid: int
@@ -165,7 +165,7 @@ class _Facts(NamedTuple):
 
 
 def _parts(dataset: Dataset, entry: ShardEntry | ItemShardEntry, reads: Reads) -> _Parts:
-    """Read what training and validation read of a shard."""
+    """Read the training and validation histories of a shard."""
     if isinstance(entry, ItemShardEntry):
         found = dataset.item_training(entry)
         nothing = empty_like(found)
@@ -194,7 +194,7 @@ def _columns(parts: _Parts) -> dict[str, list[Any]]:
 
 @ray.remote(num_returns=4)
 def _assembled(is_resident: bool, *blocks: pa.Table) -> Any:
-    """Join the shards in order; the results lie in the object store without a copy in a heap."""
+    """Join the shards in order; results go to the object store without a copy on the heap."""
     entries = [(row, block) for block in blocks for row in range(len(block))]
     entries.sort(key=lambda entry: entry[1]["order"][entry[0]].as_py())
     facts = [

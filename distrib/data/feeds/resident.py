@@ -1,4 +1,4 @@
-"""A feed from histories in memory, on the host or on this rank's device."""
+"""A feed from histories in host memory or on this rank's device."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ from distrib.data.history_arrays import HistoryArrays, IntArray
 
 
 class ResidentFeed:
-    """From histories in memory, shared by all ranks of a node, or in this rank's GPU."""
+    """Feed from histories in memory: shared by all ranks of a node, or on this rank's GPU."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class ResidentFeed:
         self._gathered = _OnDevice(train, device).gather if device else _OnHost(train).gather
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
-        """Slice the permutation of all users; see `Feed`."""
+        """Slice a permutation of all users; see `Feed`."""
         return ahead(self._batches(epoch, first_step), BATCHES_AHEAD)
 
     def _batches(self, epoch: int, first_step: int) -> Iterator[RankBatch]:
@@ -69,7 +69,7 @@ class _OnHost:
 
 
 class _OnDevice:
-    """Rows as tensors on a device; gathers there, without a copy from the host."""
+    """Rows as tensors on a device; gathers there without copies from the host."""
 
     def __init__(self, rows: HistoryArrays, device: torch.device) -> None:
         self.number_B, self.pointer_P, self.item_N, self.value_N = (

@@ -1,4 +1,4 @@
-"""A feed from the shards' files, a window of whole shards at a time."""
+"""A feed from shard files, a window of whole shards at a time."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,21 +17,21 @@ from distrib.errors import DataError
 
 
 class Shard(NamedTuple):
-    """A shard of a prepared folder, as a streaming feed needs to know it."""
+    """A shard of a prepared dataset, for the streaming feed."""
 
     entry: ShardEntry | ItemShardEntry
-    """From the manifest."""
+    """Its manifest entry."""
 
     num_train: int
-    """Its training users."""
+    """Number of training users."""
 
 
 class StreamingFeed:
-    """From the shards' files, a window of whole shards at a time; the next is read meanwhile.
+    """Feed from shard files, a window of whole shards at a time; the next window is prefetched.
 
-    Shards come in an order drawn for the epoch, and the users of a window in an order drawn for
-    the window. Each rank reads the part of a window that is its own, so that ranks together read
-    every file about once; which users make a batch does not depend on that.
+    Shards are shuffled per epoch and users per window. Each rank reads only its part of a window,
+    so that all ranks together read every file about once; batches do not depend on the number of
+    ranks.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class StreamingFeed:
         self._window_users = window_users
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
-        """Slice the windows' orders, one after the other; see `Feed`."""
+        """Slice the permutations of the windows in turn; see `Feed`."""
         return ahead(self._batches(epoch, first_step), BATCHES_AHEAD)
 
     def _batches(self, epoch: int, first_step: int) -> Iterator[RankBatch]:
@@ -70,7 +70,7 @@ class StreamingFeed:
             yield RankBatch(Batch.joined(parts), num_users)
 
     def _windows(self, epoch: int, skip: int) -> Iterator[tuple["_Window", int]]:
-        """Yield the windows from a user's place in the epoch on, and that place in the first."""
+        """Yield the windows after ``skip`` users, each with the position of its first user."""
         wanted = []
         for number, shards in enumerate(self._cut(epoch)):
             num_users = sum(shard.num_train for shard in shards)
@@ -123,7 +123,7 @@ class StreamingFeed:
         if found.num_users != shard.num_train:
             raise DataError(
                 f"{self._dataset.folder / entry.name}: {found.num_users} training users, "
-                f"{shard.num_train} when training began; it was changed, train in a new run folder"
+                f"{shard.num_train} when training began; the data changed, start a new run folder"
             )
         return found
 
@@ -133,13 +133,13 @@ class StreamingFeed:
         return self.sharding.num_steps(self.num_users)
 
     def training_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
-        """Yield every so many shards; see `Feed`."""
+        """Yield this rank's shards; see `Feed`."""
         for shard in self._shards[self.sharding.rank :: self.sharding.world_size]:
             rows = self._train_rows(shard)
             yield rows, np.arange(rows.num_users)
 
     def valid_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
-        """Yield the validation users of every so many shards; see `Feed`."""
+        """Yield the validation users of this rank's shards; see `Feed`."""
         shards = self._dataset.manifest.shards
         for entry in shards[self.sharding.rank :: self.sharding.world_size]:
             found = self._dataset.held_out(entry, Role.VALID_TARGET)
@@ -147,7 +147,7 @@ class StreamingFeed:
 
 
 class _Window:
-    """Some users in the order of the epoch, of whom this rank holds those from low to high."""
+    """Users of a window in shuffled order; this rank holds those from low to high."""
 
     def __init__(
         self, order: IntArray, rows: HistoryArrays | None, base: int, low: int, high: int
@@ -157,7 +157,7 @@ class _Window:
         self._low, self._high = low, high
 
     def part(self, start: int, stop: int) -> Batch:
-        """Return this rank's users among those from start to stop of the order."""
+        """Return this rank's users among positions start to stop of the order."""
         chosen = self._order[start:stop]
         mine = chosen[(chosen >= self._low) & (chosen < self._high)]
         if self._rows is None:

@@ -1,7 +1,7 @@
-"""The feed of models that read both users and items: blocks of some of each, and where they meet.
+"""The feed of models that read both users and items: tiles of some users x some items.
 
-The blocks of a pass, their order and what they hold are pure functions of (seed, epoch); ranks
-share the users of a block, and all of them hold its items.
+The tiles of an epoch, their order and content are pure functions of (seed, epoch). The users of a
+tile are split over ranks; every rank holds all its items.
 """
 
 from abc import ABC, abstractmethod
@@ -28,38 +28,38 @@ _USERS, _ITEMS = 0, 1
 
 
 class TileConfig(Config):
-    """How users and items meet in training; for models that read both."""
+    """How training tiles users x items; for models that read both."""
 
     order: Literal["nested", "shuffled", "sequential", "edges"] = "nested"
-    """``nested``: all items' blocks for the first users, then for the next; ``shuffled``: the same
-    pairs in any order; ``sequential``: users alone in one epoch, items alone in the next, against
-    the last codes of the other side; ``edges``: ratings in any order, with users and items that
-    they are of, which suits catalogues where blocks would be empty."""
+    """``nested``: all tiles of the first group of users, then of the next; ``shuffled``: the same
+    tiles in random order; ``sequential``: users alone in one epoch, items alone in the next,
+    against the last latent vectors of the other side; ``edges``: ratings in random order, with
+    their users and items, for catalogs so sparse that tiles would be empty."""
 
     items: PositiveInt = 100
-    """Items of a block; ``train.batch_users`` are its users."""
+    """Items per tile; ``train.batch_users`` is the number of users per tile."""
 
     ratings: PositiveInt = 10_000
-    """Ratings of a step in the order ``edges``."""
+    """Ratings per step when the order is ``edges``."""
 
     max_history: NonNegativeInt = 0
-    """Interactions of a row that are read at most, a fresh sample for each epoch, scaled up in
-    sums; 0: all. Popular items have as many as there are users."""
+    """Maximum interactions read per user or item, sampled each epoch and scaled up in sums; 0: all.
+    A popular item may have as many interactions as there are users."""
 
 
 class Ratings(NamedTuple):
-    """What training reads, from both sides."""
+    """Training histories of both sides."""
 
     users: HistoryArrays
     items: HistoryArrays
-    """Those with any training rating; ``item_N`` are numbers of users."""
+    """Items with a training rating; ``item_N`` holds user indices."""
 
     num_columns: tuple[int, int]
-    """Items that users may list, and numbers of users that items may list."""
+    """Number of item indices in user histories, and of user indices in item histories."""
 
 
 class TileFeed:
-    """See `Feed`; batches are `Tile`s, and count ratings in place of users."""
+    """See `Feed`; batches are `Tile`s and count ratings instead of users."""
 
     def __init__(
         self, ratings: Ratings, valid: HistoryArrays, sharding: BatchSharding, config: TileConfig
@@ -71,11 +71,11 @@ class TileFeed:
         self._epoch_tiles: _EpochTiles | None = None
 
     def num_steps(self, epoch: int) -> int:
-        """Return the blocks of an epoch; see `Feed`."""
+        """Return the number of tiles of an epoch; see `Feed`."""
         return self._tiles_of(epoch).num_steps
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
-        """Yield this rank's part of each block; see `Feed`."""
+        """Yield this rank's part of each tile; see `Feed`."""
         plan = self._tiles_of(epoch)
         steps = range(first_step, plan.num_steps)
         return ahead((plan.block(step) for step in steps), BATCHES_AHEAD)
@@ -104,7 +104,7 @@ class TileFeed:
 
 
 class _EpochTiles(ABC):
-    """What the blocks of one epoch are."""
+    """The tiles of one epoch."""
 
     num_steps: int
 
@@ -117,7 +117,7 @@ class _EpochTiles(ABC):
 
     @abstractmethod
     def block(self, step: int) -> RankBatch:
-        """Make this rank's part of a block."""
+        """Return this rank's part of a tile."""
 
     def side(self, kind: int, wanted_B: IntArray, tag: int, share: float = 1.0) -> Side:
         """Gather rows of one side; the sample of long histories depends on ``tag``."""
@@ -133,7 +133,7 @@ class _EpochTiles(ABC):
 
 
 class _Pairs(_EpochTiles):
-    """Every block of users meets every block of items; pairs without a rating are passed over."""
+    """Every group of users x every group of items; tiles without a rating are skipped."""
 
     def __init__(
         self, ratings: Ratings, sharding: BatchSharding, config: TileConfig, epoch: int
@@ -155,7 +155,7 @@ class _Pairs(_EpochTiles):
         self.kept_bytes = 0
 
     def _bucket(self, users: "_Places", items: "_Places") -> None:
-        """Sort all ratings by pair of blocks, then by row of the user in the block."""
+        """Sort all ratings by tile, then by row of the user in the tile."""
         rows = self.ratings.users
         user_N = np.repeat(np.arange(rows.num_users), np.diff(rows.pointer_P))
         row_of_item = np.zeros(self.ratings.num_columns[_USERS], dtype=np.int64)
@@ -172,7 +172,7 @@ class _Pairs(_EpochTiles):
         self.value_N = rows.value_N[order_N]
 
     def _ordered(self, order: str) -> IntArray:
-        """Return the pairs that hold ratings, in the order of training."""
+        """Return the tiles that hold ratings, in training order."""
         num_users, num_items = (len(parts) for parts in self.parts)
         if order == "shuffled":
             pairs = self.rng.permutation(num_users * num_items)
@@ -203,7 +203,7 @@ class _Pairs(_EpochTiles):
         return RankBatch(block, int(stop - start))
 
     def _kept(self, kind: int, part: int, wanted_B: IntArray) -> Side:
-        """Return a side that is met again in this epoch, made anew where memory is short."""
+        """Return a side of a tile from an LRU cache; sides recur within an epoch."""
         key = (kind, part)
         if key in self.kept:
             self.kept.move_to_end(key)
@@ -245,7 +245,7 @@ class _Turn(_EpochTiles):
 
 
 class _Edges(_EpochTiles):
-    """Ratings in a random order, so many at a time."""
+    """Ratings in random order, a fixed number per step."""
 
     def __init__(
         self, ratings: Ratings, sharding: BatchSharding, config: TileConfig, epoch: int
@@ -285,18 +285,18 @@ class _Edges(_EpochTiles):
 
 
 def balanced_tiles(rows: HistoryArrays, size: int, rng: np.random.Generator) -> list[IntArray]:
-    """Deal rows into blocks that are even in size and in interactions.
+    """Split rows into groups that are balanced in size and in number of interactions.
 
-    Rows are sorted by length, and of each stretch of as many as there are blocks every block gets
-    one, by lot.
+    Rows are sorted by length; of each run of as many rows as there are groups, every group gets
+    one at random.
 
     Args:
         rows: Histories.
-        size: Rows of a block, at most.
-        rng: Draws the lots.
+        size: Maximum rows per group.
+        rng: Random generator.
 
     Returns:
-        Rows of each block.
+        Rows of each group.
     """
     num_blocks = max(1, -(-rows.num_users // size))
     lots = rng.random(rows.num_users)
@@ -310,7 +310,7 @@ def balanced_tiles(rows: HistoryArrays, size: int, rng: np.random.Generator) -> 
 
 
 class _Places(NamedTuple):
-    """Where each row is."""
+    """Group of each row, and its position there."""
 
     block_R: IntArray
     row_R: IntArray
@@ -326,7 +326,7 @@ def _places(parts: list[IntArray]) -> _Places:
 
 
 def _own_range(rows: HistoryArrays, part: IntArray, sharding: BatchSharding) -> tuple[int, int]:
-    """Return which rows of a block are this rank's: about as many interactions as any other's."""
+    """Return this rank's range of a tile's rows, balanced in interactions over ranks."""
     before = np.concatenate([[0], np.diff(rows.pointer_P)[part].cumsum()])
     shares = before[-1] * np.arange(sharding.world_size + 1) / sharding.world_size
     cuts = np.searchsorted(before, shares)
@@ -340,16 +340,16 @@ def _cells(
     value_N: npt.NDArray[np.float32],
     user_B: torch.Tensor,
 ) -> Batch:
-    """Make a batch of ratings that are sorted by row."""
+    """Make a batch from ratings sorted by row."""
     counts = np.bincount(row_N, minlength=len(user_B))
     pointer_P = torch.from_numpy(np.concatenate([[0], counts.cumsum()]).astype(np.int64))
     return Batch(user_B, pointer_P, torch.from_numpy(column_N), torch.from_numpy(value_N))
 
 
 def _sampled(batch: Batch, most: int, noise: CounterRng, tag: int) -> tuple[Batch, torch.Tensor]:
-    """Keep at most so many interactions of each row; return what each then stands for.
+    """Keep at most ``most`` interactions per row; return the inverse sampling rate of each row.
 
-    Which ones depends on row and tag alone, not on what else is in the batch.
+    The sample depends on row and tag alone, not on the rest of the batch.
     """
     row_N = batch.row_N.numpy()
     lots_N = noise.uniform(tag, batch.user_B[batch.row_N], batch.item_N).numpy()

@@ -1,1 +1,1 @@
-"""A rating log, whatever its format: found out, read in pieces, checked. Knows no Ray."""
+"""Rating logs of any format: detect, read in pieces, validate. Must not import Ray."""

@@ -11,7 +11,7 @@ TimeUnit = Literal["s", "ms", "us", "ns", "iso8601"]
 
 
 class Columns(Config):
-    """Which columns of a log hold what."""
+    """Mapping of log columns."""
 
     user: str
     """Column of the user id."""
@@ -23,15 +23,15 @@ class Columns(Config):
     """Column of the rating or count; without it every interaction counts as 1."""
 
     time: str | None = None
-    """Column of the time; a row without one counts as of 1970, and without the column interactions
-    stand in the order of the log."""
+    """Column of the time. A row without a time gets 1970; without the column, interactions keep the
+    order of the log."""
 
     @model_validator(mode="after")
     def _one_column_one_meaning(self) -> "Columns":
         if len(set(self.names())) != len(self.names()):
-            raise ValueError(f"one column has two meanings: {self.names()}; map each but once")
+            raise ValueError(f"a column has two meanings: {self.names()}; map each column once")
         return self
 
     def names(self) -> list[str]:
-        """Return the columns that are read."""
+        """Return the mapped columns."""
         return [name for name in (self.user, self.item, self.rating, self.time) if name is not None]

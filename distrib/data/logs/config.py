@@ -25,7 +25,7 @@ __all__ = [
 
 
 class SyntheticLog(SyntheticSource):
-    """A log drawn from a known process."""
+    """A log sampled from a synthetic model."""
 
 
 FileSource = (
@@ -42,31 +42,31 @@ FileSource = (
 
 
 class ExpandedLog(Config):
-    """A real log grown to any size by a randomised Kronecker product; see `data.expansion`."""
+    """A real log expanded by a randomized Kronecker product; see `data.logs.kronecker`."""
 
     format: Literal["expanded"] = "expanded"
 
     base: Annotated[FileSource, Field(discriminator="format")]
-    """The real log; it must fit into one process. Ids of the result are integers."""
+    """The real log; must fit in one process. Ids of the result are integers."""
 
     user_copies: PositiveInt = 23
-    """Users of the result for each user of the log."""
+    """Users in the result per user of the log."""
 
     item_copies: PositiveInt = 7
-    """Items of the result for each item of the log."""
+    """Items in the result per item of the log."""
 
     growth: PositiveFloat = 20.0
-    """Interactions of the result for each of the log, in expectation."""
+    """Expected interactions in the result per interaction of the log."""
 
     seed: int = 0
-    """Another seed, another draw."""
+    """Random seed of the expansion."""
 
     @model_validator(mode="after")
     def _there_is_room(self) -> "ExpandedLog":
         if self.growth > self.user_copies * self.item_copies:
             raise ValueError(
-                f"growth = {self.growth} is over user_copies x item_copies = "
-                f"{self.user_copies * self.item_copies}; raise the copies"
+                f"growth = {self.growth} exceeds user_copies x item_copies = "
+                f"{self.user_copies * self.item_copies}; increase user_copies or item_copies"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Logs that are drawn rather than read; each piece can be drawn on its own."""
+"""Generated logs; each piece can be generated on its own."""
 
 from functools import lru_cache
 
@@ -22,16 +22,16 @@ DrawnSource = SyntheticLog | ExpandedLog
 
 
 def drawn_layout(source: DrawnSource) -> Layout:
-    """Return the layout of a log that is drawn; its files are those that the draw needs.
+    """Return the layout of a generated log; its files are those of the log to expand.
 
     Args:
-        source: What the run file says.
+        source: The ``data.source`` settings.
 
     Returns:
         The layout.
 
     Raises:
-        DataError: The log to be grown cannot be read.
+        DataError: The log to expand cannot be read.
     """
     if isinstance(source, SyntheticLog):
         return Layout((), None, _COLUMNS, "int", source.levels)
@@ -42,7 +42,7 @@ def drawn_layout(source: DrawnSource) -> Layout:
 
 
 def drawn_pieces(source: DrawnSource) -> list[LogPiece]:
-    """Return the pieces of a log that is drawn."""
+    """Return the pieces of a generated log."""
     nowhere = LogFile("", int(Origin.LOG))
     if isinstance(source, SyntheticLog):
         count = SyntheticWorld(source).num_chunks
@@ -52,16 +52,16 @@ def drawn_pieces(source: DrawnSource) -> list[LogPiece]:
 
 
 def draw(piece: LogPiece, source: DrawnSource, layout: Layout, scale: Scale) -> CheckedRows:
-    """Draw a piece, the same each time.
+    """Generate a piece, deterministically.
 
     Args:
         piece: One of `drawn_pieces`.
-        source: What the run file says.
+        source: The ``data.source`` settings.
         layout: `drawn_layout`.
-        scale: Of the ratings.
+        scale: The rating scale.
 
     Returns:
-        Its interactions; nothing is ever quarantined.
+        Its interactions; the quarantine is always empty.
     """
     if isinstance(source, SyntheticLog):
         drawn = SyntheticWorld(source).draw(piece.start)
@@ -74,7 +74,7 @@ def draw(piece: LogPiece, source: DrawnSource, layout: Layout, scale: Scale) -> 
 
 @lru_cache(maxsize=1)
 def _expansion(source: ExpandedLog, scale: Scale) -> Expansion:
-    """Read the log to be grown, once per process."""
+    """Read the log to expand, once per process."""
     layout = source.base.inspect()
     tables = [
         reading.interactions
@@ -84,5 +84,5 @@ def _expansion(source: ExpandedLog, scale: Scale) -> Expansion:
     table = pa.concat_tables(tables)
     kept = table.filter(pa.compute.equal(table["status"], 0))
     if not len(kept):
-        raise DataError(f"{source.base.path}: no usable interaction to grow a log from")
+        raise DataError(f"{source.base.path}: no valid interactions to expand")
     return expansion_of(kept, source)

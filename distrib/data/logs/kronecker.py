@@ -1,13 +1,13 @@
-"""A real log grown to any size with its shape kept: a randomised Kronecker product.
+"""Expand a real log to any size and keep its distribution: a randomized Kronecker product.
 
 Source: Belletti, Lakshmanan, Krichene, Chen, Anderson, "Scalable Realistic Recommendation Datasets
-through Fractal Expansions", arXiv:1901.08910, and its randomised form, arXiv:1905.09874. Every
-cell of the log becomes a block of user copies x item copies; the chance that one of its cells is an
-interaction comes from a small matrix that has the shape of the log itself. Differs from the
-source: that matrix holds the log's own density between groups of users and groups of items, equally
-many in each and ordered by activity and popularity, in place of a reduction of its singular
-vectors; rows and columns of the block are rotated by a hash of the cell's user and item, in place
-of shuffled; interactions are drawn, never thresholded, and keep the rating of the cell.
+through Fractal Expansions", arXiv:1901.08910, and its randomized form, arXiv:1905.09874. Every
+interaction of the log becomes a submatrix of user copies x item copies; the probability that an
+entry is an interaction comes from a small matrix that resembles the log itself. Differs from the
+source: that matrix holds the log's density between groups of users and groups of items, of equal
+size and ordered by activity and popularity, instead of a reduction of its singular vectors; rows
+and columns of the submatrix are rotated by a hash of the interaction's item and user instead of
+shuffled; entries are sampled, never thresholded, and keep the interaction's rating.
 """
 
 from typing import NamedTuple
@@ -29,21 +29,21 @@ _ROTATE_USER, _ROTATE_ITEM, _DRAW, _TIME = 1, 2, 3, 4
 
 
 class Expansion(NamedTuple):
-    """A log in memory, and the matrix that it is multiplied with."""
+    """A log in memory, and the matrix of its Kronecker product."""
 
     user_N: IntArray
     item_N: IntArray
     rating_N: npt.NDArray[np.float32]
     time_N: IntArray
     chance_UI: FloatArray
-    """Chance of an interaction for each copy of a user and each copy of an item."""
+    """Probability of an interaction for each user copy and item copy."""
 
     num_items: int
     num_users: int
     seed: int
 
     def draw(self, copy: int) -> Interactions:
-        """Draw the interactions of one copy of all users, the same each time.
+        """Draw the interactions of one copy of all users, deterministically.
 
         Args:
             copy: 0..user_copies-1.
@@ -73,7 +73,7 @@ class Expansion(NamedTuple):
         return self._uniform(_DRAW, num_cells, copy * self.chance_UI.shape[1] + item_copy)
 
     def _uniform(self, use: int, number_N: IntArray, other: int | IntArray) -> FloatArray:
-        """Return numbers in [0, 1) that are functions of the arguments and the seed alone."""
+        """Return numbers in [0, 1), a pure function of the arguments and the seed."""
         key = np.asarray(self.seed * 8 + use, dtype=np.uint64)
         state = mixed(
             number_N.astype(np.uint64) ^ mixed(np.asarray(other, dtype=np.uint64) ^ mixed(key))
@@ -86,10 +86,10 @@ def expansion_of(kept: pa.Table, source: ExpandedLog) -> Expansion:
 
     Args:
         kept: `schema.interactions` of the whole log.
-        source: How far to grow it.
+        source: The expansion settings.
 
     Returns:
-        What can be drawn from.
+        The expansion, to draw from.
     """
     user_N, item_N = dense_ids(kept["user"]), dense_ids(kept["item"])
     chance = chances(user_N, item_N, source.user_copies, source.item_copies, source.growth)
@@ -115,7 +115,7 @@ def chances(
         item_N: Item of each interaction, from 0.
         user_copies: Groups of users.
         item_copies: Groups of items.
-        growth: What the chances add up to; at most their number.
+        growth: Sum of the probabilities; at most their number.
 
     Returns:
         ``[user_copies, item_copies]``, each at most 1.
@@ -128,7 +128,7 @@ def chances(
     density = np.bincount(groups[0] * item_copies + groups[1], minlength=size) / len(user_N)
     density = density.reshape(user_copies, item_copies) + 1e-9
     low, high = 0.0, size / density.min()
-    for _ in range(200):  # clipping at 1 takes from the sum; the others make up for it
+    for _ in range(200):  # clipping at 1 lowers the sum; the other entries compensate
         middle = (low + high) / 2
         is_low = np.minimum(density * middle, 1.0).sum() < growth
         low, high = (middle, high) if is_low else (low, middle)
@@ -136,7 +136,7 @@ def chances(
 
 
 def _group(count_I: IntArray, num_groups: int) -> IntArray:
-    """Cut users or items into equally large groups by their number of interactions."""
+    """Split users or items into equally large groups by number of interactions."""
     rank_I = np.empty(len(count_I), dtype=np.int64)
     rank_I[np.argsort(-count_I, kind="stable")] = np.arange(len(count_I))
     return rank_I * num_groups // len(count_I)

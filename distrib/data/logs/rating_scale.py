@@ -1,4 +1,4 @@
-"""The scale of ratings: which are possible, and what they become."""
+"""The rating scale: which ratings are valid, and how they are mapped."""
 
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -12,14 +12,14 @@ from distrib.errors import ConfigError
 from distrib.vocabulary import nearest_level, on_scale
 
 SETTLED = "settled"
-"""In place of a rounding: ratings are what they shall be already."""
+"""In place of a rounding: ratings are already mapped."""
 
 FloatArray = npt.NDArray[np.float32]
 
 
 def _ascending(levels: tuple[float, ...]) -> tuple[float, ...]:
     if not levels or list(levels) != sorted(set(levels)):
-        raise ValueError("levels must be one or more different numbers in ascending order")
+        raise ValueError("levels must be one or more distinct numbers in ascending order")
     return levels
 
 
@@ -27,15 +27,15 @@ Levels = Annotated[tuple[float, ...], AfterValidator(_ascending)]
 
 
 class RatingsConfig(Config):
-    """How the rating column becomes classes, or a weight."""
+    """How the rating column is mapped to classes or weights."""
 
     levels: Levels | None = None
-    """Rating levels, ascending. Formats with a known scale need none, nor do logs without ratings;
+    """Rating levels, ascending. Not needed for formats with a known scale or logs without ratings;
     all others need this or ``confidence``."""
 
     rounding: Literal["exact", "nearest", "up", "down"] = "exact"
-    """How a rating between two levels is brought to one; ``exact`` rejects it. Half stars to whole
-    ones: ``up``."""
+    """How a rating between two levels is rounded to one; ``exact`` rejects it. Use ``up`` to map
+    half stars to whole ones."""
 
     confidence: Literal["none", "linear", "log"] = "none"
     """Turns counts into weights of implicit feedback: ``linear`` 1 + alpha n, ``log``
@@ -55,7 +55,7 @@ class RatingsConfig(Config):
 
 
 class Scale(NamedTuple):
-    """What the ratings of a log may be, and what they become."""
+    """Which ratings of a log are valid, and how they are mapped."""
 
     levels: tuple[float, ...]
     rounding: str = "exact"
@@ -64,7 +64,7 @@ class Scale(NamedTuple):
     epsilon: float = 1.0
 
     def holds(self, rating_N: FloatArray) -> npt.NDArray[np.bool_]:
-        """Tell which ratings can be brought to a level; counts must be positive."""
+        """Return which ratings can be mapped to a level; counts must be positive."""
         if self.confidence != "none":
             return rating_N > 0
         if self.rounding == "exact":
@@ -77,7 +77,7 @@ class Scale(NamedTuple):
         return np.asarray(inside | is_level_N)
 
     def split_state(self, rating_N: FloatArray) -> FloatArray:
-        """Bring ratings to their levels, or counts to weights."""
+        """Map ratings to levels, or counts to weights."""
         if self.rounding == SETTLED:
             return rating_N
         if self.confidence == "linear":
@@ -95,24 +95,24 @@ class Scale(NamedTuple):
 def scale_of(
     config: RatingsConfig, known: tuple[float, ...] | None, columns: Columns, duplicates: str
 ) -> Scale:
-    """Settle what the ratings of a log are.
+    """Determine the rating scale of a log.
 
     Args:
-        config: What the run file says.
-        known: Levels of the format, if it has them.
-        columns: Of the log.
-        duplicates: The policy; a mean of two levels may be none.
+        config: The ``data.ratings`` settings.
+        known: Levels of the format, if it defines them.
+        columns: Columns of the log.
+        duplicates: The policy; the mean of two levels may not be a level.
 
     Returns:
         The scale.
 
     Raises:
-        ConfigError: It is not clear, or settings clash.
+        ConfigError: The scale is ambiguous, or settings conflict.
     """
     faults = []
     is_weighted, levels = config.confidence != "none", config.levels or known
     if columns.rating is None and (config.levels or is_weighted):
-        faults.append("data.ratings says what ratings mean, but data.source.columns names none")
+        faults.append("data.ratings is set, but data.source.columns has no rating column")
     if columns.rating is not None and not levels and not is_weighted:
         faults.append(
             f"column {columns.rating!r} holds ratings or counts: set data.ratings.levels, or "
@@ -120,7 +120,7 @@ def scale_of(
         )
     if duplicates in {"mean", "sum"} and not is_weighted and config.rounding == "exact" and levels:
         faults.append(
-            f"data.cleaning.duplicates = {duplicates!r} gives ratings between the levels; set "
+            f"data.cleaning.duplicates = {duplicates!r} gives ratings between levels; set "
             "data.ratings.rounding"
         )
     if faults:

@@ -1,4 +1,4 @@
-"""A rating log drawn from a known process, at any size, whose true probabilities stay known."""
+"""A synthetic rating log of any size, drawn from a process with known probabilities."""
 
 from functools import cached_property
 from typing import Annotated, Literal, NamedTuple
@@ -27,31 +27,31 @@ class SyntheticSource(Config):
     format: Literal["synthetic"] = "synthetic"
 
     num_users: PositiveInt = 6000
-    """Users of the process; one who draws no interaction does not appear in the log."""
+    """Users of the process; users without interactions do not appear in the log."""
 
     num_items: PositiveInt = 400
     """Items of the process."""
 
     num_interactions: PositiveInt = 240_000
-    """Expected length of the log; the drawn one differs by chance."""
+    """Expected length of the log; the actual length is random."""
 
     levels: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0)
     """Rating levels, ascending."""
 
     rank: PositiveInt = 3
-    """Dimensions of taste."""
+    """Dimension of the latent vectors."""
 
     taste: PositiveFloat = 2.5
-    """How much taste moves the log-odds of an interaction."""
+    """Weight of the dot product u.v in the log-odds of an interaction."""
 
     fondness: PositiveFloat = 0.8
-    """How much a second, independent taste moves the log-odds from one rating level to the next."""
+    """Weight of an independent dot product y.w in the log-odds between adjacent rating levels."""
 
     popularity_exponent: Annotated[float, Field(ge=0.0)] = 0.7
-    """Zipf exponent of the items' odds; 0 makes all items equally popular."""
+    """Zipf exponent of item popularity; 0 makes all items equally popular."""
 
     seed: int = 0
-    """Another seed, another world."""
+    """Random seed."""
 
 
 class Interactions(NamedTuple):
@@ -71,7 +71,7 @@ class _Users(NamedTuple):
 
 
 class SyntheticWorld:
-    """The process: six outcomes (none, or one of the levels) for each pair of user and item.
+    """The process: six classes (none, or one of the levels) for each user-item pair.
 
     The logits are low-rank, so a Conv4Rec with a linear decoder can represent the process exactly:
     0 for "none", and for level k = 1..L
@@ -79,8 +79,8 @@ class SyntheticWorld:
         offset + popularity_j + activity_i + taste * u_i.v_j
             + base_k + (k - middle) * (quality_j + fondness * y_i.w_j)
 
-    with unit vectors u, v, y, w. All bounded, so that an interaction's probability has a bound per
-    item, and a log can be drawn in time proportional to its length instead of users x items.
+    with unit vectors u, v, y, w. All terms are bounded, so the interaction probability has a bound
+    per item, and drawing a log takes time proportional to its length, not to users x items.
     """
 
     def __init__(self, source: SyntheticSource) -> None:
@@ -98,19 +98,19 @@ class SyntheticWorld:
 
     @property
     def num_chunks(self) -> int:
-        """Pieces that the users are drawn in."""
+        """Number of chunks of users; each is drawn on its own."""
         return -(-self.source.num_users // _CHUNK_USERS)
 
     @cached_property
     def offset(self) -> float:
-        """The shift of all log-odds that gives the wanted length, by bisection on a sample."""
+        """Logit offset that gives the configured log length, by bisection on a sample."""
         rng = np.random.default_rng([self.source.seed, 3])
         users = self._users(0)
         items = rng.permutation(self.source.num_items)[:4096]
         wanted = self.source.num_interactions / (self.source.num_users * self.source.num_items)
         if not 0.0 < wanted < 1.0:
             raise DataError(
-                f"data.source.num_interactions = {self.source.num_interactions} does not fit into "
+                f"data.source.num_interactions = {self.source.num_interactions} does not fit "
                 f"{self.source.num_users} users x {self.source.num_items} items; lower it"
             )
         sample = slice(0, 1024)
@@ -123,14 +123,14 @@ class SyntheticWorld:
         return (low + high) / 2
 
     def probability(self, users: IntArray, items: IntArray) -> FloatArray:
-        """Return the true probabilities of all outcomes.
+        """Return the true probabilities of all classes.
 
         Args:
             users: User ids, 0..num_users-1.
             items: Item ids, 0..num_items-1.
 
         Returns:
-            ``[B, I, C]``; outcome 0 is "no interaction".
+            ``[B, I, C]``; class 0 is "no interaction".
         """
         result = np.empty((len(users), len(items), 1 + len(self.source.levels)))
         for chunk in np.unique(users // _CHUNK_USERS):
@@ -147,7 +147,7 @@ class SyntheticWorld:
         return result
 
     def draw(self, chunk: int) -> Interactions:
-        """Draw the interactions of one chunk of users, the same each time."""
+        """Draw the interactions of one chunk of users, deterministically."""
         users = self._users(chunk)
         rng = np.random.default_rng([self.source.seed, 4, chunk])
         bound_I = self._bound_I
@@ -169,7 +169,7 @@ class SyntheticWorld:
 
     @cached_property
     def _bound_I(self) -> FloatArray:
-        """No pair with this item has a higher probability of interaction."""
+        """Upper bound of the interaction probability of any pair with this item."""
         steepness = np.abs(self.step_L)[None, :] * self.source.fondness
         tilt_IL = self.base_L + self.step_L * self.quality_I[:, None] + steepness
         odds_I = np.exp(
@@ -222,7 +222,7 @@ class SyntheticWorld:
         outcome_NC = self._outcomes(
             self._interacts(match, users.activity_B[rows], items), liked, items
         )
-        # One uniform number decides both: below 1 - P(none) / bound it names the level.
+        # One uniform number decides both acceptance and level: accept below P(any) / bound.
         reached_NL = np.cumsum(outcome_NC[:, 1:], axis=1) / bound
         level_N = (rng.random(len(rows))[:, None] >= reached_NL).sum(1)
         kept = level_N < outcome_NC.shape[1] - 1
@@ -230,7 +230,7 @@ class SyntheticWorld:
 
 
 def _proposals(rng: np.random.Generator, num_cells: int, bound: float) -> list[IntArray]:
-    """Pick each of ``num_cells`` with probability ``bound``, by geometric gaps, in pieces."""
+    """Pick each of ``num_cells`` pairs with probability ``bound``, by geometric gaps, in pieces."""
     pieces, position = [], -1
     while position < num_cells:
         expected = (num_cells - position) * bound

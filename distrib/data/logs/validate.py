@@ -1,4 +1,4 @@
-"""Rules for single rows: raw columns in, interactions and the rows that cannot be used out."""
+"""Row validation: from raw columns to interactions and a status per row."""
 
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from distrib.data.schema import Status, interactions
 _NUMBER = r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"
 _INTEGER = r"^[-+]?\d+$"
 _LARGEST_INT64 = "9223372036854775807"
-_LATEST_S = 1e15  # far beyond any time, and exact in a float64
+_LATEST_S = 1e15  # beyond any valid time, and exact in a float64
 _PER_SECOND: dict[TimeUnit, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _DATE = (
     r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
@@ -32,13 +32,13 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 class Checked(NamedTuple):
-    """What became of the rows of a raw table."""
+    """Result of validating a raw table."""
 
     kept: pa.Table
     """`schema.interactions`, ``shard`` still 0."""
 
     status_N: npt.NDArray[np.int8]
-    """A `Status` for each row given."""
+    """A `Status` for each input row."""
 
 
 def checked(raw: pa.Table, layout: Layout, scale: Scale, order_N: Any, origin: int) -> Checked:
@@ -46,13 +46,13 @@ def checked(raw: pa.Table, layout: Layout, scale: Scale, order_N: Any, origin: i
 
     Args:
         raw: The columns that the layout names.
-        layout: How to read them.
-        scale: What ratings are possible.
-        order_N: Place of each row in the log, int64; takes the place of a time that is not there.
+        layout: Layout of the log.
+        scale: The rating scale.
+        order_N: Position of each row in the log, int64; used in place of missing times.
         origin: An `Origin`.
 
     Returns:
-        The rows that can be used, and what is wrong with the others.
+        The valid rows, and the status of every row.
     """
     columns, num_rows = layout.columns, len(raw)
     status_N = np.zeros(num_rows, dtype=np.int8)
@@ -94,7 +94,7 @@ def checked(raw: pa.Table, layout: Layout, scale: Scale, order_N: Any, origin: i
 
 
 def _ids(column: pa.ChunkedArray, kind: str) -> tuple[pa.Array, BoolArray, BoolArray]:
-    """Return ids, null where impossible; whether there is one; and whether it is proper text."""
+    """Return ids (null where invalid), whether one is present, and whether it is valid UTF-8."""
     array = whole(column)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
@@ -131,7 +131,7 @@ def _integer_ids(array: pa.Array) -> tuple[pa.Array, BoolArray, BoolArray]:
 
 
 def _integers(text: pa.Array) -> pa.Array:
-    """Convert text to int64; what is no integer, or too large, becomes null."""
+    """Convert text to int64; non-integers and overflows become null."""
     is_integer = pc.match_substring_regex(text, _INTEGER)
     digits = pc.replace_substring_regex(text, r"^[-+]?0*", "")
     length, longest = pc.utf8_length(digits), len(_LARGEST_INT64)
@@ -144,13 +144,13 @@ def _integers(text: pa.Array) -> pa.Array:
 
 
 def _matching(text: pa.Array, pattern: str, kind: pa.DataType) -> pa.Array:
-    """Convert text to numbers; what does not match the pattern becomes null."""
+    """Convert text to numbers; text that does not match the pattern becomes null."""
     plain = pc.replace_substring_regex(text, r"^\+", "")
     return pc.if_else(pc.match_substring_regex(text, pattern), plain, None).cast(kind)
 
 
 def _floats(column: pa.ChunkedArray, kind: pa.DataType) -> Any:
-    """Convert to floating point; what is no number becomes NaN."""
+    """Convert to floating point; non-numbers become NaN."""
     array = whole(column)
     if pa.types.is_large_string(array.type) or pa.types.is_string(array.type):
         array = _matching(pc.utf8_trim_whitespace(array.cast(pa.string())), _NUMBER, kind)
@@ -161,7 +161,7 @@ def _floats(column: pa.ChunkedArray, kind: pa.DataType) -> Any:
 
 
 def _times(column: pa.ChunkedArray, unit: TimeUnit) -> tuple[Any, BoolArray]:
-    """Return seconds since 1970, 0 where there is no time, and whether there is one."""
+    """Return seconds since 1970 (0 where there is no valid time), and whether there is one."""
     array = whole(column)
     if pa.types.is_integer(array.type) and unit != "iso8601":
         known = array.fill_null(0) if array.null_count else array
@@ -185,13 +185,13 @@ def _floored(moment: pa.Array) -> Any:
 
 
 def _moments(text: pa.Array) -> pa.Array:
-    """Read dates, with or without a time and a zone; what is none becomes null."""
+    """Parse dates, with or without time and zone; invalid ones become null."""
     clean = pc.replace_substring_regex(pc.utf8_trim_whitespace(text), r"(\.\d{6})\d+", r"\1")
     is_date = pc.match_substring_regex(clean, _DATE)
     days = pc.struct_field(pc.extract_regex(clean, _DAY), [0]).cast(pa.int32())
     month = pc.struct_field(pc.extract_regex(clean, _MONTH), [0])
     first = pc.binary_join_element_wise(month, "01", "-").cast(pa.timestamp("us"))
-    after = pc.assume_timezone(first, "UTC")  # the month's length, leap years included
+    after = pc.assume_timezone(first, "UTC")  # to get the month's length, leap years included
     last = pc.day(
         pc.subtract(pc.ceil_temporal(after, unit="month", ceil_is_strictly_greater=True), _A_DAY)
     )

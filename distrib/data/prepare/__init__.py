@@ -1,1 +1,1 @@
-"""A log to histories, on Ray."""
+"""Prepare: from a rating log to histories, on Ray."""

@@ -1,4 +1,4 @@
-"""A later log added to a prepared folder: ids stay, only the shards it touches are rewritten."""
+"""Add new log files to a prepared dataset; ids are stable, only affected shards are rewritten."""
 
 from collections import Counter
 from typing import Any, NamedTuple
@@ -34,12 +34,12 @@ from distrib.events import emit
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
-_BEFORE_ALL = -(1 << 40)  # places in the log of what was there before, where there are no times
+_BEFORE_ALL = -(1 << 40)  # log positions of the old rows when the log has no times
 _DRAWN_SPLITS = ("liang_2018", "given")
 
 
 class _Old(NamedTuple):
-    """What tasks must know of the prepared folder."""
+    """What tasks need to know of the existing dataset."""
 
     url: str
     shards: dict[int, ShardEntry]
@@ -48,7 +48,7 @@ class _Old(NamedTuple):
 
 
 class _Summary(NamedTuple):
-    """What became of a block's shards when old and new were brought together."""
+    """Result of merging old and new rows of a block's shards."""
 
     num_duplicates: int
     before: ItemCounts
@@ -56,52 +56,54 @@ class _Summary(NamedTuple):
 
 
 def require_extensible(wanted: JsonObject) -> None:
-    """Refuse settings under which an extension would differ from preparing all files at once.
+    """Reject settings under which an extension would differ from preparing all files at once.
 
     Args:
         wanted: The recipe.
 
     Raises:
-        ConfigError: With all reasons.
+        ConfigError: Lists all reasons.
     """
     cleaning, split = wanted["cleaning"], wanted["split"]
     faults = [
-        f"data.cleaning.{name} = {cleaning[name]}: who was dropped is not kept anywhere"
+        f"data.cleaning.{name} = {cleaning[name]}: dropped interactions are not stored"
         for name in ("min_user_items", "min_item_users")
         if cleaning[name] > 1
     ]
     if cleaning["duplicates"] in {"mean", "sum"}:
         faults.append(f"data.cleaning.duplicates = {cleaning['duplicates']!r} needs every rating")
     faults += [
-        f"data.cleaning.{name} = {cleaning[name]}: a rating that it drops may count against another"
+        f"data.cleaning.{name} = {cleaning[name]}: dropped ratings may decide between duplicates"
         for name in ("keep_above", "keep_below")
         if cleaning[name] is not None
     ]
     if split["name"] in _DRAWN_SPLITS or split.get("is_exact"):
-        faults.append(f"data.split = {split['name']!r} is drawn for one log as a whole")
+        faults.append(f"data.split = {split['name']!r} depends on the whole log")
     if split["name"] == "global_time" and split["valid_from"] is None:
-        faults.append("data.split = 'global_time' by shares: set valid_from and test_from")
+        faults.append("data.split = 'global_time' with shares: set valid_from and test_from")
     if faults:
         listing = "\n".join(f"  {fault}" for fault in faults)
-        raise ConfigError(f"data.extend = true cannot be exact here; do without it\n{listing}")
+        raise ConfigError(
+            f"data.extend = true would differ from a full prepare; disable it\n{listing}"
+        )
 
 
 def require_same_log(
     folder: Folder, found: JsonObject, wanted: JsonObject, *, has_time: bool
 ) -> None:
-    """Refuse to extend a folder of another preparation, or by files that were changed.
+    """Refuse to extend a dataset with other settings, or when known files have changed.
 
     Args:
-        folder: A prepared folder.
+        folder: Folder of the prepared dataset.
         found: Its recipe.
-        wanted: That of this preparation.
+        wanted: The recipe of this run.
         has_time: Whether the log has times.
 
     Raises:
-        DataError: With all reasons.
+        DataError: Lists all reasons.
     """
     keys = sorted(key for key in wanted if key != "files" and found.get(key) != wanted[key])
-    faults = [f"{key} differs from the preparation that is extended" for key in keys]
+    faults = [f"{key} differs from the prepared dataset" for key in keys]
     known = found["files"]
     faults += [
         f"{file} has changed since it was prepared"
@@ -113,28 +115,30 @@ def require_same_log(
         faults += [f"{file} comes before known files, and the log has no times" for file in early]
     if faults:
         listing = "\n".join(f"  {fault}" for fault in faults)
-        raise DataError(f"{folder}: cannot be extended; prepare all files anew\n{listing}")
+        raise DataError(
+            f"{folder}: cannot be extended; prepare all files into a new folder\n{listing}"
+        )
 
 
 def extend(
     config: DataConfig, plan: ReadPlan, recipe: JsonObject, folder: Folder
 ) -> DatasetManifest:
-    """Add the files of a log that a prepared folder does not hold yet.
+    """Add the log files that a prepared dataset does not contain yet.
 
-    New users stand behind the old ones of their shard, new items behind the old ones of the
-    vocabulary. Replaced files go after the new manifest is there.
+    New users come after the old ones of their shard, new items after the old ones of the
+    vocabulary. Replaced files are removed after the new manifest is written.
 
     Args:
-        config: What to prepare.
+        config: The ``data`` settings.
         plan: How all files of the log are read.
-        recipe: Of all files.
-        folder: The prepared folder.
+        recipe: Recipe of all files.
+        folder: Folder of the prepared dataset.
 
     Returns:
         The new manifest.
 
     Raises:
-        DataError: The new files cannot be used.
+        DataError: The new files are not usable.
     """
     dataset = Dataset.open(folder)
     manifest = dataset.manifest
@@ -173,7 +177,7 @@ def extend(
 def _extended(
     dataset: Dataset, blocks: Blocks, plan: ReadPlan, survey: Survey, config: DataConfig
 ) -> Contents:
-    """Write the shards that the new files touch, and all that follows from them."""
+    """Write the affected shards and everything derived from them."""
     old = _old(dataset)
     shared = ray.put(old)
     merged, summary = _merged(blocks, shared, plan)
@@ -206,7 +210,7 @@ def _merge_summaries(parts: list[_Summary]) -> _Summary:
 
 
 def _grown(vocabulary: Vocabulary, summary: _Summary) -> Vocabulary:
-    """Append new items, and bring the counts of all up to date."""
+    """Append new items, and update the counts of all items."""
     found = summary.after.table
     ids = whole(found["item"])
     fresh = ids.filter(pa.array(vocabulary.positions(ids) < 0))
@@ -231,7 +235,7 @@ def _written(
 
 
 def _joined_survey(manifest: DatasetManifest, survey: Survey, summary: _Summary) -> Survey:
-    """Add the rows of both logs, by what became of them."""
+    """Add up the rows of both logs by status."""
     by_reason = {status.reason: int(status) for status in Status}
     before = Counter({by_reason[reason]: n for reason, n in manifest.counts.rejected.items()})
     before.pop(int(Status.ITEM_UNSEEN_IN_TRAINING), None)  # counted by shard
@@ -245,7 +249,7 @@ def _joined_survey(manifest: DatasetManifest, survey: Survey, summary: _Summary)
 
 
 def _clear_generation(folder: Folder, generation: int) -> None:
-    """Remove what an extension left that did not come to its end."""
+    """Remove files left by an unfinished extension."""
     for kind in ("histories", "item_histories", "quarantine"):
         for name in (folder / kind).files(f"-g{generation}.parquet"):
             folder.remove(f"{kind}/{name}")
@@ -258,7 +262,7 @@ def _names(manifest: DatasetManifest) -> set[str]:
 
 
 def _old_rows(old: _Old, shard: int, plan: ReadPlan) -> tuple[pa.Table | None, pa.Table | None]:
-    """Return a shard's histories as they are, and as interactions."""
+    """Return a shard's old histories, as stored and as interactions."""
     if shard not in old.shards:
         return None, None
     histories = read_table(Folder(old.url), old.shards[shard])
@@ -311,7 +315,7 @@ def _write_merged(
 
 
 def _old_users_first(table: pa.Table, users: pa.ChunkedArray) -> pa.Table:
-    """Put users who were there before in their old order, new ones behind them."""
+    """Keep existing users in their old order, followed by new ones."""
     place_B = to_numpy(pc.index_in(whole(table["user"]), value_set=whole(users)).fill_null(-1))
     place_B = np.where(place_B < 0, len(users), place_B)
     return table.take(pa.array(np.lexsort((dense_ids(table["user"]), place_B))))

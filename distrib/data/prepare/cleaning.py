@@ -1,4 +1,4 @@
-"""What may stay of a log: the scale of ratings, duplicates, thresholds; rules for whole users."""
+"""Cleaning rules for complete users: rating scale, duplicates, thresholds."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -16,28 +16,28 @@ _KEY_LIMIT = 2**63
 
 
 class Cleaned(NamedTuple):
-    """What is left of some users."""
+    """Cleaned interactions of some users."""
 
     kept: pa.Table
     """`schema.interactions`, ordered by shard, user, time and item."""
 
     counts: Counter[int]
-    """Rows by `Status`, those rejected earlier included."""
+    """Rows by `Status`, including those rejected earlier."""
 
 
 def cleaned(
     table: pa.Table, config: CleaningConfig, scale: Scale, *, drops_known: bool = False
 ) -> Cleaned:
-    """Apply the rules that need nothing but a user's own interactions.
+    """Apply the rules that need only a user's own interactions.
 
     Args:
         table: `schema.interactions` of complete users, in any order.
         config: The rules.
-        scale: Of the ratings, which are raw still.
-        drops_known: Whether a pair of a held-out file goes that an earlier origin has, too.
+        scale: Scale to map the raw ratings to.
+        drops_known: Whether to drop pairs of a held-out file that an earlier origin contains.
 
     Returns:
-        What is left, and what became of all rows.
+        The kept rows, and the counts of all rows.
     """
     is_row_N = to_numpy(table["status"]) == Status.KEPT
     counts = rejected_counts(table.filter(pa.array(~is_row_N)))
@@ -67,7 +67,7 @@ def cleaned(
 
 
 def rejected_counts(rows: pa.Table) -> Counter[int]:
-    """Add up rows of `schema.interactions` that stand for rejected ones, by `Status`."""
+    """Add up the rows of `schema.interactions` that represent rejected ones, by `Status`."""
     counts: Counter[int] = Counter()
     for status, number in zip(rows["status"].to_pylist(), rows["time"].to_pylist(), strict=True):
         counts[status] += number
@@ -88,7 +88,7 @@ def _thresholds(
 def _known_earlier(
     user_N: IntArray, item_N: IntArray, origin_N: npt.NDArray[np.int8]
 ) -> npt.NDArray[np.bool_]:
-    """Tell which pairs an earlier origin has, too."""
+    """Return which pairs an earlier origin also contains."""
     is_known_N = np.zeros(len(user_N), dtype=bool)
     order_N = np.lexsort((origin_N, item_N, user_N))
     same_N = np.diff(user_N[order_N]) == 0
@@ -98,7 +98,7 @@ def _known_earlier(
 
 
 def by_user_and_time(user_N: IntArray, time_N: IntArray) -> IntArray:
-    """Return the order by user, then time; rows that agree in both stay in the order given."""
+    """Return the stable order by user, then time."""
     if not len(user_N):
         return np.zeros(0, dtype=np.int64)
     first_s, users = int(time_N.min()), int(user_N.max()) + 1
@@ -109,10 +109,10 @@ def by_user_and_time(user_N: IntArray, time_N: IntArray) -> IntArray:
 
 
 def stable_order(key_N: IntArray, bound: int) -> IntArray:
-    """Return the order of keys in 0..bound-1, equal ones as they come.
+    """Return the stable order of keys in 0..bound-1.
 
-    Where key and row fit into 64 bits together, they are sorted as one number, which is several
-    times as fast as sorting rows by key.
+    If key and row together fit into 64 bits, they are sorted as one number, which is several times
+    as fast as an argsort.
     """
     row_bits = max(len(key_N) - 1, 1).bit_length()
     if bound << row_bits > 2**64:
@@ -123,7 +123,7 @@ def stable_order(key_N: IntArray, bound: int) -> IntArray:
 
 
 def _by_shard(user_N: IntArray, shard_N: npt.NDArray[np.int32]) -> IntArray:
-    """Renumber users so that those of a shard follow one another, in the same order."""
+    """Renumber users so that those of a shard are contiguous, in the same order."""
     if not len(user_N) or shard_N.min() == shard_N.max():
         return user_N
     shard_B = np.zeros(int(user_N.max()) + 1, dtype=np.int32)
@@ -143,7 +143,7 @@ def _unique(
 ) -> tuple[IntArray, FloatArray]:
     """Return one row per user, item and origin, in this order, and its rating.
 
-    Only rows that have a double are compared; in most logs there are few.
+    Only duplicates are compared; most logs have few.
     """
     if not len(user_N):
         return np.zeros(0, dtype=np.int64), rating_N
@@ -170,7 +170,7 @@ def _unique(
 def _one_of_each(
     row_N: IntArray, length_G: IntArray, rating_N: FloatArray, policy: str
 ) -> tuple[IntArray, FloatArray]:
-    """Return the row and the rating that remain of each group of doubles, oldest first in each."""
+    """Reduce each group of duplicates, sorted by time, to one row and rating."""
     ends = length_G.cumsum()
     starts = ends - length_G
     ratings = rating_N[row_N].astype(np.float64)

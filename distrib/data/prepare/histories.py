@@ -1,4 +1,4 @@
-"""The rules by which interactions become histories; pure functions of tables."""
+"""Build histories from interactions; pure functions of tables."""
 
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -17,23 +17,23 @@ from distrib.vocabulary import IntArray, Vocabulary, nearest_level
 
 
 class ItemCounts(NamedTuple):
-    """Training interactions of some users."""
+    """Training interaction counts of some users."""
 
     table: pa.Table
-    """``item`` and ``train_count``, one count per level; all items there are, training or not."""
+    """``item`` and ``train_count``, one count per level; may include items with zero counts."""
 
     num_users: int
     """Users with a training interaction."""
 
 
 class ShardHistories(NamedTuple):
-    """Users of a shard, and what had to be left out."""
+    """Histories of a shard."""
 
     table: pa.Table
     """`schema.histories`."""
 
     num_unseen: int
-    """Interactions with items that the vocabulary does not hold."""
+    """Dropped interactions, with items that are not in the vocabulary."""
 
 
 def with_shard(table: pa.Table, num_shards: int) -> pa.Table:
@@ -53,14 +53,14 @@ def item_counts(
 ) -> ItemCounts:
     """Count training interactions by item and level, and training users.
 
-    What is held out is not counted. Where the split removes unseen items (`rules.removes_unseen`),
-    items without a count are not in the result either.
+    Held-out interactions are not counted. If the split removes unseen items
+    (`rules.removes_unseen`), the result excludes items with zero counts.
 
     Args:
         kept: Interactions of complete users, ordered by shard, user, time and item.
         levels: Rating levels.
-        split: What is held out.
-        split_state: What the split knows of all the data.
+        split: The split.
+        split_state: Global state of the split.
 
     Returns:
         The counts.
@@ -80,20 +80,20 @@ def item_counts(
 
 
 def counts_column(count_IL: npt.NDArray[np.int64]) -> pa.Array:
-    """Lay counts out as one list per item."""
+    """Store counts as one list per item."""
     flat = pa.array(np.ascontiguousarray(count_IL).reshape(-1), pa.int64())
     return pa.FixedSizeListArray.from_arrays(flat, count_IL.shape[1])
 
 
 def counts_matrix(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Read what `counts_column` made."""
+    """Invert `counts_column`."""
     lists = whole(column)
     flat = to_numpy(lists.flatten())
     return np.asarray(flat.reshape(len(lists), lists.type.list_size), dtype=np.int64)
 
 
 def added_counts(parts: list[ItemCounts]) -> ItemCounts:
-    """Add up the counts of different users; items ascend."""
+    """Add up the counts of disjoint sets of users; items are ascending."""
     tables = [part.table for part in parts]
     counts = np.concatenate([counts_matrix(table["train_count"]) for table in tables])
     ids = pa.concat_arrays([whole(table["item"]) for table in tables])
@@ -111,12 +111,12 @@ def build_histories(
 
     Args:
         kept: Interactions ordered by user, time and item.
-        vocabulary: Items; interactions with others are left out.
-        split: What is held out.
-        split_state: What the split knows of all the data.
+        vocabulary: Items; interactions with other items are dropped.
+        split: The split.
+        split_state: Global state of the split.
 
     Returns:
-        One row per user that is left, in the order of ``kept``.
+        One row per remaining user, in the order of ``kept``.
     """
     position_N = vocabulary.positions(whole(kept["item"]))
     is_known_N = position_N >= 0
@@ -147,8 +147,8 @@ def interactions_of(table: pa.Table, vocabulary: Vocabulary, shard: int) -> pa.T
 
     Args:
         table: `schema.histories`.
-        vocabulary: That of the histories.
-        shard: Their shard.
+        vocabulary: Vocabulary of the histories.
+        shard: Shard of the histories.
 
     Returns:
         `schema.interactions`.
@@ -169,16 +169,15 @@ def interactions_of(table: pa.Table, vocabulary: Vocabulary, shard: int) -> pa.T
 
 
 def transposed_rows(table: pa.Table, first_number: int, step: int) -> dict[str, Any]:
-    """Return the interactions of histories by themselves, to be grouped by item.
+    """Flatten histories into interactions, to be grouped by item.
 
     Args:
         table: `schema.histories`.
-        first_number: Number of the first user.
-        step: Between the numbers of two users.
+        first_number: Index of the first user.
+        step: Step between the indices of two users.
 
     Returns:
-        Flat columns ``item`` (position), ``user`` (number), ``rating``, ``time``, ``role``,
-        ``subset``.
+        Flat columns ``item`` (index), ``user`` (index), ``rating``, ``time``, ``role``, ``subset``.
     """
     pointer_P, item_N = flat_list(table, "items")
     row_N = np.repeat(np.arange(len(table)), np.diff(pointer_P))
@@ -193,17 +192,17 @@ def transposed_rows(table: pa.Table, first_number: int, step: int) -> dict[str, 
 
 
 def build_item_histories(flat: pa.Table, vocabulary: Vocabulary, first: int, stop: int) -> pa.Table:
-    """Group the interactions of some items.
+    """Group the interactions of a range of items.
 
     Args:
-        flat: `transposed_rows` of all users, those of these items, in any order.
+        flat: `transposed_rows` of all users for these items, in any order.
         vocabulary: All items.
-        first: Position of the first of these items.
-        stop: Position after the last.
+        first: Index of the first of these items.
+        stop: Index after the last.
 
     Returns:
-        `schema.item_histories` with one row for each of them, rated or not; within a row users
-        stand in order of time, then number.
+        `schema.item_histories` with one row per item, rated or not; within a row, users are ordered
+        by time, then index.
     """
     item_N, time_N, user_N = (to_numpy(flat[name]) for name in ("item", "time", "user"))
     order = pa.array(np.lexsort((user_N, time_N, item_N)))
@@ -221,7 +220,7 @@ def build_item_histories(flat: pa.Table, vocabulary: Vocabulary, first: int, sto
 
 
 def item_ranges(length_I: IntArray, num_parts: int) -> list[tuple[int, int]]:
-    """Cut items into at most so many ranges of positions with about equally many interactions."""
+    """Split items into at most ``num_parts`` index ranges, balanced in interactions."""
     before = np.concatenate([[0], length_I.cumsum()])
     wanted = np.linspace(0, before[-1], num_parts + 1)
     inner = np.searchsorted(before, wanted[1:-1], side="left")

@@ -1,4 +1,4 @@
-"""The prepare job: a rating log of any size to sharded histories, vocabulary and manifest."""
+"""The prepare job: from a rating log to sharded histories, vocabulary and manifest."""
 
 import json
 
@@ -29,24 +29,24 @@ _OURS = ("histories", "item_histories", "quarantine")
 
 
 def preflight(config: DataConfig) -> ReadPlan:
-    """Check all that can be known without reading the whole log.
+    """Check everything that can be checked without reading the whole log.
 
     Args:
-        config: What is to be prepared.
+        config: The ``data`` settings.
 
     Returns:
         How the log is read.
 
     Raises:
-        ConfigError: Settings clash.
-        DataError: The log or one of its columns is absent, or the target folder is taken or
-            cannot be written.
+        ConfigError: Settings conflict.
+        DataError: The log or one of its columns is missing, or the target folder holds other files
+            or is not writable.
     """
     return _preflight(config)[0]
 
 
 def _preflight(config: DataConfig) -> tuple[ReadPlan, JsonObject]:
-    """Return the recipe besides, so that a store is asked for its files' stamps once."""
+    """Also return the recipe, so that file stamps are requested from the store only once."""
     plan = read_plan(config)
     folder = Folder(config.prepared)
     wanted = recipe(config, plan)
@@ -60,8 +60,8 @@ def _preflight(config: DataConfig) -> tuple[ReadPlan, JsonObject]:
             changed = sorted(key for key in wanted if found.get(key) != wanted[key])
             raise DataError(
                 f"{folder}: holds data of another preparation (differs in {', '.join(changed)}); "
-                "set data.prepared to a new folder, or remove this one; new files of the same log "
-                "are added by data.extend = true"
+                "set data.prepared to a new folder or remove this one; to add new files of the "
+                "same log, set data.extend = true"
             )
     elif not folder.exists(_BEGUN) and (folder.files() or (folder / "histories").files()):
         raise DataError(
@@ -74,26 +74,26 @@ def _preflight(config: DataConfig) -> tuple[ReadPlan, JsonObject]:
 
 
 def recipe(config: DataConfig, plan: ReadPlan) -> JsonObject:
-    """Return what the result depends on: the settings, and the log as it is now."""
+    """Return what the result depends on: the settings and the stamps of the log files."""
     found: JsonObject = json.loads(config.model_dump_json(exclude={"prepared", "extend"}))
     files = {file.label: Folder(file.url).stamp() for file in plan.layout.files}
     return {**found, "files": files}
 
 
 def prepare(config: DataConfig) -> DatasetManifest:
-    """Write histories, vocabulary and manifest; needs a running Ray.
+    """Write histories, vocabulary and manifest; Ray must be running.
 
-    The manifest is written last. When it is there already for the same recipe, nothing is done.
+    The manifest is written last. If one already exists for the same recipe, nothing is done.
 
     Args:
-        config: What to prepare.
+        config: The ``data`` settings.
 
     Returns:
         The manifest.
 
     Raises:
-        ConfigError: Settings clash.
-        DataError: The log cannot be used; the message counts what was rejected.
+        ConfigError: Settings conflict.
+        DataError: The log is not usable; the message counts rejected rows.
     """
     plan, made_from = _preflight(config)
     folder = Folder(config.prepared)
@@ -139,24 +139,24 @@ def prepare(config: DataConfig) -> DatasetManifest:
 
 
 def read_plan(config: DataConfig) -> ReadPlan:
-    """Settle how a log is read.
+    """Determine how a log is read.
 
     Args:
-        config: What the run file says.
+        config: The ``data`` settings.
 
     Returns:
         The plan.
 
     Raises:
-        ConfigError: Settings clash.
-        DataError: The log or one of its columns is absent, or the layout is not known.
+        ConfigError: Settings conflict.
+        DataError: The log or one of its columns is missing, or the layout is unknown.
     """
     source, split = config.source, config.split
     if isinstance(source, SyntheticLog | ExpandedLog):
         layout, found = drawn_layout(source), drawn_pieces(source)
         if isinstance(split, GivenSplit):
             raise ConfigError(
-                f"data.split = 'given' needs files, not a log that is {source.format}"
+                f"data.split = 'given' needs a log in files, not one of format {source.format}"
             )
     else:
         layout = source.inspect()
@@ -167,13 +167,13 @@ def read_plan(config: DataConfig) -> ReadPlan:
             layout = with_held_out(layout, source, held_out)
         found = log_pieces(layout)
     if isinstance(split, GlobalTimeSplit) and not layout.has_time:
-        raise ConfigError("data.split = 'global_time', but the log has no times; map columns.time")
+        raise ConfigError("data.split = 'global_time', but the log has no times; set columns.time")
     scale = scale_of(config.ratings, layout.levels, layout.columns, config.cleaning.duplicates)
     return ReadPlan(source, layout, scale, config.cleaning, split, tuple(found), config.num_shards)
 
 
 def _begin(folder: Folder) -> None:
-    """Mark the folder as ours, and remove what an unfinished preparation left."""
+    """Mark the folder as started, and remove what an unfinished run left."""
     if folder.exists(_BEGUN):
         for name in _OURS:
             folder.remove(name)
@@ -181,7 +181,7 @@ def _begin(folder: Folder) -> None:
 
 
 def _hold_to_source(plan: ReadPlan, survey: Survey, vocabulary: Vocabulary) -> None:
-    """Compare with the published counts where this is the recipe on MovieLens-20M."""
+    """Compare with the published counts if this is Liang's recipe on MovieLens-20M."""
     default = LiangSplit()
     if sum(survey.counts.values()) == ML20M_ROWS and plan.split == default:
         require_published(

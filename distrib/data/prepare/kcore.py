@@ -1,7 +1,7 @@
 """The k-core of a log: users and items that all have enough interactions with each other.
 
-The core is unique, so each round may look at the shards on its own: which users are alive follows
-from which items are, and only counts by item are passed around.
+The k-core is unique, so each round can process shards independently: the remaining items determine
+the remaining users, and only item counts are exchanged.
 """
 
 import numpy as np
@@ -17,13 +17,13 @@ IntArray = npt.NDArray[np.int64]
 def item_counts(
     user_N: IntArray, item_N: IntArray, is_alive_I: BoolArray, min_user_items: int
 ) -> IntArray:
-    """Count, for each item that is alive, its interactions with users that are.
+    """Count the interactions of each remaining item with remaining users.
 
     Args:
         user_N: User of each interaction, from 0; all interactions of these users.
-        item_N: Item of each interaction, a position in ``is_alive_I``.
-        is_alive_I: Items that are left.
-        min_user_items: A user with fewer items that are alive is not.
+        item_N: Item of each interaction, an index into ``is_alive_I``.
+        is_alive_I: Whether each item remains.
+        min_user_items: Users with fewer remaining items are removed.
 
     Returns:
         ``[I]``.
@@ -34,19 +34,19 @@ def item_counts(
 
 
 def next_alive(is_alive_I: BoolArray, count_I: IntArray, config: CleaningConfig) -> BoolArray:
-    """Return the items that are left after a round."""
+    """Return which items remain after a round."""
     return np.asarray(is_alive_I & (count_I >= config.min_item_users))
 
 
 def row_status(
     user_N: IntArray, is_alive_N: BoolArray, min_user_items: int
 ) -> npt.NDArray[np.int8]:
-    """Return the `Status` of each interaction once the items are settled.
+    """Return the `Status` of each interaction once the remaining items are final.
 
     Args:
         user_N: User of each interaction, from 0; all interactions of these users.
-        is_alive_N: Whether its item stays.
-        min_user_items: A user with fewer of them goes.
+        is_alive_N: Whether its item remains.
+        min_user_items: Users with fewer remaining interactions are removed.
 
     Returns:
         Kept, item too rare, or user too short.
@@ -57,6 +57,6 @@ def row_status(
 
 
 def _lengths(user_N: IntArray, counts_N: BoolArray) -> IntArray:
-    """Return, for each interaction, how many of its user's count."""
+    """Return, for each interaction, the number of its user's interactions that count."""
     length_B = np.bincount(user_N, weights=counts_N, minlength=1)
     return length_B[user_N].astype(np.int64)

@@ -1,4 +1,4 @@
-"""The k-th smallest of numbers that lie on many machines, from histograms of their digits."""
+"""Distributed selection of the k-th smallest key, by radix histograms."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ def digit_counts(key_N: KeyArray, prefixes: Sequence[int], shift: int) -> Histog
 
 
 def added(parts: Sequence[Histograms]) -> Histograms:
-    """Add up what `digit_counts` found in several places."""
+    """Add up results of `digit_counts`."""
     return {prefix: sum((part[prefix] for part in parts), Counter()) for prefix in parts[0]}
 
 
@@ -33,11 +33,11 @@ def smallest(ranks: Sequence[int], count: Callable[[Sequence[int], int], Histogr
     """Return the keys of the given ranks, from 0.
 
     Args:
-        ranks: Each less than the number of keys.
-        count: `digit_counts` over all keys, from prefixes and shift.
+        ranks: Ranks, each less than the number of keys.
+        count: `digit_counts` over all keys, as a function of prefixes and shift.
 
     Returns:
-        One key for each rank.
+        One key per rank.
     """
     prefixes, left = [0] * len(ranks), list(ranks)
     for shift in _SHIFTS:
@@ -49,7 +49,7 @@ def smallest(ranks: Sequence[int], count: Callable[[Sequence[int], int], Histogr
 
 
 def _reached(counts: Counter[int], rank: int) -> tuple[int, int]:
-    """Return the digit in which a rank falls, and the rank within it."""
+    """Return the digit that contains a rank, and the rank within it."""
     digits = sorted(counts)
     before = np.cumsum([0] + [counts[digit] for digit in digits])
     place = int(np.searchsorted(before, rank, side="right")) - 1

@@ -1,4 +1,4 @@
-"""The books of a preparation: what was read is what was kept and what was rejected, by reason."""
+"""Row counts of prepare: rows read = rows kept + rows rejected, by reason."""
 
 import hashlib
 from collections import Counter
@@ -19,11 +19,11 @@ from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
 _LATE_S = 4_102_444_800  # the year 2100
-_EARLY_S = 10**8  # 1973; below it a time in days or hours is likelier
+_EARLY_S = 10**8  # 1973; an earlier time is more likely in days or hours
 
 
 class Contents(NamedTuple):
-    """What the manifest says of the files of a prepared folder, and of what is in them."""
+    """Manifest fields that describe the files of a prepared dataset and their content."""
 
     counts: RowCounts
     levels: tuple[float, ...]
@@ -34,7 +34,7 @@ class Contents(NamedTuple):
     item_histories: tuple[ItemShardEntry, ...] | None
 
     def set_fields(self) -> JsonObject:
-        """Return what a manifest sets; item histories only where there are any."""
+        """Return the fields of a manifest; item histories only if there are any."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
@@ -46,18 +46,18 @@ def contents(
     config: DataConfig,
     generation: int = 0,
 ) -> Contents:
-    """Write what follows from the shards, and describe it all.
+    """Write everything derived from the shards, and describe the dataset.
 
     Args:
-        folder: What is being prepared.
-        survey: Of the rows that were read.
+        folder: Folder of the dataset.
+        survey: Survey of the rows read.
         shards: Entries of the shards.
         vocabulary: Items.
-        config: What to prepare.
-        generation: Of the names.
+        config: The ``data`` settings.
+        generation: Generation of the file names.
 
     Returns:
-        What the manifest says of it.
+        The manifest fields.
 
     Raises:
         DataError: The counts do not add up.
@@ -89,19 +89,19 @@ def contents(
 
 
 def check_counts(counts: Counter[int], config: DataConfig, *, may_be_empty: bool = False) -> None:
-    """Refuse a log of which too much is damaged, or nothing is left.
+    """Reject a log with too many damaged rows, or without any kept row.
 
     Args:
         counts: Rows by `Status`.
-        config: What may be damaged.
-        may_be_empty: Whether it is no fault that nothing is left, as of a day without events.
+        config: Settings with the limit on damaged rows.
+        may_be_empty: Whether no kept row is valid, as for a day without events.
 
     Raises:
-        DataError: With all counts.
+        DataError: Lists all counts.
     """
     total, damaged = sum(counts.values()), sum(counts[status] for status in DAMAGED)
-    keep("prepare_rows", "Rows of the log that were read.", total)
-    keep("prepare_damaged_rows", "Rows of the log that could not be used.", damaged)
+    keep("prepare_rows", "Rows read from the log.", total)
+    keep("prepare_damaged_rows", "Damaged rows of the log.", damaged)
     reasons = _rejected(counts)
     where = f"; the rows are in {config.prepared}/quarantine" if damaged else ""
     if damaged > config.max_damaged_share * total:
@@ -112,12 +112,12 @@ def check_counts(counts: Counter[int], config: DataConfig, *, may_be_empty: bool
         )
     if counts[Status.KEPT] == 0 and not may_be_empty:
         raise DataError(
-            f"nothing left of {total} row(s): {reasons}{where}; check layout, levels and filters"
+            f"no rows left of {total}: {reasons}{where}; check layout, levels and filters"
         )
 
 
 def warn_of_times(survey: Survey, layout: Layout) -> None:
-    """Tell when times look as if they were counted in another unit."""
+    """Warn when times look as if they had another unit."""
     if not layout.has_time or survey.last_s is None:
         return
     guess = None
@@ -125,7 +125,7 @@ def warn_of_times(survey: Survey, layout: Layout) -> None:
         units = {"ms": 10**3, "us": 10**6, "ns": 10**9}
         guess = next((u for u, size in units.items() if survey.last_s // size < _LATE_S), "ns")
     elif 0 < survey.last_s < _EARLY_S:
-        guess = "hours or days, which must become seconds first"
+        guess = "hours or days; convert them to seconds"
     if guess:
         emit("suspect_time_unit", last_s=survey.last_s, declared=layout.time_unit, likely=guess)
 
@@ -158,5 +158,5 @@ def _accounted(survey: Survey, shards: list[ShardEntry], vocabulary: Vocabulary)
 
 
 def _added_up(parts: Iterable[dict[str, int]]) -> dict[str, int]:
-    """Add up counts by name; names without any are left out."""
+    """Add up counts by name; zero counts are dropped."""
     return dict(sum(map(Counter, parts), Counter()))

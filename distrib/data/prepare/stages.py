@@ -1,7 +1,7 @@
-"""What prepare does on the cluster: one shuffle of the log by user, then passes over its blocks.
+"""Ray stages of prepare: one shuffle of the log by user, then scans over its blocks.
 
-A block holds all interactions of some shards' users, cleaned and in order, and rows that stand for
-the rejected ones (`schema.interactions`). Passes return summaries, added up in a tree of tasks.
+A block holds all interactions of some shards' users, cleaned and sorted, and rows that represent
+rejected ones (`schema.interactions`). Scans return summaries, merged in a tree of tasks.
 """
 
 from collections import Counter
@@ -46,7 +46,7 @@ Blocks = list[ray.ObjectRef]
 
 
 class ReadPlan(NamedTuple):
-    """How a log is read, found out before any task starts."""
+    """How a log is read, determined before any task starts."""
 
     source: Source
     layout: Layout
@@ -56,23 +56,23 @@ class ReadPlan(NamedTuple):
     pieces: tuple[LogPiece, ...]
     num_shards: int
     generation: int = 0
-    """How often the prepared folder was extended before, with this time."""
+    """Number of extensions of the dataset, including this one."""
 
 
 class Survey(NamedTuple):
-    """What a pass over the blocks finds."""
+    """Result of a scan over the blocks."""
 
     counts: Counter[int]
     """Rows of the log by `Status`."""
 
     num_users: int
     first_s: int | None
-    """Earliest time, if there is one."""
+    """Earliest time, if any."""
 
     last_s: int | None
 
     def merged(self, other: "Survey") -> "Survey":
-        """Add another one."""
+        """Return the sum of two surveys."""
         firsts = [s for s in (self.first_s, other.first_s) if s is not None]
         lasts = [s for s in (self.last_s, other.last_s) if s is not None]
         return Survey(
@@ -84,18 +84,18 @@ class Survey(NamedTuple):
 
 
 def part_name(kind: str, number: int, generation: int) -> str:
-    """Return the name of a file; files of an extension differ from those that they replace."""
+    """Return a file name; an extension writes other names than those it replaces."""
     return f"{kind}/part-{number:05d}" + (f"-g{generation}" if generation else "") + ".parquet"
 
 
 def cleaned_blocks(plan: ReadPlan, target: Folder) -> Blocks:
-    """Read the log, bring each user's interactions together, and clean them.
+    """Read the log, group the interactions by user, and clean them.
 
-    Damaged rows are written to the folder's quarantine on the way.
+    Damaged rows are written to the folder's quarantine.
 
     Args:
-        plan: What to read.
-        target: The folder that is being prepared.
+        plan: How the log is read.
+        target: Folder of the dataset.
 
     Returns:
         The blocks.
@@ -127,7 +127,7 @@ def cleaned_blocks(plan: ReadPlan, target: Folder) -> Blocks:
 
 
 def clean(table: pa.Table, plan: ReadPlan) -> pa.Table:
-    """Clean the interactions of complete users; what goes is there as counts."""
+    """Clean the interactions of complete users; dropped rows remain as counts."""
     if not len(table):
         return counts_as_rows({}, plan.layout.id_type)
     drops_known = isinstance(plan.split, GivenSplit) and plan.split.known == "drop"
@@ -144,7 +144,7 @@ def clean(table: pa.Table, plan: ReadPlan) -> pa.Table:
 def kept_rows(block: pa.Table) -> pa.Table:
     """Return the interactions of a block."""
     is_row_N = to_numpy(block["status"]) == Status.KEPT
-    return block.slice(0, int(is_row_N.sum()))  # counts stand at the end
+    return block.slice(0, int(is_row_N.sum()))  # counts are at the end
 
 
 def shards_of(block: pa.Table) -> Iterator[tuple[int, pa.Table]]:
@@ -158,7 +158,7 @@ def shards_of(block: pa.Table) -> Iterator[tuple[int, pa.Table]]:
 
 @contextmanager
 def whole_blocks() -> Iterator[None]:
-    """Keep Ray from cutting blocks: who groups by shard must see whole users, whatever the size."""
+    """Keep Ray from splitting blocks: grouping by shard needs complete users, whatever the size."""
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = None
     with ray.data.DataContext.current(context):
@@ -166,22 +166,22 @@ def whole_blocks() -> Iterator[None]:
 
 
 def survey(blocks: Blocks, *, has_time: bool) -> Survey:
-    """Count rows and users, and find the first and last time where there are times."""
+    """Count rows and users, and find the first and last time if the log has times."""
     found: Survey = ray.get(tree([_survey.remote(ref) for ref in blocks], _merge_surveys))
     return found if has_time else found._replace(first_s=None, last_s=None)
 
 
 def fit_split(blocks: Blocks, split: Split, num_rows: int, num_users: int) -> SplitState:
-    """Find out what a split must know of all the data.
+    """Compute the global state of a split.
 
     Args:
         blocks: All blocks.
-        split: The rule.
-        num_rows: Interactions in them.
-        num_users: Users in them.
+        split: The split.
+        num_rows: Number of interactions.
+        num_users: Number of users.
 
     Returns:
-        Limits, or who is drawn.
+        The limits, or the drawn held-out users.
 
     Raises:
         DataError: More users are to be held out than there are.
@@ -213,7 +213,7 @@ def fit_split(blocks: Blocks, split: Split, num_rows: int, num_users: int) -> Sp
 def with_drawn_targets(
     blocks: Blocks, split_state: SplitState, split: Split, vocabulary: ray.ObjectRef
 ) -> SplitState:
-    """Draw what held-out users are asked, where that takes the items of all of them."""
+    """Draw the targets of held-out users if that needs the items of all of them."""
     if split_state.draw is None or not isinstance(split, LiangSplit):
         return split_state
     held = split_state.draw
@@ -234,7 +234,7 @@ def count_items(
 
 
 def readings(piece: LogPiece, plan: ReadPlan) -> Iterator[CheckedRows]:
-    """Yield what is in a piece, read or drawn."""
+    """Yield the rows of a piece, read or generated."""
     if isinstance(plan.source, SyntheticLog | ExpandedLog):
         yield draw(piece, plan.source, plan.layout, plan.scale)
     else:
@@ -242,7 +242,7 @@ def readings(piece: LogPiece, plan: ReadPlan) -> Iterator[CheckedRows]:
 
 
 def _after_core(blocks: Blocks, cleaning: CleaningConfig) -> Blocks:
-    """Reduce the blocks to users and items that have enough of each other."""
+    """Filter the blocks by the minimum interactions of users and items."""
     if cleaning.min_item_users <= 1:
         return blocks
     items = tree([_distinct.remote(ref, "item") for ref in blocks], _union)
@@ -271,7 +271,7 @@ def _without(kept: pa.Table, status_N: Any, counts: Counter[int]) -> tuple[pa.Ta
 
 
 def tree(parts: Sequence[ray.ObjectRef], merge: Callable[[list[Any]], Any]) -> ray.ObjectRef:
-    """Merge results in tasks, a few at a time, so that no process ever holds them all."""
+    """Merge results in a tree of tasks, so that no process holds them all."""
     level = list(parts)
     while len(level) > 1:
         groups = [level[low : low + _FAN_IN] for low in range(0, len(level), _FAN_IN)]

@@ -1,4 +1,4 @@
-"""What prepare writes from the blocks, on the cluster: shards, item histories, quarantine."""
+"""Write the output of prepare on the cluster: shards, item histories, quarantine."""
 
 import hashlib
 from collections import Counter
@@ -38,21 +38,21 @@ def write_shards(
     *,
     has_time: bool,
 ) -> list[ShardEntry]:
-    """Write the histories of all users, one file for each shard.
+    """Write the histories of all users, one file per shard.
 
     Args:
         blocks: All blocks.
-        split: What is held out.
-        split_state: What the split knows of all the data.
+        split: The split.
+        split_state: Global state of the split.
         vocabulary: Reference to the vocabulary.
-        target: The folder that is being prepared.
-        has_time: Whether times are times; where they are places in the log, zeros are written.
+        target: Folder of the dataset.
+        has_time: Whether the log has times; otherwise they are log positions and written as 0.
 
     Returns:
-        An entry for each shard, by name.
+        An entry per shard, sorted by name.
 
     Raises:
-        DataError: A shard came in two blocks.
+        DataError: A shard is in two blocks.
     """
     shared = ray.put(split_state)
     written = [
@@ -62,13 +62,13 @@ def write_shards(
     names = [entry.name for entry in entries]
     if len(set(names)) != len(names):
         raise DataError(
-            f"{target}: a shard was split over blocks ({sorted(names)}); report this as a bug"
+            f"{target}: a shard was split across blocks ({sorted(names)}); report this as a bug"
         )
     return sorted(entries, key=lambda entry: entry.name)
 
 
 def write_histories(name: str, shard: int, found: ShardHistories, target: Folder) -> ShardEntry:
-    """Write the histories of one shard; the same table gives the same bytes."""
+    """Write the histories of one shard; equal tables give equal bytes."""
     histories = found.table
     content = target.write_parquet(name, histories)
     role_N = to_numpy(pc.list_flatten(histories["roles"]))
@@ -93,17 +93,17 @@ def write_item_histories(
     target: Folder,
     generation: int = 0,
 ) -> list[ItemShardEntry]:
-    """Write the histories of all items, from those of the users, in as many files as these.
+    """Write the histories of all items, transposed from user histories.
 
     Args:
-        shards: Entries of the users' shards.
-        num_shards: Shards there are, empty ones included.
+        shards: Entries of the user shards.
+        num_shards: Number of user shards, including empty ones; at most as many files are written.
         vocabulary: Items.
-        target: The folder that is being prepared.
-        generation: Of the names.
+        target: Folder of the dataset.
+        generation: Generation of the file names.
 
     Returns:
-        An entry for each file, in the order of positions.
+        An entry per file, in item order.
     """
     bounds = item_ranges(vocabulary.train_count_IL.sum(1), num_shards)
     stops = np.array([stop for _, stop in bounds])
@@ -146,16 +146,16 @@ def write_item_histories(
 
 
 def seal_quarantine(plan: ReadPlan, target: Folder) -> list[QuarantineEntry]:
-    """Count the lines of damaged rows from the start of their files, and describe what is there.
+    """Make line numbers in the quarantine relative to the start of each file, and describe it.
 
-    Only files with damaged rows beyond their first range are read again, for their line ends.
+    Only files with damaged rows beyond their first range are read again, to count line ends.
 
     Args:
         plan: How the log was read.
-        target: The folder that is being prepared.
+        target: Folder of the dataset.
 
     Returns:
-        An entry for each file of the quarantine.
+        An entry per quarantine file.
     """
     present = {f"quarantine/{name}" for name in (target / "quarantine").files()}
     names = {p.number: part_name("quarantine", p.number, plan.generation) for p in plan.pieces}
@@ -193,7 +193,7 @@ def _write_block(
 
 
 def without_times(table: pa.Table) -> pa.Table:
-    """Return histories with zeros for times."""
+    """Return histories with all times set to 0."""
     place = table.schema.get_field_index("times")
     kind = table.schema.field(place)
     times = table["times"].combine_chunks()

@@ -1,1 +1,1 @@
-"""Which user trains, and what is held out; pure functions of tables."""
+"""Train, validation and test splits; pure functions of tables."""

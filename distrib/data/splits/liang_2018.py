@@ -1,10 +1,10 @@
-"""Strong generalisation exactly as Liang et al. drew it, from NumPy's legacy generator.
+"""Strong generalization exactly as drawn by Liang et al., from NumPy's legacy generator.
 
 Source: Liang, Krishnan, Hoffman, Jebara, "Variational Autoencoders for Collaborative Filtering",
 WWW 2018, and the order of operations in the authors' notebook: users in ascending order of id are
-permuted, the last are for testing, those before them for choosing; items unknown to training users
-go; then, with the generator seeded anew for each of the two groups, the users' targets are drawn in
-ascending order of id, from items in the order of the log, which for MovieLens-20M is that of ids.
+permuted; the last are for testing, those before them for validation; items without training users
+are removed; then, with the generator reseeded for each of the two groups, the users' targets are
+drawn in ascending order of user id, from items in log order, which for MovieLens-20M is id order.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ PUBLISHED = {
     "items": 20_108,
     "training users": 116_677,
 }
-"""What the recipe gives on MovieLens-20M; ``items`` are those of training users."""
+"""Published counts on MovieLens-20M; ``items`` are those of training users."""
 
 
 class Recipe(Protocol):
@@ -36,7 +36,7 @@ class Recipe(Protocol):
 
     @property
     def valid_users(self) -> int:
-        """Users held out for choosing."""
+        """Users held out for validation."""
 
     @property
     def test_users(self) -> int:
@@ -44,31 +44,31 @@ class Recipe(Protocol):
 
     @property
     def target_share(self) -> float:
-        """Share that is asked of them."""
+        """Share of their interactions that are targets."""
 
     @property
     def min_items(self) -> int:
-        """Shorter histories are asked nothing."""
+        """Shorter histories have no targets."""
 
     @property
     def seed(self) -> int:
-        """Of the generator."""
+        """Seed of the generator."""
 
 
 class LiangDraw(NamedTuple):
-    """Who is held out and, once the items are settled, what they are asked."""
+    """Held-out users and, once the vocabulary is known, their targets."""
 
     users: pa.Array
     """Held-out users, ascending."""
 
     subset_B: npt.NDArray[np.int8]
     start_P: IntArray
-    """Where each user's flags begin in ``is_target_N``, and the end; all 0 until drawn."""
+    """Offsets of each user's flags in ``is_target_N``; all 0 until drawn."""
 
     is_target_N: npt.NDArray[np.bool_]
 
     def of(self, users: pa.Array, items: pa.Array) -> tuple[Any, Any]:
-        """Return the `Subset` of each interaction, and whether it is asked."""
+        """Return the `Subset` of each interaction, and whether it is a target."""
         row_N = to_numpy(pc.index_in(users, value_set=self.users).fill_null(-1)).astype(np.int64)
         subset_N = np.where(row_N >= 0, self.subset_B[row_N], np.int8(Subset.TRAIN))
         is_target_N = np.zeros(len(users), dtype=bool)
@@ -86,14 +86,14 @@ class LiangDraw(NamedTuple):
 
 
 def held_out(users: pa.Array, recipe: Recipe) -> LiangDraw:
-    """Draw who is held out.
+    """Draw the held-out users.
 
     Args:
         users: All users, ascending.
         recipe: The settings.
 
     Returns:
-        The draw, still without targets.
+        The draw, without targets.
     """
     permuted = np.random.RandomState(recipe.seed).permutation(len(users))
     num_train = len(users) - recipe.valid_users - recipe.test_users
@@ -108,11 +108,11 @@ def held_out(users: pa.Array, recipe: Recipe) -> LiangDraw:
 
 
 def with_targets(draw: LiangDraw, length_B: IntArray, recipe: Recipe) -> LiangDraw:
-    """Draw what the held-out users are asked.
+    """Draw the targets of held-out users.
 
     Args:
-        draw: Who is held out.
-        length_B: Items of each of them that training users have, too.
+        draw: The held-out users.
+        length_B: Number of items of each that training users also have.
         recipe: The settings.
 
     Returns:
@@ -132,13 +132,13 @@ def with_targets(draw: LiangDraw, length_B: IntArray, recipe: Recipe) -> LiangDr
 
 
 def require_published(found: Mapping[str, int]) -> None:
-    """Hold the recipe on MovieLens-20M to what the authors report.
+    """Compare the counts on MovieLens-20M with the published ones.
 
     Args:
-        found: The entries of `PUBLISHED`, counted.
+        found: Actual counts, with the keys of `PUBLISHED`.
 
     Raises:
-        DataError: A number differs.
+        DataError: A count differs.
     """
     wrong = {name: found[name] for name, number in PUBLISHED.items() if found[name] != number}
     if wrong:

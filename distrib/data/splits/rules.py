@@ -1,4 +1,4 @@
-"""Which user trains and which interactions are held out: pure functions of ids and a seed."""
+"""Rules that split users and interactions: pure functions of ids and a seed."""
 
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -20,33 +20,33 @@ _SHARD, _USER, _CELL = 1, 2, 3  # separate uses of the same ids
 
 
 class EntrywiseSplit(Config):
-    """Every interaction is drawn for itself, whatever its user or item.
+    """Assign every interaction at random, independently of its user and item.
 
     Source: protocol of Truong, Salah, Lauw, "Bilateral Variational Autoencoder", and of VAE-BMF
     (arXiv 2002.09145), 70/15/15; of its study of sparsity, with ``train_share`` .01 to .1 and half
     of the rest each; and 60/20/20 of Inverse Learning. Differs from the sources: the draw is a hash
-    of the ids, so that it does not depend on the order of the log, and a smaller training share is
-    a part of a larger one.
+    of the ids, so it does not depend on the order of the log, and a smaller training share is a
+    subset of a larger one.
     """
 
     name: Literal["entrywise"] = "entrywise"
 
     train_share: Share = 0.7
-    """Share of interactions that the model is trained on."""
+    """Share of interactions for training."""
 
     valid_share: Share | None = None
-    """Share held out for choosing, the rest is for testing; half of what is not trained on when
-    not given."""
+    """Share of interactions for validation, the rest is for testing; default: half of what is not
+    for training."""
 
     is_exact: bool = False
-    """Whether shares hold to the row, rounded down cumulatively, rather than up to chance."""
+    """Whether shares are exact (cumulative counts rounded down) rather than in expectation."""
 
     seed: int = 0
-    """Another seed, another draw."""
+    """Random seed."""
 
     @property
     def seen_share(self) -> float:
-        """Share that is not for testing."""
+        """Share for training and validation."""
         valid_share = self.valid_share
         return self.train_share + (
             (1 - self.train_share) / 2 if valid_share is None else valid_share
@@ -55,100 +55,100 @@ class EntrywiseSplit(Config):
     @model_validator(mode="after")
     def _shares_leave_some(self) -> "EntrywiseSplit":
         if self.seen_share > 1.0 + 1e-9:
-            raise ValueError("train_share + valid_share is over 1; nothing is left for testing")
+            raise ValueError("train_share + valid_share must be at most 1")
         return self
 
 
 class StrongGeneralisationSplit(Config):
-    """Held-out users are never trained on; part of their history is given, the rest is asked.
+    """Held-out users are not trained on; part of their history is input, the rest are targets.
 
     Source: Liang et al., "Variational Autoencoders for Collaborative Filtering", WWW 2018, 4.1.
     Differs from the source: users and items are drawn by hashing ids, not from NumPy's generator;
-    `LiangSplit` does that.
+    `LiangSplit` uses that generator.
     """
 
     name: Literal["strong_generalisation"] = "strong_generalisation"
 
     valid_users: PositiveInt = 1000
-    """Users held out for choosing."""
+    """Users held out for validation."""
 
     test_users: PositiveInt = 1000
     """Users held out for testing."""
 
     target_share: Share = 0.2
-    """Share of a held-out user's interactions that are asked, rounded down."""
+    """Share of a held-out user's interactions that are targets, rounded down."""
 
     min_items: NonNegativeInt = 5
-    """Held-out users with fewer interactions give all of them and are asked nothing."""
+    """Held-out users with fewer interactions have no targets, only input."""
 
     seed: int = 0
-    """Another seed, another draw."""
+    """Random seed."""
 
 
 class LiangSplit(Config):
-    """Strong generalisation draw for draw as in the notebook of Liang et al. (WWW 2018)."""
+    """Strong generalization with the exact draws of the notebook of Liang et al. (WWW 2018)."""
 
     name: Literal["liang_2018"] = "liang_2018"
 
     valid_users: PositiveInt = 10_000
-    """Users held out for choosing."""
+    """Users held out for validation."""
 
     test_users: PositiveInt = 10_000
     """Users held out for testing."""
 
     target_share: Share = 0.2
-    """Share of a held-out user's interactions that are asked, rounded down."""
+    """Share of a held-out user's interactions that are targets, rounded down."""
 
     min_items: NonNegativeInt = 5
-    """Held-out users with fewer interactions give all of them and are asked nothing."""
+    """Held-out users with fewer interactions have no targets, only input."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 98765
-    """Of NumPy's legacy generator."""
+    """Seed of NumPy's legacy generator."""
 
 
 class LeaveLastSplit(Config):
-    """The end of each history is held out; who has no more than is held out only trains.
+    """Hold out the last ``count`` interactions of longer histories; the others only train.
 
-    Source: DeSoRec (three, one training instance a user); with one or two, leave-one-out.
+    Source: DeSoRec (three, one training instance per user); with one or two, leave-one-out.
     """
 
     name: Literal["leave_last"] = "leave_last"
 
     count: Literal[1, 2, 3] = 3
-    """1: the last is for testing. 2: the one before it for choosing. 3: besides, the one before
-    these is what a next-item model is trained to predict."""
+    """1: the last is for testing. 2: also, the one before is for validation. 3: also, the one
+    before that is the training target of a next-item model."""
 
 
 class GlobalTimeSplit(Config):
-    """All before a moment trains; what follows is for choosing, then for testing."""
+    """Split by time: training, then validation, then testing."""
 
     name: Literal["global_time"] = "global_time"
 
     train_share: Share = 0.8
-    """Share of interactions before the first moment; those of one second stay together."""
+    """Share of interactions for training; those of the same second stay together."""
 
     valid_share: Share = 0.1
-    """Share between the two moments."""
+    """Share of interactions for validation."""
 
     valid_from: int | None = None
-    """First moment, in seconds since 1970, in place of the shares; goes with ``test_from``."""
+    """Start of validation in seconds since 1970, instead of shares; requires ``test_from``."""
 
     test_from: int | None = None
-    """Second moment."""
+    """Start of testing in seconds since 1970."""
 
     @model_validator(mode="after")
     def _moments_in_order(self) -> "GlobalTimeSplit":
         if (self.valid_from is None) != (self.test_from is None):
-            raise ValueError("valid_from and test_from go together; give both or neither")
+            raise ValueError("set both valid_from and test_from, or neither")
         if self.valid_from is not None and (self.test_from or 0) < self.valid_from:
-            raise ValueError("test_from is before valid_from; exchange them")
+            raise ValueError("test_from is before valid_from; expected valid_from <= test_from")
         if self.train_share + self.valid_share > 1.0 + 1e-9:
-            raise ValueError("train_share + valid_share is over 1; nothing is left for testing")
+            raise ValueError("train_share + valid_share must be at most 1")
         return self
 
 
 class GivenSplit(Config):
-    """What is held out lies in files of its own, laid out like the log."""
+    """Held-out interactions come from separate files with the same layout as the log."""
 
     name: Literal["given"] = "given"
 
@@ -156,15 +156,15 @@ class GivenSplit(Config):
     """Path or URL of the test file."""
 
     valid: str | None = None
-    """Path or URL of the file for choosing; without it nothing is."""
+    """Path or URL of the validation file; None: no validation."""
 
     known: Literal["keep", "drop"] = "keep"
-    """Whether a held-out pair stays that the log itself, or the file for choosing, holds too, as
-    in Coat. Such a pair is asked although the model has seen it."""
+    """Whether to keep held-out pairs that the log or the validation file also contains, as in
+    Coat. Such a pair remains a target although the model has seen it."""
 
 
 class NoSplit(Config):
-    """Everything is history: for users to be scored, or a final model trained on all there is."""
+    """Hold out nothing: for users to be scored, or for a final model trained on all data."""
 
     name: Literal["none"] = "none"
 
@@ -181,11 +181,11 @@ Split = Annotated[
 ]
 
 CHRONOLOGICAL = ("leave_last", "global_time")
-"""Splits whose test targets come after the validation targets, which a model may then be shown."""
+"""Splits whose test targets follow the validation targets, which may then be model input."""
 
 
 class SplitState(NamedTuple):
-    """What a split must know of all the data before it can judge a single user."""
+    """Global state that a split needs before it can assign a single user."""
 
     limits: tuple[int, int] = (0, 0)
     """See `limit_ranks` and `held_out_limits`."""
@@ -199,27 +199,27 @@ def shard_of(users: pa.Array, num_shards: int) -> npt.NDArray[np.int32]:
 
 
 def user_hash(users: pa.Array, split: Split) -> HashArray:
-    """Return the number that decides a user's subset."""
+    """Return the hash that decides a user's subset."""
     return hash_ids(users, _USER, getattr(split, "seed", 0))
 
 
 def cell_hash(users: pa.Array, items: pa.Array, split: Split) -> HashArray:
-    """Return the number that decides the role of a pair of user and item."""
+    """Return the hash that decides the role of a user-item pair."""
     seed = getattr(split, "seed", 0)
     return mixed(hash_ids(users, _CELL, seed) ^ mixed(hash_ids(items, _CELL, seed)))
 
 
 def removes_unseen(split: Split) -> bool:
-    """Tell whether items that only held-out users have are left out; nothing is learned of them."""
+    """Return whether to drop items of held-out users only, which cannot be trained."""
     return isinstance(split, StrongGeneralisationSplit | LiangSplit)
 
 
 def held_out_limits(split: StrongGeneralisationSplit, hashes: HashArray) -> tuple[int, int]:
-    """Return the hashes below which a user is for testing, and below which for choosing.
+    """Return the hash limits below which a user is for testing, and for validation.
 
     Args:
-        split: The rule.
-        hashes: The smallest `user_hash` of all users, one more than are held out.
+        split: The split.
+        hashes: The smallest `user_hash` values, one more than the number of held-out users.
 
     Returns:
         The two limits.
@@ -234,14 +234,14 @@ def held_out_limits(split: StrongGeneralisationSplit, hashes: HashArray) -> tupl
 
 
 def require_enough_users(wanted: int, present: int) -> None:
-    """Refuse to hold out everyone.
+    """Refuse to hold out all users.
 
     Args:
-        wanted: Users to be held out.
-        present: Users that are left; more than needed may go uncounted.
+        wanted: Number of users to hold out.
+        present: Number of users; may be capped at one more than ``wanted``.
 
     Raises:
-        DataError: Nobody would be trained on.
+        DataError: No user would be left for training.
     """
     if wanted >= present:
         raise DataError(
@@ -251,14 +251,14 @@ def require_enough_users(wanted: int, present: int) -> None:
 
 
 def limit_ranks(split: Split, num_rows: int) -> list[int] | None:
-    """Return the ranks, among the `limit_keys` of all interactions, of a split's two limits.
+    """Return the ranks of a split's two limits among the `limit_keys` of all interactions.
 
     Args:
-        split: The rule.
-        num_rows: Interactions there are.
+        split: The split.
+        num_rows: Number of interactions.
 
     Returns:
-        Ranks from 0, ``num_rows`` where nothing lies beyond the limit; None where a split has none.
+        Ranks from 0, ``num_rows`` if nothing is beyond the limit; None if the split has no limits.
     """
     if isinstance(split, EntrywiseSplit) and split.is_exact:
         shares = (split.train_share, split.seen_share)
@@ -270,7 +270,7 @@ def limit_ranks(split: Split, num_rows: int) -> list[int] | None:
 
 
 def limit_keys(kept: pa.Table, split: Split) -> HashArray:
-    """Return what is compared with a split's limits, for each interaction."""
+    """Return each interaction's key, to compare with a split's limits."""
     if isinstance(split, GlobalTimeSplit):
         return time_keys(kept["time"].to_numpy())
     return cell_hash(whole(kept["user"]), whole(kept["item"]), split)
@@ -282,12 +282,12 @@ def time_keys(time_N: npt.NDArray[np.int64]) -> HashArray:
 
 
 def assign(kept: pa.Table, split: Split, split_state: SplitState) -> tuple[Any, Any]:
-    """Return what each interaction's user, and it itself, is for.
+    """Return the subset of each interaction's user, and the interaction's role.
 
     Args:
         kept: Interactions of complete users, ordered by shard, user, time and item.
-        split: The rule.
-        split_state: What it knows of all the data.
+        split: The split.
+        split_state: Global state of the split.
 
     Returns:
         A `Subset` and a `Role` for each interaction, int8.
@@ -329,7 +329,7 @@ assert [int(origin) for origin in Origin] == [0, 1, 2]
 
 
 def moments(split: GlobalTimeSplit) -> tuple[int, int]:
-    """Return the limits of moments that the run file names."""
+    """Return the limits of a split with explicit times."""
     named = np.array([split.valid_from or 0, split.test_from or 0], dtype=np.int64)
     low, high = time_keys(named)
     return int(low), int(high)
@@ -342,7 +342,7 @@ def _entrywise_roles(cell_N: HashArray, split: EntrywiseSplit) -> npt.NDArray[np
 
 
 def user_starts(users: pa.Array) -> npt.NDArray[np.int64]:
-    """Return where the interactions of each user begin, and the end of all."""
+    """Return the offsets of each user's interactions, with the end of the last."""
     changes = ~equals_next(pa.chunked_array([users])) if len(users) > 1 else np.zeros(0, bool)
     return np.concatenate([[0], np.flatnonzero(changes) + 1, [len(users)]]).astype(np.int64)
 
@@ -359,7 +359,7 @@ def _fold_in_roles(
     subset_N: npt.NDArray[np.int8],
     split: StrongGeneralisationSplit,
 ) -> npt.NDArray[np.int8]:
-    """Ask the held-out users' interactions with the smallest hashes."""
+    """Make the held-out users' interactions with the smallest hashes targets."""
     length_B = np.diff(start_P)
     row_N = np.repeat(np.arange(len(length_B)), length_B)
     held_N = np.flatnonzero(subset_N != Subset.TRAIN)
@@ -386,7 +386,7 @@ def _leave_last_roles(start_P: npt.NDArray[np.int64], count: int) -> npt.NDArray
 
 def _liang(users: pa.Array, items: pa.Array, draw: LiangDraw | None) -> tuple[Any, Any]:
     if draw is None:
-        raise DataError("the Liang split was not drawn before it was asked; report this as a bug")
+        raise DataError("the Liang split was used before it was drawn; report this as a bug")
     subset_N, is_target_N = draw.of(users, items)
     tried_N = _HELD_OUT[subset_N.astype(np.int64)]
     return subset_N, np.where(is_target_N, tried_N, np.int8(Role.INPUT)).astype(np.int8)

@@ -24,10 +24,10 @@ class AmazonSource(Config):
     format: Literal["amazon"] = "amazon"
 
     path: str
-    """Path or URL of a file or folder; the layout is told from its first lines."""
+    """Path or URL of a file or folder; the first lines determine the layout."""
 
     order: Literal["auto", "user_first", "item_first"] = "auto"
-    """Order of the two ids in a CSV without header; told from what they look like unless set."""
+    """Order of the two ids in a CSV without header; ``auto`` infers it from the ids."""
 
     def inspect(self) -> Layout:
         """Return how to read the log; raise `DataError` where its first lines do not show it."""

@@ -26,10 +26,10 @@ class CsvSource(Config):
     format: Literal["csv"] = "csv"
 
     path: str
-    """Path or URL of a file, plain or compressed, or of a folder whose files are all read."""
+    """Path or URL of a file, plain or compressed, or of a folder; reads all its files."""
 
     columns: Columns
-    """Which columns hold what."""
+    """Mapping of columns."""
 
     separator: Annotated[str, Field(min_length=1)] = ","
     """One or more characters between fields."""
@@ -38,7 +38,7 @@ class CsvSource(Config):
     """Column names of a file that has no header line."""
 
     is_quoted: bool = True
-    """Whether a field in double quotes may hold the separator; never a line break."""
+    """Whether a field in double quotes may contain the separator; never a line break."""
 
     ids: IdKind = "string"
     """Kind of the user and item ids."""

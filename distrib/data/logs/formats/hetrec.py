@@ -26,7 +26,7 @@ class HetRecSource(Config):
     format: Literal["hetrec"] = "hetrec"
 
     path: str
-    """Path or URL of the file; the layout is told from its header."""
+    """Path or URL of the file; the header determines the layout."""
 
     def inspect(self) -> Layout:
         """Return how to read the log; raise `DataError` where its first lines do not show it."""

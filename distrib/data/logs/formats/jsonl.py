@@ -23,13 +23,13 @@ class JsonLinesSource(Config):
     format: Literal["jsonl"] = "jsonl"
 
     path: str
-    """Path or URL of a file, plain or compressed, or of a folder whose files are all read."""
+    """Path or URL of a file, plain or compressed, or of a folder; reads all its files."""
 
     columns: Columns
-    """Which fields hold what."""
+    """Mapping of fields."""
 
     ids: IdKind = "string"
-    """Kind of the user and item ids; a number is taken as text unless this says ``int``."""
+    """Kind of the user and item ids; numbers are read as text unless set to ``int``."""
 
     time_unit: TimeUnit = "s"
     """Unit of the time field, since 1970; or dates as text."""

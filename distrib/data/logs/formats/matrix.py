@@ -25,7 +25,7 @@ class MatrixSource(Config):
     """Path or URL of the file."""
 
     unobserved: float = 0.0
-    """The value of cells without a rating."""
+    """Value of unrated entries."""
 
     def inspect(self) -> Layout:
         """Return how to read the log; raise `DataError` if it is absent, empty or several files."""

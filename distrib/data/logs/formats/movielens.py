@@ -21,7 +21,7 @@ class MovieLensSource(Config):
     format: Literal["movielens"] = "movielens"
 
     path: str
-    """Path or URL of the file; the layout is told from its first line."""
+    """Path or URL of the file; the first line determines the layout."""
 
     def inspect(self) -> Layout:
         """Return how to read the log; raise `DataError` where its first lines do not show it."""

@@ -24,16 +24,16 @@ class ParquetSource(Config):
     format: Literal["parquet"] = "parquet"
 
     path: str
-    """Path or URL of a file, or of a folder whose files are all read."""
+    """Path or URL of a file, or of a folder; reads all its files."""
 
     columns: Columns
-    """Which columns hold what."""
+    """Mapping of columns."""
 
     ids: IdKind | None = None
-    """Kind of the user and item ids; integers where both columns hold them, text otherwise."""
+    """Kind of the user and item ids; default ``int`` if both columns are, else ``string``."""
 
     time_unit: TimeUnit = "s"
-    """Unit of a time column of numbers, since 1970; timestamps and dates know theirs."""
+    """Unit of a numeric time column, since 1970; ignored for timestamps and dates."""
 
     def inspect(self) -> Layout:
         """Return how to read the log; raise `DataError` where its first lines do not show it."""

@@ -24,8 +24,8 @@ class RecBoleSource(Config):
     """Path or URL of a file or folder."""
 
     columns: Columns = Field(default=Columns(user="user_id", item="item_id"))
-    """Which fields hold what, named without their types; ``rating`` and ``timestamp`` are used
-    where present, unless this says otherwise."""
+    """Mapping of fields, without their types. Unless set, ``rating`` and ``timestamp`` are used if
+    present."""
 
     ids: IdKind = "string"
     """Kind of the user and item ids; a RecBole token is text."""

@@ -21,16 +21,16 @@ class SessionsSource(Config):
     format: Literal["sessions"] = "sessions"
 
     path: str
-    """Path or URL of a file; of a folder users are called ``file:line``."""
+    """Path or URL of a file or folder; in a folder, user ids are ``file:line``."""
 
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
     """Character between items."""
 
     padding: str = "0"
-    """An entry that stands for no item."""
+    """Padding entry, not an item."""
 
     ids: IdKind = "int"
-    """Kind of the item ids; text makes the users text as well."""
+    """Kind of the item ids; ``string`` makes user ids strings too."""
 
     def inspect(self) -> Layout:
         """Return how to read the log; raise `DataError` if it is absent or empty."""
