@@ -20,14 +20,14 @@ def write_best(
     record: EpochRecord,
     facts: JsonObject,
 ) -> None:
-    """Write the bundle of an epoch better than all before, and remove those that are old.
+    """Write the bundle of a new best epoch, and remove old ones.
 
     Args:
-        run: Whose folder.
+        run: The run.
         vocabulary: Items.
-        weights: Of the model that scores.
-        record: Of the epoch.
-        facts: What else the bundle's manifest says.
+        weights: Weights of the model that scores.
+        record: Record of the epoch.
+        facts: Further entries of the bundle's manifest.
     """
     best = Folder(run.run) / BEST
     about = {**facts, "epoch": record.epoch, "valid": record.valid}
@@ -37,9 +37,9 @@ def write_best(
 
 
 def publish_best(folder: Folder, history: list[EpochRecord]) -> EpochRecord:
-    """Copy the best epoch's bundle to where the other jobs look; return its record.
+    """Copy the best epoch's bundle to where other jobs expect it; return its record.
 
-    A run that is stopped before its end, and has nothing to validate on, has none yet.
+    A run without validation users that is stopped early has none yet.
     """
     best = best_record(history)
     place = folder / BEST / _name(best.epoch)

@@ -1,4 +1,4 @@
-"""Model, objective and engine of a run, put together."""
+"""Assembles model, objective and engine of a run."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from distrib.vocabulary import Vocabulary
 
 
 def build_engine(config: TrainingRun, vocabulary: Vocabulary, device: torch.device) -> Engine:
-    """Build the model, as a warm start where one is wanted, and the engine around it."""
+    """Build the model, warm-started where configured, and the engine around it."""
     torch.manual_seed(config.seed)
     model = scheme_of(config.model.spec).build(config.model, vocabulary)
     if config.train.warm_start:

@@ -1,4 +1,4 @@
-"""What a training run is made of."""
+"""Configuration of a training run."""
 
 from typing import Literal
 
@@ -22,38 +22,38 @@ from distrib.train.optimizer import OptimizerConfig
 
 
 class CheckpointConfig(Config):
-    """When checkpoints are written, and how many stay.
+    """When checkpoints are written, and how many are kept.
 
-    One falls on every epoch that is better than all before, and on the last, besides.
+    One is also written after every new best epoch, and after the last epoch.
     """
 
     every_epochs: NonNegativeInt = 1
-    """Epochs after which one is written; 0 for never. Where epochs take a second, write fewer."""
+    """Epochs between checkpoints; 0 for never. Raise it where an epoch takes only seconds."""
 
     every_steps: NonNegativeInt = 0
-    """Global batches after which one is written within an epoch; 0 for never."""
+    """Global batches between checkpoints within an epoch; 0 for never."""
 
     every_s: NonNegativeFloat = 600.0
-    """Seconds after which one is written within an epoch; 0 for never."""
+    """Seconds between checkpoints within an epoch; 0 for never."""
 
     keep: PositiveInt = 2
-    """How many of the newest stay; the best epoch's weights stay besides."""
+    """How many of the newest are kept; the best epoch's weights are always kept."""
 
     in_background: bool = True
-    """Whether training goes on while one is written; costs a copy of the state in memory."""
+    """Whether training continues while one is written; costs a copy of the state in memory."""
 
     retry_s: NonNegativeFloat = 120.0
-    """Seconds for which a store that fails is tried again, before training stops."""
+    """Seconds for which failing storage is retried before training stops."""
 
 
 class TrainConfig(Config):
-    """How long, how much at a time, on how many workers."""
+    """Length of training, batch size, workers, checkpoints and tracking."""
 
     num_epochs: PositiveInt = 20
-    """Passes over all training users. May be raised to train a finished run further."""
+    """Epochs over all training users. May be raised to train a finished run further."""
 
     patience: NonNegativeInt = 0
-    """Epochs without a better one after which training ends early; 0 for never."""
+    """Epochs without improvement after which training ends early; 0 for never."""
 
     batch_users: PositiveInt = 256
     """Users of a global batch, over all workers; the result does not depend on the workers."""
@@ -69,12 +69,12 @@ class TrainConfig(Config):
     """Whether each worker takes a GPU."""
 
     room_s: NonNegativeFloat = 1200.0
-    """Seconds for which a cluster that may grow is given time to find room for the workers."""
+    """Seconds to wait for an autoscaling cluster to make room for the workers."""
 
     feed: Literal["auto", "resident", "streaming"] = "auto"
     """``resident``: all histories in the memory of each node; ``streaming``: read from the prepared
-    folder, window by window. ``auto`` takes resident where it fits; both are world-size-free, but
-    their orders of users differ."""
+    folder, window by window. ``auto`` takes resident where it fits. Neither depends on the number
+    of workers, but their orders of users differ."""
 
     window_users: PositiveInt = 1_000_000
     """Users that a streaming feed shuffles at a time."""
@@ -85,50 +85,49 @@ class TrainConfig(Config):
     """Whether a resident feed keeps the histories in each GPU's memory."""
 
     max_failures: NonNegativeInt = 8
-    """Lost workers to survive; each costs the time since the last checkpoint."""
+    """Worker losses to survive; each costs the time since the last checkpoint."""
 
     resize_s: PositiveFloat = 60.0
-    """Seconds between looks whether the cluster has room for more workers, given a range."""
+    """Seconds between checks for room for more workers, where ``num_workers`` is a range."""
 
     hang_s: PositiveFloat = 600.0
-    """Seconds without progress after which a worker tells which ranks are missing, and ends."""
+    """Seconds without progress after which a worker reports the missing ranks and exits."""
 
     check_steps: PositiveInt = 10
-    """Global batches after which ranks agree: on finite losses, on stopping, on a checkpoint."""
+    """Global batches between agreements of the ranks on finite losses, stopping, checkpoints."""
 
     max_skipped: NonNegativeInt = 0
-    """Losses in a row that may be not finite under fp16; their updates are left out and counted."""
+    """Consecutive non-finite losses allowed under fp16; their updates are skipped and counted."""
 
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
 
     select_by: tuple[str, ...] = ()
     """Metrics that choose the best epoch (geometric mean; errors inverted). Without it: the first
-    NDCG for scores, the second Recall and RMSE together for outcomes."""
+    NDCG for scores, RMSE for ratings, the second Recall and RMSE together for rating classes."""
 
     warm_start: str | None = None
-    """Run folder of an earlier model of the same kind to begin with, e.g. before the data grew."""
+    """Run folder of an earlier model of the same kind to start from, e.g. on older data."""
 
     log_every_s: PositiveFloat = 10.0
     """Seconds between lines of progress in a job log."""
 
     tensorboard: bool = False
-    """Whether curves for TensorBoard go into the run folder; needs distrib[tensorboard]."""
+    """Whether TensorBoard curves are written to the run folder; needs distrib[tensorboard]."""
 
     mlflow: str | None = None
-    """Tracking URI of the MLflow server that hears of every epoch; needs distrib[mlflow]."""
+    """Tracking URI of the MLflow server that logs every epoch; needs distrib[mlflow]."""
 
     @model_validator(mode="after")
     def _workers_are_a_range(self) -> "TrainConfig":
         if self.min_workers > self.max_workers:
             raise ValueError(
-                f"num_workers = {list(self.worker_range)}: the first is the least, the second the "
-                "most; exchange them"
+                f"num_workers = {list(self.worker_range)}: expected [min, max] with min <= max"
             )
         return self
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """Least and most workers."""
+        """Minimum and maximum number of workers."""
         found = self.num_workers
         return (found, found) if isinstance(found, int) else found
 
@@ -139,12 +138,12 @@ class TrainConfig(Config):
 
     @property
     def max_workers(self) -> int:
-        """Workers that are asked for."""
+        """Workers that are requested."""
         return self.worker_range[1]
 
 
 class TrainingRun(Config):
-    """All that decides the result of training, and where it goes."""
+    """Everything that decides the result of training, and where it is written."""
 
     run: str
     """Path or URL of the run folder."""
@@ -153,11 +152,11 @@ class TrainingRun(Config):
     """Path or URL of the prepared data."""
 
     seed: int
-    """Of initial weights, order of users and noise."""
+    """Seed of initial weights, order of users and noise."""
 
     model: ModelConfig
     objective: ObjectiveConfig | None
-    """None for a model that is computed at once."""
+    """None for a closed-form model."""
 
     optimizer: OptimizerConfig
     engine: EngineConfig
@@ -165,7 +164,7 @@ class TrainingRun(Config):
     evaluate: EvaluateConfig
 
     def absolute(self) -> "TrainingRun":
-        """Return the same with whole paths: workers stand in folders of their own."""
+        """Return the same with absolute paths: workers have their own working directories."""
         earlier = self.train.warm_start
         warm_start = {"warm_start": str(Folder(earlier)) if earlier else None}
         train = self.train.model_copy(update=warm_start)
@@ -174,7 +173,7 @@ class TrainingRun(Config):
 
     @property
     def run_name(self) -> str:
-        """Last part of the run folder's URL, which metrics are told apart by."""
+        """Last part of the run folder's URL, a label of the metrics."""
         return self.run.rstrip("/").rsplit("/", 1)[-1]
 
     @property

@@ -1,4 +1,4 @@
-"""The train loop: epochs of batches through an engine."""
+"""The training loop: epochs of batches through an engine."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from distrib.train.engines.base import Engine, Update
 
 
 class TrainState:
-    """Where training stands."""
+    """Position and clocks of training."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -18,16 +18,16 @@ class TrainState:
         """Epochs done."""
 
         self.epoch_step = 0
-        """Global batches done of the epoch under way."""
+        """Global batches done of the current epoch."""
 
         self.step = 0
         """Global batches done."""
 
         self.updates = 0
-        """Updates made: ``step`` less those that fp16 left out. Schedules count these."""
+        """Updates made: ``step`` less those that fp16 skipped. Schedules count these."""
 
         self.num_users = 0
-        """Users seen in the epoch under way, over all ranks."""
+        """Users seen in the current epoch, over all ranks."""
 
         self.start_clocks()
 
@@ -37,11 +37,11 @@ class TrainState:
         self.timed_users = 0
 
     def position(self) -> dict[str, int]:
-        """Return what is needed to go on from here, as JSON."""
+        """Return what is needed to continue from here, as JSON."""
         return {name: getattr(self, name) for name in _POSITION}
 
     def go_to(self, position: dict[str, Any]) -> None:
-        """Stand where `position` was taken."""
+        """Restore what `position` returned."""
         for name in _POSITION:
             setattr(self, name, int(position[name]))
 
@@ -55,7 +55,7 @@ _POSITION = ("epoch", "epoch_step", "step", "updates", "num_users")
 
 
 class BatchFeed(Protocol):
-    """What the loop asks of a feed."""
+    """What the loop requires of a feed."""
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[TrainInput, int]]:
         """Yield a rank's part of each global batch, and the global number of users."""
@@ -74,7 +74,7 @@ def run_epochs(
     on_step: StepListener,
     on_epoch: EpochListener,
 ) -> None:
-    """Train until ``num_epochs`` are done or a listener has had enough.
+    """Train until ``num_epochs`` are done or a listener ends it.
 
     Args:
         state: Where to begin, maybe within an epoch; kept up to date.
@@ -110,7 +110,7 @@ def run_epochs(
 def timed(
     batches: Iterator[tuple[TrainInput, int]], state: TrainState
 ) -> Iterator[tuple[TrainInput, int]]:
-    """Pass batches on and add the time spent waiting for them to ``state.data_s``."""
+    """Yield the batches and add the time spent waiting for them to ``state.data_s``."""
     while True:
         started_s = time.perf_counter()
         batch = next(batches, None)

@@ -1,4 +1,4 @@
-"""What to say when memory runs out."""
+"""Advice when memory runs out."""
 
 import torch
 
@@ -6,17 +6,17 @@ from distrib.train.config import TrainingRun
 
 
 def is_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory ran out."""
+    """Return whether an error means that memory ran out."""
     is_torch = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return is_torch or "can't allocate memory" in str(error)
 
 
 def advice(config: TrainingRun, what: str) -> str:
-    """Say what ran out of memory, and what would need less.
+    """Return a message that names what ran out of memory, and the settings that need less.
 
     Args:
         config: The run.
-        what: Who ran out, where, at what size.
+        what: What ran out of memory, where, at what size.
 
     Returns:
         The message.
@@ -27,6 +27,6 @@ def advice(config: TrainingRun, what: str) -> str:
         f"{config.train.batch_users} users at once), lower engine.block_items "
         f"({engine.block_items}) or engine.keep_output_mb ({engine.keep_output_mb}), raise "
         f"engine.zero_stage ({engine.zero_stage}) or set engine.offload; where histories fill the "
-        "memory, train.feed = 'streaming' in a new run folder; jobs/doctor.py tells what a run "
-        "needs"
+        "memory, set train.feed = 'streaming' in a new run folder; jobs/doctor.py measures what a "
+        "run needs"
     )

@@ -1,4 +1,4 @@
-"""How gradients become updates: the rule, and its learning rate as a function of the update."""
+"""The optimizer and its learning-rate schedule."""
 
 import math
 from typing import Annotated, Any, Literal, NamedTuple
@@ -15,19 +15,19 @@ _PHASE, _IS_FROZEN = "phase", "is_frozen"  # keys of a parameter group
 
 
 class ScheduleConfig(Config):
-    """How the learning rate goes over the updates."""
+    """The learning rate over the updates."""
 
     name: Literal["constant", "linear", "cosine"] = "constant"
-    """What follows the warm-up: no change, or a way down to ``final_share``."""
+    """What follows the warm-up: no change, or a decay to ``final_share``."""
 
     warmup_steps: NonNegativeInt = 0
-    """Updates over which the rate rises in equal steps to its full size."""
+    """Updates over which the rate rises linearly to its full value."""
 
     decay_steps: NonNegativeInt = 0
-    """Updates after the warm-up over which ``linear`` and ``cosine`` go down."""
+    """Updates after the warm-up over which ``linear`` and ``cosine`` decay."""
 
     final_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of the full rate that is left at the end of the way down."""
+    """Share of the full rate that is left after the decay."""
 
     @model_validator(mode="after")
     def _a_way_down_has_a_length(self) -> "ScheduleConfig":
@@ -52,25 +52,25 @@ class ScheduleConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """How gradients become updates."""
+    """Settings of the optimizer."""
 
     name: Literal["adamw", "adam", "nadam", "sgd", "adagrad"] = "adamw"
-    """Rule of the update; ``adamw`` decays weights apart from the gradient, the others add the
-    weight times ``weight_decay`` to it."""
+    """Update rule; ``adamw`` decays weights separately from the gradient, the others add the weight
+    times ``weight_decay`` to it."""
 
     learning_rate: PositiveFloat = 1e-3
-    """Size of an update."""
+    """Full rate; ``schedule`` scales it."""
 
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
 
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    """Pull towards 0, on the parameters that the model names only (never biases and priors)."""
+    """Applied only to the parameters that the model marks for it (never biases and priors)."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running moments of the Adams."""
+    """Decay rates of the moment estimates of the Adam variants."""
 
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Of ``sgd``."""
+    """Momentum of ``sgd``."""
 
     gradient_clipping: Annotated[float, Field(ge=0.0)] = 0.0
     """Largest norm of the gradient; 0 for no limit."""
@@ -78,11 +78,11 @@ class OptimizerConfig(Config):
     @model_validator(mode="after")
     def _rules_take_what_they_know(self) -> "OptimizerConfig":
         if self.momentum and self.name != "sgd":
-            raise ValueError(f"momentum = {self.momentum} is for sgd; {self.name} has betas")
+            raise ValueError(f"momentum = {self.momentum}: {self.name} has none; set it to 0")
         if self.weight_decay and self.name == "adagrad":
             raise ValueError(
-                f"weight_decay = {self.weight_decay} with adagrad: DeepSpeed would let it fall on "
-                "biases, too; set it to 0, or use another rule"
+                f"weight_decay = {self.weight_decay} with adagrad: DeepSpeed would also apply it "
+                "to biases; set it to 0, or use another optimizer"
             )
         return self
 
@@ -101,12 +101,12 @@ class Group(NamedTuple):
 
 
 def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Make the optimizer, with weight decay where the model wants it."""
+    """Make the optimizer, with weight decay on the parameters that the model marks for it."""
     return optimizer_of(groups_of(model, config), config)
 
 
 def groups_of(model: Model, config: OptimizerConfig) -> list[Group]:
-    """Return the parameters by part, and by whether their weights decay."""
+    """Return the parameters by phase, and by whether weight decay applies."""
 
     def is_decayed(held: torch.nn.Parameter) -> bool:
         return bool(config.weight_decay) and role_of(held).decayed
@@ -120,14 +120,14 @@ def groups_of(model: Model, config: OptimizerConfig) -> list[Group]:
 
 
 def optimizer_of(groups: list[Group], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Make the optimizer of some parameters; updates of a tensor are one pass over memory.
+    """Make the optimizer of some parameters; fused, where torch can, to read memory only once.
 
     Args:
         groups: The parameters.
-        config: The rule.
+        config: Settings of the optimizer.
 
     Returns:
-        The optimizer, which leaves parts alone that `train_phase` did not name.
+        The optimizer, which skips the phases that `train_phase` did not select.
     """
     entries = [
         {
@@ -156,13 +156,13 @@ def _rule(entries: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim
 
 
 def train_phase(optimizer: Any, phase: str) -> None:
-    """Let the next updates fall on one part only; state and values of the others stay."""
+    """Restrict the next updates to one phase; values and state of the others stay."""
     for group in optimizer.param_groups:
         group[_IS_FROZEN] = group.get(_PHASE, phase) != phase
 
 
 def _leave_alone(optimizer: torch.optim.Optimizer, *_arguments: Any) -> None:
-    """Take the gradients of parts that are not trained away; torch passes such parameters over."""
+    """Drop the gradients of frozen phases: torch skips parameters that have none."""
     for group in optimizer.param_groups:
         if group.get(_IS_FROZEN, False):
             for parameter in group["params"]:

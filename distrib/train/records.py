@@ -1,4 +1,4 @@
-"""What training leaves behind, and passes from process to process."""
+"""Records that training writes, and passes between processes."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from distrib.config import Record
 
 
 class EpochRecord(Record):
-    """One epoch; ``history.json`` in the run folder has one each."""
+    """One epoch; ``history.json`` in the run folder has one entry for each."""
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
 
@@ -25,14 +25,14 @@ class EpochRecord(Record):
     """Metrics on the validation users; empty where there are none."""
 
     selection: float
-    """What the best epoch is chosen by; higher is better."""
+    """Value by which the best epoch is chosen; higher is better."""
 
     users_per_s: float | None = None
     ratings_per_s: float | None = None
-    """Rate of training, in what the scheme counts."""
+    """Speed of training, in the unit that the scheme counts."""
 
     data_share: float
-    """Share of the time that went into waiting for batches."""
+    """Share of the time spent waiting for batches."""
 
     compute_share: float | None = None
     communication_share: float | None = None
@@ -40,7 +40,7 @@ class EpochRecord(Record):
     valid_s: float | None = None
     skipped_updates: int | None = None
     seconds: float | None = None
-    """Of a closed-form solution, all in all."""
+    """Total time of a closed-form solution."""
 
     @property
     def rate(self) -> float:
@@ -63,7 +63,7 @@ class RunResult(Record):
 
 
 class Divergence(NamedTuple):
-    """Where a number became too large, or no number."""
+    """Where a loss or gradient norm became too large or not finite."""
 
     epoch: int
     step: int
@@ -81,9 +81,9 @@ class Outcome(NamedTuple):
     """What failed while a checkpoint was written."""
 
     stopped: str = ""
-    """Why training was stopped before its end."""
+    """Why training was stopped early."""
 
 
 def best_record(history: list[EpochRecord]) -> EpochRecord:
-    """Return the best epoch, the earliest of equals."""
+    """Return the best epoch, the earliest on ties."""
     return max(history, key=lambda record: (record.selection, -record.epoch))

@@ -9,16 +9,16 @@ from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 
 RUN = "run.json"
-"""Which run a folder belongs to."""
+"""Names the run that a folder belongs to."""
 
 HISTORY = "history.json"
 """One entry for each epoch."""
 
 TOKEN = "attempt.json"
-"""Which start of the run may write, inside a run."""
+"""Names the start of the run that may write into it."""
 
 _FIXED_IN_TRAIN = {"batch_users", "blocks", "window_users", "warm_start", "select_by", "feed"}
-"""Of `TrainConfig`: what decides the result; the rest may change between two starts."""
+"""Fields of `TrainConfig` that decide the result; others may change between two starts."""
 
 _FIXED_IN_ENGINE = {"precision"}
 _TRAIN = "loop"
@@ -28,8 +28,8 @@ _TRAIN = "loop"
 def identity(run: TrainingRun, data: str) -> JsonObject:
     """Return what must not change between two starts of a run.
 
-    The content of the prepared data counts, as a hash, and not its place; speed, memory, numbers
-    of workers and epochs may change.
+    The prepared data count by the hash of their content, so they may move. Settings of speed and
+    memory, and the numbers of workers and epochs, may change.
     """
     fixed: JsonObject = json.loads(run.model_dump_json(exclude={"run", "prepared"}))
     train, engine = fixed.pop("train"), fixed["engine"]
@@ -95,12 +95,10 @@ def require_ours(folder: Folder, token: str) -> None:
         token: Of this start.
 
     Raises:
-        CheckpointError: It is no longer ours.
+        CheckpointError: A later start has taken it over.
     """
     if folder.read_json(TOKEN)["token"] != token:
-        raise CheckpointError(
-            f"{folder}: a later start of this run has taken it over; this one ends, wait for that"
-        )
+        raise CheckpointError(f"{folder}: a later start of this run has taken it over; exiting")
 
 
 def best_name(epoch: int) -> str:
@@ -109,5 +107,5 @@ def best_name(epoch: int) -> str:
 
 
 def best_entry(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the entry of the best epoch, the earliest of equals."""
+    """Return the entry of the best epoch, the earliest on ties."""
     return max(history, key=lambda entry: (entry["selection"], -entry["epoch"]))

@@ -1,4 +1,4 @@
-"""The step: model and objective as one module, so that an engine wraps one thing."""
+"""The step: model and objective as one module, so that an engine wraps one module."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from distrib.tiles import TrainInput
 
 
 class TrainStep(nn.Module):
-    """Computes the terms of the loss of a batch; touches every parameter inside one forward."""
+    """Computes the loss terms of a batch; uses every parameter inside one forward."""
 
     def __init__(
         self, model: Model, objective: Objective, *, block_items: int, keep_output_mb: int = 0
@@ -37,7 +37,7 @@ class TrainStep(nn.Module):
             step: Updates made so far.
 
         Returns:
-            float32 scalars by name; a term ``divergence`` is added where the model has one.
+            float32 scalars by name; a term ``divergence`` is added where the model has a KL term.
         """
         users = self.model.encode(inputs, rng)
         terms_TB = self.objective(self.model, users, target.pairs, self.context(rng, step))
@@ -51,7 +51,7 @@ class TrainStep(nn.Module):
         return terms
 
     def context(self, rng: CounterRng, step: int) -> LossContext:
-        """Return what an objective must know of this step."""
+        """Return what an objective needs to know about this step."""
         trained = {id(p) for p in phases_of(self.model)[current_phase(self.model)]}
         tables = roles_of(self.model).decoder.values()
         trains_items = not tables or any(id(table) in trained for table in tables)
@@ -63,9 +63,9 @@ class TrainStep(nn.Module):
         return None if kl_B is None else self.objective.kl.weight(step) * kl_B.sum()
 
     def _no_gradient(self) -> Tensor | float:
-        """Return 0, whose gradient by what this phase does not train is 0.
+        """Return 0, with gradient 0 for the parameters that this phase does not train.
 
-        Without it ZeRO-3 would take the last gradients of such parameters for new ones.
+        Without it ZeRO-3 would reuse the last gradients of such parameters.
         """
         phases, current = phases_of(self.model), current_phase(self.model)
         resting = [p for name in phases if name != current for p in phases[name]]
@@ -73,5 +73,5 @@ class TrainStep(nn.Module):
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:
-    """Add the terms up to the loss."""
+    """Sum the terms to the loss."""
     return torch.stack(list(terms.values())).sum()

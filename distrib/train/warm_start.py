@@ -1,4 +1,4 @@
-"""A model that begins with what an earlier one learned, on a catalogue that has grown since."""
+"""Warm start: initialize a model from an earlier one, on a catalog that has grown since."""
 
 import torch
 
@@ -10,12 +10,12 @@ from distrib.vocabulary import Vocabulary
 
 
 def kind_faults(bundle: Bundle, config: ModelConfig, levels: tuple[float, ...]) -> list[str]:
-    """Return why training cannot begin with an earlier model, if so.
+    """Return why training cannot start from an earlier model, if it cannot.
 
     Args:
         bundle: The earlier model.
-        config: Configuration of the new one.
-        levels: Rating levels of the new one.
+        config: Configuration of the new model.
+        levels: Rating levels of the new model.
 
     Returns:
         At most one fault.
@@ -25,23 +25,21 @@ def kind_faults(bundle: Bundle, config: ModelConfig, levels: tuple[float, ...]) 
         faults.append(f"model is {bundle.config!r} there, {config!r} now")
     if bundle.vocabulary.levels != levels:
         faults.append(f"levels are {list(bundle.vocabulary.levels)} there, {list(levels)} now")
-    return [f"train.warm_start: {'; '.join(faults)}; make them alike, or leave it out"] * bool(
-        faults
-    )
+    return [f"train.warm_start: {'; '.join(faults)}; make them equal, or remove it"] * bool(faults)
 
 
 def begin_with(model: Model, vocabulary: Vocabulary, bundle: Bundle) -> int:
-    """Copy an earlier model's parameters; those of items go by original id.
+    """Copy an earlier model's parameters; those of items are matched by original id.
 
-    Items that the earlier model did not know keep their fresh values, whatever their positions.
+    Items that the earlier model lacks keep their initial values, whatever their positions.
 
     Args:
-        model: Fresh, of the same kind; changed in place.
+        model: New, of the same kind; changed in place.
         vocabulary: Its items.
         bundle: The earlier model.
 
     Returns:
-        Number of items that are known from earlier.
+        Number of items that the earlier model has.
     """
     place_I = torch.from_numpy(bundle.vocabulary.positions(vocabulary.ids))
     known_I = place_I >= 0

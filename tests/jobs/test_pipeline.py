@@ -247,7 +247,7 @@ def test_the_pipeline_finds_faults_of_its_last_jobs_first(tmp_path):
         ('data.split={name="none"}', "holds out nothing to evaluate"),
         (f'score.histories="{tmp_path}/none"', "no such folder or bucket"),
         ('model={name="mult_vae"}', "mult_vae' tells not both ratings and probabilities"),
-        ('objective={name="multinomial"}', "pairs that make sense"),
+        ('objective={name="multinomial"}', "valid objectives for"),
     ):
         faulty = command("pipeline", "--config", "configs/demo.toml", *places, "--set", setting)
         assert faulty.returncode in {1, 2}

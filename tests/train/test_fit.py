@@ -150,10 +150,10 @@ def test_rows_of_items_are_the_transposed_rows_of_users(prepared):
 @pytest.mark.parametrize(
     ("model", "settings", "message"),
     [
-        (EaseConfig(), {"objective": MultinomialConfig()}, "nothing is minimised; remove it"),
+        (EaseConfig(), {"objective": MultinomialConfig()}, "nothing is minimized; remove it"),
         (ItemKnnConfig(), {"use_gpu": True}, "it is computed on CPUs"),
         (MultVaeConfig(), {"objective": CosineConfig()}, "trained by no other; leave"),
-        (AutoRecConfig(side="users"), {"objective": MultinomialConfig()}, "gives ratings, but"),
+        (AutoRecConfig(side="users"), {"objective": MultinomialConfig()}, "outputs ratings, but"),
         (AutoRecConfig(), {"warm_start": "elsewhere"}, "parameters for each user"),
     ],
 )
@@ -167,7 +167,7 @@ def test_data_that_lack_what_a_model_reads_are_refused(prepared, tmp_path):
     config = config_of(tmp_path / "run", str(tmp_path / "data"), AutoRecConfig())
     for change, message in (
         ({"item_histories": None}, "set data.item_histories = true"),
-        ({"levels": [1.0]}, "holds interactions without any"),
+        ({"levels": [1.0]}, "holds interactions without ratings"),
     ):
         lacking = {k: v for k, v in (manifest | change).items() if v is not None}
         Folder(config.prepared).write("manifest.json", json.dumps(lacking).encode())

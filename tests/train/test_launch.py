@@ -170,7 +170,7 @@ def test_a_signal_keeps_the_place_and_leaves(prepared, slow_run, tmp_path):
     sent = []
     watcher = threading.Thread(target=stop_after, args=(420, tmp_path / "stopped", sent))
     watcher.start()
-    with pytest.raises(StoppedError, match=r"stopped by SIGTERM, 1 epochs done; the place is kept"):
+    with pytest.raises(StoppedError, match=r"stopped by SIGTERM, 1 epochs done; a checkpoint is"):
         launch(config_of(tmp_path / "stopped", prepared, **slow))
     watcher.join()
     assert load_bundle(Folder(str(tmp_path / "stopped")) / "bundle").facts["epoch"] == 1
@@ -181,7 +181,7 @@ def test_a_signal_keeps_the_place_and_leaves(prepared, slow_run, tmp_path):
 
 def test_a_store_that_fails_for_good_stops_the_run_clean(prepared, tmp_path):
     (tmp_path / "checkpoints").write_text("a file where a folder should be")
-    with pytest.raises(CheckpointError, match=r"could not be written: .*the same command goes on"):
+    with pytest.raises(CheckpointError, match=r"could not be written: .*same command continues"):
         launch(config_of(tmp_path, prepared, checkpoint={"retry_s": 0.0}))
 
 
@@ -311,16 +311,16 @@ def test_a_run_folder_of_another_configuration_is_refused(prepared, whole_run):
     other = config.model_copy(update={"optimizer": OptimizerConfig(learning_rate=0.5)})
     with pytest.raises(ConfigError, match=r"optimizer\.learning_rate: 0\.003 there, 0\.5 now"):
         preflight(other)
-    with pytest.raises(ConfigError, match=r"loop\.batch_users: 100 there, 50 now"):
+    with pytest.raises(ConfigError, match=r"train\.batch_users: 100 there, 50 now"):
         preflight(config_of(run, prepared, batch_users=50))
-    with pytest.raises(ConfigError, match=r"loop\.feed: 'resident' there, 'streaming' now"):
+    with pytest.raises(ConfigError, match=r"train\.feed: 'resident' there, 'streaming' now"):
         preflight(config_of(run, prepared, feed="streaming"))
     preflight(config_of(run, prepared, num_epochs=9, num_workers=1, engine={"zero_stage": 3}))
 
 
 def test_pairs_that_make_no_sense_are_refused(prepared, tmp_path):
     config = config_of(tmp_path, prepared)
-    with pytest.raises(ConfigError, match="pairs that make sense"):
+    with pytest.raises(ConfigError, match="valid objectives for"):
         preflight(config.model_copy(update={"objective": MultinomialConfig()}))
     with pytest.raises(ConfigError, match=r"select_by names \['rmse'\]"):
         preflight(config_of(tmp_path, prepared, "mult_vae", select_by=("rmse",)))

@@ -82,7 +82,7 @@ def test_what_products_do_not_tell_is_left_to_a_trial():
     assert found.step_s is None
     assert found.gpu_hours in (None, 0.0)
     assert "doctor" in found.lines()["a step"]
-    with pytest.raises(ConfigError, match="computed at once"):
+    with pytest.raises(ConfigError, match="computed in closed form"):
         estimate(config_of("ml20m_ease"), SIZES)
 
 

@@ -1,1 +1,1 @@
-"""One update, whatever computes it."""
+"""Engines, which make the updates: local, DeepSpeed, item-parallel."""

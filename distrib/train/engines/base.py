@@ -1,4 +1,4 @@
-"""What the loop asks of an engine, and the one-process engine that defines the right answer."""
+"""The interface between the training loop and the engines."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
@@ -21,16 +21,16 @@ class Update(NamedTuple):
     """Of the whole model, over all ranks, before clipping."""
 
     is_applied: bool = True
-    """False where fp16 overflowed and the update was left out."""
+    """False where fp16 overflowed and the update was skipped."""
 
 
 class Engine(Protocol):
-    """One update on the cluster, whatever does it."""
+    """Makes updates, on one process or on many ranks."""
 
     step_module: TrainStep
 
     communication_share: float
-    """Share of the time of an update that goes into waiting for other ranks, as last measured."""
+    """Share of an update's time spent waiting for other ranks, as last measured."""
 
     def train_batch(
         self,
@@ -48,17 +48,17 @@ class Engine(Protocol):
             target: What it should decode.
             rng: The epoch's randomness.
             step: Updates made so far.
-            num_users: Users of the global batch, over all ranks; what losses are a mean over.
+            num_users: Users of the global batch, over all ranks; losses are means over them.
 
         Returns:
             Losses and the size of the gradient.
         """
 
     def begin_epoch(self, epoch: int) -> None:
-        """Let the model get ready; also where training goes on within an epoch."""
+        """Prepare the model for an epoch; also called when training resumes within one."""
 
     def end_epoch(self, epoch: int) -> None:
-        """Let the model take note of an epoch's end; every rank must call."""
+        """Notify the model that an epoch has ended; every rank must call."""
 
     def weights(self) -> dict[str, Tensor]:
         """Return the model's weights, whole, float32, on the CPU; every rank must call."""
@@ -67,7 +67,7 @@ class Engine(Protocol):
         """Yield what this rank must save: over all ranks, everything, once. Views, not copies."""
 
     def facts(self) -> dict[str, Any]:
-        """Return what else is needed to go on, as JSON; equal on all ranks."""
+        """Return what else is needed to continue, as JSON; equal on all ranks."""
 
     def restore(self, saved: SavedState, facts: dict[str, Any]) -> None:
-        """Take up what `pieces` and `facts` gave, of however many ranks; every rank must call."""
+        """Restore `pieces` and `facts` from any number of ranks; every rank must call."""

@@ -1,4 +1,4 @@
-"""Settings of the engine, and which of DeepSpeed's own may be added."""
+"""Settings of the engine, and which DeepSpeed keys a run file may add."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ _OURS = {
     "zero_allow_untested_optimizer": "optimizer.name",
     "zero_force_ds_cpu_optimizer": "engine.offload",
 }
-"""What other settings decide, and which."""
+"""DeepSpeed keys that other settings decide, and those settings."""
 
 _KNOWN = {
     "activation_checkpointing",
@@ -53,8 +53,8 @@ _KNOWN = {
     "wandb",
     "zero_optimization",
 }
-"""Keys that pass through. DeepSpeed ignores what it does not know at the top, without a word; and
-it knows some that would change what the engine does (``compile``, ``sparse_gradients``)."""
+"""Keys that pass through. DeepSpeed silently ignores unknown top-level keys, and some known ones
+would change what the engine does (``compile``, ``sparse_gradients``)."""
 
 _TABLES = {"bf16", "fp16", "zero_optimization"}
 
@@ -68,16 +68,16 @@ def faults_of(extra: Mapping[str, Any]) -> list[str]:
     ]
     for key, value in extra.items():
         if key in _TABLES and not isinstance(value, Mapping):
-            faults.append(f"deepspeed.{key} = {value!r}: this is a table")
+            faults.append(f"deepspeed.{key} = {value!r}: must be a table")
         if key not in _KNOWN and key not in _OURS:
             near = difflib.get_close_matches(key, _KNOWN, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"those that do: {sorted(_KNOWN)}"
-            faults.append(f"deepspeed.{key}: this key does not pass through; {hint}")
+            hint = f"did you mean {near[0]!r}?" if near else f"supported: {sorted(_KNOWN)}"
+            faults.append(f"deepspeed.{key}: this key is not supported; {hint}")
     return faults
 
 
 def _paths(table: Mapping[str, Any]) -> list[str]:
-    """Return all keys, those of tables inside joined by a dot."""
+    """Return all keys; keys of nested tables are joined by dots."""
     inner = [
         f"{k}.{path}" for k, v in table.items() if isinstance(v, Mapping) for path in _paths(v)
     ]
@@ -88,36 +88,35 @@ class EngineConfig(Config):
     """How the engine computes."""
 
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """Of parameters and activations; losses and the optimizer are float32 always."""
+    """Of parameters and activations; losses and the optimizer are always float32."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    """What is spread over ranks: 1 optimizer state, 2 also gradients, 3 also parameters. 0 in fp32
-    on one worker is computed without DeepSpeed."""
+    """What is sharded over ranks: 1 optimizer state, 2 also gradients, 3 also parameters. 0 in fp32
+    on one worker runs without DeepSpeed."""
 
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What DeepSpeed keeps in CPU memory: the optimizer's state, or (stage 3) parameters, too."""
+    """What DeepSpeed keeps in CPU memory: the optimizer's state, or (stage 3) also parameters."""
 
     parallel: Literal["data", "items"] = "data"
-    """``items``: each rank owns a range of items in the last layer, and gathers the users' codes
-    instead of adding up gradients as large as the catalogue. Without ZeRO, and without fp16."""
+    """``items``: each rank owns a range of items in the last layer, and gathers the user embeddings
+    instead of reducing gradients as large as the catalog. Without ZeRO and fp16."""
 
     block_items: PositiveInt = 4096
-    """Items decoded at a time; peak memory grows with it, speed falls when it is small."""
+    """Items per chunk of the last layer; peak memory grows with it, small chunks are slow."""
 
     keep_output_mb: NonNegativeInt = 256
-    """Decoded blocks are kept for the backward pass up to this size, and computed again beyond."""
+    """Decoded chunks are kept for the backward pass up to this size, and recomputed beyond it."""
 
     micro_batch_users: NonNegativeInt = 0
-    """Users of a rank in one forward pass; gradients add up over as many as a batch needs. 0: all
-    at once."""
+    """Users of a rank in one forward pass; gradients accumulate over the batch. 0: all at once."""
 
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Handed to DeepSpeed as it is, e.g. ``zero_optimization.reduce_bucket_size``; what other
-    settings decide is refused."""
+    """Passed to DeepSpeed unchanged, e.g. ``zero_optimization.reduce_bucket_size``; keys that other
+    settings decide are refused."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether one worker alone needs nothing of DeepSpeed; small steps are faster without."""
+        """Whether a single worker can run without DeepSpeed, which is faster for small steps."""
         is_whole = self.parallel == "data" and self.zero_stage == 0 and not self.micro_batch_users
         return is_whole and self.precision == "fp32" and not self.deepspeed
 
@@ -126,22 +125,22 @@ class EngineConfig(Config):
 
         Args:
             use_gpu: Whether workers have GPUs.
-            max_skipped: Updates in a row that may be left out.
-            is_tied: Whether the model's first and last layers are one table.
+            max_skipped: Consecutive updates that may be skipped.
+            is_tied: Whether the model's first and last layers share one table.
         """
         if self.precision == "fp16" and not use_gpu:
             yield (
-                "engine.precision = 'fp16' with train.use_gpu = false: DeepSpeed computes in fp16 "
+                "engine.precision = 'fp16' with train.use_gpu = false: DeepSpeed supports fp16 "
                 "on GPUs (and few CPUs); use bf16 or fp32, or set train.use_gpu = true"
             )
         if max_skipped and self.precision != "fp16":
             yield (
                 f"train.max_skipped = {max_skipped} with engine.precision = {self.precision!r}: "
-                "only fp16 leaves updates out; set it to 0"
+                "only fp16 skips updates; set it to 0"
             )
         if is_tied and self.parallel == "items":
             yield (
-                "engine.parallel = 'items' with a model whose first and last layers are one table; "
+                "engine.parallel = 'items' with a model whose first and last layers share a table; "
                 "set it to 'data'"
             )
 
@@ -162,8 +161,8 @@ class EngineConfig(Config):
             self.precision == "fp16" or self.offload != "none" or self.deepspeed
         ):
             faults.append(
-                "parallel 'items' is computed without DeepSpeed: precision fp16, offload and the "
-                "deepspeed table are not for it; remove them, or set parallel = 'data'"
+                "parallel 'items' runs without DeepSpeed and does not support precision fp16, "
+                "offload or the deepspeed table; remove them, or set parallel = 'data'"
             )
         if faults:
             raise ValueError("; ".join(faults))

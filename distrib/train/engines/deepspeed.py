@@ -36,7 +36,7 @@ _SECTIONS = {
     "bf16": DeepSpeedBF16Config,
     "fp16": DeepSpeedFP16Config,
 }
-_SAMPLE_EVERY = 100  # updates between two whose collectives are timed
+_SAMPLE_EVERY = 100  # updates between two timed ones
 
 
 class DeepSpeedEngine:
@@ -44,7 +44,7 @@ class DeepSpeedEngine:
 
     Gradients are averaged over ranks by DeepSpeed, so each rank's sum is multiplied by the number
     of ranks and divided by the users of the global batch: the mean over users, however they are
-    dealt.
+    sharded.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class DeepSpeedEngine:
         self.communication_share = 0.0
         self._num_batches = 0
         self.num_parts: int = config["gradient_accumulation_steps"]
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints of its memory
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints memory statistics
             self.engine, *_ = deepspeed.initialize(
                 model=step, optimizer=build_optimizer(step.model, optimizer), config=config
             )
@@ -88,7 +88,7 @@ class DeepSpeedEngine:
         step: int,
         num_users: int,
     ) -> Update:
-        """Forward and backward over each part of the batch, then the update; see `Engine`."""
+        """Forward and backward over each micro-batch, then the update; see `Engine`."""
         self._num_batches += 1
         if self.world_size == 1 or self._num_batches % _SAMPLE_EVERY != 2:
             return self._update(inputs, target, rng, step, num_users)
@@ -109,7 +109,7 @@ class DeepSpeedEngine:
             read.split(self.num_parts), wanted.split(self.num_parts), strict=True
         ):
             terms: dict[str, Tensor] = self.engine(part, target_part, rng, step)
-            # DeepSpeed divides by the ranks and by the parts, we by the users.
+            # DeepSpeed averages over ranks and micro-batches; the loss is a mean over users.
             scale = self.world_size * self.num_parts / num_users
             self.engine.backward(total(terms) * scale)
             self.engine.step()
@@ -120,11 +120,11 @@ class DeepSpeedEngine:
         return Update(summed, size, bool(self.engine.was_step_applied()))
 
     def begin_epoch(self, epoch: int) -> None:
-        """Choose the part to train; see `Engine`."""
+        """Select the phase to train; see `Engine`."""
         train_phase(self.engine.optimizer, begin_epoch(self.step_module.model, epoch))
 
     def end_epoch(self, epoch: int) -> None:
-        """Tell the model, whole; see `Engine`."""
+        """Notify the model, with its parameters gathered; see `Engine`."""
         model = self.step_module.model
         with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=self.is_sharded):
             end_epoch(model, epoch)
@@ -145,17 +145,17 @@ class DeepSpeedEngine:
         }
 
     def pieces(self) -> Iterator[StatePiece]:
-        """Yield what ZeRO has laid on this rank; see `Engine`."""
+        """Yield the shards that ZeRO keeps on this rank; see `Engine`."""
         yield from deepspeed_state.pieces(self.engine, self.step_module.model)
         if torch.distributed.get_rank() == 0:
             yield from buffer_pieces(self.step_module.model)
 
     def facts(self) -> dict[str, Any]:
-        """Return the scale of fp16 losses; see `Engine`."""
+        """Return the loss scale of fp16; see `Engine`."""
         return deepspeed_state.loss_scale(self.engine)
 
     def restore(self, saved: SavedState, facts: dict[str, Any]) -> None:
-        """Take up this rank's share; see `Engine`."""
+        """Restore this rank's shards; see `Engine`."""
         deepspeed_state.restore(self.engine, self.step_module.model, saved)
         deepspeed_state.set_loss_scale(self.engine, facts)
         restore_buffers(self.step_module.model, saved)
@@ -169,7 +169,7 @@ def deepspeed_faults(engine: EngineConfig, optimizer: OptimizerConfig) -> list[s
         optimizer: For the rest of the configuration.
 
     Returns:
-        Keys that DeepSpeed does not know, and values that it does not take.
+        Keys that DeepSpeed does not know, and values that it does not accept.
     """
     config = deepspeed_config(engine, optimizer, batch_users=1, world_size=1)
     faults = []
@@ -186,7 +186,7 @@ def deepspeed_faults(engine: EngineConfig, optimizer: OptimizerConfig) -> list[s
 
 @contextlib.contextmanager
 def _timed_communication() -> Iterator[Callable[[], float]]:
-    """Time DeepSpeed's collectives, each of which then waits for its end; yield their sum, s."""
+    """Time DeepSpeed's collectives, made synchronous; yield a function for their sum, s."""
     logger, timers = deepspeed.comm.comm.comms_logger, deepspeed.comm.comm.timers.timers
     before = logger.enabled, logger.prof_all
     logger.comms_dict, logger.enabled, logger.prof_all = {}, True, True

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration from typed fields, and what of it a run file may add."""
+"""DeepSpeed's configuration from typed fields and a run file's additions."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def num_micro_batches(engine: "EngineConfig", *, batch_users: int, world_size: int) -> int:
-    """Return how many forward passes a rank makes of its part of a global batch."""
+    """Return how many forward passes a rank makes over its part of a global batch."""
     share = -(-batch_users // world_size)
     return -(-share // engine.micro_batch_users) if engine.micro_batch_users else 1
 
@@ -19,7 +19,7 @@ def num_micro_batches(engine: "EngineConfig", *, batch_users: int, world_size: i
 def deepspeed_config(
     engine: "EngineConfig", optimizer: "OptimizerConfig", *, batch_users: int, world_size: int
 ) -> dict[str, Any]:
-    """Build DeepSpeed's configuration from typed fields; all values with a trap are written out.
+    """Build DeepSpeed's configuration from typed fields; surprising defaults are set explicitly.
 
     Args:
         engine: Precision, ZeRO stage, accumulation.
@@ -28,7 +28,7 @@ def deepspeed_config(
         world_size: Ranks.
 
     Returns:
-        The configuration as DeepSpeed takes it.
+        DeepSpeed's configuration dictionary.
     """
     steps = num_micro_batches(engine, batch_users=batch_users, world_size=world_size)
     micro = -(-batch_users // (world_size * steps))

@@ -1,8 +1,8 @@
 """Where DeepSpeed's optimizers keep the float32 state of each parameter on this rank.
 
-DeepSpeed's own checkpoints are bound to the number of ranks and to the ZeRO stage. What they hold
-is, in every stage, a stretch of each flattened parameter with the optimizer's state of it; read
-and written as such, a checkpoint of N ranks serves M, and any stage.
+DeepSpeed's own checkpoints are tied to the number of ranks and to the ZeRO stage. In every stage,
+a rank holds a slice of each flattened parameter and its optimizer state; saved as such slices, a
+checkpoint of N ranks loads on M ranks and in any stage.
 """
 
 from collections.abc import Iterator
@@ -30,11 +30,11 @@ class _Held(NamedTuple):
 
 
 def pieces(engine: Any, model: Model) -> Iterator[StatePiece]:
-    """Yield what this rank should save; where all ranks hold all, each saves a share.
+    """Yield what this rank should save; of a replicated parameter, each rank saves a share.
 
     Args:
-        engine: DeepSpeed's.
-        model: Whose parameters it trains.
+        engine: DeepSpeed's engine.
+        model: The model that it trains.
 
     Yields:
         Views of parameters and optimizer state.
@@ -55,12 +55,12 @@ def restore(engine: Any, model: Model, saved: SavedState) -> None:
     """Write a saved state into a fresh engine.
 
     Args:
-        engine: DeepSpeed's, not trained yet.
-        model: Whose parameters it trains.
+        engine: DeepSpeed's engine, not trained yet.
+        model: The model that it trains.
         saved: The pieces of all ranks.
 
     Raises:
-        CheckpointError: A parameter is not there.
+        CheckpointError: A parameter is missing.
     """
     inner = _inner(engine)
     for held in _held(engine, model):
@@ -71,7 +71,7 @@ def restore(engine: Any, model: Model, saved: SavedState) -> None:
 
 
 def _gather_persistent(engine: Any) -> None:
-    """Bring small parameters, which stage 3 keeps whole on every rank, to what the parts hold."""
+    """Update small parameters, which stage 3 keeps whole on every rank, from their partitions."""
     persistent = getattr(engine.optimizer, "persistent_parameters", [])
     if persistent:
         persistent[0].partition(persistent)
@@ -79,7 +79,7 @@ def _gather_persistent(engine: Any) -> None:
 
 
 def _refresh(held: _Held, saved: SavedState) -> None:
-    """Bring the parameter that computes, in whatever precision, to its float32 value."""
+    """Copy the saved float32 value into the parameter used for compute, in its precision."""
     parameter = held.parameter
     if hasattr(parameter, "ds_tensor"):
         start, _, length = held.stretch
@@ -91,12 +91,12 @@ def _refresh(held: _Held, saved: SavedState) -> None:
 
 
 def set_to_zero(engine: Any, model: Model, names: set[str]) -> None:
-    """Set parameters to 0 where they are updated and where they compute.
+    """Set parameters to 0, both the float32 masters and the copies used for compute.
 
     Args:
-        engine: DeepSpeed's.
-        model: Whose parameters it trains.
-        names: Of the parameters.
+        engine: DeepSpeed's engine.
+        model: The model that it trains.
+        names: Names of the parameters.
     """
     for held in _held(engine, model):
         if held.name in names:
@@ -115,7 +115,7 @@ def loss_scale(engine: Any) -> dict[str, Any]:
 
 
 def set_loss_scale(engine: Any, facts: dict[str, Any]) -> None:
-    """Take up what `loss_scale` returned."""
+    """Restore what `loss_scale` returned."""
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     for key in _SCALER:
         if key in facts and hasattr(scaler, key):
@@ -155,7 +155,7 @@ def _held_in_stage_1_or_2(optimizer: Any, parameter: Any) -> tuple[Tensor, Stret
         else optimizer.single_partition_of_fp32_groups
     )
     mapping = parameter._hp_mapping
-    if mapping is None:  # all of it lies on other ranks
+    if mapping is None:  # other ranks hold all of it
         return flats[0], (0, 0, 0)
     place, held = mapping.lp_fragment_address, mapping.hp_fragment_address
     return flats[mapping.param_group_index], (place.start, held.start, held.numel)

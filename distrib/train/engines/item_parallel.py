@@ -1,7 +1,7 @@
 """The engine for many items: each rank owns a range of them, in the first layer and the last.
 
-Data parallelism adds up gradients as large as the catalogue in every step. Here ranks exchange what
-is as large as the batch: the users' codes, and the gradient rows of items that were met.
+Data parallelism reduces gradients as large as the catalog in every step. Here gradients travel only
+for the batch: those of the user states, and rows of the items in its histories.
 """
 
 import time
@@ -31,16 +31,16 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class _Part(NamedTuple):
-    """A parameter, and the float32 copy of what this rank updates of it."""
+    """A parameter, and the float32 master of the part that this rank updates."""
 
     parameter: nn.Parameter
     master: nn.Parameter
     start: int
-    """Place of the master's first element in the flat parameter."""
+    """Offset of the master's first element in the flat parameter."""
 
 
 class _Shard(NamedTuple):
-    """See `ItemShard`; the items of this rank are those from ``low`` to ``high``."""
+    """See `ItemShard`; this rank owns the items from ``low`` to ``high``, exclusive."""
 
     target: Batch
     low: int
@@ -64,10 +64,10 @@ class _Shard(NamedTuple):
 class ItemEngine:
     """See `Engine`. torch.distributed must be up; every rank makes one and calls all methods.
 
-    Tables that `decode_rows` reads are cut: a rank keeps and updates its own range of items, and
-    decodes it for all users of the global batch. Tables that `encode` reads stay whole on every
-    rank, in the precision that computes; gradient rows of the items met go to the rank that owns
-    them, which updates its range and sends it to all. The rest is small and added up.
+    Tables that `decode_rows` reads are sharded: a rank keeps and updates its own range of items,
+    and decodes it for all users of the global batch. Tables that `encode` reads are replicated in
+    the precision of compute; their gradient rows go to the rank that owns the item, which updates
+    its range and sends it to all. Other parameters are small, and their gradients are all-reduced.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class ItemEngine:
             )
         self.communication_share = 0.0
         self._kept: dict[int, Tensor] = {}
-        """Gradients of the parts of a batch so far, float32, by parameter."""
+        """Gradients of the micro-batches so far, float32, by parameter."""
 
         self.dtype = _DTYPES[engine.precision]
         self.output: dict[str, _Part] = {}
@@ -111,6 +111,7 @@ class ItemEngine:
             place = self.output if name in output else self.read if name in read else self.small
             place[name] = part
             masters[id(parameter)] = part.master
+            # Decoder tables in the module shrink to this rank's rows: `decode_rows` sees no others.
             held = part.master if name in output else parameter
             parameter.data = held.detach().to(device, self.dtype, copy=True)
         self.optimizer = optimizer_of(
@@ -137,8 +138,8 @@ class ItemEngine:
         step: int,
         num_users: int,
     ) -> Update:
-        """Forward and backward over each part of the batch, then the update; see `Engine`."""
-        assert isinstance(inputs, Batch)  # blocks are refused before any worker starts
+        """Forward and backward over each micro-batch, then the update; see `Engine`."""
+        assert isinstance(inputs, Batch)  # tiles are refused before any worker starts
         assert isinstance(target, Batch)
         read = inputs.to(self.device)
         wanted = read if target is inputs else target.to(self.device)
@@ -176,12 +177,14 @@ class ItemEngine:
     ) -> dict[str, Tensor]:
         """Add to the gradients; return the loss terms of this rank's own users.
 
-        Every rank computes the loss of all users, complete over the items of all ranks, of which
-        its gradient reaches the own items only. So the ranks' gradients of the last layer do not
-        overlap, and those of the users' latents add up in `_Gathered`.
+        Every rank computes the loss of all users over the items of all ranks, but its gradient
+        covers its own items only. So the ranks' gradients of the last layer do not overlap, and
+        those of the user states are summed over ranks in `_Gathered`.
         """
         step_module, model = self.step_module, self.step_module.model
         users = model.encode(inputs, rng)
+        # Ranks exchange targets and user states here, then what the loss accumulates over the items
+        # of each rank (`_Shard.gather`). The outputs for items, by far larger, stay local.
         everyone, sizes = gathered_batch(target)
         first = sum(sizes[: self.rank])
         own = slice(first, first + sizes[self.rank])
@@ -193,17 +196,18 @@ class ItemEngine:
         context = step_module.context(rng, step)._replace(shard=shard)
         terms_TB = step_module.objective(model, all_users, mine, context)
         loss = terms_TB.sum() / num_users
+        # All ranks hold the same terms: reporting own users only counts each user once.
         sums = terms_TB[:, own].sum(1).detach()
         terms = dict(zip(step_module.objective.terms, sums.unbind(), strict=True))
         kl = step_module.weighted_kl(users, step)
-        if kl is not None:
+        if kl is not None:  # of own users only, so the sum over ranks counts it once, too
             loss = loss + kl / num_users
             terms["divergence"] = kl.detach()
         loss.backward()
         return terms
 
     def _keep_gradients(self) -> None:
-        """Add the gradients of a part of the batch to those before, in float32."""
+        """Accumulate the gradients of a micro-batch in float32."""
         if self.num_parts == 1:
             return
         for owned in self._parts():
@@ -213,18 +217,21 @@ class ItemEngine:
             owned.parameter.grad = None
 
     def _summed(self, owned: _Part) -> Tensor:
-        """Return the gradient of all parts of the batch."""
+        """Return the gradient over all micro-batches."""
         if self.num_parts == 1:
             return _gradient(owned.parameter)
         return self._kept[id(owned.parameter)]
 
     def _collect(self, item_N: Tensor) -> None:
-        """Bring to each master the gradient of all ranks."""
+        """Give each master its gradient over all ranks."""
+        # No exchange: this rank decoded its items for all users, so their gradient is complete.
         for part in self.output.values():
             part.master.grad = self._summed(part).float()
+        # `encode` reads rows of the items in the histories; all other gradient rows are 0.
         met_U = torch.unique(item_N)
         for part in self.read.values():
             part.master.grad = self._rows_of_owner(self._summed(part), met_U)
+        # Partial on each rank: from own users in the encoder, from own items in the decoder.
         if self.small:
             flat = torch.cat([self._summed(p).float().view(-1) for p in self.small.values()])
             _wait(dist.all_reduce, flat)
@@ -233,7 +240,8 @@ class ItemEngine:
                 part.master.grad = cut.view(part.master.shape)
 
     def _rows_of_owner(self, gradient: Tensor, met_U: Tensor) -> Tensor:
-        """Send the rows of the items met to their owners; return the sum for the own range."""
+        """Send gradient rows to the owners of the items; return the sum for this rank's range."""
+        # met_U is sorted and ranges are contiguous: the rows for each owner are one slice.
         bounds = torch.arange(self.world_size + 1, device=met_U.device) * self.chunk
         sent = torch.searchsorted(met_U, bounds).diff()
         received = torch.empty_like(sent)
@@ -245,10 +253,11 @@ class ItemEngine:
         _wait(dist.all_to_all_single, item_R, met_U, *sizes)
         _wait(dist.all_to_all_single, row_R, rows, *sizes)
         result = torch.zeros(self.high - self.low, *rows.shape[1:], device=rows.device)
+        # An item in the histories of several ranks arrives once from each of them.
         return result.index_add_(0, item_R - self.low, row_R.float())
 
     def _norm(self) -> Tensor:
-        """Return the norm of the whole gradient; every part of it is on one rank, or on all."""
+        """Return the norm of the full gradient; each part of it is on one rank, or on all."""
         cut = [part.master.grad for parts in (self.output, self.read) for part in parts.values()]
         squares = torch.stack([_square(gradient) for gradient in cut]).sum()
         _wait(dist.all_reduce, squares)
@@ -256,7 +265,8 @@ class ItemEngine:
         return (squares + sum(whole)).sqrt()
 
     def _publish(self) -> None:
-        """Bring the parameters that compute to the masters' values."""
+        """Copy the masters into the parameters used for compute."""
+        # Small masters saw equal gradients on all ranks; only encoder tables have to be gathered.
         for part in (*self.output.values(), *self.small.values()):
             part.parameter.data.copy_(part.master.data.view(part.parameter.shape))
         for part in self.read.values():
@@ -269,11 +279,11 @@ class ItemEngine:
         return torch.cat(_of_all(padded))[: self.item_count]
 
     def begin_epoch(self, epoch: int) -> None:
-        """Choose the part to train; see `Engine`."""
+        """Select the phase to train; see `Engine`."""
         train_phase(self.optimizer, begin_epoch(self.step_module.model, epoch))
 
     def end_epoch(self, epoch: int) -> None:
-        """Tell the model; see `Engine`."""
+        """Notify the model; see `Engine`."""
         end_epoch(self.step_module.model, epoch)
 
     def weights(self) -> dict[str, Tensor]:
@@ -286,7 +296,7 @@ class ItemEngine:
         return {name: found[name].detach().cpu().clone() for name in model.state_dict()}
 
     def pieces(self) -> Iterator[StatePiece]:
-        """Yield the own ranges, and a share of the rest; see `Engine`."""
+        """Yield this rank's ranges, and a share of the small parameters; see `Engine`."""
         for parts in (self.output, self.read):
             for name, part in parts.items():
                 if part.master.numel():
@@ -304,7 +314,7 @@ class ItemEngine:
         return {}
 
     def restore(self, saved: SavedState, facts: dict[str, Any]) -> None:
-        """Take up the own ranges and the rest; see `Engine`."""
+        """Restore this rank's ranges and all small parameters; see `Engine`."""
         del facts
         for parts in (self.output, self.read, self.small):
             for name, part in parts.items():
@@ -320,7 +330,7 @@ class ItemEngine:
 
 
 def gathered_batch(mine: Batch) -> tuple[Batch, list[int]]:
-    """Return the users of all ranks in the order of ranks, and how many are each rank's."""
+    """Return the users of all ranks in the order of ranks, and how many each rank has."""
     lengths = torch.tensor([mine.num_users, len(mine.item_N)], device=mine.item_N.device)
     counts = torch.stack(_of_all(lengths)).tolist()
     users, cells = [count[0] for count in counts], [count[1] for count in counts]
@@ -333,7 +343,7 @@ def gathered_batch(mine: Batch) -> tuple[Batch, list[int]]:
 
 
 class _Gathered(torch.autograd.Function):
-    """Rows of all ranks; the gradient of a row is the sum of what all ranks make of it."""
+    """Rows of all ranks; the gradient of a row is the sum of its gradients on all ranks."""
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -342,6 +352,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # Each rank's gradient covers the loss over its own items: the sum covers all items.
         summed = gradient.float()
         _wait(dist.all_reduce, summed)
         first = sum(ctx.sizes[: dist.get_rank()])
@@ -365,11 +376,11 @@ def _of_all(mine: Tensor) -> list[Tensor]:
 
 
 _waited: list[float] = []
-"""Seconds of each collective of the update under way."""
+"""Seconds of each collective of the current update."""
 
 
 def _wait(collective: Callable[..., Any], *arguments: Any) -> None:
-    """Run a collective and note how long it took; on a GPU that is only its start."""
+    """Run a collective and note how long it took; on a GPU that is only its launch."""
     started_s = time.perf_counter()
     collective(*arguments)
     _waited.append(time.perf_counter() - started_s)

@@ -1,4 +1,4 @@
-"""The one-process engine, which defines the right answer."""
+"""The single-process engine, the reference for all others."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +17,7 @@ from distrib.train.step import TrainStep, total
 
 
 class LocalEngine:
-    """One process, plain torch, float32: the reference that every other engine must equal."""
+    """One process, plain torch, float32: the reference that every other engine must match."""
 
     def __init__(
         self, step: TrainStep, config: OptimizerConfig, device: torch.device | str = "cpu"
@@ -52,11 +52,11 @@ class LocalEngine:
         return Update({name: term.detach() for name, term in terms.items()}, norm)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Choose the part to train; see `Engine`."""
+        """Select the phase to train; see `Engine`."""
         train_phase(self.optimizer, begin_epoch(self.step_module.model, epoch))
 
     def end_epoch(self, epoch: int) -> None:
-        """Tell the model; see `Engine`."""
+        """Notify the model; see `Engine`."""
         end_epoch(self.step_module.model, epoch)
 
     def weights(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Stretches of parameters and optimizer state, out of an engine and back."""
+"""Slices of parameters and optimizer state: saved from an engine and restored into it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,19 +10,19 @@ from distrib.checkpoint.state import VALUE, SavedState, StatePiece
 from distrib.models.base import Model
 
 Stretch = tuple[int, int, int]
-"""Place of a stretch in the flat parameter, its place in the tensor that holds it, its length."""
+"""Start of a slice in the flat parameter, its start in the tensor that holds it, its length."""
 
 
 def piece_of(
     optimizer: torch.optim.Optimizer, name: str, held: Tensor, stretch: Stretch
 ) -> StatePiece:
-    """Describe a stretch of a parameter by the tensor that the optimizer updates.
+    """Describe a slice of a parameter, given the tensor that the optimizer updates.
 
     Args:
-        optimizer: Plain torch; keeps its state by tensor.
-        name: Of the parameter in the model.
-        held: float32; holds the stretch, and maybe those of other parameters.
-        stretch: Which part.
+        optimizer: A plain torch optimizer, which keys its state by tensor.
+        name: Name of the parameter in the model.
+        held: float32; holds the slice, and maybe slices of other parameters.
+        stretch: Which slice.
 
     Returns:
         Views of its value and of the optimizer's state.
@@ -41,7 +41,7 @@ def piece_of(
 def take_up(
     optimizer: torch.optim.Optimizer, saved: SavedState, name: str, held: Tensor, stretch: Stretch
 ) -> None:
-    """Write a saved stretch into the tensor that the optimizer updates; see `piece_of`."""
+    """Write a saved slice into the tensor that the optimizer updates; see `piece_of`."""
     start, offset, length = stretch
     state = optimizer.state[held]
     for kind in [VALUE, *saved.kinds(name)]:
@@ -60,13 +60,13 @@ def _is_like(value: Any, held: Tensor) -> bool:
 
 
 def buffer_pieces(model: Model) -> Iterator[StatePiece]:
-    """Yield what the model remembers besides its parameters."""
+    """Yield the buffers of the model, each whole."""
     for name, buffer in model.named_buffers():
         yield StatePiece(name, 0, {VALUE: buffer.detach().float().reshape(-1)}, {})
 
 
 def restore_buffers(model: Model, saved: SavedState) -> None:
-    """Take up what `buffer_pieces` yielded."""
+    """Restore what `buffer_pieces` yielded."""
     for name, buffer in model.named_buffers():
         value = saved.read(name, VALUE, 0, buffer.numel())
         buffer.copy_(value.view(buffer.shape))

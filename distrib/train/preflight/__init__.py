@@ -1,1 +1,1 @@
-"""What can be known before any worker starts."""
+"""Checks and estimates before any worker starts."""

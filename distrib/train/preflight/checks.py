@@ -1,6 +1,6 @@
-"""All that can be refused before any worker starts, all faults at once.
+"""Checks before any worker starts; all faults are reported at once.
 
-Schemes, the engine and the objective bring their own rules; what is here concerns several of them.
+Schemes, the engine and the objective bring their own rules; those here concern several of them.
 """
 
 import importlib.util
@@ -23,10 +23,10 @@ OBJECTIVES = get_args(get_args(ObjectiveConfig)[0])
 
 
 def preflight(run: TrainingRun) -> Dataset:
-    """Check all that can be known before any worker is started.
+    """Check a run before any worker starts.
 
     Args:
-        run: What is to be trained.
+        run: The run to train.
 
     Returns:
         The prepared data.
@@ -42,7 +42,7 @@ def preflight(run: TrainingRun) -> Dataset:
     except DataError as error:
         raise_all([*faults, error])
         raise
-    if not faults:  # a folder of another run was compared without the data already
+    if not faults:  # `run_faults` compares the folder already, but without the data's hash
         faults += [ConfigError(fault) for fault in identity_faults(run, dataset.hash)]
     faults += [ConfigError(fault) for fault in data_faults(run, dataset)]
     raise_all(faults)
@@ -50,7 +50,7 @@ def preflight(run: TrainingRun) -> Dataset:
 
 
 def _trainable(prepared: str) -> Dataset:
-    """Open prepared data that has someone to train on."""
+    """Open prepared data; refuse it without training users."""
     dataset = Dataset.open(prepared)
     if dataset.manifest.counts.training_users == 0:
         raise DataError(
@@ -63,7 +63,7 @@ def check_run(run: TrainingRun) -> None:
     """Check what only the run file decides.
 
     Args:
-        run: What is to be trained.
+        run: The run to train.
 
     Raises:
         ConfigError: See `preflight`.
@@ -93,24 +93,24 @@ def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
     scheme, faults = scheme_of(spec), []
     if train.patience and not manifest.num_valid:
         faults.append(
-            f"train.patience = {train.patience}, but the data hold nothing to validate on; set it "
-            "to 0, or prepare with another split"
+            f"train.patience = {train.patience}, but the data have no validation users; set it "
+            "to 0, or prepare with another data.split"
         )
     if spec.output == "ratings" and len(manifest.levels) == 1:
         faults.append(
-            f"model {run.model.name!r} gives ratings, but {run.prepared} holds interactions "
-            "without any; choose a model of interactions, or a log with ratings"
+            f"model {run.model.name!r} predicts ratings, but {run.prepared} holds interactions "
+            "without ratings; choose a model for interactions, or a log with ratings"
         )
     if scheme.reads != "users" and manifest.item_histories is None:
         faults.append(
             f"model {run.model.name!r} reads histories of items, which {run.prepared} lacks; set "
-            "data.item_histories = true and prepare the data again"
+            "data.item_histories = true and run prepare again"
         )
     has_user_rows = spec.has_user_rows or (scheme.is_iterative and not scheme.can_warm_start)
     if train.warm_start and has_user_rows:
         faults.append(
             f"train.warm_start with model {run.model.name!r}: it has parameters for each user, "
-            "which mean nothing on other data; remove it"
+            "which do not transfer to other data; remove it"
         )
     elif train.warm_start and scheme.is_iterative:
         earlier = load_bundle(Folder(train.warm_start) / BUNDLE)
@@ -126,14 +126,14 @@ def _selection_faults(run: TrainingRun) -> Iterator[str]:
     unknown = [name for name in run.selection if name not in known]
     if unknown:
         yield (
-            f"train.select_by names {unknown}, which are not measured; known are {sorted(known)}"
+            f"train.select_by names {unknown}, which are not measured; available: {sorted(known)}"
         )
 
 
 def _objective_faults(run: TrainingRun) -> Iterator[str]:
-    """Refuse an objective that takes what the model does not give."""
+    """Refuse an objective that does not fit the output of the model."""
     model, spec, objective = run.model, run.model.spec, run.objective
-    assert objective is not None  # of every model that an engine trains
+    assert objective is not None  # every model that an engine trains has one
     fits = [
         kind.model_fields["name"].default
         for kind in OBJECTIVES
@@ -141,14 +141,14 @@ def _objective_faults(run: TrainingRun) -> Iterator[str]:
     ]
     if objective.name not in fits:
         yield (
-            f"model {model.name!r} gives {spec.output}, but objective {objective.name!r} takes "
-            f"{'codes of tied weights' if objective.needs_tied else objective.accepts}; pairs that "
-            f"make sense: {model.name} with {' or '.join(sorted(fits))}"
+            f"model {model.name!r} outputs {spec.output}, but objective {objective.name!r} takes "
+            f"{'embeddings of tied weights' if objective.needs_tied else objective.accepts}; valid "
+            f"objectives for {model.name}: {' or '.join(sorted(fits))}"
         )
 
 
 def _package_faults(run: TrainingRun) -> Iterator[str]:
-    """Refuse what is wanted but not installed."""
+    """Refuse trackers that are enabled but not installed."""
     wanted = {"tensorboard": run.train.tensorboard, "mlflow": bool(run.train.mlflow)}
     for name, is_wanted in wanted.items():
         if is_wanted and importlib.util.find_spec(name) is None:
@@ -159,13 +159,13 @@ def _package_faults(run: TrainingRun) -> Iterator[str]:
 
 
 def require_room(run: TrainingRun) -> None:
-    """Wait for nodes that may still come; refuse what the cluster does not hold then.
+    """Wait for nodes that may still join; then refuse what the cluster cannot hold.
 
     Args:
-        run: What is to be trained.
+        run: The run to train.
 
     Raises:
-        ConfigError: There is too little of something; Ray would wait for ever.
+        ConfigError: The cluster lacks resources; Ray would wait forever.
     """
     train = run.train
     worker = {"CPU": float(train.cpus_per_worker)} | ({"GPU": 1.0} if train.use_gpu else {})

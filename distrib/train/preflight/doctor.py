@@ -1,4 +1,4 @@
-"""Looks at cluster and run file before any expensive minute: can it train, at what cost?"""
+"""Checks cluster and run file before training: can it train, and at what cost?"""
 
 import importlib.metadata
 import os
@@ -44,7 +44,7 @@ _GB = 2**30
 
 
 class NodeFacts(Record):
-    """What a node says of itself."""
+    """What a node reports about itself."""
 
     node: str
     python: str
@@ -74,22 +74,22 @@ def examine(config: TrainingRun) -> Report:
     """Check every node, and estimate memory and time of the run.
 
     Every node writes a file into the run folder, reads those of all others, and removes its own:
-    a folder that is not shared shows itself here rather than at the first checkpoint. A worker
-    makes a few updates on real histories, alone.
+    a folder that is not shared fails here rather than at the first checkpoint. A single worker
+    makes a few updates on real histories.
 
     Args:
         config: The run.
 
     Returns:
-        What every node says, and the estimate.
+        What every node reports, and the estimate.
 
     Raises:
-        ConfigError: Something will not work, all faults at once; or nothing is trained by steps.
+        ConfigError: Something will not work, all faults at once; or the model is closed-form.
     """
     dataset = preflight(config)
     if not scheme_of(config.model.spec).is_iterative:
         raise ConfigError(
-            f"model {config.model.name!r} is computed at once; there are no updates to try"
+            f"model {config.model.name!r} is computed in closed form; there are no updates to try"
         )
     require_room(config)
     config = config.absolute()
@@ -104,7 +104,7 @@ def examine(config: TrainingRun) -> Report:
 
 
 def _nodes(config: TrainingRun) -> tuple[list[NodeFacts], list[str]]:
-    """Ask every living node about itself and the run folder."""
+    """Collect the facts of every live node, and check the run folder from each."""
     token = uuid.uuid4().hex[:8]
     alive = [node for node in ray.nodes() if node["Alive"]]
     names = [f"_doctor-{token}-{node['NodeID'][:8]}" for node in alive]
@@ -122,7 +122,7 @@ def _nodes(config: TrainingRun) -> tuple[list[NodeFacts], list[str]]:
 
 
 def _on_every(task: Any, nodes: list[Any]) -> Any:
-    """Return what runs a function once on each node, with arguments for each."""
+    """Return a function that runs ``task`` once on each node, with arguments for each."""
     there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
 
     def run(arguments: list[tuple[Any, ...]]) -> list[Any]:
@@ -203,7 +203,7 @@ def _show_nodes(nodes: list[NodeFacts]) -> None:
 
 
 def _estimate(config: TrainingRun, dataset: Dataset) -> dict[str, str | int]:
-    """Make some updates with a worker's resources, and reckon from them."""
+    """Make some updates with a worker's resources, and extrapolate from them."""
     train = config.train
     workers = train.max_workers
     resources = {"num_cpus": train.cpus_per_worker, "num_gpus": int(train.use_gpu)}
@@ -236,14 +236,14 @@ def _estimate(config: TrainingRun, dataset: Dataset) -> dict[str, str | int]:
         "seconds a step, without communication": f"{measured['step_s']:.3f}",
         "steps an epoch": steps,
         "epoch": f"{steps * measured['step_s']:.0f} s",
-        f"{train.num_epochs} epochs": f"{minutes:.1f} min and validation",
+        f"{train.num_epochs} epochs": f"{minutes:.1f} min, plus validation",
         "checkpoint": f"{checkpoint_bytes(config, measured['parameters']) / _GB:.2f} GB, "
         f"{train.checkpoint.keep} kept",
     }
 
 
 def _tried(config_json: str, dataset: Dataset, workers: int) -> dict[str, float]:
-    """Make a few updates of a worker's share of a batch, alone, in a process that ends after."""
+    """Time a few updates on one worker's share of a batch, in a process of its own."""
     config = TrainingRun.model_validate_json(config_json)
     device = torch.device("cuda" if config.train.use_gpu else "cpu")
     with tempfile.TemporaryDirectory() as folder:
@@ -281,7 +281,7 @@ def _some_rows(dataset: Dataset, reads: Reads) -> HistoryArrays:
         rows = dataset.training(entry)
         if rows.num_users:
             return rows
-    raise DataError(f"{dataset.folder}: no shard has a training user; prepare the data again")
+    raise DataError(f"{dataset.folder}: no shard has a training user; run prepare again")
 
 
 def _peak_bytes() -> int:

@@ -1,8 +1,8 @@
-"""What a run will need, reckoned from its run file and sizes alone: no data, no cluster.
+"""Estimates what a run needs from its run file and sizes alone: no data, no cluster.
 
 Memory is counted tensor by tensor. Time comes from the floating-point operations of a real step,
-traced at a small size and scaled up, over what a worker is assumed to reach, and from the gradients
-that cross an assumed network; `distrib.train.doctor` measures where there is a cluster.
+traced at a small size and scaled up, at the speed a worker is assumed to reach, plus gradients sent
+over an assumed network; `distrib.train.preflight.doctor` measures where there is a cluster.
 """
 
 from collections.abc import Mapping
@@ -28,13 +28,13 @@ from distrib.vocabulary import Vocabulary
 _GB = 2**30
 _MOMENTS = {"adamw": 2, "adam": 2, "nadam": 2, "adagrad": 1, "sgd": 1}
 _PROCESS_GB = {False: 0.7, True: 3.0}
-"""Of a worker before it holds anything of ours, without and with a CUDA context."""
+"""Memory of a worker before it holds data or a model, without and with a CUDA context."""
 
 _TRACED_ROWS, _TRACED_COLUMNS, _TRACED_HISTORY = (16, 32), (256, 512), 8
-_FORWARD_SHARE = 3  # a forward pass is so much of a step
+_FORWARD_SHARE = 3  # a step costs as much as this many forward passes
 _LEAST_TOLD = 0.01
 _COPIES_OF_BLOCK = 3
-"""Scores of a block, their loss and their gradient."""
+"""Scores of a chunk, their loss and their gradient."""
 
 GPUS: Mapping[str, tuple[float, float]] = {
     "t4": (65e12, 15.0),
@@ -45,12 +45,12 @@ GPUS: Mapping[str, tuple[float, float]] = {
     "h100": (989e12, 79.0),
     "h200": (989e12, 140.0),
 }
-"""Dense 16-bit FLOP/s by the data sheet, and GB of memory."""
+"""Dense 16-bit FLOP/s from the data sheet, and GB of memory."""
 
 _SHARE_OF_PEAK = 0.25
 _FP32_SHARE = 0.125
 _NETWORK = {False: 1.25e9, True: 12.5e9}
-"""Bytes a second that a worker sends and receives, without and with a GPU: 10 and 100 Gbit/s."""
+"""Bytes per second that a worker sends and receives, without and with GPU: 10 and 100 Gbit/s."""
 
 _FLOPS_OF_CORE = {"fp32": 35e9, "bf16": 100e9, "fp16": 35e9}
 
@@ -70,7 +70,7 @@ class Estimate(NamedTuple):
     """Of each worker: model, gradients and optimizer."""
 
     worker_gb: float
-    """Of each worker, all in all; of the GPU where there is one."""
+    """Of each worker, in total; of the GPU where there is one."""
 
     checkpoint_gb: float
     bundle_gb: float
@@ -78,7 +78,7 @@ class Estimate(NamedTuple):
     """Of an epoch."""
 
     step_s: float | None
-    """None where only a trial tells."""
+    """None where it has to be measured."""
 
     train_hours: float | None
     gpu_hours: float | None
@@ -109,25 +109,25 @@ def _read(value: float | None, unit: str) -> str:
 
 
 def estimate(config: TrainingRun, sizes: Sizes, gpu: str = "h100") -> Estimate:
-    """Reckon what a run needs; validation and reading are not in the hours.
+    """Estimate what a run needs; the hours exclude validation and reading.
 
     Args:
-        config: The run; models that are computed at once have no steps.
+        config: The run; closed-form models have no steps.
         sizes: Of its log.
-        gpu: Which of `GPUS`, where the run wants any.
+        gpu: Which of `GPUS`, where the run uses any.
 
     Returns:
         The estimate.
 
     Raises:
-        ConfigError: The model is computed at once, a size is 0, or the GPU is not known.
+        ConfigError: The model is closed-form, a size is 0, or the GPU is unknown.
     """
     scheme = scheme_of(config.model.spec)
     small = [name for name, size in sizes._asdict().items() if size < 1]
     if small:
         raise ConfigError(f"sizes: {', '.join(small)} must be 1 or more")
     if config.train.use_gpu and gpu not in GPUS:
-        raise ConfigError(f"gpu {gpu!r}: not known; one of {', '.join(GPUS)}")
+        raise ConfigError(f"gpu {gpu!r}: unknown; use one of {', '.join(GPUS)}")
     steps, train = scheme.steps_per_epoch(config, sizes), config.train
     workers = train.max_workers
     parameters, of_items = _parameters(config, sizes)
@@ -136,7 +136,7 @@ def estimate(config: TrainingRun, sizes: Sizes, gpu: str = "h100") -> Estimate:
     share = -(-train.batch_users // workers)
     flops, reached = _step_flops(config, share, columns), _reached(config, gpu)
     sent = parameters
-    if config.engine.parallel == "items":  # of rows of items, those met in the first layer
+    if config.engine.parallel == "items":  # of item rows, those that occur in the batch
         met = train.batch_users * sizes.interactions / sizes.users / sizes.items
         sent += round(of_items * (min(1.0, met) / 2 - 1))
     step_s = None if flops is None else flops / reached + _sending_s(config, sent)
@@ -157,7 +157,7 @@ def estimate(config: TrainingRun, sizes: Sizes, gpu: str = "h100") -> Estimate:
 
 
 def state_bytes(config: TrainingRun, parameters: int, workers: int) -> int:
-    """Return what a worker holds besides activations."""
+    """Return the bytes of a worker's parameters, gradients and optimizer state."""
     engine, half = config.engine, 4 if config.engine.precision == "fp32" else 2
     is_spread = [engine.parallel == "items" or engine.zero_stage >= stage for stage in (1, 2, 3)]
     optimizer = 4 * (1 + _MOMENTS[config.optimizer.name])
@@ -175,7 +175,7 @@ def checkpoint_bytes(config: TrainingRun, parameters: int) -> int:
 
 
 def _histories_bytes(sizes: Sizes) -> int:
-    users = 2 * BYTES_PER_USER * sizes.users  # read, and asked in validation
+    users = 2 * BYTES_PER_USER * sizes.users  # for training, and for validation
     return BYTES_PER_INTERACTION * sizes.interactions + users
 
 
@@ -184,14 +184,14 @@ def _hours(amount: float, a_second: float = 1.0) -> float:
 
 
 def _sending_s(config: TrainingRun, parameters: int) -> float:
-    """Return the time in which gradients are added up over all workers, there and back."""
+    """Return the seconds of an all-reduce of the gradients over all workers."""
     workers, size = config.train.max_workers, 4 if config.engine.precision == "fp32" else 2
     passed = 2 * (workers - 1) / workers * parameters * size
     return passed / _NETWORK[config.train.use_gpu]
 
 
 def _parameters(config: TrainingRun, sizes: Sizes) -> tuple[int, int]:
-    """Count parameters, all and those of items, at small sizes; follow the straight lines up."""
+    """Count parameters, in total and of items, at small sizes; extrapolate linearly."""
     low, high = _TRACED_COLUMNS
 
     def count(items: int, users: int) -> int:
@@ -206,11 +206,11 @@ def _parameters(config: TrainingRun, sizes: Sizes) -> tuple[int, int]:
 
 
 def _step_flops(config: TrainingRun, rows: int, columns: int) -> float | None:
-    """Return the operations of an update of so many rows, from traces that grow both ways.
+    """Return the FLOPs of an update, extrapolated from traces in rows and columns.
 
-    None where products are not what takes the time: rows of both sides, ratings decoded one by one.
+    None where matrix products do not dominate: two-sided models, and pairs decoded one by one.
     """
-    assert config.objective is not None  # of every model that learns by steps
+    assert config.objective is not None  # every iterative model has one
     objective: Any = config.objective.build(_small(*_TRACED_COLUMNS).catalog)
     if scheme_of(config.model.spec).reads == "both" or objective.decodes_pairs:
         return None
@@ -226,7 +226,7 @@ def _step_flops(config: TrainingRun, rows: int, columns: int) -> float | None:
 
 
 def _traced(config: TrainingRun, rows: int, columns: int) -> float:
-    """Count the operations of a real update of a few rows."""
+    """Count the FLOPs of a real update of a few rows."""
     scheme = scheme_of(config.model.spec)
     vocabulary = _small(*((rows, columns) if scheme.reads == "items" else (columns, rows)))
     model = scheme.build(config.model, vocabulary)
@@ -255,14 +255,14 @@ def _some_histories(rows: int, columns: int) -> HistoryArrays:
 
 
 def _small(items: int, users: int) -> Vocabulary:
-    """Return a catalogue of five levels on which nothing was learnt."""
+    """Return a vocabulary of five levels with one interaction for each item and level."""
     levels = (1.0, 2.0, 3.0, 4.0, 5.0)
     counts = np.ones((items, len(levels)), dtype=np.int64)
     return Vocabulary(pa.array(range(items)), levels, counts, users, users)
 
 
 def _work_gb(config: TrainingRun, sizes: Sizes, columns: int, share: int) -> float:
-    """Return what the scores of a worker's share of a batch take, and its histories."""
+    """Return the memory of the scores and the histories of a worker's share of a batch."""
     engine = config.engine
     rows = min(engine.micro_batch_users or share, share)
     width = 6 if config.model.spec.output == "rating_classes" else 1
@@ -274,7 +274,7 @@ def _work_gb(config: TrainingRun, sizes: Sizes, columns: int, share: int) -> flo
 
 
 def _reached(config: TrainingRun, gpu: str) -> float:
-    """Return the operations that a worker is assumed to make in a second."""
+    """Return the FLOP/s that a worker is assumed to reach."""
     precision = config.engine.precision
     if config.train.use_gpu:
         share = _SHARE_OF_PEAK * (_FP32_SHARE if precision == "fp32" else 1.0)

@@ -1,4 +1,4 @@
-"""Training schemes, one file each; the mapping below is the list of those that models name."""
+"""Training schemes, one file each; `SCHEMES` lists those that models may name."""
 
 from collections.abc import Mapping
 
@@ -18,5 +18,5 @@ SCHEMES: Mapping[str, Scheme] = {
 
 
 def scheme_of(spec: ModelSpec) -> Scheme:
-    """Return the scheme that a model is trained by."""
+    """Return the scheme that trains a model."""
     return SCHEMES[spec.scheme]

@@ -1,4 +1,4 @@
-"""What a training scheme is: how training reads the log, and what it leaves for scoring."""
+"""What a training scheme is: how training reads the log, and what it exports for scoring."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
@@ -29,7 +29,7 @@ class Sizes(NamedTuple):
 
 
 class TrainingData(Protocol):
-    """The histories of a prepared folder, as a rank gets at them."""
+    """The histories of a prepared folder, as a rank reads them."""
 
     @property
     def dataset(self) -> Dataset:
@@ -45,12 +45,12 @@ class TrainingData(Protocol):
 
 
 class ExportContext(NamedTuple):
-    """What a rank has at hand at the end of an epoch."""
+    """What a rank provides for `Scheme.export` at the end of an epoch."""
 
     run: TrainingRun
     vocabulary: Vocabulary
     feed: Any
-    """The scheme's own."""
+    """The feed that the scheme opened."""
 
     device: torch.device
     gather: Callable[[Any], list[Any]]
@@ -58,26 +58,26 @@ class ExportContext(NamedTuple):
 
     trained: Model
     epoch: int
-    """That ended, from 0."""
+    """The epoch that ended, from 0."""
 
 
 class Scheme(Protocol):
     """One way to train; a model names its own in `ModelSpec.scheme`."""
 
     counts: Counted
-    """What a step counts, and losses are means over."""
+    """What a step counts, and what losses are means over."""
 
     reads: Reads
     """Whose histories training reads."""
 
     is_iterative: bool
-    """Whether an engine makes updates; otherwise the model is solved for at once."""
+    """Whether an engine makes updates; otherwise the model is computed in closed form."""
 
     exports_every_epoch: bool
-    """Whether `export` is part of training, rather than only wanted for validation."""
+    """Whether `export` is part of training, rather than only needed for validation."""
 
     can_warm_start: bool
-    """Whether training may begin with an earlier model."""
+    """Whether training may start from an earlier model."""
 
     def faults(self, run: TrainingRun) -> Iterator[str]:
         """Yield what is wrong with a run file, each with its remedy."""
@@ -86,8 +86,8 @@ class Scheme(Protocol):
         """Build what training updates.
 
         Args:
-            config: Of the model, a member of `ModelConfig`.
-            vocabulary: Items, and how many users.
+            config: The model's configuration, a member of `ModelConfig`.
+            vocabulary: The items, and the number of users.
 
         Returns:
             The untrained model.
@@ -104,8 +104,8 @@ class Scheme(Protocol):
 
         Args:
             data: The histories.
-            sharding: Which rank, and how much at a time.
-            run: Its settings.
+            sharding: The rank and the batch size.
+            run: The run, for its settings.
             device: Where a resident feed should keep the rows, if not in the host's memory.
 
         Returns:
@@ -116,8 +116,8 @@ class Scheme(Protocol):
         """Return the state of the model that scores; every rank must call.
 
         Args:
-            weights: Of the model that is trained, whole.
-            context: What the rank has at hand.
+            weights: Full weights of the trained model.
+            context: What the rank provides.
 
         Returns:
             The state, equal on all ranks.
@@ -126,10 +126,10 @@ class Scheme(Protocol):
     def sample_batches(
         self, run: TrainingRun, train: HistoryArrays, vocabulary: Vocabulary, workers: int
     ) -> Iterator[RankBatch]:
-        """Yield a worker's shares of batches, without end, from some histories, to time steps."""
+        """Yield a worker's shares of batches endlessly, from some histories, to time steps."""
 
     def shape(self, run: TrainingRun, sizes: Sizes) -> tuple[int, int]:
         """Return how many rows training reads, and how many columns a step decodes at most."""
 
     def steps_per_epoch(self, run: TrainingRun, sizes: Sizes) -> int:
-        """Return the updates of an epoch, as near as sizes allow; users are those of training."""
+        """Estimate the updates of an epoch from sizes, whose users are the training users."""

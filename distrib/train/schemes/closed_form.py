@@ -1,4 +1,4 @@
-"""Models that are solved for at once: from counts, or from the Gram matrix of interactions."""
+"""Closed-form models, computed from counts or from the Gram matrix of interactions."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -18,14 +18,14 @@ from distrib.vocabulary import Vocabulary
 
 @runtime_checkable
 class SolvesGram(Protocol):
-    """Configuration of a model that is solved for from X^T X; others are built from counts."""
+    """Configuration of a model that is solved from X^T X; others are built from counts."""
 
     def solve(self, gram: csr_array) -> dict[str, Tensor]:
         """Return the state of the model from X^T X of the binary interactions."""
 
 
 class ClosedForm:
-    """See `Scheme`; nothing of it makes updates."""
+    """See `Scheme`; makes no updates."""
 
     counts: Counted = "users"
     reads: Reads = "users"
@@ -34,15 +34,15 @@ class ClosedForm:
     can_warm_start = False
 
     def faults(self, run: TrainingRun) -> Iterator[str]:
-        """Refuse what a solution does not have; see `Scheme`."""
+        """Refuse settings that need updates or GPUs; see `Scheme`."""
         found = []
         if run.objective is not None:
             found.append(f"objective {run.objective.name!r}: nothing is minimized; remove it")
         if run.train.warm_start:
-            found.append("train.warm_start: there is nothing to begin with; remove it")
+            found.append("train.warm_start: there are no initial weights; remove it")
         if run.train.use_gpu:
             found.append("train.use_gpu = true: it is computed on CPUs; set it to false")
-        yield from (f"model {run.model.name!r} is computed at once. {fault}" for fault in found)
+        yield from (f"model {run.model.name!r} has a closed form. {fault}" for fault in found)
 
     def build(self, config: Any, vocabulary: Vocabulary) -> Model:
         """Build the model that scores; see `Scheme`."""
@@ -85,6 +85,6 @@ class ClosedForm:
 
 def _no_updates(run: TrainingRun) -> ConfigError:
     return ConfigError(
-        f"model {run.model.name!r} is computed at once, in memory that grows with items squared; "
-        "there are no updates to plan or to try"
+        f"model {run.model.name!r} is computed in closed form, in memory that grows with items "
+        "squared; there are no updates to estimate or to try"
     )

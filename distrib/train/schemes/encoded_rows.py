@@ -1,4 +1,4 @@
-"""Latents of all users or items at the end of an epoch, each row encoded on one rank."""
+"""Latent vectors of all users or items after an epoch, each row encoded on one rank."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ class RowEncoder:
     """Encodes all rows of one side.
 
     Args:
-        context: Of the rank; every rank makes one and calls its method.
+        context: Of this rank; every rank makes an encoder and calls `encode`.
     """
 
     def __init__(self, context: ExportContext) -> None:
@@ -34,14 +34,14 @@ class RowEncoder:
         """Encode all rows.
 
         Args:
-            encode: Gives some latents for each row of a batch.
+            encode: Returns one or more latent vectors for each row of a batch.
             parts: Training histories, and the rows among them that are this rank's.
             count: Rows of the result.
-            is_sparse: Whether numbers without a history become NaN; otherwise they get the latent
-                of an empty history.
+            is_sparse: Whether rows without a history become NaN; otherwise they get the latent
+                vectors of an empty history.
 
         Returns:
-            Latents in the order of numbers, equal on all ranks.
+            Latent vectors in the order of row numbers, equal on all ranks.
         """
 
         def encoded(batch: Batch) -> Tables:
@@ -61,12 +61,12 @@ def codes_of(
     """Encode the training histories of some rows.
 
     Args:
-        encode: Gives a row of each code for each row.
-        parts: Histories, and the rows among them that are wanted.
-        batch_rows: How many at a time.
+        encode: Returns one or more latent vectors for each row of a batch.
+        parts: Histories, and the rows among them to encode.
+        batch_rows: Rows per batch.
 
     Returns:
-        Numbers of the rows, int64 ``[B]``, and their codes, float32.
+        Row numbers, int64 ``[B]``, and the latent vectors, float32.
     """
     nobody = Batch.from_lists([])
     found = [(nobody.user_B, encode(nobody))]
@@ -80,15 +80,15 @@ def codes_of(
 
 
 def joined_codes(parts: Sequence[tuple[Tensor, Tables]], count: int, absent: Tables) -> Tables:
-    """Put the codes of all rows in the order of their numbers.
+    """Put the latent vectors of all rows in the order of row numbers.
 
     Args:
         parts: From `codes_of`, of all ranks.
         count: Rows of the result.
-        absent: One row of each code, for numbers that are in no part.
+        absent: One row of each table, for row numbers that are in no part.
 
     Returns:
-        Codes of ``count`` rows.
+        Latent vectors of ``count`` rows.
     """
     tables = tuple(code.float().repeat(count, *[1] * (code.dim() - 1)) for code in absent)
     for number_B, codes in parts:

@@ -7,14 +7,14 @@ from distrib.data.history_arrays import HistoryArrays
 
 
 def partial_gram(rows: HistoryArrays, item_count: int) -> csr_array:
-    """Count, for each pair of items, the users of some rows who met both: X^T X of binary X.
+    """Count, for each pair of items, the users in ``rows`` who have both: X^T X of binary X.
 
     Args:
-        rows: Histories; an item that stands twice in one counts once.
-        item_count: Size of the catalogue.
+        rows: Histories; an item that occurs twice in one counts once.
+        item_count: Size of the catalog.
 
     Returns:
-        int32 ``[I, I]``, sparse, symmetric; on its diagonal the users of each item.
+        int32 ``[I, I]``, sparse, symmetric; its diagonal counts the users of each item.
     """
     ones_N = np.ones(len(rows.item_N), dtype=np.int32)
     met = csr_array((ones_N, rows.item_N, rows.pointer_P), shape=(rows.num_users, item_count))

@@ -1,4 +1,4 @@
-"""Training on histories of items: what scores users is derived at the end of an epoch."""
+"""Training on histories of items; `export` derives the model that scores users."""
 
 from collections.abc import Iterator
 from typing import Any

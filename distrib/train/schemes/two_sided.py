@@ -1,4 +1,4 @@
-"""Training on tiles of users and items that meet; encoders of both sides feed each other."""
+"""Training on tiles of users x items; the encoders of both sides feed each other."""
 
 import itertools
 from collections.abc import Iterator
@@ -36,21 +36,23 @@ class TwoSided:
         train, engine = run.train, run.engine
         found = []
         if train.feed == "streaming":
-            found.append("train.feed = 'streaming': any user meets any item; set it to 'resident'")
+            found.append(
+                "train.feed = 'streaming': tiles pair any users and items; set it to 'resident'"
+            )
         if train.rows_on_gpu:
-            found.append("train.rows_on_gpu = true: blocks are made on the host; set it to false")
+            found.append("train.rows_on_gpu = true: tiles are built on the host; set it to false")
         if engine.parallel == "items":
             found.append("engine.parallel = 'items': both sides are encoded; set it to 'data'")
         if engine.micro_batch_users:
             found.append(
                 f"engine.micro_batch_users = {engine.micro_batch_users}: set it to 0, and "
-                "train.batch_users and train.blocks.items to what fits"
+                "limit memory with train.batch_users and train.blocks.items"
             )
-        where = f"model {run.model.name!r} is trained in blocks of users and items"
+        where = f"model {run.model.name!r} is trained on tiles of users x items"
         yield from (f"{where}. {fault}" for fault in found)
 
     def build(self, config: Any, vocabulary: Vocabulary) -> Model:
-        """Build the model with what only training needs; see `Scheme`."""
+        """Build the model with the parts that only training needs; see `Scheme`."""
         network: Model = config.network(vocabulary.catalog, vocabulary.users)
         return network
 
@@ -61,16 +63,16 @@ class TwoSided:
         run: TrainingRun,
         device: torch.device | None,
     ) -> Feed:
-        """Open a feed of tiles, resident always; see `Scheme`."""
+        """Open a feed of tiles, always resident; see `Scheme`."""
         del device
         rows = data.resident()
         ratings = Ratings(rows.train, rows.items, rows.num_columns)
         return TileFeed(ratings, rows.valid, sharding, run.train.blocks)
 
     def export(self, weights: State, context: ExportContext) -> State:
-        """Let encoders of both sides read fresh latents of the other; see `Scheme`.
+        """Encode all users and items, and feed their posteriors to the model; see `Scheme`.
 
-        The trained model reads them from the next epoch on.
+        The encoder of each side reads samples of the other's from the next epoch on.
         """
         config: Any = context.run.model
         vocabulary, feed = context.vocabulary, context.feed
@@ -96,7 +98,7 @@ class TwoSided:
     def sample_batches(
         self, run: TrainingRun, train: HistoryArrays, vocabulary: Vocabulary, workers: int
     ) -> Iterator[RankBatch]:
-        """Go through the tiles of some histories again and again; see `Scheme`."""
+        """Repeat the tiles of some histories endlessly; see `Scheme`."""
         share = -(-run.train.batch_users // workers)
         columns = len(vocabulary), vocabulary.user_index_size
         ratings = Ratings(train, by_item(train), columns)
@@ -110,7 +112,7 @@ class TwoSided:
         return sizes.users, run.train.blocks.items
 
     def steps_per_epoch(self, run: TrainingRun, sizes: Sizes) -> int:
-        """Return the tiles of a pass; see `Scheme`."""
+        """Return the tiles of an epoch; see `Scheme`."""
         blocks = run.train.blocks
         users, items = -(-sizes.users // run.train.batch_users), -(-sizes.items // blocks.items)
         special = {

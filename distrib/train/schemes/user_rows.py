@@ -1,4 +1,4 @@
-"""Training on histories of users: what the model reads is what it should decode."""
+"""Training on histories of users; the model decodes what it reads."""
 
 import itertools
 from collections.abc import Iterator
@@ -71,13 +71,13 @@ def tile_faults(run: TrainingRun) -> Iterator[str]:
     """Refuse settings of tiles in a run that has none."""
     if run.train.blocks != TileConfig():
         yield (
-            f"[train.blocks] with model {run.model.name!r}, which is not trained in blocks of "
-            "users and items; remove it"
+            f"[train.blocks] with model {run.model.name!r}, which is not trained on tiles of "
+            "users x items; remove it"
         )
 
 
 def row_batches(run: TrainingRun, train: HistoryArrays, workers: int) -> Iterator[RankBatch]:
-    """Yield a worker's shares of batches of whole histories, without end."""
+    """Yield a worker's shares of batches of whole histories, endlessly."""
     share = -(-run.train.batch_users // workers)
     for step in itertools.count():
         wanted_B = (np.arange(share) + step * share) % train.num_users

@@ -1,4 +1,4 @@
-"""A worker's place in training: loaded on all ranks or none, saved while training continues."""
+"""A worker's state of training: loaded on all ranks or none, saved while training continues."""
 
 import functools
 import json
@@ -29,24 +29,24 @@ from distrib.train.workers.loss_reducer import LossReducer
 from distrib.vocabulary import Vocabulary
 
 POSITION = "position.json"
-"""Where training stood, inside a checkpoint."""
+"""File of the training position, inside a checkpoint."""
 
 
 class Attempt(NamedTuple):
     """One start of a run."""
 
     name: str
-    """Equal on all ranks, unlike that of any other start."""
+    """Equal on all ranks, different for every start."""
 
     token: str
-    """While the run folder holds it, the run is ours to write."""
+    """While the run folder holds it, this start may write the run."""
 
     facts: JsonObject
     """Kept in bundles: hash of the data and the like."""
 
 
 class Trained(NamedTuple):
-    """What a checkpoint is made of, and restored into."""
+    """What a checkpoint saves, and is restored into."""
 
     engine: Engine
     state: TrainState
@@ -59,8 +59,8 @@ class RunCheckpoints:
     """The checkpoints of a run, as one rank writes and reads them.
 
     Args:
-        run: Whose folder.
-        rank: Of this process.
+        run: The run.
+        rank: Rank of this process.
         attempt: Which start of the run.
         trained: What is saved.
     """
@@ -76,13 +76,13 @@ class RunCheckpoints:
             in_background=run.train.checkpoint.in_background,
         )
         self.saved_s = time.monotonic()
-        """When the last one was begun."""
+        """When the last one was started."""
 
     def resume(self) -> None:
-        """Load the newest checkpoint that every rank finds whole, if there is one.
+        """Load the newest checkpoint that every rank finds intact, if there is one.
 
         Raises:
-            CheckpointError: There are some, but none is whole.
+            CheckpointError: There are some, but none is intact.
         """
         faults: list[str] = []
         retry_s = self.run.train.checkpoint.retry_s
@@ -103,7 +103,7 @@ class RunCheckpoints:
     def _load(self, name: str) -> str:
         """Load a checkpoint on all ranks, or on none; return what is wrong with it, if anything.
 
-        One rank of each node fetches it for all of that node.
+        One rank of each node fetches it for the others there.
         """
         context = ray.train.get_context()
         node = context.get_node_rank()  # several nodes may share a machine's folder
@@ -131,7 +131,7 @@ class RunCheckpoints:
         trained.history[:] = map(EpochRecord.model_validate, saved["history"])
 
     def save(self, best: dict[str, Tensor] | None = None) -> None:
-        """Begin to write a checkpoint; every rank must call.
+        """Start to write a checkpoint; every rank must call.
 
         Args:
             best: Weights of the last epoch, where it is better than all before.
@@ -157,9 +157,9 @@ class RunCheckpoints:
         trained.state.checkpoint_s += time.perf_counter() - started_s
 
     def _before_writing(self, best: dict[str, Tensor] | None, last: EpochRecord | None) -> None:
-        """Make sure that the run is still ours, keep the best weights, remove what is old.
+        """Check that this start still owns the run, keep the best weights, remove old checkpoints.
 
-        In this order: a checkpoint whose history names a best epoch has its bundle.
+        In this order, a checkpoint whose history names a best epoch always has its bundle.
         """
         self.require_ours()
         if best is not None and last is not None:

@@ -1,4 +1,4 @@
-"""The driver's word to the workers of a run."""
+"""Messages between the driver and the workers of a run."""
 
 import threading
 
@@ -11,37 +11,37 @@ _ASK_S = 1.0
 
 
 class Control:
-    """Holds what the driver wants, and what it should know; lives on its node."""
+    """Holds the driver's stop request and the workers' epoch records, on the driver's node."""
 
     def __init__(self) -> None:
         self._reason = ""
         self._epochs: list[EpochRecord] = []
 
     def stop(self, reason: str) -> None:
-        """Ask the workers to keep their place and leave."""
+        """Request that the workers write a checkpoint and exit."""
         self._reason = reason
 
     def post_epoch(self, record: EpochRecord) -> None:
-        """Take note of an epoch."""
+        """Store the record of an epoch."""
         self._epochs.append(record)
 
     def epochs(self, first: int) -> list[EpochRecord]:
-        """Return the epochs that were posted, from the place ``first`` on."""
+        """Return the posted epochs from index ``first`` on."""
         return self._epochs[first:]
 
     def reason(self) -> str:
-        """Return why to leave; empty to stay."""
+        """Return why to stop; empty to continue."""
         return self._reason
 
 
 def start_control() -> ray.actor.ActorHandle:
-    """Start the actor beside the driver."""
+    """Start the actor on the driver's node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return ray.remote(Control).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 class Listener:
-    """Asks the driver now and then, in a thread, so that training does not wait for the answer."""
+    """Polls for a stop request in a thread, so that training does not wait for the answer."""
 
     def __init__(self, control: ray.actor.ActorHandle) -> None:
         self.reason = ""
@@ -50,12 +50,12 @@ class Listener:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop polling."""
         self._closed.set()
 
     def _listen(self) -> None:
         while not self._closed.wait(_ASK_S):
             try:
                 self.reason = ray.get(self._control.reason.remote(), timeout=30)
-            except ray.exceptions.RayError:  # the driver is gone; so will this process be
+            except ray.exceptions.RayError:  # the driver is gone; this process will end, too
                 continue

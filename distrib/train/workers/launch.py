@@ -1,4 +1,4 @@
-"""The driver's side of training: check, start the workers, survive their loss, publish the best."""
+"""The driver's side of training: check, run the workers, restart lost ones, publish the best."""
 
 import time
 import uuid
@@ -55,11 +55,11 @@ def launch(run: TrainingRun, on_epoch: EpochListener | None = None) -> RunResult
     """Train on the cluster, continuing where an earlier start of the same run stopped.
 
     Args:
-        run: What is trained.
+        run: The run to train.
         on_epoch: Called with the record of each epoch; what it raises ends training.
 
     Returns:
-        Where it is, and how good the best epoch was.
+        The run folder, and the metrics of the best epoch.
 
     Raises:
         ConfigError: See `preflight`; also when the cluster can never hold the workers.
@@ -67,7 +67,7 @@ def launch(run: TrainingRun, on_epoch: EpochListener | None = None) -> RunResult
         CheckpointError: A checkpoint could not be written, or none could be read.
         MemoryLimitError: A worker ran out of memory.
         WorkersLostError: Workers were lost more often than ``max_failures``.
-        StoppedError: A signal or a preemption asked to stop; the place is kept.
+        StoppedError: A signal or a preemption stopped training; a checkpoint is kept.
     """
     dataset = preflight(run)
     began = "When training began, Unix time."
@@ -97,7 +97,7 @@ def _train(run: TrainingRun, dataset: Dataset, on_epoch: EpochListener | None) -
     folder.write_json(HISTORY, [record.to_json() for record in history])
     best = publish_best(folder, history) if history else None
     _raise_early_end(outcome, run)
-    assert best is not None  # training came to its end
+    assert best is not None  # training has finished
     last = history[-1]
     speed = f"{scheme_of(run.model.spec).counts}_per_s"
     return RunResult(
@@ -124,7 +124,7 @@ def _with_feed(run: TrainingRun, dataset: Dataset) -> TrainingRun:
 def _run_workers(
     run: TrainingRun, dataset: Dataset, token: str, on_epoch: EpochListener | None
 ) -> Outcome:
-    """Run the workers until they end by themselves; start them again where some are lost."""
+    """Run the workers until they finish; restart them when some are lost."""
     folder, losses = Folder(run.run), _LostWorkers(run)
     folder.write_json(TOKEN, {"token": token})
     with driving(on_epoch) as driver:
@@ -145,7 +145,7 @@ def _run_workers(
 
 
 def _loaded(run: TrainingRun) -> TrainingData:
-    """Read the histories, or look at their shards."""
+    """Load the histories, or prepare to stream their shards."""
     kind = run.train.feed
     assert kind != "auto"  # `_with_feed` has chosen
     data = load_training_data(run.prepared, kind, scheme_of(run.model.spec).reads)
@@ -160,7 +160,7 @@ def _loaded(run: TrainingRun) -> TrainingData:
 
 
 class _LostWorkers:
-    """Counts lost workers, and decides which failures are worth another start."""
+    """Counts lost workers, and decides which failures are worth a restart."""
 
     def __init__(self, run: TrainingRun) -> None:
         self._run = run
@@ -169,7 +169,7 @@ class _LostWorkers:
         self._last = ("", "")
 
     def raise_if_fatal(self, error: Exception) -> None:
-        """Raise what starting again would not mend."""
+        """Raise errors that a restart would not fix."""
         ours = known(error)
         if ours is not None:
             raise ours from error
@@ -179,19 +179,19 @@ class _LostWorkers:
             type(found[-1]).__name__,
         )
         if any(isinstance(cause, ray.exceptions.OutOfMemoryError) for cause in found):
-            what = f"Ray ended a worker, its node being out of memory ({text})"
+            what = f"Ray killed a worker, as its node ran out of memory ({text})"
             raise MemoryLimitError(advice(self._run, what)) from error
         is_lost = any(isinstance(cause, ray.exceptions.RayActorError) for cause in found)
         place = (text, next(iter(self._store.complete()), ""))
         is_stuck = place == self._last
         if not is_lost and (is_stuck or any(isinstance(cause, _BUGS) for cause in found)):
-            raise error  # the same place, the same words: a fault of the program
+            raise error  # a programming error, or the same error at the same checkpoint
         self._times, self._last = self._times + 1, place
         most = self._run.train.max_failures
         emit("workers_lost", times=self._times, of=most, cause=text)
         if self._times > most:
             raise WorkersLostError(
-                f"workers were lost {self._times} times, train.max_failures is {most}; the last: "
+                f"workers were lost {self._times} times, train.max_failures is {most}; last error: "
                 f"{text}; the same command continues from the last checkpoint"
             ) from error
 
@@ -233,15 +233,15 @@ def _trainer(
 
 
 def _raise_early_end(outcome: Outcome, run: TrainingRun) -> None:
-    """Raise when training ended before its time."""
+    """Raise when training ended early."""
     if outcome.divergence is not None:
         raise _diverged(outcome.divergence, outcome.history, run)
     if outcome.fault:
         raise CheckpointError(f"{outcome.fault}; the same command continues from the last one")
     if outcome.stopped:
         raise StoppedError(
-            f"stopped by {outcome.stopped}, {len(outcome.history)} epochs done; the place is kept "
-            f"in {Folder(run.run)}, the same command continues from there"
+            f"stopped by {outcome.stopped}, {len(outcome.history)} epochs done; a checkpoint is "
+            f"kept in {Folder(run.run)}, the same command continues from there"
         )
 
 

@@ -16,7 +16,7 @@ class NonFinite(NamedTuple):
     """The first number that was not finite."""
 
     steps_ago: int
-    """Updates made since, of those not agreed on before."""
+    """Updates made after it."""
 
     term: str
     value: float
@@ -30,41 +30,41 @@ class Reduced(NamedTuple):
 
     non_finite: NonFinite | None
     means: dict[str, float]
-    """Of the losses per user, and of the gradient's norm, since the last agreement."""
+    """Of the losses per user, and of the gradient norm, since the last agreement."""
 
 
 class LossReducer:
-    """Loss terms of an epoch so far, in float64; numbers count once all ranks have seen them.
+    """Sums of an epoch's loss terms, float64; updates count once all ranks agree on them.
 
-    One collective for many steps: reading a loss back would make the device wait at every step.
+    One collective for many steps: reading a loss back would stall the device at every step.
     """
 
     def __init__(self, device: torch.device, *, max_skipped: int) -> None:
         self.device = device
         self.max_skipped = max_skipped
         self.num_skipped = 0
-        """Updates in a row whose loss was not finite and that fp16 left out."""
+        """Consecutive updates whose loss was not finite and that fp16 skipped."""
 
         self._pending: list[tuple[Update, int]] = []
         self.clear()
 
     def clear(self) -> None:
-        """Begin an epoch."""
+        """Start an epoch."""
         self.totals: dict[str, float] = {}
         self.num_users = 0
 
     def add(self, update: Update, num_users: int) -> None:
-        """Take an update into account, without waiting for it to be computed."""
+        """Add an update, without waiting for it to be computed."""
         self._pending.append((update, num_users))
 
     def agree(self, **flags: float) -> Reduced:
-        """Add up over ranks what was added here, and the flags; every rank must call.
+        """All-reduce the updates added since the last call, and the flags; every rank must call.
 
         Args:
-            **flags: Numbers of this rank; the same names on all.
+            **flags: Values of this rank; all ranks use the same names.
 
         Returns:
-            What all ranks know now.
+            Values that are equal on all ranks.
         """
         names = sorted(self._pending[0][0].terms) if self._pending else []
         rows = [
@@ -114,7 +114,7 @@ class LossReducer:
         return {"totals": self.totals, "num_users": self.num_users, "skipped": self.num_skipped}
 
     def take(self, parts: list[Mapping[str, Any]], rank: int, world_size: int) -> None:
-        """Take up what the ranks of a checkpoint had: each its own, or rank 0 all of it."""
+        """Restore the parts of a checkpoint: each rank its own, or rank 0 all after a resize."""
         held = [parts[rank]] if len(parts) == world_size else (parts if rank == 0 else [])
         self.clear()
         for part in held:
@@ -128,7 +128,7 @@ class LossReducer:
 def _first_wrong(
     sums: Mapping[str, float], norm: float, is_applied: bool
 ) -> tuple[str, float] | None:
-    """Return what is not finite; the norm of a scaled gradient may be, when fp16 steps back."""
+    """Return the first non-finite value; the norm of a skipped fp16 update is exempt."""
     for name, value in sums.items():
         if not math.isfinite(value):
             return name, value

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar, Ray's metrics, TensorBoard, MLflow."""
+"""Progress of a run: a bar, Ray's metrics, TensorBoard, MLflow."""
 
 import contextlib
 import tempfile
@@ -30,7 +30,7 @@ _PATIENCE_S = 20.0  # for the last metrics, when training is over
 
 
 class TrainMonitor:
-    """What rank 0 tells; the other ranks' are silent."""
+    """Reports progress on rank 0; silent on the other ranks."""
 
     def __init__(
         self, config: TrainingRun, engine: Engine, num_steps: int, *, shown: bool, is_first: bool
@@ -51,11 +51,11 @@ class TrainMonitor:
         )
 
     def reach(self, state: TrainState, means: Mapping[str, float], rate: float) -> None:
-        """Show where training stands.
+        """Show the progress of training.
 
         Args:
             state: Position and clocks.
-            means: Loss terms per user, and the gradient's norm.
+            means: Loss terms per user, and the gradient norm.
             rate: Learning rate.
         """
         if not self._is_first:
@@ -71,7 +71,7 @@ class TrainMonitor:
             self._curves.add(self._now, state.step)
 
     def speed(self, state: TrainState) -> dict[str, float]:
-        """Return users, or ratings, per second, and shares of the time of the epoch so far."""
+        """Return users, or ratings, per second, and shares of the time since the clocks started."""
         elapsed_s = max(state.elapsed_s, 1e-9)
         compute = state.compute_s / elapsed_s
         communication = compute * self._engine.communication_share
@@ -103,7 +103,7 @@ class TrainMonitor:
             self._tracking.add(found | speed, record.step)
 
     def close(self) -> None:
-        """End the bar and the files."""
+        """Close the bar and the trackers."""
         if self._bar is not None:
             self._bar.close()
         if self._curves is not None:
@@ -117,14 +117,14 @@ class TrainMonitor:
 
 
 def memory_gb() -> float:
-    """Return the largest memory of the device so far, or of the process now, GiB."""
+    """Return the peak memory of the device, or the current memory of the process, GiB."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     return float(psutil.Process().memory_info().rss) / 2**30
 
 
 class _Curves:
-    """Event files, written beside and copied into the run folder: object stores do not append."""
+    """Event files, written locally and copied to the run folder: object stores cannot append."""
 
     def __init__(self, run: Folder) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -149,7 +149,7 @@ class _Curves:
 class _Tracking:
     """One MLflow run for all starts of a run; its id is kept in the run folder.
 
-    Everything goes through a thread: a server that is slow or gone costs curves, not training.
+    A thread does all requests: a slow or absent server costs curves, never training.
     """
 
     def __init__(self, uri: str, run: Folder) -> None:
@@ -169,7 +169,7 @@ class _Tracking:
     def _guarded(self, action: Callable[..., None], *arguments: Any) -> None:
         try:
             action(*arguments)
-        except Exception as error:  # noqa: BLE001  whatever it is, training goes on
+        except Exception as error:  # noqa: BLE001  tracking must not stop training
             emit("tracking_failed", what="mlflow", error=str(error)[:300])
 
     def _begin(self, uri: str, run: Folder) -> None:
@@ -187,7 +187,7 @@ class _Tracking:
         self._client = client
 
     def _log(self, numbers: dict[str, float], step: int) -> None:
-        if self._client is None:  # told already that it could not begin
+        if self._client is None:  # `_begin` failed, and has been reported
             return
         now_ms = int(time.time() * 1000)
         for name, value in numbers.items():

@@ -17,7 +17,7 @@ _POLL_S = 0.2
 
 
 class Driver:
-    """The driver while workers train: one signal asks them to stop, a second one ends at once.
+    """The driver while workers train: one signal requests a stop, a second one ends at once.
 
     Args:
         on_epoch: Called with the record of each epoch.
@@ -33,11 +33,11 @@ class Driver:
         """Forward a signal to the workers."""
         self.num_signals += 1
         name = signal.Signals(number).name
-        emit("stopping", signal=name, next="a second one ends at once, without a checkpoint")
+        emit("stopping", signal=name, next="a second signal ends at once, without a checkpoint")
         self.actor.stop.remote(name)
 
     def waiting(self, action: Callable[[], T]) -> T:
-        """Run an action in a thread, so that signals reach this one; Ray Train would take them."""
+        """Run an action in a thread, so that signals reach this one, rather than Ray Train."""
         found: list[T] = []
         failures: list[BaseException] = []
 
@@ -60,7 +60,7 @@ class Driver:
         return found[0]
 
     def _report(self) -> None:
-        """Pass on the epochs that the workers have posted."""
+        """Report the epochs that the workers have posted."""
         if self._on_epoch is None:
             return
         for record in ray.get(self.actor.epochs.remote(self._num_reported)):
@@ -70,7 +70,7 @@ class Driver:
 
 @contextmanager
 def driving(on_epoch: Callable[[EpochRecord], None] | None) -> Iterator[Driver]:
-    """Forward SIGTERM and SIGINT to the workers; they are left alone outside the main thread."""
+    """Forward SIGTERM and SIGINT to the workers; outside the main thread, do nothing."""
     driver = Driver(on_epoch)
     is_main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGTERM, signal.SIGINT) if is_main else ()

@@ -28,18 +28,18 @@ from distrib.train.schemes.gram import added, partial_gram
 from distrib.vocabulary import Vocabulary
 
 _TASKS_TO_GROW = 8
-"""Where a cluster that may grow has no core yet."""
+"""Number of tasks where an autoscaling cluster has no cores yet."""
 
-_RETRY_S = 120.0  # for a store that does not answer
+_RETRY_S = 120.0  # for storage that does not answer
 
 
 def solve(
     run: TrainingRun, dataset: Dataset, on_epoch: Callable[[EpochRecord], None] | None = None
 ) -> RunResult:
-    """Solve for a model, validate it, write its bundle; at once where that is already done.
+    """Compute a closed-form model, validate it, write its bundle; skip what is already done.
 
     Args:
-        run: What is computed.
+        run: The run to compute.
         dataset: The prepared data.
         on_epoch: Called with the one record of the history.
 
@@ -70,7 +70,7 @@ def solve(
             raise
         raise MemoryLimitError(
             f"{num_items} items do not fit into the memory of a node ({_needed(run)}); set "
-            "model.num_neighbours (ease), lower it, or use a larger node"
+            "or lower model.num_neighbours (ease), or use a larger node"
         ) from error
     elapsed_s = time.perf_counter() - started_s
     record = EpochRecord(
@@ -104,9 +104,9 @@ def _result(
 
 
 def _needed(run: TrainingRun) -> str:
-    """Say how memory grows with the catalog."""
+    """Return how memory grows with the catalog, in words."""
     if getattr(run.model, "num_neighbours", 0):
-        return "the Gram matrix, and items x neighbours x 12 bytes"
+        return "the Gram matrix, and items x num_neighbours x 12 bytes"
     return "16 x items^2 bytes in float64, 8 in float32"
 
 

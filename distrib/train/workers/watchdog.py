@@ -1,4 +1,4 @@
-"""Tells which ranks are missing when one waits for too long, and ends the wait."""
+"""Reports which ranks are missing when one waits for too long, and ends the process."""
 
 import json
 import os
@@ -13,15 +13,15 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from distrib.events import emit
 from distrib.train.workers.collectives import broadcast_object
 
-_PULSES = 5  # looks per time limit
+_PULSES = 5  # checks per time limit
 
 
 class Watchdog:
-    """One rank's watch over its own progress, and its word to the others of where it stands.
+    """Watches the progress of one rank, and publishes it to the others.
 
-    A collective that one rank does not enter waits for ever, and says nothing. Each rank counts
-    what it has done, and a thread writes that to a store of all ranks; who has waited for too long
-    reads there who is behind, or no longer writes at all.
+    A collective that one rank does not enter hangs without an error. Each rank counts the stages it
+    has done, and a thread writes the count to a store of all ranks; a rank that has waited for too
+    long reads there which ranks are behind or no longer write.
     """
 
     def __init__(
@@ -42,16 +42,16 @@ class Watchdog:
         self._thread.start()
 
     def progress(self, doing: str) -> None:
-        """Tell that something is done and what comes next; all ranks call at the same points."""
+        """Record that a stage is done and which comes next; all ranks call at the same points."""
         self._done += 1
         self._doing, self._since_s = doing, time.monotonic()
 
     def touch(self) -> None:
-        """Tell that this rank is at work, on something that others may have less of."""
+        """Record that this rank is working on a stage that may be shorter on other ranks."""
         self._since_s = time.monotonic()
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._closed.set()
         self._thread.join()
 
@@ -79,10 +79,10 @@ class Watchdog:
 
 
 class Heartbeat(NamedTuple):
-    """What a rank tells of itself."""
+    """What a rank reports about itself."""
 
     pulse: int
-    """Looks so far; stands still when the process does."""
+    """Checks so far; stops when the process does."""
 
     done: int
     idle_s: float
@@ -92,12 +92,12 @@ def missing_ranks(before: Sequence[Heartbeat], now: Sequence[Heartbeat]) -> list
     """Return the ranks that hold up the others.
 
     Args:
-        before: What each rank said at the last look.
-        now: What each says at this one; nothing when the store does not answer.
+        before: What each rank reported at the last check.
+        now: What each reports at this one; empty when the store does not answer.
 
     Returns:
-        Those that have done less than the furthest, or have fallen silent; rank 0, which holds the
-        store, when nobody can say anything.
+        Those that are behind the furthest, or no longer report; rank 0, which holds the store,
+        when the store does not answer.
     """
     if not now:
         return [0]
@@ -114,7 +114,7 @@ def _silent(before: Sequence[Heartbeat], now: Sequence[Heartbeat]) -> set[int]:
 def _is_anyone_at_work(
     before: Sequence[Heartbeat], now: Sequence[Heartbeat], limit_s: float
 ) -> bool:
-    """Tell whether a rank that still speaks has done something of late: then it is only slow."""
+    """Return whether a rank that still reports has progressed lately: then it is only slow."""
     silent = _silent(before, now)
     return any(
         heartbeat.idle_s < limit_s for rank, heartbeat in enumerate(now) if rank not in silent
@@ -122,7 +122,7 @@ def _is_anyone_at_work(
 
 
 def start_watchdog(rank: int, world_size: int, limit_s: float) -> Watchdog:
-    """Start the watch over this rank, with a store on rank 0 that all ranks reach."""
+    """Start the watchdog of this rank, with a store on rank 0 that all ranks reach."""
     host, port, store = ray.util.get_node_ip_address(), 0, None
     if rank == 0:
         store = _tcp_store(host, 0, world_size, is_master=True)
@@ -132,7 +132,7 @@ def start_watchdog(rank: int, world_size: int, limit_s: float) -> Watchdog:
 
     def on_hang(missing: list[int], doing: str) -> None:
         emit("hung", rank=rank, missing_ranks=missing, doing=doing, waited_s=limit_s)
-        os._exit(1)  # the collective never returns; Ray Train starts anew
+        os._exit(1)  # the collective never returns; the driver restarts the workers
 
     return Watchdog(store, rank, world_size, limit_s=limit_s, on_hang=on_hang)
 

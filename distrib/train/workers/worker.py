@@ -42,16 +42,16 @@ from distrib.train.workers.watchdog import Watchdog, start_watchdog
 from distrib.vocabulary import Vocabulary
 
 _CALIBRATION_TOLERANCE = 0.2
-"""Share by which expected interactions may differ from the known ones without an event."""
+"""Relative difference of expected and known interactions that is not reported."""
 
 _EXPLOSION_FACTOR = 4.0
-"""Loss, in units of that of the mean rating, beyond which training is taken to have diverged."""
+"""Training has diverged where its loss is this many times that of predicting the mean rating."""
 
-_PREEMPTION_S = 5.0  # between questions to Ray
+_PREEMPTION_S = 5.0  # between preemption checks
 
 
 class Inputs(NamedTuple):
-    """What the driver hands to every worker."""
+    """What the driver passes to every worker."""
 
     run: str
     """`TrainingRun` as JSON."""
@@ -117,7 +117,7 @@ class Worker:
         self.loss_reducer = LossReducer(self.device, max_skipped=train.max_skipped)
         self.history: list[EpochRecord] = []
         self.ending = Outcome([])
-        """Why training ended before its time; equal on all ranks."""
+        """Why training ended early; equal on all ranks."""
 
         name = str(broadcast_object(uuid.uuid4().hex[:8]))
         self.checkpoints = RunCheckpoints(
@@ -135,10 +135,10 @@ class Worker:
             run, self.engine, num_steps, shown=inputs.shows_bar, is_first=self.rank == 0
         )
         self._noted = 0
-        """Users of the epoch that the loss reducer knows of."""
+        """Users of the epoch that the loss reducer has received."""
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self.watchdog.close()
         self.monitor.close()
         if self.listener is not None:
@@ -165,12 +165,12 @@ class Worker:
         return ending._replace(history=self.history)
 
     def _last_epoch(self) -> int:
-        """Return where to end; a run that is out of patience is at its end."""
+        """Return the last epoch; for a run that is out of patience, the current one at most."""
         num_epochs = self.run.train.num_epochs
         return min(num_epochs, self.state.epoch) if self._is_out_of_patience() else num_epochs
 
     def _on_step(self, state: TrainState, update: Update) -> bool:
-        """Note an update; now and then agree with the other ranks on what comes next."""
+        """Count an update; every few steps, agree with the other ranks on what comes next."""
         self.watchdog.progress("reading")
         self.loss_reducer.add(update, state.num_users - self._noted)
         self._noted = state.num_users
@@ -183,7 +183,7 @@ class Worker:
         return self._agree(is_due=is_due and not is_last, is_last=is_last)
 
     def _agree(self, *, is_due: bool, is_last: bool) -> bool:
-        """Decide with all ranks: continue, save the place, or leave."""
+        """Decide with all ranks: continue, save a checkpoint, or stop."""
         every_s = self.run.train.checkpoint.every_s
         age_s = time.monotonic() - self.checkpoints.saved_s
         is_late = bool(every_s) and age_s > every_s and not is_last
@@ -214,7 +214,7 @@ class Worker:
         return True
 
     def _reason_to_leave(self, reduced: Reduced) -> str:
-        """Return why all ranks should leave: the driver wants it, or a node is about to go."""
+        """Return why all ranks should stop: the driver requests it, or nodes are preempted."""
         if reduced.flags["stop"]:
             return str(broadcast_object(self.listener.reason if self.listener else None))
         if not reduced.flags["ask"]:
@@ -230,7 +230,7 @@ class Worker:
             emit("step", epoch=state.epoch + 1, step=state.step, **self.monitor.summary())
 
     def _on_epoch(self, state: TrainState) -> bool:
-        """Validate and save the place; False when there is no hope of a better epoch."""
+        """Validate and save a checkpoint; return False to end training."""
         train = self.run.train
         losses = self.loss_reducer.mean_losses()
         if self._loss_exploded(losses):
@@ -256,7 +256,7 @@ class Worker:
         )
         self.history.append(record)
         self._watch_calibration(metrics)
-        state.start_clocks()  # what writing takes away from training counts to the next epoch
+        state.start_clocks()  # time to write the checkpoint counts for the next epoch
         is_end = is_end or self._is_out_of_patience()
         best = weights if record is best_record(self.history) else None
         every = train.checkpoint.every_epochs
@@ -271,9 +271,9 @@ class Worker:
         return not is_end
 
     def _exported(self, *, is_end: bool) -> dict[str, Tensor] | None:
-        """Return the state of the model that scores; None where nobody needs it now.
+        """Return the state of the model that scores; None where it is not needed now.
 
-        Without validation the last epoch is the best, and weights are needed then only.
+        Without validation the last epoch is the best, and weights are needed only then.
         """
         needs = is_end or self.scheme.exports_every_epoch or self.inputs.data.num_valid > 0
         if not needs:
@@ -300,13 +300,13 @@ class Worker:
         term, value = next(iter(losses.items()))
         if value <= _EXPLOSION_FACTOR * spread:
             return False
-        why = f"over {_EXPLOSION_FACTOR:g} times that of the mean rating"
+        why = f"over {_EXPLOSION_FACTOR:g} times the loss of the mean rating"
         divergence = Divergence(self.state.epoch, self.state.step, term, value, why)
         self.ending = Outcome([], divergence)
         return True
 
     def _watch_calibration(self, metrics: dict[str, float]) -> None:
-        """Report probabilities that drift from the counts that they should add up to."""
+        """Report probabilities whose sum drifts from the number of interactions."""
         expected, known = metrics.get(EXPECTED), metrics.get(KNOWN)
         if self.rank == 0 and expected is not None and known:
             share = expected / known
@@ -334,7 +334,7 @@ class Worker:
         return _joined_means(gather_objects(sums["model"]))
 
     def _save(self, best: dict[str, Tensor] | None = None) -> None:
-        """Begin to write a checkpoint; ``best``: weights of an epoch better than all before."""
+        """Start to write a checkpoint; ``best``: weights of a new best epoch."""
         self.watchdog.progress("writing a checkpoint")
         self.checkpoints.save(best)
 
@@ -347,7 +347,7 @@ def _joined_means(parts: list[Sums]) -> dict[str, float]:
 
 
 class _Watched:
-    """A feed whose batches the watchdog sees arrive."""
+    """A feed that reports each batch to the watchdog."""
 
     def __init__(self, feed: Feed, watchdog: Watchdog) -> None:
         self._feed, self._watchdog = feed, watchdog
