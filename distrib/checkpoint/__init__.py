@@ -1,1 +1,1 @@
-"""What a run leaves behind: complete or invisible, verified before it is used."""
+"""Checkpoints and bundles: atomic writes, content verified on read."""

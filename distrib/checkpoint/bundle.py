@@ -1,4 +1,4 @@
-"""The bundle for inference: weights, model configuration and vocabulary; no pickle."""
+"""The inference bundle: weights, model configuration and vocabulary; no pickle."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
 BUNDLE = "bundle"
-"""Folder of the bundle, inside a run and inside a checkpoint."""
+"""Bundle folder, inside a run and inside a checkpoint."""
 
 FORMAT = 1
 _WEIGHTS, _MODEL, _VOCABULARY = "model.safetensors", "model.json", "items.parquet"
@@ -28,15 +28,15 @@ _ADAPTER: TypeAdapter[Any] = TypeAdapter(ModelConfig)
 
 
 class Bundle(NamedTuple):
-    """A model ready for inference, with what its positions mean."""
+    """A model ready for inference and the vocabulary of its item positions."""
 
     model: Model
     vocabulary: Vocabulary
     config: Any
-    """Of the model, a member of `ModelConfig`."""
+    """The model's configuration, a member of `ModelConfig`."""
 
     facts: dict[str, Any]
-    """What the manifest says besides: epoch, metrics, hash of the data."""
+    """Other entries of the manifest: epoch, metrics, hash of the data."""
 
 
 def write_bundle(
@@ -46,14 +46,14 @@ def write_bundle(
     vocabulary: Vocabulary,
     facts: dict[str, Any],
 ) -> None:
-    """Write a bundle; it counts from the moment its manifest is there.
+    """Write a bundle; it becomes valid when its manifest is written, last.
 
     Args:
-        folder: Where to.
-        weights: The model's parameters and buffers, whole, on the CPU.
+        folder: Target folder.
+        weights: The model's parameters and buffers, unsharded, on the CPU.
         config: The model's configuration, a member of `ModelConfig`.
         vocabulary: Items.
-        facts: JSON to keep beside it.
+        facts: JSON to keep in the manifest.
     """
     items = io.BytesIO()
     pq.write_table(vocabulary.to_table(), items, compression="zstd")
@@ -78,24 +78,26 @@ def load_bundle(folder: Folder) -> Bundle:
         Model, vocabulary and facts.
 
     Raises:
-        CheckpointError: It is absent, incomplete, altered, of another format, or weights and
-            model do not fit.
+        CheckpointError: The bundle is absent, incomplete, altered or of another format, or its
+            weights do not fit its model.
     """
     manifest, files = open_sealed(folder)
     if manifest.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder}: bundle format {manifest.get('format')}, this version reads {FORMAT}; "
-            "export it anew"
+            f"{folder}: bundle format {manifest.get('format')}, but this version reads {FORMAT}; "
+            "export it again"
         )
     absent = [name for name in (_WEIGHTS, _MODEL, _VOCABULARY) if name not in files]
     if absent:
-        raise CheckpointError(f"{folder}: lists no {absent[0]}, so it is no bundle; check the URL")
+        raise CheckpointError(f"{folder}: not a bundle, {absent[0]} is not listed; check the URL")
     vocabulary = _vocabulary(folder, files, manifest)
     config, model = _unfilled(folder, files, vocabulary)
     try:
         weights = safetensors.torch.load(files[_WEIGHTS])
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{folder / _WEIGHTS}: is no safetensors file ({error})") from error
+        raise CheckpointError(
+            f"{folder / _WEIGHTS}: is not a valid safetensors file ({error})"
+        ) from error
     difference = _first_difference(model.state_dict(), weights)
     if difference:
         raise CheckpointError(f"{folder / _WEIGHTS}: weights do not fit the model: {difference}")
@@ -107,12 +109,14 @@ def _vocabulary(folder: Folder, files: dict[str, bytes], manifest: dict[str, Any
     try:
         vocabulary = Vocabulary.from_table(pq.read_table(io.BytesIO(files[_VOCABULARY])))
     except (pa.ArrowException, DataError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{folder / _VOCABULARY}: is no vocabulary ({error})") from error
+        raise CheckpointError(
+            f"{folder / _VOCABULARY}: is not a valid vocabulary ({error})"
+        ) from error
     if vocabulary.fingerprint != manifest.get("vocabulary"):
         raise CheckpointError(
             f"{folder / _VOCABULARY}: its items are not those that the model was trained on "
             f"(fingerprint {vocabulary.fingerprint[:12]}, not "
-            f"{str(manifest.get('vocabulary'))[:12]}); copy the folder anew"
+            f"{str(manifest.get('vocabulary'))[:12]}); copy the folder again"
         )
     return vocabulary
 
@@ -124,8 +128,8 @@ def _unfilled(folder: Folder, files: dict[str, bytes], vocabulary: Vocabulary) -
     except ValidationError as error:
         fault = error.errors()[0]
         raise CheckpointError(
-            f"{folder / _MODEL}: describes no model of this version ({fault['msg']} at "
-            f"{'.'.join(map(str, fault['loc']))}); export it anew"
+            f"{folder / _MODEL}: is not a valid model of this version ({fault['msg']} at "
+            f"{'.'.join(map(str, fault['loc']))}); export it again"
         ) from error
     except (RuntimeError, MemoryError) as error:
         raise CheckpointError(
@@ -134,12 +138,12 @@ def _unfilled(folder: Folder, files: dict[str, bytes], vocabulary: Vocabulary) -
 
 
 def _first_difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:
-    """Name the first weight that is absent, too many, or of another shape."""
+    """Describe the first weight that is missing, unexpected, or of another shape or dtype."""
     for name in [*wanted, *found]:
         if name not in found:
-            return f"{name} is absent"
+            return f"{name} is missing"
         if name not in wanted:
-            return f"{name} is not the model's"
+            return f"{name} is unexpected"
         if wanted[name].shape != found[name].shape:
             return f"{name} is {list(found[name].shape)}, not {list(wanted[name].shape)}"
         if wanted[name].dtype != found[name].dtype:
@@ -148,7 +152,7 @@ def _first_difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> st
 
 
 def copy_bundle(source: Folder, target: Folder) -> None:
-    """Copy a bundle, checked on the way; the target counts once it is whole."""
+    """Copy a bundle and verify its files; the target becomes valid once it is complete."""
     manifest, files = open_sealed(source)
     manifest.pop("files")
     seal(target, files, manifest)

@@ -1,4 +1,4 @@
-"""What a folder says of its own files, so that a part of it is never taken for the whole."""
+"""Manifests with size and digest of every file, so that a partial folder is never used."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ MANIFEST = "manifest.json"
 
 
 def seal(folder: Folder, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
-    """Write files and then, last, the manifest that makes the folder count.
+    """Write files and then, last, the manifest that makes the folder valid.
 
     Args:
-        folder: Where to.
+        folder: Target folder.
         files: Content by name.
-        facts: What else the manifest says; must be JSON.
+        facts: Further manifest entries; must be JSON.
     """
     folder.remove(MANIFEST)
     for name, content in files.items():
@@ -26,23 +26,23 @@ def seal(folder: Folder, files: Mapping[str, bytes], facts: Mapping[str, Any]) -
 
 
 def open_sealed(folder: Folder) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Read a sealed folder, checking every file.
+    """Read a sealed folder and verify every file.
 
     Args:
-        folder: What `seal` wrote.
+        folder: Written by `seal`.
 
     Returns:
         The manifest, and the content of its files by name.
 
     Raises:
-        CheckpointError: The manifest is absent, or a file is not what the manifest says.
+        CheckpointError: The manifest is absent, or a file differs from its entry.
     """
     manifest = read_manifest(folder)
     files = {}
     for name, entry in manifest["files"].items():
         if not folder.exists(name):
             raise CheckpointError(
-                f"{folder / name}: listed in {MANIFEST} but absent; copy the folder anew"
+                f"{folder / name}: listed in {MANIFEST} but absent; copy the folder again"
             )
         files[name] = folder.read(name)
         found = describe(files[name])
@@ -50,26 +50,26 @@ def open_sealed(folder: Folder) -> tuple[dict[str, Any], dict[str, bytes]]:
             what = next(key for key in found if found[key] != entry.get(key))
             raise CheckpointError(
                 f"{folder / name}: content differs from {MANIFEST} ({what} is {found[what]}, not "
-                f"{entry.get(what)}); copy the folder anew"
+                f"{entry.get(what)}); copy the folder again"
             )
     return manifest, files
 
 
 def read_manifest(folder: Folder) -> dict[str, Any]:
-    """Read what a sealed folder says of itself, without looking at its files.
+    """Read the manifest of a sealed folder without reading its files.
 
     Args:
-        folder: What `seal` wrote.
+        folder: Written by `seal`.
 
     Returns:
         The manifest.
 
     Raises:
-        CheckpointError: It is absent, damaged, or of something else.
+        CheckpointError: It is absent, damaged, or not a manifest.
     """
     if not folder.exists(MANIFEST):
         raise CheckpointError(
-            f"{folder}: no {MANIFEST}, so nothing complete is there; train first, or check the URL"
+            f"{folder}: no {MANIFEST}, so the folder is incomplete; train first, or check the URL"
         )
     try:
         manifest: Any = folder.read_json(MANIFEST)
@@ -82,17 +82,17 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
         _is_plain(name) and isinstance(entry, dict) for name, entry in entries.items()
     ):
         raise CheckpointError(
-            f"{folder / MANIFEST}: names no files of this folder, so it is not one of distrib's; "
-            "check the URL"
+            f"{folder / MANIFEST}: is not a valid distrib manifest, it lists no files of this "
+            "folder; check the URL"
         )
     return manifest  # type: ignore[no-any-return]
 
 
 def _is_plain(name: object) -> bool:
-    """Tell whether a name is that of a file right in the folder."""
+    """Return whether a name is a plain file name, without a path."""
     return isinstance(name, str) and name not in {"", ".", ".."} and not {"/", "\\"} & {*name}
 
 
 def describe(content: bytes) -> dict[str, Any]:
-    """Return size and digest of a file's content."""
+    """Return the size and digest of a file's content."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

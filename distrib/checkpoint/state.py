@@ -1,7 +1,7 @@
-"""Training state that belongs to no number of ranks: parameters and moments, in flat pieces.
+"""Training state independent of the world size: parameters and moments, in flat pieces.
 
-Each rank writes the pieces it holds, whatever the engine and its ZeRO stage; any number of ranks
-with any engine reads back the parts that it needs. No pickle, no conversion.
+Each rank writes the pieces it holds, whatever the engine and its ZeRO stage. A run with another
+world size or engine reads back the pieces it needs. No pickle, no conversion.
 """
 
 import json
@@ -17,23 +17,23 @@ from torch import Tensor
 from distrib.errors import CheckpointError
 
 VALUE = "value"
-"""Kind of the parameter itself; other kinds are the optimizer's, by its own names."""
+"""Kind of the parameter itself; other kinds are optimizer state, named by the optimizer."""
 
 
 class StatePiece(NamedTuple):
-    """A stretch of one parameter, read as a flat array, with the optimizer's state of it."""
+    """A contiguous range of one flattened parameter, with its optimizer state."""
 
     name: str
-    """Of the parameter in the model."""
+    """Name of the parameter in the model."""
 
     start: int
-    """Place of its first element."""
+    """Index of its first element in the flattened parameter."""
 
     tensors: dict[str, Tensor]
-    """float32, one dimension, equally long, by kind; `VALUE` is among them."""
+    """float32, 1-D, of equal length, by kind; includes `VALUE`."""
 
     scalars: dict[str, float]
-    """What the optimizer keeps as one number, e.g. its count of updates."""
+    """Scalar optimizer state, e.g. the update count."""
 
     def copied(self) -> "StatePiece":
         """Return a copy on the CPU that later updates do not touch."""
@@ -52,7 +52,7 @@ def write_pieces(path: Path, pieces: Iterable[StatePiece]) -> None:
 
 
 class SavedState:
-    """The pieces of all ranks, read where they are wanted."""
+    """The pieces of all ranks, read lazily."""
 
     def __init__(self, folder: Path) -> None:
         self._pieces: dict[tuple[str, str], list[tuple[int, int, Path, str]]] = {}
@@ -61,33 +61,33 @@ class SavedState:
         for path in sorted(folder.glob("*.safetensors")):
             self._open[path] = file = safe_open(path, framework="pt")
             self._scalars |= json.loads(file.metadata()["scalars"])
-            for key in file.keys():  # noqa: SIM118  it is no mapping
+            for key in file.keys():  # noqa: SIM118  not a mapping
                 kind, start, name = key.split("|", 2)
                 (length,) = file.get_slice(key).get_shape()
                 self._pieces.setdefault((name, kind), []).append((int(start), length, path, key))
 
     def kinds(self, name: str) -> list[str]:
-        """Return the kinds of state that the optimizer kept of a parameter."""
+        """Return the kinds of optimizer state saved for a parameter."""
         return [kind for found, kind in self._pieces if found == name and kind != VALUE]
 
     def scalars(self, name: str) -> dict[str, float]:
-        """Return what the optimizer kept of a parameter as one number each."""
+        """Return the scalar optimizer state of a parameter."""
         return self._scalars.get(name, {})
 
     def read(self, name: str, kind: str, start: int, length: int) -> Tensor:
-        """Return a stretch of a parameter's state, from however many pieces.
+        """Return a range of a parameter's state, joined from the pieces that overlap it.
 
         Args:
-            name: Of the parameter.
+            name: Name of the parameter.
             kind: `VALUE`, or one of `kinds`.
             start: First element.
-            length: Elements.
+            length: Number of elements.
 
         Returns:
             float32 ``[length]``.
 
         Raises:
-            CheckpointError: The checkpoint does not hold it.
+            CheckpointError: The checkpoint does not cover the range.
         """
         result = torch.empty(length)
         covered = 0
@@ -100,6 +100,6 @@ class SavedState:
         if covered != length:
             raise CheckpointError(
                 f"{kind} of {name}: the checkpoint holds {covered} of the {length} elements from "
-                f"{start}; it is of another model, start in a new run folder"
+                f"{start}; it belongs to another model, use a new run folder"
             )
         return result

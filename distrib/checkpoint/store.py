@@ -1,7 +1,7 @@
-"""Resumable checkpoints in a run folder: every rank writes its part, whole or not at all.
+"""Resumable checkpoints in a run folder: every rank writes its part atomically.
 
-A checkpoint counts when the manifests of all its ranks are there. The folder alone decides that:
-no service, no database, no memory of a process that may be dead.
+A checkpoint is complete when the manifests of all its ranks exist. The folder alone decides that,
+so a restart depends on no service, database or process that may be dead.
 """
 
 import functools
@@ -12,28 +12,28 @@ from distrib.errors import CheckpointError, DataError
 from distrib.storage import Folder, with_retries
 
 CHECKPOINTS = "checkpoints"
-"""Folder of the checkpoints, inside a run."""
+"""Checkpoint folder, inside a run."""
 
 
 class CheckpointStore:
-    """The checkpoints of a run. Names begin with the step, so that they sort by age."""
+    """The checkpoints of a run. Names begin with the step, so they sort by age."""
 
     def __init__(self, run: Folder) -> None:
         self.folder = run / CHECKPOINTS
 
     def complete(self) -> list[str]:
-        """Return the names of the checkpoints that count, the newest first."""
+        """Return the names of the complete checkpoints, newest first."""
         names = [name for name in self.folder.folders() if name.startswith("step-")]
         return [name for name in reversed(names) if self._is_complete(name)]
 
     def write(self, name: str, files: list[Path], *, rank: int, world_size: int) -> None:
-        """Write one rank's files into the folder that all ranks share, then its manifest.
+        """Write one rank's files into the shared checkpoint folder, then its manifest.
 
         Args:
-            name: From `checkpoint_name`; new to this attempt.
-            files: Local files with names that no other rank's have.
-            rank: Of this process.
-            world_size: Ranks in all.
+            name: From `checkpoint_name`; not yet used by this attempt.
+            files: Local files with names unique across ranks.
+            rank: Rank of this process.
+            world_size: Number of ranks.
 
         Raises:
             DataError: The store failed.
@@ -43,15 +43,15 @@ class CheckpointStore:
         target.write_json(_part_name(rank), {"world_size": world_size, "files": entries})
 
     def fetch(self, name: str, target: Path, *, retry_s: float = 0.0) -> None:
-        """Read a whole checkpoint, checking every byte.
+        """Download a checkpoint and verify every file.
 
         Args:
             name: One of `complete`.
             target: Local folder to write to.
-            retry_s: Seconds for which a store that fails is tried again.
+            retry_s: Seconds for which store failures are retried.
 
         Raises:
-            CheckpointError: It is not complete, or a file's content is not what was written.
+            CheckpointError: It is incomplete, or a file's content differs from what was written.
         """
         source = self.folder / name
         for file, entry in self._files(name).items():
@@ -59,7 +59,7 @@ class CheckpointStore:
             try:
                 found = with_retries(get, timeout_s=retry_s)
             except DataError as error:
-                raise CheckpointError(f"{source / file}: listed but not read: {error}") from error
+                raise CheckpointError(f"{source / file}: cannot be read: {error}") from error
             if found != entry:
                 raise CheckpointError(
                     f"{source / file}: content differs from what was written; the checkpoint is "
@@ -67,11 +67,11 @@ class CheckpointStore:
                 )
 
     def prune(self, keep: int, attempt: str) -> None:
-        """Remove all but the newest complete checkpoints, and what dead attempts left unfinished.
+        """Remove all but the newest complete checkpoints, and unfinished ones of dead attempts.
 
         Args:
-            keep: How many stay.
-            attempt: The living one; what it has not finished yet stays.
+            keep: Number of complete checkpoints to keep.
+            attempt: The current attempt, whose unfinished checkpoint stays.
         """
         complete = self.complete()
         kept = set(complete[:keep])
@@ -79,7 +79,7 @@ class CheckpointStore:
             is_unfinished = name not in complete
             if name in kept or (is_unfinished and name.endswith(f"-{attempt}")):
                 continue
-            (self.folder / name).remove(_part_name(0))  # from here on it does not count
+            (self.folder / name).remove(_part_name(0))  # makes it incomplete first
             (self.folder / name).remove()
 
     def _is_complete(self, name: str) -> bool:
@@ -92,7 +92,7 @@ class CheckpointStore:
         return parts <= set(folder.files(".json"))
 
     def _files(self, name: str) -> dict[str, Any]:
-        """Return the entries of all files, of all ranks."""
+        """Return the manifest entries of the files of all ranks."""
         folder = self.folder / name
         files: dict[str, Any] = {}
         world_size, rank = 1, 0
@@ -101,8 +101,7 @@ class CheckpointStore:
                 part = folder.read_json(_part_name(rank))
             except DataError as error:
                 raise CheckpointError(
-                    f"{folder / _part_name(rank)} is absent: the checkpoint is not complete; an "
-                    "older one must serve"
+                    f"{folder / _part_name(rank)} is absent: the checkpoint is incomplete"
                 ) from error
             if rank and part["world_size"] != world_size:
                 raise CheckpointError(
@@ -115,7 +114,7 @@ class CheckpointStore:
 
 
 def checkpoint_name(step: int, attempt: str) -> str:
-    """Return the name of a checkpoint; attempts do not share one, so that files never mix."""
+    """Return the name of a checkpoint, unique per attempt so that files never mix."""
     return f"step-{step:010d}-{attempt}"
 
 

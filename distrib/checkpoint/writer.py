@@ -1,4 +1,4 @@
-"""Writes checkpoints while training goes on."""
+"""Writes checkpoints in the background of training."""
 
 import tempfile
 import threading
@@ -13,17 +13,17 @@ from distrib.storage import with_retries
 
 
 class Rank(NamedTuple):
-    """Who writes."""
+    """The writing rank."""
 
     rank: int
     world_size: int
 
 
 class CheckpointWriter:
-    """One rank's part of each checkpoint, in a thread; one at a time.
+    """Writes one rank's part of each checkpoint in a thread, one checkpoint at a time.
 
-    A failure is not raised where it happens but kept, so that all ranks can learn of it and stop
-    together; see `fault`.
+    A failure is not raised but kept in `fault`, so that all ranks can agree on it and stop
+    together.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class CheckpointWriter:
         self.retry_s = retry_s
         self.in_background = in_background
         self.on_wait: Callable[[], None] = lambda: None
-        """Called each second while something is waited for."""
+        """Called each second while waiting."""
 
         self.fault = ""
-        """What went wrong; empty while nothing has."""
+        """Description of a failure; empty if there was none."""
 
         self._thread: threading.Thread | None = None
 
@@ -48,13 +48,13 @@ class CheckpointWriter:
         texts: Mapping[str, str],
         before: Callable[[], None] | None = None,
     ) -> None:
-        """Copy the state and write it; returns when it is copied, the one before is written first.
+        """Wait for the previous write, copy the state, and start writing it.
 
         Args:
-            name: Of the checkpoint.
-            pieces: The engine's, maybe views.
+            name: Name of the checkpoint.
+            pieces: The engine's state; may be views.
             texts: Further files by name.
-            before: Done in the thread before anything is written.
+            before: Called in the thread before anything is written.
         """
         self.wait()
         held = [piece.copied() if self.in_background else piece for piece in pieces]
@@ -66,7 +66,7 @@ class CheckpointWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Return when nothing is being written."""
+        """Wait until no write is in progress."""
         while self._thread is not None:
             self._thread.join(timeout=1.0)
             self.on_wait()
@@ -98,5 +98,5 @@ class CheckpointWriter:
                     files.append(Path(folder, file))
                     files[-1].write_text(text, encoding="utf-8")
                 with_retries(put, timeout_s=self.retry_s, on_retry=on_retry)
-        except Exception as error:  # noqa: BLE001  none may be lost in a thread
+        except Exception as error:  # noqa: BLE001  a thread would swallow it
             self.fault = f"checkpoint {name} could not be written: {error}"

@@ -1,1 +1,1 @@
-"""From a bundle and histories to recommendations."""
+"""Scoring: recommendations from a bundle and user histories."""

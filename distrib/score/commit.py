@@ -1,4 +1,4 @@
-"""A folder of results that changes all at once: made aside, moved in when it is whole."""
+"""Output committer: parts are staged in a work folder and published when all are complete."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from distrib.events import emit
 from distrib.storage import Folder
 
 SUCCESS = "_SUCCESS"
-"""Manifest, written last; readers of Parquet folders pass over names that begin so."""
+"""Manifest, written last; readers of Parquet folders ignore names with a leading underscore."""
 
 _RECEIPTS, _BEGUN, _MOVING = "receipts", "begun.json", "moving.json"
 _LISTED = 3
@@ -22,7 +22,7 @@ _STALE_S = 2 * 24 * 3600.0
 
 
 class PartManifest(Record):
-    """What is known of a part that is written."""
+    """Manifest of one written part file."""
 
     name: str
     bytes: int
@@ -34,17 +34,17 @@ class PartManifest(Record):
     """Users that could not be scored, by reason."""
 
     interactions: dict[str, int] = Field(default_factory=dict)
-    """Of the histories, by what became of them."""
+    """Interactions of the histories, by status."""
 
     empty: dict[str, int] = Field(default_factory=dict)
-    """Users whose list has no item, by list."""
+    """Users with an empty list, by list."""
 
     versions: tuple[str, ...] = ()
-    """Of the models of a server that made the lists."""
+    """Versions of the served models that made the lists."""
 
 
 class ScoreCounts(Record):
-    """Users of all parts: read = scored + unchanged + rejected by reason."""
+    """User counts of all parts: read = scored + unchanged + rejected."""
 
     users_read: int
     users: int
@@ -58,7 +58,7 @@ class ScoreCounts(Record):
 
 
 class ScoreResult(Record):
-    """Where lists are, and of how many users."""
+    """Output folder and counts of a scoring run."""
 
     output: str
     counts: ScoreCounts
@@ -68,7 +68,7 @@ class Success(Record):
     """The manifest of published lists."""
 
     recipe: JsonObject
-    """All that the parts depend on."""
+    """Everything that the parts depend on."""
 
     distrib: str | None = None
     counts: ScoreCounts
@@ -76,14 +76,14 @@ class Success(Record):
 
 
 class Publication:
-    """Parts of one recipe on their way into a folder.
+    """Publishes the parts of one recipe into a folder.
 
-    They are made in a folder inside that readers pass over, one for each recipe, so that whatever
-    fails or is begun beside, what was published before stays as it is until all parts are there.
+    Parts are staged in a subfolder that readers ignore, one per recipe. The previous output stays
+    intact until all parts exist, whatever fails or runs concurrently.
 
     Args:
-        target: The folder.
-        recipe: All that the parts depend on.
+        target: The output folder.
+        recipe: Everything that the parts depend on.
     """
 
     def __init__(self, target: Folder, recipe: JsonObject) -> None:
@@ -94,11 +94,11 @@ class Publication:
         self.work = target / f"_work-{digest[:16]}"
 
     def final(self, part: str) -> str:
-        """Return the name of a part once it is published: no two recipes have one in common."""
+        """Return the published name of a part, unique to the recipe."""
         return part.replace(".parquet", f"-{self._tag}.parquet")
 
     def begin(self) -> None:
-        """Note that parts are being made; the work of those who never came back goes."""
+        """Mark the work folder as started, and remove stale work folders of other recipes."""
         for name in self.target.folders():
             mark = self.target / name
             if name.startswith("_work-") and mark.exists(_BEGUN):
@@ -108,7 +108,7 @@ class Publication:
         self.work.write_json(_BEGUN, {"time": time.time()})
 
     def require_ours(self) -> None:
-        """Refuse a folder with files that were not published here; they would have to go.
+        """Refuse a folder with files of others, which publishing could overwrite.
 
         Raises:
             DataError: There are such files.
@@ -121,7 +121,7 @@ class Publication:
             )
 
     def already(self) -> ScoreResult | None:
-        """Return what `complete` did, where it was called for this very recipe before."""
+        """Return the result of an earlier `complete` with this recipe, if any."""
         done = self.published()
         if done is None:
             return None
@@ -129,14 +129,14 @@ class Publication:
         return ScoreResult(output=self.target.url, counts=done.counts)
 
     def published(self) -> Success | None:
-        """Return the manifest of what is published, where it is of this very recipe."""
+        """Return the published manifest if it has this recipe, else None."""
         if not self.target.exists(SUCCESS):
             return None
         found = Success.model_validate(self.target.read_json(SUCCESS))
         return found if found.recipe == self.recipe else None
 
     def finished(self, parts: Collection[str]) -> dict[str, PartManifest]:
-        """Return the manifests of the parts that an earlier start finished, by part."""
+        """Return the manifests of the parts that an earlier attempt finished, by part."""
         folder = self.work / _RECEIPTS
         found = (
             PartManifest.model_validate(folder.read_json(name)) for name in folder.files(".json")
@@ -144,7 +144,7 @@ class Publication:
         return {part.name: part for part in found if part.name in parts and self._is_there(part)}
 
     def note(self, part: PartManifest) -> None:
-        """Write the manifest of a part that is there; it counts from then on."""
+        """Write the manifest of a staged part, which makes it finished."""
         name = part.name.removesuffix(".parquet")
         self.work.write_json(f"{_RECEIPTS}/{name}.json", part.to_json())
 
@@ -155,19 +155,19 @@ class Publication:
         count: Callable[[list[PartManifest]], ScoreCounts],
         version: str | None = None,
     ) -> ScoreResult:
-        """Make the parts that are not there yet, and publish them all.
+        """Make the missing parts, and publish all of them.
 
         Args:
             parts: Names of all parts.
             make: Takes the manifests of finished parts, by part, and yields those of the others.
             count: Adds up the manifests of all parts.
-            version: Of distrib, where it made the lists.
+            version: Version of distrib, if it made the lists itself.
 
         Returns:
-            Where, and how many.
+            Output folder and counts.
 
         Raises:
-            DataError: A part vanished, or another recipe was published meanwhile.
+            DataError: A part is missing, or another recipe was published concurrently.
         """
         found = self.finished(parts)
         self.begin()
@@ -180,23 +180,23 @@ class Publication:
     def publish(
         self, parts: list[PartManifest], counts: ScoreCounts, version: str | None = None
     ) -> None:
-        """Move all parts in, in place of what was published before, and write the manifest.
+        """Replace the previous output by these parts, and write the manifest.
 
-        Cut off at any moment, the same call ends what it began.
+        Idempotent: after an interruption at any point, the same call finishes the work.
 
         Args:
-            parts: All of them.
-            counts: Of their users.
-            version: Of distrib, where it made the lists.
+            parts: All parts.
+            counts: Their user counts.
+            version: Version of distrib, if it made the lists itself.
 
         Raises:
-            DataError: A part is not there, or another recipe was published meanwhile.
+            DataError: A part is missing, or another recipe was published concurrently.
         """
         if self.published() is not None:
-            return  # a second attempt of the same job was quicker
+            return  # another attempt of the same job finished first
         absent = [part.name for part in parts if not self._is_there(part)]
         if absent:
-            raise DataError(f"{self.work}: {', '.join(absent[:_LISTED])} vanished; start again")
+            raise DataError(f"{self.work}: {', '.join(absent[:_LISTED])} missing; start again")
         self._begin_to_move()
         self.target.remove(SUCCESS)
         for part in parts:
@@ -210,8 +210,8 @@ class Publication:
         there = {name for name in self.target.files(".parquet") if name.startswith("part-")}
         if there != wanted or self.target.exists(SUCCESS):
             raise DataError(
-                f"{self.target}: another scoring with other settings is being published here; give "
-                "each its own output, and start this one again"
+                f"{self.target}: a scoring run with other settings is publishing here; give each "
+                "its own output, and start this one again"
             )
         about = {} if version is None else {"distrib": version}
         success = Success(recipe=self.recipe, counts=counts, files=tuple(entries), **about)
@@ -219,7 +219,7 @@ class Publication:
         self.work.remove()
 
     def _begin_to_move(self) -> None:
-        """Remember what goes, before its manifest does."""
+        """Record the files to remove before their manifest is removed."""
         if self._is_being_moved():
             return
         replaced: list[str] = []
@@ -229,7 +229,7 @@ class Publication:
         self.work.write_json(_MOVING, {"replaces": replaced})
 
     def _is_there(self, part: PartManifest) -> bool:
-        """Tell whether a part is here, or was moved in already by a start that was cut off."""
+        """Return whether a part is staged, or was published by an interrupted attempt."""
         places = ((self.work, part.name), (self.target, self.final(part.name)))
         return any(place.exists(at) and place.size(at) == part.bytes for place, at in places)
 
@@ -241,13 +241,13 @@ def add_counts(parts: list[PartManifest]) -> ScoreCounts:
     """Add up the counts of all parts.
 
     Args:
-        parts: Of one output.
+        parts: Parts of one output.
 
     Returns:
         The sums.
 
     Raises:
-        DataError: Users got lost: those read are not those scored, unchanged and rejected.
+        DataError: Users were lost: read is not scored + unchanged + rejected.
     """
     users = _added_up(part.users for part in parts)
     rejected = _added_up(part.rejected for part in parts)

@@ -1,4 +1,4 @@
-"""Vectors of everyone and everything, for those who search on their own."""
+"""Export of user and item embeddings for external nearest-neighbor search."""
 
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.config import Record
@@ -25,18 +25,18 @@ class ExportResult(Record):
 
 
 def preflight(run: str, prepared: str, config: ExportConfig, score: ScoreConfig) -> None:
-    """Check that there is something to export.
+    """Check that the model and data can be exported.
 
     Args:
         run: Run folder.
         prepared: The run's prepared data.
-        config: What is exported.
-        score: Whose vectors.
+        config: What to export.
+        score: Settings of the user embeddings.
 
     Raises:
         CheckpointError: There is no complete bundle in the run folder.
-        ConfigError: faiss is wanted and not installed.
-        DataError: The model has no vectors, or the histories are absent.
+        ConfigError: faiss is needed but not installed.
+        DataError: The model has no item embeddings, or the histories are absent.
     """
     require_faiss(config)
     require_vectors(load_bundle(Folder(run) / BUNDLE).model)
@@ -45,16 +45,16 @@ def preflight(run: str, prepared: str, config: ExportConfig, score: ScoreConfig)
 
 
 def export(run: str, prepared: str, config: ExportConfig, score: ScoreConfig) -> ExportResult:
-    """Write the vectors of all items with their index and, exactly once, of all users.
+    """Write the embeddings of all items with their index and, exactly once, of all users.
 
     Args:
         run: Run folder with a bundle.
         prepared: The run's prepared data.
-        config: What is exported.
-        score: Whose vectors: its ``histories`` or ``events``, ``batch_users`` and so on.
+        config: What to export.
+        score: Selects the users: ``histories`` or ``events``, ``batch_users`` and so on.
 
     Returns:
-        Where, and how much.
+        Output folder and counts.
     """
     target = _target(run, config)
     bundle = load_bundle(Folder(run) / BUNDLE)

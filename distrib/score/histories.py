@@ -1,4 +1,4 @@
-"""Tables of histories in: translated to the model's positions, and counted."""
+"""Parses tables of user histories: ids to item positions, and counts by status."""
 
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -32,37 +32,37 @@ NO_HISTORY = "no list of items"
 UNEVEN = "items and ratings differ in number"
 
 DIGEST = "history_digest"
-"""Column by which a later run knows that a history is as it was."""
+"""Column that lets a later run detect unchanged histories."""
 
 
 class Histories(NamedTuple):
-    """Histories in the model's positions, one row for each user that can be scored."""
+    """Histories as the model's item positions, one row per user that can be scored."""
 
     user: pa.Array
     source: Batch
-    """What the model may read."""
+    """Model input."""
 
     seen: Batch
-    """What is known to be seen, ratings off the scale included."""
+    """Seen items, including those rated off the scale."""
 
     limits: Limits | None
     digest_B: HashArray
     status_BF: IntArray
-    """Interactions of each user by what became of them, in the order of `INTERACTION_STATUS`."""
+    """Interactions of each user by status, in the order of `INTERACTION_STATUS`."""
 
     rejected: dict[str, int]
     """Users that cannot be scored, by reason."""
 
     kept_B: npt.NDArray[np.bool_]
-    """Which rows of the table these users are."""
+    """Mask of the table's rows that these users are."""
 
     @property
     def row_status(self) -> dict[str, int]:
-        """Interactions by what became of them: ``used``, or a reason."""
+        """Interactions by status: ``used``, or why not."""
         return dict(zip(INTERACTION_STATUS, self.status_BF.sum(0).tolist(), strict=True))
 
     def slice(self, low: int, high: int) -> "Histories":
-        """Return some of the users; the accounts stay those of all."""
+        """Return some of the users; the counts remain those of all."""
         limits = self.limits
         if limits is not None:
             limits = Limits(limits.cells.slice(low, high), limits.is_limited_B[low:high])
@@ -76,7 +76,7 @@ class Histories(NamedTuple):
 
 
 def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary | None) -> Histories:
-    """Translate histories to the model's positions.
+    """Translate histories to the model's item positions.
 
     Args:
         vocabulary: The model's.
@@ -84,7 +84,7 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
         source: See `recommend_table`.
 
     Returns:
-        What can be scored, and what became of the rest.
+        The histories that can be scored, and counts of the rest.
 
     Raises:
         DataError: See `recommend_table`.
@@ -94,8 +94,8 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
     is_unrated = "ratings" not in table.column_names or (source and len(source.levels) == 1)
     if is_unrated and len(levels) > 1:
         raise DataError(
-            f"the histories have no ratings (column 'ratings'), which this model reads, on levels "
-            f"{list(levels)}"
+            f"the histories have no ratings (column 'ratings'); this model needs them, on the "
+            f"scale {list(levels)}"
         )
     kept_B, rejected = _scorable(table, is_rated=not is_unrated)
     if rejected:
@@ -107,7 +107,7 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
     is_scaled_N = is_known_N if is_unrated else on_scale(value_N.astype(np.float64), levels)
     row_N = np.repeat(np.arange(len(table)), np.diff(pointer_P))
     is_last_N = np.ones(len(item_N), dtype=bool)
-    if source is None:  # prepared histories hold an item once
+    if source is None:  # items of prepared histories are unique
         is_last_N = _last_of_each(row_N * (item_count + 1) + position_N + 1)
     whole_batch = Batch(
         torch.full((len(table),), -1),
@@ -134,30 +134,30 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
 
 
 def require_columns(names: list[str]) -> None:
-    """Refuse a table of histories that lacks a column.
+    """Refuse a table of histories with missing or duplicate columns.
 
     Args:
-        names: The columns that it has.
+        names: The columns of the table.
 
     Raises:
-        DataError: ``user`` or ``items`` is not among them.
+        DataError: ``user`` or ``items`` is missing, or a column is duplicate.
     """
     absent = [name for name in ("user", "items") if name not in names]
     if absent:
         raise DataError(f"histories lack column(s) {absent}; they have {names}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise DataError(f"histories have column(s) {twice} more than once; leave one of each")
+        raise DataError(f"histories have column(s) {twice} more than once; keep one of each")
 
 
 def _scorable(table: pa.Table, *, is_rated: bool) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
-    """Tell which rows are a user with a history, and count the others by reason."""
+    """Return the mask of rows that are a user with a history, and count the others by reason."""
     kind = table["user"].type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (
         pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
     ):
-        raise DataError(f"column 'user' is {table['user'].type}; ids are numbers or texts, cast it")
+        raise DataError(f"column 'user' is {table['user'].type}, not integers or strings; cast it")
     for name in ("items", "ratings", "candidates"):
         if name in table.column_names:
             _require_list(name, table[name].type)
@@ -179,11 +179,11 @@ def _scorable(table: pa.Table, *, is_rated: bool) -> tuple[npt.NDArray[np.bool_]
 
 def _require_list(name: str, kind: pa.DataType) -> None:
     if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
-        raise DataError(f"column {name!r} is {kind}, not a list; give one list for each user")
+        raise DataError(f"column {name!r} is {kind}, not a list; give one list per user")
 
 
 def flat_column(table: pa.Table, name: str) -> tuple[IntArray, pa.Array]:
-    """Return row pointers and the values of a list column; values may be null, lists are empty."""
+    """Return row pointers and values of a list column; null lists are empty, values may be null."""
     lengths = pc.fill_null(pc.list_value_length(table[name]), 0).to_numpy()
     pointer_P = np.concatenate([[0], lengths]).cumsum().astype(np.int64)
     return pointer_P, whole(pc.list_flatten(table[name]))
@@ -202,7 +202,7 @@ def _ratings(table: pa.Table) -> npt.NDArray[Any]:
 
 def _positions(vocabulary: Vocabulary, item_N: pa.Array, source: Vocabulary | None) -> IntArray:
     if source is None:
-        has_type = not pa.types.is_null(item_N.type)  # whether they are numbers or texts
+        has_type = not pa.types.is_null(item_N.type)  # else integer or string is unknown
         return vocabulary.positions(item_N) if has_type else np.zeros(len(item_N), np.int64) - 1
     return np.asarray(_translation(vocabulary, source)[item_N.to_numpy()])
 
@@ -221,7 +221,7 @@ def _hashed(source: Vocabulary) -> HashArray:
 
 
 def _limits(vocabulary: Vocabulary, table: pa.Table) -> Limits:
-    """Read each user's candidates; a null list leaves the user the whole catalogue."""
+    """Read each user's candidates; a null list means the whole catalog."""
     pointer_P, item_N = flat_column(table, "candidates")
     position_N = _positions(vocabulary, item_N, None)
     cells = Batch(
@@ -241,7 +241,7 @@ def _digests(
     value_N: npt.NDArray[Any],
     source: Vocabulary | None,
 ) -> HashArray:
-    """Return a hash of each user with the history, the same from prepared data and from ids."""
+    """Return a hash of each user id and history, the same for prepared data and for raw ids."""
     hash_N = _hashed(source)[item_N.to_numpy()] if source else _hashes(item_N, 1)
     bits_N = value_N.astype(np.float32).view(np.uint32).astype(np.uint64)
     place_N = np.arange(len(item_N)) - np.repeat(pointer_P[:-1], np.diff(pointer_P))
@@ -260,13 +260,13 @@ def _hashes(ids: pa.Array | pa.ChunkedArray, use: int) -> HashArray:
     joined = whole(ids)
     if len(joined) == 0:
         return np.zeros(0, np.uint64)
-    if joined.null_count:  # an id that no vocabulary holds; what matters is that it stays the same
+    if joined.null_count:  # any fixed value that is not an id
         joined = pc.fill_null(joined, -1 if pa.types.is_integer(joined.type) else "")
     return hash_ids(joined, use)
 
 
 def _last_of_each(key_N: IntArray) -> Any:
-    """Tell which entries are the last with their key, bool."""
+    """Return a bool mask of the entries that are the last with their key."""
     is_last_N = np.zeros(len(key_N), dtype=bool)
     _, places = np.unique(key_N[::-1], return_index=True)
     is_last_N[len(key_N) - 1 - places] = True

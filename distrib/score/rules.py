@@ -1,4 +1,4 @@
-"""A policy made ready for one model: what may come up, how scores are bent, lists re-ranked."""
+"""A policy compiled for one model: item filters, score adjustment and re-ranking."""
 
 import io
 from functools import lru_cache
@@ -24,46 +24,46 @@ from distrib.vocabulary import IntArray, Vocabulary
 
 
 class Rules(NamedTuple):
-    """What holds for every user of a batch; tensors on the scorer's device."""
+    """Rules for every user of a batch; tensors on the scorer's device."""
 
     allowed_I: Tensor | None = None
-    """bool; None where every item may come up."""
+    """bool; None if every item may be recommended."""
 
     damping_I: Tensor | None = None
-    """float32; taken off the score of each item."""
+    """float32; subtracted from the score of each item."""
 
     min_score: float | None = None
-    """Scores below it do not come up."""
+    """Items with a lower score are left out."""
 
     group_I: Tensor | None = None
     """int64 group of each item, -1 for none."""
 
     at_most: int = 0
-    """Items of one group in a list."""
+    """Most items of one group in a list."""
 
     diversity: float = 0.0
-    """0..1; weight of being unlike what stands higher in the list."""
+    """0..1; MMR weight of dissimilarity to items higher in the list."""
 
     pool: int = 0
-    """Candidates of each user, by score, that diversity chooses from."""
+    """Candidates per user, by score, that re-ranking chooses from."""
 
     vector_IZ: Tensor | None = None
-    """float32; unit vectors of items, whose products are their likeness."""
+    """float32; normalized item embeddings, whose products are cosine similarities."""
 
     @classmethod
     def of(cls, policy: PolicyConfig, model: Model, vocabulary: Vocabulary) -> "Rules":
-        """Make a policy ready, on the device of the model.
+        """Compile a policy, on the device of the model.
 
         Args:
             policy: Its files are read here.
-            model: What scores.
-            vocabulary: Its items.
+            model: The model.
+            vocabulary: The model's items.
 
         Returns:
             The rules.
 
         Raises:
-            ConfigError: The model has no item vectors, which diversity needs.
+            ConfigError: The model has no item embeddings, which diversity needs.
             DataError: A file is absent, lacks a column, or names no item of the model.
         """
         device = next(iter(model.item_tables())).device
@@ -76,18 +76,18 @@ class Rules(NamedTuple):
         return fixed.with_numbers(policy, model, vocabulary)
 
     def with_numbers(self, policy: PolicyConfig, model: Model, vocabulary: Vocabulary) -> "Rules":
-        """Return the rules with the numbers of another policy; its files are not read again.
+        """Return the rules with the numbers of another policy; files are not read again.
 
         Args:
-            policy: Of which all but ``allow``, ``deny`` and ``groups`` holds.
-            model: What scores.
-            vocabulary: Its items.
+            policy: Its ``allow``, ``deny`` and ``groups`` are ignored.
+            model: The model.
+            vocabulary: The model's items.
 
         Returns:
             The rules.
 
         Raises:
-            ConfigError: The model has no item vectors, which diversity needs.
+            ConfigError: The model has no item embeddings, which diversity needs.
         """
         damping_I = None
         if policy.popularity_damping:
@@ -104,7 +104,7 @@ class Rules(NamedTuple):
         )
 
     def apply(self, score_BI: Tensor, low: int) -> Tensor:
-        """Return the scores of a block of items that begins at ``low``, ``-inf`` what is out."""
+        """Adjust the scores of a chunk of items that begins at ``low``; ``-inf`` if excluded."""
         high = low + score_BI.shape[1]
         if self.damping_I is not None:
             score_BI = score_BI - self.damping_I[low:high]
@@ -115,7 +115,7 @@ class Rules(NamedTuple):
         return score_BI
 
     def pool_for(self, k: int) -> int:
-        """Return how many candidates a list of ``k`` is chosen from."""
+        """Return the number of candidates that a list of ``k`` is chosen from."""
         if self.group_I is None and not self.diversity:
             return k
         return max(k, self.pool)
@@ -124,10 +124,10 @@ class Rules(NamedTuple):
 def chosen(rules: Rules, key_BP: Tensor, item_BP: Tensor, k: int) -> Tensor:
     """Choose each user's list from the best candidates.
 
-    Groups: a candidate is left out where the cap of its group is reached by better ones. Diversity:
-    maximal marginal relevance, the next item is the one with the largest
-    ``(1 - w) * relevance - w * likeness``, relevance being the score on the scale 0..1 of the
-    user's candidates, likeness the largest cosine (0 at least) with an item chosen before.
+    Groups: a candidate is left out if better ones have filled its group. Diversity: maximal
+    marginal relevance; the next item has the largest ``(1 - w) * relevance - w * similarity``,
+    where relevance is the score min-max scaled to 0..1 over the user's candidates, and similarity
+    the largest cosine (at least 0) with an item chosen before.
 
     Source: Carbonell, Goldstein, "The Use of MMR, Diversity-Based Reranking", SIGIR 1998.
 
@@ -138,7 +138,7 @@ def chosen(rules: Rules, key_BP: Tensor, item_BP: Tensor, k: int) -> Tensor:
         k: Length of the list.
 
     Returns:
-        int64 ``[B, k]`` columns of the candidates in the order of the list, -1 for none.
+        int64 ``[B, k]`` candidate columns in list order, -1 for none.
     """
     if rules.diversity:
         return _diverse(rules, key_BP, item_BP, k)
@@ -146,7 +146,7 @@ def chosen(rules: Rules, key_BP: Tensor, item_BP: Tensor, k: int) -> Tensor:
 
 
 def _capped(rules: Rules, item_BP: Tensor, k: int) -> Tensor:
-    """Keep the first ones of each group; in order of score no choice depends on another."""
+    """Keep the best items of each group."""
     group_BP = _groups(rules, item_BP)
     order_BP = torch.sort(group_BP, dim=1, stable=True).indices
     sorted_BP = group_BP.gather(1, order_BP)
@@ -183,7 +183,7 @@ def _diverse(rules: Rules, key_BP: Tensor, item_BP: Tensor, k: int) -> Tensor:
 
 
 def _full(group_BP: Tensor, column_BK: Tensor, at_most: int) -> Tensor:
-    """Tell which candidates are of a group that has as many items as it may."""
+    """Return the mask of candidates whose group is full."""
     last_B1 = group_BP.gather(1, column_BK[:, -1:].clamp(min=0))
     taken_BK = group_BP.gather(1, column_BK.clamp(min=0)).masked_fill(column_BK < 0, -1)
     is_full_B1 = ((taken_BK == last_B1).sum(1, keepdim=True) >= at_most) & (last_B1 >= 0)
@@ -196,7 +196,7 @@ def _groups(rules: Rules, item_BP: Tensor) -> Tensor:
 
 
 def _relevance(key_BP: Tensor) -> Tensor:
-    """Return the scores on the scale 0..1 of each user's candidates."""
+    """Return the scores, min-max scaled to 0..1 over each user's candidates."""
     score_BP = scores_of(key_BP)
     is_none_BP = key_BP == UNWANTED
     low_B1 = score_BP.masked_fill(is_none_BP, torch.inf).amin(1, keepdim=True)
@@ -205,7 +205,7 @@ def _relevance(key_BP: Tensor) -> Tensor:
 
 
 def positions_of(ids: pa.Array, vocabulary: Vocabulary, what: str) -> IntArray:
-    """Return the positions of the items that a policy names, those unknown left out.
+    """Return the positions of the items that a policy names; unknown ids are left out.
 
     Args:
         ids: Original ids.
@@ -213,10 +213,10 @@ def positions_of(ids: pa.Array, vocabulary: Vocabulary, what: str) -> IntArray:
         what: Setting that names them, for the message.
 
     Returns:
-        int64, each position once.
+        int64, unique.
 
     Raises:
-        DataError: They are of another kind than the model's.
+        DataError: The ids have another type than the model's.
     """
     if pa.types.is_null(ids.type):  # an empty file
         return np.zeros(0, np.int64)
@@ -231,14 +231,14 @@ def item_table(url: str, columns: tuple[str, ...]) -> pa.Table:
     """Read a small table of items.
 
     Args:
-        url: Parquet, CSV with a header, or a text file with one id on each line.
-        columns: Those wanted, ``item`` first.
+        url: Parquet, CSV with a header, or a text file with one id per line.
+        columns: Columns to read, ``item`` first.
 
     Returns:
         The columns.
 
     Raises:
-        DataError: The file is absent, of another kind, or lacks a column.
+        DataError: The file is absent, of another format, or lacks a column.
     """
     content = Folder(url).read()
     try:
@@ -267,7 +267,7 @@ def _allowed(policy: PolicyConfig, vocabulary: Vocabulary) -> Tensor | None:
     if policy.allow is not None:
         position = _positions(policy.allow, vocabulary, "policy.allow")
         if not len(position):
-            raise DataError("policy.allow: none of its ids is an item of the model; check them")
+            raise DataError("policy.allow: none of its ids is an item of the model; check the ids")
         allowed_I[:] = False
         allowed_I[position] = True
     if policy.deny is not None:
@@ -281,7 +281,7 @@ def _positions(items: ItemSet, vocabulary: Vocabulary, what: str) -> IntArray:
     try:
         ids = pa.array(items) if items else pa.array([], vocabulary.ids.type)
     except pa.ArrowException as error:
-        raise DataError(f"{what} mixes kinds of ids ({error}); give numbers or texts") from error
+        raise DataError(f"{what} mixes id types ({error}); give integers or strings") from error
     return positions_of(ids, vocabulary, what)
 
 
@@ -289,7 +289,7 @@ def _group_of(url: str, vocabulary: Vocabulary) -> Tensor:
     table = item_table(url, ("item", "group"))
     position_N = vocabulary.positions(whole(table["item"]))
     if not (position_N >= 0).any():
-        raise DataError(f"{url}: none of its items is one of the model; check the ids")
+        raise DataError(f"{url}: none of its ids is an item of the model; check the ids")
     group_N = pc.rank(whole(table["group"]), tiebreaker="dense").to_numpy()
     group_I = torch.full((len(vocabulary),), -1)
     known_N = position_N >= 0
@@ -299,11 +299,11 @@ def _group_of(url: str, vocabulary: Vocabulary) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _unit_vectors(model: Model) -> Tensor:
-    """Return the directions of all items, one copy for each model in use."""
+    """Return the normalized embeddings of all items, cached per model."""
     vectors = item_vectors(model)
     if vectors is None:
         raise ConfigError(
-            f"policy.diversity needs vectors of items, and {type(model).__name__} has none; set it "
-            "to 0, or cap groups by policy.max_per_group"
+            f"policy.diversity needs item embeddings, but {type(model).__name__} has none; set it "
+            "to 0, or use policy.max_per_group"
         )
     return F.normalize(vectors.vector_IZ.detach().float(), dim=-1)

@@ -1,4 +1,4 @@
-"""The scorer: the only place where a model's output becomes a recommendation."""
+"""The scorer: the one implementation of recommendations from model output."""
 
 from typing import NamedTuple
 
@@ -35,53 +35,52 @@ class Recommendations(NamedTuple):
     """int64 positions; -1 where a user has fewer than K candidates."""
 
     score_BK: Tensor
-    """float32; what the list is sorted by: the model's ranking score, less any damping, or the
-    expected rating; a diverse list is chosen by it. ``-inf`` where there is no item."""
+    """float32; sort key of the list (relevance of a diverse one): the model's ranking score minus
+    any damping, or the expected rating. ``-inf`` where there is no item."""
 
     prediction: Prediction | None
-    """Probability, expected rating and its distribution for each item, where the model tells."""
+    """Probability, expected rating and rating distribution per item, if the model predicts them."""
 
     deviation_BK: Tensor | None = None
-    """float32; standard deviation of the expected rating over the posteriors, where it is told."""
+    """float32; standard deviation of the expected rating over the posteriors, if available."""
 
 
 class NoveltyFilter(NamedTuple):
-    """Which items a user is unlikely to meet, and yet are known well enough to be judged."""
+    """Restricts a list to items with low interaction probability but enough training ratings."""
 
     share: float
-    """Above 0, at most 1: the share of the catalogue with the lowest log-odds of interaction; above
-    4,096 items, of an even sample of the catalogue."""
+    """In (0, 1]: share of the catalog with the lowest interaction log-odds; with more than 4,096
+    items, the threshold comes from an even sample of the catalog."""
 
     min_support: int
     """Training ratings that an item must have."""
 
 
 class PairPredictions(NamedTuple):
-    """Expected ratings of some cells."""
+    """Expected ratings of user-item pairs."""
 
     rating_N: Tensor
-    """float32, cut to the scale of the levels."""
+    """float32, clamped to the rating scale."""
 
     uncut_N: Tensor | None
-    """As the model gave them; None for a mean over the levels, which lies on the scale."""
+    """Before clamping; None for a mean over the levels, which lies on the scale."""
 
     deviation_N: Tensor | None = None
-    """float32; standard deviation over the posteriors, where it is told."""
+    """float32; standard deviation over the posteriors, if available."""
 
 
 class Scorer:
-    """A model on one device, asked for whole batches of users and blocks of items.
+    """A model on one device that scores batches of users against chunks of items.
 
     Args:
-        model: What scores.
-        vocabulary: Its items.
-        device: Where it works.
+        model: The model.
+        vocabulary: The model's items.
+        device: Device to score on.
         chunk_items: Items decoded at a time; None for as many as keep the scores of a batch within
             64 MB, at least 4,096.
-        precision: ``bf16`` finds twice as many candidates as are wanted by products in bfloat16 and
-            ranks them by their float32 scores; where these lie too close to those left out to be
-            sure, the batch is ranked in float32 altogether. For models whose items have vectors;
-            all others score in float32.
+        precision: ``bf16`` selects twice as many candidates by bfloat16 products and ranks them by
+            float32 scores; if rounding could have excluded an item, the whole batch is ranked in
+            float32. For models with item embeddings; all others score in float32.
     """
 
     def __init__(
@@ -113,13 +112,13 @@ class Scorer:
         """Refuse a model whose scores are not finite.
 
         Raises:
-            CheckpointError: A list of nobody's, or of a user with one item, has such scores.
+            CheckpointError: The scores for an empty or a one-item history are not finite.
         """
         tried = Batch.from_lists([[], [0]])
         found = self.recommend(tried, None, 1, with_predictions=False)
         if not torch.isfinite(found.score_BK).all():
             raise CheckpointError(
-                f"{type(self.model).__name__}: its scores are not finite numbers; train it anew"
+                f"{type(self.model).__name__}: its scores are not finite numbers; retrain"
             )
 
     @torch.inference_mode()
@@ -133,15 +132,15 @@ class Scorer:
         limits: Limits | None = None,
         with_predictions: bool = True,
     ) -> Recommendations:
-        """Return each user's best items by the model's ranking score, ties to the lower position.
+        """Return each user's best items by ranking score; ties go to the lower position.
 
         Args:
             source: Histories.
             seen: Items to leave out; None leaves nothing out.
-            k: How many.
-            rules: What else holds for all.
-            limits: Users for whom not the whole catalogue is a candidate.
-            with_predictions: Whether opinions and deviations are wanted, too.
+            k: Length of the lists.
+            rules: Rules for all users.
+            limits: Candidates of users who are restricted to some items.
+            with_predictions: Whether to return predictions and deviations, too.
 
         Returns:
             Lists of ``min(k, items)``.
@@ -171,23 +170,24 @@ class Scorer:
         rules: Rules = _NO_RULES,
         limits: Limits | None = None,
     ) -> Recommendations:
-        """Return items that a user is unlikely to meet and likely to love, by expected rating.
+        """Return items of low interaction probability, ranked by expected rating.
 
-        Source: the serendipity list of "Conv4Rec", IEEE TNNLS 2025; thresholds are ours.
+        Source: the serendipity list of "Conv4Rec", IEEE TNNLS 2025.
+        Differs from the source: the thresholds.
 
         Args:
             source: Histories.
             seen: Items to leave out; None leaves nothing out.
-            k: How many.
-            novel: What may come up.
-            rules: Of them, which items are allowed, and the caps of groups.
-            limits: Users for whom not the whole catalogue is a candidate.
+            k: Length of the lists.
+            novel: Which items are novel.
+            rules: Only allowed items and group caps apply.
+            limits: Candidates of users who are restricted to some items.
 
         Returns:
             Lists of at most ``k``, with the expected rating as score.
 
         Raises:
-            DataError: The model does not tell ratings and probabilities.
+            DataError: The model does not predict both ratings and probabilities.
         """
         step = max(1, -(-len(self.vocabulary) // _QUANTILE_SAMPLE))
         state = self.model.encode(source.to(self.device))
@@ -195,8 +195,8 @@ class Scorer:
         prediction = self.model.output.predict(sample)
         if prediction is None or prediction.probability_BI is None:
             raise DataError(
-                f"{type(self.model).__name__} tells not both ratings and probabilities, so has no "
-                "serendipitous list; set score.serendipitous_k = 0, or use conv4rec"
+                f"{type(self.model).__name__} does not predict both ratings and probabilities, "
+                "which the serendipitous list needs; set score.serendipitous_k = 0, or use conv4rec"
             )
         odds = self.model.output.ranking_score(sample)
         place = max(1, int(novel.share * odds.shape[1]))
@@ -216,14 +216,14 @@ class Scorer:
         ranked = RankingHead(tables, decode, score, keeps=True, is_ranking=False)
         kept = Rules(allowed_I=rules.allowed_I, group_I=rules.group_I, at_most=rules.at_most)
         key_BK, output = self.search.best(state, mask, k, ranked, kept)
-        assert output is not None  # kept
+        assert output is not None  # keeps=True
         prediction = self._predict(output)
-        assert prediction is not None  # asked above
+        assert prediction is not None  # checked above
         return Recommendations(items_of(key_BK).cpu(), prediction.rating_BI, prediction)
 
     @torch.inference_mode()
     def predict(self, source: Batch, target: Batch) -> PairPredictions | None:
-        """Return the expected rating of each target cell; None where the model tells none."""
+        """Return the expected rating of each target pair; None if the model predicts none."""
         target = target.to(self.device)
         state = self.model.encode(source.to(self.device))
         output_N = self.model.score_pairs(state, target)
@@ -238,19 +238,19 @@ class Scorer:
 
     @torch.inference_mode()
     def predictions(self, source: Batch, items: slice | Tensor) -> Prediction | None:
-        """Return what the model thinks of some items, the same for all users, where it tells."""
+        """Return predictions for the same items for all users; None if the model has none."""
         state = self.model.encode(source.to(self.device))
         return self._predict(self.model.decode(state, items).float())
 
     @torch.inference_mode()
     def embed(self, source: Batch) -> Tensor:
-        """Return the vector that describes each user, float32 ``[B, Z]``.
+        """Return the user embeddings, float32 ``[B, Z]``.
 
         Args:
             source: Histories.
 
         Returns:
-            As `Model.embedding` gives it.
+            The embeddings, on the CPU; see `user_embedding`.
 
         Raises:
             DataError: The model has none.
@@ -258,21 +258,21 @@ class Scorer:
         vector_BZ = user_embedding(self.model, self.model.encode(source.to(self.device)))
         if vector_BZ is None:
             raise DataError(
-                f"{type(self.model).__name__} describes users by their history alone, so there "
-                "are no embeddings; leave 'embedding' out of score.outputs"
+                f"{type(self.model).__name__} has no user embeddings; remove 'embedding' from "
+                "score.outputs"
             )
         return vector_BZ.float().cpu()
 
     @torch.inference_mode()
     def explain(self, source: Batch, item_K: Tensor) -> Tensor:
-        """Return how much each interaction of one user moves the scores of some items.
+        """Return the influence of each interaction of one user on the scores of some items.
 
-        Exact leave-one-out: the ranking score with the whole history, less that of the history
-        without the interaction, everything else as it is.
+        Exact leave-one-out: the ranking score with the whole history minus the score without the
+        interaction.
 
         Args:
-            source: One user; a user that the model has a row for is folded in like a new one, since
-                the row does not follow the history.
+            source: One user; a training user is folded in like a new one, since a trained row does
+                not depend on the history.
             item_K: Positions of the items.
 
         Returns:
@@ -290,7 +290,7 @@ class Scorer:
 
     @torch.inference_mode()
     def expected_interactions(self, source: Batch) -> Tensor | None:
-        """Return the sum of each user's probabilities over all items, float64 ``[B]``, if told."""
+        """Return each user's probabilities summed over all items, float64 ``[B]``, or None."""
         state = self.model.encode(source.to(self.device))
         odds = interaction_head(self.model)
         total_B = torch.zeros(source.num_users, dtype=torch.float64, device=self.device)
@@ -315,7 +315,7 @@ class Scorer:
         return self.model.output.ranking_score(output).cpu()
 
     def _ranked(self, *, with_predictions: bool) -> RankingHead:
-        """Return what is decoded to rank by: the log-odds alone, where they are a part apart."""
+        """Return the head to rank by: only the interaction logits, if the model separates them."""
         odds = interaction_head(self.model)
         if odds is not None:
             return RankingHead(odds.tables, odds.decode_rows, _as_it_is, keeps=False)
@@ -330,14 +330,14 @@ class Scorer:
     def _predictions(
         self, state: UserState, item_BK: Tensor, output: Tensor | None
     ) -> Prediction | None:
-        """Return what the model thinks of the items of lists."""
-        if output is None:  # ranked by log-odds alone
+        """Return predictions for the items of lists."""
+        if output is None:  # ranked by interaction logits alone
             output = self.model.score_pairs(state, pairs_of(item_BK)).float()
             output = output.unflatten(0, item_BK.shape)
         return self._predict(output)
 
     def _predict(self, output: Tensor) -> Prediction | None:
-        """Return what the model thinks, on the CPU, ratings cut to the scale."""
+        """Return predictions on the CPU, ratings clamped to the scale."""
         prediction = self.model.output.predict(output)
         if prediction is None:
             return None
@@ -349,7 +349,7 @@ class Scorer:
         return rating.clamp(levels[0], levels[-1])
 
     def _deviation(self, state: UserState, item_BK: Tensor) -> Tensor | None:
-        """Return how sure the model is of what it thinks of these items, on the CPU."""
+        """Return the standard deviations of the ratings of these items, on the CPU."""
         variance_N = pair_variance(self.model, state, pairs_of(item_BK))
         return None if variance_N is None else variance_N.float().sqrt().view(item_BK.shape).cpu()
 
@@ -359,12 +359,12 @@ def _as_it_is(output: Tensor, _low: int) -> Tensor:
 
 
 def _nothing(batch: Batch) -> Batch:
-    """Return the same users without an interaction."""
+    """Return the same users with empty histories."""
     return batch.keep(torch.zeros_like(batch.item_N, dtype=torch.bool))
 
 
 def _without(source: Batch, left_out_B: Tensor) -> Batch:
-    """Return one user so many times, each without one interaction."""
+    """Return copies of one user, each without one of the given interactions."""
     length, copies = len(source.item_N), len(left_out_B)
     place_BN = torch.arange(length).repeat(copies, 1)
     kept_N = (place_BN != left_out_B[:, None]).flatten()

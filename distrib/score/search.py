@@ -1,4 +1,4 @@
-"""Finds the best items of a batch of users, block by block of the catalogue."""
+"""Top-K search for a batch of users, one chunk of the catalog at a time."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -17,17 +17,17 @@ _MORE_CANDIDATES = 64
 
 
 class Limits(NamedTuple):
-    """Candidates of single users."""
+    """Per-user candidates."""
 
     cells: Batch
-    """The only items that may come up, of those users who are limited."""
+    """The only items that may be recommended to the limited users."""
 
     is_limited_B: Tensor
-    """bool; False for users to whom the whole catalogue is open."""
+    """bool; False for users with the whole catalog as candidates."""
 
 
 class RankingHead(NamedTuple):
-    """What is decoded, and how it becomes a score."""
+    """What to decode, and how the output becomes a score."""
 
     tables: ItemRows
     decode: Callable[[UserState, ItemRows], Tensor]
@@ -39,7 +39,7 @@ class RankingHead(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """What may not come up, user by user, on the device."""
+    """Excluded items per user, on the device."""
 
     hidden: Batch
     limits: Limits | None
@@ -52,16 +52,16 @@ class Mask(NamedTuple):
 
     @property
     def num_users(self) -> int:
-        """Of the batch."""
+        """Number of users in the batch."""
         return self.hidden.num_users
 
     @property
     def device(self) -> torch.device:
-        """Where scores are."""
+        """Device of the scores."""
         return self.hidden.item_N.device
 
     def by_chunk(self, blocks: list[tuple[int, int]]) -> Iterator[Callable[[Tensor], None]]:
-        """Yield, for each block, what strikes out scores in place."""
+        """Yield, for each chunk, a function that masks its scores in place."""
         hidden = entries_by_chunk(self.hidden, blocks)
         if self.limits is None:
             for cells in hidden:
@@ -86,13 +86,13 @@ def _striking(
 
 
 class TopKSearch:
-    """Ranks the catalogue without a matrix of all users and items.
+    """Ranks the catalog without materializing the users x items score matrix.
 
     Args:
-        model: What decodes.
-        num_items: Of the catalogue.
+        model: Decodes the items.
+        num_items: Size of the catalog.
         chunk_items: Items decoded at a time; None for as many as keep a batch within 64 MB.
-        is_halved: Whether candidates are found in bfloat16 first; see `Scorer`.
+        is_halved: Whether to select candidates in bfloat16 first; see `Scorer`.
     """
 
     def __init__(
@@ -105,17 +105,17 @@ class TopKSearch:
         self._half_tables: ItemRows = ()
 
     def blocks(self, num_users: int) -> list[tuple[int, int]]:
-        """Return bounds of the blocks that are decoded for so many users."""
+        """Return the bounds of the item chunks for a batch of ``num_users``."""
         size = self.chunk_items or max(_LEAST_BLOCK, _BLOCK_CELLS // max(num_users, 1))
         return item_chunks(self.num_items, size)
 
     def best(
         self, state: UserState, mask: Mask, k: int, ranked: RankingHead, rules: Rules
     ) -> tuple[Tensor, Tensor | None]:
-        """Return keys of lists ``[B, K]`` and, where it is kept, the output for their items.
+        """Return keys of lists ``[B, K]`` and, if kept, the output for their items.
 
-        Where caps leave a user short of items, more candidates are asked for; the other users'
-        lists stay, so that nobody's list depends on who else is in the batch.
+        If group caps leave a user short of items, the search repeats with more candidates. Only
+        short lists are replaced, so that no list depends on the other users of the batch.
         """
         found: tuple[Tensor, Tensor | None] | None = None
         size, item_count = rules.pool_for(k), self.num_items
@@ -139,10 +139,10 @@ class TopKSearch:
     def _near_best(
         self, state: UserState, mask: Mask, k: int, ranked: RankingHead, rules: Rules
     ) -> tuple[Tensor, Tensor | None] | None:
-        """Do as `_all_best`, with candidates found in bfloat16; None where that leaves a doubt.
+        """Like `_all_best`, with candidates selected in bfloat16; None if that may be inexact.
 
-        An item that is not among the candidates has at most the last one's score; twice the largest
-        error seen among the candidates is what is allowed for rounding.
+        An item outside the candidates scores at most as high as the last one in bfloat16. Twice the
+        largest rounding error among the candidates is the margin.
         """
         if not self._half_tables:
             self._half_tables = _halved(ranked.tables)
@@ -172,14 +172,14 @@ class TopKSearch:
     def _all_best(
         self, state: UserState, mask: Mask, k: int, ranked: RankingHead, rules: Rules
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the best keys ``[B, K]`` and, where it is kept, the output for their items."""
+        """Return the best keys ``[B, K]`` and, if kept, the output for their items."""
         num_users = mask.num_users
         blocks = self.blocks(num_users)
         best = torch.empty(num_users, 0, dtype=torch.int64, device=mask.device)
         kept: Tensor | None = None
         for (low, high), masked in zip(blocks, mask.by_chunk(blocks), strict=True):
             output = ranked.decode(state, tuple(table[low:high] for table in ranked.tables)).float()
-            # What is struck out below is never chosen, so it may be lost from the output as well.
+            # Masking may overwrite the output in place: masked items are never chosen.
             score_BI = rules.apply(ranked.score(output, low), low).contiguous()
             masked(score_BI)
             key_BK = best_keys(score_BI, low, k, settles_ties=ranked.settles_ties)
@@ -192,7 +192,7 @@ class TopKSearch:
 
 
 def pairs_of(item_BK: Tensor) -> Batch:
-    """Return lists as cells of their users; the first item stands for none."""
+    """Return lists as user-item pairs; -1 becomes item 0."""
     length, k = item_BK.shape
     bounds = torch.arange(length + 1, device=item_BK.device) * k
     item_N = item_BK.clamp(min=0).flatten()
@@ -200,7 +200,7 @@ def pairs_of(item_BK: Tensor) -> Batch:
 
 
 def _halved(part: Any) -> Any:
-    """Return tensors of floats in bfloat16, at any depth of tuples; all else as it is."""
+    """Convert float tensors to bfloat16, at any depth of tuples; leave the rest unchanged."""
     if isinstance(part, Tensor):
         return part.to(torch.bfloat16) if part.is_floating_point() else part
     if not isinstance(part, tuple):
@@ -212,7 +212,7 @@ def _halved(part: Any) -> Any:
 def _listed(
     key_BP: Tensor, output: Tensor | None, column_BK: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Pick candidates by their columns; -1 for none."""
+    """Gather candidates by column; -1 for none."""
     place_BK = column_BK.clamp(min=0)
     key_BK = key_BP.gather(1, place_BK).masked_fill(column_BK < 0, UNWANTED)
     return key_BK, None if output is None else _picked(output, place_BK)
@@ -221,7 +221,7 @@ def _listed(
 def _updated(
     found: tuple[Tensor, Tensor | None], fresh: tuple[Tensor, Tensor | None], is_open_B: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Take the lists of some users anew; theirs may have been shorter."""
+    """Replace the lists of the users in ``is_open_B``; new lists may be longer."""
     joined: list[Tensor | None] = []
     for old, new in zip(found, fresh, strict=True):
         if old is None or new is None:
@@ -235,5 +235,5 @@ def _updated(
 
 
 def _picked(output: Tensor, column_BK: Tensor) -> Tensor:
-    """Pick columns of the output, user by user."""
+    """Gather columns of the output per user."""
     return output[torch.arange(output.shape[0], device=output.device)[:, None], column_BK]

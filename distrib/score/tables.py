@@ -1,4 +1,4 @@
-"""Tables of histories in, tables of recommendations out."""
+"""Recommendations for tables of histories, as Arrow tables."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -28,16 +28,16 @@ def recommend_table(
 
     Args:
         scorer: The model.
-        table: ``user``, ``items`` and, where there are any, ``ratings`` and ``candidates``.
-        source: The vocabulary that ``items`` are positions in; None when they are original ids.
-        config: What is wanted; its policy holds where no rules are given.
-        rules: The policy, made ready.
+        table: ``user``, ``items`` and optionally ``ratings`` and ``candidates``.
+        source: The vocabulary that ``items`` are positions in; None if they are original ids.
+        config: Settings of the lists; its policy applies if no rules are given.
+        rules: The compiled policy.
 
     Returns:
-        The recommendations, in the order of the users, and what was read.
+        The recommendations, in the order of the users, and the parsed histories.
 
     Raises:
-        DataError: A column is absent, or the model needs ratings and there are none.
+        DataError: A column is missing, or the model needs ratings and there are none.
     """
     read = read_histories(scorer.vocabulary, table, source)
     rules = Rules.of(config.policy, scorer.model, scorer.vocabulary) if rules is None else rules
@@ -48,7 +48,7 @@ def recommend_table(
 def lists_of(
     scorer: Scorer, read: Histories, config: ScoreConfig, rules: Rules
 ) -> Iterator[tuple[pa.Table, int]]:
-    """Yield lists and the number of users they are of, so many at a time; see `recommend_table`."""
+    """Yield the lists and number of users of each batch; see `recommend_table`."""
     size = config.batch_users
     for start in range(0, max(len(read.user), 1), size):
         part = read.slice(start, min(start + size, len(read.user)))
@@ -56,7 +56,7 @@ def lists_of(
 
 
 def _table(scorer: Scorer, read: Histories, config: ScoreConfig, rules: Rules) -> pa.Table:
-    """Lay out what is wanted of some users."""
+    """Build the output table of one batch of users."""
     columns: dict[str, Any] = {"user": read.user, DIGEST: pa.array(read.digest_B)}
     if config.outputs and "embedding" in config.outputs:
         vector_BZ = scorer.embed(read.source)
@@ -98,18 +98,18 @@ def _lists(
 def output_columns(
     scorer: Scorer, lists: Recommendations, outputs: tuple[Output, ...] | None
 ) -> dict[str, torch.Tensor]:
-    """Return what is told of the items of lists, by the name of its column.
+    """Return the outputs for the items of lists, by column name.
 
     Args:
-        scorer: What made the lists.
+        scorer: The scorer that made the lists.
         lists: The lists.
-        outputs: What is wanted; None for all but serendipity.
+        outputs: Requested outputs; None for all but serendipity.
 
     Returns:
-        ``[B, K]`` each, the distribution of ratings ``[B, K, L]``.
+        ``[B, K]`` each, the rating distribution ``[B, K, L]``.
 
     Raises:
-        DataError: The model does not tell something that is asked for.
+        DataError: The model does not predict a requested output.
     """
     prediction, levels = lists.prediction, scorer.vocabulary.levels
     found: dict[Output, torch.Tensor | None] = {"score": lists.score_BK}
@@ -123,8 +123,8 @@ def output_columns(
     if absent:
         available = sorted(name for name, value in found.items() if value is not None)
         raise DataError(
-            f"score.outputs: {type(scorer.model).__name__} tells {', '.join(available)}, but not "
-            f"{', '.join(absent)}; leave that out"
+            f"score.outputs: {type(scorer.model).__name__} predicts {', '.join(available)}, but "
+            f"not {', '.join(absent)}; remove it"
         )
     wanted = outputs or tuple(name for name in found if name != "serendipity")
     return {
@@ -147,7 +147,7 @@ _COLUMN_OF: dict[str, str] = {
 def _columns(
     scorer: Scorer, lists: Recommendations, outputs: tuple[Output, ...] | None, prefix: str
 ) -> dict[str, pa.Array]:
-    """Lay lists out as Arrow columns, without the places that had no candidate."""
+    """Convert lists to Arrow columns, without empty places."""
     present_BK = lists.item_BK >= 0
     pointer = np.concatenate([[0], present_BK.sum(1).cumsum(0).numpy()]).astype(np.int32)
     ids = scorer.vocabulary.ids.take(pa.array(lists.item_BK[present_BK].numpy()))
@@ -162,7 +162,7 @@ def _columns(
 
 
 def _long(table: pa.Table) -> pa.Table:
-    """Turn one row for each user into one for each recommendation, the best of a user first."""
+    """Convert one row per user into one row per recommendation, best first."""
     items = whole(table["items"])
     row_N = pc.list_parent_indices(items)
     pointer_P, _ = flat_column(table, "items")
@@ -180,4 +180,4 @@ def _long(table: pa.Table) -> pa.Table:
 
 
 SINGULAR = {"items": "item"} | {column: name for name, column in _COLUMN_OF.items()}
-"""Names in the long form, and of what is told of one item, by column of the nested form."""
+"""Column names of the long form, and of the outputs of one item, by column of the nested form."""

@@ -1,4 +1,4 @@
-"""Items as vectors, for a search by inner product outside: a table, an exact index, and faiss."""
+"""Item embeddings for external inner-product search: a table, an exact index, and faiss."""
 
 import importlib
 import importlib.util
@@ -29,32 +29,32 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class ExportConfig(Config):
-    """What is exported of a model for searches outside."""
+    """Settings of the embedding export."""
 
     output: str | None = None
-    """Folder; ``vectors`` inside the run folder by default."""
+    """Output folder; ``vectors`` inside the run folder by default."""
 
     users: bool = True
-    """Whether the vectors of all users are written, too, as bulk scoring writes lists."""
+    """Also write the embeddings of all users, by bulk scoring."""
 
     index: Literal["exact", "hnsw"] = "hnsw"
-    """``hnsw``: beside the table, which is searched exactly, a graph of faiss that answers in the
-    time of a few hundred products, near enough to exact (``pip install 'distrib[faiss]'``)."""
+    """``exact``: only the table, searched exhaustively; ``hnsw``: also a faiss HNSW graph, an
+    approximate search at the cost of a few hundred products (``pip install 'distrib[faiss]'``)."""
 
 
 def require_vectors(model: Model) -> None:
-    """Refuse a model whose items have no vectors.
+    """Refuse a model without item embeddings.
 
     Args:
-        model: Of the bundle.
+        model: The bundle's model.
 
     Raises:
         DataError: It has none.
     """
     if item_vectors(model) is None:
         raise DataError(
-            f"{type(model).__name__} has no vectors of items whose products are its scores; score "
-            "by jobs/score.py instead"
+            f"{type(model).__name__} has no item embeddings whose inner products are its scores; "
+            "use jobs/score.py instead"
         )
 
 
@@ -62,7 +62,7 @@ def require_faiss(config: ExportConfig) -> None:
     """Refuse an index that cannot be built here.
 
     Args:
-        config: What is exported.
+        config: What to export.
 
     Raises:
         ConfigError: faiss is not installed.
@@ -75,15 +75,15 @@ def require_faiss(config: ExportConfig) -> None:
 
 
 def write_items(bundle: Bundle, target: Folder, index: Literal["exact", "hnsw"]) -> dict[str, Any]:
-    """Write the vectors of all items, and an index.
+    """Write the embeddings of all items, and an index.
 
-    The last number of a vector is the item's offset, so that a score is the product with the user's
-    vector and a 1 behind it.
+    The last element of an item vector is the item's offset: a score is its inner product with the
+    user embedding and an appended 1.
 
     Args:
         bundle: The model.
-        target: Folder; it counts once its manifest is there.
-        index: Which; see `ExportConfig`.
+        target: Output folder; valid once its manifest is written.
+        index: Kind of index; see `ExportConfig`.
 
     Returns:
         Width of the vectors and number of items.
@@ -104,13 +104,13 @@ def write_items(bundle: Bundle, target: Folder, index: Literal["exact", "hnsw"])
 
 
 class ExactIndex:
-    """All items, searched one after another.
+    """Exhaustive search over all items.
 
     Args:
-        folder: What `write_items` wrote.
+        folder: Written by `write_items`.
 
     Raises:
-        CheckpointError: It is absent or damaged.
+        CheckpointError: The folder is absent or damaged.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -125,7 +125,7 @@ class ExactIndex:
 
         Args:
             user_BZ: As scoring writes them in ``embedding``; the 1 for the offset is added here.
-            k: How many.
+            k: Number of items.
 
         Returns:
             ``[B, K]`` each; ties go to the lower position.
@@ -146,7 +146,7 @@ def faiss_index(folder: Folder) -> Any:
 
 
 def with_one(user_BZ: FloatArray) -> FloatArray:
-    """Return users' vectors with the 1 that meets the items' offsets."""
+    """Append the 1 that multiplies the item offsets to user embeddings."""
     ones = np.ones((len(user_BZ), 1), np.float32)
     return np.ascontiguousarray(np.concatenate([user_BZ, ones], axis=1, dtype=np.float32))
 
@@ -154,7 +154,7 @@ def with_one(user_BZ: FloatArray) -> FloatArray:
 def _item_matrix(model: Model) -> Tensor:
     require_vectors(model)
     found = item_vectors(model)
-    assert found is not None  # required
+    assert found is not None  # checked by require_vectors
     vector_IZ = found.vector_IZ.detach().float().cpu()
     offset_I = found.offset_I if found.offset_I is not None else vector_IZ.new_zeros(len(vector_IZ))
     return torch.cat([vector_IZ, offset_I.detach().float().cpu()[:, None]], dim=1).contiguous()
@@ -175,7 +175,7 @@ def _graph(vector_IZ: FloatArray) -> bytes:
 
 
 def is_written(target: Folder, bundle: Bundle, config: ExportConfig) -> bool:
-    """Tell whether the items of this very bundle are there already."""
+    """Return whether the items of this bundle are already exported."""
     if not target.exists(MANIFEST):
         return False
     found = target.read_json(MANIFEST)

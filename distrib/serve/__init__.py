@@ -1,1 +1,1 @@
-"""The scorer behind HTTP: what may be asked, how askers share a batch, who answers."""
+"""Online serving: the scorer behind HTTP, with request batching on Ray Serve."""

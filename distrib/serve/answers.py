@@ -1,4 +1,4 @@
-"""The bodies of answers: what one loaded model returns for each kind of request."""
+"""Response bodies of one loaded model, for each kind of request."""
 
 import json
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ _OVERRIDES = ("exclude_seen", "min_score", "popularity_damping", "max_per_group"
 
 
 class Wanted(NamedTuple):
-    """What requests of one batch have in common."""
+    """Settings shared by the requests of one batch."""
 
     policy: PolicyConfig
     k: int
@@ -43,27 +43,27 @@ class Wanted(NamedTuple):
 
     @property
     def with_predictions(self) -> bool:
-        """Whether more than scores and embeddings is wanted."""
+        """Whether the outputs include more than scores and embeddings."""
         return self.outputs is None or bool({*self.outputs} - {"score", "embedding"})
 
 
 class Answers(NamedTuple):
-    """Makes the bodies of answers. What does not fit the model raises `RefusedError`."""
+    """Makes response bodies. Requests that do not fit the model raise `RefusedError`."""
 
     model: str
-    """Its name in requests."""
+    """Model name in requests."""
 
     loaded: Loaded
     config: ServeConfig
 
     def wanted(self, options: RecommendOptions) -> Wanted:
-        """Check the options of a request; the server's policy applies to what they leave out."""
+        """Check the options of a request; the server's policy fills in missing ones."""
         if options.k > self.config.max_k:
             raise RefusedError(f"wishes.k = {options.k}: at most {self.config.max_k}")
         given = {name: getattr(options, name) for name in _OVERRIDES}
         changes = {name: value for name, value in given.items() if value is not None}
         if "max_per_group" in changes and self.config.policy.groups is None:
-            raise RefusedError("wishes.max_per_group: this server knows no groups of items")
+            raise RefusedError("wishes.max_per_group: this server has no item groups")
         policy = self.config.policy.model_copy(update=changes)
         try:
             self.loaded.rules_of(policy)
@@ -79,7 +79,7 @@ class Answers(NamedTuple):
         return Wanted(policy, options.k, outputs)
 
     def lists(self, jobs: Sequence[RecommendJob], wanted: Wanted) -> list[JsonObject]:
-        """Make the lists of users who want the same, in one batch."""
+        """Recommend to users with the same settings, in one batch."""
         scorer, vocabulary = self.loaded.scorer, self.loaded.vocabulary
         found = read(vocabulary, [job.history for job in jobs])
         numbers = torch.tensor([job.number for job in jobs])
@@ -107,7 +107,7 @@ class Answers(NamedTuple):
         return bodies
 
     def alone(self, job: RatingsRequest | ExplainRequest | MapRequest) -> JsonObject:
-        """Answer a request that has a batch of its own."""
+        """Answer a request that is not batched with others."""
         limit = self.config.max_history
         if isinstance(job, ExplainRequest):
             limit = min(limit, self.config.max_explained)
@@ -119,7 +119,7 @@ class Answers(NamedTuple):
         return self._map(job)
 
     def table(self, job: ArrowJob) -> pa.Table:
-        """Return the lists of the users of a table, with the accounts in its metadata."""
+        """Return the lists of the users of a table, with counts in its metadata."""
         wanted = self.wanted(job.options)
         score = ScoreConfig(
             k=wanted.k,
@@ -144,7 +144,7 @@ class Answers(NamedTuple):
 
     def _require_short(self, items: pa.ChunkedArray) -> None:
         if not pa.types.is_list(items.type) and not pa.types.is_large_list(items.type):
-            return  # `read_histories` reports it with the other faults of columns
+            return  # `read_histories` reports column errors
         longest, limit = pc.max(pc.list_value_length(items)).as_py() or 0, self.config.max_history
         if longest > limit:
             raise RefusedError(f"{longest} interactions of one user, at most {limit}")
@@ -248,7 +248,7 @@ def _named(loaded: Loaded, position: int) -> JsonObject:
 def _items(
     loaded: Loaded, lists: Recommendations, outputs: tuple[Output, ...] | None
 ) -> list[list[JsonObject]]:
-    """Lay lists out as JSON, without the places that had no candidate."""
+    """Convert lists to JSON, without empty places."""
     tensors = output_columns(loaded.scorer, lists, outputs)
     columns = {SINGULAR[name]: value.tolist() for name, value in tensors.items()}
     found = []

@@ -1,4 +1,4 @@
-"""The HTTP application: who may ask, how much, and what is told of what went wrong."""
+"""The FastAPI application: authentication, body size limit, and error responses."""
 
 import hmac
 import json
@@ -21,25 +21,25 @@ from distrib.serve.config import ServeConfig
 from distrib.serve.routes import ModelRouter, RouteContext
 
 _BEARER = HTTPBearer(auto_error=False, description="The token that the server was started with")
-"""For the description; the door has looked at it before anything is read."""
+"""For the OpenAPI schema only; the middleware checks the token before reading the body."""
 
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 
 
 class HttpMetrics(Protocol):
-    """Who keeps count."""
+    """Receives request metrics."""
 
     def reached(self, route: str, status: int, elapsed_s: float) -> None:
-        """Note a request that was answered."""
+        """Record an answered request."""
 
 
 def make_app(router: ModelRouter, config: ServeConfig, metrics: HttpMetrics) -> FastAPI:
     """Make the application.
 
     Args:
-        router: Where the models are.
+        router: Forwards requests to the models.
         config: Token and limits.
-        metrics: Who keeps count.
+        metrics: Receives request metrics.
 
     Returns:
         An ASGI application.
@@ -47,7 +47,7 @@ def make_app(router: ModelRouter, config: ServeConfig, metrics: HttpMetrics) -> 
     app = FastAPI(
         title="distrib",
         version=__version__,
-        description="Recommendations for any history, from the models that were trained.",
+        description="Recommendations from trained models, for any user history.",
         docs_url=None,
         redoc_url=None,
     )
@@ -62,7 +62,7 @@ def make_app(router: ModelRouter, config: ServeConfig, metrics: HttpMetrics) -> 
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    """Name every fault and where it is, but not the values, which may be anything."""
+    """List every error and its location, but not the values, which are arbitrary client input."""
     assert isinstance(error, RequestValidationError)
     faults = [f"{'.'.join(map(str, f['loc'][1:]))}: {f['msg']}" for f in error.errors()[:20]]
     detail = "; ".join(faults).encode("ascii", "backslashreplace").decode()
@@ -75,7 +75,7 @@ async def _failed(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _broken(request: Request, _error: Exception) -> JSONResponse:
-    return _fault(request, 500, "the server failed; it is in its log")
+    return _fault(request, 500, "internal error; see the server log")
 
 
 def _fault(request: Request, status: int, detail: str, headers: Any = None) -> JSONResponse:
@@ -84,7 +84,7 @@ def _fault(request: Request, status: int, detail: str, headers: Any = None) -> J
 
 
 class _RequestMiddleware:
-    """Lets in who bears the token, gives each request an id, bounds its body, and times it."""
+    """Checks the token, assigns a request id, limits the body size, and times each request."""
 
     def __init__(self, app: Any, config: ServeConfig, metrics: HttpMetrics) -> None:
         self.app = app
@@ -114,7 +114,7 @@ class _RequestMiddleware:
                 await self._bounded(scope, headers, receive, answered)
             else:
                 extra = [(b"www-authenticate", b"Bearer")]
-                await _turned_away(scope, answered, 401, "bear the server's token", extra)
+                await _turned_away(scope, answered, 401, "missing or invalid bearer token", extra)
         finally:
             elapsed_s = time.perf_counter() - started_s
             route = getattr(scope.get("route"), "path", "none")
@@ -123,7 +123,7 @@ class _RequestMiddleware:
                 emit("request_failed", request_id=request_id, route=route, status=status)
 
     def _may_enter(self, path: str, headers: dict[bytes, bytes]) -> bool:
-        """Compare the token in constant time, where there is one and the path is of a model."""
+        """Check the token in constant time, if one is set and the path belongs to a model."""
         if self.token is None or not path.startswith(routes.models.prefix):
             return True
         kind, _, shown = headers.get(b"authorization", b"").partition(b" ")
@@ -133,7 +133,7 @@ class _RequestMiddleware:
     async def _bounded(
         self, scope: Any, headers: dict[bytes, bytes], receive: Any, send: Any
     ) -> None:
-        """Read the body whole, so that a large one is told before anything else is done."""
+        """Read the whole body first, so that a too large one is refused before any other work."""
         said = headers.get(b"content-length", b"0")
         pieces, size = [], int(said) if said.isdigit() else 0
         more = size <= self.max_bytes
@@ -161,7 +161,7 @@ class _RequestMiddleware:
 async def _turned_away(
     scope: Any, send: Any, status: int, detail: str, extra: list[tuple[bytes, bytes]]
 ) -> None:
-    """Answer before the application sees the request."""
+    """Send an error response without calling the application."""
     body = {"detail": detail, "request_id": scope["state"]["request_id"]}
     headers = [(b"content-type", b"application/json"), *extra]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,4 +1,4 @@
-"""Tables as Arrow streams, and back."""
+"""Arrow IPC streams of tables."""
 
 import io
 import struct
@@ -15,7 +15,7 @@ _RECORD_BATCH = 3
 def table_of(content: bytes) -> pa.Table:
     """Read an Arrow stream.
 
-    A compressed one is refused: a few bytes could stand for more than there is memory.
+    Compressed streams are refused: a few bytes could expand to more than the memory.
 
     Args:
         content: The stream.
@@ -24,7 +24,7 @@ def table_of(content: bytes) -> pa.Table:
         The table.
 
     Raises:
-        ValueError: It is none, damaged, or compressed.
+        ValueError: The content is not a valid Arrow stream, or compressed.
     """
     try:
         _require_plain(content)
@@ -32,7 +32,7 @@ def table_of(content: bytes) -> pa.Table:
             table = reader.read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError, struct.error, IndexError) as error:
-        raise ValueError(f"the body is no Arrow stream: {error}") from error
+        raise ValueError(f"the body is not a valid Arrow stream: {error}") from error
     return table
 
 
@@ -45,16 +45,16 @@ def stream_of(table: pa.Table) -> bytes:
 
 
 def _require_plain(content: bytes) -> None:
-    """Look at the messages of a stream without taking them in."""
+    """Refuse compressed and dictionary-encoded messages before reading any data."""
     for message in pa.ipc.MessageReader.open_stream(io.BytesIO(content)):
         if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
             raise ValueError("the body is a compressed Arrow stream; send it uncompressed")
         if message.type == "dictionary":
-            raise ValueError("the body holds dictionaries; send plain columns")
+            raise ValueError("the body has dictionary-encoded columns; send plain columns")
 
 
 def _is_compressed(metadata: bytes) -> bool:
-    """Tell whether the flatbuffer of a message describes a record batch with compressed buffers.
+    """Return whether a message's flatbuffer describes a record batch with compressed buffers.
 
     Source: Arrow columnar format, Message.fbs: field 2 of a message is its header, field 3 of a
     record batch its compression.
@@ -68,7 +68,7 @@ def _is_compressed(metadata: bytes) -> bool:
 
 
 def _field(buffer: bytes, table: int, index: int) -> int | None:
-    """Return where a field of a flatbuffer's table is, None where it is left out."""
+    """Return the offset of a field in a flatbuffer table, None if it is absent."""
     (back,) = struct.unpack_from("<i", buffer, table)
     vtable = table - back
     (size,) = struct.unpack_from("<H", buffer, vtable)

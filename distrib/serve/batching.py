@@ -1,4 +1,4 @@
-"""Requests that come one by one, worked on by many: a queue with a bound."""
+"""Dynamic batching of single requests, with a bounded queue."""
 
 import asyncio
 from collections import deque
@@ -11,21 +11,21 @@ AnswerT = TypeVar("AnswerT")
 
 
 class BusyError(Exception):
-    """So many wait that a further one would only wait in vain."""
+    """The queue is full."""
 
 
 class Batcher(Generic[JobT, AnswerT]):
-    """Gathers what is asked while a batch is worked on, in one thread of its own.
+    """Queues jobs while one batch runs in a dedicated thread.
 
-    A batch begins as soon as the one before is done and something waits, after a short wait for
-    company where it is small. Whoever asked and went away is left out.
+    A batch starts when the previous one is done and the queue is not empty; if fewer than
+    ``max_batch`` jobs are queued, it first waits ``wait_s`` for more. Canceled jobs are skipped.
 
     Args:
         work: Answers a batch, in order.
-        max_batch: Most users at once; whoever asks for more has a batch alone.
-        wait_s: How long the first of a batch waits for others.
-        max_waiting: Most that wait.
-        on_batch: Hears the number of users of each batch.
+        max_batch: Most users per batch; a larger job is a batch of its own.
+        wait_s: Time that a batch which is not full waits for more jobs.
+        max_waiting: Capacity of the queue.
+        on_batch: Called with the number of users of each batch.
     """
 
     def __init__(
@@ -46,24 +46,24 @@ class Batcher(Generic[JobT, AnswerT]):
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """Number of queued jobs."""
         return len(self._waiting)
 
     async def submit(self, job: JobT, users: int = 1) -> AnswerT:
-        """Wait for an answer.
+        """Queue a job and wait for its answer.
 
         Args:
-            job: What is asked.
-            users: For how many.
+            job: Passed to ``work``.
+            users: Number of users of the job.
 
         Returns:
             The answer.
 
         Raises:
-            BusyError: Too many wait already.
+            BusyError: The queue is full.
         """
         if len(self._waiting) >= self._max_waiting:
-            raise BusyError(f"{len(self._waiting)} requests wait already")
+            raise BusyError(f"too many queued requests ({len(self._waiting)})")
         future: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(job, future, users))
         if self._worker is None or self._worker.done():
@@ -71,7 +71,7 @@ class Batcher(Generic[JobT, AnswerT]):
         return await future
 
     async def beat(self) -> None:
-        """Wait until the thread comes round to do nothing."""
+        """Wait until the thread runs a no-op, which proves that it is alive."""
         await asyncio.get_running_loop().run_in_executor(self._thread, int)
 
     async def _serve(self) -> None:
@@ -84,7 +84,7 @@ class Batcher(Generic[JobT, AnswerT]):
                 await self._answered(batch)
 
     def _taken(self) -> "list[_Waiting[JobT, AnswerT]]":
-        """Take from the queue what makes a batch."""
+        """Take the jobs of the next batch from the queue."""
         batch: list[_Waiting[JobT, AnswerT]] = []
         room = self._max_batch
         while self._waiting and (not batch or self._waiting[0].users <= room):
@@ -99,7 +99,7 @@ class Batcher(Generic[JobT, AnswerT]):
         loop = asyncio.get_running_loop()
         try:
             answers = await loop.run_in_executor(self._thread, self._work, jobs)
-        except Exception as error:  # noqa: BLE001  those who wait must hear of anything
+        except Exception as error:  # noqa: BLE001  every waiting caller must get an answer
             for waiting in batch:
                 if not waiting.future.done():
                     waiting.future.set_exception(error)
@@ -110,7 +110,7 @@ class Batcher(Generic[JobT, AnswerT]):
 
 
 class _Waiting(NamedTuple, Generic[JobT, AnswerT]):
-    """Someone who asked."""
+    """A queued job."""
 
     job: JobT
     future: "asyncio.Future[AnswerT]"

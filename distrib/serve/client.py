@@ -1,4 +1,4 @@
-"""Bulk scoring for those who have only the endpoint: Parquet in, requests, Parquet out."""
+"""Bulk scoring through the HTTP API: Parquet in, Arrow requests, Parquet out."""
 
 import asyncio
 import json
@@ -27,36 +27,36 @@ _URL = re.compile(r"^https?://[^/@]+(/.*)?$")
 
 
 class Endpoint(NamedTuple):
-    """Where the lists come from."""
+    """A served model and the settings of its requests."""
 
     url: str
-    """Of the server."""
+    """URL of the server."""
 
     model: str = "default"
     token: str | None = None
     k: int = 100
     users: int = 1000
-    """Of one request."""
+    """Users per request."""
 
     concurrency: int = 4
-    """Requests under way at once."""
+    """Concurrent requests."""
 
     retry_s: float = 600.0
-    """How long a request is tried again while the server is busy or away."""
+    """Seconds for which a request is retried while the server is busy or unavailable."""
 
     wishes: Mapping[str, str] = {}
     """Other parameters of the request, e.g. ``exclude_seen``."""
 
     def require_sense(self) -> None:
-        """Refuse what cannot be asked.
+        """Check the settings.
 
         Raises:
-            ConfigError: The URL is none or holds credentials, or a number is not positive.
+            ConfigError: The URL is invalid or holds credentials, or a number is not positive.
         """
         if not _URL.match(self.url):
             raise ConfigError(
-                "--url: give http://host:port or https://..., without credentials, which belong "
-                "into DISTRIB_TOKEN"
+                "--url: give http://host:port or https://..., without credentials; set the token "
+                "in DISTRIB_TOKEN"
             )
         small = [name for name in ("k", "users", "concurrency") if getattr(self, name) < 1]
         if small:
@@ -68,22 +68,21 @@ def score_through(
 ) -> ScoreResult:
     """Recommend to the users of a folder of Parquet files through a server.
 
-    Exactly once, as bulk scoring on the cluster: each fragment of the input has one part, written
-    whole or not at all, a second start goes on with those that are not there, and what was there
-    before stays until all are.
+    Exactly once, like bulk scoring on the cluster: each fragment of the input has one part, written
+    atomically. A restart makes only the missing parts; the previous output stays until all exist.
 
     Args:
-        endpoint: The server, and what is asked of it.
-        histories: Folder with ``user``, ``items`` and, where the model reads ratings, ``ratings``.
-        output: Folder of the lists.
-        fragment_users: Users of one output file, about.
+        endpoint: The server and the settings of requests.
+        histories: Folder with ``user``, ``items`` and, if the model reads ratings, ``ratings``.
+        output: Output folder.
+        fragment_users: Approximate users of one output file.
 
     Returns:
-        Where they are, and of how many users.
+        Output folder and counts.
 
     Raises:
-        ConfigError: What is asked makes no sense.
-        DataError: The histories cannot be used, the server refuses, or it was away too long.
+        ConfigError: The endpoint's settings are invalid.
+        DataError: The histories cannot be used, the server refuses, or it was unavailable too long.
     """
     endpoint.require_sense()
     source = Folder(histories)
@@ -135,14 +134,14 @@ async def _written(
     publication: Publication,
     fragment: Fragment,
 ) -> PartManifest:
-    """Request a fragment's lists and write its part whole, then its manifest."""
+    """Request a fragment's lists and write its part, then the part manifest."""
     found = _Answered(Counter(), Counter(), set())
     with Part(publication.work, fragment.part) as part:
         tables = _tables(source, fragment, endpoint.users)
         async for num_users, lists in _answers(endpoint, session, tables):
             part.write(found.note(num_users, lists))
     if found.users["read"] != found.users["scored"] + found.rejected.total():
-        raise DataError(f"{fragment.name}: {found} does not add up; report this as a bug")
+        raise DataError(f"{fragment.name}: {found} do not add up; report this as a bug")
     manifest = PartManifest(
         name=fragment.part,
         bytes=part.size,
@@ -156,14 +155,14 @@ async def _written(
 
 
 class _Answered(NamedTuple):
-    """What the server says of the users of a fragment so far."""
+    """Counts that the server reported for the users of a fragment so far."""
 
     users: Counter[str]
     rejected: Counter[str]
     versions: set[str]
 
     def note(self, num_users: int, lists: pa.Table) -> pa.Table:
-        """Count some lists; return them without what the server says of them."""
+        """Add the counts of an answer; return its lists without the metadata."""
         metadata = lists.schema.metadata or {}
         about = {key.decode(): value.decode() for key, value in metadata.items()}
         self.users.update(read=num_users, scored=len(lists))
@@ -173,7 +172,7 @@ class _Answered(NamedTuple):
 
 
 def _tables(source: Folder, fragment: Fragment, users: int) -> Iterator[pa.Table]:
-    """Yield the fragment in requests, one without users where it has none."""
+    """Yield the fragment's tables, one per request; an empty fragment yields one empty table."""
     with source.open(fragment.name) as stream:
         file = pq.ParquetFile(stream)
         require_columns(file.schema_arrow.names)
@@ -189,7 +188,7 @@ def _tables(source: Folder, fragment: Fragment, users: int) -> Iterator[pa.Table
 async def _answers(
     endpoint: Endpoint, session: aiohttp.ClientSession, tables: Iterator[pa.Table]
 ) -> AsyncIterator[tuple[int, pa.Table]]:
-    """Yield users and lists in order, so many requests under way."""
+    """Yield user counts and lists in order, with up to ``concurrency`` requests in flight."""
     under_way: list[tuple[int, asyncio.Task[pa.Table]]] = []
     try:
         for table in tables:
@@ -207,7 +206,7 @@ async def _answers(
 
 
 async def _asked(endpoint: Endpoint, session: aiohttp.ClientSession, content: bytes) -> pa.Table:
-    """Ask until there is an answer; wait longer each time the server is busy or away."""
+    """Send a request; retry with exponential backoff while the server is busy or unavailable."""
     path = f"{endpoint.url.rstrip('/')}/v1/models/{endpoint.model}/recommendations.arrow"
     parameters = {"k": str(endpoint.k), **endpoint.wishes}
     started_s, wait_s = time.monotonic(), 0.2
@@ -218,15 +217,15 @@ async def _asked(endpoint: Endpoint, session: aiohttp.ClientSession, content: by
                 return table_of(body)
             except ValueError as error:
                 raise DataError(
-                    f"{path}: answered with something else than lists ({error}); check the URL"
+                    f"{path}: the response is not a table of lists ({error}); check the URL"
                 ) from error
         detail = body[:500].decode(errors="replace")
         if status not in _AGAIN:
             raise DataError(f"{path}: refused with {status}: {detail}")
         if time.monotonic() - started_s > endpoint.retry_s:
             raise DataError(
-                f"{path}: no answer for {endpoint.retry_s:g} s, last {status}: {detail}; the same "
-                "command goes on"
+                f"{path}: no answer for {endpoint.retry_s:g} s, last {status}: {detail}; run the "
+                "same command to resume"
             )
         if wait_s == _LONGEST_WAIT_S:
             emit("waiting_for_server", status=status, detail=detail)
@@ -237,7 +236,7 @@ async def _asked(endpoint: Endpoint, session: aiohttp.ClientSession, content: by
 async def _once(
     session: aiohttp.ClientSession, path: str, parameters: dict[str, str], content: bytes
 ) -> tuple[int, bytes, float]:
-    """Return status and body of an answer, and how long to wait before the next try."""
+    """Return status and body of a response, and the seconds to wait before a retry."""
     try:
         async with session.post(path, data=content, params=parameters) as answer:
             said = answer.headers.get("retry-after", "")

@@ -1,4 +1,4 @@
-"""Ray Serve: fronts that check requests, scorers that answer them, metrics of both."""
+"""Ray Serve deployments: HTTP fronts, one scorer deployment per model, and their metrics."""
 
 import asyncio
 import socket
@@ -36,34 +36,34 @@ _HEALTH_S = 5.0
 
 
 class ServePlan(NamedTuple):
-    """What is served."""
+    """Settings of a server with defaults resolved."""
 
     models: Mapping[str, str]
-    """Run folders by the names of models."""
+    """Run folders by model name."""
 
     users: str
-    """Prepared folder of the users that can be asked for by id."""
+    """Prepared folder of the users that can be requested by id."""
 
     config: ServeConfig
 
     @classmethod
     def of(cls, run: str, prepared: str, config: ServeConfig) -> "ServePlan":
-        """Fill in what the settings leave open: the run itself, and its own data."""
+        """Resolve the defaults: the run itself, and its own data."""
         return cls(config.models or {"default": run}, config.users or prepared, config)
 
 
 def preflight(run: str, prepared: str, config: ServeConfig) -> None:
-    """Load every model once, so that faults come before anything is deployed.
+    """Load every model once, so that errors surface before anything is deployed.
 
     Args:
-        run: Run folder, where the settings name no models.
+        run: Run folder, used if the settings name no models.
         prepared: The run's prepared data.
-        config: What is served.
+        config: Settings of the server.
 
     Raises:
         CheckpointError: A model has no bundle, or it is damaged.
-        ConfigError: The policy does not go with a model.
-        DataError: A file that the settings name is absent or no table.
+        ConfigError: The policy does not fit a model, or the port is taken.
+        DataError: A configured file is absent or not a table.
     """
     plan = ServePlan.of(run, prepared, config)
     _require_port(config)
@@ -74,7 +74,7 @@ def preflight(run: str, prepared: str, config: ServeConfig) -> None:
 
 
 def _require_port(config: ServeConfig) -> None:
-    """Refuse a port that somebody listens on; two servers would share its requests."""
+    """Refuse a port that is in use; two servers would share its requests."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -82,14 +82,14 @@ def _require_port(config: ServeConfig) -> None:
             tried.bind((config.host, config.port))
         except OSError as error:
             raise ConfigError(
-                f"serve.port = {config.port} on {config.host}: cannot be listened on "
-                f"({error.strerror}); set serve.port to a free one"
+                f"serve.port = {config.port} on {config.host}: cannot bind ({error.strerror}); set "
+                "serve.port to a free port"
             ) from error
 
 
 def _require_alone() -> None:
-    """Refuse a cluster that serves already: its address and its applications are somebody's."""
-    for _ in range(_SHUTDOWN_TRIES):  # what was just ended may take a moment to go
+    """Refuse a cluster where Ray Serve runs already, since another job owns it."""
+    for _ in range(_SHUTDOWN_TRIES):  # a previous shutdown may still be in progress
         try:
             ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
         except ValueError:
@@ -102,7 +102,7 @@ def _require_alone() -> None:
 
 
 def _require_room(plan: ServePlan) -> None:
-    """Refuse on one machine what it can never hold; a cluster may still grow."""
+    """Refuse a plan that exceeds a fixed cluster; an autoscaling one may still grow."""
     config = plan.config
     least = config.replicas if isinstance(config.replicas, int) else config.replicas[0]
     wanted = {
@@ -115,15 +115,15 @@ def _require_room(plan: ServePlan) -> None:
             continue
         told = (
             f"{len(plan.models)} model(s) with {least} replica(s) and {config.fronts} front(s) "
-            f"take {count:g} {kind}, and there are {have.get(kind, 0.0):g}"
+            f"take {count:g} {kind}, but the cluster has {have.get(kind, 0.0):g}"
         )
         if is_fixed():
-            raise ConfigError(f"serve: {told}; lower serve.cpus_per_replica, which may be a share")
+            raise ConfigError(f"serve: {told}; lower serve.cpus_per_replica (may be a fraction)")
         emit("waiting_for_room", detail=told)
 
 
 def application(plan: ServePlan) -> serve.Application:
-    """Describe what runs on the cluster: one deployment of fronts, one of scorers per model."""
+    """Build the Serve application: one deployment of fronts, and one of scorers per model."""
     config = plan.config
     scorers = [
         _scorers(config).options(name=_scorer_name(name)).bind(name, run, plan.users, config)
@@ -131,14 +131,14 @@ def application(plan: ServePlan) -> serve.Application:
     ]
     names = tuple(plan.models)
 
-    def built() -> FastAPI:  # on the replica, where handles can be had
+    def built() -> FastAPI:  # runs on the replica, where handles are available
         return make_app(_RayRouter(names), config, _RayHttpMetrics())
 
     fronts = serve.deployment(
         name="front",
         num_replicas=config.fronts,
         max_ongoing_requests=config.max_waiting,
-        max_queued_requests=max(1, config.max_waiting // 4),  # what waits here is not timed
+        max_queued_requests=max(1, config.max_waiting // 4),  # queued without timeout
         graceful_shutdown_timeout_s=config.request_timeout_s,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         ray_actor_options={"num_cpus": _FRONT_CPUS},
@@ -151,13 +151,13 @@ def start(plan: ServePlan) -> str:
     """Deploy, and return the address once all models answer.
 
     Args:
-        plan: What is served.
+        plan: The resolved settings.
 
     Returns:
         URL of the server.
 
     Raises:
-        ConfigError: The port is taken, or the cluster has no room for the scorers.
+        ConfigError: The port is taken, Ray Serve runs already, or the cluster is too small.
     """
     config = plan.config
     _require_alone()
@@ -175,15 +175,15 @@ def start(plan: ServePlan) -> str:
 
 
 def run_until_stopped(run: str, prepared: str, config: ServeConfig) -> dict[str, Any]:
-    """Serve until the process is told to stop, by an exception in its main thread.
+    """Serve until an exception in the main thread stops the process.
 
     Args:
-        run: Run folder, where the settings name no models.
+        run: Run folder, used if the settings name no models.
         prepared: The run's prepared data.
-        config: What is served.
+        config: Settings of the server.
 
     Returns:
-        Nothing, ever.
+        Never.
     """
     plan = ServePlan.of(run, prepared, config)
     url = start(plan)
@@ -192,7 +192,7 @@ def run_until_stopped(run: str, prepared: str, config: ServeConfig) -> dict[str,
         while True:
             time.sleep(1.0)
     finally:
-        serve.delete(APP)  # waits for the answers under way
+        serve.delete(APP)  # waits for requests in flight
         serve.shutdown()
 
 
@@ -237,7 +237,7 @@ class _Scorer:
         return tuple(await self._replica.submit(what, *arguments))
 
     async def check_health(self) -> None:
-        """Hear from Serve every few seconds; the thread that scores must come round in time."""
+        """Health check of Serve: the scoring thread must respond in time."""
         self._begin_to_watch()
         await self._replica.beat()
 
@@ -247,14 +247,14 @@ class _Scorer:
 
 
 class _HttpServer:
-    """Holds the application; its arguments tie the scorers to it."""
+    """Ingress of the application; binding the scorers as arguments deploys them with it."""
 
     def __init__(self, *_scorers: Any) -> None:
         pass
 
 
 class _RayRouter:
-    """Reaches scorers by Serve's handles; what is asked changes nothing, so it is asked again."""
+    """Routes requests to scorers by Serve handles; requests are idempotent, so they are retried."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
@@ -263,12 +263,12 @@ class _RayRouter:
         }
 
     async def submit(self, model: str, what: str, *arguments: Any) -> Answer:
-        """Ask until a scorer lives to answer; the caller bounds the time."""
+        """Retry until a scorer answers; the caller sets the time limit."""
         while True:
             try:
                 return Answer(*await self._handles[model].submit.remote(what, *arguments))
             except BackPressureError:
-                return Answer(429, {"detail": "too many requests wait; come again"})
+                return Answer(429, {"detail": "too many queued requests; retry later"})
             except (RayActorError, DeploymentUnavailableError):
                 await asyncio.sleep(_RETRY_S)
 
@@ -278,11 +278,11 @@ class _RayHttpMetrics:
         tags = ("route", "status")
         self._requests = Counter("distrib_serve_requests", "Requests answered.", tags)
         self._latency = Histogram(
-            "distrib_serve_latency_seconds", "Time to the answer.", _SECONDS, ("route",)
+            "distrib_serve_latency_seconds", "Request latency.", _SECONDS, ("route",)
         )
 
     def reached(self, route: str, status: int, elapsed_s: float) -> None:
-        """Note a request that was answered."""
+        """Record an answered request."""
         self._requests.inc(1, {"route": route, "status": str(status)})
         self._latency.observe(elapsed_s, {"route": route})
 
@@ -291,28 +291,26 @@ class _RayModelMetrics:
     def __init__(self, model: str) -> None:
         self._tags: Mapping[str, str] = {"model": model}
         names = ("model",)
-        self._batches = Histogram(
-            "distrib_serve_batch_users", "Users scored at once.", _USERS, names
-        )
-        self._waiting = Gauge("distrib_serve_waiting", "Requests that wait.", names)
-        self._unknown = Counter("distrib_serve_unknown_items", "Items not known.", names)
+        self._batches = Histogram("distrib_serve_batch_users", "Users per batch.", _USERS, names)
+        self._waiting = Gauge("distrib_serve_waiting", "Queued requests.", names)
+        self._unknown = Counter("distrib_serve_unknown_items", "Unknown items in requests.", names)
         self._reloads = Counter(
-            "distrib_serve_reloads", "Newer bundles taken or not.", ("model", "well")
+            "distrib_serve_reloads", "Reloads of newer bundles, by success.", ("model", "well")
         )
 
     def batched(self, num_users: int) -> None:
-        """Note a batch that begins."""
+        """Record the size of a batch that starts."""
         self._batches.observe(num_users, dict(self._tags))
 
     def waiting(self, count: int) -> None:
-        """Note how many wait."""
+        """Record the number of queued requests."""
         self._waiting.set(count, dict(self._tags))
 
     def unknown(self, count: int) -> None:
-        """Note items in requests that the model does not know."""
+        """Count items in requests that the model does not know."""
         if count:
             self._unknown.inc(count, dict(self._tags))
 
     def reloaded(self, *, is_well: bool) -> None:
-        """Note a newer bundle that was taken, or could not be."""
+        """Count a reload of a newer bundle, successful or not."""
         self._reloads.inc(1, {**self._tags, "well": str(is_well).lower()})

@@ -1,4 +1,4 @@
-"""A bundle that is ready to answer requests."""
+"""Loads a bundle with everything that requests need."""
 
 import hashlib
 import json
@@ -26,17 +26,17 @@ _CACHED_RULES = 64
 
 
 class Loaded(NamedTuple):
-    """A bundle ready to answer; replaced whole by a newer one."""
+    """A loaded bundle; immutable, replaced as a whole by a newer one."""
 
     scorer: Scorer
     bundle: Bundle
     version: str
     outputs: tuple[str, ...]
-    """Outputs that the model gives."""
+    """Outputs that the model predicts."""
     rules_of: Callable[[PolicyConfig], Rules]
     titles: dict[Any, str]
     by_popularity: pa.Table
-    """``item``, ``title``, ``interactions`` and ``text`` to search in, the most popular first."""
+    """``item``, ``title``, ``interactions`` and the searchable ``text``, most popular first."""
     loaded_at: str
 
     @property
@@ -46,19 +46,19 @@ class Loaded(NamedTuple):
 
 
 def load(folder: Folder, config: ServeConfig) -> Loaded:
-    """Load a bundle and check that it can answer.
+    """Load a bundle and check that it can score.
 
     Args:
-        folder: Of the bundle.
+        folder: Folder of the bundle.
         config: Device, precision, policy and titles.
 
     Returns:
-        The model with what its answers need.
+        The loaded model.
 
     Raises:
         CheckpointError: There is no bundle, or it is damaged.
         ConfigError: The policy does not fit the model.
-        DataError: A file that the settings name is absent or not a table.
+        DataError: A configured file is absent or not a table.
     """
     bundle = load_bundle(folder)
     device = "cuda" if config.gpus_per_replica else "cpu"
@@ -86,7 +86,7 @@ def load(folder: Folder, config: ServeConfig) -> Loaded:
 
 
 def version_of(manifest: Mapping[str, Any]) -> str:
-    """Return the short name of a bundle: a hash of its manifest."""
+    """Return the version of a bundle: a short hash of its manifest."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -110,7 +110,7 @@ def _by_popularity(vocabulary: Vocabulary, titles: dict[Any, str]) -> pa.Table:
 
 
 def _outputs(scorer: Scorer) -> tuple[str, ...]:
-    """Return the outputs that a model gives, found by asking for an item of nobody's."""
+    """Return the outputs that a model predicts, found by scoring an empty history."""
     nobody = Batch.from_lists([[]])
     columns = output_columns(scorer, scorer.recommend(nobody, None, 1), None)
     names = [SINGULAR[column] for column in columns]

@@ -1,4 +1,4 @@
-"""One model that answers: many requests to one batch, and each its own answer."""
+"""Hosts one model: reloads newer bundles and answers batches of requests."""
 
 import threading
 from collections.abc import Sequence
@@ -30,20 +30,20 @@ Job = RecommendJob | ArrowJob | RatingsRequest | ExplainRequest | MapRequest
 
 
 class ModelHost:
-    """A run's model, held up to date, that answers batches of requests.
+    """A run's model, kept up to date, that answers batches of requests.
 
-    Answers are for one thread at a time; `refresh` may run beside them.
+    Only one thread may call `answer` at a time; `refresh` may run concurrently.
 
     Args:
-        name: Of the model, as requests know it.
+        name: Model name in requests.
         run: Run folder.
-        prepared: Whose users can be asked for by id.
+        prepared: Prepared folder whose users can be requested by id.
         config: Limits and policy.
 
     Raises:
         CheckpointError: There is no bundle, or it is damaged.
-        ConfigError: The policy does not go with the model.
-        DataError: A file that the settings name is absent or no table.
+        ConfigError: The policy does not fit the model.
+        DataError: A configured file is absent or not a table.
     """
 
     def __init__(self, name: str, run: str, prepared: str, config: ServeConfig) -> None:
@@ -59,9 +59,9 @@ class ModelHost:
         self._users: StoredUsers | None = None
 
     def refresh(self) -> bool:
-        """Take a newer bundle if there is one; keep the present one where that does not load.
+        """Load a newer bundle if there is one; keep the current one if that fails.
 
-        A bundle that is being written is left alone until its manifest is there.
+        A bundle that is being written is ignored until its manifest exists.
 
         Returns:
             Whether the model was replaced.
@@ -76,10 +76,10 @@ class ModelHost:
                 if version in {self.loaded.version, self._refused}:
                     return False
                 self.loaded = self._load()
-            except DataError as error:  # of the store; it may be over the next time
+            except DataError as error:  # store failure, maybe transient: retry at the next refresh
                 self.fault = str(error)
                 return False
-            except Exception as error:  # noqa: BLE001  whatever it is, what is there goes on
+            except Exception as error:  # noqa: BLE001  keep serving the current model
                 what = str(error) if isinstance(error, DistribError) else repr(error)
                 self.fault, self._refused = what, version
                 return False
@@ -87,7 +87,7 @@ class ModelHost:
             return True
 
     def _refresh_users(self) -> None:
-        """Take notice of stored users who came since."""
+        """Reopen the stored users if they were prepared again."""
         users = self._users
         if users is None:
             return
@@ -95,10 +95,10 @@ class ModelHost:
             if Dataset.open(self._prepared).hash != users.data:
                 self._users = StoredUsers(self._prepared, self.config.cached_shards)
         except DataError:
-            return  # it is being written, or the store is away
+            return  # being written, or the store is unavailable
 
     def card(self) -> JsonObject:
-        """Return what is served here; see `messages.ModelCard`."""
+        """Return the model card; see `schemas.ModelCard`."""
         loaded = self.loaded
         facts = {k: v for k, v in loaded.bundle.facts.items() if k != "files"}
         files = loaded.bundle.facts["files"]
@@ -118,20 +118,20 @@ class ModelHost:
         }
 
     def items(self, query: str, limit: int) -> Answer:
-        """Return the most popular items whose id or title has the query in it."""
+        """Return the most popular items whose id or title contains the query."""
         table = self.loaded.by_popularity
         found = pc.match_substring(table["text"], query.lower())
         return Answer(200, {"items": table.filter(found).slice(0, limit).drop("text").to_pylist()})
 
     def stored(self, user: str, options: RecommendOptions) -> RecommendJob | None:
-        """Return the request of a stored user, None where there is no such user.
+        """Return the request for a stored user, None if there is no such user.
 
         Args:
-            user: The id as text.
-            options: How the list is to be made.
+            user: The id as a string.
+            options: Options of the list.
 
         Returns:
-            What `answer` takes.
+            A job for `answer`.
 
         Raises:
             DataError: The users' data is absent or damaged.
@@ -152,13 +152,13 @@ class ModelHost:
         return load(self._folder, self.config)
 
     def answer(self, jobs: Sequence[Job]) -> list[Answer]:
-        """Answer requests; those for lists share their batches.
+        """Answer requests; list requests with the same settings share a batch.
 
         Args:
-            jobs: Checked against their own rules, not yet against the model.
+            jobs: Checked against the schema, not yet against the model.
 
         Returns:
-            One for each, in order; 422 where a request does not go with the model.
+            One answer per job, in order; 422 if a request does not fit the model.
         """
         make = Answers(self.name, self.loaded, self.config)
         answers: dict[int, Answer] = {}

@@ -1,4 +1,4 @@
-"""A desk with a queue before it: the questions that may be put to a model, asynchronously."""
+"""Async front of a model host: request methods, batching queue, and bundle reloads."""
 
 import asyncio
 import json
@@ -19,28 +19,28 @@ from distrib.serve.schemas import Answer, RecommendOptions, RecommendRequest
 
 
 class ModelMetrics(Protocol):
-    """Who keeps count of what a model does."""
+    """Receives metrics of a model."""
 
     def batched(self, num_users: int) -> None:
-        """Note a batch that begins."""
+        """Record the size of a batch that starts."""
 
     def waiting(self, count: int) -> None:
-        """Note how many wait."""
+        """Record the number of queued requests."""
 
     def unknown(self, count: int) -> None:
-        """Note items in requests that the model does not know."""
+        """Count items in requests that the model does not know."""
 
     def reloaded(self, *, is_well: bool) -> None:
-        """Note a newer bundle that was taken, or could not be."""
+        """Count a reload of a newer bundle, successful or not."""
 
 
 class Replica:
-    """Answers questions by name; whatever is asked, the answer is one of `Answer`.
+    """Dispatches requests by method name; every result is an `Answer`.
 
     Args:
         host: The model.
         config: Limits.
-        metrics: Who keeps count.
+        metrics: Receives metrics of the model.
     """
 
     def __init__(self, host: ModelHost, config: ServeConfig, metrics: ModelMetrics) -> None:
@@ -65,26 +65,26 @@ class Replica:
         }
 
     async def submit(self, what: str, *arguments: Any) -> Answer:
-        """Put a question.
+        """Answer a request.
 
         Args:
-            what: ``card``; ``items`` (query, limit); ``recommend`` (a request), ``answer`` (one of
-                the others); ``recommend_stored`` (user, options); ``recommend_arrow`` (stream,
-                options).
-            *arguments: Of the question.
+            what: Method: ``card``; ``items`` (query, limit); ``recommend`` (a `RecommendRequest`);
+                ``answer`` (another request); ``recommend_stored`` (user, options);
+                ``recommend_arrow`` (stream, options).
+            *arguments: Arguments of the method.
 
         Returns:
-            The answer; 429 where too many wait.
+            The answer; 429 if the queue is full.
         """
         try:
             answer: Answer = await self._questions[what](*arguments)
         except BusyError as error:
-            answer = Answer(429, {"detail": f"{error}; come again"})
+            answer = Answer(429, {"detail": f"{error}; retry later"})
         self.metrics.waiting(self._batcher.waiting)
         return answer
 
     async def watch(self, every_s: float) -> None:
-        """Look for a newer bundle for ever, beside the answers."""
+        """Check for a newer bundle every ``every_s`` seconds, forever."""
         while True:
             await asyncio.sleep(every_s)
             version, fault = self.host.loaded.version, self.host.fault
@@ -97,17 +97,17 @@ class Replica:
                 self.metrics.reloaded(is_well=False)
 
     async def beat(self) -> None:
-        """Wait until the thread that scores comes round."""
+        """Wait until the scoring thread responds."""
         await self._batcher.beat()
 
     def _work(self, jobs: Sequence[Job]) -> list[Answer]:
         try:
             answers = self.host.answer(jobs)
-        except Exception as error:  # noqa: BLE001  one request must not take the others with it
+        except Exception as error:  # noqa: BLE001  one request must not fail the others
             if len(jobs) > 1:
                 return [answer for job in jobs for answer in self._work([job])]
             emit("answer_failed", model=self.host.name, fault=f"{type(error).__name__}: {error}")
-            return [Answer(500, {"detail": "the scorer failed; it is in the server's log"})]
+            return [Answer(500, {"detail": "internal error; see the server log"})]
         bodies = [answer.body for answer in answers if isinstance(answer.body, dict)]
         reads = [body["read"] for body in bodies if "read" in body]
         self.metrics.unknown(sum(read["unknown_items"] for read in reads))
@@ -133,9 +133,9 @@ class Replica:
         return await self._batcher.submit(found)
 
     async def _recommend_arrow(self, content: bytes, options: RecommendOptions) -> Answer:
-        """Answer a stream a batch of users at a time, so that others get their turn between."""
+        """Answer a stream one batch of users at a time, so that other requests run in between."""
         if self._streams >= self._max_streams:
-            raise BusyError(f"{self._streams} streams are under way")
+            raise BusyError(f"too many concurrent streams ({self._streams})")
         self._streams += 1
         try:
             return await self._answered_stream(content, options)
@@ -162,7 +162,7 @@ class Replica:
 
 
 def _joined(parts: list[pa.Table]) -> bytes:
-    """Put the lists of a stream together, and add up what became of users and interactions."""
+    """Concatenate the lists of a stream, and add up the counts of users and interactions."""
     totals: dict[str, Counter[str]] = {"rejected": Counter(), "interactions": Counter()}
     for part in parts:
         for name, total in totals.items():

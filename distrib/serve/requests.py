@@ -1,4 +1,4 @@
-"""Requests of several askers as one batch in the model's positions."""
+"""Checks requests against a model, and joins their histories into one batch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from distrib.vocabulary import IntArray, Vocabulary
 
 
 class RefusedError(Exception):
-    """A request that does not go with the model or the limits; crosses no process."""
+    """A request that does not fit the model or the limits; never crosses processes."""
 
     def __init__(self, detail: str, status: int = 422) -> None:
         super().__init__(detail)
@@ -22,16 +22,16 @@ class RefusedError(Exception):
 
 
 class RecommendJob(NamedTuple):
-    """A user who wants a list."""
+    """A list request of one user."""
 
     history: History
     options: RecommendOptions
     number: int = -1
-    """Of a user whom training saw; -1 for all others."""
+    """Index of a training user; -1 for all others."""
 
 
 class ArrowJob(NamedTuple):
-    """Some users of an Arrow stream who want lists."""
+    """A list request of some users of an Arrow stream."""
 
     table: pa.Table
     options: RecommendOptions
@@ -42,30 +42,30 @@ def require_history(vocabulary: Vocabulary, history: History, limit: int) -> Non
 
     Args:
         vocabulary: The model's.
-        history: Of one user.
-        limit: Most interactions.
+        history: History of one user.
+        limit: Maximum number of interactions.
 
     Raises:
-        RefusedError: It is too long, lacks ratings, or its ids are of another kind.
+        RefusedError: It is too long, lacks ratings, or its ids have another type.
     """
     if len(history.items) > limit:
-        raise RefusedError(f"history.items: {len(history.items)} of them, at most {limit}")
+        raise RefusedError(f"history.items: {len(history.items)} items, at most {limit}")
     if len(vocabulary.levels) > 1 and history.ratings is None:
-        raise RefusedError(f"history.ratings: needed, on the levels {list(vocabulary.levels)}")
+        raise RefusedError(f"history.ratings: required, on the scale {list(vocabulary.levels)}")
     require_kind(vocabulary, history.items, "history.items")
 
 
 def require_kind(vocabulary: Vocabulary, ids: Sequence[int | str], what: str) -> None:
-    """Refuse numbers where the log had texts, and the other way round."""
+    """Refuse ids of another type than the model's: integers or strings."""
     kind = _kind(vocabulary)
     wrong = next((item for item in ids if not isinstance(item, kind)), None)
     if wrong is not None:
-        names = {int: "numbers", str: "texts"}
-        raise RefusedError(f"{what}: {type(wrong).__name__} found; ids here are {names[kind]}")
+        names = {int: "integers", str: "strings"}
+        raise RefusedError(f"{what}: found {type(wrong).__name__}; the ids are {names[kind]}")
 
 
 def read(vocabulary: Vocabulary, histories: Sequence[History]) -> Histories:
-    """Translate checked histories to the model's positions, a row for each."""
+    """Translate checked histories to the model's item positions, one row each."""
     lengths = [0, *(len(history.items) for history in histories)]
     pointer = pa.array(np.cumsum(lengths), pa.int32())
     kind = pa.int64() if _kind(vocabulary) is int else pa.string()
@@ -81,7 +81,7 @@ def read(vocabulary: Vocabulary, histories: Sequence[History]) -> Histories:
 
 
 def positions(vocabulary: Vocabulary, ids: Sequence[int | str]) -> IntArray:
-    """Return the positions of the ids that the model knows, each once; others are passed over."""
+    """Return the unique positions of the ids that the model knows; others are ignored."""
     fitting = [item for item in ids if isinstance(item, _kind(vocabulary))]
     if not fitting:
         return np.zeros(0, np.int64)
@@ -90,7 +90,7 @@ def positions(vocabulary: Vocabulary, ids: Sequence[int | str]) -> IntArray:
 
 
 def joined(batch: Batch | None, more: Sequence[IntArray]) -> Batch:
-    """Return a batch with more items in each row; without one, these alone."""
+    """Append items to each row of a batch; without a batch, return the items as one."""
     added = Batch.from_lists([found.tolist() for found in more])
     if batch is None:
         return added

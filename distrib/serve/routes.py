@@ -1,4 +1,4 @@
-"""What can be asked over HTTP, and where."""
+"""HTTP routes."""
 
 import asyncio
 from importlib import resources
@@ -33,12 +33,12 @@ _PAGE = resources.files("distrib.serve") / "page"
 _FILES = {"page.js": "text/javascript", "page.css": "text/css", "docs.js": "text/javascript"}
 _RETRY_AFTER = {"Retry-After": "1"}
 _FAULTS: dict[int | str, dict[str, Any]] = {
-    401: {"model": Fault, "description": "No token, or a wrong one"},
+    401: {"model": Fault, "description": "Missing or invalid bearer token"},
     404: {"model": Fault, "description": "No such model or user"},
-    413: {"model": Fault, "description": "The body, or what is in it, is too large"},
-    422: {"model": Fault, "description": "The request makes no sense"},
-    429: {"model": Fault, "description": "Too many requests wait; come again"},
-    503: {"model": Fault, "description": "No scorer answers in time; come again"},
+    413: {"model": Fault, "description": "The body is too large, or has too many users"},
+    422: {"model": Fault, "description": "The request is invalid"},
+    429: {"model": Fault, "description": "Too many queued requests; retry later"},
+    503: {"model": Fault, "description": "No answer in time; retry later"},
 }
 
 server = APIRouter()
@@ -46,37 +46,37 @@ models = APIRouter(prefix="/v1", responses=_FAULTS)
 
 
 class ModelRouter(Protocol):
-    """Where the models are."""
+    """Forwards requests to the models."""
 
     names: tuple[str, ...]
 
     async def submit(self, model: str, what: str, *arguments: Any) -> Answer:
-        """Put a question to a model; see `replica.Replica` for the questions."""
+        """Send a request to a model; see `replica.Replica.submit`."""
 
 
 class RouteContext(NamedTuple):
-    """How routes reach the models."""
+    """Shared state of the routes."""
 
     router: ModelRouter
     config: ServeConfig
 
     async def submit(self, model: str, what: str, *arguments: Any) -> Any:
-        """Return the body of the answer.
+        """Send a request to a model and return the body of the answer.
 
         Args:
-            model: Its name.
-            what: See `replica.Replica`.
-            *arguments: See `replica.Replica`.
+            model: Model name.
+            what: See `replica.Replica.submit`.
+            *arguments: See `replica.Replica.submit`.
 
         Returns:
-            What was asked for.
+            The body.
 
         Raises:
             HTTPException: There is no such model, it refuses, or it does not answer in time.
         """
         names, limit_s = self.router.names, self.config.request_timeout_s
         if model not in names:
-            raise HTTPException(404, f"no model {model!r}; there are {', '.join(names)}")
+            raise HTTPException(404, f"no model {model!r}; available: {', '.join(names)}")
         try:
             answer = await asyncio.wait_for(self.router.submit(model, what, *arguments), limit_s)
         except TimeoutError:
@@ -101,7 +101,7 @@ Share = Annotated[float, Query(ge=0.0, le=1.0, allow_inf_nan=False)]
 Positive = Annotated[float, Query(ge=0.0, allow_inf_nan=False)]
 
 
-def _options(  # noqa: PLR0913  a parameter of the request each
+def _options(  # noqa: PLR0913  each is a query parameter
     k: Length = 20,
     *,
     exclude_seen: bool | None = None,
@@ -111,7 +111,7 @@ def _options(  # noqa: PLR0913  a parameter of the request each
     diversity: Share | None = None,
     outputs: Annotated[list[Output] | None, Query()] = None,
 ) -> RecommendOptions:
-    """Read options from the parameters of a request whose body is something else, or nothing."""
+    """Read options from query parameters, for requests without a JSON body."""
     return RecommendOptions(
         k=k,
         exclude_seen=exclude_seen,
@@ -125,7 +125,7 @@ def _options(  # noqa: PLR0913  a parameter of the request each
 
 @server.get("/healthz", responses={503: {"model": Health}}, tags=["server"])
 async def health(context: Context, response: Response) -> Health:
-    """Tell whether every model answers."""
+    """Check whether every model answers."""
     found: dict[str, str] = {}
     for name in context.router.names:
         try:
@@ -138,19 +138,19 @@ async def health(context: Context, response: Response) -> Health:
 
 @server.get("/", include_in_schema=False)
 async def page() -> HTMLResponse:
-    """Show the page where one tries the models."""
+    """Serve the demo page."""
     return HTMLResponse((_PAGE / "index.html").read_text(encoding="utf-8"))
 
 
 @server.get("/docs", include_in_schema=False)
 async def docs() -> HTMLResponse:
-    """Show the description of all requests."""
+    """Serve the API documentation."""
     return HTMLResponse((_PAGE / "docs.html").read_text(encoding="utf-8"))
 
 
 @server.get("/page/{name}", include_in_schema=False)
 async def page_file(name: str) -> Response:
-    """Give the pages their scripts and styles."""
+    """Serve scripts and styles of the pages."""
     if name not in _FILES:
         raise HTTPException(404, "no such file")
     return Response((_PAGE / name).read_bytes(), media_type=_FILES[name])
@@ -158,14 +158,14 @@ async def page_file(name: str) -> Response:
 
 @models.get("/models", tags=["models"])
 async def all_models(context: Context) -> ModelsAnswer:
-    """Name all models that are served."""
+    """List all served models."""
     cards = [await context.submit(name, "card") for name in context.router.names]
     return ModelsAnswer(models=[ModelCard(**card) for card in cards])
 
 
 @models.get("/models/{model}", tags=["models"])
 async def card(context: Context, model: ModelName) -> ModelCard:
-    """Tell what a model is, what it was trained on, and how well it did."""
+    """Describe a model: configuration, training data, and metrics."""
     return ModelCard(**await context.submit(model, "card"))
 
 
@@ -176,7 +176,7 @@ async def items(
     query: Annotated[str, Query(max_length=200)] = "",
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> ItemsAnswer:
-    """Find items by a part of their id or title, the most popular first."""
+    """Find items by a substring of their id or title, most popular first."""
     return ItemsAnswer(**await context.submit(model, "items", query, limit))
 
 
@@ -184,7 +184,7 @@ async def items(
     "/models/{model}/recommendations", response_model=RecommendAnswer, tags=["recommendations"]
 )
 async def recommend(context: Context, model: ModelName, request: RecommendRequest) -> Response:
-    """Recommend to a user, known or unknown, from the history alone."""
+    """Recommend to any user from a history."""
     return JSONResponse(await context.submit(model, "recommend", request))
 
 
@@ -207,7 +207,7 @@ async def recommend_stored(
     "/models/{model}/recommendations.arrow",
     tags=["recommendations"],
     response_class=Response,
-    responses={200: {"content": {ARROW: {}}, "description": "One row of lists for each user"}},
+    responses={200: {"content": {ARROW: {}}, "description": "One row of lists per user"}},
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -221,10 +221,10 @@ async def recommend_arrow(
     request: Request,
     options: Annotated[RecommendOptions, Depends(_options)],
 ) -> Response:
-    """Recommend to thousands at once: an Arrow stream with ``user``, ``items``, ``ratings``.
+    """Recommend to many users at once: an Arrow stream with ``user``, ``items``, ``ratings``.
 
-    A column ``candidates`` limits single users. What became of users and interactions that could
-    not be used is in the metadata of the stream that comes back.
+    A list column ``candidates`` restricts the items of a user. The metadata of the returned stream
+    counts rejected users, and interactions by status.
     """
     content = await context.submit(model, "recommend_arrow", await request.body(), options)
     return Response(content, media_type=ARROW)
@@ -232,17 +232,17 @@ async def recommend_arrow(
 
 @models.post("/models/{model}/ratings", response_model=RatingsAnswer, tags=["ratings"])
 async def ratings(context: Context, model: ModelName, request: RatingsRequest) -> Response:
-    """Tell the expected ratings of some items."""
+    """Predict the ratings of some items."""
     return JSONResponse(await context.submit(model, "answer", request))
 
 
 @models.post("/models/{model}/explanations", response_model=ExplainAnswer, tags=["reasons"])
 async def explanations(context: Context, model: ModelName, request: ExplainRequest) -> Response:
-    """Recommend, and name the interactions that moved each item's score most."""
+    """Recommend, and list the interactions with the largest influence on each item's score."""
     return JSONResponse(await context.submit(model, "answer", request))
 
 
 @models.post("/models/{model}/map", response_model=MapAnswer, tags=["reasons"])
 async def map_of(context: Context, model: ModelName, request: MapRequest) -> Response:
-    """Tell how likely and how well liked the items of the catalogue are, for a picture."""
+    """Predict interaction probability and rating over the catalog, for a scatter plot."""
     return JSONResponse(await context.submit(model, "answer", request))

@@ -1,4 +1,4 @@
-"""What requests and answers look like; the source of the OpenAPI page."""
+"""Schemas of requests and responses; the source of the OpenAPI page."""
 
 from typing import Annotated, Any, NamedTuple
 
@@ -10,26 +10,26 @@ ItemId = Annotated[
     Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[str, Field(max_length=1024)],
     Field(union_mode="left_to_right"),
 ]
-"""Ids are numbers or texts, as in the log that the model was trained on."""
+"""Ids are integers or strings, as in the log that the model was trained on."""
 
 Rating = Annotated[float, Field(allow_inf_nan=False)]
 _Ids = list[ItemId]
 
 
 class _Message(BaseModel):
-    """Base of messages: strict but for whole numbers as ratings; unknown keys are refused."""
+    """Base of requests: strict, except that ratings may be integers; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class History(_Message):
-    """What a user interacted with, oldest first."""
+    """A user's interactions, oldest first."""
 
     items: _Ids
-    """Original ids; those that the model does not know are passed over."""
+    """Original ids; unknown ones are ignored."""
 
     ratings: list[Rating] | None = None
-    """One for each item; needed by models that read ratings."""
+    """One per item; required by models that read ratings."""
 
     @model_validator(mode="after")
     def _equally_long(self) -> "History":
@@ -39,38 +39,38 @@ class History(_Message):
 
 
 class RecommendOptions(_Message):
-    """How a list is to be made; what is not given is as the server is set."""
+    """Options of a list; the server's policy is the default."""
 
     k: Annotated[int, Field(ge=1)] = 20
-    """Items wanted."""
+    """Length of the list."""
 
     exclude_seen: bool | None = None
-    """Whether to leave out what is in the history."""
+    """Whether to leave out items of the history."""
 
     deny: _Ids = Field(default_factory=list)
-    """Items that must not come up."""
+    """Items that must not be recommended."""
 
     candidates: _Ids | None = None
-    """The only items that may come up."""
+    """The only items that may be recommended."""
 
     min_score: Rating | None = None
-    """Scores below it do not come up."""
+    """Items with a lower score are left out."""
 
     popularity_damping: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | None = None
-    """Taken off a score for each factor of e in the item's training interactions."""
+    """This times log(1 + training interactions of the item) is subtracted from its score."""
 
     max_per_group: Annotated[int, Field(ge=1)] | None = None
-    """Items of one group in the list, where the server knows groups."""
+    """Most items of one group in the list, if the server has item groups."""
 
     diversity: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    """0 ranks by score alone; towards 1 an item should be unlike those above it."""
+    """MMR weight: 0 ranks by score alone; towards 1, dissimilarity to items above counts more."""
 
     outputs: list[Output] | None = None
-    """What is told of each item; ``embedding`` tells the vector of the user."""
+    """Outputs per item; ``embedding`` adds the user embedding."""
 
 
 class RecommendRequest(_Message):
-    """One user's history, and what is wanted."""
+    """One user's history, and options of the list."""
 
     history: History
     options: RecommendOptions = Field(default_factory=RecommendOptions, alias="wishes")
@@ -92,7 +92,7 @@ class RecommendRequest(_Message):
 
 
 class RatingsRequest(_Message):
-    """Items whose expected ratings are asked for."""
+    """A user's history, and items to predict ratings for."""
 
     history: History
     targets: Annotated[_Ids, Field(min_length=1, max_length=10_000)]
@@ -108,12 +108,12 @@ class RatingsRequest(_Message):
 
 
 class ExplainRequest(_Message):
-    """A user whose list is wanted with reasons."""
+    """One user's history, and options of the explained list."""
 
     history: History
     options: RecommendOptions = Field(default_factory=RecommendOptions, alias="wishes")
     max_reasons: Annotated[int, Field(ge=1, le=1000)] = 5
-    """Interactions named for each item."""
+    """Most influential interactions listed per item."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -129,11 +129,11 @@ class ExplainRequest(_Message):
 
 
 class MapRequest(_Message):
-    """A user whose view of the whole catalogue is wanted."""
+    """A user's history, for predictions over the whole catalog."""
 
     history: History
     max_items: Annotated[int, Field(ge=1, le=100_000)] = 2000
-    """An even sample of the catalogue where it is larger."""
+    """A larger catalog is sampled evenly."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"history": {"items": [1193], "ratings": [5]}}]}
@@ -141,25 +141,25 @@ class MapRequest(_Message):
 
 
 class RecommendedItem(BaseModel):
-    """One item of a list; what the model does not tell, or nobody asked for, is absent."""
+    """One item of a list; outputs that are not predicted or not requested are absent."""
 
     item: ItemId
     title: str | None = None
     score: float | None = None
     probability: float | None = None
-    """That the user interacts with the item, 0..1."""
+    """Probability that the user interacts with the item, 0..1."""
     rating: float | None = None
-    """Expected, if so, on the scale of the log."""
+    """Expected rating given an interaction, on the scale of the log."""
     deviation: float | None = None
     """Standard deviation of the rating."""
     rating_distribution: list[float] | None = None
-    """Over the levels."""
+    """Probability of each level."""
     serendipity: float | None = None
-    """Of 0..1: unlikely to be met, likely to be loved."""
+    """(1 - probability) * rating scaled to 0..1."""
 
 
 class Read(BaseModel):
-    """Interactions of the request by what became of them."""
+    """Interactions of the request by status."""
 
     used: int
     unknown_items: int
@@ -172,14 +172,14 @@ class RecommendAnswer(BaseModel):
 
     model: str
     version: str
-    """First digits of the digest of the bundle that answered."""
+    """Short hash of the bundle's manifest."""
     items: list[RecommendedItem]
     read: Read
     embedding: list[float] | None = None
 
 
 class TargetRating(BaseModel):
-    """Expected rating of one item; null where the model does not know the item."""
+    """Expected rating of one item; null for an unknown item."""
 
     item: ItemId
     rating: float | None
@@ -196,7 +196,7 @@ class RatingsAnswer(BaseModel):
 
 
 class Reason(BaseModel):
-    """How much an interaction moved a score: with the whole history, less without it."""
+    """Influence of an interaction: the score with the whole history minus without it."""
 
     item: ItemId
     title: str | None = None
@@ -204,7 +204,7 @@ class Reason(BaseModel):
 
 
 class ExplainedItem(BaseModel):
-    """An item of a list with the interactions that moved its score most."""
+    """An item of a list with the most influential interactions."""
 
     recommended: RecommendedItem
     reasons: list[Reason]
@@ -220,7 +220,7 @@ class ExplainAnswer(BaseModel):
 
 
 class MapPoint(BaseModel):
-    """An item as the user stands to it."""
+    """Predictions of one item for the user."""
 
     item: ItemId
     title: str | None = None
@@ -230,7 +230,7 @@ class MapPoint(BaseModel):
 
 
 class MapAnswer(BaseModel):
-    """Likely against liked, over the catalogue."""
+    """Interaction probability and expected rating over the catalog."""
 
     model: str
     version: str
@@ -239,44 +239,44 @@ class MapAnswer(BaseModel):
 
 
 class ItemEntry(BaseModel):
-    """An item of the catalogue."""
+    """An item of the catalog."""
 
     item: ItemId
     title: str | None = None
     interactions: int
-    """In training."""
+    """Number of training interactions."""
 
 
 class ItemsAnswer(BaseModel):
-    """Items that fit a query, the most popular first."""
+    """Items that match a query, most popular first."""
 
     items: list[ItemEntry]
 
 
 class ModelCard(BaseModel):
-    """What is served under a name."""
+    """Description of a served model."""
 
     name: str
     version: str
     bundle: dict[str, str]
-    """Digests of its files, SHA-256."""
+    """SHA-256 digests of the bundle's files."""
     model: dict[str, Any]
-    """Its configuration."""
+    """Model configuration."""
     tells: list[str]
     reads_ratings: bool
     levels: list[float]
     item_count: int
     num_users: int
-    """Training users."""
+    """Number of training users."""
     facts: dict[str, Any]
-    """What training noted: epoch, metrics on validation, hash of the data."""
+    """Facts recorded by training: epoch, validation metrics, hash of the data."""
     loaded_at: str
     reload_fault: str | None = None
-    """Why a newer bundle was not taken, where one could not be."""
+    """Why the last reload of a newer bundle failed, if it did."""
 
 
 class ModelsAnswer(BaseModel):
-    """All that is served."""
+    """All served models."""
 
     models: list[ModelCard]
 
@@ -286,18 +286,18 @@ class Health(BaseModel):
 
     status: str
     models: dict[str, str]
-    """Version of each, or what is wrong."""
+    """Version of each model, or the error."""
 
 
 class Fault(BaseModel):
-    """Why a request got no answer."""
+    """An error response."""
 
     detail: str
     request_id: str
 
 
 class Answer(NamedTuple):
-    """What a desk gives back: a body, or a fault of the request."""
+    """Result of a request to a model: a response body, or an error detail."""
 
     status: int
     body: Any

@@ -1,4 +1,4 @@
-"""Users of a prepared folder, found by their id."""
+"""Lookup of users in a prepared folder by id."""
 
 import re
 import threading
@@ -19,14 +19,14 @@ _COLUMNS = ["user", "items", "ratings", "roles", "subset"]
 
 
 class StoredUsers:
-    """Reads the shard that a user's id hashes to, and keeps the last ones.
+    """Reads the shard that a user's id hashes to, with an LRU cache of shards.
 
     Args:
         prepared: A prepared folder.
-        cached_shards: How many are kept.
+        cached_shards: Size of the cache.
 
     Raises:
-        DataError: Nothing is prepared there.
+        DataError: The folder holds no prepared data.
     """
 
     def __init__(self, prepared: str, cached_shards: int) -> None:
@@ -41,17 +41,17 @@ class StoredUsers:
 
     @property
     def data(self) -> str:
-        """What the data is known by; equal to a bundle's where it was trained on it."""
+        """Hash of the data; equals the bundle's ``data`` if the model was trained on it."""
         return self._dataset.hash
 
     def find(self, user: str) -> tuple[History, int] | None:
-        """Return a user's history in original ids, and the number that training knew them by.
+        """Return a user's history in original ids, and the user index of training.
 
         Args:
-            user: The id as text.
+            user: The id as a string.
 
         Returns:
-            None where there is no such user; -1 for the number of users whom training did not see.
+            None if there is no such user; the index is -1 for users that training did not see.
 
         Raises:
             DataError: The shard is damaged or cannot be read.
@@ -69,7 +69,7 @@ class StoredUsers:
 
     @cached_property
     def _kind(self) -> pa.DataType:
-        """Type of ids."""
+        """Type of user ids."""
         return self._shard(next(iter(self._entries)))["user"].type
 
     def _history(self, table: pa.Table, row: int, shard: int) -> tuple[History, int]:

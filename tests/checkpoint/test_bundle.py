@@ -49,7 +49,7 @@ def test_a_bundle_comes_back_as_it_was(bundle, small, tmp_path):
 def test_without_its_manifest_a_bundle_is_not_there(bundle):
     folder, _ = bundle
     folder.remove("manifest.json")
-    with pytest.raises(CheckpointError, match=r"no manifest\.json, so nothing complete is there"):
+    with pytest.raises(CheckpointError, match=r"no manifest\.json, so the folder is incomplete"):
         load_bundle(folder)
 
 
@@ -96,8 +96,8 @@ def test_foreign_bundles_are_refused_with_the_first_difference(bundle, small, tm
     pq.write_table(others.to_table(), sink)
     few = {"prior_IC": torch.zeros(3, 6)}
     for part, content, message in (
-        ("weights", pickle.dumps({"a": 1}), "is no safetensors file"),
-        ("weights", save(few), r"input_IDZ is absent"),
+        ("weights", pickle.dumps({"a": 1}), "is not a valid safetensors file"),
+        ("weights", save(few), r"input_IDZ is missing"),
         (
             "weights",
             save({**load(whole["weights"]), **few}),
@@ -106,11 +106,11 @@ def test_foreign_bundles_are_refused_with_the_first_difference(bundle, small, tm
         (
             "weights",
             save({**load(whole["weights"]), "more": torch.ones(1)}),
-            "more is not the model",
+            "more is unexpected",
         ),
-        ("model", b'{"name": "other"}', "describes no model of this version"),
-        ("model", b"no json", "describes no model of this version"),
-        ("items", b"no parquet", "is no vocabulary"),
+        ("model", b'{"name": "other"}', "is not a valid model of this version"),
+        ("model", b"no json", "is not a valid model of this version"),
+        ("items", b"no parquet", "is not a valid vocabulary"),
         ("items", bytes(sink.getvalue()), "its items are not those that the model was trained on"),
     ):
         resealed(folder, **{part: content})
@@ -125,10 +125,10 @@ def test_a_manifest_leads_to_no_file_outside(bundle, files):
     folder, _ = bundle
     manifest = folder.read_json("manifest.json")
     folder.write_json("manifest.json", {**manifest, "files": files})
-    with pytest.raises(CheckpointError, match="names no files of this folder"):
+    with pytest.raises(CheckpointError, match="lists no files of this folder"):
         load_bundle(folder)
     folder.write_json("manifest.json", {**manifest, "files": {}})
-    with pytest.raises(CheckpointError, match=r"lists no model.safetensors, so it is no bundle"):
+    with pytest.raises(CheckpointError, match=r"not a bundle, model.safetensors is not listed"):
         load_bundle(folder)
 
 

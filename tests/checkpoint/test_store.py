@@ -72,7 +72,7 @@ def test_damage_is_found_when_it_is_read(how, store, tmp_path):
     path.unlink() if how == "gone" else path.write_bytes(
         content[:-1] if how == "short" else content
     )
-    with pytest.raises(CheckpointError, match=r"damaged|not read"):
+    with pytest.raises(CheckpointError, match=r"damaged|cannot be read"):
         store.fetch(name, tmp_path / "local")
 
 

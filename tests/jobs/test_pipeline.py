@@ -173,7 +173,7 @@ def test_pictures_are_in_the_run_folder(trained):
 
 def test_what_cannot_be_scored_or_measured_is_refused_before_any_actor(trained, tmp_path):
     _, file = trained
-    with pytest.raises(CheckpointError, match="no bundle, so nothing to score with"):
+    with pytest.raises(CheckpointError, match="no bundle to score with"):
         preflight(str(tmp_path), file.data.prepared, file.score)
     absent = file.score.model_copy(update={"histories": str(tmp_path / "none")})
     with pytest.raises(DataError, match="no such folder or bucket"):

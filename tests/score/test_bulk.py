@@ -104,16 +104,16 @@ def test_a_start_that_fails_leaves_last_nights_lists(world, calm, tmp_path):
     pq.write_table(pa.table(good), tmp_path / "new" / "a.parquet")
     pq.write_table(pa.table({**good, "items": [1]}), tmp_path / "new" / "b.parquet")
     for more, message in (
-        ({"outputs": ("deviation",)}, "tells .*, but not deviation"),
+        ({"outputs": ("deviation",)}, "predicts .*, but not deviation"),
         (
             {"histories": str(tmp_path / "new")},
             r"new/b.parquet: column 'items' is int64, not a list",
         ),
-        ({"histories": str(tmp_path / "new" / "a.parquet")}, "is a file; name the folder"),
+        ({"histories": str(tmp_path / "new" / "a.parquet")}, "is a file; set score.histories"),
     ):
         with pytest.raises(DataError, match=message):
             scored(world, output, **more)
-    with pytest.raises(ConfigError, match="is where the lists go"):
+    with pytest.raises(ConfigError, match="is the output folder"):
         scored(world, output, since=str(output))
     assert digests(output) == digests(calm[0])
 
@@ -133,7 +133,7 @@ def test_actors_refuse_a_bundle_that_was_written_since(world, tmp_path):
     config = ScoreConfig(k=5, output=str(tmp_path / "out"))
     work = plan_scoring(run, data.prepared, config)
     write_model(tmp_path / "run", data, seed=4)
-    with pytest.raises(CheckpointError, match="was written anew meanwhile"):
+    with pytest.raises(CheckpointError, match="changed since scoring was planned"):
         _FragmentActor(work, config, None)
 
 
@@ -154,7 +154,7 @@ def test_only_users_who_changed_are_scored_again(world, calm, tmp_path):
     assert result.counts.users_unchanged == 199
     with pytest.raises(DataError, match="was scored with another policy"):
         preflight(run, data.prepared, ScoreConfig(k=4, since=str(first)))
-    with pytest.raises(DataError, match="nothing complete was scored"):
+    with pytest.raises(DataError, match="not a complete scoring run"):
         preflight(run, data.prepared, ScoreConfig(k=5, since=str(tmp_path / "none")))
 
 

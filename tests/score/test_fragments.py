@@ -152,7 +152,7 @@ def test_what_fails_leaves_what_was_published(small, given, tmp_path):
     output = Folder(str(tmp_path / "out"))
     before = yesterdays(Publication(output, {"of": "yesterday"}))
     given.write("d.parquet", b"no parquet")
-    with pytest.raises(DataError, match=r"d.parquet: is no Parquet file"):
+    with pytest.raises(DataError, match=r"d.parquet: is not a valid Parquet file"):
         published(small, given, output)
     assert digests(output) == before
     assert output.read_json(SUCCESS)["recipe"] == {"of": "yesterday"}
@@ -224,5 +224,5 @@ def test_a_file_that_is_not_what_the_manifest_says_is_refused(small, given, tmp_
     files = [InputFile("a.parquet", stamp=given.stamp("a.parquet"))]
     (first, *_) = fragments_of(given, files, 10)
     given.write_parquet("a.parquet", histories(small).slice(1, 20))
-    with pytest.raises(DataError, match=r"a.parquet: was changed while it was scored"):
+    with pytest.raises(DataError, match=r"a.parquet: changed while it was scored"):
         maker(small, given, Folder(str(tmp_path / "out"))).write(first)

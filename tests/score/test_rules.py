@@ -150,7 +150,7 @@ def test_policies_that_make_no_sense_are_refused(small, tmp_path):
     (tmp_path / "no.csv").write_text("sku\n1\n")
     with pytest.raises(DataError, match=r"no.csv: lacks column\(s\) \['item'\]"):
         rules_of(scorer, deny=str(tmp_path / "no.csv"))
-    with pytest.raises(ConfigError, match="diversity needs vectors of items, and Ease has none"):
+    with pytest.raises(ConfigError, match="diversity needs item embeddings, but Ease has none"):
         rules_of(scorer_of(small, EaseConfig()), diversity=0.5)
     with pytest.raises(ValueError, match="groups and max_per_group belong together"):
         PolicyConfig(groups="x")

@@ -109,7 +109,7 @@ def test_serendipitous_items_are_unseen_unlikely_supported_and_sorted_by_rating(
 
 
 def test_a_model_without_ratings_has_no_serendipitous_list(small):
-    with pytest.raises(DataError, match="MultVae tells not both ratings and probabilities"):
+    with pytest.raises(DataError, match="MultVae does not predict both ratings and probabilities"):
         scorer_of(small, MultVaeConfig()).serendipitous(
             small.batch, None, 3, novel=NoveltyFilter(0.5, 0)
         )
@@ -343,14 +343,14 @@ def test_only_what_is_asked_for_is_told(small):
         scorer, histories(small), None, ScoreConfig(outputs=("embedding",), form="long")
     )
     assert alone.column_names == ["user", "history_digest", "embedding"]
-    with pytest.raises(DataError, match="MultVae tells score, but not deviation, rating"):
+    with pytest.raises(DataError, match="MultVae predicts score, but not deviation, rating"):
         recommend_table(
             scorer_of(small, MultVaeConfig()),
             histories(small),
             None,
             ScoreConfig(outputs=("deviation", "rating")),
         )
-    with pytest.raises(DataError, match="there are no embeddings"):
+    with pytest.raises(DataError, match="has no user embeddings"):
         recommend_table(
             scorer_of(small, EaseConfig()),
             histories(small),

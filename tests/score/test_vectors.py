@@ -40,7 +40,7 @@ def test_products_of_vectors_rank_as_the_scores_do(config, small, tmp_path):
     bundle = bundle_of(config, small, tmp_path)
     is_linear = getattr(config, "decoder", "ordinal") == "ordinal"
     if config.name in WITHOUT or not is_linear:
-        with pytest.raises(DataError, match="has no vectors of items"):
+        with pytest.raises(DataError, match="has no item embeddings"):
             require_vectors(bundle.model)
         return
     scorer = Scorer(bundle.model, bundle.vocabulary)
@@ -76,5 +76,5 @@ def test_the_graph_finds_nearly_what_the_exact_search_finds(small, tmp_path):
 
 
 def test_models_without_vectors_are_refused(small):
-    with pytest.raises(DataError, match="Ease has no vectors"):
+    with pytest.raises(DataError, match="Ease has no item embeddings"):
         require_vectors(EaseConfig().build(small.catalog))

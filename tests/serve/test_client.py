@@ -122,14 +122,14 @@ def test_wishes_go_along_and_another_page_is_no_answer(small, run, given, tmp_pa
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"<html>log in</html>"})
 
-    with Running(login_page) as url, pytest.raises(DataError, match="something else than lists"):
+    with Running(login_page) as url, pytest.raises(DataError, match="not a table of lists"):
         score_through(Endpoint(url), given, str(tmp_path / "page"))
 
 
 def test_what_the_server_refuses_is_told_and_not_tried_again(run, given, tmp_path):
     running = Running(served({"default": run}, token="t").app)
     with running as url:
-        with pytest.raises(DataError, match=r"refused with 401: .*bear the server's token"):
+        with pytest.raises(DataError, match=r"refused with 401: .*missing or invalid bearer token"):
             score_through(Endpoint(url), given, str(tmp_path / "out"))
         assert running.requests <= 4
         with pytest.raises(DataError, match=r"refused with 404: .*no model 'other'"):

@@ -246,7 +246,7 @@ def _replica_pids():
 def test_a_port_that_is_taken_is_refused(served):
     url, run, data = served
     config = ServeConfig(port=int(url.rsplit(":")[-1]))
-    with pytest.raises(ConfigError, match=r"serve.port = \d+ on 127.0.0.1: cannot be listened on"):
+    with pytest.raises(ConfigError, match=r"serve.port = \d+ on 127.0.0.1: cannot bind"):
         preflight(str(run), data.prepared, config)
     config = ServeConfig(port=free_port(), users=str(run))
     with pytest.raises(DataError, match="nothing complete is prepared there"):

@@ -108,7 +108,7 @@ def test_arrow_streams_carry_what_bulk_scoring_writes(client, server, small):
     assert lists.to_pydict() == direct.to_pydict()
     assert json.loads(lists.schema.metadata[b"rejected"]) == {"no user id": 1}
     for content, message in (
-        (b"junk", "no Arrow stream"),
+        (b"junk", "not a valid Arrow stream"),
         (stream_of(table.drop(["items"])), "lack column"),
     ):
         bad = client.post(f"{LISTS}.arrow", content=content)
@@ -129,12 +129,12 @@ def test_streams_that_could_fill_the_memory_are_refused(run, small):
     with TestClient(served({"default": run}, max_history=50, max_users=8).app) as client:
         for content, status, message in (
             (bytes(compressed.getvalue()), 422, "compressed Arrow stream"),
-            (stream_of(coded), 422, "dictionaries"),
+            (stream_of(coded), 422, "dictionary-encoded columns"),
             (stream_of(table), 422, "at most 50"),
             (stream_of(many), 413, "9 users, but 8 are allowed"),
             (stream_of(odd), 422, "column 'user' is struct"),
             (stream_of(twice), 422, r"column(s) ['user'] more than once"),
-            (stream_of(many)[:300], 422, "no Arrow stream"),
+            (stream_of(many)[:300], 422, "not a valid Arrow stream"),
         ):
             found = client.post(f"{LISTS}.arrow", content=content)
             assert found.status_code == status, message
@@ -194,14 +194,14 @@ def test_items_are_found_by_id_and_title(small, run, tmp_path):
     [
         ({}, "history: Field required"),
         ({"history": {"items": [1000], "ratings": [5.0, 1.0]}}, "1 items but 2 ratings"),
-        ({"history": {"items": [1000]}}, "history.ratings: needed, on the levels"),
-        ({"history": {"items": ["x"], "ratings": [5.0]}}, "str found; ids here are numbers"),
+        ({"history": {"items": [1000]}}, "history.ratings: required, on the scale"),
+        ({"history": {"items": ["x"], "ratings": [5.0]}}, "found str; the ids are integers"),
         ({"history": {"items": [1.5], "ratings": [5.0]}}, "history.items.0"),
         ({"history": {"items": [2**70], "ratings": [5.0]}}, "history.items.0"),
         ({"history": {"items": [], "ratings": []}, "wishes": {"k": 0}}, "wishes.k"),
         ({"history": {"items": [], "ratings": []}, "wishes": {"k": 10**6}}, "at most 1000"),
         ({"history": {"items": [], "ratings": []}, "wishes": {"kk": 1}}, "wishes.kk"),
-        ({"history": {"items": [], "ratings": []}, "wishes": {"max_per_group": 1}}, "no groups"),
+        ({"history": {"items": [], "ratings": []}, "wishes": {"max_per_group": 1}}, "item groups"),
         (
             {"history": {"items": [], "ratings": []}, "wishes": {"outputs": ["deviation"]}},
             "but not deviation",
@@ -270,7 +270,7 @@ def test_a_hundred_thousand_items_get_an_answer_and_more_a_422(client):
     history = {"items": list(range(100_001)), "ratings": [3.0] * 100_001}
     found = post(client, "recommendations", {"history": history})
     assert found.status_code == 422
-    assert "100001 of them, at most 100000" in found.json()["detail"]
+    assert "100001 items, at most 100000" in found.json()["detail"]
 
 
 def test_duplicates_count_once_the_last_rating_wins(client, small):
@@ -323,7 +323,7 @@ def test_only_bearers_of_the_token_get_in(run, capsys):
 
 
 def test_unknown_models_and_paths_get_a_404(client):
-    assert "there are default" in client.get("/v1/models/other").json()["detail"]
+    assert "available: default" in client.get("/v1/models/other").json()["detail"]
     assert client.get("/nowhere").status_code == 404
     assert client.get("/page/..%2fdesk.py").status_code == 404
 

@@ -80,7 +80,7 @@ class Person:
 
     def gives_the_token(self):
         self.wait.until(lambda _: self.browser.find_element(By.ID, "token").is_displayed())
-        assert "bear the server's token" in self.browser.find_element(By.ID, "fault").text
+        assert "missing or invalid bearer token" in self.browser.find_element(By.ID, "fault").text
         self.browser.find_element(By.ID, "token").send_keys(TOKEN + "\t")
         self.wait.until(lambda _: len(self.all_of("#found button")) == 8)
         assert not self.browser.find_element(By.ID, "fault").is_displayed()

@@ -269,7 +269,7 @@ def test_what_cannot_be_served_is_refused_at_the_start(tmp_path, small):
     run = write_run(tmp_path / "ease", small, EaseConfig(), levels=(1.0,))
     with pytest.raises(ConfigError, match="Ease has none"):
         ModelHost("m", run, "none", ServeConfig(policy=PolicyConfig(diversity=0.5)))
-    with pytest.raises(ValueError, match="from must not be above to"):
+    with pytest.raises(ValueError, match="with min <= max"):
         ServeConfig(replicas=[3, 2])
 
 

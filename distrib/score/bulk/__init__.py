@@ -1,1 +1,1 @@
-"""Every user's list, exactly once, on Ray Data."""
+"""Bulk scoring on Ray Data, exactly once per user."""

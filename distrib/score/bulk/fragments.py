@@ -1,4 +1,4 @@
-"""The unit of bulk scoring: a run of row groups of one input file, and its one output file."""
+"""The unit of bulk scoring: consecutive row groups of one input file, and their output file."""
 
 import hashlib
 import tempfile
@@ -35,61 +35,61 @@ _FOOTERS_AT_ONCE = 16
 
 
 class InputFile(NamedTuple):
-    """A file of histories that is to be scored."""
+    """A file of histories to score."""
 
     name: str
     sha256: str | None = None
-    """Where it is known."""
+    """Digest, if known."""
 
     stamp: str | None = None
-    """Where the digest is not known."""
+    """Version stamp of the store, if the digest is not known."""
 
     shard: tuple[int, int] | None = None
-    """Shard and number of shards, where users have numbers that the model knows."""
+    """Shard and number of shards, if the model was trained on this data."""
 
 
 class Fragment(NamedTuple):
-    """Some users of one input file, and where their lists go."""
+    """Some users of one input file, and the output file of their lists."""
 
     name: str
-    """Of the input file."""
+    """Name of the input file."""
 
     first_group: int
     last_group: int
     """Row groups ``[first, last)``."""
 
     first_row: int
-    """Rows of the file before these."""
+    """Number of rows of the file before these."""
 
     num_rows: int
     part: str
-    """Of the output file."""
+    """Name of the output file."""
 
     sha256: str | None = None
-    """Of the input file, where it is known."""
+    """Digest of the input file, if known."""
 
     stamp: str | None = None
-    """Of the input file, where its digest is not known."""
+    """Version stamp of the input file, if its digest is not known."""
 
     shard: tuple[int, int] | None = None
-    """Shard and number of shards, where users have numbers that the model knows."""
+    """Shard and number of shards, if the model was trained on this data."""
 
 
 def fragments_of(
     histories: Folder, files: Sequence[InputFile], fragment_users: int
 ) -> list[Fragment]:
-    """Cut files into fragments: a pure function of the files.
+    """Split files into fragments: a pure function of the files.
 
     Args:
-        histories: Their folder.
-        files: All of them.
-        fragment_users: Users of a fragment, about.
+        histories: Folder of the files.
+        files: All input files.
+        fragment_users: Approximate number of users per fragment.
 
     Returns:
-        Fragments in the order of files and rows; a file without rows has one of none.
+        Fragments in the order of files and rows; a file without rows has one empty fragment.
 
     Raises:
-        DataError: A file is no Parquet file.
+        DataError: A file is not a valid Parquet file.
     """
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         lengths = list(pool.map(lambda file: _group_lengths(histories, file.name), files))
@@ -113,7 +113,7 @@ def fragments_of(
 
 
 def _cut(groups: Sequence[int], fragment_users: int) -> list[tuple[int, int]]:
-    """Cut row groups into runs of at most so many rows, one group at least; none is one run."""
+    """Split row groups into runs of at most ``fragment_users`` rows, or of one larger group."""
     runs, low, rows = [], 0, 0
     for group, length in enumerate(groups):
         if group > low and rows + length > fragment_users:
@@ -128,25 +128,25 @@ def _group_lengths(histories: Folder, name: str) -> list[int]:
         try:
             metadata = pq.ParquetFile(file).metadata
         except pa.ArrowException as error:
-            raise DataError(f"{histories / name}: is no Parquet file ({error})") from error
+            raise DataError(f"{histories / name}: is not a valid Parquet file ({error})") from error
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 class PreviousRun(NamedTuple):
-    """What a former scoring, and those that it followed, knew of users; 16 bytes for each."""
+    """History digests from a previous run and the runs it followed; 16 bytes per user."""
 
     user_U: HashArray
-    """Hashes of users, ascending."""
+    """Hashes of user ids, ascending."""
 
     digest_U: HashArray
-    """Of the history that was scored last."""
+    """Digest of the history that was scored last."""
 
     @classmethod
     def of(cls, folders: Sequence[Folder]) -> "PreviousRun":
-        """Read what scorings wrote, the last one first.
+        """Read the digests of scoring runs, the latest first.
 
         Args:
-            folders: With a manifest.
+            folders: Output folders with a manifest.
 
         Returns:
             For each user the digest in the first folder that has one.
@@ -171,16 +171,16 @@ class PreviousRun(NamedTuple):
 
 
 class Part:
-    """A Parquet file that grows on the local disk and appears in its folder whole, or not at all.
+    """A Parquet file that is written to local disk and then uploaded atomically.
 
     Args:
-        folder: Where to.
-        name: Of the file.
+        folder: Target folder.
+        name: Name of the file.
     """
 
     def __init__(self, folder: Folder, name: str) -> None:
         self.size, self.digest = 0, ""
-        """Of the file, once it is there."""
+        """Size and digest of the file, once it is uploaded."""
         self._folder, self._name = folder, name
         self._local = tempfile.TemporaryDirectory()
         self._path = Path(self._local.name) / name
@@ -191,7 +191,7 @@ class Part:
         return self
 
     def write(self, table: pa.Table) -> None:
-        """Add rows, which are written once they make a row group; the first give the columns."""
+        """Add rows; they are buffered into row groups. The first table sets the schema."""
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd")
         self._held.append(table)
@@ -217,15 +217,15 @@ class Part:
 
 
 class FragmentScorer:
-    """A model and what it scores, ready to write one fragment after another.
+    """Scores fragments and writes their parts.
 
     Args:
         scorer: The model.
         histories: Folder of the input files.
-        source: The vocabulary that items are positions in; None when they are original ids.
-        publication: Where parts and their manifests go.
-        config: What is wanted.
-        previous: What a former scoring knew of users, whose histories are passed over if unchanged.
+        source: The vocabulary that items are positions in; None if they are original ids.
+        publication: Receives the parts and their manifests.
+        config: Settings of the lists.
+        previous: Digests of a previous run; users with unchanged histories are skipped.
     """
 
     def __init__(
@@ -246,20 +246,19 @@ class FragmentScorer:
         self.rules = Rules.of(config.policy, scorer.model, scorer.vocabulary)
 
     def write(self, fragment: Fragment) -> PartManifest:
-        """Score a fragment and write its part whole, then its manifest.
+        """Score a fragment and write its part, then the part manifest.
 
-        The part is a pure function of the fragment, model and policy, so that writing it again
-        changes nothing; memory is that of a batch and of a row group of lists, whatever the
-        fragment's size and the lists' length.
+        The part is a pure function of the fragment, model and policy, so retries are idempotent.
+        Memory is bounded by one batch and one row group of lists, whatever the fragment's size.
 
         Args:
-            fragment: What is to be scored.
+            fragment: The fragment to score.
 
         Returns:
-            What is known of the part.
+            The part manifest.
 
         Raises:
-            DataError: The input is not what it was, or cannot be read.
+            DataError: The input changed or cannot be read.
         """
         counts: dict[str, Counter[str]] = {
             kind: Counter() for kind in ("users", "rejected", "interactions", "empty")
@@ -285,11 +284,11 @@ class FragmentScorer:
         return manifest
 
     def _require_unchanged(self, fragment: Fragment, num_rows: int) -> None:
-        """Refuse a file that is another one than when the work began."""
+        """Refuse a file that changed since scoring was planned."""
         is_same = fragment.stamp in {None, self.histories.stamp(fragment.name)}
         if num_rows != fragment.num_rows or not is_same:
             raise DataError(
-                f"{self.histories / fragment.name}: was changed while it was scored; start again"
+                f"{self.histories / fragment.name}: changed while it was scored; start again"
             )
 
     def _read(
@@ -299,7 +298,7 @@ class FragmentScorer:
         first_row: int,
         counts: dict[str, Counter[str]],
     ) -> Histories:
-        """Read the histories to be scored, and enter all others into the books."""
+        """Read the histories to score, and count all others."""
         read = read_histories(self.scorer.vocabulary, table, self.source)
         if fragment.shard is not None:
             numbers = _numbers(table, fragment, first_row)[read.kept_B]
@@ -314,7 +313,7 @@ class FragmentScorer:
         return read
 
     def _tables(self, fragment: Fragment) -> Iterator[tuple[pa.Table, int]]:
-        """Yield the fragment piece by piece, with the number of the file's rows before each."""
+        """Yield the fragment's tables, each with the number of file rows before it."""
         columns = ["user", "items", "ratings", "candidates"]
         if fragment.shard is not None:
             columns += ["subset", "roles"]
@@ -333,7 +332,7 @@ class FragmentScorer:
 
     @contextmanager
     def _opened(self, fragment: Fragment) -> Iterator[BinaryIO | pa.BufferReader]:
-        """Open the input file, checked against its digest where there is one."""
+        """Open the input file and verify its digest, if known."""
         if fragment.sha256 is None:
             with self.histories.open(fragment.name) as file:
                 yield file
@@ -342,13 +341,13 @@ class FragmentScorer:
         if hashlib.sha256(content).hexdigest() != fragment.sha256:
             raise DataError(
                 f"{self.histories / fragment.name}: content differs from the manifest; it was "
-                "damaged or changed, prepare the data anew"
+                "damaged or changed, run prepare again"
             )
         yield pa.BufferReader(content)
 
 
 def _numbers(table: pa.Table, fragment: Fragment, first_row: int) -> Any:
-    """Return the numbers of users as training knew them, -1 for those that it did not see."""
+    """Return the training indices of users, -1 for users that training did not see."""
     assert fragment.shard is not None
     first, step = numbering(*fragment.shard)
     rows = history_arrays(table, first + step * first_row, step)
@@ -356,7 +355,7 @@ def _numbers(table: pa.Table, fragment: Fragment, first_row: int) -> Any:
 
 
 def _changed(read: Histories, previous: PreviousRun) -> Histories:
-    """Leave out the users whose history is as it was when it was scored last."""
+    """Leave out users whose history is unchanged since it was scored last."""
     is_same_B = previous.digests_of(user_hashes(read.user)) == read.digest_B
     if not is_same_B.any():
         return read
@@ -374,7 +373,7 @@ def _changed(read: Histories, previous: PreviousRun) -> Histories:
 
 
 def _empty(lists: pa.Table, num_users: int) -> dict[str, int]:
-    """Count the users whose list has no item, by list."""
+    """Count the users with an empty list, by list."""
     if "rank" in lists.column_names:
         return {"items": num_users - len(pc.unique(lists[DIGEST]))}
     names = [name for name in lists.column_names if name.endswith("items")]

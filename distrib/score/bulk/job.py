@@ -1,4 +1,4 @@
-"""Bulk scoring on the cluster: every fragment of the histories to one part, exactly once."""
+"""Bulk scoring on the cluster: one output part per fragment of the histories, exactly once."""
 
 import json
 import time
@@ -50,7 +50,7 @@ _NOT_OF_LISTS = {
 
 
 class Work(NamedTuple):
-    """What is to be scored, found out before any actor starts."""
+    """Plan of a scoring run, made before any actor starts."""
 
     bundle: str
     histories: str
@@ -61,7 +61,7 @@ class Work(NamedTuple):
 
     @property
     def publication(self) -> Publication:
-        """Where lists go."""
+        """Publishes the lists."""
         return Publication(Folder(self.output), self.recipe)
 
 
@@ -71,13 +71,13 @@ def preflight(run: str, prepared: str, config: ScoreConfig) -> None:
     Args:
         run: Run folder.
         prepared: The run's prepared data.
-        config: What is wanted.
+        config: Settings of the run.
 
     Raises:
         CheckpointError: There is no complete bundle in the run folder.
-        ConfigError: Settings clash.
-        DataError: The histories are absent or lack a column, the model has no second list, or a
-            former run is not of the same model and policy.
+        ConfigError: Settings conflict.
+        DataError: The histories are absent or lack a column, the model has no serendipitous list,
+            or the previous run has another model or policy.
     """
     check_histories(config)
     if config.events is None:
@@ -87,14 +87,14 @@ def preflight(run: str, prepared: str, config: ScoreConfig) -> None:
 
 
 def check_histories(config: ScoreConfig) -> None:
-    """Check the histories that are named, before there is a model to score them with.
+    """Check the configured histories before there is a model.
 
     Args:
-        config: What is wanted.
+        config: Settings of the run.
 
     Raises:
-        ConfigError: Settings clash.
-        DataError: They are absent or lack a column.
+        ConfigError: Settings conflict.
+        DataError: The histories are absent or lack a column.
     """
     if config.histories:
         _files(Folder(config.histories))
@@ -103,24 +103,24 @@ def check_histories(config: ScoreConfig) -> None:
 
 
 def score(run: str, prepared: str, config: ScoreConfig) -> ScoreResult:
-    """Recommend to every user and write the lists as Parquet; ``_SUCCESS`` comes last.
+    """Recommend to every user and write the lists as Parquet; ``_SUCCESS`` is written last.
 
     Columns of the nested form: ``user``, ``history_digest``, ``items`` (original ids, best first),
-    ``scores``; where the model tells them ``probabilities``, ``ratings``, ``deviations`` (of
+    ``scores``; if the model predicts them ``probabilities``, ``ratings``, ``deviations`` (of
     ratings, over the posteriors of user and item) and ``rating_distribution`` (one list over levels
-    per item); and the same with prefix ``serendipitous_`` where a second list is asked for. The
-    long form has a row for each recommendation: ``item``, ``rank`` from 1, ``score`` and so on.
+    per item); and the same with prefix ``serendipitous_`` for a second list. The long form has a
+    row per recommendation: ``item``, ``rank`` from 1, ``score`` and so on.
 
-    Each fragment of the input has one part, written whole or not at all; a second start goes on
-    with those that are not there, and the union is byte for byte what one start would have written.
+    Each fragment of the input has one part, written atomically. A restart makes only the missing
+    parts, and the result is byte for byte that of an uninterrupted run.
 
     Args:
         run: Run folder with a bundle.
-        prepared: The run's prepared data, scored unless other histories are named.
-        config: What is wanted.
+        prepared: The run's prepared data, scored unless ``config`` names other histories.
+        config: Settings of the run.
 
     Returns:
-        Where they are, and of how many users.
+        Output folder and counts.
     """
     if config.events is not None:
         events = _unsplit(config.events)
@@ -144,25 +144,26 @@ def score(run: str, prepared: str, config: ScoreConfig) -> ScoreResult:
 
 
 def note_published() -> None:
-    """Show that lists are up to date."""
-    keep("score_published_seconds", "When lists were last up to date, Unix time.", time.time())
+    """Record in a gauge that lists are up to date."""
+    keep("score_published_seconds", "Unix time when lists were last up to date.", time.time())
 
 
 def plan_scoring(run: str, prepared: str, config: ScoreConfig) -> Work:
-    """Find out what is to be scored, and what its lists depend on.
+    """List the files to score and everything their lists depend on.
 
     Args:
         run: Run folder.
         prepared: The run's prepared data.
-        config: What is wanted; without events.
+        config: Settings of the run; without events.
 
     Returns:
-        What is to be done.
+        The plan.
 
     Raises:
         CheckpointError: There is no complete bundle in the run folder.
-        DataError: Histories or files of the policy are absent, the output folder is taken, or a
-            former run is not of the same model and policy.
+        ConfigError: ``score.since`` is the output folder.
+        DataError: Histories or files of the policy are absent, the output folder holds other files,
+            or the previous run has another model or policy.
     """
     bundle = Folder(run) / BUNDLE
     facts = _bundle_facts(run)
@@ -171,7 +172,7 @@ def plan_scoring(run: str, prepared: str, config: ScoreConfig) -> Work:
         require_extended(facts, histories)
     output = config.output or str(Folder(run) / "recommendations")
     if Folder(output).url == histories.url:
-        raise DataError(f"{output}: score.output is where the histories are; name another folder")
+        raise DataError(f"{output}: score.output is where the histories are; set another folder")
     files, identity = _files(histories)
     if facts.get("data") == identity:
         files = _numbered(histories, files)
@@ -182,8 +183,8 @@ def plan_scoring(run: str, prepared: str, config: ScoreConfig) -> Work:
     if config.since:
         if Folder(config.since).url == Folder(output).url:
             raise ConfigError(
-                f"score.since = {config.since!r} is where the lists go; set score.output to "
-                "another folder, so that the former ones stay"
+                f"score.since = {config.since!r} is the output folder; set score.output to another "
+                "folder, so that the previous lists stay"
             )
         recipe["since"] = _require_same(Folder(config.since), made_by)
     work = Work(str(bundle), str(histories), output, files, histories.exists(MANIFEST), recipe)
@@ -194,14 +195,12 @@ def plan_scoring(run: str, prepared: str, config: ScoreConfig) -> Work:
 def _bundle_facts(run: str) -> JsonObject:
     bundle = Folder(run) / BUNDLE
     if not bundle.exists():
-        raise CheckpointError(
-            f"{bundle}: no bundle, so nothing to score with; run jobs/train.py first"
-        )
+        raise CheckpointError(f"{bundle}: no bundle to score with; run jobs/train.py first")
     return read_manifest(bundle)
 
 
 def _unsplit(events: DataConfig) -> DataConfig:
-    """Hold nothing out of raw events that are to be scored."""
+    """Replace the split of raw events, so that nothing is held out of scoring."""
     if "split" in events.model_fields_set and not isinstance(events.split, NoSplit):
         raise ConfigError(
             f"score.events.split = {events.split.name!r}: events to score are not split; remove it"
@@ -210,14 +209,14 @@ def _unsplit(events: DataConfig) -> DataConfig:
 
 
 def _files(histories: Folder) -> tuple[tuple[InputFile, ...], Any]:
-    """Return the files to score, and what their content is known by."""
+    """Return the files to score, and the identity of their content."""
     if not histories.exists():
         raise DataError(f"{histories}: no such folder or bucket; check score.histories")
     if histories.exists(MANIFEST):
         manifest = Dataset.open(histories).manifest
         return tuple(InputFile(s.name, s.sha256) for s in manifest.shards), manifest.hash
     if not histories.is_folder():
-        raise DataError(f"{histories}: is a file; name the folder that it is in")
+        raise DataError(f"{histories}: is a file; set score.histories to its folder")
     names = [name for name in histories.data_files() if name.endswith(".parquet")]
     if not names:
         raise DataError(f"{histories}: no Parquet files and no {MANIFEST}; nothing to score")
@@ -226,7 +225,7 @@ def _files(histories: Folder) -> tuple[tuple[InputFile, ...], Any]:
 
 
 def _numbered(histories: Folder, files: tuple[InputFile, ...]) -> tuple[InputFile, ...]:
-    """Add what gives the numbers of users, which mean the same to the model."""
+    """Add shard numbers, from which the training indices of users follow."""
     manifest = Dataset.open(histories).manifest
     num_shards = manifest.made_from.num_shards
     return tuple(
@@ -236,34 +235,32 @@ def _numbered(histories: Folder, files: tuple[InputFile, ...]) -> tuple[InputFil
 
 
 def _stamps(policy: PolicyConfig) -> dict[str, str]:
-    """Return what the files of a policy are known by."""
+    """Return the version stamps of the files of a policy."""
     urls = [url for url in (policy.allow, policy.deny, policy.groups) if isinstance(url, str)]
     return {url: Folder(url).stamp() for url in urls}
 
 
 def _require_same(previous: Folder, made_by: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a former run is known by, where its lists would be the same today."""
+    """Return the identity of a previous run; refuse one with another model or policy."""
     if not previous.exists(SUCCESS):
-        raise DataError(
-            f"{previous}: no {SUCCESS}, so nothing complete was scored; check score.since"
-        )
+        raise DataError(f"{previous}: no {SUCCESS}, not a complete scoring run; check score.since")
     found = Success.model_validate(previous.read_json(SUCCESS)).recipe
     for what in made_by:
         if found.get(what) != made_by[what]:
             raise DataError(
-                f"{previous}: was scored with another {what}, so every list may differ, not only "
-                "those of users who changed; unset score.since"
+                f"{previous}: was scored with another {what}, so lists of unchanged users may "
+                "differ, too; unset score.since"
             )
     for folder in _followed(previous)[1:]:
         if not folder.exists(SUCCESS):
             raise DataError(
-                f"{folder}: {previous} follows it, but it has no {SUCCESS}; score everyone anew"
+                f"{folder}: {previous} depends on it, but it has no {SUCCESS}; unset score.since"
             )
     return {"folder": previous.url, "stamp": previous.stamp(SUCCESS)}
 
 
 def _rehearse(work: Work, config: ScoreConfig) -> None:
-    """Read every file's columns, and score nobody of each kind: what fails shall fail here."""
+    """Dry-run: score an empty table per schema, so that errors surface before actors start."""
     bundle = load_bundle(Folder(work.bundle))
     _require_bundle(work, bundle.facts)
     scorer = Scorer(bundle.model, bundle.vocabulary, precision=config.precision)
@@ -277,7 +274,7 @@ def _rehearse(work: Work, config: ScoreConfig) -> None:
                 schema = pq.read_schema(stream)
             except pa.ArrowException as error:
                 place = histories / file.name
-                raise DataError(f"{place}: is no Parquet file ({error})") from error
+                raise DataError(f"{place}: is not a valid Parquet file ({error})") from error
         if str(schema) not in tried:
             tried.add(str(schema))
             try:
@@ -285,18 +282,18 @@ def _rehearse(work: Work, config: ScoreConfig) -> None:
             except DataError as error:
                 raise DataError(f"{histories / file.name}: {error}") from error
         if work.is_prepared:
-            break  # one writer made them all
+            break  # all shards have one schema
 
 
 def _require_bundle(work: Work, facts: Mapping[str, Any]) -> None:
     if work.recipe["bundle"] != facts["files"]:
-        raise CheckpointError(f"{work.bundle}: was written anew meanwhile; start again")
+        raise CheckpointError(f"{work.bundle}: changed since scoring was planned; start again")
 
 
 def _scored(
     work: Work, config: ScoreConfig, fragments: list[Fragment], done: Mapping[str, PartManifest]
 ) -> list[PartManifest]:
-    """Score what is not done yet, on as many actors as fit."""
+    """Score the unfinished fragments, on as many actors as fit."""
     todo = [fragment for fragment in fragments if fragment.part not in done]
     if done:
         emit("resumed", done=len(done), left=len(todo))
@@ -326,12 +323,12 @@ def _scored(
 
 
 def _watched(parts: Iterable[PartManifest], num_users: int) -> Iterable[PartManifest]:
-    """Report progress now and then."""
+    """Pass parts through, and report progress every `_PROGRESS_S` seconds."""
     interval, started_s, reached = Interval(_PROGRESS_S), time.monotonic(), 0
     for part in parts:
         reached += part.users["read"]
         show("score_users", "Users read so far.", reached)
-        show("score_users_wanted", "Users that this start reads.", num_users)
+        show("score_users_wanted", "Users to read in this attempt.", num_users)
         if interval.due():
             rate = reached / (time.monotonic() - started_s)
             left_s = (num_users - reached) / max(rate, 1e-9)
@@ -346,7 +343,7 @@ def _watched(parts: Iterable[PartManifest], num_users: int) -> Iterable[PartMani
 
 
 class _FragmentActor:
-    """Holds the model; scores one fragment at a time."""
+    """Loads the model once; scores one fragment per call."""
 
     def __init__(self, work: Work, config: ScoreConfig, previous: Any) -> None:
         histories = Folder(work.histories)
@@ -360,7 +357,7 @@ class _FragmentActor:
         known: PreviousRun | None = None if previous is None else ray.get(previous)
         self.fragments = FragmentScorer(scorer, histories, source, work.publication, config, known)
         if _stamps(config.policy) != work.recipe["lists"]:
-            raise DataError("files of score.policy were changed meanwhile; start again")
+            raise DataError("files of score.policy changed since scoring was planned; start again")
 
     def __call__(self, piece: pa.Table) -> pa.Table:
         fields = json.loads(piece["fragment"][0].as_py())
@@ -370,7 +367,7 @@ class _FragmentActor:
 
 
 def _followed(previous: Folder) -> list[Folder]:
-    """Return a former scoring and those that it left unchanged users to, the last one first."""
+    """Return a previous run and the earlier runs it builds on, the latest first."""
     found = [previous]
     while (
         before := Success.model_validate(found[-1].read_json(SUCCESS)).recipe.get("since")

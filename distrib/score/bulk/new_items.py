@@ -1,4 +1,4 @@
-"""Items that came after training: encoded from what users gave them whom training saw."""
+"""Items added after training: encoded from their ratings by training users."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,26 +19,27 @@ _BATCH_ITEMS = 1024
 
 
 def require_extended(facts: Mapping[str, Any], prepared: Folder) -> None:
-    """Refuse histories whose numbers of users may mean others than those that training saw.
+    """Refuse prepared data whose user indices may differ from those of training.
 
     Args:
-        facts: Of the bundle.
-        prepared: Where new items' ratings are.
+        facts: Facts of the bundle.
+        prepared: Prepared folder with the ratings of the new items.
 
     Raises:
-        DataError: They are not prepared, without histories of items, or no extension.
+        DataError: The folder is not prepared, has no item histories, or is not an extension of the
+            training data.
     """
     manifest = Dataset.open(prepared).manifest
     if manifest.item_histories is None:
         raise DataError(
-            f"{prepared}: holds no histories of items, from which new ones are encoded; set "
-            "data.item_histories = true and prepare anew"
+            f"{prepared}: has no item histories, which new items are encoded from; set "
+            "data.item_histories = true and run prepare again"
         )
     if facts.get("data") not in (manifest.hash, *manifest.extends):
         raise DataError(
-            f"{prepared}: is not the data that the model was trained on, nor extends them, so "
-            "users have other numbers; score.new_items needs the folder that the model was trained "
-            "on, extended by data.extend"
+            f"{prepared}: is not the data that the model was trained on, nor an extension of it, "
+            "so user indices differ; score.new_items needs the prepared folder of training, "
+            "extended by data.extend"
         )
 
 
@@ -46,23 +47,23 @@ def with_new_items(scorer: Scorer, prepared: Folder) -> Scorer:
     """Add the items of an extended prepared folder that a model has not seen.
 
     Args:
-        scorer: Its model is changed, too.
+        scorer: Its model is modified in place.
         prepared: See `require_extended`.
 
     Returns:
         A scorer of old and new items.
 
     Raises:
-        DataError: The folder is no extension of what the model was trained on.
+        DataError: The folder is not an extension of the training data.
     """
     model, known = scorer.model, scorer.vocabulary
-    assert isinstance(model, EncodesItems)  # refused when the run file was read
+    assert isinstance(model, EncodesItems)  # checked when the run file was read
     dataset = Dataset.open(prepared)
     grown, count = dataset.vocabulary, len(known)
     if not grown.ids[:count].equals(known.ids) or grown.levels != known.levels:
         raise DataError(
-            f"{prepared}: its first {count} items are not those of the model, so it is no "
-            "extension of what the model was trained on; set score.new_items = false"
+            f"{prepared}: its first {count} items are not those of the model, so it is not an "
+            "extension of the training data; set score.new_items = false"
         )
     rows = merge([dataset.item_training(part) for part in dataset.manifest.item_histories or ()])
     fresh = np.flatnonzero(rows.number_B >= count)
