@@ -7,17 +7,18 @@ letter axis
 ====== ==============================================================
 B      users (rows) of a batch
 P      row pointers of a batch, one more than B
-N      interactions (stored cells) of a batch, all rows end to end
-M      those of the N cells that fall into one block of items
-I      items: the whole catalogue, or the block at hand
-C      outcomes of a cell: not observed, then the rating levels
+N      interactions (stored entries) of a batch, all rows end to end
+M      those of the N entries that fall into one chunk of items
+I      items: the whole catalog, or one chunk
+J      some of the items: a sample, or a chunk of one
+C      classes of a user-item pair: not observed, then the rating levels
 L      rating levels, one less than C
 K      recommended items of a user, best first
 Z      latent dimensions
 H      hidden units
 T      terms of a loss
 W      networks of an encoder: that of means, that of variances
-Q      queries of attention: users or items, times networks
+Q      attention queries: users or items, times networks
 ====== ==============================================================
 """
 

@@ -1,4 +1,4 @@
-"""The currency: the histories of some users as compressed sparse rows."""
+"""Batches: the histories of some users as compressed sparse rows."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -11,15 +11,15 @@ from torch import Tensor
 class Batch(NamedTuple):
     """Histories of B rows; a row is a user, or an item where a model reads the log from that side.
 
-    Within a row the interactions stand in order of time. A named tuple, since DeepSpeed's ZeRO-3
-    hooks look for tensors in tuples only.
+    Within a row the interactions are in time order. A named tuple, since DeepSpeed's ZeRO-3 hooks
+    look for tensors in tuples only.
     """
 
     user_B: Tensor
-    """int64 number of the user in the prepared data, -1 when it is not from there."""
+    """int64 number of the user in the prepared data, -1 for a user outside of them."""
 
     pointer_P: Tensor
-    """int64 ``[B + 1]``, first 0; row b is ``[pointer_P[b], pointer_P[b + 1])`` of the others."""
+    """int64 ``[B + 1]``, first 0; row b is ``[pointer_P[b], pointer_P[b + 1])`` of ``*_N``."""
 
     item_N: Tensor
     """int64 position of the item in the vocabulary."""
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
     @property
     def pairs(self) -> "Batch":
-        """The pairs to decode: for an autoencoder, what it reads."""
+        """The pairs to decode: for an autoencoder, those of its input."""
         return self
 
     @property
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
         return rows.repeat_interleave(self.length_B, output_size=self.item_N.shape[0])
 
     def keep(self, keep_N: Tensor) -> "Batch":
-        """Return the batch with only the interactions where ``keep_N`` holds; no row goes."""
+        """Return the batch with only the interactions where ``keep_N`` is true; all rows stay."""
         kept = torch.zeros(keep_N.shape[0] + 1, dtype=torch.int64, device=keep_N.device)
         torch.cumsum(keep_N.to(torch.int64), 0, out=kept[1:])
         kept_before_P = kept[self.pointer_P]
@@ -81,7 +81,7 @@ class Batch(NamedTuple):
         )
 
     def split(self, num_parts: int) -> list["Batch"]:
-        """Return the users in so many parts, as even as can be; some are empty where users few."""
+        """Split the users into parts of nearly equal size; some are empty if users are few."""
         if num_parts == 1:
             return [self]
         cuts = [self.num_users * part // num_parts for part in range(num_parts + 1)]
@@ -112,7 +112,7 @@ class Batch(NamedTuple):
         values: Sequence[Sequence[float]] | None = None,
         users: Sequence[int] | None = None,
     ) -> "Batch":
-        """Make a batch by hand, for a handful of users."""
+        """Make a small batch from lists."""
         lengths = torch.tensor([0, *(len(row) for row in items)], dtype=torch.int64)
         item_N = torch.tensor([item for row in items for item in row], dtype=torch.int64)
         value_N = torch.ones(len(item_N))
@@ -138,7 +138,7 @@ class ChunkEntries(NamedTuple):
     """int64 place among the N interactions of the batch."""
 
     log_weight_J: Tensor | None = None
-    """float32; of each item in the chunk, where the items are a sample; see `Candidates`."""
+    """float32; of each item in the chunk, if the items are a sample; see `Candidates`."""
 
 
 def entries_by_chunk(batch: Batch, chunks: Sequence[tuple[int, int]]) -> Iterator[ChunkEntries]:
@@ -167,7 +167,7 @@ def item_chunks(item_count: int, chunk_items: int) -> list[tuple[int, int]]:
 
 
 def level_index(value: Tensor, levels: Sequence[float]) -> Tensor:
-    """Return the position of the nearest rating level, int64; a value half-way goes down."""
+    """Return the position of the nearest rating level, int64; halfway values round down."""
     if len(levels) == 1:
         return torch.zeros_like(value, dtype=torch.int64)
     middles = [(low + high) / 2 for low, high in pairwise(levels)]

@@ -95,9 +95,9 @@ def through_endpoint(description: str, arguments: list[str] | None = None) -> in
     )
     given = vars(parser.parse_args(arguments))
     histories, output = given.pop("histories"), given.pop("output")
-    wishes = dict(text.partition("=")[::2] for text in given.pop("wish"))
+    options = dict(text.partition("=")[::2] for text in given.pop("wish"))
     token = os.environ.get("DISTRIB_TOKEN") or None
-    endpoint = Endpoint(**given, wishes=wishes, token=token)
+    endpoint = Endpoint(**given, options=options, token=token)
     return run_and_report(lambda: score_through(endpoint, histories, output))
 
 

@@ -12,7 +12,7 @@ from distrib.batch import Batch
 from distrib.config import Record
 
 SQUARED_ERROR_UNCUT = "squared_error_uncut"
-"""Of ratings as a model gave them, which may lie outside the scale."""
+"""Squared error of unclipped ratings, which may lie outside the scale."""
 
 _ROOTS = {"squared_error": "rmse", SQUARED_ERROR_UNCUT: "rmse_uncut"}
 
@@ -20,12 +20,12 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def hits(item_BK: Tensor, target: Batch, item_count: int) -> Tensor:
-    """Tell which recommended items are among each user's targets.
+    """Mark the recommended items that are among each user's targets.
 
     Args:
         item_BK: int64 recommended items, -1 where a user has fewer than K.
         target: The held-out interactions of the same users; no item twice in a row.
-        item_count: Size of the catalogue.
+        item_count: Size of the catalog.
 
     Returns:
         bool ``[B, K]``.
@@ -124,7 +124,7 @@ class Sums(NamedTuple):
 
 
 def sums_of(values: Mapping[str, Tensor]) -> Sums:
-    """Reduce one number per user (or per cell) to mergeable sums; NaN entries do not count."""
+    """Reduce one number per user (or per pair) to mergeable sums; NaN entries do not count."""
     totals: dict[str, tuple[float, float, float]] = {}
     for name, value in values.items():
         kept = value[~value.isnan()].to(torch.float64)
@@ -133,5 +133,5 @@ def sums_of(values: Mapping[str, Tensor]) -> Sums:
 
 
 def total_variation(p: FloatArray, q: FloatArray) -> FloatArray:
-    """Half the sum of absolute differences over the last axis, 0..1 for distributions."""
+    """Return half the sum of absolute differences over the last axis, 0..1 for distributions."""
     return np.asarray(0.5 * np.abs(p - q).sum(-1))

@@ -31,7 +31,7 @@ _KEPT = 3
 class NightResult(Record):
     """Result of a nightly run."""
 
-    nightly_run: str
+    night: str
     new: bool
     """False if the log has no new rows since the previous run."""
 
@@ -96,9 +96,9 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     nightly_run, before = nightly_runs[-1], nightly_runs[:-1]
     data = prepare(file.data).hash
     if before and before[-1].data == data:
-        emit("nothing_new", nightly_run=nightly_run.name, since=before[-1].name)
+        emit("nothing_new", night=nightly_run.name, since=before[-1].name)
         note_published()
-        return NightResult(nightly_run=before[-1].name, new=False)
+        return NightResult(night=before[-1].name, new=False)
     nightly_run = nightly_run._replace(
         name=_free(nightly_run.name, {earlier.name for earlier in before})
     )
@@ -124,8 +124,8 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     for old in nightly_runs[:-_KEPT]:
         _place(folder, old).remove()
     folder.write_json(NIGHTLY_RUNS, [entry._asdict() for entry in nightly_runs[-_KEPT:]])
-    emit("night_done", nightly_run=nightly_run.name, run=tonight.run, lists=output)
-    return NightResult(nightly_run=nightly_run.name, new=True, trained=trained, scored=scored)
+    emit("night_done", night=nightly_run.name, run=tonight.run, lists=output)
+    return NightResult(night=nightly_run.name, new=True, trained=trained, scored=scored)
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -1,6 +1,6 @@
-"""Parameters with a role: what engine, optimizer and warm start must know of each.
+"""Parameter roles, which engine, optimizer and warm start depend on.
 
-The role is set where the parameter is made, so that a new model tells it in one place.
+The role is set where the parameter is created, so that a new model declares it in one place.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Role(NamedTuple):
-    """What a parameter is for."""
+    """How a parameter is used."""
 
     encoder: bool = False
     """A table with one row per item that `Model.encode` reads."""
@@ -22,7 +22,7 @@ class Role(NamedTuple):
     """Read by `Model.decode_rows` for all items alike."""
 
     decayed: bool = False
-    """Weight decay is meant for it."""
+    """Weight decay applies to it."""
 
     accumulated: bool = False
     """Set to 0 at the end of an epoch, after its value was added to a buffer."""
@@ -39,11 +39,11 @@ class Roles(NamedTuple):
 
 
 def parameter(*shape: int, role: Role = Role()) -> nn.Parameter:  # noqa: B008  immutable
-    """Make a parameter whose values are still to be set.
+    """Make an uninitialized parameter.
 
     Args:
         *shape: Its size.
-        role: What it is for.
+        role: Its role.
 
     Returns:
         The parameter.
@@ -58,7 +58,7 @@ def with_role(made: nn.Parameter, role: Role) -> nn.Parameter:
 
 
 def role_of(held: nn.Parameter) -> Role:
-    """Return the role of a parameter; none of them where it has not been set."""
+    """Return the role of a parameter; an empty role if none was set."""
     found: Role = getattr(held, "role", Role())
     return found
 

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: the same for a user on whatever rank and in whatever batch."""
+"""Counter-based random numbers: the same for a user on any rank and in any batch."""
 
 import math
 from typing import NamedTuple
@@ -13,20 +13,20 @@ _MASK_64 = (1 << 64) - 1
 
 
 class CounterRng(NamedTuple):
-    """A family of random streams that belongs to one epoch of one run.
+    """The random streams of one epoch of one run.
 
     Drawing is a pure function of (key, stream, counters): no state, so two ranks draw what one
     would, and a resumed run draws what an uninterrupted one would.
 
     Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014
-    (the finaliser of SplitMix64).
+    (the finalizer of SplitMix64).
     """
 
     key: int
 
     @classmethod
     def of(cls, seed: int, epoch: int) -> "CounterRng":
-        """Make the noise of one epoch."""
+        """Make the random streams of one epoch."""
         return cls(
             _scramble(_scramble(seed & _MASK_64) ^ ((epoch + 1) * 0x9E3779B97F4A7C15 & _MASK_64))
         )
@@ -35,7 +35,7 @@ class CounterRng(NamedTuple):
         """Draw from [0, 1), one number for each (broadcast) combination of the counters.
 
         Args:
-            stream: Tells apart uses within one model.
+            stream: Distinguishes the uses within one model.
             *counters: Integer tensors that broadcast together, e.g. user and item.
 
         Returns:

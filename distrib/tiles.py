@@ -1,4 +1,4 @@
-"""Tiles of users and items that meet: what models of both sides read in training."""
+"""Users x items tiles, which models with encoders of both sides train on."""
 
 from typing import Any, NamedTuple
 
@@ -9,13 +9,13 @@ from distrib.batch import Batch
 
 
 class Transposed(NamedTuple):
-    """The same interactions, in the order of their items: what sums by item need, made once."""
+    """The interactions of a batch sorted by item, for sums by item."""
 
     order_N: Tensor
     """int64 place of each among the interactions of the batch."""
 
     pointer_P: Tensor
-    """int64 ``[items + 1]`` bounds of each item's."""
+    """int64 ``[items + 1]`` bounds of each item's interactions."""
 
     row_N: Tensor
     """int64 row within the batch."""
@@ -32,47 +32,47 @@ class Transposed(NamedTuple):
 
 
 class Side(NamedTuple):
-    """The rows of a block on one side, users or items."""
+    """The rows of a tile on one side, users or items."""
 
     batch: Batch
-    """Their whole histories, or a sample of each; of an item, the ``item_N`` are users."""
+    """Their whole histories, or a sample of each; for items, ``item_N`` holds users."""
 
     transposed: Transposed | None
-    """None where they are summed once only."""
+    """None if the histories are summed only once."""
 
     scale_B: Tensor
-    """float32; how many interactions each one stands for: 1 unless histories are samples."""
+    """float32; number of interactions that each one represents; 1 unless histories are samples."""
 
     repeats_B: Tensor
-    """float32; in how many blocks of a pass each row comes; for a row with another share of its
-    ratings in each block, the inverse of that share."""
+    """float32; number of tiles per epoch that contain each row; for a row with another share of its
+    ratings in each tile, the inverse of that share."""
 
     share_1: Tensor
-    """float32; the part of these rows that this rank answers for, where others hold them, too."""
+    """float32; this rank's share of these rows, if other ranks hold them, too."""
 
     @classmethod
     def whole(cls, batch: Batch) -> "Side":
-        """Make a side of whole histories that are met once."""
+        """Make a side of whole histories that are in one tile only."""
         one_B = torch.ones(batch.num_users, device=batch.item_N.device)
         return cls(batch, None, one_B, one_B, one_B.new_ones(1))
 
 
 class Tile(NamedTuple):
-    """Some users, some items, and the ratings where they meet."""
+    """Some users, some items, and the ratings between them."""
 
     users: Side | None
     items: Side | None
-    """None where these stand for themselves, by their last codes."""
+    """A side is None if it is not encoded, but used by its last latent vectors."""
 
     cells: Batch
-    """The ratings; rows are those of ``users``, ``item_N`` are rows of ``items``. Where items are
-    alone, rows are theirs; where one side is alone, ``item_N`` are numbers of the other."""
+    """The ratings: rows are those of ``users``, and ``item_N`` holds rows of ``items``. If one side
+    is None, rows are those of the other, and ``item_N`` holds numbers of the missing one."""
 
     transposed: Transposed
-    """Of the cells."""
+    """The ratings, sorted by item."""
 
     step_1: Tensor
-    """int64; place of the block in the pass."""
+    """int64; position of the tile in the epoch."""
 
     @property
     def pairs(self) -> Batch:
@@ -80,12 +80,12 @@ class Tile(NamedTuple):
         return self.cells
 
     def to(self, device: torch.device | str) -> "Tile":
-        """Return the block on a device."""
+        """Return the tile on a device."""
         return _moved(self, device)  # type: ignore[no-any-return]
 
     def split(self, num_parts: int) -> list["Tile"]:
-        """Return the block itself; blocks are made of the size that is wanted."""
-        assert num_parts == 1  # micro-batches of blocks are refused before any worker starts
+        """Return the tile itself; tiles are made in the wanted size."""
+        assert num_parts == 1  # micro-batches of tiles are rejected before any worker starts
         return [self]
 
 
@@ -96,4 +96,4 @@ def _moved(part: Any, device: torch.device | str) -> Any:
 
 
 TrainInput = Batch | Tile
-"""What a step reads."""
+"""Input of a training step."""

@@ -1,4 +1,4 @@
-"""The single ranking step: the best K of a stream of item blocks, ties to the lower item."""
+"""Exact top-K ranking over a stream of item chunks; ties go to the lower item."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ def rank_keys(score_BI: Tensor, item_BI: Tensor) -> Tensor:
     """Turn scores into unique integers that sort like (score descending, item ascending).
 
     Args:
-        score_BI: float32; no NaN; ``-inf`` for what must not come up.
+        score_BI: float32; no NaN; ``-inf`` for items that must not be recommended.
         item_BI: Position of each item, broadcast to the scores.
 
     Returns:
@@ -31,23 +31,23 @@ def items_of(key_BK: Tensor) -> Tensor:
 
 
 def scores_of(key_BK: Tensor) -> Tensor:
-    """Return the scores that rank keys were made of, float32; ``-inf`` for `UNWANTED`."""
+    """Return the scores that rank keys encode, float32; ``-inf`` for `UNWANTED`."""
     ordered_BK = (key_BK >> 32).to(torch.int32)
     bits_BK = torch.where(ordered_BK >= 0, ordered_BK, ordered_BK ^ 0x7FFFFFFF)
     return torch.where(key_BK == UNWANTED, -torch.inf, bits_BK.view(torch.float32))
 
 
-def best_keys(score_BI: Tensor, first_item: int, k: int, *, settles_ties: bool = True) -> Tensor:
-    """Return the keys of a block's best ``k`` items, best first.
+def best_keys(score_BI: Tensor, first_item: int, k: int, *, breaks_ties: bool = True) -> Tensor:
+    """Return the keys of a chunk's best ``k`` items, best first.
 
-    A selection by the bare scores is the fast path: it is exact but for which items of equal score
-    stand at its end, so rows where that matters are selected again by key.
+    Selection by score alone is the fast path: it is exact except for the choice among ties at the
+    cutoff, so rows with such ties are selected again by key.
 
     Args:
-        score_BI: float32 scores of a block of items; no NaN; ``-inf`` for what must not come up.
-        first_item: Position of the block's first item.
-        k: How many.
-        settles_ties: False where it does not matter which of equal scores stand at the end.
+        score_BI: float32 scores of a chunk of items; no NaN; ``-inf`` as in `rank_keys`.
+        first_item: Position of the chunk's first item.
+        k: Number of items.
+        breaks_ties: False if the choice among ties at the cutoff does not matter.
 
     Returns:
         int64 ``[B, min(k, I)]``.
@@ -60,7 +60,7 @@ def best_keys(score_BI: Tensor, first_item: int, k: int, *, settles_ties: bool =
     last_B, next_B = score_BK[:, k - 1], score_BK[:, k]
     key_BK = rank_keys(score_BK[:, :k], column_BK[:, :k] + first_item)
     key_BK = key_BK.sort(dim=1, descending=True).values
-    if not settles_ties:
+    if not breaks_ties:
         return key_BK
     tied_R = torch.nonzero((last_B == next_B) & (last_B > -torch.inf)).flatten()
     if len(tied_R):
@@ -70,16 +70,16 @@ def best_keys(score_BI: Tensor, first_item: int, k: int, *, settles_ties: bool =
 
 
 def merge(best_BK: Tensor, key_BK: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the best ``k`` keys of those kept so far and a new block's, best first.
+    """Return the best ``k`` keys of those kept so far and a new chunk's, best first.
 
     Args:
         best_BK: Keys kept so far, ``[B, 0]`` to begin with.
-        key_BK: Keys of the block.
-        k: How many to keep.
+        key_BK: Keys of the chunk.
+        k: Number of keys to keep.
 
     Returns:
-        The keys, int64 ``[B, min(k, seen so far)]``, and for each its column in the two put side
-        by side.
+        The keys, int64 ``[B, min(k, seen so far)]``, and the column of each in the concatenation
+        of the two inputs.
     """
     both = torch.cat([best_BK, key_BK], dim=1)
     return torch.topk(both, min(k, both.shape[1]), dim=1)

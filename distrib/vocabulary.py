@@ -1,4 +1,4 @@
-"""Items: original id <-> position, and what training knows of each from counting."""
+"""Items: original id <-> position, and training counts of each item."""
 
 import hashlib
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _FEW = 8
 
 
 def nearest_level(values: npt.NDArray[Any], levels: Sequence[float]) -> IntArray:
-    """Return the position of the nearest rating level; a value half-way goes down.
+    """Return the position of the nearest rating level; halfway values round down.
 
     Args:
         values: Ratings, none of them NaN.
@@ -40,13 +40,13 @@ def nearest_level(values: npt.NDArray[Any], levels: Sequence[float]) -> IntArray
 
 
 def on_scale(values: npt.NDArray[Any], levels: Sequence[float]) -> npt.NDArray[np.bool_]:
-    """Tell which ratings are one of the levels; NaN is none."""
+    """Return whether each rating is one of the levels; NaN is not."""
     step = _even_step(levels)
     if step is not None:
         is_small = abs(levels[0]) + abs(levels[-1]) < _EXACT_IN_FLOAT32
         exact = values.dtype if is_small else np.dtype(np.float64)
         place = (values.astype(exact) - exact.type(levels[0])) / exact.type(step)
-        with np.errstate(invalid="ignore"):  # infinity is no level
+        with np.errstate(invalid="ignore"):  # infinity is not a level
             is_level = np.abs(place - np.rint(place)) < _LEVEL_TOLERANCE / step
         return np.asarray(is_level & (place > -0.5) & (place < len(levels) - 0.5))
     nearest = np.asarray(levels)[nearest_level(values, levels)]
@@ -54,13 +54,13 @@ def on_scale(values: npt.NDArray[Any], levels: Sequence[float]) -> npt.NDArray[n
 
 
 def _even_step(levels: Sequence[float]) -> float | None:
-    """Return the distance between levels where it is the same for all; a search is slower."""
+    """Return the distance between levels if it is constant, which is faster than a search."""
     steps = {high - low for low, high in pairwise(levels)}
     return steps.pop() if len(steps) == 1 else None
 
 
 class Catalog(NamedTuple):
-    """What a model is told of the items when it is built."""
+    """What a model is built from: item counts and the rating scale."""
 
     item_count: int
     levels: tuple[float, ...]
@@ -73,7 +73,7 @@ class Catalog(NamedTuple):
     """Training users."""
 
     user_index_size: int = 0
-    """One more than the largest number of a user, for models with a row for each."""
+    """One more than the largest user number, for models with a row per user."""
 
 
 class Vocabulary:
@@ -89,7 +89,8 @@ class Vocabulary:
     ) -> None:
         if len(ids) != len(train_count_IL):
             raise DataError(
-                f"vocabulary: {len(ids)} ids, counts of {len(train_count_IL)} items; prepare anew"
+                f"vocabulary: {len(ids)} ids, counts of {len(train_count_IL)} items; run prepare "
+                "again"
             )
         self.ids = ids
         self.levels = levels
@@ -109,7 +110,7 @@ class Vocabulary:
 
     @cached_property
     def _index(self) -> pd.Index:
-        """For a few ids at a time, so that not all items are hashed for them each time."""
+        """Index for lookups of a few ids, built once rather than hashing all items each time."""
         kind = np.int64 if pa.types.is_integer(self.ids.type) else object
         return pd.Index(self.ids.to_numpy(zero_copy_only=False), dtype=kind)
 
@@ -122,9 +123,9 @@ class Vocabulary:
 
     @property
     def users(self) -> Catalog:
-        """What a model of the histories of items is built from: its columns are users.
+        """What a model of item histories is built from: its columns are users.
 
-        Each has the counts of all, of which a mean is the mean of all ratings.
+        Each user has the counts of all items, so that each mean is the mean of all ratings.
         """
         count_UL = np.broadcast_to(
             self.train_count_IL.sum(0), (self.user_index_size, len(self.levels))
@@ -141,12 +142,12 @@ class Vocabulary:
             int64, one for each id.
 
         Raises:
-            DataError: The ids are of another kind (text against numbers) than the vocabulary's.
+            DataError: The ids are of another type (text or numbers) than the vocabulary's.
         """
         if pa.types.is_integer(ids.type) != pa.types.is_integer(self.ids.type):
             raise DataError(
                 f"item ids are {ids.type}, but the vocabulary holds {self.ids.type}; "
-                "cast the column to the kind that the training log had"
+                "cast the column to the type that the training log had"
             )
         if len(ids) * _FEW < len(self) and not ids.null_count:
             few = ids.to_numpy(zero_copy_only=False)
@@ -155,7 +156,7 @@ class Vocabulary:
         return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
     def to_table(self) -> pa.Table:
-        """Return the vocabulary as it is stored."""
+        """Return the vocabulary as a table to store."""
         counts = pa.FixedSizeListArray.from_arrays(
             pa.array(self.train_count_IL.reshape(-1), pa.int64()), len(self.levels)
         )
@@ -170,10 +171,10 @@ class Vocabulary:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "Vocabulary":
-        """Read what `to_table` made."""
+        """Read a table that `to_table` returned."""
         metadata = table.schema.metadata or {}
         if b"levels" not in metadata:
-            raise DataError("items.parquet carries no rating levels; it was not written by prepare")
+            raise DataError("items.parquet has no rating levels; it was not written by prepare")
         levels = tuple(float(text) for text in metadata[b"levels"].decode().split(","))
         counts = table["train_count"].combine_chunks()
         flat = (counts.chunk(0) if isinstance(counts, pa.ChunkedArray) else counts).flatten()

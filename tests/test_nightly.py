@@ -1,6 +1,7 @@
 """Night after night on a log that grows."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +82,7 @@ def test_nights_follow_each_other(cluster, file, monkeypatch, capfd):
 
     # Nothing came: nothing is done, however often.
     again = nightly(file, "2026-01-02")
-    assert again == {"night": "2026-01-01", "new": False}
+    assert (again.night, again.new) == ("2026-01-01", False)
     assert [nightly_run["name"] for nightly_run in ledger(file)] == ["2026-01-01"]
 
     # Something came, and the night is cut off between training and lists.
@@ -97,7 +98,7 @@ def test_nights_follow_each_other(cluster, file, monkeypatch, capfd):
 
     # The next day's job finishes it under its own name, from what is complete.
     second = nightly(file, "2026-01-03")
-    assert second.nightly_run == "2026-01-02"
+    assert second.night == "2026-01-02"
     assert published(file)["counts"]["users"] == 60
     assert folder.read("bundle/manifest.json") != before
     assert '"event": "warm_start"' in capfd.readouterr().err
@@ -111,7 +112,7 @@ def test_three_nights_are_kept_and_a_day_may_have_two(tmp_path, monkeypatch):
     (tmp_path / "run.toml").write_text(TEXT.format(folder=tmp_path))
     file = load(RunFile, tmp_path / "run.toml")
     hashes = iter("abcde")
-    monkeypatch.setattr("distrib.nightly.prepare", lambda _: {"hash": next(hashes)})
+    monkeypatch.setattr("distrib.nightly.prepare", lambda _: SimpleNamespace(hash=next(hashes)))
     monkeypatch.setattr("distrib.nightly.launch", lambda config: Folder(config.run).write("x", b""))
     monkeypatch.setattr("distrib.nightly.score", lambda *_: {})
     monkeypatch.setattr("distrib.nightly.copy_bundle", lambda *_: None)
@@ -120,7 +121,7 @@ def test_three_nights_are_kept_and_a_day_may_have_two(tmp_path, monkeypatch):
     names = ["2026-01-02", "2026-01-03", "2026-01-04"]
     assert [nightly_run["name"] for nightly_run in ledger(file)] == names
     assert sorted(Folder(f"{file.run}/nights").folders()) == names
-    assert nightly(file, "2026-01-04").nightly_run == "2026-01-04-1"
+    assert nightly(file, "2026-01-04").night == "2026-01-04-1"
     assert ledger(file)[-1]["is_done"]
 
 
@@ -136,14 +137,14 @@ def test_a_night_that_was_cut_off_begins_anew_when_more_came(tmp_path, monkeypat
         if len(trained) < 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("distrib.nightly.prepare", lambda _: {"hash": next(hashes)})
+    monkeypatch.setattr("distrib.nightly.prepare", lambda _: SimpleNamespace(hash=next(hashes)))
     monkeypatch.setattr("distrib.nightly.launch", launch)
     monkeypatch.setattr("distrib.nightly.score", lambda *_: {})
     monkeypatch.setattr("distrib.nightly.copy_bundle", lambda *_: None)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             nightly(file, "2026-01-01")
-    assert nightly(file, "2026-01-02").nightly_run == "2026-01-01"
+    assert nightly(file, "2026-01-02").night == "2026-01-01"
     assert trained == [False, True, False]  # it went on with the same data, not with other
 
 
@@ -156,7 +157,7 @@ def test_of_two_attempts_the_later_one_publishes(tmp_path, monkeypatch):
         Folder(file.run).write_json(TOKEN, {"token": "of another"})
         return {}
 
-    monkeypatch.setattr("distrib.nightly.prepare", lambda _: {"hash": "a"})
+    monkeypatch.setattr("distrib.nightly.prepare", lambda _: SimpleNamespace(hash="a"))
     monkeypatch.setattr("distrib.nightly.launch", lambda _: {})
     monkeypatch.setattr("distrib.nightly.score", another_begins)
     monkeypatch.setattr("distrib.nightly.copy_bundle", lambda *_: published.append(1))

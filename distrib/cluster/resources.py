@@ -23,7 +23,7 @@ ON_CPU = {
 ROOM_S = 1200.0
 """Default time limit for new nodes."""
 
-_POLL_S, _TOLD_S = 1.0, 30.0
+_POLL_S, _REPORT_S = 1.0, 30.0
 
 
 def present() -> Mapping[str, float]:
@@ -69,7 +69,7 @@ def await_room(
     lacking = short_of(bundles)
     if not lacking or is_fixed():
         return lacking
-    deadline, interval = time.monotonic() + limit_s, Interval(_TOLD_S)
+    deadline, interval = time.monotonic() + limit_s, Interval(_REPORT_S)
     emit("waiting_for_room", lacking=_amounts(lacking), limit_s=limit_s)
     request_resources(bundles=[dict(bundle) for bundle in bundles])
     try:

@@ -1,1 +1,1 @@
-"""How good a model is: over the full catalogue, every user counted, with errors."""
+"""Evaluation of models over the full catalog and all users, with standard errors."""

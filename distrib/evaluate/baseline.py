@@ -1,4 +1,4 @@
-"""The two models that evaluation measures side by side."""
+"""The two models that evaluation compares."""
 
 from distrib.models.shallow.popularity import Popularity
 from distrib.score.scorer import Scorer

@@ -1,4 +1,4 @@
-"""Evaluation on the cluster: every test user of a prepared folder, the model beside popularity."""
+"""Evaluation on the cluster: model and popularity on all test users of a prepared folder."""
 
 import json
 from functools import partial
@@ -28,7 +28,7 @@ RESULT = "evaluation.json"
 
 
 class Evaluation(Record):
-    """What was measured on the test targets; ``evaluation.json`` in the run folder."""
+    """Results on the test targets; ``evaluation.json`` in the run folder."""
 
     data: str
     """Hash of the prepared data."""
@@ -40,7 +40,7 @@ class Evaluation(Record):
     """By model (``model``, ``popularity``) and metric."""
 
     distance_to_truth: TruthDistance | None = None
-    """Of a synthetic log only."""
+    """For a synthetic log only."""
 
 
 def preflight(run: str, prepared: str) -> Dataset:
@@ -60,7 +60,7 @@ def preflight(run: str, prepared: str) -> Dataset:
     dataset = Dataset.open(prepared)
     if not dataset.manifest.counts.interactions(Role.TEST_TARGET):
         raise DataError(
-            f"{prepared}: holds no test targets; choose another data.split than "
+            f"{prepared}: holds no test targets; choose a data.split other than "
             f"{dataset.manifest.made_from.split!r}"
         )
     bundle = Folder(run) / BUNDLE
@@ -69,14 +69,14 @@ def preflight(run: str, prepared: str) -> Dataset:
         if trained_on != dataset.hash:
             raise ConfigError(
                 f"{run} was trained on data {trained_on}, but {prepared} holds {dataset.hash}; "
-                "name the data that it was trained on, or, where it was extended since, retrain "
+                "use the data that it was trained on, or, if they were extended since, retrain "
                 "with train.warm_start"
             )
     return dataset
 
 
 def check_split(split: Split) -> None:
-    """Refuse a split that asks for nothing.
+    """Reject a split without test targets.
 
     Args:
         split: The rule of the run file.
@@ -92,7 +92,7 @@ def check_split(split: Split) -> None:
 
 
 def evaluate(run: str, prepared: str, config: EvaluateConfig) -> Evaluation:
-    """Measure a run's best model on the test targets, and popularity beside it.
+    """Measure a run's best model and popularity on the test targets.
 
     Args:
         run: Run folder with a bundle.
@@ -100,7 +100,7 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> Evaluation:
         config: Which metrics.
 
     Returns:
-        What was measured; also written to the run folder.
+        The results; also written to the run folder.
     """
     dataset = preflight(run, prepared)
     manifest = dataset.manifest

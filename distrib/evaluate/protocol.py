@@ -1,4 +1,4 @@
-"""The measurement itself: ask a scorer about held-out interactions and compare."""
+"""The evaluation protocol: compare a scorer's output with held-out interactions."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, NamedTuple
@@ -18,29 +18,29 @@ from distrib.score.scorer import Scorer
 Cutoffs = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 EXPECTED, KNOWN = "interactions_expected", "interactions_known"
-"""Calibration: the sum of a user's probabilities, and the interactions that were read."""
+"""Calibration: the sum of a user's probabilities, and the number of encoded interactions."""
 
 _LOWER_IS_BETTER = ("rmse", "mae")
 
 
 class EvaluateConfig(Config):
-    """What is measured."""
+    """Settings of evaluation."""
 
     recall_at: Cutoffs = (20, 50, 100)
-    """Lengths of list for Recall."""
+    """Cutoffs of Recall."""
 
     ndcg_at: Cutoffs = (100,)
-    """Lengths of list for NDCG."""
+    """Cutoffs of NDCG."""
 
     batch_users: PositiveInt = 512
     """Users measured at a time."""
 
     gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
-    """Share of a GPU that each measuring actor takes; 0 measures on the CPU."""
+    """Share of a GPU that each evaluation actor takes; 0 uses the CPU."""
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """All names that a choice of the best checkpoint can go by."""
+        """Names of all metrics that can select the best checkpoint."""
         ranking = [f"recall@{n}" for n in self.recall_at] + [f"ndcg@{n}" for n in self.ndcg_at]
         return (*ranking, "rmse", "mae")
 
@@ -50,12 +50,12 @@ def measure(scorer: Scorer, asked: Example, config: EvaluateConfig) -> Sums:
 
     Args:
         scorer: The model.
-        asked: Histories, targets, and what must not be recommended.
+        asked: Histories, targets, and items that must not be recommended.
         config: Which metrics.
 
     Returns:
-        Sums over users (ranking; where probabilities are told, how many interactions the model
-        expects and how many it has read) and over cells (``squared_error``, ``mae``), to be merged.
+        Mergeable sums over users (ranking; if the model predicts probabilities, also the numbers of
+        expected and of encoded interactions) and over pairs (``squared_error``, ``mae``).
     """
     values = _ranking(scorer, asked, config)
     expected_B = scorer.expected_interactions(asked.source)
@@ -72,20 +72,20 @@ def measure(scorer: Scorer, asked: Example, config: EvaluateConfig) -> Sums:
 
 
 class Measurer(NamedTuple):
-    """The one measuring loop: of validation in training, of closed forms, and of evaluation."""
+    """The measuring loop of validation in training, of closed-form models and of evaluation."""
 
     scorers: Mapping[str, Scorer]
     """By name."""
 
     role: Role
-    """What is held out."""
+    """Role of the held-out interactions."""
 
     config: EvaluateConfig
     is_chronological: bool = False
     """See `example`."""
 
     def nothing(self) -> dict[str, Sums]:
-        """Return sums over no users."""
+        """Return empty sums."""
         return dict.fromkeys(self.scorers, Sums({}))
 
     def added(
@@ -95,10 +95,10 @@ class Measurer(NamedTuple):
         wanted_B: IntArray,
         on_batch: Callable[[], None] = lambda: None,
     ) -> dict[str, Sums]:
-        """Measure some users, a batch at a time, on top of others.
+        """Measure some users, a batch at a time, and add them to earlier sums.
 
         Args:
-            sums: Of the others.
+            sums: Earlier sums.
             rows: From `Dataset.held_out`.
             wanted_B: Row of each user to measure.
             on_batch: Called before each batch.
@@ -135,13 +135,13 @@ def selection_score(metrics: dict[str, float], names: tuple[str, ...]) -> float:
 
     Args:
         metrics: Means by name.
-        names: Those that count.
+        names: Metrics to combine.
 
     Returns:
         The geometric mean.
 
     Raises:
-        ConfigError: A metric was not measured, e.g. RMSE of a model that tells no ratings.
+        ConfigError: A metric was not measured, e.g. RMSE of a model without ratings.
     """
     product = 1.0
     for name in names:

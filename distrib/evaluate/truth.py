@@ -1,4 +1,4 @@
-"""The distance of a model to the process that drew a synthetic log."""
+"""The distance of a model to the ground truth of a synthetic log."""
 
 import json
 from typing import NamedTuple
@@ -25,10 +25,10 @@ _MAP_USERS = 256
 
 
 class TruthDistance(Record):
-    """Total variation between a model and the process that drew the log, 0..1, by model.
+    """Total variation between a model and the synthetic ground truth, 0..1, by model.
 
-    ``interactions``: between what users interact with, as distributions over items;
-    ``outcomes_per_cell``: between the classes of each pair.
+    ``interactions``: between each user's distributions of interactions over items;
+    ``outcomes_per_cell``: between the class distributions of each pair.
     """
 
     users: int
@@ -38,14 +38,14 @@ class TruthDistance(Record):
 
 
 class InteractionRatingMap(NamedTuple):
-    """What the model predicts for some users and all items, for a picture."""
+    """A model's predictions for some users and items, for a plot."""
 
     probability_N: np.ndarray
     rating_N: np.ndarray
 
 
 def interaction_rating_map(run: str, prepared: str) -> InteractionRatingMap | None:
-    """Return probabilities and expected ratings of some users, where the model predicts both."""
+    """Return probabilities and expected ratings of some users, if the model predicts both."""
     found: InteractionRatingMap | None = ray.get(
         _interaction_rating_map.remote(str(Folder(run) / BUNDLE), Dataset.open(prepared))
     )
@@ -54,10 +54,10 @@ def interaction_rating_map(run: str, prepared: str) -> InteractionRatingMap | No
 
 @ray.remote
 def distance_to_truth(bundle: str, dataset: Dataset) -> TruthDistance:
-    """Compare model and popularity with the process that drew the log.
+    """Compare model and popularity with the synthetic ground truth.
 
-    The model learns what is in the training part of the log, so for an entry-wise split the true
-    probabilities are thinned to its share.
+    The model sees only the training part of the log, so for an entry-wise split the true
+    probabilities are multiplied by its share.
     """
     document = dataset.manifest.recipe
     world = SyntheticWorld(SyntheticSource.model_validate_json(json.dumps(document["source"])))
@@ -88,7 +88,7 @@ def distance_to_truth(bundle: str, dataset: Dataset) -> TruthDistance:
 def _distances(
     scorer: Scorer, inputs: Batch, step: int, true_BIC: np.ndarray, *, is_multinomial: bool
 ) -> dict[str, float]:
-    """Return the distances of one model; none where its scores are no logarithms of shares."""
+    """Return the distances of one model; none if its scores are not logits of a softmax."""
     users = scorer.model.encode(inputs)
     output = scorer.model.decode(users, slice(0, None, step)).float()
     share_of = output.softmax(-1).double().numpy()  # of items, or of the classes of each pair
@@ -103,7 +103,7 @@ def _distances(
 
 
 def _shape_distance(true_BI: np.ndarray, model_BI: np.ndarray) -> float:
-    """Mean over users of the distance between what they meet, as distributions over items."""
+    """Return the distance between distributions of interactions over items, mean over users."""
     p, q = (part / part.sum(1, keepdims=True) for part in (true_BI, model_BI))
     return float(total_variation(p, q).mean())
 

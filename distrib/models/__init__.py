@@ -1,4 +1,4 @@
-"""The models, one file each; the union below is the list of those that a run file can name."""
+"""The models, one file each; the union below lists those that a run file can name."""
 
 from typing import Annotated
 
@@ -29,4 +29,4 @@ ModelConfig = Annotated[
     | VaeBmfConfig,
     Field(discriminator="name"),
 ]
-"""What is asked of a model; no behaviour of its own."""
+"""Settings of a model, selected by ``name``."""

@@ -1,4 +1,4 @@
-"""What every consumer needs of a model; what only some models can do is in `capabilities`."""
+"""The interface that every model implements; optional capabilities are in `capabilities`."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from distrib.objectives import ObjectiveConfig
 
 UserState = tuple[Tensor, ...]
-"""What describes the B users of a batch: tensors with B rows each (in practice a named tuple)."""
+"""The encoded users of a batch: tensors with B rows each (in practice a named tuple)."""
 
 ItemRows = tuple[Tensor, ...]
-"""What describes some items: tensors with one row for each."""
+"""The parameters of some items: tensors with one row per item."""
 
 _CHUNK_ITEMS = 4096
 
 
 class ModelSpec(NamedTuple):
-    """What the pipeline must know of a model before it is built."""
+    """Properties of a model that the pipeline needs before the model is built."""
 
     output: OutputKind
 
     objective: "ObjectiveConfig | None"
-    """What is minimized unless the run file says otherwise; None for a closed-form model."""
+    """Default objective; None for a closed-form model."""
 
     scheme: str = "user_rows"
     """Name of the training scheme, one of `distrib.train.schemes.SCHEMES`."""
@@ -43,7 +43,7 @@ class ModelSpec(NamedTuple):
     """Whether encoder and decoder read the same table; see `TiedLinear`."""
 
     divergence_advice: str = ""
-    """What to change when training diverges, where a setting of the model invites it."""
+    """What to change when training diverges, if a setting of the model makes that likely."""
 
 
 class Model(nn.Module, ABC):
@@ -51,8 +51,8 @@ class Model(nn.Module, ABC):
 
     Everything that depends on an item lies in tables with one row per item; `decode_rows` gets the
     rows to decode. So the same model serves the full softmax, the chunked loss, top-K over any
-    range, sampled candidates, and a last layer that is sharded over ranks. A model knows no Ray, no
-    engine, no optimizer, no files and no ids.
+    range, sampled candidates, and a last layer that is sharded over ranks. A model does not depend
+    on Ray, engines, optimizers, files or original ids.
     """
 
     output: Output = ScoreOutput()
@@ -60,20 +60,20 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, inputs: Any, rng: CounterRng | None = None) -> UserState:
-        """Describe the users of a batch.
+        """Encode the users of a batch.
 
         Args:
-            inputs: A `Batch` of histories; in training whatever the model's scheme feeds.
+            inputs: A `Batch` of histories; in training, what the model's scheme feeds.
             rng: Source of dropout and sampling in training; None for inference, which is then a
                 pure function of the history.
 
         Returns:
-            What describes the users, one row each.
+            The state of the users, one row each.
         """
 
     @abstractmethod
     def item_tables(self) -> ItemRows:
-        """Return the tables with one row per item that `decode_rows` reads, whole."""
+        """Return the full tables, with one row per item, that `decode_rows` reads."""
 
     @abstractmethod
     def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
@@ -81,7 +81,7 @@ class Model(nn.Module, ABC):
 
         Args:
             users: From `encode`.
-            rows: Rows of `item_tables` for the items wanted.
+            rows: Rows of `item_tables` for the items to decode.
 
         Returns:
             ``[B, I]`` or ``[B, I, C]`` (see `OutputKind`), in the precision of the parameters;
@@ -93,11 +93,11 @@ class Model(nn.Module, ABC):
         return self.decode_rows(users, tuple(table[items] for table in self.item_tables()))
 
     def score_pairs(self, users: UserState, pairs: Batch) -> Tensor:
-        """Decode some pairs of user and item only; equal to picking them from `decode`.
+        """Decode some user-item pairs only; equal to selecting them from `decode`.
 
         Args:
             users: From `encode`.
-            pairs: The same users; ``item_N`` says which items of each.
+            pairs: The same users; ``item_N`` lists the items of each.
 
         Returns:
             ``[N]`` or ``[N, C]``.

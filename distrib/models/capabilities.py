@@ -1,7 +1,7 @@
-"""What some models can do and others cannot: one protocol for each question.
+"""Optional capabilities of models, one protocol each.
 
-A consumer tests with `isinstance`, or calls one of the functions below, which have an answer for
-every model. What an objective needs of a model is in `distrib.objectives.decoder`.
+Test with `isinstance`, or call one of the functions below, which accept every model. What an
+objective needs of a model is in `distrib.objectives.decoder`.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -65,7 +65,7 @@ class Variational(Protocol):
     """A model whose encoder gives a distribution."""
 
     def kl(self, users: UserState) -> Tensor | None:
-        """Return the KL divergence of each posterior from the prior, nats, one of each row."""
+        """Return the KL divergence of each row's posterior from the prior, nats."""
 
 
 @runtime_checkable
@@ -76,45 +76,45 @@ class TrainsInPhases(Protocol):
     """Name of the part that the current epoch trains."""
 
     def phases(self) -> dict[str, tuple[nn.Parameter, ...]]:
-        """Return the parameters by phase; together they are all."""
+        """Return the parameters by phase; together the phases cover all of them."""
 
     def begin_epoch(self, epoch: int) -> str:
-        """Return the phase of the epoch that follows ``epoch`` others.
+        """Return the phase of an epoch, counted from 0.
 
-        Called again where training continues within an epoch.
+        Called again when training resumes within an epoch.
         """
 
 
 @runtime_checkable
 class TracksEpochs(Protocol):
-    """A model that changes at the end of an epoch, apart from its updates."""
+    """A model with work to do at the end of an epoch."""
 
     def end_epoch(self, epoch: int) -> None:
-        """Take note that the epoch is trained; called once for each, before anything is saved."""
+        """Finish an epoch; called once per epoch, before anything is saved."""
 
 
 @runtime_checkable
 class EncodesItems(Protocol):
-    """A model that describes items, too, from their ratings alone."""
+    """A model that can also encode items, from their ratings alone."""
 
     def append_items(self, histories: Batch) -> None:
-        """Let the model score more items.
+        """Add items to score.
 
         Args:
-            histories: A row for each item, maybe empty, in the order of positions; ``item_N`` are
-                numbers of users, of which those that training did not see are ignored.
+            histories: One row per item, possibly empty, in the order of positions; ``item_N`` holds
+                user numbers, of which those that training did not see are ignored.
         """
 
 
 def phases_of(model: Model) -> dict[str, tuple[nn.Parameter, ...]]:
-    """Return the parameters by phase; a single one for a model that trains all at once."""
+    """Return the parameters by phase; a single phase for a model that trains all at once."""
     if isinstance(model, TrainsInPhases):
         return model.phases()
     return {_ALL: tuple(model.parameters())}
 
 
 def current_phase(model: Model) -> str:
-    """Return the name of the phase that is trained."""
+    """Return the name of the current phase."""
     return model.phase if isinstance(model, TrainsInPhases) else _ALL
 
 
@@ -124,21 +124,21 @@ def begin_epoch(model: Model, epoch: int) -> str:
 
 
 def end_epoch(model: Model, epoch: int) -> None:
-    """Tell a model that an epoch is trained, if it keeps track."""
+    """Finish an epoch of a model that `TracksEpochs`."""
     if isinstance(model, TracksEpochs):
         model.end_epoch(epoch)
 
 
 def user_embedding(model: Model, users: UserState) -> Tensor | None:
-    """Return the vector of each user, ``[B, Z]``, where there is one."""
+    """Return the vector of each user, ``[B, Z]``; None for a model without."""
     return model.user_embedding(users) if isinstance(model, HasEmbeddings) else None
 
 
 def pair_variance(model: Model, users: UserState, pairs: Batch) -> Tensor | None:
-    """Return the variance of the scores of some pairs, ``[N]``, where the model has one."""
+    """Return the variance of the scores of some pairs, ``[N]``; None for a model without."""
     return model.pair_variance(users, pairs) if isinstance(model, Uncertain) else None
 
 
 def item_vectors(model: Model) -> ItemVectors | None:
-    """Return the vectors of the items, where there are any."""
+    """Return the vectors of the items; None for a model without."""
     return model.item_vectors() if isinstance(model, HasEmbeddings) else None

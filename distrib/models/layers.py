@@ -30,16 +30,16 @@ def history_sum(
 ) -> Tensor:
     """Sum weighted rows of a table over each history; the sparse first layer.
 
-    Equals a multi-hot matrix times the table, in time and memory of the interactions only. The
-    gradient of the table is the same sum, over the users of each row: no two threads add to one
-    place, so it is deterministic, and popular rows add up in float32 in any precision.
+    Equal to a multi-hot matrix times the table, at a cost proportional to the interactions. The
+    gradient of the table is the same sum over the users of each row: no two threads add to one
+    place, so it is deterministic, and popular rows are summed in float32 in any precision.
 
     Args:
         table: ``[rows, H]``.
         index_N: int64 row of each entry.
         weight_N: Weight of each entry; differentiable.
         pointer_P: int64 bounds of each history's entries.
-        transposed: The entries by row of the table, where histories are summed more than once.
+        transposed: The entries sorted by table row, if histories are summed more than once.
 
     Returns:
         ``[B, H]``, zero for an empty history.
@@ -84,17 +84,17 @@ def pair_products(
     pointer_P: Tensor,
     transposed: Transposed | None = None,
 ) -> Tensor:
-    """Multiply each user's code with the rows of the table that are listed for the user.
+    """Multiply each user's embedding with the table rows that are listed for the user.
 
-    Equals picking cells from ``latent_BZ @ table.T``, in time and memory of the cells only, forward
-    and backward.
+    Equal to selecting entries of ``latent_BZ @ table.T``, at a cost proportional to these entries,
+    forward and backward.
 
     Args:
-        latent_BZ: Codes of the users.
+        latent_BZ: User embeddings.
         table: ``[rows, Z]``.
-        index_N: int64 row of each cell.
-        pointer_P: int64 bounds of each user's cells.
-        transposed: The cells by row of the table, where known.
+        index_N: int64 row of each entry.
+        pointer_P: int64 bounds of each user's entries.
+        transposed: The entries sorted by table row, if known.
 
     Returns:
         ``[N]``.
@@ -133,12 +133,12 @@ class _CellProducts(torch.autograd.Function):
 def softmax_attention(
     query_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Tensor
 ) -> Tensor:
-    """Average rows of a table over each history, by the softmax of their products with a query.
+    """Average table rows over each history, weighted by the softmax of their query products.
 
-    In time and memory of the interactions, forward and backward; the table gets no gradient.
+    The cost is proportional to the interactions, forward and backward; the table gets no gradient.
 
     Args:
-        query_BZ: Of each user.
+        query_BZ: Query of each user.
         table: ``[rows, Z]``.
         index_N: int64 row of each interaction.
         pointer_P: int64 bounds of each user's interactions.
@@ -171,6 +171,7 @@ class _SoftmaxAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient_BZ: Tensor) -> tuple[Tensor | None, ...]:
         table, index_N, pointer_P, share_N, mean_BZ, row_N = ctx.saved_tensors
+        # With a = softmax(p) and mean = sum_m a_m v_m: d(g . mean)/dp_n = a_n (g . v_n - g . mean).
         by_share_N = _products(gradient_BZ, table, index_N, pointer_P)
         mean_of_them_B = (gradient_BZ * mean_BZ).sum(1)
         by_product_N = (by_share_N - mean_of_them_B[row_N]).mul_(share_N)
@@ -178,20 +179,20 @@ class _SoftmaxAttention(torch.autograd.Function):
 
 
 def linear(latent_BZ: Tensor, rows: ItemRows) -> Tensor:
-    """Decode by a linear layer: rows of its weights, and their biases."""
+    """Decode by a linear layer: rows of its weights and their biases."""
     weight_IZ, bias_I = rows
     return torch.addmm(bias_I, latent_BZ, weight_IZ.T)
 
 
 def linear_pairs(latent_BZ: Tensor, tables: ItemRows, cells: Batch) -> Tensor:
-    """Decode the stored cells only, ``[N]``, by the same layer."""
+    """Decode the stored pairs only, ``[N]``, by the same layer."""
     weight_IZ, bias_I = tables
     products_N = pair_products(latent_BZ, weight_IZ, cells.item_N, cells.pointer_P)
     return products_N + bias_I[cells.item_N]
 
 
 class LinearDecoder:
-    """Part of a model whose scores are a linear layer over ``users[0]``.
+    """Mixin of models whose scores are a linear layer over ``users[0]``.
 
     The model's `item_tables` are the weights, with one row per item, and the biases.
     """
@@ -209,7 +210,7 @@ class LinearDecoder:
         return linear_pairs(users[0], self.item_tables(), pairs)
 
     def user_embedding(self, users: UserState) -> Tensor:
-        """Return what the layer reads; see `HasEmbeddings`."""
+        """Return the input of the layer; see `HasEmbeddings`."""
         return users[0]
 
     def item_vectors(self) -> ItemVectors:
@@ -241,7 +242,7 @@ def _products(latent_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Tens
 
 @functools.cache
 def _hear_of_beta() -> None:
-    """Let torch say once, unheard, that its sparse rows are in beta."""
+    """Trigger torch's beta warning for sparse CSR tensors once, silenced."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         bounds = torch.zeros(1, dtype=torch.int64)
@@ -249,7 +250,7 @@ def _hear_of_beta() -> None:
 
 
 def _transposed_bag(latent_BZ: Tensor, weight_N: Tensor, by_item: Transposed) -> Tensor:
-    """Sum, for each row of a table, the weighted codes of the users who list it."""
+    """Sum, for each row of a table, the weighted embeddings of the users that list it."""
     return _bag(latent_BZ, by_item.row_N, weight_N[by_item.order_N], by_item.pointer_P)
 
 
@@ -270,7 +271,7 @@ def inverse_root_length(batch: Batch) -> Tensor:
 
 
 class EncoderInput(NamedTuple):
-    """What a first layer sums."""
+    """Input of a first layer."""
 
     batch: Batch
     weight_N: Tensor
@@ -284,17 +285,17 @@ def unit_input(
     rng: CounterRng | None = None,
     stream: int,
 ) -> EncoderInput:
-    """Scale histories to unit length, then drop interactions and scale up those that stay.
+    """Scale histories to unit length, then drop interactions and scale up the rest.
 
     Args:
         batch: Histories.
-        by_value: Whether ratings are read; otherwise every interaction is a 1.
-        dropout: Share that is dropped, where there is noise.
-        rng: Source of the dropping; None for inference.
-        stream: Of the noise.
+        by_value: Whether interactions weigh by rating; otherwise all weigh the same.
+        dropout: Share of interactions to drop in training.
+        rng: Source of the dropout; None for inference.
+        stream: Random stream of the dropout.
 
     Returns:
-        The interactions left, with their weights.
+        The remaining interactions with their weights.
     """
     if by_value:
         square_B = batch.value_N.new_zeros(batch.num_users).index_add(
@@ -313,14 +314,14 @@ def unit_input(
 def normal_sample(
     mean_BZ: Tensor, log_variance_BZ: Tensor, batch: Batch, rng: CounterRng, stream: int
 ) -> Tensor:
-    """Draw each user's code from its posterior, by the reparametrisation trick."""
+    """Draw each user's latent vector from its posterior by the reparameterization trick."""
     dimension_Z = torch.arange(mean_BZ.shape[1], device=mean_BZ.device)
     draw_BZ = rng.normal(stream, batch.user_B[:, None], dimension_Z)
     return mean_BZ + torch.exp(0.5 * log_variance_BZ) * draw_BZ.to(mean_BZ.dtype)
 
 
 def item_mean(catalog: Catalog, prior_ratings: float = 1.0) -> Tensor:
-    """Return the mean training rating of each item, smoothed towards that of all, ``[I]``."""
+    """Return the mean training rating of each item, smoothed toward the global mean, ``[I]``."""
     count_IL = np.asarray(catalog.train_count_IL, dtype=np.float64)
     level_L = np.asarray(catalog.levels)
     total = max(count_IL.sum(), 1.0)
@@ -332,19 +333,19 @@ def item_mean(catalog: Catalog, prior_ratings: float = 1.0) -> Tensor:
 def fold_in(
     table_IZ: Tensor, batch: Batch, target_N: Tensor, penalty: float
 ) -> tuple[Tensor, Tensor]:
-    """Find, for each user, the code and bias that best explain the history; ridge regression.
+    """Fit an embedding and a bias to each user's history by ridge regression.
 
-    Minimises the sum over the history of (code . row + bias - target)^2 plus ``penalty`` times the
-    squared lengths of code and bias, in float64.
+    Minimizes the sum over the history of (embedding . row + bias - target)^2 plus ``penalty`` times
+    the squared norms of embedding and bias, in float64.
 
     Args:
-        table_IZ: A row for each item.
+        table_IZ: One row per item.
         batch: Histories.
-        target_N: What each interaction should come out as.
+        target_N: Target value of each interaction.
         penalty: Above 0.
 
     Returns:
-        Codes ``[B, Z]`` and biases ``[B]``, float32; zero for an empty history.
+        Embeddings ``[B, Z]`` and biases ``[B]``, float32; zero for an empty history.
     """
     solution = table_IZ.new_zeros(batch.num_users, table_IZ.shape[1] + 1, dtype=torch.float32)
     bounds = batch.pointer_P.tolist()
@@ -352,7 +353,7 @@ def fold_in(
         part = table_IZ[batch.item_N[start:stop]].double()
         part = torch.cat([part, torch.ones_like(part[:, :1])], dim=1)
         wanted = target_N[start:stop].double()
-        if len(part) < part.shape[1]:  # the smaller of the two equal systems
+        if len(part) < part.shape[1]:  # the smaller of two equivalent systems
             gram = part @ part.T + penalty * torch.eye(len(part), device=part.device).double()
             solution[row] = (part.T @ torch.linalg.solve(gram, wanted)).float()
         else:
@@ -362,12 +363,12 @@ def fold_in(
 
 
 class FactorState(NamedTuple):
-    """Parameters of users, looked up or folded in."""
+    """User parameters, looked up or folded in."""
 
     latent_BZ: Tensor
     bias_B: Tensor
     is_new_B: Tensor
-    """1 for those folded in, else 0; of the type of the codes."""
+    """1 for users that were folded in, else 0; of the dtype of ``bias_B``."""
 
 
 def known_or_new(
@@ -379,11 +380,11 @@ def known_or_new(
 
     Args:
         batch: Histories.
-        tables: A code and a bias for each number.
-        fold: Finds codes and biases of users from their histories; called only if there are any.
+        tables: An embedding and a bias for each user number.
+        fold: Fits embeddings and biases to histories; called only if a user is not in the tables.
 
     Returns:
-        Their parameters.
+        The user parameters.
     """
     latent_UZ, bias_U = tables
     is_known_B = (batch.user_B >= 0) & (batch.user_B < len(bias_U))

@@ -1,7 +1,7 @@
 """What the output of a model means: how it ranks items, and what it predicts.
 
-There are three kinds, whatever the model. `Model.output` holds one of them, so that no model
-repeats how scores, ratings or rating classes are read.
+There are three kinds. `Model.output` holds one of them, so that models do not repeat how scores,
+ratings or rating classes are interpreted.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ levels; ``rating_classes``: logits of "not observed" and of each level, ``[B, I,
 
 
 class Prediction(NamedTuple):
-    """What a model predicts for pairs of user and item."""
+    """What a model predicts for user-item pairs."""
 
     rating_BI: Tensor
     """Expected rating if the user interacts, in units of the levels; may lie outside the scale."""
@@ -25,11 +25,11 @@ class Prediction(NamedTuple):
     """Probability that the user interacts with the item, 0..1."""
 
     level_BIL: Tensor | None = None
-    """Distribution of the rating if so; sums to 1 over L."""
+    """Distribution of the rating if the user interacts; sums to 1 over L."""
 
 
 class Output(Protocol):
-    """How the output of a model is read."""
+    """How the output of a model is interpreted."""
 
     kind: OutputKind
 
@@ -37,11 +37,11 @@ class Output(Protocol):
         """Turn float32 output into scores to rank by, ``[B, I]``; higher is better."""
 
     def predict(self, output: Tensor) -> Prediction | None:
-        """Read float32 output as ratings and probabilities; None where it holds neither."""
+        """Convert float32 output to ratings and probabilities; None if it holds neither."""
 
 
 class ScoreOutput:
-    """Scores that rank items and mean nothing else."""
+    """Scores that only rank items."""
 
     kind: OutputKind = "scores"
 
@@ -55,7 +55,7 @@ class ScoreOutput:
 
 
 class RatingOutput:
-    """Expected ratings, which rank items, too."""
+    """Expected ratings, which also rank items."""
 
     kind: OutputKind = "ratings"
 
@@ -81,7 +81,7 @@ class ClassOutput:
         self.levels = levels
 
     def ranking_score(self, output: Tensor) -> Tensor:
-        """Return the log-odds of any interaction; see `Output`.
+        """Return the log-odds of an interaction; see `Output`.
 
         They sort like the probability, without its ties near 0 and 1.
         """

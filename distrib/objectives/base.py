@@ -1,4 +1,4 @@
-"""What an objective is: called with a model and its users, it returns a loss for each user."""
+"""The interface of objectives: called with a model and encoded users, they return user losses."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -11,25 +11,25 @@ from distrib.objectives.decoder import Decoder, Tensors
 from distrib.rng import CounterRng
 
 Carry = tuple[Tensor, ...]
-"""What an objective remembers from chunk to chunk: tensors whose last dimension is B."""
+"""What an objective accumulates over chunks: tensors whose last dimension is B."""
 
 
 class Candidates(NamedTuple):
-    """The items that a loss reads, where these are not all."""
+    """The items that a loss decodes, if not all."""
 
     item_J: Tensor
     """int64, ascending; the observed items of the batch are among them."""
 
     log_weight_J: Tensor | None = None
-    """float32; how many items each stands for, as a logarithm. None: the loss needs none."""
+    """float32; log of the number of items that each represents. None: unweighted."""
 
 
 class ItemShard(Protocol):
-    """The other ranks, where each rank holds a range of items and decodes it for all users."""
+    """Access to the other ranks, if each rank decodes a range of items for all users."""
 
     @property
     def target(self) -> Batch:
-        """The users with the items of all ranks."""
+        """The targets of all users, over the items of all ranks."""
 
     def gather(self, carry: Carry) -> list[Carry]:
         """Return what each rank accumulated over its own items."""
@@ -39,17 +39,17 @@ class ItemShard(Protocol):
 
 
 class Chunks(NamedTuple):
-    """How the last layer is cut."""
+    """How the last layer is split into chunks of items."""
 
     chunk_items: int
     """Items decoded at a time."""
 
     keep_bytes: int = 0
-    """Size of all decoded chunks up to which they are kept rather than computed again."""
+    """Size of all decoded chunks up to which they are kept rather than recomputed."""
 
 
 class LossContext(NamedTuple):
-    """What the engine knows and a loss may need."""
+    """What a loss may need from the engine."""
 
     rng: CounterRng
     """The epoch's randomness; ranks of one step draw the same."""
@@ -60,12 +60,12 @@ class LossContext(NamedTuple):
     chunks: Chunks
 
     trains_items: bool = True
-    """Whether the gradient of `Decoder.item_tables` is wanted, which costs as much as the loss."""
+    """Whether the gradient of `Decoder.item_tables` is needed, which costs as much as the loss."""
 
     shard: ItemShard | None = None
 
     def complete(self, terms_TB: Tensor) -> Tensor:
-        """Add up terms over the items of all ranks; the gradient is that of the own items."""
+        """Sum terms over the items of all ranks; the gradient covers this rank's items only."""
         if self.shard is None:
             return terms_TB
         everyone = torch.stack([found for (found,) in self.shard.gather((terms_TB.detach(),))])
@@ -73,13 +73,13 @@ class LossContext(NamedTuple):
 
 
 class KlSchedule(NamedTuple):
-    """The weight of a model's KL divergence over the updates."""
+    """The weight of a model's KL divergence by update."""
 
     cap: float = 1.0
-    """Weight that it ends at."""
+    """Final weight."""
 
     anneal_steps: int = 0
-    """Updates over which it would grow from 0 to 1; it stops at the cap."""
+    """Updates over which the weight would grow from 0 to 1; it stops at the cap."""
 
     def weight(self, step: int) -> float:
         """Return the weight after ``step`` updates."""
@@ -87,14 +87,14 @@ class KlSchedule(NamedTuple):
 
 
 class Objective(Protocol):
-    """A loss. It decides by itself whether it decodes chunks of items, pairs, or nothing at all."""
+    """A loss. It chooses whether to decode chunks of items, pairs, or nothing at all."""
 
     terms: tuple[str, ...]
     """Names of the T terms."""
 
     kl: KlSchedule
     decodes_pairs: bool
-    """Whether observed pairs are decoded one by one, and nothing else."""
+    """Whether only the observed pairs are decoded."""
 
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext
@@ -102,10 +102,10 @@ class Objective(Protocol):
         """Compute the loss of each user.
 
         Args:
-            model: Whose parameters are trained.
+            model: The model to train.
             users: From the model's ``encode``.
-            target: What should be decoded; with a shard, the items of this rank only.
-            context: What the engine knows.
+            target: What to decode; with a shard, the items of this rank only.
+            context: From the engine.
 
         Returns:
             float32 ``[T, B]``; with a shard, each user's loss over the items of all ranks.
@@ -113,12 +113,12 @@ class Objective(Protocol):
 
 
 def sum_by_row(value_M: Tensor, entries: ChunkEntries, num_users: int) -> Tensor:
-    """Add up values of entries for each user, ``[B]``."""
+    """Sum values of entries by user, ``[B]``."""
     return value_M.new_zeros(num_users).index_add(0, entries.row_M, value_M)
 
 
 def added_up(carries: Sequence[Carry]) -> Carry:
-    """Join carries that are one sum each."""
+    """Merge carries that consist of one sum each."""
     return (torch.stack([carry[0] for carry in carries]).sum(0),)
 
 

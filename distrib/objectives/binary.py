@@ -1,4 +1,4 @@
-"""Binary cross-entropy: for every user and item, whether they met."""
+"""Binary cross-entropy over all user-item pairs: interaction or none."""
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
@@ -33,7 +33,7 @@ class BinaryConfig(Config):
     needs_tied: ClassVar[bool] = False
 
     num_sampled: NonNegativeInt = 0
-    """Items drawn per update for the cells without an interaction; 0 takes all."""
+    """Items drawn per update for the pairs without an interaction; 0 takes all."""
 
     sampling_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Items are drawn in proportion to this power of 1 + their interactions; 0 is uniform."""
@@ -44,10 +44,10 @@ class BinaryConfig(Config):
 
 
 class Binary(ChunkedObjective):
-    """Sum over all items of softplus(s) - s [met], nats, where s are log-odds.
+    """Sum over all items of softplus(s) - s [observed], nats, where s are log-odds.
 
-    Items do not compete, so a sum over blocks is exact, and over drawn items unbiased: a user's own
-    items count as they are, the others by what each drawn one stands for.
+    Items do not compete, so a sum over chunks is exact, and one over drawn items is unbiased: a
+    user's own items have weight 1, drawn ones the number of items that they represent.
 
     Source: the interaction part of "Conv4Rec" (arXiv 2509.07499); sampling: ours.
     """
@@ -59,7 +59,7 @@ class Binary(ChunkedObjective):
         self.sampler = ItemSampler(num_sampled, sampling_power, catalog) if num_sampled else None
 
     def candidates(self, target: Batch, rng: CounterRng, step: int) -> Candidates | None:
-        """Draw items where that is asked for; see `Objective`."""
+        """Draw items if sampling is on; see `ChunkedObjective`."""
         return None if self.sampler is None else self.sampler.draw(target, rng, step)
 
     def observe(self, output: Tensor, entries: ChunkEntries) -> Observed:
@@ -68,11 +68,12 @@ class Binary(ChunkedObjective):
         return (output.float(),)
 
     def accumulate(self, carry: Carry | None, observed: Observed, entries: ChunkEntries) -> Carry:
-        """Add a block's loss."""
+        """Add a chunk's loss."""
         logit_BI = observed[0]
         loss_BI, logit_M = F.softplus(logit_BI), logit_BI[entries.row_M, entries.column_M]
         own_M = -logit_M
         if entries.log_weight_J is not None:
+            # Own items have weight 1: w softplus(s) + (1 - w) softplus(s) - s = softplus(s) - s.
             weight_J = entries.log_weight_J.exp()
             own_M = own_M + (1.0 - weight_J[entries.column_M]) * F.softplus(logit_M)
             loss_BI = loss_BI * weight_J
@@ -80,7 +81,7 @@ class Binary(ChunkedObjective):
         return block if carry is None else self.merged([carry, block])
 
     def merged(self, carries: Sequence[Carry]) -> Carry:
-        """Add up."""
+        """Sum the losses."""
         return added_up(carries)
 
     def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:
@@ -91,11 +92,12 @@ class Binary(ChunkedObjective):
     def fill_gradient(
         self, out: Tensor, observed: Observed, entries: ChunkEntries, weights: Weights
     ) -> None:
-        """Fill in sigmoid(s) - [met], weighted."""
+        """Fill in the weighted sigmoid(s) - [observed]."""
         out.copy_(self.by_logit(observed[0], entries, weights.gradient_TB[0]))
 
     def by_logit(self, logit_BI: Tensor, entries: ChunkEntries, gradient_B: Tensor) -> Tensor:
-        """Return the gradient by the log-odds, float32."""
+        """Return the gradient with respect to the log-odds, float32."""
+        # d/ds [w softplus(s) - s [observed]] = w sigmoid(s) - [observed], with w = 1 if observed.
         by_logit_BI = torch.sigmoid(logit_BI)
         if entries.log_weight_J is not None:
             own_M = by_logit_BI[entries.row_M, entries.column_M]

@@ -1,8 +1,8 @@
-"""The last layer and the loss by chunks of items, computed again in the backward pass.
+"""The last layer and the loss by chunks of items, recomputed in the backward pass.
 
 With a catalog of I items and B users, the output ``[B, I]`` would be by far the largest tensor of
-a step. A `ChunkedObjective` needs two looks at each chunk instead: one to accumulate what the loss
-is made of (a log-sum-exp, or a sum), and one in the backward pass, where the gradient of the chunk
+a step. A `ChunkedObjective` visits each chunk twice instead: once to accumulate what the loss is
+made of (a log-sum-exp, or a sum), and once in the backward pass, where the gradient of the chunk
 follows from the chunk and from what was accumulated over all of them.
 """
 
@@ -21,11 +21,11 @@ from distrib.parameters import roles_of
 from distrib.rng import CounterRng
 
 Observed = tuple[Tensor, ...]
-"""What an objective makes of one chunk."""
+"""What an objective computes from one chunk."""
 
 
 class Weights(NamedTuple):
-    """What the gradient of a chunk depends on besides the chunk."""
+    """What the gradient of a chunk depends on, apart from the chunk."""
 
     learned: Carry
     """From `ChunkedObjective.finish`."""
@@ -35,25 +35,25 @@ class Weights(NamedTuple):
 
 
 class ChunkDecoder(NamedTuple):
-    """What decodes a chunk, and the parameters that it uses."""
+    """A function that decodes a chunk, and the parameters that it uses."""
 
     tables: Tensors
     decode_rows: Callable[[Tensors, Tensors], Tensor]
     shared: Tensors = ()
-    """Parameters that `decode_rows` uses besides rows of the tables."""
+    """Parameters that `decode_rows` uses for all items alike."""
 
     @classmethod
     def of(cls, model: Decoder) -> "ChunkDecoder":
         """Return the whole last layer of a model."""
-        assert isinstance(model, nn.Module)  # what is trained has parameters
+        assert isinstance(model, nn.Module)  # a trained model has parameters
         return cls(model.item_tables(), model.decode_rows, tuple(roles_of(model).shared.values()))
 
 
 class ChunkedObjective(ABC):
     """A loss over all items of each user, computed without ever holding all items at once.
 
-    Over the chunks in turn, `observe`, `accumulate`, then `finish` give the loss. The gradient
-    takes a second look at each chunk: `fill_gradient`, given what `finish` learned. Where ranks
+    The forward pass calls `observe` and `accumulate` on each chunk, then `finish`. The backward
+    pass visits each chunk again and calls `fill_gradient` with what `finish` returned. If ranks
     hold different items, `merged` joins what they accumulated.
     """
 
@@ -70,7 +70,7 @@ class ChunkedObjective(ABC):
         """Return the items to decode for a batch; None for all.
 
         Args:
-            target: What should be decoded.
+            target: What to decode.
             rng: The epoch's randomness; ranks of one step must draw the same.
             step: Updates made so far.
 
@@ -87,20 +87,20 @@ class ChunkedObjective(ABC):
             entries: The observed entries in the chunk.
 
         Returns:
-            Tensors, maybe as large as the chunk.
+            Tensors, possibly as large as the chunk.
         """
 
     @abstractmethod
     def accumulate(self, carry: Carry | None, observed: Observed, entries: ChunkEntries) -> Carry:
-        """Take one chunk into account.
+        """Accumulate one chunk.
 
         Args:
-            carry: What the chunks before gave; None for the first.
+            carry: From the chunks before; None for the first.
             observed: From `observe`.
             entries: The observed entries in the chunk.
 
         Returns:
-            What the next chunk needs.
+            The new carry.
         """
 
     @abstractmethod
@@ -109,24 +109,24 @@ class ChunkedObjective(ABC):
 
     @abstractmethod
     def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:
-        """Return the loss ``[T, B]`` and what `fill_gradient` will need."""
+        """Return the loss ``[T, B]`` and what `fill_gradient` needs."""
 
     @abstractmethod
     def fill_gradient(
         self, out: Tensor, observed: Observed, entries: ChunkEntries, weights: Weights
     ) -> None:
-        """Compute the gradient of ``sum(loss * gradient_TB)`` by the chunk's output.
+        """Compute the gradient of ``sum(loss * gradient_TB)`` with respect to the chunk's output.
 
         Args:
             out: Filled; of the shape and precision of the output.
             observed: From `observe`.
             entries: The observed entries in the chunk.
-            weights: What the chunk alone does not say.
+            weights: What the gradient depends on, apart from the chunk.
         """
 
 
 class _Task(NamedTuple):
-    """All that is fixed in one forward and backward pass."""
+    """Constants of one forward and backward pass."""
 
     decode_rows: Callable[[Tensors, Tensors], Tensor]
     objective: ChunkedObjective
@@ -157,8 +157,8 @@ def chunked_terms(
         decoder: Decodes the chunks.
         objective: Turns them into terms.
         users: From the model's ``encode``.
-        target: What they should be decoded to.
-        context: How the items are cut, and the other ranks where this one holds some items only.
+        target: What to decode.
+        context: Chunk size, randomness, and the other ranks if this one holds only some items.
 
     Returns:
         float32 ``[T, B]``.
@@ -209,7 +209,7 @@ class _ChunkedLoss(torch.autograd.Function):
             if not is_kept:
                 kept.clear()
             carry = task.objective.accumulate(carry, observed, entries)
-        assert carry is not None  # there is at least one chunk, maybe without items
+        assert carry is not None  # there is at least one chunk, possibly without items
         shard = task.context.shard
         if shard is not None:
             carry = task.objective.merged(shard.gather(carry))
@@ -231,6 +231,7 @@ class _ChunkedLoss(torch.autograd.Function):
         inner = [*wanted_state, *shared]
         weights = Weights(ctx.learned, gradient_TB)
         summed: list[Tensor | None] = [None] * len(inner)
+        # Without sampling, the chunks cover all rows of a table, so `_put` sets every one of them.
         fresh = torch.empty_like if task.candidates is None else torch.zeros_like
         table_grads = [
             fresh(table) if wanted else None
@@ -245,6 +246,9 @@ class _ChunkedLoss(torch.autograd.Function):
                 with torch.enable_grad():
                     output = task.decode_rows(ctx.state, rows)
                 observed = task.objective.observe(output.detach(), entries)
+            # With L = sum(terms_TB * gradient_TB) and y = decode(theta): by_output = dL/dy, and
+            # autograd returns dL/dy dy/dtheta. A table row is in one chunk only; the state and the
+            # shared parameters are in all chunks, so that their gradients are sums over chunks.
             by_output = torch.empty_like(output)
             task.objective.fill_gradient(by_output, observed, entries, weights)
             del observed
@@ -266,7 +270,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _leaves(task: _Task, tables: Tensors, position: int) -> Tensors:
-    """Return the rows of a chunk as leaves of a graph of their own."""
+    """Return the rows of a chunk as leaves of their own autograd graph."""
     return tuple(_leaf(table) for table in _rows(task, tables, position))
 
 
@@ -279,7 +283,7 @@ def _rows(task: _Task, tables: Tensors, position: int) -> Tensors:
 
 
 def _put(task: _Task, table_grad: Tensor, position: int, grad: Tensor | None) -> None:
-    """Write the gradient of a chunk's rows to where they stand in the table."""
+    """Write the gradient of a chunk's rows to their places in the table's gradient."""
     low, high = task.chunks[position]
     part = slice(low, high) if task.candidates is None else task.candidates.item_J[low:high]
     table_grad[part] = 0.0 if grad is None else grad
@@ -298,7 +302,7 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 def _added(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
-    """Add up in float32; None stands for nothing yet."""
+    """Sum in float32; None is an empty sum."""
     if gradient is None:
         return total
     return gradient.float() if total is None else total.add_(gradient)

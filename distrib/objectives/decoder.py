@@ -1,4 +1,4 @@
-"""What an objective may use of the model that it trains."""
+"""What an objective may use of a model."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -20,28 +20,28 @@ class Decoder(Protocol):
         """Decode some items for all users, ``[B, I]`` or ``[B, I, C]``."""
 
     def score_pairs(self, users: Tensors, pairs: Batch) -> Tensor:
-        """Decode some pairs of user and item, ``[N]`` or ``[N, C]``."""
+        """Decode some user-item pairs, ``[N]`` or ``[N, C]``."""
 
 
 class InteractionHead(NamedTuple):
-    """The part of a model of rating classes that gives interactions alone."""
+    """The part of a rating-class model that decodes interactions alone."""
 
     tables: Tensors
     """Those of `Decoder.item_tables` that it reads."""
 
     decode_rows: Callable[[Tensors, Tensors], Tensor]
-    """Gives the log-odds of an interaction, ``[B, I]``."""
+    """Returns the log-odds of an interaction, ``[B, I]``."""
 
     rating_logits: Callable[[Tensors, Batch], Tensor]
-    """Gives the logits of the levels of some pairs, ``[N, L]``."""
+    """Returns the logits of the levels of some pairs, ``[N, L]``."""
 
 
 @runtime_checkable
 class HasInteractionHead(Protocol):
-    """A model that may decode interactions and rating levels by themselves."""
+    """A model that may decode interactions and rating levels separately."""
 
     def interaction_head(self) -> InteractionHead | None:
-        """Return the head; None where the model is set to decode both at once."""
+        """Return the head; None if the model is set to decode both at once."""
 
 
 @runtime_checkable

@@ -25,13 +25,13 @@ class MultinomialConfig(Config):
     needs_tied: ClassVar[bool] = False
 
     divergence_cap: Annotated[float, Field(ge=0.0)] = 0.2
-    """Weight that the divergence from the prior ends at; 1 is the evidence lower bound."""
+    """Final weight of the KL term; 1 is the evidence lower bound."""
 
     anneal_steps: NonNegativeInt = 200_000
     """Updates over which the weight would grow from 0 to 1; it stops at the cap."""
 
     num_sampled: NonNegativeInt = 0
-    """Items drawn per update in place of the whole catalogue, for very many items; 0 takes all."""
+    """Items drawn per update in place of the whole catalog, if that is very large; 0 takes all."""
 
     sampling_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Items are drawn in proportion to this power of 1 + their interactions; 0 is uniform."""
@@ -52,18 +52,18 @@ class _Learned(NamedTuple):
 
 
 class Multinomial(ChunkedObjective):
-    """-sum over a user's interactions of log softmax, nats, plus the annealed divergence.
+    """-sum over a user's interactions of log softmax, nats, plus the annealed KL term.
 
-    The normaliser is gathered over the blocks in float32. Not divided by the length of the
-    history, so long histories weigh more.
+    The log-normalizer is accumulated over the chunks in float32. The loss is not divided by the
+    length of the history, so long histories weigh more.
 
-    With ``num_sampled`` S, the sum of exponentials over the items that a user has not met is
+    With ``num_sampled`` S, the sum of exponentials over the items outside a user's history is
     estimated from S draws with replacement, the same for all users of an update, each weighted by
-    1 / (S q): unbiased for any q. The user's own items stand in it as they are.
+    1 / (S q): unbiased for any q. The user's own items have weight 1.
 
     Source: Liang et al., "Variational Autoencoders for Collaborative Filtering", WWW 2018, eq. 2
     and 6. Sampling: Bengio, Senecal, "Quick Training of Probabilistic Neural Nets by Importance
-    Sampling", AISTATS 2003. Differs from the source: sampling is ours to offer, and off.
+    Sampling", AISTATS 2003. Differs from the source: sampling is our addition, and off by default.
     """
 
     terms = ("reconstruction",)
@@ -77,34 +77,34 @@ class Multinomial(ChunkedObjective):
         )
 
     def candidates(self, target: Batch, rng: CounterRng, step: int) -> Candidates | None:
-        """Draw items where that is asked for; see `Objective`."""
+        """Draw items if sampling is on; see `ChunkedObjective`."""
         return None if self.sampler is None else self.sampler.draw(target, rng, step)
 
     def observe(self, output: Tensor, entries: ChunkEntries) -> Observed:
-        """Take the softmax of the block by itself, its normaliser, and the targets' scores."""
+        """Return the chunk's own log-normalizer and softmax, and the targets' scores."""
         targets_M = output[entries.row_M, entries.column_M].float()
         if entries.log_weight_J is not None or output.shape[1] == 0:
             return *_weighted_softmax(output, entries), targets_M
         softmax_BJ = torch.softmax(output, dim=1, dtype=torch.float32)
-        # The largest score and its probability tell the normaliser, without another pass.
+        # max_j p_j = exp(max_j s_j - lse), so lse = max_j s_j - log max_j p_j without another sum.
         log_normalizer_B = output.amax(1).float() - softmax_BJ.amax(1).log()
         return log_normalizer_B, softmax_BJ, targets_M
 
     def accumulate(self, carry: Carry | None, observed: Observed, entries: ChunkEntries) -> Carry:
-        """Merge a block into the log-sum-exp and add its targets' scores."""
+        """Merge a chunk into the log-sum-exp and add its targets' scores."""
         log_normalizer_B, _, targets_M = observed
         targets_B = sum_by_row(targets_M, entries, len(log_normalizer_B))
         block = _Carry(log_normalizer_B, targets_B)
         return block if carry is None else self.merged([carry, block])
 
     def merged(self, carries: Sequence[Carry]) -> Carry:
-        """Join normalisers and scores."""
+        """Merge log-normalizers and scores."""
         normalisers, targets = zip(*carries, strict=True)
         joined_B = torch.logsumexp(torch.stack(normalisers), dim=0)
         return _Carry(joined_B, torch.stack(targets).sum(0))
 
     def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:
-        """Return length * log-sum-exp - sum of the targets' scores."""
+        """Return length * log-sum-exp - sum of the targets' scores: -sum_i (s_i - lse)."""
         log_normalizer_B, targets_B = carry
         length_B = target.length_B.to(torch.float32)
         loss_B = length_B * log_normalizer_B - targets_B
@@ -114,6 +114,8 @@ class Multinomial(ChunkedObjective):
         self, out: Tensor, observed: Observed, entries: ChunkEntries, weights: Weights
     ) -> None:
         """Fill in length * softmax - observed, times the weight."""
+        # dloss/ds_j = length p_j - [j observed], where p is the softmax over all items, which
+        # follows from that of the chunk: p = softmax_BJ exp(chunk_normalizer_B - log_normalizer_B).
         chunk_normalizer_B, softmax_BJ, _ = observed
         log_normalizer_B, length_B = weights.learned
         gradient_B = weights.gradient_TB[0]
@@ -123,10 +125,11 @@ class Multinomial(ChunkedObjective):
 
 
 def _weighted_softmax(output_BJ: Tensor, entries: ChunkEntries) -> tuple[Tensor, Tensor]:
-    """Return normaliser and softmax where each item stands for as many as it was drawn for.
+    """Return log-normalizer and softmax of a chunk whose items represent several items each.
 
-    A user's own stand for themselves. The normaliser is -infinity where nothing counts.
+    A user's own items have weight 1. The log-normalizer is -infinity if all weights are 0.
     """
+    # lse = log sum_j w_j exp(s_j) = log sum_j exp(s_j + log w_j), with w_j = 1 for own items.
     weighted_BJ = output_BJ.float()
     if entries.log_weight_J is not None:
         weighted_BJ = weighted_BJ + entries.log_weight_J
@@ -134,5 +137,5 @@ def _weighted_softmax(output_BJ: Tensor, entries: ChunkEntries) -> tuple[Tensor,
             entries.row_M, entries.column_M
         ].float()
     log_normalizer_B = torch.logsumexp(weighted_BJ, dim=1)
-    finite_B = torch.nan_to_num(log_normalizer_B, neginf=0.0)
+    finite_B = torch.nan_to_num(log_normalizer_B, neginf=0.0)  # -inf - (-inf) would be NaN
     return log_normalizer_B, (weighted_BJ - finite_B[:, None]).exp_()

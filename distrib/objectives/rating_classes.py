@@ -1,4 +1,4 @@
-"""Rating classes: for every user and item, which of "none" and the rating levels it is."""
+"""Rating classes: for every user-item pair, "not observed" or one of the rating levels."""
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
@@ -37,8 +37,8 @@ class RatingClassesConfig(Config):
     """Weight of the rating given an interaction; 1 is the plain cross-entropy of the paper."""
 
     num_sampled: NonNegativeInt = 0
-    """Items drawn per update for the cells that were not observed, without bias, for very many
-    items; 0 takes all."""
+    """Items drawn per update for the pairs that were not observed, without bias, for very large
+    catalogs; 0 takes all."""
 
     sampling_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Items are drawn in proportion to this power of 1 + their interactions; 0 is uniform."""
@@ -49,15 +49,15 @@ class RatingClassesConfig(Config):
 
 
 class RatingClasses(ChunkedObjective):
-    """Cross-entropy over C outcomes of all items, nats, summed over items, in two exact parts.
+    """Cross-entropy over C classes, nats, summed over all items, in two exact parts.
 
-    With s the log-odds of an interaction, -log p(outcome) is softplus(s) - s [interacted], plus,
-    where interacted, the cross-entropy of the level. This form keeps its precision where nearly
-    every cell is "none" and a log-softmax would round to 0. A model that gives the two parts by
-    themselves is asked for levels at observed cells only (`InteractionHead`).
+    With s the log-odds of an interaction, -log p(class) is softplus(s) - s [observed], plus, if
+    observed, the cross-entropy of the level. This form keeps its precision although nearly every
+    pair is "not observed" and a log-softmax would round to 0. A model that decodes the two parts
+    separately decodes levels of observed pairs only (`InteractionHead`).
 
     Source: "Conv4Rec", IEEE TNNLS 36(12), 2025 (arXiv 2509.07499). Differs from the source: the
-    rating part has a weight, 1 in the paper; cells not observed can be sampled.
+    rating part has a weight, 1 in the paper; pairs that were not observed can be sampled.
     """
 
     terms = ("interaction", "rating")
@@ -72,7 +72,7 @@ class RatingClasses(ChunkedObjective):
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext
     ) -> Tensor:
-        """Decode one number of each item, and levels of observed pairs only, where that is enough.
+        """Decode one number per item, and levels of observed pairs only, if the model can.
 
         A model that decodes both at once is decoded by chunks; see `ChunkedObjective`.
         """
@@ -85,7 +85,7 @@ class RatingClasses(ChunkedObjective):
         return torch.cat([by_item_TB, context.complete(levels_TB)])
 
     def candidates(self, target: Batch, rng: CounterRng, step: int) -> Candidates | None:
-        """Draw items where that is asked for; see `Objective`."""
+        """Draw items if sampling is on; see `ChunkedObjective`."""
         return self.interactions.candidates(target, rng, step)
 
     def observe(self, output: Tensor, entries: ChunkEntries) -> Observed:
@@ -95,19 +95,20 @@ class RatingClasses(ChunkedObjective):
         return exact, torch.logsumexp(exact[..., 1:], dim=-1)
 
     def accumulate(self, carry: Carry | None, observed: Observed, entries: ChunkEntries) -> Carry:
-        """Add a block's loss: items do not compete, so it is a plain sum."""
+        """Add a chunk's loss; items do not compete, so this is a plain sum."""
         output, rated_BI = observed
         logit_BI = rated_BI - output[..., 0]
         (interaction_B,) = self.interactions.accumulate(None, (logit_BI,), entries)
         row_M, column_M = entries.row_M, entries.column_M
         level_M = level_index(entries.value_M, self.levels) + 1
+        # -log p(level | interaction) = lse_k(y_k) - y_level
         surprise_M = rated_BI[row_M, column_M] - output[row_M, column_M, level_M]
         rating_B = self.config.rating_weight * sum_by_row(surprise_M, entries, output.shape[0])
         block = (torch.stack([interaction_B, rating_B]),)
         return block if carry is None else self.merged([carry, block])
 
     def merged(self, carries: Sequence[Carry]) -> Carry:
-        """Add up."""
+        """Sum the losses."""
         return added_up(carries)
 
     def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:
@@ -118,11 +119,13 @@ class RatingClasses(ChunkedObjective):
     def fill_gradient(
         self, out: Tensor, observed: Observed, entries: ChunkEntries, weights: Weights
     ) -> None:
-        """Fill in the gradients of both parts; that of the rating is 0 where nothing was rated."""
+        """Fill in the gradients of both parts; that of the rating is 0 if not observed."""
         output, rated_BI = observed
         row_M, column_M = entries.row_M, entries.column_M
         interaction_B = weights.gradient_TB[0]
         rating_B = self.config.rating_weight * weights.gradient_TB[1]
+        # s = lse - y_0, lse over levels k, so ds/dy_0 = -1 and ds/dy_k = exp(y_k - lse) = share_k.
+        # The level's cross-entropy lse - y_level of an observed pair adds share_k - [k = level].
         logit_BI = rated_BI - output[..., 0]
         by_logit_BI = self.interactions.by_logit(logit_BI, entries, interaction_B)
         out[..., 0] = -by_logit_BI

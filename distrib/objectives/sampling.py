@@ -1,4 +1,4 @@
-"""Items drawn in place of the whole catalogue, the same for all users of an update."""
+"""Items sampled in place of the whole catalog, the same for all users of an update."""
 
 import numpy as np
 import torch
@@ -8,14 +8,14 @@ from distrib.objectives.base import Candidates
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 
-_NEGATIVES = 101  # stream of noise
+_NEGATIVES = 101  # random stream
 
 
 class ItemSampler:
     """Draws items with replacement, in proportion to a power of 1 + their interactions.
 
-    Each item stands for the inverse of the draws expected of it, times those it got: a sum over
-    drawn items so weighted has the mean of the sum over all, for any power.
+    Each item is weighted by its number of draws over the expected number, so that the weighted sum
+    over drawn items is an unbiased estimate of the sum over all, for any power.
     """
 
     def __init__(self, num_sampled: int, power: float, catalog: Catalog) -> None:
@@ -27,10 +27,10 @@ class ItemSampler:
         self._log_share_I = torch.from_numpy(np.log(share_I)).to(torch.float32)
 
     def draw(self, target: Batch, rng: CounterRng, step: int) -> Candidates:
-        """Draw items for an update, and add those observed; the latter may stand for none.
+        """Draw items for an update, and add the observed ones; the latter may have weight 0.
 
         Args:
-            target: What should be decoded.
+            target: What to decode.
             rng: The epoch's randomness; ranks of one step draw the same.
             step: Updates made so far.
 
@@ -38,7 +38,7 @@ class ItemSampler:
             Items and their weights.
         """
         num_drawn, device = self.num_sampled, target.item_N.device
-        # 24 bits are too few to reach the rare ones of a million items: two draws make one of 48.
+        # 24 bits are too few to reach the rare ones of a million items; two draws give 48 bits.
         counter_S = torch.arange(2 * num_drawn, device=device) + 2 * num_drawn * step
         high_S, low_S = rng.uniform(_NEGATIVES, counter_S).to(torch.float64).chunk(2)
         below_I = self._below_I.to(device)

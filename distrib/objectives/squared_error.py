@@ -22,7 +22,7 @@ class SquaredErrorConfig(Config):
     needs_tied: ClassVar[bool] = False
 
     divergence_cap: Annotated[float, Field(ge=0.0)] = 0.2
-    """Weight that the model's divergence ends at, where it has one."""
+    """Final weight of the model's KL term, if it has one."""
 
     anneal_steps: NonNegativeInt = 0
     """Updates over which the weight would grow from 0 to 1; it stops at the cap."""
@@ -60,14 +60,14 @@ def pair_terms(output_N: Tensor, target: Batch, variance_N: Tensor | None = None
 
     Args:
         output_N: The model's output for each stored pair of the target.
-        target: What should be decoded.
-        variance_N: Where the output is the mean of a posterior, its variance.
+        target: What to decode.
+        variance_N: If the output is the mean of a posterior, its variance.
 
     Returns:
         ``[1, B]``, float32 at least.
     """
     output_N = output_N.to(torch.promote_types(output_N.dtype, torch.float32))
     square_N = (output_N - target.value_N).square()
-    if variance_N is not None:
+    if variance_N is not None:  # E (x - r)^2 = (E x - r)^2 + Var x
         square_N = square_N + variance_N
     return square_N.new_zeros(target.num_users).index_add(0, target.row_N, square_N)[None]

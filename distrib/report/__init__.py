@@ -1,1 +1,1 @@
-"""Pictures and tables of a run."""
+"""Plots and tables of a run."""

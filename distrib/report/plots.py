@@ -1,4 +1,4 @@
-"""Pictures of a run, as PNG bytes: learning curves, and what is likely against what is liked."""
+"""Plots of a run, as PNG bytes: learning curves, searches, and probability against rating."""
 
 import io
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from matplotlib.ticker import MaxNLocator
 from distrib.train.records import EpochRecord
 from distrib.tuning.job import Trial
 
-_DECADE = 10.0  # ratio of values from which an axis is logarithmic
+_DECADE = 10.0  # ratio of values above which an axis is logarithmic
 
 
 def learning_curves(history: Sequence[EpochRecord], best_epoch: int) -> bytes:
     """Draw losses and validation metrics by epoch.
 
     Args:
-        history: Of a run.
+        history: Epochs of a run.
         best_epoch: Marked by a vertical line.
 
     Returns:
@@ -46,9 +46,9 @@ def learning_curves(history: Sequence[EpochRecord], best_epoch: int) -> bytes:
 
 
 def likely_and_liked(probability_N: np.ndarray, rating_N: np.ndarray) -> bytes:
-    """Draw pairs of user and item by probability of interaction and expected rating.
+    """Draw user-item pairs by probability of interaction and expected rating.
 
-    The upper left corner holds the serendipitous ones: unlikely to be met, likely to be loved.
+    The upper left corner holds the serendipitous ones: improbable, but with high expected ratings.
 
     Args:
         probability_N: 0..1.
@@ -63,17 +63,17 @@ def likely_and_liked(probability_N: np.ndarray, rating_N: np.ndarray) -> bytes:
         np.maximum(probability_N, 1e-6), rating_N, xscale="log", bins="log", gridsize=50, mincnt=1
     )
     axes.set_xlabel("probability of interaction")
-    axes.set_ylabel("expected rating if so")
+    axes.set_ylabel("expected rating given an interaction")
     axes.set_title("All items of some users; serendipitous ones lie at the upper left")
-    figure.colorbar(cells, label="pairs of user and item")
+    figure.colorbar(cells, label="user-item pairs")
     return _png(figure)
 
 
 def study(trials: Sequence[Trial]) -> bytes:
-    """Draw a study: the course of each trial, and what came of each value of each field.
+    """Draw a study: the selection score of each trial by epoch, and by value of each field.
 
     Args:
-        trials: Of ``search.json``.
+        trials: From ``search.json``.
 
     Returns:
         A PNG.

@@ -1,4 +1,4 @@
-"""The closing table of a run, and its pictures in the run folder."""
+"""The summary tables of a run, and its plots in the run folder."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ MAP = "likely_and_liked.png"
 
 
 def draw_curves(run: str, best_epoch: int) -> str:
-    """Draw the learning curves of a run into its folder and return where they are."""
+    """Draw the learning curves of a run into its folder and return their path."""
     folder = Folder(run)
     history = [EpochRecord.model_validate(entry) for entry in folder.read_json(HISTORY)]
     folder.write(CURVES, learning_curves(history, best_epoch))
@@ -26,7 +26,7 @@ def draw_curves(run: str, best_epoch: int) -> str:
 
 
 def draw_map(run: str, prepared: str) -> str | None:
-    """Draw likely against liked, where the model tells both, and return where it is."""
+    """Draw probability against rating, if the model predicts both, and return the path."""
     found = interaction_rating_map(run, prepared)
     if found is None:
         return None
@@ -35,7 +35,7 @@ def draw_map(run: str, prepared: str) -> str | None:
 
 
 def draw_search(run: str, result: SearchResult) -> str:
-    """Draw a study into its folder and return where it is."""
+    """Draw a study into its folder and return the path."""
     Folder(run).write(STUDY, study(result.trials))
     return str(Folder(run) / STUDY)
 
@@ -61,7 +61,7 @@ def show_search(result: SearchResult, num_trials: int = 15) -> None:
 
 
 def show_evaluation(result: Evaluation) -> None:
-    """Print metrics with standard errors, the model beside popularity."""
+    """Print the metrics of model and popularity with standard errors."""
     models = result.metrics
     rows = [
         [metric, *(_with_error(models[name].get(metric)) for name in models)]
@@ -79,7 +79,7 @@ def show_evaluation(result: Evaluation) -> None:
 
 
 def show_recommendations(output: str, num_users: int = 3, num_items: int = 5) -> None:
-    """Print the first lists of a folder that bulk scoring wrote, where there are any."""
+    """Print the first recommendation lists that bulk scoring wrote, if any."""
     folder = Folder(output)
     first = next(iter(folder.files(".parquet")), None)
     lists = folder.read_parquet(first).slice(0, num_users).to_pylist() if first else []

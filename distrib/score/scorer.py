@@ -23,7 +23,7 @@ from distrib.storage import Folder
 from distrib.topk import items_of, scores_of
 from distrib.vocabulary import Vocabulary
 
-_EXPLAINED_CELLS = 1 << 22
+_EXPLAINED_PAIRS = 1 << 22
 _QUANTILE_SAMPLE = 4096
 _NO_RULES = Rules()
 
@@ -281,7 +281,7 @@ class Scorer:
         source = source._replace(user_B=-torch.ones_like(source.user_B))
         length = len(source.item_N)
         whole_BK = self._scores_of(source, item_K)
-        size = max(1, _EXPLAINED_CELLS // max(length, 1))
+        size = max(1, _EXPLAINED_PAIRS // max(length, 1))
         parts = []
         for low in range(0, length, size):
             left_out = torch.arange(low, min(low + size, length))
@@ -294,7 +294,7 @@ class Scorer:
         state = self.model.encode(source.to(self.device))
         odds = interaction_head(self.model)
         total_B = torch.zeros(source.num_users, dtype=torch.float64, device=self.device)
-        for low, high in self.search.blocks(source.num_users):
+        for low, high in self.search.chunks(source.num_users):
             if odds is not None:
                 rows = tuple(table[low:high] for table in odds.tables)
                 probability_BI = torch.sigmoid(odds.decode_rows(state, rows).float())

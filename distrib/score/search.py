@@ -11,8 +11,8 @@ from distrib.models.base import ItemRows, Model, UserState
 from distrib.score.rules import Rules, chosen
 from distrib.topk import UNWANTED, best_keys, items_of, merge, rank_keys, scores_of
 
-_BLOCK_CELLS = 1 << 24
-_LEAST_BLOCK = 4096
+_CHUNK_PAIRS = 1 << 24
+_LEAST_CHUNK = 4096
 _MORE_CANDIDATES = 64
 
 
@@ -33,7 +33,7 @@ class RankingHead(NamedTuple):
     decode: Callable[[UserState, ItemRows], Tensor]
     score: Callable[[Tensor, int], Tensor]
     keeps: bool
-    settles_ties: bool = True
+    breaks_ties: bool = True
     is_ranking: bool = True
     """Whether the score is the model's ranking score."""
 
@@ -60,15 +60,15 @@ class Mask(NamedTuple):
         """Device of the scores."""
         return self.hidden.item_N.device
 
-    def by_chunk(self, blocks: list[tuple[int, int]]) -> Iterator[Callable[[Tensor], None]]:
+    def by_chunk(self, chunks: list[tuple[int, int]]) -> Iterator[Callable[[Tensor], None]]:
         """Yield, for each chunk, a function that masks its scores in place."""
-        hidden = entries_by_chunk(self.hidden, blocks)
+        hidden = entries_by_chunk(self.hidden, chunks)
         if self.limits is None:
             for cells in hidden:
                 yield _striking(cells, None, None)
             return
-        open_cells = entries_by_chunk(self.limits.cells, blocks)
-        for cells, opened in zip(hidden, open_cells, strict=True):
+        open_pairs = entries_by_chunk(self.limits.cells, chunks)
+        for cells, opened in zip(hidden, open_pairs, strict=True):
             yield _striking(cells, opened, self.limits.is_limited_B)
 
 
@@ -104,9 +104,9 @@ class TopKSearch:
         self.is_halved = is_halved
         self._half_tables: ItemRows = ()
 
-    def blocks(self, num_users: int) -> list[tuple[int, int]]:
+    def chunks(self, num_users: int) -> list[tuple[int, int]]:
         """Return the bounds of the item chunks for a batch of ``num_users``."""
-        size = self.chunk_items or max(_LEAST_BLOCK, _BLOCK_CELLS // max(num_users, 1))
+        size = self.chunk_items or max(_LEAST_CHUNK, _CHUNK_PAIRS // max(num_users, 1))
         return item_chunks(self.num_items, size)
 
     def best(
@@ -146,7 +146,7 @@ class TopKSearch:
         """
         if not self._half_tables:
             self._half_tables = _halved(ranked.tables)
-        near = ranked._replace(tables=self._half_tables, keeps=False, settles_ties=False)
+        near = ranked._replace(tables=self._half_tables, keeps=False, breaks_ties=False)
         size = min(k + max(k, _MORE_CANDIDATES), self.num_items)
         open_rules = rules._replace(min_score=None)
         near_BP, _ = self._all_best(_halved(state), mask, size, near, open_rules)
@@ -174,15 +174,15 @@ class TopKSearch:
     ) -> tuple[Tensor, Tensor | None]:
         """Return the best keys ``[B, K]`` and, if kept, the output for their items."""
         num_users = mask.num_users
-        blocks = self.blocks(num_users)
+        chunks = self.chunks(num_users)
         best = torch.empty(num_users, 0, dtype=torch.int64, device=mask.device)
         kept: Tensor | None = None
-        for (low, high), masked in zip(blocks, mask.by_chunk(blocks), strict=True):
+        for (low, high), masked in zip(chunks, mask.by_chunk(chunks), strict=True):
             output = ranked.decode(state, tuple(table[low:high] for table in ranked.tables)).float()
             # Masking may overwrite the output in place: masked items are never chosen.
             score_BI = rules.apply(ranked.score(output, low), low).contiguous()
             masked(score_BI)
-            key_BK = best_keys(score_BI, low, k, settles_ties=ranked.settles_ties)
+            key_BK = best_keys(score_BI, low, k, breaks_ties=ranked.breaks_ties)
             best, column_BK = merge(best, key_BK, k)
             if ranked.keeps:
                 found = _picked(output, (items_of(key_BK) - low).clamp(min=0))

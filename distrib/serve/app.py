@@ -134,8 +134,8 @@ class _RequestMiddleware:
         self, scope: Any, headers: dict[bytes, bytes], receive: Any, send: Any
     ) -> None:
         """Read the whole body first, so that a too large one is refused before any other work."""
-        said = headers.get(b"content-length", b"0")
-        pieces, size = [], int(said) if said.isdigit() else 0
+        declared = headers.get(b"content-length", b"0")
+        pieces, size = [], int(declared) if declared.isdigit() else 0
         more = size <= self.max_bytes
         read = 0
         while more:

@@ -44,7 +44,7 @@ class Endpoint(NamedTuple):
     retry_s: float = 600.0
     """Seconds for which a request is retried while the server is busy or unavailable."""
 
-    wishes: Mapping[str, str] = {}
+    options: Mapping[str, str] = {}
     """Other parameters of the request, e.g. ``exclude_seen``."""
 
     def require_sense(self) -> None:
@@ -91,7 +91,7 @@ def score_through(
         raise DataError(f"{source}: no Parquet files; nothing to score")
     stamps = {name: source.stamp(name) for name in names}
     asked = {"url": endpoint.url, "model": endpoint.model, "k": endpoint.k}
-    recipe = {**asked, "wishes": dict(endpoint.wishes), "histories": stamps}
+    recipe = {**asked, "wishes": dict(endpoint.options), "histories": stamps}
     publication = Publication(Folder(output), {**recipe, "fragment_users": fragment_users})
     publication.require_ours()
     done = publication.already()
@@ -192,7 +192,7 @@ async def _answers(
     under_way: list[tuple[int, asyncio.Task[pa.Table]]] = []
     try:
         for table in tables:
-            task = asyncio.create_task(_asked(endpoint, session, stream_of(table)))
+            task = asyncio.create_task(_requested(endpoint, session, stream_of(table)))
             under_way.append((len(table), task))
             if len(under_way) >= endpoint.concurrency:
                 num_users, first = under_way.pop(0)
@@ -205,10 +205,12 @@ async def _answers(
             task.cancel()
 
 
-async def _asked(endpoint: Endpoint, session: aiohttp.ClientSession, content: bytes) -> pa.Table:
+async def _requested(
+    endpoint: Endpoint, session: aiohttp.ClientSession, content: bytes
+) -> pa.Table:
     """Send a request; retry with exponential backoff while the server is busy or unavailable."""
     path = f"{endpoint.url.rstrip('/')}/v1/models/{endpoint.model}/recommendations.arrow"
-    parameters = {"k": str(endpoint.k), **endpoint.wishes}
+    parameters = {"k": str(endpoint.k), **endpoint.options}
     started_s, wait_s = time.monotonic(), 0.2
     while True:
         status, body, pause_s = await _once(session, path, parameters, content)
@@ -239,8 +241,8 @@ async def _once(
     """Return status and body of a response, and the seconds to wait before a retry."""
     try:
         async with session.post(path, data=content, params=parameters) as answer:
-            said = answer.headers.get("retry-after", "")
-            pause_s = float(said) if said.isdigit() else 0.0
+            delay = answer.headers.get("retry-after", "")
+            pause_s = float(delay) if delay.isdigit() else 0.0
             return answer.status, await answer.read(), min(pause_s, _LONGEST_WAIT_S)
     except (aiohttp.ClientError, TimeoutError) as error:
         return 503, (str(error) or type(error).__name__).encode(), 0.0

@@ -113,13 +113,13 @@ def _require_room(plan: ServePlan) -> None:
     for kind, count in wanted.items():
         if count <= have.get(kind, 0.0):
             continue
-        told = (
+        detail = (
             f"{len(plan.models)} model(s) with {least} replica(s) and {config.fronts} front(s) "
             f"take {count:g} {kind}, but the cluster has {have.get(kind, 0.0):g}"
         )
         if is_fixed():
-            raise ConfigError(f"serve: {told}; lower serve.cpus_per_replica (may be a fraction)")
-        emit("waiting_for_room", detail=told)
+            raise ConfigError(f"serve: {detail}; lower serve.cpus_per_replica (may be a fraction)")
+        emit("waiting_for_room", detail=detail)
 
 
 def application(plan: ServePlan) -> serve.Application:

@@ -111,11 +111,11 @@ def _by_popularity(vocabulary: Vocabulary, titles: dict[Any, str]) -> pa.Table:
 
 def _outputs(scorer: Scorer) -> tuple[str, ...]:
     """Return the outputs that a model predicts, found by scoring an empty history."""
-    nobody = Batch.from_lists([[]])
-    columns = output_columns(scorer, scorer.recommend(nobody, None, 1), None)
+    no_user = Batch.from_lists([[]])
+    columns = output_columns(scorer, scorer.recommend(no_user, None, 1), None)
     names = [SINGULAR[column] for column in columns]
     if {"probability", "rating"} <= {*names} and len(scorer.vocabulary.levels) > 1:
         names.append("serendipity")
-    if user_embedding(scorer.model, scorer.model.encode(nobody.to(scorer.device))) is not None:
+    if user_embedding(scorer.model, scorer.model.encode(no_user.to(scorer.device))) is not None:
         names.append("embedding")
     return tuple(names)

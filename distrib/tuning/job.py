@@ -1,4 +1,4 @@
-"""A study on the cluster: Ray Tune chooses which trials go on, each is a run like any other."""
+"""A study on the cluster: Ray Tune schedules the trials, each of which is an ordinary run."""
 
 import contextlib
 import json
@@ -39,34 +39,34 @@ TrainingOf = Callable[[Mapping[str, Value]], TrainingRun]
 
 
 class Trial(Record):
-    """What came of one draw."""
+    """The result of one trial."""
 
     trial: int
     settings: dict[str, Value]
     epochs: int
     selection: float | None
-    """Of the best epoch; None where no epoch came to its end."""
+    """Selection score of the best epoch; None if no epoch was completed."""
 
     best_epoch: int | None
     valid: dict[str, float]
     curve: tuple[float, ...]
-    """Selection by epoch."""
+    """Selection score by epoch."""
 
     fault: str
-    """Why it ended early, if it did."""
+    """Error that ended the trial early, if any."""
 
 
 class SearchResult(Record):
     """A study; ``search.json`` in its folder."""
 
     selection: tuple[str, ...]
-    """Metrics that the best epoch is chosen by."""
+    """Metrics that select the best epoch."""
 
     trials: tuple[Trial, ...]
     """The best first."""
 
     best: tuple[str, ...]
-    """Its settings, as arguments for ``--set``."""
+    """Settings of the best trial, as arguments for ``--set``."""
 
 
 class TrialEpochs(Record):
@@ -74,11 +74,11 @@ class TrialEpochs(Record):
 
     epochs: tuple[EpochRecord, ...]
     fault: str | None = None
-    """Empty for a trial that came to its end; None for one that is under way."""
+    """Empty for a finished trial; None for one in progress."""
 
 
 def check(config: SearchConfig, training_of: TrainingOf) -> None:
-    """Check the study: every field exists, and every trial makes a run that could start.
+    """Check that every field of the study exists and that the run of every trial could start.
 
     Args:
         config: The study.
@@ -96,8 +96,8 @@ def check(config: SearchConfig, training_of: TrainingOf) -> None:
     strange = [name for name in config.space if name.partition(".")[0] not in SEARCHED]
     if strange:
         raise ConfigError(
-            f"search.space names {strange}, which do not decide training; fields of "
-            f"{', '.join(SEARCHED)} do"
+            f"search.space names {strange}, which do not affect training; use fields of "
+            f"{', '.join(SEARCHED)}"
         )
     faults: dict[str, None] = {}
     for number in range(config.num_trials):
@@ -106,7 +106,7 @@ def check(config: SearchConfig, training_of: TrainingOf) -> None:
         except ConfigError as error:
             faults[str(error)] = None
     if faults:
-        raise ConfigError("search.space draws what cannot run:\n" + "\n".join(faults))
+        raise ConfigError("search.space draws trials that are not valid:\n" + "\n".join(faults))
 
 
 def _require_validation(dataset: Dataset) -> None:
@@ -115,10 +115,10 @@ def _require_validation(dataset: Dataset) -> None:
 
 
 def search(config: SearchConfig, run: str, training_of: TrainingOf) -> SearchResult:
-    """Run the trials, each in a folder of its own below the run; go on where a study stopped.
+    """Run the trials, each in its own folder below the run; resume a study that stopped.
 
-    What trials have measured is not measured again: it is told to the scheduler anew, and those
-    that may go on do so from their checkpoints. So a study may be given more trials, too.
+    Epochs that were measured before are not repeated: they are reported to the scheduler again, and
+    trials that it continues resume from their checkpoints. So a study can be extended by trials.
 
     Args:
         config: The study.
@@ -129,7 +129,7 @@ def search(config: SearchConfig, run: str, training_of: TrainingOf) -> SearchRes
         The trials; also written to the folder as ``search.json``.
 
     Raises:
-        ConfigError: See `check`; or no trial came to the end of an epoch.
+        ConfigError: See `check`; or no trial completed an epoch.
     """
     check(config, training_of)
     started_s = time.perf_counter()
@@ -141,7 +141,7 @@ def search(config: SearchConfig, run: str, training_of: TrainingOf) -> SearchRes
 
     place = f"tune-{int(time.time())}"
     tuner = tune.Tuner(
-        tune.with_resources(trial, {"memory": 1}),  # workers ask for what they need themselves
+        tune.with_resources(trial, {"memory": 1}),  # workers request their own resources
         param_space={_NUMBER: tune.grid_search(sorted(configs))},
         tune_config=tune.TuneConfig(
             metric="selection",
@@ -157,7 +157,7 @@ def search(config: SearchConfig, run: str, training_of: TrainingOf) -> SearchRes
         ),
     )
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # Tune talks there
+        with contextlib.redirect_stdout(sys.stderr):  # Tune prints to stdout
             tuner.fit()
     finally:
         (Folder(run) / place).remove()  # the trials' own folders are the record
@@ -178,17 +178,17 @@ def _scheduler(config: SearchConfig, longest: int) -> Any:
 
 
 def _trial(config: SearchConfig, training_of: TrainingOf, number: int) -> TrainingRun:
-    """Return the run of a trial, in a folder of its own."""
+    """Return the run of a trial, in its own folder."""
     found = training_of(settings_of(config, number))
     place = str(Folder(found.run) / TRIALS / f"{number:04d}")
     return found.model_copy(update={"run": place}).absolute()
 
 
 def _tried(config: TrainingRun) -> None:
-    """Train, and report every epoch to Ray Tune; what was measured before is reported first.
+    """Train, and report every epoch to Ray Tune, those measured before first.
 
-    Tune keeps all that a trial starts within the trial's own resources, so training is a task
-    outside them; Tune ends a trial by an exception out of `tune.report`.
+    Tune confines all that a trial starts to the trial's own resources, so training is a task
+    outside them; Tune ends a trial by an exception from `tune.report`.
     """
     folder = Folder(config.run)
     earlier = _measured(folder)
@@ -204,7 +204,7 @@ def _tried(config: TrainingRun) -> None:
                 epochs.append(record)
                 folder.write_json(_EPOCHS, TrialEpochs(epochs=tuple(epochs)).to_json())
                 _report(record)
-    except ray.exceptions.RayError as error:  # one bad draw must not end the study
+    except ray.exceptions.RayError as error:  # one failed trial must not end the study
         fault = str(known(error) or error)
         emit("trial_failed", run=config.run, fault=fault)
     folder.write_json(_EPOCHS, TrialEpochs(epochs=tuple(epochs), fault=fault).to_json())
@@ -218,7 +218,7 @@ def _measured(folder: Folder) -> TrialEpochs:
 
 
 def _is_whole(config: TrainingRun, epochs: list[EpochRecord]) -> bool:
-    """Return whether a trial that came to its end has nothing left to train."""
+    """Return whether a finished trial has nothing left to train."""
     is_solved = not scheme_of(config.model.spec).is_iterative
     return is_solved or (bool(epochs) and epochs[-1].epoch >= config.train.num_epochs)
 
@@ -246,7 +246,7 @@ def _report(record: EpochRecord) -> None:
 
 
 def _trained(config: TrainingRun, inbox: ray.actor.ActorHandle) -> None:
-    """Train in a process of its own."""
+    """Train in a separate process."""
     for name in ("ray.train", "ray.tune", "ray.data"):
         logging.getLogger(name).setLevel(logging.WARNING)
     launch(config, lambda record: ray.get(inbox.post_epoch.remote(record)))
@@ -262,7 +262,7 @@ def _summary(
     ]
     trials.sort(key=lambda t: -math.inf if t.selection is None else t.selection, reverse=True)
     if trials[0].selection is None:
-        raise ConfigError(f"no trial came to the end of an epoch; the first: {trials[0].fault}")
+        raise ConfigError(f"no trial completed an epoch; error of the first: {trials[0].fault}")
     best = tuple(f"{name}={json.dumps(value)}" for name, value in trials[0].settings.items())
     result = SearchResult(selection=configs[0].selection, trials=tuple(trials), best=best)
     folder.write_json(RESULT, result.to_json())

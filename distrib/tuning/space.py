@@ -1,4 +1,4 @@
-"""What is searched: fields of the run file, and how values of each are drawn."""
+"""The search space: fields of the run file, and how their values are drawn."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Value = bool | int | float | str
 
 
 class Choice(Config):
-    """One of some values, each as likely."""
+    """One of several values, each equally likely."""
 
     values: Annotated[tuple[Value, ...], Field(min_length=1)]
 
@@ -24,13 +24,13 @@ class Choice(Config):
 
 
 class Range(Config):
-    """A number between two."""
+    """A number between two bounds."""
 
     low: int | float
     high: int | float
 
     scale: Literal["linear", "log"] = "linear"
-    """``log``: each factor is as likely; for rates and penalties."""
+    """``log``: uniform in the logarithm; for rates and penalties."""
 
     @model_validator(mode="after")
     def _low_is_below_high(self) -> "Range":
@@ -42,7 +42,7 @@ class Range(Config):
         return self
 
     def draw(self, rng: np.random.Generator) -> Value:
-        """Draw a value; a whole number where both ends are."""
+        """Draw a value; an integer if both bounds are."""
         is_whole = isinstance(self.low, int) and isinstance(self.high, int)
         high = self.high + 1 if is_whole else self.high
         if self.scale == "log":
@@ -62,44 +62,43 @@ Drawn = Annotated[
 ]
 
 SEARCHED = ("seed", "model", "objective", "optimizer", "engine", "train")
-"""Sections of the run file whose fields decide training."""
+"""Sections of the run file whose fields affect training."""
 
 
 class SearchConfig(Config):
-    """A study: how many trials of what."""
+    """Settings of a study."""
 
     space: dict[str, Drawn] = Field(default_factory=dict)
     """By field of the run file, e.g. ``"optimizer.learning_rate"``: ``values``, or ``low``,
-    ``high`` and ``scale``. Of what decides training: seed, model, objective, optimizer, engine,
-    train."""
+    ``high`` and ``scale``. Fields of seed, model, objective, optimizer, engine and train only."""
 
     num_trials: PositiveInt = 20
-    """How many draws; may be raised to go on with a finished study."""
+    """Number of trials; raise it to extend a finished study."""
 
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
 
     scheduler: Literal["halving", "none"] = "halving"
-    """``halving`` ends trials early that are worse than others were after as many epochs."""
+    """``halving`` ends trials early that are worse than others after the same number of epochs."""
 
     grace_epochs: PositiveInt = 2
     """Epochs that every trial gets."""
 
     reduction: Annotated[int, Field(ge=2)] = 3
-    """Of the trials that come to a rung one in so many goes on; rungs lie this factor apart."""
+    """One in this many trials at a rung continues; rungs are this factor apart."""
 
     max_concurrent: PositiveInt = 1
-    """Trials at a time, each with the workers that ``train`` asks for."""
+    """Trials at a time, each with the workers that ``train`` sets."""
 
 
 def settings_of(config: SearchConfig, trial: int) -> dict[str, Value]:
     """Draw the settings of a trial, a pure function of (seed, trial) and of each field's name.
 
-    So a study that is gone on with, or searches one field more, draws what it drew.
+    So a study that is extended, or searches one more field, draws the same values again.
 
     Args:
         config: The study.
-        trial: Its number, from 0.
+        trial: Number of the trial, from 0.
 
     Returns:
         Values by field.
@@ -118,16 +117,18 @@ def with_settings(document: Mapping[str, Any], settings: Mapping[str, Any]) -> d
         settings: Values by dotted name.
 
     Returns:
-        The copy; sections that were not there are made.
+        The copy; missing sections are created.
 
     Raises:
-        ConfigError: What should be a section is a value.
+        ConfigError: A name needs a section where there is a value.
     """
     result = dict(document)
     for name, value in settings.items():
         head, _, rest = name.partition(".")
         below = result.get(head)
         if rest and not isinstance(below, Mapping | None):
-            raise ConfigError(f"search.space names {name!r}, but {head!r} is {below!r}, no section")
+            raise ConfigError(
+                f"search.space names {name!r}, but {head!r} is {below!r}, not a section"
+            )
         result[head] = with_settings(below or {}, {rest: value}) if rest else value
     return result

@@ -206,7 +206,7 @@ def test_a_failed_extension_leaves_no_damaged_rows_of_its_own(cluster, tmp_path)
     with pytest.raises(DataError, match="1 of 1 rows are damaged"):
         prepare(config)
     write(tmp_path / "log", "day2.csv", ["u3,i1,4,7"])
-    assert prepare(config)["quarantine"] == []
+    assert prepare(config).quarantine == ()
     assert not list((tmp_path / "p" / "quarantine").glob("*"))
     write(tmp_path / "log", "day3.csv", [])
     manifest = prepare(config)

@@ -138,7 +138,9 @@ def test_amazon_reviews_of_all_years_read_alike(tmp_path, name):
 
 def test_ids_that_do_not_tell_users_from_products_are_asked_about(tmp_path):
     (tmp_path / "r.csv").write_text("u1,i1,5.0,1\nu2,i2,5.0,1\n")
-    with pytest.raises(DataError, match=r"cannot tell users from products.*data\.source\.order"):
+    with pytest.raises(
+        DataError, match=r"cannot distinguish users from products.*data\.source\.order"
+    ):
         AmazonSource(path=str(tmp_path / "r.csv")).inspect()
     table, _ = readings(AmazonSource(path=str(tmp_path / "r.csv"), order="item_first"))
     assert kept(table)[0] == ("i1", "u1", 5.0, 1)
@@ -405,7 +407,7 @@ def test_a_truncated_archive_is_named(tmp_path, packing):
     path = packed(tmp_path, "log.csv", content, packing)
     whole = Path(path).read_bytes()
     Path(path).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"log\.(csv\.|zip).*(damaged|no whole zip)"):
+    with pytest.raises(DataError, match=r"log\.(csv\.|zip).*(damaged|not a complete zip)"):
         readings(CsvSource(path=path, columns=COLUMNS))
 
 

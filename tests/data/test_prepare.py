@@ -214,8 +214,8 @@ def test_every_real_log_has_its_published_size(cluster, real_data, tmp_path, nam
     counts = prepare(config).counts
     assert (counts.kept, counts.users, counts.items) == REAL[name]
     assert counts.rejected == {}
-    own = prepare(file.data.model_copy(update={"prepared": str(tmp_path / "own")}))["counts"]
-    assert own["read"] == counts.read == own["kept"] + sum(own["rejected"].values())
+    own = prepare(file.data.model_copy(update={"prepared": str(tmp_path / "own")})).counts
+    assert own.read == counts.read == own.kept + sum(own.rejected.values())
 
 
 def test_coat_keeps_the_files_apart(cluster, real_data, tmp_path):
@@ -260,7 +260,7 @@ def test_nothing_held_out_is_in_what_training_reads(cluster, tmp_path, split):
                 (trained if is_trained else held_out).add((number, item, rating))
     assert held_out
     assert not trained & held_out
-    rows = ray.get(load_training_data(folder, "resident").rows[0])
+    rows = ray.get(load_training_data(folder, "resident").refs[0])
     users = np.repeat(rows.number_B, np.diff(rows.pointer_P)).tolist()
     read = set(zip(users, rows.item_N.tolist(), rows.value_N.tolist(), strict=True))
     assert read == trained
@@ -403,7 +403,7 @@ def test_one_user_with_a_million_interactions(cluster, tmp_path):
     source = ParquetSource(
         path=str(tmp_path / "log.parquet"), columns=Columns(user="who", item="what")
     )
-    counts = prepare(DataConfig(prepared=str(tmp_path / "p"), source=source))["counts"]
+    counts = prepare(DataConfig(prepared=str(tmp_path / "p"), source=source)).counts
     assert (counts.users, counts.kept) == (1, 1_000_000)
 
 
@@ -434,8 +434,8 @@ def test_the_manifest_is_json_without_a_clock(cluster, tmp_path):
         split=NoSplit(),
     )
     manifest = prepare(config)
-    assert json.loads((tmp_path / "p" / "manifest.json").read_text()) == manifest
-    assert "time" not in manifest
+    assert json.loads((tmp_path / "p" / "manifest.json").read_text()) == manifest.to_json()
+    assert "time" not in manifest.to_json()
 
 
 def test_a_log_that_has_changed_is_not_taken_for_the_old_one(cluster, tmp_path):
@@ -458,7 +458,7 @@ def test_a_damaged_shard_is_refused(cluster, tmp_path):
         ratings=STARS,
         split=NoSplit(),
     )
-    shard = prepare(config)["shards"][0]
+    shard = prepare(config).shards[0]
     path = tmp_path / "p" / shard.name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -479,9 +479,8 @@ def test_a_shard_larger_than_rays_blocks_stays_whole(cluster, tmp_path, monkeypa
         split=NoSplit(),
         num_shards=1,
     )
-    counts = prepare(config.model_copy(update={"cleaning": CleaningConfig(min_user_items=100)}))[
-        "counts"
-    ]
+    cleaning = CleaningConfig(min_user_items=100)
+    counts = prepare(config.model_copy(update={"cleaning": cleaning})).counts
     assert (counts.users, counts.kept, counts.rejected) == (50, 5000, {})
 
 

@@ -64,8 +64,8 @@ def evaluated(trained):
 
 def test_the_model_beats_popularity_and_comes_nearer_to_the_truth(evaluated):
     model, popularity = (evaluated.metrics[name] for name in ("model", "popularity"))
-    assert model["recall@20"]["mean"] > 1.15 * popularity["recall@20"]["mean"]
-    assert model["rmse"]["mean"] < popularity["rmse"]["mean"]
+    assert model["recall@20"].mean > 1.15 * popularity["recall@20"].mean
+    assert model["rmse"].mean < popularity["rmse"].mean
     distance = evaluated.distance_to_truth
     for kind in ("interactions", "outcomes_per_cell"):
         assert distance["model"][kind] < 0.9 * distance["popularity"][kind]
@@ -143,7 +143,7 @@ def test_users_the_training_never_saw_are_scored_from_either_form(trained, tmp_p
         )
         result = score(file.run, file.data.prepared, policy)
         assert result.counts.interactions == {k: v for k, v in read.row_status.items() if v}
-        files = [f"{result['output']}/{part}" for part in parts(result.output)]
+        files = [f"{result.output}/{part}" for part in parts(result.output)]
         assert_same_lists(pq.read_table(files), direct)
 
 
@@ -246,7 +246,7 @@ def test_the_pipeline_finds_faults_of_its_last_jobs_first(tmp_path):
     for setting, message in (
         ('data.split={name="none"}', "holds out nothing to evaluate"),
         (f'score.histories="{tmp_path}/none"', "no such folder or bucket"),
-        ('model={name="mult_vae"}', "mult_vae' tells not both ratings and probabilities"),
+        ('model={name="mult_vae"}', "mult_vae' does not predict both ratings and probabilities"),
         ('objective={name="multinomial"}', "valid objectives for"),
     ):
         faulty = command("pipeline", "--config", "configs/demo.toml", *places, "--set", setting)
@@ -263,7 +263,9 @@ def test_the_last_line_of_a_job_is_its_result_as_json(trained):
     done = command("prepare", "--config", "configs/demo.toml", *settings)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result.counts.training_users == Dataset.open(file.data.prepared).vocabulary.num_users
+    assert (
+        result["counts"]["training_users"] == Dataset.open(file.data.prepared).vocabulary.num_users
+    )
 
 
 def test_a_bundle_carries_what_it_needs(trained):
@@ -295,7 +297,7 @@ def test_the_whole_way_runs_on_an_object_store(object_store):
     assert counts.read == 2000 == counts.kept + counts.rejected["duplicate"]
     assert result["evaluated"]["users"]["all"] == counts.users == 40
     output = f"{place}/run/recommendations"
-    assert result.scored["output"] == output
+    assert result["scored"]["output"] == output
     lists = [Folder(output).read_parquet(name) for name in parts(output)]
     assert sum(len(table) for table in lists) == 40
     for name in ("run/bundle/manifest.json", "run/learning_curves.png"):
@@ -317,7 +319,7 @@ def test_a_damaged_log_is_told_in_one_line(tmp_path):
     failed = command("prepare", "--config", "configs/demo.toml", *settings)
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1] == (
-        f"DataError: {tmp_path}/log.csv.gz: damaged (Truncated compressed stream); fetch it anew"
+        f"DataError: {tmp_path}/log.csv.gz: damaged (Truncated compressed stream); fetch it again"
     )
     assert "Traceback" not in failed.stderr
     assert failed.stderr.count("Truncated") == 1

@@ -9,7 +9,7 @@ from distrib.batch import Batch
 from distrib.models import AutoRecConfig
 from distrib.objectives import SquaredErrorConfig
 from distrib.rng import CounterRng
-from distrib.train.schemes.encoded_rows import codes_of, joined_codes
+from distrib.train.schemes.encoded_rows import joined_latents, latents_of
 from distrib.train.schemes.item_rows import ItemRows
 from distrib.train.step import TrainStep
 from distrib.vocabulary import Catalog, Vocabulary
@@ -102,8 +102,8 @@ def test_item_autorec_folds_unknown_users_in_among_known_ones(small):
     for row in range(0, 37, 2):
         own = torch.tensor(small.items[row])
         rated = torch.tensor(small.values[row])
-        code = item.model.code_IZ[own].double()
-        x = torch.cat([code, torch.ones(len(own), 1)], dim=1)
+        latent = item.model.code_IZ[own].double()
+        x = torch.cat([latent, torch.ones(len(own), 1)], dim=1)
         system = x.T @ x + 1e-3 * torch.eye(x.shape[1])
         offset = item.model.offset_I[own].double()
         wanted = x @ torch.linalg.solve(system, x.T @ (rated.double() - offset))
@@ -119,10 +119,10 @@ def test_codes_of_items_are_the_networks_also_of_those_nobody_rated(small):
     network = ItemRows().build(config, vocabulary)
     rows, wanted = item_rows(small)
     halves = [iter([(rows, np.arange(rows.num_users)[rank::2])]) for rank in range(2)]
-    parts = [codes_of(network.encode, half, 7) for half in halves]
+    parts = [latents_of(network.encode, half, 7) for half in halves]
     with torch.no_grad():
         absent = network.encode(Batch.from_lists([[]]))
-    (latent_IZ,) = joined_codes(parts, 50, absent)
+    (latent_IZ,) = joined_latents(parts, 50, absent)
     torch.testing.assert_close(latent_IZ, wanted(network), rtol=1e-5, atol=1e-6)
 
 
@@ -136,8 +136,8 @@ def item_rows(small):
     flat = (small.batch.row_N[order], small.batch.value_N[order], torch.zeros(len(order)))
     rows = HistoryArrays(*(part.numpy() for part in (items, pointer_P, *flat)))
 
-    def codes(network):
+    def latents(network):
         sums = rating_matrix(small).T @ network.input_IZ + network.input_bias_Z
         return torch.sigmoid(sums).detach()
 
-    return rows, codes
+    return rows, latents

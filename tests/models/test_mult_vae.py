@@ -39,8 +39,8 @@ def test_loss_is_the_multinomial_likelihood_plus_the_annealed_divergence(small):
     noise = CounterRng.of(0, 0)
     terms = TrainStep(model, objective, block_items=7)(small.batch, small.batch, noise, 10)
     x = multi_hot(small.batch)
-    code = noise.normal(2, small.batch.user_B[:, None], torch.arange(8))
-    logits, mean, log_variance = plain(model, x, code)
+    latent = noise.normal(2, small.batch.user_B[:, None], torch.arange(8))
+    logits, mean, log_variance = plain(model, x, latent)
     counts = x.sum(1)
     likelihood = sum(
         Multinomial(int(n), logits=row).log_prob(seen) - torch.lgamma(n + 1)

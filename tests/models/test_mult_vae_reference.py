@@ -24,15 +24,15 @@ class Plain(nn.Module):
 
     def __init__(self, num_items):
         super().__init__()
-        self.first, self.code = nn.Linear(num_items, 600), nn.Linear(600, 400)
+        self.first, self.latent = nn.Linear(num_items, 600), nn.Linear(600, 400)
         self.back, self.last = nn.Linear(200, 600), nn.Linear(600, num_items)
-        for layer in (self.first, self.code, self.back, self.last):
+        for layer in (self.first, self.latent, self.back, self.last):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.trunc_normal_(layer.bias, std=0.001, a=-0.002, b=0.002)
 
     def forward(self, x):
         x = F.dropout(F.normalize(x, dim=1), 0.5, self.training)
-        mean, log_variance = self.code(torch.tanh(self.first(x))).chunk(2, dim=1)
+        mean, log_variance = self.latent(torch.tanh(self.first(x))).chunk(2, dim=1)
         z = mean
         if self.training:
             z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()

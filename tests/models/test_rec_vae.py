@@ -46,13 +46,13 @@ def test_encoder_and_decoder_equal_plain_ones(variant, epsilon, small):
 
 def test_the_prior_is_a_mixture_in_each_dimension():
     generator = torch.Generator().manual_seed(0)
-    code, mean, old_mean = (torch.randn(5, 3, generator=generator) for _ in range(3))
+    latent, mean, old_mean = (torch.randn(5, 3, generator=generator) for _ in range(3))
     spread, old_spread = (0.1 * torch.randn(5, 3, generator=generator) for _ in range(2))
-    found_B = kl_estimate(code, (mean, spread), (old_mean, old_spread))
+    found_B = kl_estimate(latent, (mean, spread), (old_mean, old_spread))
     for row in range(5):
         wanted = 0.0
         for z, m, v, old_m, old_v in zip(
-            code[row], mean[row], spread[row], old_mean[row], old_spread[row], strict=True
+            latent[row], mean[row], spread[row], old_mean[row], old_spread[row], strict=True
         ):
             mixture = (
                 3 / 20 * Normal(0.0, 1.0).log_prob(z).exp()

@@ -90,20 +90,20 @@ class Literal:
         return mean, F.logsigmoid(variance), offset + bias
 
     def _network(self, net, rating, is_rated):
-        encoder, config, code = self.encoder, self.config, self.encoder.code_IZ
+        encoder, config, latent = self.encoder, self.config, self.encoder.code_IZ
         branches = []
         if config.data:
             weight = encoder.rating_IH.chunk(2, 1)[net]
             hidden = torch.relu(rating @ weight + encoder.rating_first.bias_W1H[net])
             branches.append(layers(encoder.rating_layers, net, hidden))
         if config.latent == "full":
-            wide = (is_rated[:, :, None] * code).flatten(1)  # [v_1 m_1, ..., v_J m_J]
+            wide = (is_rated[:, :, None] * latent).flatten(1)  # [v_1 m_1, ..., v_J m_J]
             sums = wide @ self.matrices.chunk(2, 2)[net].flatten(0, 1)
         elif config.latent == "average":
-            mean = is_rated @ code / is_rated.sum(1, keepdim=True).clamp(min=1)
+            mean = is_rated @ latent / is_rated.sum(1, keepdim=True).clamp(min=1)
             sums = mean @ encoder.latent_WZH[net]
         elif config.latent == "gated":
-            sums = (is_rated * encoder.gate_IW[:, net]) @ code @ encoder.latent_WZH[net]
+            sums = (is_rated * encoder.gate_IW[:, net]) @ latent @ encoder.latent_WZH[net]
         if config.latent != "none":
             hidden = torch.relu(sums + encoder.latent_first.bias_W1H[net])
             branches.append(layers(encoder.latent_layers, net, hidden))
@@ -118,19 +118,19 @@ class Literal:
         return both @ encoder.refined.weight_WHO[net] + encoder.refined.bias_W1O[net], bias
 
     def _attended(self, query, is_rated):
-        code = self.encoder.code_IZ
+        latent = self.encoder.code_IZ
         reach = is_rated if self.config.attention == "local" else torch.ones_like(is_rated)
-        product = query @ code.T
+        product = query @ latent.T
         if self.config.attention_norm == "softmax":
             score = (product / 4**0.5).masked_fill(reach == 0, -torch.inf)
-            return torch.softmax(score, 1) @ code
+            return torch.softmax(score, 1) @ latent
         product = product * reach
         denominator = product.sum(1, keepdim=True)
         if self.config.attention_norm == "linear_safe":
             floor = 0.1 * product.detach().abs().sum(1, keepdim=True)
             is_small = denominator.abs() < floor
             denominator = torch.where(is_small, floor * denominator.sign(), denominator)
-        return product / denominator @ code
+        return product / denominator @ latent
 
 
 def layers(stack, net, hidden):
@@ -142,7 +142,7 @@ def layers(stack, net, hidden):
 def literal_loss(model, block, noise):
     """Eq. 5 on a block: dense products, KL by torch.distributions."""
     config = model.config
-    sides, codes, loss = [], [], 0.0
+    sides, latents, loss = [], [], 0.0
     for encoder, side, stream, weight in (
         (model.users, block.users, 1, config.user_divergence),
         (model.items, block.items, 2, config.item_divergence),
@@ -156,16 +156,16 @@ def literal_loss(model, block, noise):
         loss = loss + weight * divergence / times
         found = Posterior(mean, log_variance, offset)
         sides.append((literal, found))
-        codes.append(drawn(found, side.batch.user_B, noise, stream, block.step_1))
+        latents.append(drawn(found, side.batch.user_B, noise, stream, block.step_1))
     (_, users), (_, items) = sides
     cells = block.cells
     if config.likelihood == "analytic":
         square = (users.mean_BZ**2, items.mean_BZ**2)
         variance = (users.log_variance_BZ.exp(), items.log_variance_BZ.exp())
         spread = variance[0] @ variance[1].T + square[0] @ variance[1].T + variance[0] @ square[1].T
-        codes = [users.mean_BZ, items.mean_BZ]
+        latents = [users.mean_BZ, items.mean_BZ]
         loss = loss + spread[cells.row_N, cells.item_N].sum()
-    rating = codes[0] @ codes[1].T + users.offset_B[:, None] + items.offset_B
+    rating = latents[0] @ latents[1].T + users.offset_B[:, None] + items.offset_B
     error = rating[cells.row_N, cells.item_N] - cells.value_N
     return loss + (error**2).sum(), [literal for literal, _ in sides]
 
@@ -363,8 +363,10 @@ def test_turns_meet_all_ratings_of_one_side_against_last_codes(small):
         block = doubled(batches[0].batch)
         side = (block.users, block.items)[epoch]
         loss = step_of(model)(block, block, CounterRng.of(0, 0), 0)["squared_error"]
-        code = drawn(encoder(side), side.batch.user_B, CounterRng.of(0, 0), epoch + 1, block.step_1)
-        rating = code @ encoder.code_IZ.T
+        latent = drawn(
+            encoder(side), side.batch.user_B, CounterRng.of(0, 0), epoch + 1, block.step_1
+        )
+        rating = latent @ encoder.code_IZ.T
         error = rating[side.batch.row_N, side.batch.item_N] - side.batch.value_N
         torch.testing.assert_close(loss, (error**2).sum(), rtol=1e-6, atol=1e-6)
         model.zero_grad()

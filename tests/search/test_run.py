@@ -39,18 +39,18 @@ def test_a_study_finds_the_best_and_goes_on_with_more_trials(cluster, tmp_path):
     file = file_of(tmp_path, "ease", space=space, num_trials=2, seed=3)
     prepare(file.data)
     first = search(file.search, file.run, file.training_with)
-    assert [trial["epochs"] for trial in first.trials] == [1, 1]
+    assert [trial.epochs for trial in first.trials] == [1, 1]
     more = file_of(tmp_path, "ease", space=space, num_trials=3, seed=3, max_concurrent=2)
     second = search(more.search, more.run, more.training_with)
-    by_number = {trial["trial"]: trial for trial in second.trials}
+    by_number = {trial.trial: trial for trial in second.trials}
     for trial in first.trials:
-        assert by_number[trial["trial"]] == trial
-    penalties = [trial["settings"]["model.penalty"] for trial in second.trials]
+        assert by_number[trial.trial] == trial
+    penalties = [trial.settings["model.penalty"] for trial in second.trials]
     assert set(penalties) == {0.001, 30.0}
     assert penalties == sorted(penalties, reverse=True)  # best first
-    assert second.trials[0]["selection"] == second.trials[0]["valid"]["ndcg@100"]
+    assert second.trials[0].selection == second.trials[0].valid["ndcg@100"]
     assert "model.penalty=30.0" in second.best
-    assert json.loads((tmp_path / "run" / RESULT).read_text()) == second
+    assert json.loads((tmp_path / "run" / RESULT).read_text()) == second.to_json()
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [RESULT, "trials"]
     assert study(second.trials).startswith(b"\x89PNG")
 
@@ -66,10 +66,10 @@ def test_fields_that_are_not_there_and_values_that_do_not_fit_are_told_before_an
         check(file.search, file.training_with)
     file = file_of(tmp_path, "ease", space='{"model.penalty.x" = {values = [1.0]}}')
     file = file.model_copy(update={"model": EaseConfig(penalty=2.0)})
-    with pytest.raises(ConfigError, match=r"'penalty' is 2\.0, no section"):
+    with pytest.raises(ConfigError, match=r"'penalty' is 2\.0, not a section"):
         check(file.search, file.training_with)
     file = file_of(tmp_path, "ease", space='{"score.k" = {values = [1, 2]}}')
-    with pytest.raises(ConfigError, match=r"\['score\.k'\], which do not decide training"):
+    with pytest.raises(ConfigError, match=r"\['score\.k'\], which do not affect training"):
         check(file.search, file.training_with)
     with pytest.raises(ConfigError, match=r"space\.model\.penalty\.range\.hihg = 2\.0"):
         file_of(tmp_path, "ease", space='{"model.penalty" = {low = 1.0, hihg = 2.0}}')

@@ -109,11 +109,11 @@ def test_wishes_go_along_and_another_page_is_no_answer(small, run, given, tmp_pa
     server = served({"default": run})
     with Running(server.app) as url:
         wishes = {"exclude_seen": "false", "min_score": "-1e9", "outputs": "rating"}
-        score_through(Endpoint(url, k=50, wishes=wishes), given, str(tmp_path / "out"))
+        score_through(Endpoint(url, k=50, options=wishes), given, str(tmp_path / "out"))
         found = lists(str(tmp_path / "out"))
         assert found.column_names == ["user", "history_digest", "items", "ratings"]
         assert all(len(items) == 50 for items in found["items"].to_pylist())
-        odd = Endpoint(url, wishes={"diversity": "much"})
+        odd = Endpoint(url, options={"diversity": "much"})
         with pytest.raises(DataError, match="refused with 422"):
             score_through(odd, given, str(tmp_path / "odd"))
 

@@ -113,9 +113,9 @@ class World:
         self.begin()
 
     def end(self):
-        code = self.jobs[-1].wait(timeout=600)
+        latent = self.jobs[-1].wait(timeout=600)
         self.cluster.shutdown()
-        assert code == 0, self.log.read_text()[-3000:]
+        assert latent == 0, self.log.read_text()[-3000:]
         return Folder(str(self.run)).read_json(HISTORY)
 
 

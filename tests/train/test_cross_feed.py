@@ -100,8 +100,8 @@ def test_bulk_scoring_returns_the_ratings_of_the_model_called_directly(both_side
     manifest = Dataset.open(both_sides).manifest
     parts = Folder(result.output).files(".parquet")
     for part, shard in zip(parts, manifest.shards, strict=True):
-        histories = pq.read_table(f"{both_sides}/{shard['name']}").to_pylist()
-        lists = pq.read_table(f"{result['output']}/{part}").to_pylist()
+        histories = pq.read_table(f"{both_sides}/{shard.name}").to_pylist()
+        lists = pq.read_table(f"{result.output}/{part}").to_pylist()
         first, step = shard.shard, len(manifest.shards)
         for place, (history, found) in enumerate(zip(histories, lists, strict=True)):
             source = Batch.from_lists(
@@ -170,7 +170,7 @@ def test_the_doctor_tries_blocks(both_sides, tmp_path):
 
 
 def test_what_blocks_do_not_go_with_is_refused(both_sides, tmp_path):
-    with pytest.raises(ConfigError, match=r"feed = 'streaming'.*micro_batch_users = 5"):
+    with pytest.raises(ConfigError, match=r"(?s)feed = 'streaming'.*micro_batch_users = 5"):
         check_run(
             blocks_of(tmp_path, both_sides, feed="streaming", engine={"micro_batch_users": 5})
         )

@@ -62,8 +62,8 @@ def run_ranks(world_size: int, jobs: dict[str, Job], folder: Path) -> list[dict[
             ranks.append(subprocess.Popen([*command, *arguments], cwd=ROOT, stdout=log, stderr=log))
     results = []
     for number, rank in enumerate(ranks):
-        code = rank.wait(timeout=280)
-        assert code == 0, (folder / f"log{number}").read_text()[-3000:]
+        latent = rank.wait(timeout=280)
+        assert latent == 0, (folder / f"log{number}").read_text()[-3000:]
         seen = json.loads((folder / f"result{number}.json").read_text())
         results.append(dict(zip(jobs, seen, strict=True)))
     return results
@@ -180,7 +180,7 @@ def test_other_rules_go_on_bit_for_bit(folder):
     found = run_ranks(2, jobs, folder / "rules")[0]
     for rule in rules:
         whole, first, second = (found[f"{rule}/{part}"] for part in ("whole", "first", "second"))
-        assert first.losses + second.losses == whole.losses, rule
+        assert first["losses"] + second["losses"] == whole["losses"], rule
         assert second["digest"] == whole["digest"], rule
 
 

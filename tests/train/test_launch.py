@@ -202,8 +202,8 @@ class Tracking(BaseHTTPRequestHandler):
 
     metrics: ClassVar[list[dict]] = []
 
-    def answer(self, code, content):
-        self.send_response(code)
+    def answer(self, latent, content):
+        self.send_response(latent)
         self.end_headers()
         self.wfile.write(json.dumps(content).encode())
 
@@ -250,9 +250,9 @@ def test_one_user_in_all_trains_on_two_workers_and_is_shown(
 
 def test_doctor_looks_at_every_node_and_estimates(prepared, tmp_path):
     found = examine(config_of(tmp_path, prepared, "mult_vae", engine={"parallel": "items"}))
-    assert len(found["nodes"]) == 1
-    assert found["nodes"][0]["torch"] == torch.__version__
-    assert found["estimate"]["steps an epoch"] == 15
+    assert len(found.nodes) == 1
+    assert found.nodes[0].torch == torch.__version__
+    assert found.estimate["steps an epoch"] == 15
     assert not any(tmp_path.iterdir())
 
 

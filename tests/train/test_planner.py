@@ -36,8 +36,8 @@ def test_parameters_are_those_of_the_model_at_full_size(name):
 def test_the_operations_of_a_step_are_those_of_its_products():
     """Mult-VAE by hand: the first layer is a sum of rows, all others are products."""
     config = config_of("ml20m_mult_vae", **{"engine.precision": '"fp32"', "train.num_workers": 1})
-    items, hidden, code = SIZES.items, 600, 200
-    small = hidden * 2 * code + code * hidden
+    items, hidden, latent = SIZES.items, 600, 200
+    small = hidden * 2 * latent + latent * hidden
     last = hidden * items
     # Forward and both gradients; the code's input has its own, so has the last layer's.
     flops = 2 * 3 * config.train.batch_users * (small + last)

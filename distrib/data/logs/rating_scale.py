@@ -11,7 +11,7 @@ from distrib.data.logs.columns import Columns
 from distrib.errors import ConfigError
 from distrib.vocabulary import nearest_level, on_scale
 
-SETTLED = "settled"
+ALREADY_APPLIED = "applied"
 """In place of a rounding: ratings are already mapped."""
 
 FloatArray = npt.NDArray[np.float32]
@@ -78,7 +78,7 @@ class Scale(NamedTuple):
 
     def split_state(self, rating_N: FloatArray) -> FloatArray:
         """Map ratings to levels, or counts to weights."""
-        if self.rounding == SETTLED:
+        if self.rounding == ALREADY_APPLIED:
             return rating_N
         if self.confidence == "linear":
             return np.asarray(1 + self.alpha * rating_N, dtype=np.float32)

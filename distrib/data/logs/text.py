@@ -70,7 +70,9 @@ def archive_members(url: str) -> list[str]:
         try:
             names = zipfile.ZipFile(stream).namelist()
         except zipfile.BadZipFile as error:
-            raise DataError(f"{url}: is no whole zip archive ({error}); fetch it anew") from error
+            raise DataError(
+                f"{url}: not a complete zip archive ({error}); fetch it again"
+            ) from error
     return sorted(n for n in names if not n.endswith("/") and n.rsplit("/", 1)[-1][0] not in "._")
 
 
@@ -152,7 +154,7 @@ def line_bounds(text: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
 
 @contextmanager
 def _opened(file: LogFile, start: int = 0) -> Iterator[BinaryIO]:
-    """Open the text of a file; what goes wrong inside is told as a fault of the file."""
+    """Open the text of a file; errors inside are raised as faults of the file."""
     with Folder(file.url).open() as raw, _explained(file), ExitStack() as stack:
         if file.member:
             archive = stack.enter_context(zipfile.ZipFile(raw))
@@ -169,7 +171,7 @@ def _explained(file: LogFile) -> Iterator[None]:
     except _DAMAGES as error:
         if file.is_plain or isinstance(error, _OF_THE_STORE):
             raise
-        raise DataError(f"{file.label}: damaged ({error}); fetch it anew") from error
+        raise DataError(f"{file.label}: damaged ({error}); fetch it again") from error
 
 
 def _decompressed(stream: Any, file: LogFile) -> BinaryIO:

@@ -13,7 +13,7 @@ from distrib.config import JsonObject
 from distrib.data.arrow import dense_ids, to_numpy, whole
 from distrib.data.config import CleaningConfig, DataConfig
 from distrib.data.dataset import MANIFEST, Dataset, DatasetManifest, ShardEntry, read_table
-from distrib.data.logs.rating_scale import SETTLED, Scale
+from distrib.data.logs.rating_scale import ALREADY_APPLIED, Scale
 from distrib.data.prepare import stages, write
 from distrib.data.prepare.cleaning import cleaned
 from distrib.data.prepare.histories import (
@@ -170,7 +170,9 @@ def extend(
     folder.write_json(MANIFEST, made.to_json())
     for name in _names(manifest) - _names(made):
         folder.remove(name)
-    emit("extended", folder=str(folder), files=len(new), counts=made.counts.to_json())
+    written = {shard.name for shard in made.shards} - {shard.name for shard in manifest.shards}
+    counts = made.counts.to_json()
+    emit("extended", folder=str(folder), files=len(new), shards=len(written), counts=counts)
     return made
 
 
@@ -276,7 +278,7 @@ def _old_rows(old: _Old, shard: int, plan: ReadPlan) -> tuple[pa.Table | None, p
 @ray.remote(num_returns=2)
 def _merge_block(block: pa.Table, old: _Old, plan: ReadPlan) -> Any:
     rules = CleaningConfig(duplicates=plan.cleaning.duplicates)
-    scale = Scale(plan.scale.levels, SETTLED)
+    scale = Scale(plan.scale.levels, ALREADY_APPLIED)
     nothing = stages.kept_rows(block).slice(0, 0)
     merged, before, num_rows = [nothing], [nothing], 0
     for shard, new in stages.shards_of(block):

@@ -157,13 +157,13 @@ def _unique(
     value_N = rating_N[chosen_N]
     if is_double.any():
         double_N = order_N[np.repeat(is_double, lengths)]
-        picked_N, settled_N = _one_of_each(
+        picked_N, resolved_N = _one_of_each(
             double_N[np.lexsort((rating_N[double_N], time_N[double_N], key_N[double_N]))],
             lengths[is_double],
             rating_N,
             policy,
         )
-        chosen_N[is_double], value_N[is_double] = picked_N, settled_N
+        chosen_N[is_double], value_N[is_double] = picked_N, resolved_N
     return chosen_N, value_N
 
 

@@ -253,9 +253,9 @@ def _after_core(blocks: Blocks, cleaning: CleaningConfig) -> Blocks:
         least = cleaning.min_user_items if cleaning.is_iterated else 0
         counts = ray.get(tree([_alive_counts.remote(ref, shared, least) for ref in edges], _sum))
         left_I = kcore.next_alive(is_alive_I, counts, cleaning)
-        is_settled = bool((left_I == is_alive_I).all())
+        is_stable = bool((left_I == is_alive_I).all())
         is_alive_I = left_I
-        if is_settled or not cleaning.is_iterated:
+        if is_stable or not cleaning.is_iterated:
             break
     shared = ray.put(is_alive_I)
     return [

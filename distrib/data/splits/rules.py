@@ -16,7 +16,7 @@ from distrib.errors import DataError
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
-_SHARD, _USER, _CELL = 1, 2, 3  # separate uses of the same ids
+_SHARD, _USER, _PAIR = 1, 2, 3  # separate uses of the same ids
 
 
 class EntrywiseSplit(Config):
@@ -203,10 +203,10 @@ def user_hash(users: pa.Array, split: Split) -> HashArray:
     return hash_ids(users, _USER, getattr(split, "seed", 0))
 
 
-def cell_hash(users: pa.Array, items: pa.Array, split: Split) -> HashArray:
+def pair_hash(users: pa.Array, items: pa.Array, split: Split) -> HashArray:
     """Return the hash that decides the role of a user-item pair."""
     seed = getattr(split, "seed", 0)
-    return mixed(hash_ids(users, _CELL, seed) ^ mixed(hash_ids(items, _CELL, seed)))
+    return mixed(hash_ids(users, _PAIR, seed) ^ mixed(hash_ids(items, _PAIR, seed)))
 
 
 def removes_unseen(split: Split) -> bool:
@@ -273,7 +273,7 @@ def limit_keys(kept: pa.Table, split: Split) -> HashArray:
     """Return each interaction's key, to compare with a split's limits."""
     if isinstance(split, GlobalTimeSplit):
         return time_keys(kept["time"].to_numpy())
-    return cell_hash(whole(kept["user"]), whole(kept["item"]), split)
+    return pair_hash(whole(kept["user"]), whole(kept["item"]), split)
 
 
 def time_keys(time_N: npt.NDArray[np.int64]) -> HashArray:
@@ -307,7 +307,7 @@ def _by_user(
     if isinstance(split, LiangSplit):
         return _liang(users, items, split_state.draw)
     subset_N = _subsets(user_hash(users, split), split_state.limits)
-    order_N = cell_hash(users, items, split)
+    order_N = pair_hash(users, items, split)
     return subset_N, _fold_in_roles(user_starts(users), order_N, subset_N, split)
 
 
@@ -318,7 +318,7 @@ def _roles(kept: pa.Table, split: Split, split_state: SplitState) -> Any:
     if isinstance(split, GivenSplit):
         return _HELD_OUT[kept["origin"].to_numpy().astype(np.int64)]
     if isinstance(split, EntrywiseSplit) and not split.is_exact:
-        cell_N = cell_hash(whole(kept["user"]), whole(kept["item"]), split)
+        cell_N = pair_hash(whole(kept["user"]), whole(kept["item"]), split)
         return _entrywise_roles(cell_N, split)
     limits = np.asarray(split_state.limits, dtype=np.uint64)
     return _HELD_OUT[np.searchsorted(limits, limit_keys(kept, split), side="right")]

@@ -31,7 +31,7 @@ from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 
 _WEIGHT_SCALE = 0.01
-_EDGE = 1e-3  # of the sigmoid's range, where its inverse ends
+_EDGE = 1e-3  # margin at either end of the sigmoid's range where its inverse is clipped
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -59,11 +59,11 @@ class AutoRecConfig(Config):
     """Activation of the output, f in the paper; the sigmoid's range is that of the levels."""
 
     new_user_penalty: Annotated[float, Field(gt=0.0)] = 30.0
-    """I-AutoRec: pull towards 0 on what a user, whom training did not see, is folded in by."""
+    """I-AutoRec: ridge penalty for folding in users that training did not see."""
 
     @property
     def spec(self) -> ModelSpec:
-        """What the pipeline must know."""
+        """Properties that the pipeline needs."""
         by_items = self.side == "items"
         scheme = "item_rows" if by_items else "user_rows"
         return ModelSpec("ratings", SquaredErrorConfig(), scheme, has_user_rows=by_items)
@@ -79,13 +79,13 @@ class AutoRecConfig(Config):
         return AutoRec(self, users)
 
     def scoring(self, network: dict[str, Tensor], latent_IZ: Tensor) -> dict[str, Tensor]:
-        """Return the state of `ItemAutoRec` from that of its network and the items' codes."""
+        """Return the state of `ItemAutoRec` from that of its network and the item embeddings."""
         users = {"weight_UZ": network["output_IZ"], "bias_U": network["output_bias_I"]}
         return {"code_IZ": latent_IZ, **users}
 
 
 class AutoRecState(NamedTuple):
-    """Rows as AutoRec sees them."""
+    """Encoded rows, users or items."""
 
     latent_BZ: Tensor
 
@@ -95,11 +95,11 @@ class AutoRec(LinearDecoder, Model):
 
     The paper's penalty, lambda / 2 times the squared weights in each update, is
     ``optimizer.name = "adam"`` with ``weight_decay`` = lambda / batch_users: the engine's loss is
-    the mean over the batch. Biases are free.
+    the mean over the batch. Biases are not decayed.
 
-    Differs from the source: trained in batches by a rule of the run file, theirs by L-BFGS or Rprop
-    on all rows at once; output biases start at the items' mean ratings, or, where columns are
-    users, at the mean of all; a sigmoid at the output is scaled to the range of the levels.
+    Differs from the source: trained in batches by the optimizer of the run file, theirs by L-BFGS
+    or Rprop on all rows at once; output biases start at the items' mean ratings, or, if columns are
+    users, at the global mean; a sigmoid at the output is scaled to the range of the levels.
     """
 
     def __init__(self, config: AutoRecConfig, columns: Catalog) -> None:
@@ -119,7 +119,7 @@ class AutoRec(LinearDecoder, Model):
 
     @override
     def encode(self, batch: Batch, rng: CounterRng | None = None) -> AutoRecState:
-        """Sum the weighted rows of what was rated."""
+        """Sum the input rows of the rated columns, weighted by rating."""
         sum_BZ = history_sum(self.input_IZ, batch.item_N, batch.value_N, batch.pointer_P)
         return AutoRecState(_ACTIVATIONS[self.config.hidden](sum_BZ + self.input_bias_Z))
 
@@ -138,13 +138,13 @@ class AutoRec(LinearDecoder, Model):
 
 
 class ItemAutoRec(Model):
-    """I-AutoRec as it predicts: codes of items from training, and a weight and bias for each user.
+    """I-AutoRec for prediction: item embeddings from training, and weights and a bias per user.
 
-    What it knows of items is their codes, from their training histories; so an item is not scored
-    anew with each user, and users and blocks of items meet in one product.
+    Items are encoded once, from their training histories, so users are scored against a chunk of
+    items by one matrix product.
 
-    Differs from the source: a user whom training did not see gets the items' mean ratings, plus the
-    weights that explain the user's own ratings best (`fold_in`); the authors predict a constant 3.
+    Differs from the source: a user that training did not see gets the items' mean ratings, plus
+    weights that are fit to the user's own ratings (`fold_in`); the authors predict a constant 3.
     """
 
     def __init__(self, config: AutoRecConfig, catalog: Catalog) -> None:
@@ -165,7 +165,7 @@ class ItemAutoRec(Model):
 
     @override
     def encode(self, batch: Batch, rng: CounterRng | None = None) -> FactorState:
-        """Look known users up, fold the others in."""
+        """Look up known users; fold in the others."""
         return known_or_new(batch, (self.weight_UZ, self.bias_U), self._folded)
 
     def _folded(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -178,7 +178,7 @@ class ItemAutoRec(Model):
         return self.code_IZ, self.offset_I
 
     def user_embedding(self, users: UserState) -> Tensor:
-        """Return the weights, and last whether the items' mean ratings count, as for new users."""
+        """Return the weights, and in the last column 1 if item means are added (new users)."""
         return torch.cat([users[0], users[2][:, None]], dim=1)
 
     def item_vectors(self) -> ItemVectors:
@@ -192,14 +192,14 @@ class ItemAutoRec(Model):
 
 
 def _scaled(output: Tensor, config: AutoRecConfig, levels: tuple[float, ...]) -> Tensor:
-    """Apply the output's activation; a sigmoid spans the levels."""
+    """Apply the output activation; a sigmoid is scaled to the range of the levels."""
     if config.output == "identity":
         return output
     return levels[0] + (levels[-1] - levels[0]) * torch.sigmoid(output)
 
 
 def _logit(rating: Tensor, config: AutoRecConfig, levels: tuple[float, ...]) -> Tensor:
-    """Return what `_scaled` makes the rating of, the ends of the scale a little within it."""
+    """Invert `_scaled`; the ends of the scale are clipped to keep the result finite."""
     if config.output == "identity":
         return rating
     share = (rating - levels[0]) / max(levels[-1] - levels[0], 1e-9)

@@ -1,4 +1,4 @@
-"""Conv4Rec: an autoencoder with 1x1 convolutions over the outcomes of each user and item.
+"""Conv4Rec: an autoencoder with 1x1 convolutions over the classes of each user-item pair.
 
 Source: "Conv4Rec: A 1-by-1 Convolutional AutoEncoder for User Profiling through Joint Analysis of
 Implicit and Explicit Feedbacks", IEEE TNNLS 36(12), 2025 (arXiv 2509.07499). Layer widths and
@@ -28,7 +28,7 @@ _CORRUPTION = 1  # random stream
 _PRIOR_USERS = 10.0
 _MLP_WIDTH = 8
 _LEAK = 0.1
-_SLOPE = 2.0  # norm of the levels' places on the scale, at the start
+_SLOPE = 2.0  # initial norm of the levels' slopes
 
 _ENCODER, _DECODER = Role(encoder=True, decayed=True), Role(decoder=True, decayed=True)
 _TABLE, _SHARED = Role(decoder=True), Role(shared=True)
@@ -42,14 +42,14 @@ class Conv4RecConfig(Config):
     spec: ClassVar[ModelSpec] = ModelSpec("rating_classes", RatingClassesConfig())
 
     latent_width: PositiveInt = 200
-    """Dimensions of the code, r in the paper; low underfits, high needs more ratings."""
+    """Latent dimensions, r in the paper; low underfits, high needs more ratings."""
 
     rating_width: NonNegativeInt = 100
-    """Further dimensions of the code, which decode ratings while the others decode interactions; 0:
-    both decode from one code, as they do with the decoders other than ``ordinal``."""
+    """Further latent dimensions, which decode ratings while the others decode interactions; 0: both
+    are decoded from the same dimensions, as with the decoders other than ``ordinal``."""
 
     encoder: Literal["conv", "dense"] = "conv"
-    """``dense``: a row for each item and level in place of the shared convolution; an ablation."""
+    """``dense``: a row per item and level in place of the shared convolution; an ablation."""
 
     channel_hidden_width: PositiveInt = 16
     """Hidden channels of the encoder's convolution."""
@@ -59,42 +59,43 @@ class Conv4RecConfig(Config):
 
     decoder: Literal["linear", "mlp", "ordinal"] = "ordinal"
     """``linear``: the dense layer gives the logits; ``mlp``: two more convolutions follow it;
-    ``ordinal``: it gives two channels, the log-odds of an interaction and a place on the scale of
-    ratings, and a convolution turns the second into logits of levels."""
+    ``ordinal``: it gives two channels, the log-odds of an interaction and a position on the rating
+    scale, and a convolution turns the second into logits of levels."""
 
     scale: Literal["history", "visible"] = "visible"
-    """Whose root divides the encoder's sum in training: the length of the history, or of what
-    corruption left of it. The same in inference."""
+    """The encoder's sum is divided by the square root of a length; in training, that of the whole
+    history, or of what corruption left of it. In inference the two are the same."""
 
     corruption: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Share of the history that the encoder sees as "not observed" in training."""
 
     def build(self, catalog: Catalog) -> "Conv4Rec":
-        """Make an untrained model for the catalogue."""
+        """Make an untrained model for the catalog."""
         return Conv4Rec(self, catalog)
 
 
 class Conv4RecState(NamedTuple):
-    """Users as Conv4Rec sees them."""
+    """User state of Conv4Rec."""
 
     latent_BZ: Tensor
 
 
 class Conv4Rec(Model):
-    """Per user and item a softmax over C outcomes: not observed, or one of the rating levels.
+    """For each user-item pair, a softmax over C classes: not observed, or one of the rating levels.
 
-    The encoder's convolution takes C values only, one per outcome, so the dense layer over items is
-    a sum over the rated items (`history_sum`) of ``D_j^T (c(k) - c(0))``; the part of the unrated
-    ones is a constant, kept as the free bias. The dense ``[B, I, C]`` input never exists.
+    The encoder's convolution has only C different inputs, one per class, so the dense layer over
+    items is a sum over the rated items (`history_sum`) of ``D_j^T (c(k) - c(0))``; the part of
+    unrated items is a constant, absorbed by the bias. The dense ``[B, I, C]`` input never exists.
 
     Differs from the source: the sum is scaled by 1 / sqrt(length of the history); logits have a
-    free bias per item and outcome that starts at the log of the item's smoothed frequencies;
-    observed cells are hidden from the encoder at random, so that the target is not in the input;
-    ReLUs leak, since with few channels a plain one can die at the start and take the code with it.
-    The ``ordinal`` decoder is ours: with s the log-odds and v the place on the scale, its logits
-    are 0, and s + log softmax_k(slope_k v + bias_k) for level k, so that the levels are learned
-    from observed cells alone, and training decodes one number of each other cell. With it, half of
-    the encoder's hidden channels begin with a ramp over the levels.
+    free bias per item and class that starts at the log of the item's smoothed frequencies;
+    observed entries are hidden from the encoder at random, so that the target is not in the input;
+    ReLUs are leaky, since with few channels plain ones can die at the start, which leaves the
+    latent vector constant. The ``ordinal`` decoder is ours: with s the log-odds and v the position
+    on the scale, its logits are 0 for "not observed" and s + log softmax_k(slope_k v + bias_k) for
+    level k. So levels are learned from observed entries alone, and training decodes one number for
+    each other pair. With it, half of the encoder's hidden channels start with a ramp over the
+    levels.
     """
 
     def __init__(self, config: Conv4RecConfig, catalog: Catalog) -> None:
@@ -144,7 +145,7 @@ class Conv4Rec(Model):
 
     @override
     def encode(self, batch: Batch, rng: CounterRng | None = None) -> Conv4RecState:
-        """Sum the rated items' contributions, shared convolution first."""
+        """Sum the contributions of the rated items."""
         read, length_B = batch, batch.length_B
         if rng is not None and self.config.corruption > 0.0:
             draw_N = rng.uniform(_CORRUPTION, batch.user_B[batch.row_N], batch.item_N)
@@ -157,7 +158,7 @@ class Conv4Rec(Model):
         return Conv4RecState(torch.tanh(sum_BZ * scale_B1 + self.input_bias_Z))
 
     def _conv(self, read: Batch, level_N: Tensor) -> Tensor:
-        """Sum each item's channels, weighted by what the convolution makes of the level."""
+        """Sum each item's channels, weighted by the convolution's output for the level."""
         assert self.channels is not None
         channels, device = self.config.channel_width, level_N.device
         one_hot_CC = torch.eye(len(self.levels) + 1, dtype=self.input_IDZ.dtype, device=device)
@@ -198,7 +199,7 @@ class Conv4Rec(Model):
         weight_IDZ, prior_IC = rows[:2]
         if self.slope_L is not None:
             return self._ordinal(users[0], weight_IDZ[:, 0], prior_IC, rows[2])
-        # Outcomes first in memory: sums over them then run over whole planes of cells.
+        # Classes come first in memory, so that sums over them run over contiguous [B, I] planes.
         hidden_DBI = torch.matmul(users[0], weight_IDZ.permute(1, 2, 0))
         if self.head is None:
             return (hidden_DBI + prior_IC.T[:, None, :]).permute(1, 2, 0)
@@ -208,7 +209,7 @@ class Conv4Rec(Model):
     def _ordinal(
         self, latent_BZ: Tensor, weight_IZ: Tensor, prior_IC: Tensor, rating_IZ: Tensor
     ) -> Tensor:
-        """Decode both parts of all cells."""
+        """Decode interactions and levels of all pairs."""
         logit_BI = self._interaction_logits((latent_BZ,), (weight_IZ[:, None], prior_IC))
         place_BI = self._rating_code(latent_BZ) @ rating_IZ.T
         slope_L = cast("Tensor", self.slope_L)
@@ -225,7 +226,7 @@ class Conv4Rec(Model):
         return latent_BZ[:, self.config.latent_width :] if self.rating_width else latent_BZ
 
     def interaction_head(self) -> InteractionHead | None:
-        """Return log-odds and levels apart; see `HasInteractionHead`."""
+        """Return separate decoders of log-odds and levels; see `HasInteractionHead`."""
         if self.slope_L is None:
             return None
         tables = (self.output_IDZ, self.prior_IC)
@@ -252,7 +253,7 @@ class Conv4Rec(Model):
 
 
 def log_frequencies(catalog: Catalog, prior_users: float = _PRIOR_USERS) -> np.ndarray:
-    """Return log frequencies of outcomes by item, smoothed towards those of all items.
+    """Return log frequencies of classes by item, smoothed toward those of all items.
 
     Args:
         catalog: Holds the counts.
@@ -282,9 +283,9 @@ def _convolution(config: Conv4RecConfig, num_classes: int) -> nn.Sequential:
 
 
 def _add_ramp(weight_HC: Tensor, place_L: Tensor) -> None:
-    """Let half of the hidden channels begin with a rise or fall over the levels.
+    """Start half of the hidden channels with a rise or fall over the levels.
 
-    At random, some starts tell the levels apart badly, and stay so.
+    Some purely random starts separate the levels badly and do not recover.
     """
     ramp_L = place_L / place_L.abs().max().clamp(min=1e-6)
     half = len(weight_HC) // 2

@@ -36,12 +36,12 @@ class ElsaConfig(Config):
     """Columns of the item matrix; the authors' ML-20M runs have 800."""
 
     def build(self, catalog: Catalog) -> "Elsa":
-        """Make an untrained model for the catalogue."""
+        """Make an untrained model for the catalog."""
         return Elsa(self, catalog.item_count)
 
 
 class ElsaState(NamedTuple):
-    """Users as ELSA sees them."""
+    """User state of ELSA."""
 
     latent_BZ: Tensor
 
@@ -49,9 +49,8 @@ class ElsaState(NamedTuple):
 class Elsa(Model):
     """x A A^T - x, where the rows of A have unit length.
 
-    Differs from the source: no ReLU at the output, as in the authors' library and not in their
-    reproduction; ``- x`` changes nothing but the scores of a user's own items, so scores are given
-    without it.
+    Differs from the source: no ReLU at the output, as in the authors' library but unlike in their
+    reproduction; ``- x`` only changes the scores of a user's own items, so scores omit it.
     """
 
     def __init__(self, config: ElsaConfig, item_count: int) -> None:
@@ -67,7 +66,7 @@ class Elsa(Model):
         return ElsaState(history_sum(unit_IZ, batch.item_N, ones_N, batch.pointer_P))
 
     def item_gram(self) -> Tensor:
-        """Multiply the unit rows; see `TiedLinear`."""
+        """Return the Gram matrix of the unit rows; see `TiedLinear`."""
         unit_IZ = F.normalize(self.item_IZ.float(), dim=-1)
         return unit_IZ.T @ unit_IZ
 

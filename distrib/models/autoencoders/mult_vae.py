@@ -1,7 +1,7 @@
 """Mult-VAE and Mult-DAE, and their versions for ratings, VAE-CF and DAE-CF.
 
 Source: Liang, Krishnan, Hoffman, Jebara, "Variational Autoencoders for Collaborative Filtering",
-WWW 2018 (Mult-VAE^PR, Mult-DAE), and the authors' notebook for initialisation and dropout; the
+WWW 2018 (Mult-VAE^PR, Mult-DAE), and the authors' notebook for initialization and dropout; the
 versions for ratings: the baselines of "VAE-BMF" (arXiv 2002.09145).
 """
 
@@ -35,24 +35,24 @@ class MultVaeConfig(Config):
     name: Literal["mult_vae"] = "mult_vae"
 
     reads: Reads = "interactions"
-    """``ratings``: reads and gives ratings, trained by squared error; VAE-CF."""
+    """``ratings``: encodes and predicts ratings, trained by squared error; VAE-CF."""
 
     hidden_width: PositiveInt = 600
-    """Units of the hidden layer on either side."""
+    """Units of the hidden layer, in encoder and decoder each."""
 
     latent_width: PositiveInt = 200
-    """Dimensions of the code."""
+    """Latent dimensions."""
 
     input_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Share of the history that is hidden from the encoder in training."""
 
     @property
     def spec(self) -> ModelSpec:
-        """What the pipeline must know."""
+        """Properties that the pipeline needs."""
         return _SPECS[self.reads]
 
     def build(self, catalog: Catalog) -> "MultVae":
-        """Make an untrained model for the catalogue."""
+        """Make an untrained model for the catalog."""
         return MultVae(self, catalog)
 
 
@@ -62,21 +62,21 @@ class MultDaeConfig(Config):
     name: Literal["mult_dae"] = "mult_dae"
 
     reads: Reads = "interactions"
-    """``ratings``: reads and gives ratings, trained by squared error; DAE-CF."""
+    """``ratings``: encodes and predicts ratings, trained by squared error; DAE-CF."""
 
     latent_width: PositiveInt = 200
-    """Dimensions of the code."""
+    """Latent dimensions."""
 
     input_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Share of the history that is hidden from the encoder in training."""
 
     @property
     def spec(self) -> ModelSpec:
-        """What the pipeline must know."""
+        """Properties that the pipeline needs."""
         return _SPECS[self.reads]
 
     def build(self, catalog: Catalog) -> "MultDae":
-        """Make an untrained model for the catalogue."""
+        """Make an untrained model for the catalog."""
         return MultDae(self, catalog)
 
 
@@ -87,7 +87,7 @@ _SPECS = {
 
 
 class MultVaeState(NamedTuple):
-    """Users as Mult-VAE sees them."""
+    """User state of Mult-VAE."""
 
     hidden_BH: Tensor
     mean_BZ: Tensor
@@ -98,7 +98,7 @@ class MultVae(LinearDecoder, Model):
     """Encoder I-H-2Z, decoder Z-H-I, tanh between, logits out.
 
     Differs from the source: noise and dropout come from counters of (seed, epoch, user, item), so
-    that they do not depend on how users are dealt to workers.
+    that they do not depend on how users are assigned to workers.
     """
 
     def __init__(self, config: MultVaeConfig, catalog: Catalog) -> None:
@@ -124,7 +124,7 @@ class MultVae(LinearDecoder, Model):
 
     @override
     def encode(self, batch: Batch, rng: CounterRng | None = None) -> MultVaeState:
-        """Normalise to unit length, drop items, encode; sample the code where there is noise."""
+        """Normalize to unit length, drop items, encode; in training, sample the latent vector."""
         hidden_BH = _read(self.input_IH, batch, self.config, rng)
         code = self.to_code(torch.tanh(hidden_BH + self.input_bias_H))
         mean_BZ, log_variance_BZ = code.chunk(2, dim=-1)
@@ -145,16 +145,16 @@ class MultVae(LinearDecoder, Model):
 
 
 class MultDaeState(NamedTuple):
-    """Users as Mult-DAE sees them."""
+    """User state of Mult-DAE."""
 
     latent_BZ: Tensor
 
 
 class MultDae(LinearDecoder, Model):
-    """Encoder I-Z with tanh, decoder Z-I; the code is no distribution.
+    """Encoder I-Z with tanh, decoder Z-I; the latent vector is deterministic.
 
     The paper's L2 penalty, 0.01 / 500 times the squared weights in each update of 500 users, is
-    ``optimizer.name = "adam"`` with ``weight_decay = 4e-5``: their gradient, added to the loss's.
+    ``optimizer.name = "adam"`` with ``weight_decay = 4e-5``, whose gradient is added to the loss's.
     """
 
     def __init__(self, config: MultDaeConfig, catalog: Catalog) -> None:
@@ -172,7 +172,7 @@ class MultDae(LinearDecoder, Model):
 
     @override
     def encode(self, batch: Batch, rng: CounterRng | None = None) -> MultDaeState:
-        """Normalise to unit length, drop items, encode."""
+        """Normalize to unit length, drop items, encode."""
         sum_BZ = _read(self.input_IZ, batch, self.config, rng)
         return MultDaeState(torch.tanh(sum_BZ + self.input_bias_Z))
 

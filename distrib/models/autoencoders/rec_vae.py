@@ -1,4 +1,4 @@
-"""RecVAE: Mult-VAE with a composite prior, trained in turns, with a weight for each user.
+"""RecVAE: Mult-VAE with a composite prior, alternating training and a KL weight per user.
 
 Source: Shenbin, Alekseev, Tutubalina, Malykh, Nikolenko, "RecVAE: A New Variational Autoencoder for
 Top-N Recommendations with Implicit Feedback", WSDM 2020, and the authors' code, of which two
@@ -23,7 +23,7 @@ from distrib.parameters import Role, parameter, with_role
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 
-_DROPOUT, _SAMPLE = 1, 2  # streams of noise
+_DROPOUT, _SAMPLE = 1, 2  # random streams
 _NUM_BLOCKS = 5
 _STANDARD, _OLD, _WIDE = 3 / 20, 3 / 4, 1 / 10
 _WIDE_LOG_VARIANCE = 10.0
@@ -40,31 +40,31 @@ class RecVaeConfig(Config):
     )
 
     variant: Literal["master", "wsdm"] = "master"
-    """Branch of the authors' code; they differ in what normalisation adds to a variance, 0.1 in
+    """Branch of the authors' code; they differ in the epsilon of layer normalization, 0.1 in
     ``master`` and 1e-5 in ``wsdm``."""
 
     hidden_width: PositiveInt = 600
     """Units of each of the encoder's five blocks."""
 
     latent_width: PositiveInt = 200
-    """Dimensions of the code."""
+    """Latent dimensions."""
 
     input_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Share of the history that is hidden from the encoder while the encoder is trained."""
 
     divergence_scale: PositiveFloat = 0.005
-    """Weight of the divergence for each interaction of a user, gamma in the paper."""
+    """Weight of the KL term per interaction of a user, gamma in the paper."""
 
     encoder_epochs: PositiveInt = 3
-    """Epochs in a row that train the encoder; the next one trains the decoder."""
+    """Consecutive epochs that train the encoder; the next one trains the decoder."""
 
     def build(self, catalog: Catalog) -> "RecVae":
-        """Make an untrained model for the catalogue."""
+        """Make an untrained model for the catalog."""
         return RecVae(self, catalog.item_count)
 
 
 class RecVaeState(NamedTuple):
-    """Users as RecVAE sees them."""
+    """User state of RecVAE."""
 
     latent_BZ: Tensor
     kl_B: Tensor
@@ -72,15 +72,15 @@ class RecVaeState(NamedTuple):
 
 
 class RecVae(LinearDecoder, Model):
-    """Five densely connected blocks to a Gaussian code; one linear layer back.
+    """Five densely connected blocks to a Gaussian latent vector; one linear layer back.
 
-    The prior of each dimension of the code is a mixture of a standard normal, the posterior that
-    the encoder gave after the turn before, and a wide normal. Encoder and decoder are trained in
-    turns, each by an optimizer state of its own; the decoder without dropout, on sampled codes.
+    The prior of each latent dimension is a mixture of a standard normal, the encoder's posterior
+    after its previous turn, and a wide normal. Encoder and decoder are trained in turns, each with
+    its own optimizer state; the decoder without dropout, on sampled latent vectors.
 
-    Differs from the source: noise comes from counters (`CounterRng`); the ``wsdm`` branch keeps the
-    old posterior of each training user, equal to that of the old encoder, used here for both;
-    what is not trained in a turn gets no gradient.
+    Differs from the source: noise comes from counters (`CounterRng`); the ``wsdm`` branch stores
+    the old posterior of each training user, equal to that of the old encoder, used here for both;
+    the part that is not trained in a turn gets no gradient.
     """
 
     def __init__(self, config: RecVaeConfig, item_count: int) -> None:
@@ -101,13 +101,13 @@ class RecVae(LinearDecoder, Model):
         }
 
     def begin_epoch(self, epoch: int) -> str:
-        """Return whose turn it is."""
+        """Return the part that the epoch trains."""
         turn = epoch % (self.config.encoder_epochs + 1)
         self.phase = "encoder" if turn < self.config.encoder_epochs else "decoder"
         return self.phase
 
     def end_epoch(self, epoch: int) -> None:
-        """After the encoder's turn, make it the old one."""
+        """After the encoder's turn, copy it to the old encoder."""
         if epoch % (self.config.encoder_epochs + 1) == self.config.encoder_epochs - 1:
             fresh = dict(self.encoder.named_parameters())
             for name, buffer in self.old.named_buffers():
@@ -115,7 +115,7 @@ class RecVae(LinearDecoder, Model):
 
     @override
     def encode(self, batch: Batch, rng: CounterRng | None = None) -> RecVaeState:
-        """Encode; in training, sample the code and measure its divergence from the prior."""
+        """Encode; in training, sample the latent vector and estimate its KL term."""
         is_encoders_turn = self.phase == "encoder"
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_encoders_turn):
             dropout = self.config.input_dropout if is_encoders_turn else 0.0
@@ -130,7 +130,7 @@ class RecVae(LinearDecoder, Model):
             return RecVaeState(latent_BZ, weight_B * kl_estimate(latent_BZ, new, old))
 
     def kl(self, users: UserState) -> Tensor:
-        """Return what `encode` measured; see `Variational`."""
+        """Return the KL term that `encode` computed; see `Variational`."""
         return users[1]
 
     @override
@@ -143,8 +143,8 @@ def kl_estimate(
 ) -> Tensor:
     """Estimate KL(q || composite prior) from one sample, nats, ``[B]``; may be negative.
 
-    Source: RecVAE, eq. 8 and 9, and the authors' code: the mixture is one of each dimension, added
-    up over dimensions, not one of whole codes.
+    Source: RecVAE, eq. 8 and 9, and the authors' code: each dimension has its own mixture, and the
+    terms are summed over dimensions; it is not a mixture over whole vectors.
 
     Args:
         latent_BZ: Drawn from the new posterior.
@@ -205,7 +205,7 @@ class _Encoder(nn.Module):
 
 
 def _without_parameters(module: nn.Module) -> nn.Module:
-    """Turn parameters into buffers that no bundle holds: nothing trains them, or reads them."""
+    """Turn parameters into non-persistent buffers: not trained, and not needed for inference."""
     for part in module.modules():
         for name, held in list(part.named_parameters(recurse=False)):
             delattr(part, name)

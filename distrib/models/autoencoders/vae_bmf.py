@@ -1,7 +1,7 @@
-"""VAE-BMF: variational autoencoders of users and items that feed each other their codes.
+"""VAE-BMF: variational autoencoders of users and items that read each other's latent vectors.
 
 Source: Zhang and others, "VAE-BMF: Variational Autoencoders for Bayesian Matrix Factorization",
-arXiv 2002.09145 v3, 2022. No code of its authors is known.
+arXiv 2002.09145 v3, 2022. No implementation by its authors is known.
 """
 
 from typing import Annotated, Any, Literal, NamedTuple
@@ -29,12 +29,12 @@ from distrib.rng import CounterRng
 from distrib.tiles import Side, Tile, TrainInput, Transposed
 from distrib.vocabulary import Catalog
 
-_SAMPLE_USERS, _SAMPLE_ITEMS, _FEED_USERS, _FEED_ITEMS = 1, 2, 3, 4  # streams of noise
+_SAMPLE_USERS, _SAMPLE_ITEMS, _FEED_USERS, _FEED_ITEMS = 1, 2, 3, 4  # random streams
 _DROP_USERS, _DROP_ITEMS = 5, 6
-_STEP_BITS = 36  # beyond the numbers of rows, so that row and step make one counter
+_STEP_BITS = 36  # above any row number, so that row and step share one counter
 _DIVERGENCE_ADVICE = (
-    "set model.attention_norm to softmax or linear_safe: linear is the normalisation as printed, "
-    "whose denominators, sums of numbers of either sign, cross 0"
+    "set model.attention_norm to softmax or linear_safe: linear is the normalization as printed, "
+    "whose denominators sum numbers of either sign and so can cross 0"
 )
 
 Width = Annotated[int, Field(gt=0)]
@@ -46,7 +46,7 @@ class VaeBmfConfig(Config):
     name: Literal["vae_bmf"] = "vae_bmf"
 
     latent_width: Width = 25
-    """Dimensions of the codes, K [10, 15, 25, 50]."""
+    """Latent dimensions, K [10, 15, 25, 50]."""
 
     branch_width: Width = 50
     """Width at the end of each branch, K' [10, 15, 25, 50]; at least K."""
@@ -58,48 +58,48 @@ class VaeBmfConfig(Config):
     """Layers of a branch after its first, L' [0, 1, 2]."""
 
     fused_layers: NonNegativeInt = 0
-    """Hidden layers where the branches are joined, L [0, 1, 2]."""
+    """Hidden layers after the branches are joined, L [0, 1, 2]."""
 
     data: bool = True
-    """Whether encoders read ratings; without, the paper's "no data input"."""
+    """Whether encoders read ratings; false is the paper's "no data input"."""
 
     latent: Literal["full", "average", "gated", "none"] = "full"
-    """What encoders read of the other side's codes: ``full`` a matrix for each column, which the
-    paper has; ``average`` their mean, its cheap variant; ``gated`` a sum with a learned weight for
-    each column and one matrix for all, which is ours, for large catalogues."""
+    """How encoders read the other side's latent vectors: ``full`` (the paper) by a matrix per
+    column; ``average`` (its cheap variant) by their mean; ``gated`` (ours, for large catalogs) by a
+    sum with a learned weight per column and one matrix for all."""
 
     attention: Literal["local", "global", "none"] = "local"
-    """Whether codes attend to those of what the row has rated, or to all of the other side."""
+    """Whether rows attend to the latent vectors of their rated columns, or of all columns."""
 
     attention_norm: Literal["softmax", "linear", "linear_safe"] = "softmax"
-    """``linear`` is eq. 9 as printed, whose denominators cross 0 and which diverges;
-    ``linear_safe`` keeps them from 0."""
+    """``linear`` is eq. 9 as printed, which diverges since its denominators cross 0;
+    ``linear_safe`` keeps them away from 0."""
 
     likelihood: Literal["sampled", "analytic"] = "sampled"
-    """Expected squared error from one sample of the codes, or in closed form."""
+    """Expected squared error from one sample of the latent vectors, or in closed form."""
 
     input_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the interactions that a row's branches do not read, drawn anew for each block; a
-    rating is then often explained without reading it. Ours."""
+    """Share of the interactions that a row's branches do not read, drawn again for each tile, so
+    that a rating is often predicted without being read. Ours."""
 
     user_divergence: Annotated[float, Field(ge=0.0)] = 0.01
-    """Weight of the users' divergence from the prior, beta_u, to a squared error of weight 1."""
+    """Weight of the users' KL term, beta_u, relative to a squared error of weight 1."""
 
     item_divergence: Annotated[float, Field(ge=0.0)] = 0.01
-    """Weight of the items', beta_v."""
+    """Weight of the items' KL term, beta_v."""
 
     divergence_count: Literal["literal", "unbiased"] = "literal"
-    """``literal``: a row's divergence counts in every block that it is in; ``unbiased``: once."""
+    """``literal``: a row's KL term counts in each of its tiles; ``unbiased``: once per epoch."""
 
     centring: Literal["none", "means"] = "none"
-    """``means``: codes explain what the means of user and item do not; ours."""
+    """``means``: latent vectors model deviations from the means of user and item; ours."""
 
     biases: bool = False
-    """Whether encoders give each row a bias, too, which ratings add up; ours."""
+    """Whether encoders also give each row a bias, which is added to its ratings; ours."""
 
     @property
     def spec(self) -> ModelSpec:
-        """What the pipeline must know."""
+        """Properties that the pipeline needs."""
         objective = SquaredErrorConfig(divergence_cap=1.0)
         is_literal = self.attention != "none" and self.attention_norm == "linear"
         advice = _DIVERGENCE_ADVICE if is_literal else ""
@@ -111,7 +111,7 @@ class VaeBmfConfig(Config):
     def _parts_fit(self) -> "VaeBmfConfig":
         faults = []
         if not self.data and self.latent == "none":
-            faults.append("data = false with latent = 'none' leaves nothing to read; set one")
+            faults.append("data = false with latent = 'none' leaves nothing to read; enable one")
         if not self.data and self.centring != "none":
             faults.append(
                 f"data = false with centring = {self.centring!r}, which reads ratings; set "
@@ -120,30 +120,30 @@ class VaeBmfConfig(Config):
         widths = (self.latent_width, self.branch_width, self.hidden_width)
         if list(widths) != sorted(widths):
             faults.append(
-                f"latent_width, branch_width, hidden_width = {widths}: none may be less than the "
-                "one before (paper, section 5)"
+                f"latent_width, branch_width, hidden_width = {widths}: must not decrease in this "
+                "order (paper, section 5)"
             )
         if faults:
             raise ValueError("; ".join(faults))
         return self
 
     def build(self, catalog: Catalog) -> "VaeBmf":
-        """Make a model to load weights into, and to score with."""
+        """Make a model for scoring, to load weights into."""
         return VaeBmf(self, catalog, is_trained=False)
 
     def network(self, items: Catalog, users: Catalog) -> "VaeBmf":
-        """Make an untrained model, with what only training needs."""
-        del users  # both sides are told by the items' catalogue
+        """Make an untrained model, including what only training needs."""
+        del users  # the items' catalog describes both sides
         return VaeBmf(self, items, is_trained=True)
 
     def scoring(
         self, network: dict[str, Tensor], items: Posterior | None = None
     ) -> dict[str, Tensor]:
-        """Return the state of a model that scores from that of the one that is trained.
+        """Return the state of a scoring model from that of the trained one.
 
         Args:
-            network: After `Model.end_epoch`.
-            items: Posteriors of all items; those in ``network`` are kept without.
+            network: State of the trained model, after `end_epoch`.
+            items: Posteriors of all items; None keeps those in ``network``.
 
         Returns:
             The state.
@@ -156,39 +156,39 @@ class VaeBmfConfig(Config):
 
 
 class VaeBmfState(NamedTuple):
-    """Users; in training also the items that they meet, and samples in place of means."""
+    """Users; in training also the items of the tile, and samples in place of means."""
 
     users: LatentFactors
     items: Any = None
-    """Those of a block; None for those of `VaeBmf.item_tables`."""
+    """Items of a tile; None for those of `VaeBmf.item_tables`."""
 
     kl_B: Tensor | None = None
     """Weighted, nats, of users and items; only in training."""
 
     transposed: Transposed | None = None
-    """Of the cells of a block."""
+    """The ratings of a tile, sorted by item."""
 
 
 class VaeBmf(Model):
-    """Ratings are products of user and item codes; each side's encoder reads the other's codes.
+    """Ratings are products of user and item latent vectors; each side's encoder reads the other's.
 
-    A row's encoder reads its ratings, and the codes of what was rated, through two branches; joined
-    they give a normal, which attention to those codes refines. Mean and variance have networks of
-    their own. Codes of the other side are samples of its posteriors, drawn once for each pass
-    over all blocks (`feed_codes`), and constants for the gradient.
+    A row's encoder reads its ratings, and the latent vectors of the columns it rated, through two
+    branches; joined, they give a normal posterior, refined by attention to those vectors. Mean and
+    variance have separate networks. The latent vectors read from the other side are samples of its
+    posteriors, drawn once per epoch (`feed_codes`), and constants for the gradient.
 
-    The latent branch multiplies all codes of the other side, masked, with one matrix: here a sum
-    over what was rated of ``v_j Phi_j``, whose table ``[columns, hidden]`` is made once a pass.
-    Within a pass v_j is constant, so an update of Phi_j is ``d_j (outer) delta_j``, and what
-    optimizers see is delta alone: with ``d_j = sign(v_j)``, Adam's update of delta is that of Phi
-    (up to its epsilon), in 1 / K of its memory and time. `end_epoch` adds deltas to Phi.
+    The latent branch multiplies all latent vectors of the other side, masked, with one matrix: here
+    a sum of ``v_j Phi_j`` over the rated columns, whose table ``[columns, hidden]`` is computed
+    once per epoch. Within an epoch v_j is constant, so an update of Phi_j is ``d_j (outer)
+    delta_j``, and optimizers see delta alone: with ``d_j = sign(v_j)``, Adam's update of delta is
+    that of Phi (up to its epsilon), at 1 / K of its memory and time; `end_epoch` adds delta to Phi.
 
-    Differs from the source: what it leaves open is a setting (`VaeBmfConfig`) or stated here. The
-    variance goes through a sigmoid before attention and again at the end, so it stays between 0
-    and 1. Weights begin as those of torch's linear layers, codes as N(0, I). Adam's moments of Phi
-    are kept across passes as if the codes had not changed. With another rule than Adam, the
-    latent branch learns as fast as its codes are large in sum, not in square; and clipping sees the
-    gradient of delta, |v|_1 / |v|_2 times as large as that of Phi.
+    Differs from the source: what the paper leaves open is a setting (`VaeBmfConfig`) or stated
+    here. The variance goes through a sigmoid before attention and again at the end, so it stays
+    between 0 and 1. Weights start as those of torch's linear layers, latent vectors as N(0, I).
+    Adam's moments of Phi are kept across epochs as if the latent vectors had not changed. With
+    plain gradient descent in place of Adam, the latent branch's step grows with |v|_1^2, not
+    |v|_2^2; and clipping sees the gradient of delta, |v|_1 / |v|_2 times as large as that of Phi.
     """
 
     def __init__(self, config: VaeBmfConfig, catalog: Catalog, *, is_trained: bool) -> None:
@@ -216,9 +216,9 @@ class VaeBmf(Model):
 
     @override
     def encode(self, batch: TrainInput, rng: CounterRng | None = None) -> Any:
-        """Encode users; of a block also the items, both as samples in training."""
+        """Encode users; for a tile, in training, also its items."""
         if isinstance(batch, Tile):
-            assert rng is not None  # blocks are for training only
+            assert rng is not None  # tiles are for training only
             return self._block_state(batch, rng)
         found = self.encode_users(batch)
         return VaeBmfState(
@@ -226,28 +226,28 @@ class VaeBmf(Model):
         )
 
     def encode_users(self, batch: Batch) -> Posterior:
-        """Return the posteriors of users from their ratings alone, known or not.
+        """Return the posteriors of users, known or new, from their ratings alone.
 
-        Ratings of items that training did not see say nothing.
+        Ratings of items that training did not see are ignored.
         """
         found: Posterior = self.users(Side.whole(self.users.readable(batch)))
         return found
 
     def encode_items(self, batch: Batch) -> Posterior:
-        """Return the posteriors of items, also of new ones, from their ratings by known users.
+        """Return the posteriors of items, known or new, from their ratings by known users.
 
         Args:
-            batch: A row for each item; ``item_N`` are numbers of users.
+            batch: One row per item; ``item_N`` holds user numbers.
 
         Returns:
-            One row for each item.
+            One row per item.
         """
         found: Posterior = self.items(Side.whole(self.items.readable(batch)))
         return found
 
     @torch.no_grad()
     def append_items(self, batch: Batch) -> None:
-        """Encode more items; see `ItemEncoder`."""
+        """Add items to score; see `EncodesItems`."""
         found = self.encode_items(batch.to(self.mean_IZ.device))
         self.mean_IZ = torch.cat([self.mean_IZ, found.mean_BZ])
         self.variance_IZ = torch.cat([self.variance_IZ, found.log_variance_BZ.exp()])
@@ -272,14 +272,14 @@ class VaeBmf(Model):
             scale_B = weight * side.share_1 / (side.repeats_B if is_unbiased else 1.0)
             kls.append(scale_B * _kl(posterior))
         users, items = found
-        if users is None:  # items in turn, against the last codes of users
+        if users is None:  # a tile of items only, against the last latent vectors of users
             users, items = items, self.items.last_codes()
         elif items is None:
             items = self.users.last_codes()
         return VaeBmfState(users, items, torch.cat(kls), block.transposed)
 
     def _kept(self, batch: Batch, rng: CounterRng, stream: int, step_1: Tensor) -> Tensor | None:
-        """Return the weight that each interaction is read with; None for 1."""
+        """Return the dropout weight of each interaction; None without dropout."""
         keep = 1.0 - self.config.input_dropout
         if keep == 1.0:
             return None
@@ -290,13 +290,13 @@ class VaeBmf(Model):
     def _shown(
         self, posterior: Posterior, batch: Batch, rng: CounterRng, stream: int, step_1: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Return codes and, unless they are samples, variances."""
+        """Return latent vectors and, unless they are samples, variances."""
         if self.config.likelihood == "analytic":
             return posterior.mean_BZ, posterior.log_variance_BZ.exp()
         return drawn(posterior, batch.user_B, rng, stream, step_1), None
 
     def kl(self, users: UserState) -> Tensor | None:
-        """Return what `encode` measured of a tile; see `Variational`."""
+        """Return the KL term that `encode` computed for a tile; see `Variational`."""
         return _of(users).kl_B
 
     @override
@@ -343,18 +343,18 @@ class VaeBmf(Model):
         return found if found.items else found._replace(items=LatentFactors(*self.item_tables()))
 
     def end_epoch(self, epoch: int) -> None:
-        """Add what was learned for the codes of this pass to the latent branches' matrices."""
+        """Add this epoch's deltas to the matrices of the latent branches."""
         del epoch
         self.users.fold()
         self.items.fold()
 
     def feed_codes(self, users: Posterior, items: Posterior, rng: CounterRng) -> None:
-        """Draw codes of all rows and let both sides read them from now on.
+        """Draw latent vectors of all rows, which both sides read from now on.
 
         Args:
-            users: Posteriors by number, NaN for numbers that nobody trains on.
+            users: Posteriors by user number, NaN for users without a training rating.
             items: Posteriors by position, NaN for items without a training rating.
-            rng: Of the pass.
+            rng: The epoch's randomness.
         """
         for encoder, posterior, stream in (
             (self.users, items, _FEED_ITEMS),
@@ -376,7 +376,7 @@ def drawn(
     stream: int,
     step_1: Tensor | None = None,
 ) -> Tensor:
-    """Draw each row's code, by the reparametrisation trick, ``[B, Z]``."""
+    """Draw each row's latent vector by the reparameterization trick, ``[B, Z]``."""
     mean_BZ, log_variance_BZ, _ = posterior
     counters = [number_B[:, None], torch.arange(mean_BZ.shape[1], device=mean_BZ.device)]
     draw_BZ = rng.normal(stream, *counters, *([] if step_1 is None else [step_1]))

@@ -1,4 +1,4 @@
-"""The encoders of VAE-BMF: from a row's ratings, and the codes of what was rated, to a normal.
+"""The encoders of VAE-BMF: from ratings, and latent vectors of rated columns, to a posterior.
 
 Source: see `vae_bmf`.
 """
@@ -18,10 +18,10 @@ from distrib.parameters import Role, with_role
 from distrib.tiles import Side
 
 PRIOR_RATINGS = 5.0
-"""Ratings that pull the mean rating of a row to what is expected."""
+"""Weight, in ratings, of the expected mean rating when estimating that of a row."""
 
 _MEAN, _VARIANCE = 0, 1  # the two networks
-_FLOOR = 0.1  # of a linear attention's denominator, share of the sum of absolute products
+_FLOOR = 0.1  # least linear_safe denominator, as a share of the sum of absolute products
 _BLOCK_ROWS = 4096
 
 
@@ -42,38 +42,38 @@ class EncoderShape(NamedTuple):
 
     @classmethod
     def of(cls, config: Any) -> "EncoderShape":
-        """Take them from a `VaeBmfConfig`."""
+        """Copy them from a `VaeBmfConfig`."""
         return cls(*(getattr(config, name) for name in cls._fields))
 
 
 class Posterior(NamedTuple):
-    """Diagonal normals of some rows, and the mean ratings that they come on top of."""
+    """Diagonal normals of some rows, and the offsets of their ratings."""
 
     mean_BZ: Tensor
     log_variance_BZ: Tensor
     offset_B: Tensor
-    """0 without centring."""
+    """Mean rating plus bias; each is 0 if its setting is off."""
 
 
 class LatentFactors(NamedTuple):
-    """What of some rows is multiplied."""
+    """The factors of some rows, whose products are ratings."""
 
     latent_BZ: Tensor
     variance_BZ: Tensor | None
-    """None where codes are samples, or stand for themselves."""
+    """None if the latent vectors are samples."""
 
     offset_B: Tensor
-    """Mean ratings that products come on top of."""
+    """Added to the products; see `Posterior`."""
 
 
 class Encoder(nn.Module):
-    """The networks of one side, of which each parameter holds two: for mean and for variance.
+    """The networks of one side; each parameter holds two, for mean and for variance.
 
     Args:
-        config: Hyper-parameters of either side.
-        offset_I: Mean ratings of columns, which ratings are read as the distance from.
-        is_there_I: Whether anyone trains on the column.
-        mean: What a row without ratings is expected to give, beyond them.
+        config: Hyper-parameters of both sides.
+        offset_I: Mean ratings of columns, subtracted from their ratings.
+        is_there_I: Whether the column has training ratings.
+        mean: Expected mean of a row's ratings after subtracting ``offset_I``.
         is_trained: Whether to hold what only training needs.
     """
 
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
             self.refined = _Linear(2 * code, code)
 
     def _register_codes(self, offset_I: Tensor, is_there_I: Tensor) -> None:
-        """Add what is read of the other side; it begins as N(0, I)."""
+        """Register the other side's latent vectors, which start as N(0, I)."""
         columns = len(offset_I)
         self.register_buffer("offset_I", offset_I.clone())
         self.register_buffer("code_IZ", torch.randn(columns, self.config.latent_width))
@@ -136,7 +136,7 @@ class Encoder(nn.Module):
         self._sum_up()
 
     def _register_matrices(self, hidden: int, *, is_trained: bool) -> None:
-        """Add the latent branch's first layer: its table, and in training what that is made of."""
+        """Register the latent branch's first layer: its table and, in training, Phi and delta."""
         columns, code = self.code_IZ.shape
         self.register_buffer("base_IH", torch.zeros(columns, hidden))
         self.base_IH: Tensor
@@ -153,7 +153,7 @@ class Encoder(nn.Module):
 
     @override
     def forward(self, side: Side, weight_N: Tensor | None = None) -> Posterior:
-        """Return the posteriors of some rows, whose branches read interactions by weight."""
+        """Return the posteriors of some rows, whose branches read weighted interactions."""
         batch = side.batch
         value_N, offset_B = self._centered(side)
         if weight_N is None:
@@ -182,7 +182,7 @@ class Encoder(nn.Module):
         return Posterior(precise_WBZ[_MEAN], F.logsigmoid(precise_WBZ[_VARIANCE]), offset_B)
 
     def readable(self, batch: Batch) -> Batch:
-        """Return rows with only those columns that training saw."""
+        """Return the rows with only the columns that training saw."""
         is_within_N = batch.item_N < len(self.code_IZ)
         if not is_within_N.all():
             batch = batch.keep(is_within_N)
@@ -190,21 +190,23 @@ class Encoder(nn.Module):
         return batch if is_there_N.all() else batch.keep(is_there_N)
 
     def _centered(self, side: Side) -> tuple[Tensor, Tensor]:
-        """Return ratings as they are read, and the mean rating of each row."""
+        """Return the centered ratings, and the mean rating of each row."""
         batch = side.batch
         if self.config.centring == "none":
             return batch.value_N, batch.value_N.new_zeros(batch.num_users)
         offset_I = self.offset_I.to(batch.value_N.dtype)
         value_N = batch.value_N - offset_I[batch.item_N] - self.mean
+        # offset_B = sum / (length + PRIOR_RATINGS); scale_B extends both from a sample to all.
         sum_B = value_N.new_zeros(batch.num_users).index_add(0, batch.row_N, value_N)
         offset_B = sum_B * side.scale_B / (batch.length_B * side.scale_B + PRIOR_RATINGS)
         return value_N - offset_B[batch.row_N], offset_B + self.mean
 
     def _latent(self, side: Side, weight_N: Tensor) -> Tensor:
-        """Return what the latent branch makes of the codes of what was rated, ``[2, B, H]``."""
+        """Return the first layer of the latent branch before bias and ReLU, ``[2, B, H]``."""
         batch, dtype = side.batch, self.output.weight_WHO.dtype
         index_N, pointer_P = batch.item_N, batch.pointer_P
         if self.config.latent == "full":
+            # v_j (Phi_j + sign(v_j) (outer) delta_j) = base_j + |v_j|_1 delta_j, for each column j.
             sum_BH = history_sum(self.base_IH, index_N, weight_N, pointer_P)
             if hasattr(self, "delta_IH"):
                 size_N = self.size_I[index_N] * weight_N
@@ -223,14 +225,15 @@ class Encoder(nn.Module):
         return torch.bmm(sum_WBZ.to(dtype), self.latent_WZH)
 
     def _attended(self, query_WBZ: Tensor, batch: Batch) -> Tensor:
-        """Return the mean of the codes that queries attend to, ``[2, B, K]``.
+        """Return the attention-weighted mean of the other side's latent vectors, ``[2, B, Z]``.
 
-        In the precision of the codes, which is float32 at least: sums are over thousands.
+        In the precision of ``code_IZ``, at least float32, since sums run over thousands of columns.
         """
         query_QZ = query_WBZ.flatten(0, 1).to(self.code_IZ.dtype)
         if self.config.attention == "global":
             found_QZ = self._attended_of_all(query_QZ)
         else:
+            # Q = 2 B: the histories repeat, once for the queries of each network.
             index_N = torch.cat([batch.item_N, batch.item_N])
             pointer_P = torch.cat([batch.pointer_P, batch.pointer_P[1:] + len(batch.item_N)])
             if self.config.attention_norm == "softmax":
@@ -250,6 +253,7 @@ class Encoder(nn.Module):
             parts = latent_IZ.split(_BLOCK_ROWS)
             return torch.stack([(query_QZ @ part.T).abs().sum(1) for part in parts]).sum(0)
 
+        # sum_i (q . v_i) v_i = q sum_i v_i^T v_i = q gram_ZZ, and sum_i q . v_i = q . total_Z.
         denominator_Q = self._denominator(query_QZ @ self.total_Z, absolute)
         return query_QZ @ self.gram_ZZ / denominator_Q[:, None]
 
@@ -268,9 +272,10 @@ class Encoder(nn.Module):
         return sum_QZ / torch.where(pointer_P.diff() > 0, denominator_Q, 1.0)[:, None]
 
     def _denominator(self, total_Q: Tensor, absolute: Callable[[], Tensor]) -> Tensor:
-        """Return the sums of products; the safe ones at least a share of what they are sums of.
+        """Return the denominators of linear attention, the sums of products ``total_Q``.
 
-        Where that share is taken, it is a constant for the gradient.
+        For ``linear_safe``, their magnitude is at least `_FLOOR` times the sum of absolute
+        products; where this floor applies, it is a constant for the gradient.
         """
         if self.config.attention_norm == "linear":
             return total_Q
@@ -280,12 +285,12 @@ class Encoder(nn.Module):
         return torch.where(total_Q.abs() < floor_Q, signed_Q, total_Q)
 
     def last_codes(self) -> LatentFactors:
-        """Return the codes that are read, which stand for themselves."""
+        """Return the latent vectors that this encoder reads, as factors."""
         return LatentFactors(self.code_IZ, None, self.code_offset_I)
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Add deltas to the matrices; what the encoder computes stays the same."""
+        """Add the deltas to the matrices; the encoder's output does not change."""
         if not hasattr(self, "delta_IH"):
             return
         matrix_IZH = self.matrix_IZH
@@ -293,12 +298,13 @@ class Encoder(nn.Module):
             delta_IH = self.delta_IH[low:high].to(matrix_IZH.dtype)
             direction_IZ = self.code_IZ[low:high].to(matrix_IZH.dtype).sign()
             matrix_IZH[low:high] += direction_IZ[:, :, None] * delta_IH[:, None]
+        # v_j sign(v_j) = |v_j|_1, so the new table of v_j Phi_j needs no product with Phi.
         self.base_IH += self.size_I[:, None] * self.delta_IH
         self.delta_IH.zero_()
 
     @torch.no_grad()
     def read(self, latent_IZ: Tensor, offset_I: Tensor) -> None:
-        """Read these codes from now on; NaN for columns that are nobody's."""
+        """Set the latent vectors to read from now on; NaN for columns without training ratings."""
         is_there_I = ~latent_IZ.isnan().any(1)
         self.is_there_I.copy_(is_there_I)
         self.code_IZ.copy_(latent_IZ.nan_to_num(0.0))
@@ -308,14 +314,14 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def _sum_up(self) -> None:
-        """Make what linear attention to all codes needs of them."""
+        """Compute the sums that linear attention to all columns needs."""
         latent_IZ = self.code_IZ[self.is_there_I > 0]
         self.gram_ZZ.copy_(latent_IZ.T @ latent_IZ)
         self.total_Z.copy_(latent_IZ.sum(0))
 
     @torch.no_grad()
     def _tabulate(self) -> None:
-        """Make the tables of the latent branch for the codes that are read."""
+        """Compute the table of the latent branch for the current latent vectors."""
         if not hasattr(self, "delta_IH"):
             return
         self.size_I.copy_(self.code_IZ.abs().sum(1))
@@ -339,7 +345,7 @@ class _Linear(nn.Module):
 
 
 class _Bias(nn.Module):
-    """What follows the product of a first layer."""
+    """Bias and ReLU of a first layer."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -364,11 +370,11 @@ class _Layers(nn.ModuleList):
 
 
 def _by_network(sum_BH: Tensor, side: Side) -> Tensor:
-    """Scale up sums over samples, and part what both networks have, ``[2, B, H / 2]``."""
+    """Scale up sums over samples, and split them by network, ``[2, B, H / 2]``."""
     scaled_BH = sum_BH * side.scale_B.to(sum_BH.dtype)[:, None]
     return scaled_BH.view(len(sum_BH), 2, sum_BH.shape[1] // 2).transpose(0, 1)
 
 
 def _uniform(*shape: int, fan: int) -> nn.Parameter:
-    """Make a parameter that begins as torch's linear layers do."""
+    """Make a parameter that is initialized as in torch's linear layers."""
     return nn.Parameter(torch.empty(*shape).uniform_(-(fan**-0.5), fan**-0.5))

@@ -1,4 +1,4 @@
-"""Biased matrix factorisation: the mean, a bias of the user and of the item, and a product.
+"""Biased matrix factorization: the mean, a bias of the user and of the item, and a product.
 
 Source: Koren, Bell, Volinsky, "Matrix Factorization Techniques for Recommender Systems", IEEE
 Computer 42(8), 2009, eq. 4 and 5.
@@ -23,7 +23,7 @@ from distrib.vocabulary import Catalog
 
 
 class BiasedMfConfig(Config):
-    """Hyper-parameters of biased matrix factorisation."""
+    """Hyper-parameters of biased matrix factorization."""
 
     name: Literal["biased_mf"] = "biased_mf"
 
@@ -33,15 +33,15 @@ class BiasedMfConfig(Config):
     """Dimensions of the factors."""
 
     new_user_penalty: Annotated[float, Field(gt=0.0)] = 5.0
-    """Pull towards 0 on the factors of a user whom training did not see."""
+    """Ridge penalty for folding in users that training did not see."""
 
     def build(self, catalog: Catalog) -> "BiasedMf":
-        """Make an untrained model for the catalogue."""
+        """Make an untrained model for the catalog."""
         return BiasedMf(self, catalog)
 
 
 class BiasedMfState(NamedTuple):
-    """Users as the factorisation sees them."""
+    """User state of biased matrix factorization."""
 
     latent_BZ: Tensor
     bias_B: Tensor
@@ -50,11 +50,11 @@ class BiasedMfState(NamedTuple):
 class BiasedMf(LinearDecoder, Model):
     """mean + user bias + item bias + user factors times item factors.
 
-    Weight decay falls on all rows in each update, while a user's ratings come once an epoch: on
-    users it weighs as much more as there are updates in an epoch.
+    Weight decay applies to all rows in each update, while a user's ratings occur once per epoch: on
+    user rows it weighs more by the number of updates per epoch.
 
     Differs from the source: trained in batches of users; item biases hold the mean and start at
-    the items' mean ratings; a user whom training did not see is folded in from the ratings.
+    the items' mean ratings; users that training did not see are folded in from their ratings.
     """
 
     def __init__(self, config: BiasedMfConfig, catalog: Catalog) -> None:
@@ -72,7 +72,7 @@ class BiasedMf(LinearDecoder, Model):
 
     @override
     def encode(self, batch: Batch, rng: CounterRng | None = None) -> BiasedMfState:
-        """Look known users up; fold the others in, without gradient."""
+        """Look up known users; fold in the others, without gradient."""
         found = known_or_new(batch, (self.user_UZ, self.user_bias_U), self._folded)
         return BiasedMfState(found.latent_BZ, found.bias_B)
 

@@ -1,6 +1,6 @@
-"""EASE: a linear model of item on items in closed form, whole or by neighbourhoods.
+"""EASE: a linear item-item model in closed form, for all items at once or by neighborhoods.
 
-Source: Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019; by neighbourhoods:
+Source: Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019; by neighborhoods:
 Steck, "Markov Random Fields for Collaborative Filtering", NeurIPS 2019.
 """
 
@@ -32,18 +32,18 @@ class EaseConfig(Config):
     spec: ClassVar[ModelSpec] = ModelSpec("scores", None, "closed_form")
 
     penalty: PositiveFloat = 500.0
-    """Pull of all weights towards 0, lambda in the paper; larger for denser logs."""
+    """L2 penalty on all weights, lambda in the paper; larger for denser logs."""
 
     num_neighbours: NonNegativeInt = 0
-    """0 solves for all items together, in 16 x items^2 bytes of memory; otherwise each item by
-    itself among so many items that were met with it most, in items x neighbours x 12 bytes besides
-    the Gram matrix, which grows with the pairs of items that anyone met together."""
+    """0 solves for all items together, in 16 x items^2 bytes of memory; otherwise for each item by
+    itself, among this many items nearest to it by cosine, in items x neighbors x 12 bytes plus the
+    Gram matrix, which grows with the number of co-occurring item pairs."""
 
     precision: Literal["float64", "float32"] = "float64"
-    """In which all items together are solved for; float32 halves the memory."""
+    """Precision of the solution for all items together; float32 halves the memory."""
 
     def build(self, catalog: Catalog) -> "Ease | Neighbors":
-        """Make a model that knows nothing yet."""
+        """Make an unfitted model."""
         if self.num_neighbours:
             return Neighbors(catalog.item_count, min(self.num_neighbours, catalog.item_count))
         return Ease(catalog.item_count)
@@ -56,13 +56,13 @@ class EaseConfig(Config):
 
 
 class Ease(Model):
-    """Scores are the sums of the rows of the weights that belong to the history."""
+    """Scores are the sums of the weight rows of the items in the history."""
 
     def __init__(self, item_count: int) -> None:
         super().__init__()
         self.register_buffer("weight_II", torch.zeros(item_count, item_count))
         self.weight_II: Tensor
-        """Row: item met; column: item scored."""
+        """Row: item in the history; column: item to score."""
 
     @override
     def encode(self, batch: Batch, rng: CounterRng | None = None) -> HistoryState:
@@ -88,7 +88,7 @@ def whole_weights(gram: csr_array, penalty: float, precision: torch.dtype) -> Te
     Args:
         gram: X^T X of the binary interactions.
         penalty: Lambda.
-        precision: Of the factor.
+        precision: Precision of the factor.
 
     Returns:
         float32 ``[I, I]``; its column j predicts item j.
@@ -104,16 +104,16 @@ def whole_weights(gram: csr_array, penalty: float, precision: torch.dtype) -> Te
 
 
 def neighbour_weights(gram: csr_array, penalty: float, num_neighbours: int) -> dict[str, Tensor]:
-    """Solve for each item by itself, among the items most often met with it by cosine.
+    """Solve for each item by itself, among its nearest items by cosine.
 
-    The column of an item in the inverse of the whole is that of the inverse of its neighbourhood
-    where all others are conditionally independent of it; with all items as neighbours it is the
-    whole. The cost is items x neighbours^3 / 3, the memory that of the Gram matrix.
+    An item's column of the full inverse equals that of its neighborhood's inverse if the item is
+    conditionally independent of all items outside; with all items as neighbors the two are the
+    same. The cost is items x neighbors^3 / 3, the memory that of the Gram matrix.
 
     Args:
         gram: X^T X of the binary interactions.
         penalty: Lambda.
-        num_neighbours: Items beside each.
+        num_neighbours: Neighbors of each item.
 
     Returns:
         State of `Neighbors`.
@@ -138,7 +138,7 @@ def neighbour_weights(gram: csr_array, penalty: float, num_neighbours: int) -> d
 
 
 def _submatrices(gram: csr_array, index_JS: Tensor, is_there_JS: Tensor) -> Tensor:
-    """Return the Gram matrix of each neighbourhood; 0 where a place in it is empty."""
+    """Return the Gram matrix of each neighborhood; 0 for empty places."""
     found: list[Any] = []
     for index_S in index_JS.numpy():
         order = index_S.argsort()

@@ -1,4 +1,4 @@
-"""Models of item on items that keep a few neighbours of each item, and item k-nearest neighbours.
+"""Item-item models that keep a few neighbors of each item, and item k-nearest neighbors.
 
 Source: Sarwar, Karypis, Konstan, Riedl, "Item-based Collaborative Filtering Recommendation
 Algorithms", WWW 2001 (cosine); shrinkage as in Bell, Koren, "Scalable Collaborative Filtering with
@@ -22,20 +22,20 @@ from distrib.vocabulary import Catalog
 
 
 class ItemKnnConfig(Config):
-    """Hyper-parameters of item k-nearest neighbours."""
+    """Hyper-parameters of item k-nearest neighbors."""
 
     name: Literal["item_knn"] = "item_knn"
 
     spec: ClassVar[ModelSpec] = ModelSpec("scores", None, "closed_form")
 
     num_neighbours: PositiveInt = 100
-    """Neighbours kept of each item."""
+    """Neighbors to keep of each item."""
 
     shrink: Annotated[float, Field(ge=0.0)] = 10.0
-    """Added to the denominator of the cosine; pulls down what rests on few users."""
+    """Added to the denominator of the cosine; shrinks similarities that rest on few users."""
 
     def build(self, catalog: Catalog) -> "Neighbors":
-        """Make a model that knows nothing yet."""
+        """Make an unfitted model."""
         return Neighbors(catalog.item_count, min(self.num_neighbours, catalog.item_count))
 
     def solve(self, gram: csr_array) -> dict[str, Tensor]:
@@ -44,24 +44,24 @@ class ItemKnnConfig(Config):
 
 
 class Similar(NamedTuple):
-    """The neighbours of each item, nearest first."""
+    """The neighbors of each item, nearest first."""
 
     index_IM: Tensor
-    """int64 position; the number of items where there are fewer neighbours."""
+    """int64 position; padded with the number of items."""
 
     weight_IM: Tensor
-    """float32; 0 where there are fewer."""
+    """float32; padded with 0."""
 
 
 class HistoryState(NamedTuple):
-    """Users as a model of item on items sees them: by what they met."""
+    """User state of an item-item model: the history."""
 
     pointer_P: Tensor
     item_N: Tensor
 
 
 class Neighbors(Model):
-    """The score of an item is the sum of the weights of its neighbours in the history."""
+    """The score of an item is the sum of the weights of its neighbors in the history."""
 
     def __init__(self, item_count: int, num_neighbours: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Neighbors(Model):
 
     @override
     def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
-        """Meet each item of a history with the items of the block whose neighbour it is."""
+        """Join each item of a history with the decoded items that have it as a neighbor."""
         (pointer_P, item_N), (index_JM, weight_JM) = users, rows
         num_users, (num_scored, width) = len(pointer_P) - 1, index_JM.shape
         order_E = torch.argsort(index_JM.flatten(), stable=True)
@@ -105,15 +105,15 @@ class Neighbors(Model):
 
 
 def most_similar(gram: csr_array, num_neighbours: int, *, shrink: float) -> Similar:
-    """Find the items whose users are most alike: n_ij / (sqrt(n_i n_j) + shrink).
+    """Find the most similar items: n_ij / (sqrt(n_i n_j) + shrink).
 
     Args:
         gram: n_ij, X^T X of the binary interactions.
-        num_neighbours: How many of each item, at most as many as there are items.
+        num_neighbours: Neighbors of each item, capped at the number of items.
         shrink: See `ItemKnnConfig`.
 
     Returns:
-        Neighbours, ties to the lower position.
+        Neighbors; ties go to the lower position.
     """
     num_items = gram.shape[0]
     width = min(num_neighbours, num_items)
@@ -125,7 +125,7 @@ def most_similar(gram: csr_array, num_neighbours: int, *, shrink: float) -> Simi
         other = gram.indices[part].astype(np.int64)
         alike = gram.data[part] / (root_I[item] * root_I[other] + shrink + 1e-12)
         alike[other == item] = 0.0
-        if len(alike) > width:  # sorting a few is cheaper than all; ties at the edge stay in
+        if len(alike) > width:  # sorting a few is cheaper than all; keeps ties at the cutoff
             near = np.flatnonzero(alike >= np.partition(alike, -width)[-width])
             other, alike = other[near], alike[near]
         best = np.lexsort((other, -alike))[:width]

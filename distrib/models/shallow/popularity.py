@@ -1,4 +1,4 @@
-"""Popularity and item mean: what counting alone knows; the baseline of every report."""
+"""Popularity and item mean, from counts alone; the baseline of every report."""
 
 from typing import ClassVar, Literal
 
@@ -18,22 +18,22 @@ _PRIOR_RATINGS = 1e-3
 
 
 class PopularityConfig(Config):
-    """Popularity has nothing to set."""
+    """Popularity has no settings."""
 
     name: Literal["popularity"] = "popularity"
 
     spec: ClassVar[ModelSpec] = ModelSpec("rating_classes", None, "closed_form")
 
     def build(self, catalog: Catalog) -> "Popularity":
-        """Count."""
+        """Make the model from the counts."""
         return Popularity(catalog)
 
 
 class Popularity(Model):
-    """The same opinion for everyone: item frequencies, item mean rating, item rating distribution.
+    """The same prediction for all users: item frequency, mean rating and rating distribution.
 
-    Ranked by it, lists are by popularity; its ratings are the item means. An item nobody rated
-    takes the mean and distribution of all ratings.
+    It ranks items by popularity and predicts their mean ratings. An item without ratings takes the
+    mean and distribution of all ratings.
     """
 
     def __init__(self, catalog: Catalog) -> None:

@@ -32,7 +32,7 @@ _PROCESS_GB = {False: 0.7, True: 3.0}
 
 _TRACED_ROWS, _TRACED_COLUMNS, _TRACED_HISTORY = (16, 32), (256, 512), 8
 _FORWARD_SHARE = 3  # a step costs as much as this many forward passes
-_LEAST_TOLD = 0.01
+_LEAST_SHOWN = 0.01
 _COPIES_OF_BLOCK = 3
 """Scores of a chunk, their loss and their gradient."""
 
@@ -105,7 +105,9 @@ class Estimate(NamedTuple):
 def _read(value: float | None, unit: str) -> str:
     if value is None:
         return "jobs/doctor.py measures it"
-    return f"{value:.3g} {unit}" if value >= _LEAST_TOLD or not value else f"< {_LEAST_TOLD} {unit}"
+    return (
+        f"{value:.3g} {unit}" if value >= _LEAST_SHOWN or not value else f"< {_LEAST_SHOWN} {unit}"
+    )
 
 
 def estimate(config: TrainingRun, sizes: Sizes, gpu: str = "h100") -> Estimate:

@@ -47,15 +47,15 @@ class RowEncoder:
         def encoded(batch: Batch) -> Tables:
             return tuple(part.cpu() for part in encode(batch.to(self._device)))
 
-        mine = codes_of(encoded, parts, self._batch_rows)
+        mine = latents_of(encoded, parts, self._batch_rows)
         absent = encoded(Batch.from_lists([[]]))
         if is_sparse:
             absent = tuple(torch.full_like(part, torch.nan) for part in absent)
-        return joined_codes(self._gather(mine), count, absent)
+        return joined_latents(self._gather(mine), count, absent)
 
 
 @torch.inference_mode()
-def codes_of(
+def latents_of(
     encode: Encode, parts: Iterator[tuple[HistoryArrays, IntArray]], batch_rows: int
 ) -> tuple[Tensor, Tables]:
     """Encode the training histories of some rows.
@@ -68,30 +68,30 @@ def codes_of(
     Returns:
         Row numbers, int64 ``[B]``, and the latent vectors, float32.
     """
-    nobody = Batch.from_lists([])
-    found = [(nobody.user_B, encode(nobody))]
+    no_user = Batch.from_lists([])
+    found = [(no_user.user_B, encode(no_user))]
     for rows, mine in parts:
         for start in range(0, len(mine), batch_rows):
             batch, _ = gather(rows, mine[start : start + batch_rows])
             found.append((batch.user_B, encode(batch)))
-    numbers, codes = zip(*found, strict=True)
-    joined = tuple(torch.cat(parts).float() for parts in zip(*codes, strict=True))
+    numbers, latents = zip(*found, strict=True)
+    joined = tuple(torch.cat(parts).float() for parts in zip(*latents, strict=True))
     return torch.cat(numbers), joined
 
 
-def joined_codes(parts: Sequence[tuple[Tensor, Tables]], count: int, absent: Tables) -> Tables:
+def joined_latents(parts: Sequence[tuple[Tensor, Tables]], count: int, absent: Tables) -> Tables:
     """Put the latent vectors of all rows in the order of row numbers.
 
     Args:
-        parts: From `codes_of`, of all ranks.
+        parts: From `latents_of`, of all ranks.
         count: Rows of the result.
         absent: One row of each table, for row numbers that are in no part.
 
     Returns:
         Latent vectors of ``count`` rows.
     """
-    tables = tuple(code.float().repeat(count, *[1] * (code.dim() - 1)) for code in absent)
-    for number_B, codes in parts:
-        for table, code in zip(tables, codes, strict=True):
-            table[number_B] = code
+    tables = tuple(latent.float().repeat(count, *[1] * (latent.dim() - 1)) for latent in absent)
+    for number_B, latents in parts:
+        for table, latent in zip(tables, latents, strict=True):
+            table[number_B] = latent
     return tables

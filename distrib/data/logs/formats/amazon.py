@@ -70,6 +70,6 @@ def _order_of(file: LogFile) -> str:
         if fits[best] > 0.9 and min(fits.values()) < 0.1:
             return best
     raise DataError(
-        f"{file.label}: cannot tell users from products in {','.join(rows[0])[:80]!r}; set "
+        f"{file.label}: cannot distinguish users from products in {','.join(rows[0])[:80]!r}; set "
         'data.source.order to "user_first" or "item_first"'
     )

@@ -1,0 +1,59 @@
+"""Template of a training scheme: copy it into `distrib/train/schemes/`, then add it to `SCHEMES`.
+
+A model names its scheme in its `ModelSpec`.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from typing_extensions import override
+
+from distrib.data.feeds.base import BatchSharding, Feed, RankBatch
+from distrib.data.history_arrays import HistoryArrays, IntArray
+from distrib.rng import CounterRng
+from distrib.train.config import TrainingRun
+from distrib.train.schemes.base import TrainingData
+from distrib.train.schemes.user_rows import UserRows
+
+_STREAM = 72
+
+
+class HalfHistories(UserRows):
+    """Training on a random half of each user's interactions, another half in each epoch."""
+
+    @override
+    def open_feed(
+        self,
+        data: TrainingData,
+        sharding: BatchSharding,
+        run: TrainingRun,
+        device: torch.device | None,
+    ) -> Feed:
+        return _HalfFeed(super().open_feed(data, sharding, run, device), run.seed)
+
+
+class _HalfFeed:
+    """See `Feed`."""
+
+    def __init__(self, feed: Feed, seed: int) -> None:
+        self.feed, self.seed, self.num_users = feed, seed, feed.num_users
+
+    def num_steps(self, epoch: int) -> int:
+        """Return the steps of the feed itself; see `Feed`."""
+        return self.feed.num_steps(epoch)
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
+        """Yield batches of half the interactions; see `Feed`."""
+        rng = CounterRng.of(self.seed, epoch)
+        for batch, num_users in self.feed.batches(epoch, first_step):
+            user_N = batch.user_B[batch.row_N]
+            is_kept_N = rng.uniform(_STREAM, user_N, batch.item_N) < 0.5
+            yield RankBatch(batch.keep(is_kept_N), num_users)
+
+    def training_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
+        """Return whole histories; see `Feed`."""
+        return self.feed.training_parts()
+
+    def valid_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
+        """Return whole histories; see `Feed`."""
+        return self.feed.valid_parts()
