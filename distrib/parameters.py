@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-class Role(NamedTuple):
+class ParameterRole(NamedTuple):
     """How a parameter is used."""
 
     encoder: bool = False
@@ -38,7 +38,7 @@ class Roles(NamedTuple):
     accumulated: dict[str, nn.Parameter]
 
 
-def parameter(*shape: int, role: Role = Role()) -> nn.Parameter:  # noqa: B008  immutable
+def parameter(*shape: int, role: ParameterRole = ParameterRole()) -> nn.Parameter:  # noqa: B008  immutable
     """Make an uninitialized parameter.
 
     Args:
@@ -51,19 +51,21 @@ def parameter(*shape: int, role: Role = Role()) -> nn.Parameter:  # noqa: B008  
     return with_role(nn.Parameter(torch.empty(*shape)), role)
 
 
-def with_role(made: nn.Parameter, role: Role) -> nn.Parameter:
+def with_role(made: nn.Parameter, role: ParameterRole) -> nn.Parameter:
     """Set the role of a parameter, e.g. of a layer of torch, and return it."""
     made.role = role  # type: ignore[attr-defined]
     return made
 
 
-def role_of(held: nn.Parameter) -> Role:
+def role_of(held: nn.Parameter) -> ParameterRole:
     """Return the role of a parameter; an empty role if none was set."""
-    found: Role = getattr(held, "role", Role())
+    found: ParameterRole = getattr(held, "role", ParameterRole())
     return found
 
 
 def roles_of(module: nn.Module) -> Roles:
     """Collect the parameters of a model by role."""
     named = list(module.named_parameters())
-    return Roles(*({n: p for n, p in named if getattr(role_of(p), kind)} for kind in Role._fields))
+    return Roles(
+        *({n: p for n, p in named if getattr(role_of(p), kind)} for kind in ParameterRole._fields)
+    )

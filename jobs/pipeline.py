@@ -4,7 +4,7 @@ import sys
 
 from distrib.cli import job
 from distrib.config import JsonObject
-from distrib.data.prepare.job import preflight, prepare
+from distrib.data.prepare.job import preflight, prepare, read_plan
 from distrib.errors import run_checks
 from distrib.evaluate.job import check_split, evaluate
 from distrib.report.summary import draw_curves, draw_map, show_evaluation, show_recommendations
@@ -15,9 +15,10 @@ from distrib.train.workers.launch import launch
 
 
 def check(file: RunFile) -> None:
-    """Check the configuration and the log; report all faults at once."""
+    """Check the settings and the log; report all faults at once. Then try the folder for data."""
     settings = (lambda: check_run(file.training()), lambda: check_split(file.data.split))
-    run_checks(*settings, lambda: check_histories(file.score), lambda: preflight(file.data))
+    run_checks(*settings, lambda: check_histories(file.score), lambda: read_plan(file.data))
+    preflight(file.data)
 
 
 def pipeline(file: RunFile) -> JsonObject:

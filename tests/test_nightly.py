@@ -114,7 +114,7 @@ def test_three_nights_are_kept_and_a_day_may_have_two(tmp_path, monkeypatch):
     hashes = iter("abcde")
     monkeypatch.setattr("distrib.nightly.prepare", lambda _: SimpleNamespace(hash=next(hashes)))
     monkeypatch.setattr("distrib.nightly.launch", lambda config: Folder(config.run).write("x", b""))
-    monkeypatch.setattr("distrib.nightly.score", lambda *_: {})
+    monkeypatch.setattr("distrib.nightly.score", lambda *_: None)
     monkeypatch.setattr("distrib.nightly.copy_bundle", lambda *_: None)
     for day in (1, 2, 3, 4):
         assert nightly(file, f"2026-01-0{day}").new
@@ -139,7 +139,7 @@ def test_a_night_that_was_cut_off_begins_anew_when_more_came(tmp_path, monkeypat
 
     monkeypatch.setattr("distrib.nightly.prepare", lambda _: SimpleNamespace(hash=next(hashes)))
     monkeypatch.setattr("distrib.nightly.launch", launch)
-    monkeypatch.setattr("distrib.nightly.score", lambda *_: {})
+    monkeypatch.setattr("distrib.nightly.score", lambda *_: None)
     monkeypatch.setattr("distrib.nightly.copy_bundle", lambda *_: None)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -155,10 +155,9 @@ def test_of_two_attempts_the_later_one_publishes(tmp_path, monkeypatch):
 
     def another_begins(*_):
         Folder(file.run).write_json(TOKEN, {"token": "of another"})
-        return {}
 
     monkeypatch.setattr("distrib.nightly.prepare", lambda _: SimpleNamespace(hash="a"))
-    monkeypatch.setattr("distrib.nightly.launch", lambda _: {})
+    monkeypatch.setattr("distrib.nightly.launch", lambda _: None)
     monkeypatch.setattr("distrib.nightly.score", another_begins)
     monkeypatch.setattr("distrib.nightly.copy_bundle", lambda *_: published.append(1))
     with pytest.raises(CheckpointError, match="a later start of this run has taken it over"):

@@ -1,4 +1,4 @@
-"""Settings of recommendation lists and bulk scoring."""
+"""Settings of recommendation lists and bulk scoring; `distrib.score.rules` applies the policy."""
 
 from typing import Annotated, Literal
 

@@ -292,12 +292,12 @@ class Scorer:
     def expected_interactions(self, source: Batch) -> Tensor | None:
         """Return each user's probabilities summed over all items, float64 ``[B]``, or None."""
         state = self.model.encode(source.to(self.device))
-        odds = interaction_head(self.model)
+        head = interaction_head(self.model)
         total_B = torch.zeros(source.num_users, dtype=torch.float64, device=self.device)
         for low, high in self.search.chunks(source.num_users):
-            if odds is not None:
-                rows = tuple(table[low:high] for table in odds.tables)
-                probability_BI = torch.sigmoid(odds.decode_rows(state, rows).float())
+            if head is not None:
+                rows = tuple(table[low:high] for table in head.tables)
+                probability_BI = torch.sigmoid(head.decode_rows(state, rows).float())
             else:
                 prediction = self.model.output.predict(
                     self.model.decode(state, slice(low, high)).float()
@@ -316,9 +316,9 @@ class Scorer:
 
     def _ranked(self, *, with_predictions: bool) -> RankingHead:
         """Return the head to rank by: only the interaction logits, if the model separates them."""
-        odds = interaction_head(self.model)
-        if odds is not None:
-            return RankingHead(odds.tables, odds.decode_rows, _as_it_is, keeps=False)
+        head = interaction_head(self.model)
+        if head is not None:
+            return RankingHead(head.tables, head.decode_rows, _as_it_is, keeps=False)
         rows, decode = self.model.item_tables(), self.model.decode_rows
         return RankingHead(
             rows,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from distrib.data.config import CleaningConfig
 from distrib.data.logs.config import Columns
-from distrib.data.logs.rating_scale import SETTLED, RatingsConfig, Scale, scale_of
+from distrib.data.logs.rating_scale import ALREADY_APPLIED, RatingsConfig, Scale, scale_of
 from distrib.data.prepare import cleaning, kcore
 from distrib.data.prepare.cleaning import cleaned
 from distrib.data.schema import Status, interactions
@@ -50,7 +50,7 @@ ROW = st.tuples(
 )
 def test_cleaning_is_that_of_plain_python(rows, policy, above):
     config = CleaningConfig(duplicates=policy, keep_above=above)
-    scale = Scale((1.0,), SETTLED)
+    scale = Scale((1.0,), ALREADY_APPLIED)
     found = cleaned(table(rows), config, scale)
     cells = {}
     for user, item, rating, time in rows:
@@ -107,7 +107,7 @@ def test_ratings_between_levels_are_brought_to_one_or_rejected(rounding, wanted)
     scale = Scale((1.0, 2.0, 4.0), rounding)
     given = np.array([0.0, 0.5, 0.6, 1.0, 1.4, 1.5, 1.6, 4.0, 4.9, 5.0, 6.0], np.float32)
     holds = scale.holds(given)
-    found = {round(float(v), 1): float(scale.split_state(np.array([v]))[0]) for v in given[holds]}
+    found = {round(float(v), 1): float(scale.apply(np.array([v]))[0]) for v in given[holds]}
     if rounding == "nearest":
         wanted |= {5.0: 4.0} if 5.0 in found else {}
     assert {k: v for k, v in found.items() if k in wanted} == wanted
@@ -117,9 +117,9 @@ def test_ratings_between_levels_are_brought_to_one_or_rejected(rounding, wanted)
 def test_counts_become_confidence():
     count = np.array([1, 10], np.float32)
     linear = Scale((1.0,), confidence="linear", alpha=40.0)
-    np.testing.assert_allclose(linear.split_state(count), [41, 401])
+    np.testing.assert_allclose(linear.apply(count), [41, 401])
     log = Scale((1.0,), confidence="log", alpha=2.0, epsilon=0.5)
-    np.testing.assert_allclose(log.split_state(count), 1 + 2 * np.log1p(count / 0.5), rtol=1e-6)
+    np.testing.assert_allclose(log.apply(count), 1 + 2 * np.log1p(count / 0.5), rtol=1e-6)
     assert linear.holds(np.array([0.0, -1.0, 3.0], np.float32)).tolist() == [False, False, True]
 
 

@@ -68,7 +68,7 @@ def test_the_model_beats_popularity_and_comes_nearer_to_the_truth(evaluated):
     assert model["rmse"].mean < popularity["rmse"].mean
     distance = evaluated.distance_to_truth
     for kind in ("interactions", "outcomes_per_cell"):
-        assert distance["model"][kind] < 0.9 * distance["popularity"][kind]
+        assert distance.model[kind] < 0.9 * distance.popularity[kind]
 
 
 def test_every_test_user_is_counted(trained, evaluated):

@@ -15,7 +15,7 @@ from distrib.config import Config
 from distrib.models.base import ItemRows, Model, ModelSpec, UserState
 from distrib.models.layers import LinearDecoder, history_sum, unit_input
 from distrib.objectives import MultinomialConfig
-from distrib.parameters import Role, parameter
+from distrib.parameters import ParameterRole, parameter
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 
@@ -48,9 +48,11 @@ class TwoTables(LinearDecoder, Model):
         super().__init__()
         self.dropout = config.input_dropout
         width = config.latent_width
-        self.input_IZ = parameter(item_count, width, role=Role(encoder=True, decayed=True))
-        self.output_IZ = parameter(item_count, width, role=Role(decoder=True, decayed=True))
-        self.bias_I = parameter(item_count, role=Role(decoder=True))
+        self.input_IZ = parameter(item_count, width, role=ParameterRole(encoder=True, decayed=True))
+        self.output_IZ = parameter(
+            item_count, width, role=ParameterRole(decoder=True, decayed=True)
+        )
+        self.bias_I = parameter(item_count, role=ParameterRole(decoder=True))
         nn.init.xavier_normal_(self.input_IZ)
         nn.init.xavier_normal_(self.output_IZ)
         nn.init.zeros_(self.bias_I)

@@ -148,9 +148,9 @@ def test_the_pipeline_trains_a_model_of_templates_on_a_log_of_a_template(tree, t
     model.write_text(model.read_text().replace(plain, 'MultinomialConfig(), "half_histories")'))
     rng = np.random.default_rng(0)
     lines = [
-        f"{user} rated {item} with {rng.integers(1, 6)}"
+        f"{user} rated {item} with {5 if item % 2 else 2}"
         for user in range(120)
-        for item in rng.choice(40, 12, replace=False, p=_popularity(40))
+        for item in rng.choice(40, 12, replace=False)
     ]
     (tmp_path / "log.txt").write_text("\n".join(lines))
     (tmp_path / "run.toml").write_text(RUN_FILE.format(folder=tmp_path))
@@ -159,8 +159,3 @@ def test_the_pipeline_trains_a_model_of_templates_on_a_log_of_a_template(tree, t
     losses = [epoch["losses"]["liked"] for epoch in history]
     assert len(losses) == 6
     assert losses[-1] < 0.9 * losses[0]
-
-
-def _popularity(count):
-    weight = 1.0 / np.arange(1, count + 1)
-    return weight / weight.sum()

@@ -86,11 +86,6 @@ def own_rows(rows: HistoryArrays, sharding: BatchSharding) -> IntArray:
     return np.arange(rows.num_users)[sharding.rank :: sharding.world_size]
 
 
-def epoch_order(num_users: int, seed: int, epoch: int) -> IntArray:
-    """Return the order of users in an epoch, a pure function of its arguments."""
-    return np.random.default_rng([seed, epoch]).permutation(num_users)
-
-
 def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
     """Prefetch up to ``depth`` items of an iterator in a background thread."""
     end = object()

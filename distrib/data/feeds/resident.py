@@ -12,10 +12,10 @@ from distrib.data.feeds.base import (
     BatchSharding,
     RankBatch,
     ahead,
-    epoch_order,
     own_rows,
 )
 from distrib.data.feeds.collate import gather
+from distrib.data.feeds.epoch_order import epoch_order
 from distrib.data.history_arrays import HistoryArrays, IntArray
 
 

@@ -11,6 +11,7 @@ from distrib.batch import Batch
 from distrib.data.dataset import Dataset, ItemShardEntry, ShardEntry
 from distrib.data.feeds.base import BATCHES_AHEAD, BatchSharding, RankBatch, ahead
 from distrib.data.feeds.collate import gather
+from distrib.data.feeds.epoch_order import epoch_order
 from distrib.data.history_arrays import HistoryArrays, IntArray, merge
 from distrib.data.schema import Role
 from distrib.errors import DataError
@@ -91,9 +92,7 @@ class StreamingFeed:
         """Return the shards of each window of an epoch."""
         windows: list[list[Shard]] = []
         held = self._window_users
-        for place in np.random.default_rng([self.sharding.seed, epoch]).permutation(
-            len(self._shards)
-        ):
+        for place in epoch_order(len(self._shards), self.sharding.seed, epoch):
             if held >= self._window_users:
                 windows.append([])
                 held = 0
@@ -110,7 +109,7 @@ class StreamingFeed:
             place for place in range(len(shards)) if ends[place] < high and ends[place + 1] > low
         ]
         rows = [self._train_rows(shards[place]) for place in overlapping]
-        order = np.random.default_rng([self.sharding.seed, epoch, number]).permutation(total)
+        order = epoch_order(total, self.sharding.seed, epoch, number)
         base = int(ends[overlapping[0]]) if overlapping else 0
         return _Window(order, merge(rows) if rows else None, base, low, high)
 

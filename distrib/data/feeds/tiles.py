@@ -78,7 +78,7 @@ class TileFeed:
         """Yield this rank's part of each tile; see `Feed`."""
         plan = self._tiles_of(epoch)
         steps = range(first_step, plan.num_steps)
-        return ahead((plan.block(step) for step in steps), BATCHES_AHEAD)
+        return ahead((plan.tile(step) for step in steps), BATCHES_AHEAD)
 
     def training_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
         """Yield one part, of users; see `Feed`."""
@@ -116,7 +116,7 @@ class _EpochTiles(ABC):
         self.rng = np.random.default_rng([sharding.seed, epoch])
 
     @abstractmethod
-    def block(self, step: int) -> RankBatch:
+    def tile(self, step: int) -> RankBatch:
         """Return this rank's part of a tile."""
 
     def side(self, kind: int, wanted_B: IntArray, tag: int, share: float = 1.0) -> Side:
@@ -162,7 +162,7 @@ class _Pairs(_EpochTiles):
         row_of_item[self.ratings.items.number_B] = np.arange(self.ratings.items.num_users)
         item_N = row_of_item[rows.item_N]
         num_pairs = len(self.parts[_USERS]) * len(self.parts[_ITEMS])
-        pair_N = users.block_R[user_N] * len(self.parts[_ITEMS]) + items.block_R[item_N]
+        pair_N = users.tile_R[user_N] * len(self.parts[_ITEMS]) + items.tile_R[item_N]
         row_N = users.row_R[user_N]
         largest = max(map(len, self.parts[_USERS]))
         order_N = np.argsort(pair_N * largest + row_N, kind="stable")
@@ -184,7 +184,7 @@ class _Pairs(_EpochTiles):
             )
         return pairs[np.diff(self.bounds)[pairs] > 0]
 
-    def block(self, step: int) -> RankBatch:
+    def tile(self, step: int) -> RankBatch:
         pair = int(self.pairs[step])
         user_part, item_part = divmod(pair, len(self.parts[_ITEMS]))
         low, high = _own_range(self.ratings.users, self.parts[_USERS][user_part], self.sharding)
@@ -199,8 +199,8 @@ class _Pairs(_EpochTiles):
             users.batch.user_B,
         )
         transposed = Transposed.of(cells.item_N, cells.pointer_P, items.batch.num_users)
-        block = Tile(users, items, cells, transposed, torch.tensor([step]))
-        return RankBatch(block, int(stop - start))
+        tile = Tile(users, items, cells, transposed, torch.tensor([step]))
+        return RankBatch(tile, int(stop - start))
 
     def _kept(self, kind: int, part: int, wanted_B: IntArray) -> Side:
         """Return a side of a tile from an LRU cache; sides recur within an epoch."""
@@ -231,7 +231,7 @@ class _Turn(_EpochTiles):
         self.parts = balanced_tiles(self.sides[self.kind], size, self.rng)
         self.num_steps = len(self.parts)
 
-    def block(self, step: int) -> RankBatch:
+    def tile(self, step: int) -> RankBatch:
         part = self.parts[step]
         rows = self.sides[self.kind]
         low, high = _own_range(rows, part, self.sharding)
@@ -257,7 +257,7 @@ class _Edges(_EpochTiles):
         self.row_of_item[ratings.items.number_B] = np.arange(ratings.items.num_users)
         self.num_steps = -(-len(self.order) // config.ratings)
 
-    def block(self, step: int) -> RankBatch:
+    def tile(self, step: int) -> RankBatch:
         size = self.config.ratings
         chosen = np.sort(self.order[step * size : (step + 1) * size])
         rows = self.ratings.users
@@ -298,31 +298,31 @@ def balanced_tiles(rows: HistoryArrays, size: int, rng: np.random.Generator) -> 
     Returns:
         Rows of each group.
     """
-    num_blocks = max(1, -(-rows.num_users // size))
+    num_tiles = max(1, -(-rows.num_users // size))
     lots = rng.random(rows.num_users)
     by_length = np.lexsort((lots, -np.diff(rows.pointer_P)))
-    stretch = np.arange(rows.num_users) // num_blocks
+    stretch = np.arange(rows.num_users) // num_tiles
     within = np.lexsort((rng.random(rows.num_users), stretch))
-    block_R = np.empty(rows.num_users, dtype=np.int64)
-    block_R[by_length[within]] = np.arange(rows.num_users) % num_blocks
-    order = np.argsort(block_R, kind="stable")
-    return np.split(order, np.bincount(block_R, minlength=num_blocks).cumsum()[:-1])
+    tile_R = np.empty(rows.num_users, dtype=np.int64)
+    tile_R[by_length[within]] = np.arange(rows.num_users) % num_tiles
+    order = np.argsort(tile_R, kind="stable")
+    return np.split(order, np.bincount(tile_R, minlength=num_tiles).cumsum()[:-1])
 
 
 class _Places(NamedTuple):
     """Group of each row, and its position there."""
 
-    block_R: IntArray
+    tile_R: IntArray
     row_R: IntArray
 
 
 def _places(parts: list[IntArray]) -> _Places:
     lengths = np.array([len(part) for part in parts])
-    block_R, row_R = np.empty((2, lengths.sum()), dtype=np.int64)
+    tile_R, row_R = np.empty((2, lengths.sum()), dtype=np.int64)
     everyone = np.concatenate(parts)
-    block_R[everyone] = np.repeat(np.arange(len(parts)), lengths)
+    tile_R[everyone] = np.repeat(np.arange(len(parts)), lengths)
     row_R[everyone] = np.concatenate([np.arange(length) for length in lengths])
-    return _Places(block_R, row_R)
+    return _Places(tile_R, row_R)
 
 
 def _own_range(rows: HistoryArrays, part: IntArray, sharding: BatchSharding) -> tuple[int, int]:

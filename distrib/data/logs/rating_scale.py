@@ -76,7 +76,7 @@ class Scale(NamedTuple):
         is_level_N = np.isin(rating_N, np.asarray(self.levels, dtype=np.float32))
         return np.asarray(inside | is_level_N)
 
-    def split_state(self, rating_N: FloatArray) -> FloatArray:
+    def apply(self, rating_N: FloatArray) -> FloatArray:
         """Map ratings to levels, or counts to weights."""
         if self.rounding == ALREADY_APPLIED:
             return rating_N

@@ -114,11 +114,11 @@ class SyntheticWorld:
                 f"{self.source.num_users} users x {self.source.num_items} items; lower it"
             )
         sample = slice(0, 1024)
-        log_odds = self._log_odds(users, sample, items)
+        odds = self._odds(users, sample, items)
         low, high = -40.0, 40.0
         for _ in range(60):
             middle = (low + high) / 2
-            scaled = np.exp(middle) * log_odds
+            scaled = np.exp(middle) * odds
             low, high = (middle, high) if (scaled / (1 + scaled)).mean() < wanted else (low, middle)
         return (low + high) / 2
 
@@ -205,7 +205,7 @@ class SyntheticWorld:
         exponentials = np.exp(logits - logits.max(-1, keepdims=True))
         return np.asarray(exponentials / exponentials.sum(-1, keepdims=True))
 
-    def _log_odds(self, users: _Users, rows: slice, items: IntArray) -> FloatArray:
+    def _odds(self, users: _Users, rows: slice, items: IntArray) -> FloatArray:
         match = users.taste_BZ[rows] @ self.taste_IZ[items].T
         liked = users.fondness_BZ[rows] @ self.fondness_IZ[items].T
         interacts = (

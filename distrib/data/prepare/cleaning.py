@@ -57,7 +57,7 @@ def cleaned(
         status_N[(status_N == Status.KEPT) & is_out_N] = status
     for status in np.unique(status_N[status_N != Status.KEPT]):
         counts[int(status)] += int((status_N == status).sum())
-    chosen_N, rating_N = chosen_N[status_N == 0], scale.split_state(rating_N[status_N == 0])
+    chosen_N, rating_N = chosen_N[status_N == 0], scale.apply(rating_N[status_N == 0])
     order_N = by_user_and_time(user_N[chosen_N], time_N[chosen_N])
     kept = rows.take(pa.array(chosen_N[order_N]))
     place = kept.schema.get_field_index("rating")

@@ -119,10 +119,10 @@ def cleaned_blocks(plan: ReadPlan, target: Folder) -> Blocks:
             read_pieces, batch_size=1, batch_format="pyarrow"
         )
         grouped = raw.repartition(plan.num_shards, keys=["shard"])
-        split_state = grouped.map_batches(
+        cleaned = grouped.map_batches(
             lambda table: clean(table, plan), batch_size=None, batch_format="pyarrow"
         ).materialize()
-    blocks = split_state.to_arrow_refs() or [ray.put(counts_as_rows({}, plan.layout.id_type))]
+    blocks = cleaned.to_arrow_refs() or [ray.put(counts_as_rows({}, plan.layout.id_type))]
     return _after_core(blocks, plan.cleaning)
 
 

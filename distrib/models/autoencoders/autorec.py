@@ -26,7 +26,7 @@ from distrib.models.layers import (
 )
 from distrib.models.outputs import RatingOutput
 from distrib.objectives import SquaredErrorConfig
-from distrib.parameters import Role, parameter
+from distrib.parameters import ParameterRole, parameter
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 
@@ -108,10 +108,14 @@ class AutoRec(LinearDecoder, Model):
         self.output = RatingOutput()
         self.levels = columns.levels
         width = config.hidden_width
-        self.input_IZ = parameter(columns.item_count, width, role=Role(encoder=True, decayed=True))
+        self.input_IZ = parameter(
+            columns.item_count, width, role=ParameterRole(encoder=True, decayed=True)
+        )
         self.input_bias_Z = parameter(width)
-        self.output_IZ = parameter(columns.item_count, width, role=Role(decoder=True, decayed=True))
-        self.output_bias_I = parameter(columns.item_count, role=Role(decoder=True))
+        self.output_IZ = parameter(
+            columns.item_count, width, role=ParameterRole(decoder=True, decayed=True)
+        )
+        self.output_bias_I = parameter(columns.item_count, role=ParameterRole(decoder=True))
         for weight in (self.input_IZ, self.output_IZ):
             nn.init.normal_(weight, std=_WEIGHT_SCALE)
         nn.init.zeros_(self.input_bias_Z)

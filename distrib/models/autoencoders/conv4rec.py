@@ -2,7 +2,8 @@
 
 Source: "Conv4Rec: A 1-by-1 Convolutional AutoEncoder for User Profiling through Joint Analysis of
 Implicit and Explicit Feedbacks", IEEE TNNLS 36(12), 2025 (arXiv 2509.07499). Layer widths and
-hyper-parameters are not public; ours are defaults that work.
+hyper-parameters are not public; ours are defaults that work. Its loss is
+`distrib.objectives.rating_classes`.
 """
 
 from typing import Annotated, ClassVar, Literal, NamedTuple, cast
@@ -20,7 +21,7 @@ from distrib.models.capabilities import InteractionHead, ItemVectors
 from distrib.models.layers import history_sum, pair_products
 from distrib.models.outputs import ClassOutput
 from distrib.objectives import RatingClassesConfig
-from distrib.parameters import Role, parameter, with_role
+from distrib.parameters import ParameterRole, parameter, with_role
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog, IntArray
 
@@ -30,8 +31,11 @@ _MLP_WIDTH = 8
 _LEAK = 0.1
 _SLOPE = 2.0  # initial norm of the levels' slopes
 
-_ENCODER, _DECODER = Role(encoder=True, decayed=True), Role(decoder=True, decayed=True)
-_TABLE, _SHARED = Role(decoder=True), Role(shared=True)
+_ENCODER, _DECODER = (
+    ParameterRole(encoder=True, decayed=True),
+    ParameterRole(decoder=True, decayed=True),
+)
+_TABLE, _SHARED = ParameterRole(decoder=True), ParameterRole(shared=True)
 
 
 class Conv4RecConfig(Config):

@@ -18,11 +18,11 @@ from distrib.models.base import ItemRows, Model, ModelSpec, UserState
 from distrib.models.capabilities import ItemVectors
 from distrib.models.layers import history_sum
 from distrib.objectives import CosineConfig
-from distrib.parameters import Role, parameter
+from distrib.parameters import ParameterRole, parameter
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 
-_TIED = Role(encoder=True, decoder=True, decayed=True)
+_TIED = ParameterRole(encoder=True, decoder=True, decayed=True)
 
 
 class ElsaConfig(Config):

@@ -19,12 +19,15 @@ from distrib.models.base import ItemRows, Model, ModelSpec, UserState
 from distrib.models.layers import LinearDecoder, history_sum, item_mean, normal_sample, unit_input
 from distrib.models.outputs import RatingOutput
 from distrib.objectives import MultinomialConfig, SquaredErrorConfig
-from distrib.parameters import Role, parameter, with_role
+from distrib.parameters import ParameterRole, parameter, with_role
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 
 _DROPOUT, _SAMPLE = 1, 2  # random streams
-_ENCODER, _DECODER = Role(encoder=True, decayed=True), Role(decoder=True, decayed=True)
+_ENCODER, _DECODER = (
+    ParameterRole(encoder=True, decayed=True),
+    ParameterRole(decoder=True, decayed=True),
+)
 
 Reads = Literal["interactions", "ratings"]
 
@@ -111,9 +114,9 @@ class MultVae(LinearDecoder, Model):
         self.to_code = nn.Linear(hidden, 2 * latent)
         self.from_code = nn.Linear(latent, hidden)
         for weight in (self.to_code.weight, self.from_code.weight):
-            with_role(cast("nn.Parameter", weight), Role(decayed=True))
+            with_role(cast("nn.Parameter", weight), ParameterRole(decayed=True))
         self.output_IH = parameter(item_count, hidden, role=_DECODER)
-        self.output_bias_I = parameter(item_count, role=Role(decoder=True))
+        self.output_bias_I = parameter(item_count, role=ParameterRole(decoder=True))
         _initialize(
             (self.input_IH, self.to_code.weight, self.from_code.weight, self.output_IH),
             (self.input_bias_H, self.to_code.bias, self.from_code.bias, self.output_bias_I),
@@ -164,7 +167,7 @@ class MultDae(LinearDecoder, Model):
         self.input_IZ = parameter(item_count, latent, role=_ENCODER)
         self.input_bias_Z = parameter(latent)
         self.output_IZ = parameter(item_count, latent, role=_DECODER)
-        self.output_bias_I = parameter(item_count, role=Role(decoder=True))
+        self.output_bias_I = parameter(item_count, role=ParameterRole(decoder=True))
         _initialize((self.input_IZ, self.output_IZ), (self.input_bias_Z, self.output_bias_I))
         if config.reads == "ratings":
             self.output = RatingOutput()

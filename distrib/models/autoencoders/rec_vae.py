@@ -19,7 +19,7 @@ from distrib.config import Config
 from distrib.models.base import ItemRows, Model, ModelSpec, UserState
 from distrib.models.layers import LinearDecoder, history_sum, normal_sample, unit_input
 from distrib.objectives import MultinomialConfig
-from distrib.parameters import Role, parameter, with_role
+from distrib.parameters import ParameterRole, parameter, with_role
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 
@@ -87,8 +87,12 @@ class RecVae(LinearDecoder, Model):
         super().__init__()
         self.config = config
         self.encoder = _Encoder(item_count, config)
-        self.output_IZ = parameter(item_count, config.latent_width, role=Role(decoder=True))
-        self.output_bias_I = with_role(nn.Parameter(torch.zeros(item_count)), Role(decoder=True))
+        self.output_IZ = parameter(
+            item_count, config.latent_width, role=ParameterRole(decoder=True)
+        )
+        self.output_bias_I = with_role(
+            nn.Parameter(torch.zeros(item_count)), ParameterRole(decoder=True)
+        )
         nn.init.kaiming_uniform_(self.output_IZ, a=math.sqrt(5))  # as torch's linear layers
         self.old = _without_parameters(_Encoder(item_count, config))
         self.phase = "encoder"
@@ -177,7 +181,7 @@ class _Encoder(nn.Module):
         super().__init__()
         hidden = config.hidden_width
         epsilon = _EPSILON[config.variant]
-        self.first_IH = parameter(item_count, hidden, role=Role(encoder=True))
+        self.first_IH = parameter(item_count, hidden, role=ParameterRole(encoder=True))
         self.first_bias_H = parameter(hidden)
         bound = item_count**-0.5  # as torch's linear layers
         nn.init.uniform_(self.first_IH, -bound, bound)

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.models.layers import history_sum, pair_products, softmax_attention
-from distrib.parameters import Role, with_role
+from distrib.parameters import ParameterRole, with_role
 from distrib.tiles import Side
 
 PRIOR_RATINGS = 5.0
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         self._register_codes(offset_I, is_there_I)
         if config.data:
             rating_IH = _uniform(columns, 2 * widths[0], fan=columns)
-            self.rating_IH = with_role(rating_IH, Role(decayed=True))
+            self.rating_IH = with_role(rating_IH, ParameterRole(decayed=True))
             self.rating_first = _Bias(widths[0])
             self.rating_layers = _Layers(widths)
         if config.latent == "full":
@@ -103,7 +103,7 @@ class Encoder(nn.Module):
             self.latent_WZH = _uniform(2, code, widths[0], fan=code)
         if config.latent == "gated":
             gate_IW = nn.Parameter(torch.full((columns, 2), columns**-0.5))
-            self.gate_IW = with_role(gate_IW, Role(decayed=True))
+            self.gate_IW = with_role(gate_IW, ParameterRole(decayed=True))
         if config.latent != "none":
             self.latent_first = _Bias(widths[0])
             self.latent_layers = _Layers(widths)
@@ -144,7 +144,7 @@ class Encoder(nn.Module):
             self.register_buffer("size_I", torch.zeros(columns), persistent=False)
             self.size_I: Tensor
             delta_IH = nn.Parameter(torch.zeros(columns, hidden))
-            self.delta_IH = with_role(delta_IH, Role(accumulated=True))
+            self.delta_IH = with_role(delta_IH, ParameterRole(accumulated=True))
             bound = (columns * code) ** -0.5
             values = torch.empty(columns, code, hidden).uniform_(-bound, bound)
             self.register_buffer("matrix_IZH", values, persistent=False)

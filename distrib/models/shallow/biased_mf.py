@@ -17,7 +17,7 @@ from distrib.models.base import ItemRows, Model, ModelSpec, UserState
 from distrib.models.layers import LinearDecoder, fold_in, item_mean, known_or_new
 from distrib.models.outputs import RatingOutput
 from distrib.objectives import SquaredErrorConfig
-from distrib.parameters import Role, parameter, with_role
+from distrib.parameters import ParameterRole, parameter, with_role
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 
@@ -62,11 +62,13 @@ class BiasedMf(LinearDecoder, Model):
         self.config = config
         self.output = RatingOutput()
         width = config.latent_width
-        self.user_UZ = parameter(catalog.user_index_size, width, role=Role(decayed=True))
+        self.user_UZ = parameter(catalog.user_index_size, width, role=ParameterRole(decayed=True))
         no_bias_U = nn.Parameter(torch.zeros(catalog.user_index_size))
-        self.user_bias_U = with_role(no_bias_U, Role(decayed=True))
-        self.item_IZ = parameter(catalog.item_count, width, role=Role(decoder=True, decayed=True))
-        self.item_bias_I = with_role(nn.Parameter(item_mean(catalog)), Role(decoder=True))
+        self.user_bias_U = with_role(no_bias_U, ParameterRole(decayed=True))
+        self.item_IZ = parameter(
+            catalog.item_count, width, role=ParameterRole(decoder=True, decayed=True)
+        )
+        self.item_bias_I = with_role(nn.Parameter(item_mean(catalog)), ParameterRole(decoder=True))
         for table in (self.user_UZ, self.item_IZ):
             nn.init.normal_(table, std=0.1 * width**-0.5)
 

@@ -125,7 +125,7 @@ def _run_workers(
     run: TrainingRun, dataset: Dataset, token: str, on_epoch: EpochListener | None
 ) -> Outcome:
     """Run the workers until they finish; restart them when some are lost."""
-    folder, losses = Folder(run.run), _LostWorkers(run)
+    folder, lost = Folder(run.run), _LostWorkers(run)
     folder.write_json(TOKEN, {"token": token})
     with driving(on_epoch) as driver:
         while True:
@@ -134,7 +134,7 @@ def _run_workers(
                 trainer = _trainer(run, data, dataset, token, driver)
                 outcome: Outcome = driver.waiting(lambda: trainer.fit().return_value)  # noqa: B023
             except (TrainingFailedError, ray.exceptions.RayError) as error:
-                losses.raise_if_fatal(error)
+                lost.raise_if_fatal(error)
                 require_ours(folder, token)
                 continue
             is_preempted = outcome.stopped.startswith("preemption")
