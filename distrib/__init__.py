@@ -6,20 +6,32 @@ Legend of the shape letters that end tensor and array names, for the whole proje
 letter axis
 ====== ==============================================================
 B      users (rows) of a batch
-P      row pointers of a batch, one more than B
-N      interactions (stored entries) of a batch, all rows end to end
-M      those of the N entries that fall into one chunk of items
-I      items: the whole catalog, or one chunk
-J      some of the items: a sample, or a chunk of one
 C      classes of a user-item pair: not observed, then the rating levels
-L      rating levels, one less than C
-K      recommended items of a user, best first
-Z      latent dimensions
+D      channels of an item in the tables of Conv4Rec
+E      edges of the item-neighbor graph, all items end to end
+F      neighbor matches of a batch, all rows end to end; or statuses
+G      groups of duplicate rows
 H      hidden units
-T      terms of a loss
-W      networks of an encoder: that of means, that of variances
+I      items: the whole catalog, or one chunk
+J      some of the items: a sample, or a part of a chunk
+K      recommended items of a user, best first
+L      rating levels, one less than C
+M      those of the N entries that fall into one chunk, or are malformed;
+       or the neighbors of an item
+N      interactions (stored entries) of a batch, all rows end to end
+O      outputs of a layer
+P      row pointers of a batch, one more than B; or a pool of candidates
 Q      attention queries: users or items, times networks
+R      some of the rows, or the rows of one side of a tile
+S      sampled items, or an item together with its neighbors
+T      terms of a loss
+U      all users; or the distinct items of a batch, in an exchange
+W      networks of an encoder: that of means, that of variances
+Z      latent dimensions
 ====== ==============================================================
+
+A 1 in place of a letter is an axis of length 1. A chunk is a range of the items of the last layer,
+decoded at a time. A tile is a group of users x a group of items, which VAE-BMF trains on.
 """
 
 __version__ = "0.1.0"

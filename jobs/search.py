@@ -1,4 +1,4 @@
-"""Ray job: search hyperparameters. ``python jobs/search.py --config configs/my.toml``."""
+"""Ray job: search hyperparameters. ``python jobs/search.py --config my.toml``."""
 
 import sys
 
