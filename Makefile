@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow test-stores lint types imports bench bench-data bench-blocks bench-models bench-quality bench-scoring bench-serving bench-training clean kuberay-crds rehearsal
+.PHONY: demo test test-fast slow test-stores lint types imports bench bench-data bench-blocks bench-models bench-quality bench-scoring bench-serving bench-training clean kuberay-crds rehearsal
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --config configs/demo.toml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# For the daily round: nothing that starts Ray, ranks, servers or a browser.
+test-fast: $(READY)
+	$(BIN)/python -m pytest -n 2 -m "not ray and not processes and not slow and not gpu"
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

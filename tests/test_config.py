@@ -86,7 +86,7 @@ def test_a_missing_file_is_named(tmp_path):
     ],
 )
 def test_no_message_repeats_a_secret(setting):
-    with pytest.raises(ConfigError, match=r"tok\w*") as told:
+    with pytest.raises(ConfigError, match=r"tok\w*") as reported:
         load(RunFile, DEMO, overrides=[setting])
-    assert "hunter2" not in str(told.value)
-    assert "12345" not in str(told.value)
+    assert "hunter2" not in str(reported.value)
+    assert "12345" not in str(reported.value)

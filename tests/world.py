@@ -38,7 +38,7 @@ def data_of(folder, log, **more):
 
 
 def make_world(folder):
-    """Prepared data of 200 users, and the run of a model that nobody trained."""
+    """Prepared data of 200 users, and the run of a model that no one trained."""
     (folder / "log").mkdir()
     write_log(folder / "log" / "0.csv", range(200))
     data = data_of(folder / "data", folder / "log")
@@ -47,7 +47,7 @@ def make_world(folder):
 
 
 def write_model(run, data, seed=0, config=None):
-    """Write the bundle of a model that nobody trained."""
+    """Write the bundle of a model that no one trained."""
     manifest = Dataset.open(data.prepared).manifest
     vocabulary = Dataset.open(data.prepared).vocabulary
     torch.manual_seed(seed)

@@ -59,7 +59,7 @@ MODELS: dict[str, Any] = {
 }
 FITTED: dict[str, Any] = {
     "ease": EaseConfig(),
-    "ease 200 neighbours": EaseConfig(num_neighbours=200),
+    "ease 200 neighbors": EaseConfig(num_neighbours=200),
     "item_knn": ItemKnnConfig(),
 }
 
@@ -186,13 +186,13 @@ def main() -> None:
     for name in [*MODELS, *FITTED]:
         module = "tests.benchmarks.models"
         found = [apart(module, (name, form), given.steps) for form in ("fast", "plain")]
-        told = [
+        reported = [
             text
             for part in found
             for text in ([f"{part['per_s']:.0f}", f"{part['peak_mb']:.0f}"] if part else ["-", "-"])
         ]
         ratio = f"{found[0]['per_s'] / found[1]['per_s']:.1f}x" if all(found) else "-"
-        rows.append([name, *told, ratio])
+        rows.append([name, *reported, ratio])
         print(json.dumps(rows[-1]), flush=True)
     title = f"{os.cpu_count()} cores, batch {BATCH_ROWS}, {ITEMS} items, float32"
     table(title, ["", "rows/s", "peak MB", "plain rows/s", "plain peak MB", "gain"], rows)

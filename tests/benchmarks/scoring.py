@@ -53,7 +53,7 @@ def data_config(folder: str, users: int) -> DataConfig:
 
 
 def write_run(run: str, prepared: str, config: Any) -> None:
-    """Write the bundle of a model that nobody trained."""
+    """Write the bundle of a model that no one trained."""
     torch.manual_seed(0)
     vocabulary = Dataset.open(prepared).vocabulary
     weights = config.build(vocabulary.catalog).state_dict()

@@ -64,7 +64,7 @@ class Client:
             self.seconds.append(time.perf_counter() - started_s)
 
     async def closed(self, session: aiohttp.ClientSession, clients: int, total: int) -> float:
-        """Ask from so many clients, each anew when it is answered; return requests a second."""
+        """Ask from so many clients, each again when it is answered; return requests a second."""
         self.begin()
         numbers = iter(range(total))
 
@@ -119,12 +119,12 @@ async def measured(client: Client) -> list[list[Any]]:
         rate = await client.closed(session, 1, 300)
         lines.append(["one client, one user a request", f"{rate:.0f}", client.latency(), ""])
         capacity = await client.closed(session, 64, 2000)
-        told = dict(client.statuses)
-        lines.append(["64 clients", f"{capacity:.0f}", client.latency(), str(told)])
+        reported = dict(client.statuses)
+        lines.append(["64 clients", f"{capacity:.0f}", client.latency(), str(reported)])
         await client.opened(session, 2 * capacity, 15.0)
         answered = client.statuses[200] / 15.0
-        told = dict(sorted(client.statuses.items()))
-        lines.append(["twice that, for 15 s", f"{answered:.0f}", client.latency(), str(told)])
+        reported = dict(sorted(client.statuses.items()))
+        lines.append(["twice that, for 15 s", f"{answered:.0f}", client.latency(), str(reported)])
         rate = await client.streams(session, 1000, 12)
         lines.append(["Arrow streams of 1,000 users, top 100", f"{rate:.0f}", "", ""])
     return lines

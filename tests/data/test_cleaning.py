@@ -183,5 +183,7 @@ def test_the_core_is_that_of_plain_peeling(cells, least, num_parts):
     kept = set()
     for part, (user_N, item_N) in zip(parts, edges, strict=True):
         row_status = kcore.row_status(user_N, alive[item_N], config.min_user_items)
-        kept |= {cell for cell, fate in zip(part, row_status, strict=True) if fate == Status.KEPT}
+        kept |= {
+            cell for cell, status in zip(part, row_status, strict=True) if status == Status.KEPT
+        }
     assert kept == plain_core(cells, *least)

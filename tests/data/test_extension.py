@@ -47,7 +47,7 @@ def config_of(tmp_path, name, **changes):
 
 
 def histories(config):
-    """All histories by user, items by original id; a user's number in the prepared data besides."""
+    """All histories by user, items by original id; a user's number in the prepared data also."""
     folder = Folder(config.prepared)
     dataset = Dataset.open(folder)
     manifest, ids = dataset.manifest, dataset.vocabulary.ids.to_pylist()

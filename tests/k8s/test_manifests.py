@@ -295,7 +295,7 @@ def test_alerts_and_dashboard_ask_for_numbers_that_exist(by_overlay):
     ours = {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in ours}
     trained = {name for name in ours if name.startswith("train_")}
     assert ours - trained <= made
-    assert {name for name in made if "serve" not in name} <= ours  # nothing is shown for nobody
+    assert {name for name in made if "serve" not in name} <= ours  # nothing is shown for no one
     with pytest.raises(ValueError, match=r".+"):
         metrics_of("sum by (")
 

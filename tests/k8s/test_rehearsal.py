@@ -200,7 +200,7 @@ def nobody_gets_in_without_the_token(rehearsal, head):
     for token in (None, "another"):
         with pytest.raises(urllib.error.HTTPError, match=r"40[13]"):
             rehearsal.asked(head, "/api/jobs/", token)
-    say("nobody gets in without the token")
+    say("no one gets in without the token")
 
 
 def a_bad_run_file_is_told(rehearsal, client, head):
@@ -211,7 +211,7 @@ def a_bad_run_file_is_told(rehearsal, client, head):
     assert "Traceback" not in bad.stdout
     ended = rehearsal.asked(head, "/api/jobs/", rehearsal.token)[-1]
     assert (ended["status"], ended["driver_exit_code"]) == ("FAILED", 2)
-    say("a bad run file is told, with exit code 2")
+    say("a bad run file is reported, with exit code 2")
 
 
 def what_fails_in_the_middle_leaves_nothing(rehearsal, client, head):
@@ -245,8 +245,8 @@ def what_the_service_says_answers(rehearsal, head, worker):
     rehearsal.asked(head, "/api/serve/applications/", rehearsal.token, config)
 
     def is_running():
-        told = rehearsal.asked(head, "/api/serve/applications/", rehearsal.token)
-        state = told["applications"]["distrib"]
+        reported = rehearsal.asked(head, "/api/serve/applications/", rehearsal.token)
+        state = reported["applications"]["distrib"]
         assert state["status"] != "DEPLOY_FAILED", state["message"]
         return state["status"] == "RUNNING"
 

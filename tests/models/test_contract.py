@@ -252,7 +252,7 @@ def board(is_rated):
     "config", [c for c in CASES if not isinstance(c, PopularityConfig)], ids=repr
 )
 def test_learns_a_checkerboard(config):
-    """What a user of either kind has not met: the user's own colour must come first."""
+    """What a user of either kind has not met: the user's own color must come first."""
     is_rated = config.spec.output == "ratings"
     world, kinds = board(is_rated)
     model = trained(config, world)

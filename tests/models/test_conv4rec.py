@@ -104,13 +104,13 @@ def test_the_prior_starts_at_the_items_smoothed_frequencies(small):
 def test_opinion_is_a_distribution_and_its_mean_lies_on_the_scale(small):
     model = Conv4RecConfig(latent_width=8, rating_width=4).build(small.catalog)
     output = model.decode(model.encode(small.batch), slice(None)).float()
-    opinion = model.output.predict(output)
+    prediction = model.output.predict(output)
     six = output.softmax(-1)
-    torch.testing.assert_close(opinion.probability_BI, 1 - six[..., 0], rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(opinion.level_BIL.sum(-1), torch.ones(37, 50))
+    torch.testing.assert_close(prediction.probability_BI, 1 - six[..., 0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(prediction.level_BIL.sum(-1), torch.ones(37, 50))
     renormalised = six[..., 1:] / six[..., 1:].sum(-1, keepdim=True)
     mean = renormalised @ torch.arange(1.0, 6.0)
-    torch.testing.assert_close(opinion.rating_BI, mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(prediction.rating_BI, mean, rtol=1e-4, atol=1e-4)
 
 
 def test_corruption_hides_half_of_the_history_as_if_not_observed(small):

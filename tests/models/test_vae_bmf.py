@@ -34,7 +34,7 @@ VARIANTS = {
     "global linear safe": {"attention": "global", "attention_norm": "linear_safe"},
     "analytic": {"likelihood": "analytic"},
     "unbiased": {"divergence_count": "unbiased"},
-    "centred": {"centring": "means"},
+    "centered": {"centring": "means"},
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 

@@ -174,8 +174,8 @@ def test_users_without_targets_and_batches_without_users_give_zeros(small):
     for config, objective_config in CASES.values():
         model = config.build(small.catalog)
         objective = objective_config.build(small.catalog)
-        nobody = Batch.from_lists([])
-        terms = objective(model, model.encode(nobody), nobody, context(17))
+        no_user = Batch.from_lists([])
+        terms = objective(model, model.encode(no_user), no_user, context(17))
         assert terms.shape[1] == 0
         terms.sum().backward()
         assert all(p.grad is None or not p.grad.any() for p in model.parameters())

@@ -90,8 +90,10 @@ def test_a_second_start_goes_on_with_what_is_not_there(world, calm, tmp_path, ca
     publication.note(kept.model_copy(update={"name": name}))
     capsys.readouterr()
     result = scored(world, tmp_path / "torn")
-    told = [json.loads(line) for line in capsys.readouterr().err.splitlines() if "resumed" in line]
-    assert [event["left"] for event in told] == [2]
+    reported = [
+        json.loads(line) for line in capsys.readouterr().err.splitlines() if "resumed" in line
+    ]
+    assert [event["left"] for event in reported] == [2]
     assert digests(tmp_path / "torn") == digests(output)
     assert result.counts.users == 200
 

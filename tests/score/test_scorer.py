@@ -62,8 +62,8 @@ def test_what_is_told_of_an_item_belongs_to_it(small):
         output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
     prediction = scorer.model.output.predict(output)
     row = torch.arange(37)[:, None]
-    for told, whole in zip(found.prediction, prediction, strict=True):
-        torch.testing.assert_close(told, whole[row, found.item_BK], rtol=1e-4, atol=1e-6)
+    for reported, whole in zip(found.prediction, prediction, strict=True):
+        torch.testing.assert_close(reported, whole[row, found.item_BK], rtol=1e-4, atol=1e-6)
 
 
 def test_predictions_stand_in_the_order_of_the_targets(small):
@@ -122,9 +122,9 @@ def test_popularity_and_item_mean_are_what_counting_gives(small):
     assert counts.sum(1)[first].tolist() == sorted(counts.sum(1), reverse=True)
     item = int(counts.sum(1).argmax())
     mean = (counts[item] * np.arange(1, 6)).sum() / counts[item].sum()
-    nobody = Batch.from_lists([[]])
-    told = scorer.predict(nobody, Batch.from_lists([[item]], [[3.0]])).rating_N
-    assert told.item() == pytest.approx(mean, abs=1e-3)
+    no_user = Batch.from_lists([[]])
+    reported = scorer.predict(no_user, Batch.from_lists([[item]], [[3.0]])).rating_N
+    assert reported.item() == pytest.approx(mean, abs=1e-3)
 
 
 def histories(small, **more):
@@ -183,8 +183,8 @@ def test_a_table_without_users_gives_a_table_with_all_columns(small):
     scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4))
     some = histories(small)
     config = ScoreConfig(k=3, serendipitous_k=2)
-    nobody, _ = recommend_table(scorer, some.slice(0, 0), None, config)
-    assert nobody.schema == recommend_table(scorer, some, None, config)[0].schema
+    no_user, _ = recommend_table(scorer, some.slice(0, 0), None, config)
+    assert no_user.schema == recommend_table(scorer, some, None, config)[0].schema
 
 
 def test_a_log_without_ratings_is_not_taken_for_all_ones(small):
@@ -392,9 +392,9 @@ def test_candidates_found_in_bfloat16_give_the_lists_of_float32(config, k, bends
     same_BK = one.item_BK == other.item_BK
     assert same_BK.float().mean() > 0.98  # scores equal but for rounding may change places
     told_BK = same_BK & (one.item_BK >= 0)
-    for told, wanted in zip(other.prediction or (), one.prediction or (), strict=True):
+    for reported, wanted in zip(other.prediction or (), one.prediction or (), strict=True):
         if wanted is not None:
-            torch.testing.assert_close(told[told_BK], wanted[told_BK], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(reported[told_BK], wanted[told_BK], rtol=1e-3, atol=1e-4)
 
 
 def test_a_doubt_in_bfloat16_is_settled_in_float32(small, monkeypatch):

@@ -22,7 +22,7 @@ IDS = pa.array([1000 - n for n in range(50)])
 
 
 class Noted:
-    """Keeps what is told of requests and batches."""
+    """Keeps what is reported of requests and batches."""
 
     def __init__(self):
         self.requests, self.batches, self.unknowns, self.reloads = [], [], 0, []
@@ -56,7 +56,7 @@ class LocalRouter:
 
 
 def write_run(run, small, config=None, *, ids=IDS, levels=LEVELS, seed=0, scale=None):
-    """Write the bundle of a model that nobody trained."""
+    """Write the bundle of a model that no one trained."""
     torch.manual_seed(seed)
     counts = small.catalog.train_count_IL[:, : len(levels)]
     vocabulary = Vocabulary(ids, levels, counts, 37, 37)

@@ -55,10 +55,10 @@ class Running:
 @pytest.fixture
 def given(small, tmp_path):
     table = histories(small)
-    nobody = pa.table({"user": [None], "items": [[1000]], "ratings": [[1.0]]}, table.schema)
+    no_user = pa.table({"user": [None], "items": [[1000]], "ratings": [[1.0]]}, table.schema)
     (tmp_path / "in").mkdir()
     pq.write_table(table.slice(0, 20), tmp_path / "in" / "a.parquet", row_group_size=5)
-    pq.write_table(pa.concat_tables([table.slice(20), nobody]), tmp_path / "in" / "b.parquet")
+    pq.write_table(pa.concat_tables([table.slice(20), no_user]), tmp_path / "in" / "b.parquet")
     pq.write_table(table.slice(0, 0), tmp_path / "in" / "c.parquet")
     return str(tmp_path / "in")
 
@@ -137,9 +137,9 @@ def test_what_the_server_refuses_is_told_and_not_tried_again(run, given, tmp_pat
     with pytest.raises(DataError, match=r"no answer for 0.1 s"):
         score_through(Endpoint(url, retry_s=0.1), given, str(tmp_path / "away"))
     for wrong in ("localhost:8000", "http://user:hunter2@host"):
-        with pytest.raises(ConfigError, match="--url: give http://host:port") as told:
+        with pytest.raises(ConfigError, match="--url: give http://host:port") as reported:
             score_through(Endpoint(wrong), given, str(tmp_path / "wrong"))
-        assert "hunter2" not in str(told.value)
+        assert "hunter2" not in str(reported.value)
     with pytest.raises(ConfigError, match="--users = 0: give 1 or more"):
         score_through(Endpoint(url, users=0), given, str(tmp_path / "wrong"))
     with pytest.raises(DataError, match="holds files that scoring did not write"):

@@ -107,8 +107,8 @@ def test_direct_bulk_and_served_lists_are_equal(served, tmp_path):
             assert [entry["item"] for entry in found["items"]] == bulk[user]["items"]
             assert bulk[user]["items"] == direct[user]["items"]
             for name, column in (("score", "scores"), ("rating", "ratings")):
-                told = [entry[name] for entry in found["items"]]
-                np.testing.assert_allclose(told, bulk[user][column], rtol=1e-5, atol=1e-5)
+                reported = [entry[name] for entry in found["items"]]
+                np.testing.assert_allclose(reported, bulk[user][column], rtol=1e-5, atol=1e-5)
                 np.testing.assert_allclose(direct[user][column], bulk[user][column], rtol=1e-5)
     table = pa.Table.from_pylist(rows)
     path = f"{url}/v1/models/default/recommendations.arrow?k=6"
@@ -283,10 +283,10 @@ def test_a_server_that_is_told_to_stop_ends_what_it_began(world, tmp_path):
     with process, Load(url, histories(data), num_clients=4, may_end=True) as load:
         eventually(lambda: load.statuses[200] > 30)
         process.terminate()
-        _, told = process.communicate(timeout=60)
+        _, reported = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "terminated" in told
-    # Answers under way came; what was asked after the application went was told so, 404 or 503,
+    assert "terminated" in reported
+    # Answers under way came; what was asked after the application went was reported so, 404 or 503,
     # and only then did connections end.
     assert set(load.statuses) <= {200, 404, 503}
     assert load.left_after <= {404, 503}

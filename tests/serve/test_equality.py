@@ -45,8 +45,8 @@ def assert_same(bulk, found, direct, row):
     np.testing.assert_allclose(bulk["scores"], direct.score_BK[row], **TOLERANCE)
     for column, name in SINGULAR.items():
         if column in bulk and name != "item":
-            told = [entry[name] for entry in found]
-            np.testing.assert_allclose(told, bulk[column], **TOLERANCE, err_msg=name)
+            reported = [entry[name] for entry in found]
+            np.testing.assert_allclose(reported, bulk[column], **TOLERANCE, err_msg=name)
     if direct.prediction is not None:
         np.testing.assert_allclose(bulk["ratings"], direct.prediction.rating_BI[row], **TOLERANCE)
 
@@ -71,8 +71,8 @@ def test_direct_bulk_and_served_answers_are_equal(config, small, tmp_path):
         streamed = client.post(f"{path}.arrow?k={K}", content=stream_of(table))
         for row, wanted in zip(table_of(streamed.content).to_pylist(), bulk, strict=True):
             assert row["items"] == wanted["items"]
-        told = {"history": history(small, 5), "targets": [1000, 981, 951]}
-        answer = client.post("/v1/models/m/ratings", json=told)
+        reported = {"history": history(small, 5), "targets": [1000, 981, 951]}
+        answer = client.post("/v1/models/m/ratings", json=reported)
     wanted = Scorer(model, vocabulary).predict(
         strangers.slice(5, 6), Batch.from_lists([[0, 19, 49]])
     )

@@ -40,8 +40,8 @@ def test_a_list_is_the_scorers(client, server, small):
         ("probability", direct.prediction.probability_BI),
         ("rating", direct.prediction.rating_BI),
     ):
-        told = [entry[name] for entry in body["items"]]
-        np.testing.assert_allclose(told, value[0], rtol=1e-5, atol=1e-5)
+        reported = [entry[name] for entry in body["items"]]
+        np.testing.assert_allclose(reported, value[0], rtol=1e-5, atol=1e-5)
     assert body["read"] == {
         "used": len(small.items[3]),
         "unknown_items": 0,
@@ -161,8 +161,8 @@ def test_reasons_are_the_interactions_that_moved_the_score_most(client, server, 
         order = influence_NK[:, column].abs().argsort(descending=True)[:3]
         wanted = [1000 - small.items[3][place] for place in order.tolist()]
         assert [reason["item"] for reason in entry["reasons"]] == wanted
-        told = [reason["influence"] for reason in entry["reasons"]]
-        np.testing.assert_allclose(told, influence_NK[order, column], rtol=1e-4, atol=1e-5)
+        reported = [reason["influence"] for reason in entry["reasons"]]
+        np.testing.assert_allclose(reported, influence_NK[order, column], rtol=1e-4, atol=1e-5)
 
 
 def test_the_map_shows_every_item_once(client, small):
@@ -316,9 +316,10 @@ def test_only_bearers_of_the_token_get_in(run, capsys):
         assert client.post(LISTS, json=body, headers=good).status_code == 200
         assert client.get("/healthz").status_code == 200  # probes send no token
         assert client.get("/").status_code == 200
-    told = capsys.readouterr()
+    reported = capsys.readouterr()
     assert (
-        "s3cret" not in told.out + told.err + repr(server.config) + server.config.model_dump_json()
+        "s3cret"
+        not in reported.out + reported.err + repr(server.config) + server.config.model_dump_json()
     )
 
 

@@ -34,5 +34,5 @@ def test_no_request_that_the_description_allows_makes_a_server_error(run, small,
     statuses = {}
     for operation in operations:
         checked(operation, statuses)
-    told = {path: found for path, found in statuses.items() if found != {200}}
-    assert all(found & {404, 422} for found in told.values()), told
+    reported = {path: found for path, found in statuses.items() if found != {200}}
+    assert all(found & {404, 422} for found in reported.values()), reported

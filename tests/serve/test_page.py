@@ -15,6 +15,8 @@ webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
+pytestmark = pytest.mark.processes
+
 TOKEN = "page-token"
 
 
@@ -71,7 +73,7 @@ class Person:
     def all_of(self, selector):
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
 
-    def texts(self, selector):  # at one moment: the page may be drawn anew between two looks
+    def texts(self, selector):  # at one moment: the page may be drawn again between two looks
         script = "return [...document.querySelectorAll(arguments[0])].map((e) => e.innerText)"
         return [text.split("\n")[0] for text in self.browser.execute_script(script, selector)]
 
@@ -107,7 +109,7 @@ def test_items_are_picked_and_rated_and_recommendations_follow(browser, url, sma
     scorer = server.hosts["conv"].loaded.scorer
     direct = scorer.recommend(small.users([3]), small.users([3]), 10)
     person.sees("#list .name", *(f"Film {item}" for item in direct.item_BK[0].tolist()))
-    assert f"rated {direct.prediction.rating_BI[0, 0]:.2f}" in person.texts("#list .told")[0]
+    assert f"rated {direct.prediction.rating_BI[0, 0]:.2f}" in person.texts("#list .answer")[0]
     assert all(text.startswith("moved by Film") for text in person.texts("#list .reasons"))
     person.wait.until(lambda _: len(person.all_of("#map circle.listed")) == 10)
     assert len(person.all_of("#map circle.seen")) == len(known["items"])

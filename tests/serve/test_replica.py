@@ -281,7 +281,7 @@ def test_stored_users_are_found_by_their_id_with_what_training_knew(world, tmp_p
     assert users.find("no") is users.find("100000") is users.find(str(2**80)) is None
     host = ModelHost("m", run, data.prepared, ServeConfig())
     with TestClient(served({"m": run}, data.prepared).app) as client:
-        assert client.get("/v1/models/m/users/nobody/recommendations").status_code == 404
+        assert client.get("/v1/models/m/users/no one/recommendations").status_code == 404
         for user in (3, 77):
             found, number = users.find(str(user))
             assert number >= 0

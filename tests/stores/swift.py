@@ -25,7 +25,7 @@ for name, port in zip(("account", "container", "object"), ports):
     builder.get_ring().save(f"{folder}/{name}.ring.gz")
 """
 
-# The defaults are for a data centre: half a second to connect, one second to update a listing
+# The defaults are for a data center: half a second to connect, one second to update a listing
 # (after that it lags until a daemon that does not run here), ten errors and a server is shunned.
 _DEFAULT = """[DEFAULT]
 bind_ip = 127.0.0.1

@@ -115,7 +115,7 @@ def test_a_night_by_hand_is_made_from_the_cron_job():
 
 
 def test_what_would_not_run_as_asked_is_refused():
-    with pytest.raises(ConfigError, match="holds no RayJob for 'convert'"):
+    with pytest.raises(ConfigError, match="has no RayJob for 'convert'"):
         manifests(Request("convert", "", (), "c"), [template("distrib-train", "train")])
     bare = template("distrib-train", "train")
     del bare["spec"]["rayClusterSpec"]
@@ -123,7 +123,7 @@ def test_what_would_not_run_as_asked_is_refused():
         manifests(Request("train", "", (), "t"), [bare])
     blind = template("distrib-train", "train")
     blind["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"] = []
-    with pytest.raises(ConfigError, match="would not see this run file"):
+    with pytest.raises(ConfigError, match="cannot read the run file"):
         manifests(Request("train", "", (), "t"), [blind])
 
 
@@ -146,7 +146,7 @@ def test_a_queued_job_is_left_to_the_queue():
 
 
 def test_an_overlay_without_a_job_is_refused():
-    with pytest.raises(ConfigError, match="holds no RayJob"):
+    with pytest.raises(ConfigError, match="has no RayJob"):
         manifests(Request("train", "", (), "t"), [{"kind": "Namespace"}])
 
 

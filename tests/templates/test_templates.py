@@ -133,6 +133,7 @@ def run(tree, *command):
     return done.stdout
 
 
+@pytest.mark.processes
 def test_the_batteries_pass_with_a_case_for_each_template(tree):
     chosen = "two_tables or liked or has_a_case"
     batteries = ["tests/models/test_contract.py", "tests/objectives/test_contract.py"]

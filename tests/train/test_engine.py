@@ -15,6 +15,8 @@ from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig, ScheduleConfig, build_optimizer
 from tests.train.engine_ranks import CASES, NUM_STEPS, OPTIMIZER, Job, losses, make_step
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 HALF = NUM_STEPS // 2
 ENGINES = {f"zero{stage}": {"precision": "fp32", "zero_stage": stage} for stage in range(4)}
@@ -201,10 +203,12 @@ def test_the_rest_of_deepspeed_passes_through_and_clashes_are_refused():
     assert config["zero_optimization"]["reduce_bucket_size"] == 1000
     assert config["zero_optimization"]["stage"] == 1
     wrong = {"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0, "memory_brakdown": True}
-    with pytest.raises(ValueError, match=r"zero_optimization\.stage: engine\.zero_stage") as told:
+    with pytest.raises(
+        ValueError, match=r"zero_optimization\.stage: engine\.zero_stage"
+    ) as reported:
         EngineConfig(deepspeed=wrong)
-    assert "gradient_clipping: optimizer.gradient_clipping" in str(told.value)
-    assert "did you mean 'memory_breakdown'?" in str(told.value)
+    assert "gradient_clipping: optimizer.gradient_clipping" in str(reported.value)
+    assert "did you mean 'memory_breakdown'?" in str(reported.value)
 
 
 @pytest.mark.parametrize(

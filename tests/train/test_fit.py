@@ -72,9 +72,9 @@ def multi_hot(prepared):
 
 def test_ease_from_shards_equals_a_plain_solution_and_is_solved_once(prepared, tmp_path):
     config = config_of(tmp_path / "run", prepared, EaseConfig(penalty=20.0))
-    told = []
-    result = launch(config, told.append)
-    assert result.valid == told[0].valid
+    reported = []
+    result = launch(config, reported.append)
+    assert result.valid == reported[0].valid
     assert result.valid["recall@20"] > 0.3
     x_UI = multi_hot(prepared)
     p_II = np.linalg.inv(x_UI.T @ x_UI + 20.0 * np.eye(x_UI.shape[1]))

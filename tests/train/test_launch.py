@@ -239,8 +239,8 @@ def test_one_user_in_all_trains_on_two_workers_and_is_shown(
     source = CsvSource(path=str(log), columns={"user": "user", "item": "item"})
     data = str(tmp_path / "data")
     prepare(DataConfig(prepared=data, source=source, split=NoSplit()))
-    told = {"tensorboard": True, "mlflow": tracking, "num_epochs": 2}
-    result = launch(config_of("run", data, "mult_vae", **told))
+    reported = {"tensorboard": True, "mlflow": tracking, "num_epochs": 2}
+    result = launch(config_of("run", data, "mult_vae", **reported))
     assert result.epochs == 2
     assert np.isfinite(losses(tmp_path / "run")).all()
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))

@@ -7,6 +7,8 @@ import pytest
 
 from distrib.train.workers.watchdog import Heartbeat, missing_ranks
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -31,9 +33,9 @@ def test_who_waits_names_the_rank_that_does_not_come(how, tmp_path):
     ranks[1].kill()
     ranks[1].wait()
     # The slow one may notice itself first; rank 0 then sees its connection break.
-    told = "".join((tmp_path / f"log{rank}").read_text() for rank in range(2))
-    assert "MISSES [1] WHILE" in told
-    assert how == "slow" or "RANK 0 MISSES [1] WHILE computing" in told
+    reported = "".join((tmp_path / f"log{rank}").read_text() for rank in range(2))
+    assert "MISSES [1] WHILE" in reported
+    assert how == "slow" or "RANK 0 MISSES [1] WHILE computing" in reported
 
 
 def heartbeat(*numbers):

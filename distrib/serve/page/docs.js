@@ -36,7 +36,7 @@ function operation(path, verb, what, all) {
   head.append(element("span", verb.toUpperCase(), "verb"), element("code", path));
   part.append(head, element("p", what.description ?? what.summary));
   for (const parameter of what.parameters ?? []) {
-    part.append(element("div", `${parameter.name} (${parameter.in}): ${kindOf(parameter.schema, all)}`, "told"));
+    part.append(element("div", `${parameter.name} (${parameter.in}): ${kindOf(parameter.schema, all)}`, "answer"));
   }
   const [kind, body] = Object.entries(what.requestBody?.content ?? {})[0] ?? [];
   const schema = resolved(body?.schema, all);
@@ -48,10 +48,10 @@ function operation(path, verb, what, all) {
         `curl -X POST ${url} \\\n  -H 'content-type: application/json' -H "authorization: Bearer $TOKEN" \\\n  -d '${JSON.stringify(example)}'`));
     }
   } else if (kind) {
-    part.append(element("p", `Body: ${kind}`, "told"));
+    part.append(element("p", `Body: ${kind}`, "answer"));
   }
   const codes = Object.entries(what.responses).map(([code, one]) => `${code} ${one.description}`);
-  part.append(element("p", codes.join("; "), "told"));
+  part.append(element("p", codes.join("; "), "answer"));
   return part;
 }
 

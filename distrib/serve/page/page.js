@@ -58,7 +58,7 @@ async function search() {
   const query = encodeURIComponent($("query").value);
   const { items } = await ask(`models/${$("model").value}/items?limit=8&query=${query}`);
   if (!items.length) {
-    $("found").replaceChildren(element("li", "Nothing found", "told"));
+    $("found").replaceChildren(element("li", "Nothing found", "answer"));
     return;
   }
   $("found").replaceChildren(...items.map((entry) => {
@@ -114,11 +114,11 @@ async function recommend() {
   const wishes = { k: Math.min(50, Math.max(1, Number($("k").value) || 10)), popularity_damping: Number($("damping").value) };
   if (Number($("diversity").value)) wishes.diversity = Number($("diversity").value);
   const path = `models/${$("model").value}`;
-  const told = await ask(`${path}/explanations`, { history, wishes, max_reasons: 3 });
+  const answer = await ask(`${path}/explanations`, { history, wishes, max_reasons: 3 });
   const view = $("map-section").hidden ? null : await ask(`${path}/map`, { history });
   if (turn !== state.turn) return;
-  $("list").replaceChildren(...told.items.map(listed));
-  if (view) drawMap(view, told.items.map((entry) => entry.recommended));
+  $("list").replaceChildren(...answer.items.map(listed));
+  if (view) drawMap(view, answer.items.map((entry) => entry.recommended));
   document.body.dataset.turn = turn;
 }
 
@@ -130,7 +130,7 @@ function listed({ recommended, reasons }) {
   if (recommended.rating !== undefined) parts.push(`rated ${recommended.rating.toFixed(2)}`);
   if (recommended.deviation !== undefined) parts.push(`\u00b1 ${recommended.deviation.toFixed(2)}`);
   if (!parts.length) parts.push(`score ${recommended.score.toFixed(3)}`);
-  line.append(element("div", parts.join(", "), "told"));
+  line.append(element("div", parts.join(", "), "answer"));
   if (reasons.length) {
     const why = element("div", "moved by ", "reasons");
     reasons.forEach((reason, place) => {
