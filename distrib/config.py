@@ -118,7 +118,7 @@ def checked(
     return config
 
 
-def _apply(raw: dict[str, Any], text: str, faults: list[str]) -> None:
+def _apply(raw: JsonObject, text: str, faults: list[str]) -> None:
     """Set one value; a table replaces the existing table instead of merging into it."""
     try:
         value: Any = tomllib.loads(text)

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TypeVar, cast
+from typing import IO, Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import fsspec
 import pyarrow as pa
@@ -29,6 +29,13 @@ _PIECE_BYTES = 8 << 20
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 
 T = TypeVar("T")
+
+
+class Transferred(NamedTuple):
+    """Size and digest of a file that was uploaded or downloaded."""
+
+    bytes: int
+    sha256: str
 
 
 class Folder:
@@ -213,7 +220,7 @@ class Folder:
             posixpath.basename(e["name"].rstrip("/")) for e in entries if e["type"] == "directory"
         )
 
-    def upload(self, name: str, source: Path) -> dict[str, Any]:
+    def upload(self, name: str, source: Path) -> Transferred:
         """Copy a local file here atomically, reading it in pieces.
 
         Args:
@@ -235,14 +242,14 @@ class Folder:
             else:
                 with self._fs.open(target, "wb") as sink:
                     entry = _copied(file, sink)
-        if self.size(name) != entry["bytes"]:
+        if self.size(name) != entry.bytes:
             raise DataError(
-                f"{self / name}: {self.size(name)} of {entry['bytes']} bytes arrived; check the "
+                f"{self / name}: {self.size(name)} of {entry.bytes} bytes arrived; check the "
                 "store and its free space"
             )
         return entry
 
-    def download(self, name: str, target: Path) -> dict[str, Any]:
+    def download(self, name: str, target: Path) -> Transferred:
         """Copy a file to a local path in pieces; return ``bytes`` and ``sha256``."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with self.open(name) as file, target.open("wb") as sink:
@@ -363,7 +370,7 @@ def _unfinished(target: Path) -> Path:
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
 
 
-def _copied_whole(source: IO[bytes], target: Path) -> dict[str, Any]:
+def _copied_whole(source: IO[bytes], target: Path) -> Transferred:
     """Copy to a local file that appears only when it is fully on disk."""
     part = _unfinished(target)
     try:
@@ -376,14 +383,14 @@ def _copied_whole(source: IO[bytes], target: Path) -> dict[str, Any]:
     return entry
 
 
-def _copied(source: IO[bytes], sink: IO[bytes]) -> dict[str, Any]:
+def _copied(source: IO[bytes], sink: IO[bytes]) -> Transferred:
     """Copy all bytes; return their count and digest."""
     digest, size = hashlib.sha256(), 0
     while piece := source.read(_PIECE_BYTES):
         sink.write(piece)
         digest.update(piece)
         size += len(piece)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return Transferred(size, digest.hexdigest())
 
 
 def _is_of_a_store(error: Exception) -> bool:

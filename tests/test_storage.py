@@ -44,7 +44,7 @@ def test_what_is_written_is_read_listed_and_removed(folder):
 def test_a_file_goes_up_and_comes_down_whole(folder, tmp_path):
     (tmp_path / "source").write_bytes(b"abc" * 1000)
     sent = folder.upload("deep/x.bin", tmp_path / "source")
-    assert sent["bytes"] == 3000
+    assert sent.bytes == 3000
     assert folder.download("deep/x.bin", tmp_path / "back" / "x") == sent
     assert (tmp_path / "back" / "x").read_bytes() == b"abc" * 1000
     assert folder.folders() == ["deep"]

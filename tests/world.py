@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from distrib.checkpoint.bundle import BUNDLE, write_bundle
+from distrib.checkpoint.bundle import BUNDLE, BundleFacts, write_bundle
 from distrib.data.config import DataConfig
 from distrib.data.dataset import Dataset
 from distrib.data.logs.config import Columns, CsvSource
@@ -53,6 +53,6 @@ def write_model(run, data, seed=0, config=None):
     torch.manual_seed(seed)
     config = config or Conv4RecConfig(latent_width=8, rating_width=4)
     model = config.build(vocabulary.catalog)
-    facts = {"data": manifest.hash, "epoch": seed, "valid": {"rmse": 0.9}}
+    facts = BundleFacts(data=manifest.hash, epoch=seed, valid={"rmse": 0.9})
     write_bundle(Folder(str(run)) / BUNDLE, model.state_dict(), config, vocabulary, facts)
     return str(run)

@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors
 import safetensors.torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from distrib import __version__
-from distrib.checkpoint.manifest import open_sealed, seal
+from distrib.checkpoint.manifest import Manifest, open_sealed, seal
+from distrib.config import Record
 from distrib.errors import CheckpointError, DataError
 from distrib.models import ModelConfig
 from distrib.models.base import Model
@@ -27,6 +28,31 @@ _WEIGHTS, _MODEL, _VOCABULARY = "model.safetensors", "model.json", "items.parque
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(ModelConfig)
 
 
+class BundleFacts(Record):
+    """What a bundle's manifest says besides its files; what was not noted is empty."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    data: str = ""
+    """Hash of the prepared dataset that the model was trained on."""
+
+    seed: int | None = None
+    """Of the run."""
+
+    epoch: int | None = None
+    """From 1."""
+
+    valid: dict[str, float] = Field(default_factory=dict)
+    """Metrics on the validation users."""
+
+    format: int | None = None
+    distrib: str | None = None
+    """Version that wrote the bundle."""
+
+    vocabulary: str | None = None
+    """Fingerprint of the items."""
+
+
 class Bundle(NamedTuple):
     """A model ready for inference and the vocabulary of its item positions."""
 
@@ -35,8 +61,12 @@ class Bundle(NamedTuple):
     config: Any
     """The model's configuration, a member of `ModelConfig`."""
 
-    facts: dict[str, Any]
-    """Other entries of the manifest: epoch, metrics, hash of the data."""
+    manifest: Manifest
+
+    @property
+    def facts(self) -> BundleFacts:
+        """Epoch, metrics, and hash of the data."""
+        return BundleFacts.model_validate(self.manifest.facts)
 
 
 def write_bundle(
@@ -44,7 +74,7 @@ def write_bundle(
     weights: dict[str, Tensor],
     config: Any,
     vocabulary: Vocabulary,
-    facts: dict[str, Any],
+    facts: BundleFacts,
 ) -> None:
     """Write a bundle; it becomes valid when its manifest is written, last.
 
@@ -53,7 +83,7 @@ def write_bundle(
         weights: The model's parameters and buffers, unsharded, on the CPU.
         config: The model's configuration, a member of `ModelConfig`.
         vocabulary: Items.
-        facts: JSON to keep in the manifest.
+        facts: What the manifest should say of data, run and epoch.
     """
     items = io.BytesIO()
     pq.write_table(vocabulary.to_table(), items, compression="zstd")
@@ -65,7 +95,7 @@ def write_bundle(
         _VOCABULARY: items.getvalue(),
     }
     about = {"format": FORMAT, "distrib": __version__, "vocabulary": vocabulary.fingerprint}
-    seal(folder, files, {**facts, **about})
+    seal(folder, files, facts.model_copy(update=about).to_json())
 
 
 def load_bundle(folder: Folder) -> Bundle:
@@ -82,10 +112,10 @@ def load_bundle(folder: Folder) -> Bundle:
             weights do not fit its model.
     """
     manifest, files = open_sealed(folder)
-    if manifest.get("format") != FORMAT:
+    if manifest.facts.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder}: bundle format {manifest.get('format')}, but this version reads {FORMAT}; "
-            "export it again"
+            f"{folder}: bundle format {manifest.facts.get('format')}, but this version reads "
+            f"{FORMAT}; export it again"
         )
     absent = [name for name in (_WEIGHTS, _MODEL, _VOCABULARY) if name not in files]
     if absent:
@@ -105,18 +135,18 @@ def load_bundle(folder: Folder) -> Bundle:
     return Bundle(model.eval().requires_grad_(False), vocabulary, config, manifest)
 
 
-def _vocabulary(folder: Folder, files: dict[str, bytes], manifest: dict[str, Any]) -> Vocabulary:
+def _vocabulary(folder: Folder, files: dict[str, bytes], manifest: Manifest) -> Vocabulary:
     try:
         vocabulary = Vocabulary.from_table(pq.read_table(io.BytesIO(files[_VOCABULARY])))
     except (pa.ArrowException, DataError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{folder / _VOCABULARY}: is not a valid vocabulary ({error})"
         ) from error
-    if vocabulary.fingerprint != manifest.get("vocabulary"):
+    if vocabulary.fingerprint != manifest.facts.get("vocabulary"):
         raise CheckpointError(
             f"{folder / _VOCABULARY}: its items are not those that the model was trained on "
             f"(fingerprint {vocabulary.fingerprint[:12]}, not "
-            f"{str(manifest.get('vocabulary'))[:12]}); copy the folder again"
+            f"{str(manifest.facts.get('vocabulary'))[:12]}); copy the folder again"
         )
     return vocabulary
 
@@ -154,8 +184,7 @@ def _first_difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> st
 def copy_bundle(source: Folder, target: Folder) -> None:
     """Copy a bundle and verify its files; the target becomes valid once it is complete."""
     manifest, files = open_sealed(source)
-    manifest.pop("files")
-    seal(target, files, manifest)
+    seal(target, files, manifest.facts)
 
 
 def restored(config: Any, vocabulary: Vocabulary, weights: dict[str, Tensor]) -> Model:

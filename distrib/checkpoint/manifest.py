@@ -2,15 +2,42 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
+from distrib.config import JsonObject, Record
 from distrib.errors import CheckpointError, DataError
 from distrib.storage import Folder
 
 MANIFEST = "manifest.json"
 
 
-def seal(folder: Folder, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
+class FileEntry(Record):
+    """Size and digest of a file."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(NamedTuple):
+    """Content of a sealed folder."""
+
+    files: dict[str, FileEntry]
+    facts: JsonObject
+    """What else the writer of the folder noted."""
+
+    @property
+    def digests(self) -> JsonObject:
+        """The files as JSON; equal for equal files."""
+        return {name: entry.to_json() for name, entry in self.files.items()}
+
+    def to_json(self) -> JsonObject:
+        """Return what the file holds."""
+        return {**self.facts, "files": self.digests}
+
+
+def seal(folder: Folder, files: Mapping[str, bytes], facts: JsonObject) -> None:
     """Write files and then, last, the manifest that makes the folder valid.
 
     Args:
@@ -22,10 +49,10 @@ def seal(folder: Folder, files: Mapping[str, bytes], facts: Mapping[str, Any]) -
     for name, content in files.items():
         folder.write(name, content)
     entries = {name: describe(content) for name, content in files.items()}
-    folder.write_json(MANIFEST, {**facts, "files": entries})
+    folder.write_json(MANIFEST, Manifest(entries, facts).to_json())
 
 
-def open_sealed(folder: Folder) -> tuple[dict[str, Any], dict[str, bytes]]:
+def open_sealed(folder: Folder) -> tuple[Manifest, dict[str, bytes]]:
     """Read a sealed folder and verify every file.
 
     Args:
@@ -39,7 +66,7 @@ def open_sealed(folder: Folder) -> tuple[dict[str, Any], dict[str, bytes]]:
     """
     manifest = read_manifest(folder)
     files = {}
-    for name, entry in manifest["files"].items():
+    for name, entry in manifest.files.items():
         if not folder.exists(name):
             raise CheckpointError(
                 f"{folder / name}: listed in {MANIFEST} but absent; copy the folder again"
@@ -47,15 +74,15 @@ def open_sealed(folder: Folder) -> tuple[dict[str, Any], dict[str, bytes]]:
         files[name] = folder.read(name)
         found = describe(files[name])
         if found != entry:
-            what = next(key for key in found if found[key] != entry.get(key))
+            what = "bytes" if found.bytes != entry.bytes else "sha256"
             raise CheckpointError(
-                f"{folder / name}: content differs from {MANIFEST} ({what} is {found[what]}, not "
-                f"{entry.get(what)}); copy the folder again"
+                f"{folder / name}: content differs from {MANIFEST} ({what} is "
+                f"{getattr(found, what)}, not {getattr(entry, what)}); copy the folder again"
             )
     return manifest, files
 
 
-def read_manifest(folder: Folder) -> dict[str, Any]:
+def read_manifest(folder: Folder) -> Manifest:
     """Read the manifest of a sealed folder without reading its files.
 
     Args:
@@ -72,20 +99,28 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
             f"{folder}: no {MANIFEST}, so the folder is incomplete; train first, or check the URL"
         )
     try:
-        manifest: Any = folder.read_json(MANIFEST)
+        facts: Any = folder.read_json(MANIFEST)
     except DataError as error:
         if error.__cause__ is None or not isinstance(error.__cause__, ValueError):
             raise
         raise CheckpointError(str(error)) from error
-    entries = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(entries, dict) or not all(
-        _is_plain(name) and isinstance(entry, dict) for name, entry in entries.items()
-    ):
+    files = _entries(facts.pop("files", None)) if isinstance(facts, dict) else None
+    if files is None:
         raise CheckpointError(
             f"{folder / MANIFEST}: is not a valid distrib manifest, it lists no files of this "
             "folder; check the URL"
         )
-    return manifest  # type: ignore[no-any-return]
+    return Manifest(files, facts)
+
+
+def _entries(files: object) -> dict[str, FileEntry] | None:
+    """Return the entries of a manifest; None if they are not valid."""
+    if not isinstance(files, dict) or not all(map(_is_plain, files)):
+        return None
+    try:
+        return {name: FileEntry.model_validate(entry) for name, entry in files.items()}
+    except ValidationError:
+        return None
 
 
 def _is_plain(name: object) -> bool:
@@ -93,6 +128,6 @@ def _is_plain(name: object) -> bool:
     return isinstance(name, str) and name not in {"", ".", ".."} and not {"/", "\\"} & {*name}
 
 
-def describe(content: bytes) -> dict[str, Any]:
+def describe(content: bytes) -> FileEntry:
     """Return the size and digest of a file's content."""
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return FileEntry(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())

@@ -6,8 +6,8 @@ so a restart depends on no service, database or process that may be dead.
 
 import functools
 from pathlib import Path
-from typing import Any
 
+from distrib.config import JsonObject
 from distrib.errors import CheckpointError, DataError
 from distrib.storage import Folder, with_retries
 
@@ -39,7 +39,7 @@ class CheckpointStore:
             DataError: The store failed.
         """
         target = self.folder / name
-        entries = {path.name: target.upload(path.name, path) for path in files}
+        entries = {path.name: target.upload(path.name, path)._asdict() for path in files}
         target.write_json(_part_name(rank), {"world_size": world_size, "files": entries})
 
     def fetch(self, name: str, target: Path, *, retry_s: float = 0.0) -> None:
@@ -60,7 +60,7 @@ class CheckpointStore:
                 found = with_retries(get, timeout_s=retry_s)
             except DataError as error:
                 raise CheckpointError(f"{source / file}: cannot be read: {error}") from error
-            if found != entry:
+            if found._asdict() != entry:
                 raise CheckpointError(
                     f"{source / file}: content differs from what was written; the checkpoint is "
                     "damaged"
@@ -91,10 +91,10 @@ class CheckpointStore:
         parts = {_part_name(rank) for rank in range(world_size)}
         return parts <= set(folder.files(".json"))
 
-    def _files(self, name: str) -> dict[str, Any]:
+    def _files(self, name: str) -> JsonObject:
         """Return the manifest entries of the files of all ranks."""
         folder = self.folder / name
-        files: dict[str, Any] = {}
+        files: JsonObject = {}
         world_size, rank = 1, 0
         while rank < world_size:
             try:

@@ -234,7 +234,11 @@ class Scorer:
         raw_N = prediction.rating_BI[0].cpu()
         variance_N = pair_variance(self.model, state, target)
         deviation_N = None if variance_N is None else variance_N.float().sqrt().cpu()
-        return PairPredictions(self._on_scale(raw_N), raw_N if is_point else None, deviation_N)
+        return PairPredictions(
+            clamped_to_scale(raw_N, self.vocabulary.levels),
+            raw_N if is_point else None,
+            deviation_N,
+        )
 
     @torch.inference_mode()
     def predictions(self, source: Batch, items: slice | Tensor) -> Prediction | None:
@@ -342,16 +346,17 @@ class Scorer:
         if prediction is None:
             return None
         found = Prediction(*(None if part is None else part.cpu() for part in prediction))  # type: ignore[arg-type]
-        return found._replace(rating_BI=self._on_scale(found.rating_BI))
-
-    def _on_scale(self, rating: Tensor) -> Tensor:
-        levels = self.vocabulary.levels
-        return rating.clamp(levels[0], levels[-1])
+        return found._replace(rating_BI=clamped_to_scale(found.rating_BI, self.vocabulary.levels))
 
     def _deviation(self, state: UserState, item_BK: Tensor) -> Tensor | None:
         """Return the standard deviations of the ratings of these items, on the CPU."""
         variance_N = pair_variance(self.model, state, pairs_of(item_BK))
         return None if variance_N is None else variance_N.float().sqrt().view(item_BK.shape).cpu()
+
+
+def clamped_to_scale(rating: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """Return ratings cut to the range of the scale."""
+    return rating.clamp(levels[0], levels[-1])
 
 
 def _as_it_is(output: Tensor, _low: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distrib.checkpoint.bundle import Bundle
 from distrib.checkpoint.manifest import MANIFEST, open_sealed, seal
-from distrib.config import Config
+from distrib.config import Config, JsonObject
 from distrib.errors import ConfigError, DataError
 from distrib.models.base import Model
 from distrib.models.capabilities import item_vectors
@@ -74,7 +74,7 @@ def require_faiss(config: ExportConfig) -> None:
         )
 
 
-def write_items(bundle: Bundle, target: Folder, index: Literal["exact", "hnsw"]) -> dict[str, Any]:
+def write_items(bundle: Bundle, target: Folder, index: Literal["exact", "hnsw"]) -> JsonObject:
     """Write the embeddings of all items, and an index.
 
     The last element of an item vector is the item's offset: a score is its inner product with the
@@ -98,7 +98,7 @@ def write_items(bundle: Bundle, target: Folder, index: Literal["exact", "hnsw"])
     if index == "hnsw":
         files[FAISS] = _graph(vector_IZ)
     about = {"items": len(vector_IZ), "width": vector_IZ.shape[1]}
-    made_from = {"vocabulary": bundle.vocabulary.fingerprint, "bundle": bundle.facts["files"]}
+    made_from = {"vocabulary": bundle.vocabulary.fingerprint, "bundle": bundle.manifest.digests}
     seal(target, files, {**about, **made_from})
     return about
 
@@ -180,4 +180,4 @@ def is_written(target: Folder, bundle: Bundle, config: ExportConfig) -> bool:
         return False
     found = target.read_json(MANIFEST)
     has_index = (FAISS in found["files"]) == (config.index == "hnsw")
-    return bool(found["bundle"] == bundle.facts["files"] and has_index)
+    return bool(found["bundle"] == bundle.manifest.digests and has_index)

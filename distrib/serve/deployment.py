@@ -17,6 +17,7 @@ from ray.serve.schema import LoggingConfig
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from distrib.cluster.resources import is_fixed, present
+from distrib.config import JsonObject
 from distrib.data.dataset import Dataset
 from distrib.errors import ConfigError
 from distrib.events import emit
@@ -174,7 +175,7 @@ def start(plan: ServePlan) -> str:
     return f"http://{config.host}:{config.port}"
 
 
-def run_until_stopped(run: str, prepared: str, config: ServeConfig) -> dict[str, Any]:
+def run_until_stopped(run: str, prepared: str, config: ServeConfig) -> JsonObject:
     """Serve until an exception in the main thread stops the process.
 
     Args:
@@ -201,7 +202,7 @@ def _scorer_name(model: str) -> str:
 
 
 def _scorers(config: ServeConfig) -> Any:
-    options: dict[str, Any] = {"num_replicas": config.replicas}
+    options: JsonObject = {"num_replicas": config.replicas}
     if isinstance(config.replicas, list):
         low, high = config.replicas
         target = max(1, config.batch_users // 2)

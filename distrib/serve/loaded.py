@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import Bundle, load_bundle
+from distrib.checkpoint.manifest import Manifest
 from distrib.models.capabilities import user_embedding
 from distrib.score.policy import PolicyConfig
 from distrib.score.rules import Rules, item_table
@@ -76,7 +77,7 @@ def load(folder: Folder, config: ServeConfig) -> Loaded:
     return Loaded(
         scorer,
         bundle,
-        version_of(bundle.facts),
+        version_of(bundle.manifest),
         _outputs(scorer),
         rules_of,
         titles,
@@ -85,9 +86,9 @@ def load(folder: Folder, config: ServeConfig) -> Loaded:
     )
 
 
-def version_of(manifest: Mapping[str, Any]) -> str:
+def version_of(manifest: Manifest) -> str:
     """Return the version of a bundle: a short hash of its manifest."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(manifest.to_json(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _titles(url: str | None) -> dict[Any, str]:

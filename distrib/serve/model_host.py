@@ -100,19 +100,18 @@ class ModelHost:
     def card(self) -> JsonObject:
         """Return the model card; see `schemas.ModelCard`."""
         loaded = self.loaded
-        facts = {k: v for k, v in loaded.bundle.facts.items() if k != "files"}
-        files = loaded.bundle.facts["files"]
+        manifest = loaded.bundle.manifest
         return {
             "name": self.name,
             "version": loaded.version,
-            "bundle": {name: entry["sha256"] for name, entry in files.items()},
+            "bundle": {name: entry.sha256 for name, entry in manifest.files.items()},
             "model": loaded.bundle.config.model_dump(mode="json"),
             "tells": list(loaded.outputs),
             "reads_ratings": len(loaded.vocabulary.levels) > 1,
             "levels": list(loaded.vocabulary.levels),
             "item_count": len(loaded.vocabulary),
             "num_users": loaded.vocabulary.num_users,
-            "facts": facts,
+            "facts": manifest.facts,
             "loaded_at": loaded.loaded_at,
             "reload_fault": self.fault,
         }
@@ -145,7 +144,7 @@ class ModelHost:
         if found is None:
             return None
         history, number = found
-        is_same = users.data == self.loaded.bundle.facts.get("data")
+        is_same = users.data == self.loaded.bundle.facts.data
         return RecommendJob(history, options, number if is_same else -1)
 
     def _load(self) -> Loaded:

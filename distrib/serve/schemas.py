@@ -4,6 +4,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from distrib.config import JsonObject
 from distrib.score.policy import Output
 
 ItemId = Annotated[
@@ -260,7 +261,7 @@ class ModelCard(BaseModel):
     version: str
     bundle: dict[str, str]
     """SHA-256 digests of the bundle's files."""
-    model: dict[str, Any]
+    model: JsonObject
     """Model configuration."""
     tells: list[str]
     reads_ratings: bool
@@ -268,7 +269,7 @@ class ModelCard(BaseModel):
     item_count: int
     num_users: int
     """Number of training users."""
-    facts: dict[str, Any]
+    facts: JsonObject
     """Facts recorded by training: epoch, validation metrics, hash of the data."""
     loaded_at: str
     reload_fault: str | None = None

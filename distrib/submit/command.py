@@ -3,15 +3,14 @@
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from distrib.cli import run_and_report, run_file_arguments
-from distrib.config import load
+from distrib.config import JsonObject, load
 from distrib.errors import ConfigError, DistribError
 from distrib.events import emit, table
 from distrib.run_file import RunFile
 from distrib.submit import kubernetes, ray_jobs
-from distrib.submit.request import JOBS, Request, sizes_of
+from distrib.submit.request import JOBS, JobResult, Request, sizes_of
 from distrib.train.preflight.estimate import GPUS, Estimate, estimate
 from distrib.train.schemes.base import Sizes
 
@@ -47,7 +46,7 @@ def plan_run(
     _size_arguments(parser)
     given = parser.parse_args(arguments)
 
-    def work() -> dict[str, Any]:
+    def work() -> JsonObject:
         file = load(
             RunFile, given.config, overrides=given.set, environment=_OpenEnvironment(environment)
         )
@@ -115,7 +114,7 @@ def submission(
     given = parser.parse_args(arguments)
     code = 0
 
-    def work() -> dict[str, Any]:
+    def work() -> JobResult:
         nonlocal code
         known = _OpenEnvironment(environment)
         file = load(RunFile, given.config, overrides=given.set, environment=known)
@@ -127,10 +126,10 @@ def submission(
             target = kubernetes.Target(given.overlay, given.context)
             result = kubernetes.submit(request, target, waits=waits, dry=dry)
         elif dry:
-            result = {"job": request.name, "status": "not created"}
+            result = JobResult(job=request.name, status="not created")
         else:
             result = ray_jobs.submit(request, given.address, jobs, waits=waits)
-        code = result.get("exit_code", 0)
+        code = result.exit_code or 0
         return result
 
     return run_and_report(work) or code

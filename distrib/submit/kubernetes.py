@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
+from distrib.config import JsonObject
 from distrib.errors import ConfigError, JobTrackingLostError
 from distrib.events import emit
-from distrib.submit.request import Request
+from distrib.submit.request import JobResult, Request
 
 RUN_FILE = "/etc/distrib/run.toml"
 """Path of the run file in pods."""
@@ -36,7 +37,7 @@ _NO_PLATFORM = (
     "; if the namespace or its service accounts are missing, create them with kubectl apply -k "
     f"OVERLAY -l {COMPONENT}=platform"
 )
-Document = dict[str, Any]
+Document = JsonObject
 
 
 class Target(NamedTuple):
@@ -114,7 +115,7 @@ def _has_gpus(job: Document) -> bool:
     return any(_GPU in found.get("resources", {}).get("limits", {}) for found in containers)
 
 
-def submit(request: Request, target: Target, *, waits: bool, dry: bool) -> dict[str, Any]:
+def submit(request: Request, target: Target, *, waits: bool, dry: bool) -> JobResult:
     """Build the manifests, validate them on the server, create the job, and follow it.
 
     Args:
@@ -140,13 +141,13 @@ def submit(request: Request, target: Target, *, waits: bool, dry: bool) -> dict[
     kubectl.run(*checks, given=text, advice=_NO_PLATFORM)
     if dry:
         sys.stdout.write(text)
-        return {"job": request.name, "status": "not created"}
+        return JobResult(job=request.name, status="not created")
     kubectl.run("create", "-f", "-", given=text)
     _owned(kubectl, request.name, namespace)
     stop = f"kubectl delete rayjob {request.name} -n {namespace}"
     emit("submitted", job=request.name, namespace=namespace, stop=stop)
     if not waits:
-        return {"job": request.name}
+        return JobResult(job=request.name)
     return _followed(kubectl, request.name, namespace)
 
 
@@ -171,7 +172,7 @@ def _owned(kubectl: "_Kubectl", name: str, namespace: str) -> None:
         emit("not_owned", configmap=f"{name}-run", why=str(error)[:300])
 
 
-def _followed(kubectl: "_Kubectl", name: str, namespace: str) -> dict[str, Any]:
+def _followed(kubectl: "_Kubectl", name: str, namespace: str) -> JobResult:
     """Wait for the end; emit each status change and forward the log of every attempt."""
     log: subprocess.Popen[bytes] | None = None
     state: Document = {}
@@ -226,15 +227,16 @@ def _states(kubectl: "_Kubectl", name: str, namespace: str) -> Iterator[Document
         time.sleep(_POLL_S)
 
 
-def _ended(name: str, state: Document) -> dict[str, Any]:
+def _ended(name: str, state: Document) -> JobResult:
     status = state.get("jobStatus") or state["jobDeploymentStatus"]
     if state["jobDeploymentStatus"] == "Complete" and status == "SUCCEEDED":
-        return {"job": name, "status": status, "exit_code": 0}
+        return JobResult(job=name, status=status, exit_code=0)
     message = str(state.get("message", ""))
     emit("job_failed", job=name, why=f"{state.get('reason', '')} {message}".strip()[:2000])
     said = _EXIT_CODE.search(message)
     code = int(said[1]) if said else 1
-    return {"job": name, "status": status, "exit_code": (128 - code if code < 0 else code) or 1}
+    exit_code = (128 - code if code < 0 else code) or 1
+    return JobResult(job=name, status=status, exit_code=exit_code)
 
 
 class _Kubectl:

@@ -4,16 +4,15 @@ import asyncio
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from distrib.errors import ConfigError, JobTrackingLostError
 from distrib.events import emit
-from distrib.submit.request import Request
+from distrib.submit.request import JobResult, Request
 
 
-def submit(request: Request, address: str, jobs: Path, *, waits: bool = True) -> dict[str, Any]:
+def submit(request: Request, address: str, jobs: Path, *, waits: bool = True) -> JobResult:
     """Submit the job script and the run file, and stream the log to standard error.
 
     The package must be installed in the cluster image, which determines its version.
@@ -51,7 +50,7 @@ def submit(request: Request, address: str, jobs: Path, *, waits: bool = True) ->
         ) from error
     emit("submitted", job=request.name, address=address, stop=f"ray job stop {request.name}")
     if not waits:
-        return {"job": request.name}
+        return JobResult(job=request.name)
     last = asyncio.run(_followed(client, request.name))
     return _ended(client, request.name, last)
 
@@ -66,7 +65,7 @@ async def _followed(client: JobSubmissionClient, name: str) -> str:
     return rest.strip()
 
 
-def _ended(client: JobSubmissionClient, name: str, last: str) -> dict[str, Any]:
+def _ended(client: JobSubmissionClient, name: str, last: str) -> JobResult:
     info = client.get_job_info(name)
     is_well = info.status == JobStatus.SUCCEEDED
     code = info.driver_exit_code
@@ -77,9 +76,5 @@ def _ended(client: JobSubmissionClient, name: str, last: str) -> dict[str, Any]:
             f"{name}: {info.status}, {info.message}; rerun the same command to continue"
         )
     result = last if is_well else ""
-    return {
-        "job": name,
-        "status": str(info.status),
-        "exit_code": 0 if is_well else code or 1,
-        "result": result,
-    }
+    exit_code = 0 if is_well else code or 1
+    return JobResult(job=name, status=str(info.status), exit_code=exit_code, result=result)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from distrib.config import Record
 from distrib.data.dataset import MANIFEST, Dataset
 from distrib.data.logs.config import SyntheticLog
 from distrib.errors import ConfigError
@@ -21,6 +22,20 @@ JOBS = (
 """Jobs that take a run file and run to completion."""
 
 _NAME = re.compile(r"^[a-z]([-a-z0-9]{0,45}[a-z0-9])?$")
+
+
+class JobResult(Record):
+    """What is known of a submitted job."""
+
+    job: str
+    """Name on the cluster."""
+
+    status: str | None = None
+    exit_code: int | None = None
+    """None while the job is not followed to its end."""
+
+    result: str | None = None
+    """Last line of its output."""
 
 
 class Request(NamedTuple):

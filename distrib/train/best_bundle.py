@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from distrib.checkpoint.bundle import BUNDLE, copy_bundle, write_bundle
-from distrib.config import JsonObject
+from distrib.checkpoint.bundle import BUNDLE, BundleFacts, copy_bundle, write_bundle
 from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 from distrib.train.records import EpochRecord, best_record
@@ -18,7 +17,7 @@ def write_best(
     vocabulary: Vocabulary,
     weights: dict[str, Tensor],
     record: EpochRecord,
-    facts: JsonObject,
+    facts: BundleFacts,
 ) -> None:
     """Write the bundle of a new best epoch, and remove old ones.
 
@@ -27,10 +26,10 @@ def write_best(
         vocabulary: Items.
         weights: Weights of the model that scores.
         record: Record of the epoch.
-        facts: Further entries of the bundle's manifest.
+        facts: Data and seed of the run.
     """
     best = Folder(run.run) / BEST
-    about = {**facts, "epoch": record.epoch, "valid": record.valid}
+    about = facts.model_copy(update={"epoch": record.epoch, "valid": record.valid})
     write_bundle(best / _name(record.epoch), weights, run.model, vocabulary, about)
     for name in best.folders()[: -run.train.checkpoint.keep - 1]:
         (best / name).remove()

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
+from distrib.config import JsonObject
 from distrib.rng import CounterRng
 from distrib.tiles import TrainInput
 from distrib.train.engines.base import Engine, Update
@@ -40,7 +41,7 @@ class TrainState:
         """Return what is needed to continue from here, as JSON."""
         return {name: getattr(self, name) for name in _POSITION}
 
-    def go_to(self, position: dict[str, Any]) -> None:
+    def go_to(self, position: JsonObject) -> None:
         """Restore what `position` returned."""
         for name in _POSITION:
             setattr(self, name, int(position[name]))

@@ -104,8 +104,3 @@ def require_ours(folder: Folder, token: str) -> None:
 def best_name(epoch: int) -> str:
     """Return the name of the bundle of an epoch; names sort by age."""
     return f"epoch-{epoch:06d}"
-
-
-def best_entry(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the entry of the best epoch, the earliest on ties."""
-    return max(history, key=lambda entry: (entry["selection"], -entry["epoch"]))

@@ -14,7 +14,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from distrib.config import Record
+from distrib.config import JsonObject, Record
 from distrib.data.dataset import Dataset
 from distrib.errors import ConfigError, known
 from distrib.events import emit
@@ -136,7 +136,7 @@ def search(config: SearchConfig, run: str, training_of: TrainingOf) -> SearchRes
     configs = {n: _trial(config, training_of, n) for n in range(config.num_trials)}
     longest = max(each.train.num_epochs for each in configs.values())
 
-    def trial(drawn: dict[str, Any]) -> None:
+    def trial(drawn: JsonObject) -> None:
         _tried(configs[drawn[_NUMBER]])
 
     place = f"tune-{int(time.time())}"

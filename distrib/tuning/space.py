@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
-from distrib.config import Config
+from distrib.config import Config, JsonObject
 from distrib.errors import ConfigError
 
 Value = bool | int | float | str
@@ -109,7 +109,7 @@ def settings_of(config: SearchConfig, trial: int) -> dict[str, Value]:
     }
 
 
-def with_settings(document: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def with_settings(document: Mapping[str, Any], settings: Mapping[str, Any]) -> JsonObject:
     """Return a copy of a nested document with some of its fields set.
 
     Args:

@@ -26,7 +26,7 @@ import ray
 import torch
 import torch.nn.functional as F
 
-from distrib.checkpoint.bundle import BUNDLE, write_bundle
+from distrib.checkpoint.bundle import BUNDLE, BundleFacts, write_bundle
 from distrib.cli import connected
 from distrib.data.config import ConvertConfig, DataConfig
 from distrib.data.dataset import Dataset
@@ -57,7 +57,7 @@ def write_run(run: str, prepared: str, config: Any) -> None:
     torch.manual_seed(0)
     vocabulary = Dataset.open(prepared).vocabulary
     weights = config.build(vocabulary.catalog).state_dict()
-    facts = {"data": Dataset.open(prepared).manifest.hash}
+    facts = BundleFacts(data=Dataset.open(prepared).manifest.hash)
     write_bundle(Folder(run) / BUNDLE, weights, config, vocabulary, facts)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from distrib.checkpoint.bundle import copy_bundle, load_bundle, write_bundle
+from distrib.checkpoint.bundle import BundleFacts, copy_bundle, load_bundle, write_bundle
 from distrib.checkpoint.manifest import describe
 from distrib.errors import CheckpointError
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig
@@ -28,7 +28,7 @@ def vocabulary_of(small):
 def bundle(small, tmp_path):
     folder = Folder(str(tmp_path / "bundle"))
     model = CONFIG.build(small.catalog)
-    write_bundle(folder, model.state_dict(), CONFIG, vocabulary_of(small), {"epoch": 3})
+    write_bundle(folder, model.state_dict(), CONFIG, vocabulary_of(small), BundleFacts(epoch=3))
     return folder, model
 
 
@@ -37,7 +37,7 @@ def test_a_bundle_comes_back_as_it_was(bundle, small, tmp_path):
     copy_bundle(folder, Folder(str(tmp_path / "copy")))
     for place in (folder, Folder(str(tmp_path / "copy"))):
         loaded = load_bundle(place)
-        assert loaded.facts["epoch"] == 3
+        assert loaded.facts.epoch == 3
         assert loaded.vocabulary.fingerprint == vocabulary_of(small).fingerprint
         np.testing.assert_array_equal(
             loaded.vocabulary.train_count_IL, small.catalog.train_count_IL
@@ -73,7 +73,7 @@ def resealed(folder, **contents):
     manifest = folder.read_json("manifest.json")
     for name, content in contents.items():
         folder.write(NAMES[name], content)
-        manifest["files"][NAMES[name]] = describe(content)
+        manifest["files"][NAMES[name]] = describe(content).to_json()
     folder.write_json("manifest.json", manifest)
 
 

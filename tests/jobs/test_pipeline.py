@@ -273,7 +273,7 @@ def test_a_bundle_carries_what_it_needs(trained):
     bundle = load_bundle(Folder(file.run) / "bundle")
     assert bundle.vocabulary.fingerprint == Dataset.open(file.data.prepared).vocabulary.fingerprint
     assert (
-        bundle.facts["data"]
+        bundle.facts.data
         == json.loads(Path(file.data.prepared, "manifest.json").read_text())["hash"]
     )
 

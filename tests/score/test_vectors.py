@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from distrib.checkpoint.bundle import BUNDLE, load_bundle, write_bundle
+from distrib.checkpoint.bundle import BUNDLE, BundleFacts, load_bundle, write_bundle
 from distrib.errors import CheckpointError, DataError
 from distrib.models import EaseConfig, MultVaeConfig
 from distrib.score.scorer import Scorer
@@ -31,7 +31,7 @@ def bundle_of(config, small, tmp_path):
     vocabulary = Vocabulary(pa.array(range(100, 150)), small.catalog.levels, counts, 37, 37)
     weights = filled(config, small).state_dict()
     folder = Folder(str(tmp_path)) / BUNDLE
-    write_bundle(folder, weights, config, vocabulary, {"data": "none"})
+    write_bundle(folder, weights, config, vocabulary, BundleFacts(data="none"))
     return load_bundle(folder)
 
 

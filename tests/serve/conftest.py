@@ -8,7 +8,7 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from distrib.checkpoint.bundle import BUNDLE, write_bundle
+from distrib.checkpoint.bundle import BUNDLE, BundleFacts, write_bundle
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig
 from distrib.serve.app import make_app
 from distrib.serve.config import ServeConfig
@@ -66,7 +66,7 @@ def write_run(run, small, config=None, *, ids=IDS, levels=LEVELS, seed=0, scale=
         for weight in model.state_dict().values():
             if weight.is_floating_point():
                 torch.nn.init.normal_(weight, std=scale)
-    facts = {"data": "none", "epoch": 2, "valid": {"rmse": 0.9}, "seed": seed}
+    facts = BundleFacts(data="none", epoch=2, valid={"rmse": 0.9}, seed=seed)
     write_bundle(Folder(str(run)) / BUNDLE, model.state_dict(), config, vocabulary, facts)
     return str(run)
 

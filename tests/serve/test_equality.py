@@ -7,7 +7,7 @@ import torch
 from starlette.testclient import TestClient
 
 from distrib.batch import Batch
-from distrib.checkpoint.bundle import BUNDLE, write_bundle
+from distrib.checkpoint.bundle import BUNDLE, BundleFacts, write_bundle
 from distrib.score.bulk.fragments import FragmentScorer, InputFile, fragments_of
 from distrib.score.commit import Publication
 from distrib.score.policy import ScoreConfig
@@ -56,7 +56,9 @@ def test_direct_bulk_and_served_answers_are_equal(config, small, tmp_path):
     counts, levels = small.catalog.train_count_IL, small.catalog.levels
     vocabulary = Vocabulary(IDS, levels, counts, 37, 37)
     model, run = filled(config, small), str(tmp_path / "run")
-    write_bundle(Folder(run) / BUNDLE, model.state_dict(), config, vocabulary, {"data": "none"})
+    write_bundle(
+        Folder(run) / BUNDLE, model.state_dict(), config, vocabulary, BundleFacts(data="none")
+    )
     rows = [{"user": user, **history(small, user)} for user in range(37)]
     table = pa.Table.from_pylist(rows)
     bulk = bulk_lists(run, table, tmp_path / "out")

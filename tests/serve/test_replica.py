@@ -12,6 +12,7 @@ import torch
 from starlette.testclient import TestClient
 
 from distrib.checkpoint.bundle import BUNDLE
+from distrib.checkpoint.manifest import describe
 from distrib.data.dataset import Dataset
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.models import BiasedMfConfig, EaseConfig
@@ -249,13 +250,13 @@ def test_a_model_that_gives_no_numbers_is_not_taken(run, small):
     bad = write_run(run, small, seed=1)
     from safetensors.torch import load, save
 
-    from distrib.checkpoint.manifest import MANIFEST, describe
+    from distrib.checkpoint.manifest import MANIFEST
 
     bundle = Folder(bad) / BUNDLE
     weights = load(bundle.read("model.safetensors"))
     content = save({name: torch.full_like(w, torch.nan) for name, w in weights.items()})
     manifest = bundle.read_json(MANIFEST)
-    manifest["files"]["model.safetensors"] = describe(content)
+    manifest["files"]["model.safetensors"] = describe(content).to_json()
     bundle.write("model.safetensors", content)
     bundle.write_json(MANIFEST, manifest)
     assert not host.refresh()

@@ -104,8 +104,8 @@ def test_training_learns_and_publishes_its_best_epoch(whole_run):
         assert sum(shares) + entry["communication_share"] == pytest.approx(1.0)
     best = max(history, key=lambda entry: entry["selection"])
     bundle = load_bundle(Folder(str(run)) / "bundle")
-    assert result.best_epoch == bundle.facts["epoch"] == best["epoch"]
-    assert bundle.facts["valid"] == best["valid"]
+    assert result.best_epoch == bundle.facts.epoch == best["epoch"]
+    assert bundle.facts.valid == best["valid"]
 
 
 def test_other_numbers_of_workers_give_the_same_losses_also_from_within_an_epoch(
@@ -173,7 +173,7 @@ def test_a_signal_keeps_the_place_and_leaves(prepared, slow_run, tmp_path):
     with pytest.raises(StoppedError, match=r"stopped by SIGTERM, 1 epochs done; a checkpoint is"):
         launch(config_of(tmp_path / "stopped", prepared, **slow))
     watcher.join()
-    assert load_bundle(Folder(str(tmp_path / "stopped")) / "bundle").facts["epoch"] == 1
+    assert load_bundle(Folder(str(tmp_path / "stopped")) / "bundle").facts.epoch == 1
     assert checkpoints(tmp_path / "stopped")[-1].name > "step-0000000420"
     launch(config_of(tmp_path / "stopped", prepared, **slow))
     assert losses(tmp_path / "stopped") == losses(slow_run)
@@ -194,7 +194,7 @@ def test_training_ends_early_old_checkpoints_go_and_the_best_stays(prepared, tmp
     best = max(history, key=lambda entry: (entry["selection"], -entry["epoch"]))["epoch"]
     assert len(history) == best + 2 < 9
     assert [path.name[:15] for path in checkpoints(tmp_path)] == [f"step-{15 * len(history):010d}"]
-    assert load_bundle(Folder(str(tmp_path)) / "bundle").facts["epoch"] == best
+    assert load_bundle(Folder(str(tmp_path)) / "bundle").facts.epoch == best
 
 
 class Tracking(BaseHTTPRequestHandler):

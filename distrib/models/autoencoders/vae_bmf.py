@@ -266,8 +266,12 @@ class VaeBmf(Model):
             if side is None:
                 found.append(None)
                 continue
-            posterior = encoder(side, self._kept(side.batch, rng, drop, step_1))
-            shown = self._shown(posterior, side.batch, rng, sample, step_1)
+            posterior = encoder(
+                side, _dropout_weight(self.config.input_dropout, side.batch, rng, drop, step_1)
+            )
+            shown = _sampled_or_moments(
+                self.config.likelihood, posterior, side.batch, rng, sample, step_1
+            )
             found.append(LatentFactors(*shown, posterior.offset_B))
             scale_B = weight * side.share_1 / (side.repeats_B if is_unbiased else 1.0)
             kls.append(scale_B * _kl(posterior))
@@ -277,23 +281,6 @@ class VaeBmf(Model):
         elif items is None:
             items = self.users.last_codes()
         return VaeBmfState(users, items, torch.cat(kls), block.transposed)
-
-    def _kept(self, batch: Batch, rng: CounterRng, stream: int, step_1: Tensor) -> Tensor | None:
-        """Return the dropout weight of each interaction; None without dropout."""
-        keep = 1.0 - self.config.input_dropout
-        if keep == 1.0:
-            return None
-        place_B = batch.user_B + (step_1 << _STEP_BITS)
-        draw_N = rng.uniform(stream, place_B[batch.row_N], batch.item_N)
-        return (draw_N < keep).to(batch.value_N.dtype) / keep
-
-    def _shown(
-        self, posterior: Posterior, batch: Batch, rng: CounterRng, stream: int, step_1: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return latent vectors and, unless they are samples, variances."""
-        if self.config.likelihood == "analytic":
-            return posterior.mean_BZ, posterior.log_variance_BZ.exp()
-        return drawn(posterior, batch.user_B, rng, stream, step_1), None
 
     def kl(self, users: UserState) -> Tensor | None:
         """Return the KL term that `encode` computed for a tile; see `Variational`."""
@@ -316,7 +303,7 @@ class VaeBmf(Model):
 
     @override
     def score_pairs(self, users: UserState, pairs: Batch) -> Tensor:
-        known, items, *_, transposed = self._with_items(users)
+        known, items, *_, transposed = _with_items(self, users)
         product_N = pair_products(
             known.latent_BZ, items.latent_BZ, pairs.item_N, pairs.pointer_P, transposed
         )
@@ -328,7 +315,7 @@ class VaeBmf(Model):
 
         Var(u v) = Var(u) (Var(v) + E(v)^2) + E(u)^2 Var(v) in each dimension.
         """
-        known, items, *_, transposed = self._with_items(users)
+        known, items, *_, transposed = _with_items(self, users)
         if known.variance_BZ is None:
             return None
         left_BZ, right_JZ = known.variance_BZ, items.latent_BZ.square()
@@ -336,11 +323,6 @@ class VaeBmf(Model):
             left_BZ = torch.cat([left_BZ + known.latent_BZ.square(), left_BZ], dim=1)
             right_JZ = torch.cat([items.variance_BZ, right_JZ], dim=1)
         return pair_products(left_BZ, right_JZ, pairs.item_N, pairs.pointer_P, transposed)
-
-    def _with_items(self, users: UserState) -> VaeBmfState:
-        """Return the state with its items."""
-        found = _of(users)
-        return found if found.items else found._replace(items=LatentFactors(*self.item_tables()))
 
     def end_epoch(self, epoch: int) -> None:
         """Add this epoch's deltas to the matrices of the latent branches."""
@@ -388,3 +370,35 @@ def _kl(posterior: Posterior) -> Tensor:
     mean_BZ, log_variance_BZ, _ = posterior
     terms_BZ = log_variance_BZ.exp() + mean_BZ.square() - 1.0 - log_variance_BZ
     return 0.5 * terms_BZ.sum(1)
+
+
+def _dropout_weight(
+    dropout: float, batch: Batch, rng: CounterRng, stream: int, step_1: Tensor
+) -> Tensor | None:
+    """Return the dropout weight of each interaction; None without dropout."""
+    keep = 1.0 - dropout
+    if keep == 1.0:
+        return None
+    place_B = batch.user_B + (step_1 << _STEP_BITS)
+    draw_N = rng.uniform(stream, place_B[batch.row_N], batch.item_N)
+    return (draw_N < keep).to(batch.value_N.dtype) / keep
+
+
+def _sampled_or_moments(
+    likelihood: str,
+    posterior: Posterior,
+    batch: Batch,
+    rng: CounterRng,
+    stream: int,
+    step_1: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """Return latent vectors and, unless they are samples, variances."""
+    if likelihood == "analytic":
+        return posterior.mean_BZ, posterior.log_variance_BZ.exp()
+    return drawn(posterior, batch.user_B, rng, stream, step_1), None
+
+
+def _with_items(model: VaeBmf, users: UserState) -> VaeBmfState:
+    """Return the state with its items."""
+    found = _of(users)
+    return found if found.items else found._replace(items=LatentFactors(*model.item_tables()))

@@ -254,7 +254,7 @@ class Encoder(nn.Module):
             return torch.stack([(query_QZ @ part.T).abs().sum(1) for part in parts]).sum(0)
 
         # sum_i (q . v_i) v_i = q sum_i v_i^T v_i = q gram_ZZ, and sum_i q . v_i = q . total_Z.
-        denominator_Q = self._denominator(query_QZ @ self.total_Z, absolute)
+        denominator_Q = _denominator(self.config.attention_norm, query_QZ @ self.total_Z, absolute)
         return query_QZ @ self.gram_ZZ / denominator_Q[:, None]
 
     def _linear_local(self, query_QZ: Tensor, index_N: Tensor, pointer_P: Tensor) -> Tensor:
@@ -268,21 +268,8 @@ class Encoder(nn.Module):
             return torch.zeros_like(total_Q).index_add(0, row_N, product_N.abs())
 
         sum_QZ = history_sum(self.code_IZ, index_N, product_N, pointer_P)
-        denominator_Q = self._denominator(total_Q, absolute)
+        denominator_Q = _denominator(self.config.attention_norm, total_Q, absolute)
         return sum_QZ / torch.where(pointer_P.diff() > 0, denominator_Q, 1.0)[:, None]
-
-    def _denominator(self, total_Q: Tensor, absolute: Callable[[], Tensor]) -> Tensor:
-        """Return the denominators of linear attention, the sums of products ``total_Q``.
-
-        For ``linear_safe``, their magnitude is at least `_FLOOR` times the sum of absolute
-        products; where this floor applies, it is a constant for the gradient.
-        """
-        if self.config.attention_norm == "linear":
-            return total_Q
-        with torch.no_grad():
-            floor_Q = (_FLOOR * absolute()).clamp(min=1e-12)
-            signed_Q = torch.where(total_Q < 0, -floor_Q, floor_Q)
-        return torch.where(total_Q.abs() < floor_Q, signed_Q, total_Q)
 
     def last_codes(self) -> LatentFactors:
         """Return the latent vectors that this encoder reads, as factors."""
@@ -329,6 +316,20 @@ class Encoder(nn.Module):
         for low, high in pairwise([*range(0, len(matrix_IZH), _BLOCK_ROWS), len(matrix_IZH)]):
             latent_IZ = self.code_IZ[low:high].to(matrix_IZH.dtype)
             self.base_IH[low:high] = torch.bmm(latent_IZ[:, None], matrix_IZH[low:high])[:, 0]
+
+
+def _denominator(norm: str, total_Q: Tensor, absolute: Callable[[], Tensor]) -> Tensor:
+    """Return the denominators of linear attention, the sums of products ``total_Q``.
+
+    For ``linear_safe``, their magnitude is at least `_FLOOR` times the sum of absolute
+    products; where this floor applies, it is a constant for the gradient.
+    """
+    if norm == "linear":
+        return total_Q
+    with torch.no_grad():
+        floor_Q = (_FLOOR * absolute()).clamp(min=1e-12)
+        signed_Q = torch.where(total_Q < 0, -floor_Q, floor_Q)
+    return torch.where(total_Q.abs() < floor_Q, signed_Q, total_Q)
 
 
 class _Linear(nn.Module):

@@ -212,8 +212,7 @@ class Part:
             if self._writer is not None:
                 self._writer.close()
             if kind is None:
-                entry = self._folder.upload(self._name, self._path)
-                self.size, self.digest = entry["bytes"], entry["sha256"]
+                self.size, self.digest = self._folder.upload(self._name, self._path)
 
 
 class FragmentScorer:

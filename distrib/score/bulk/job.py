@@ -11,8 +11,8 @@ import ray
 import ray.data
 
 from distrib import __version__
-from distrib.checkpoint.bundle import BUNDLE, load_bundle
-from distrib.checkpoint.manifest import read_manifest
+from distrib.checkpoint.bundle import BUNDLE, BundleFacts, load_bundle
+from distrib.checkpoint.manifest import Manifest, read_manifest
 from distrib.cluster.actors import actor_pool
 from distrib.cluster.prometheus import keep, show
 from distrib.config import JsonObject
@@ -83,7 +83,7 @@ def preflight(run: str, prepared: str, config: ScoreConfig) -> None:
     if config.events is None:
         _rehearse(plan_scoring(run, prepared, config), config)
     else:
-        _bundle_facts(run)
+        _bundle_manifest(run)
 
 
 def check_histories(config: ScoreConfig) -> None:
@@ -166,7 +166,8 @@ def plan_scoring(run: str, prepared: str, config: ScoreConfig) -> Work:
             or the previous run has another model or policy.
     """
     bundle = Folder(run) / BUNDLE
-    facts = _bundle_facts(run)
+    manifest = _bundle_manifest(run)
+    facts = BundleFacts.model_validate(manifest.facts)
     histories = Folder(config.histories or prepared)
     if config.new_items:
         require_extended(facts, histories)
@@ -174,11 +175,11 @@ def plan_scoring(run: str, prepared: str, config: ScoreConfig) -> Work:
     if Folder(output).url == histories.url:
         raise DataError(f"{output}: score.output is where the histories are; set another folder")
     files, identity = _files(histories)
-    if facts.get("data") == identity:
+    if facts.data == identity:
         files = _numbered(histories, files)
     policy = json.loads(config.model_dump_json(exclude=_NOT_OF_LISTS))
-    made_by = {"bundle": facts["files"], "policy": policy, "lists": _stamps(config.policy)}
-    recipe = {**made_by, "vocabulary": facts["vocabulary"], "histories": identity}
+    made_by = {"bundle": manifest.digests, "policy": policy, "lists": _stamps(config.policy)}
+    recipe = {**made_by, "vocabulary": facts.vocabulary, "histories": identity}
     recipe["fragment_users"] = config.fragment_users
     if config.since:
         if Folder(config.since).url == Folder(output).url:
@@ -192,7 +193,7 @@ def plan_scoring(run: str, prepared: str, config: ScoreConfig) -> Work:
     return work
 
 
-def _bundle_facts(run: str) -> JsonObject:
+def _bundle_manifest(run: str) -> Manifest:
     bundle = Folder(run) / BUNDLE
     if not bundle.exists():
         raise CheckpointError(f"{bundle}: no bundle to score with; run jobs/train.py first")
@@ -262,7 +263,7 @@ def _require_same(previous: Folder, made_by: Mapping[str, Any]) -> dict[str, str
 def _rehearse(work: Work, config: ScoreConfig) -> None:
     """Dry-run: score an empty table per schema, so that errors surface before actors start."""
     bundle = load_bundle(Folder(work.bundle))
-    _require_bundle(work, bundle.facts)
+    _require_bundle(work, bundle.manifest)
     scorer = Scorer(bundle.model, bundle.vocabulary, precision=config.precision)
     scorer.require_numbers()
     histories = Folder(work.histories)
@@ -285,8 +286,8 @@ def _rehearse(work: Work, config: ScoreConfig) -> None:
             break  # all shards have one schema
 
 
-def _require_bundle(work: Work, facts: Mapping[str, Any]) -> None:
-    if work.recipe["bundle"] != facts["files"]:
+def _require_bundle(work: Work, manifest: Manifest) -> None:
+    if work.recipe["bundle"] != manifest.digests:
         raise CheckpointError(f"{work.bundle}: changed since scoring was planned; start again")
 
 
@@ -348,7 +349,7 @@ class _FragmentActor:
     def __init__(self, work: Work, config: ScoreConfig, previous: Any) -> None:
         histories = Folder(work.histories)
         bundle = load_bundle(Folder(work.bundle))
-        _require_bundle(work, bundle.facts)
+        _require_bundle(work, bundle.manifest)
         device = "cuda" if config.gpus_per_actor else "cpu"
         scorer = Scorer(bundle.model, bundle.vocabulary, device=device, precision=config.precision)
         if config.new_items:

@@ -1,11 +1,9 @@
 """Items added after training: encoded from their ratings by training users."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 
+from distrib.checkpoint.bundle import BundleFacts
 from distrib.data.dataset import Dataset
 from distrib.data.feeds.collate import gather
 from distrib.data.history_arrays import merge
@@ -18,7 +16,7 @@ from distrib.vocabulary import Vocabulary
 _BATCH_ITEMS = 1024
 
 
-def require_extended(facts: Mapping[str, Any], prepared: Folder) -> None:
+def require_extended(facts: BundleFacts, prepared: Folder) -> None:
     """Refuse prepared data whose user indices may differ from those of training.
 
     Args:
@@ -35,7 +33,7 @@ def require_extended(facts: Mapping[str, Any], prepared: Folder) -> None:
             f"{prepared}: has no item histories, which new items are encoded from; set "
             "data.item_histories = true and run prepare again"
         )
-    if facts.get("data") not in (manifest.hash, *manifest.extends):
+    if facts.data not in (manifest.hash, *manifest.extends):
         raise DataError(
             f"{prepared}: is not the data that the model was trained on, nor an extension of it, "
             "so user indices differ; score.new_items needs the prepared folder of training, "

@@ -59,7 +59,7 @@ fetch("openapi.json").then((answer) => answer.json()).then((api) => {
   const all = api.components.schemas;
   const parts = Object.entries(api.paths).flatMap(([path, verbs]) =>
     Object.entries(verbs).map(([verb, what]) => operation(path, verb, what, all)));
-  const shared = ["History", "Wishes"].map((name) => {
+  const shared = ["History", "RecommendOptions"].map((name) => {
     const part = element("section");
     part.append(element("h2", name), element("p", all[name].description), fields(all[name], all));
     return part;

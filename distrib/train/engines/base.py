@@ -1,11 +1,12 @@
 """The interface between the training loop and the engines."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from distrib.checkpoint.state import SavedState, StatePiece
+from distrib.config import JsonObject
 from distrib.rng import CounterRng
 from distrib.tiles import TrainInput
 from distrib.train.step import TrainStep
@@ -66,8 +67,8 @@ class Engine(Protocol):
     def pieces(self) -> Iterator[StatePiece]:
         """Yield what this rank must save: over all ranks, everything, once. Views, not copies."""
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """Return what else is needed to continue, as JSON; equal on all ranks."""
 
-    def restore(self, saved: SavedState, facts: dict[str, Any]) -> None:
+    def restore(self, saved: SavedState, facts: JsonObject) -> None:
         """Restore `pieces` and `facts` from any number of ranks; every rank must call."""

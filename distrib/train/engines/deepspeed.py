@@ -5,7 +5,6 @@ import io
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import deepspeed
 import deepspeed.comm.comm
@@ -19,6 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from distrib.checkpoint.state import SavedState, StatePiece
+from distrib.config import JsonObject
 from distrib.models.capabilities import begin_epoch, end_epoch
 from distrib.parameters import roles_of
 from distrib.rng import CounterRng
@@ -150,11 +150,11 @@ class DeepSpeedEngine:
         if torch.distributed.get_rank() == 0:
             yield from buffer_pieces(self.step_module.model)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """Return the loss scale of fp16; see `Engine`."""
         return deepspeed_state.loss_scale(self.engine)
 
-    def restore(self, saved: SavedState, facts: dict[str, Any]) -> None:
+    def restore(self, saved: SavedState, facts: JsonObject) -> None:
         """Restore this rank's shards; see `Engine`."""
         deepspeed_state.restore(self.engine, self.step_module.model, saved)
         deepspeed_state.set_loss_scale(self.engine, facts)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from distrib.config import JsonObject
+
 if TYPE_CHECKING:
     from distrib.train.engines.config import EngineConfig
     from distrib.train.optimizer import OptimizerConfig
@@ -18,7 +20,7 @@ def num_micro_batches(engine: "EngineConfig", *, batch_users: int, world_size: i
 
 def deepspeed_config(
     engine: "EngineConfig", optimizer: "OptimizerConfig", *, batch_users: int, world_size: int
-) -> dict[str, Any]:
+) -> JsonObject:
     """Build DeepSpeed's configuration from typed fields; surprising defaults are set explicitly.
 
     Args:
@@ -33,7 +35,7 @@ def deepspeed_config(
     steps = num_micro_batches(engine, batch_users=batch_users, world_size=world_size)
     micro = -(-batch_users // (world_size * steps))
     stage, precision = engine.zero_stage, engine.precision
-    zero: dict[str, Any] = {
+    zero: JsonObject = {
         "stage": stage,
         "contiguous_gradients": True,
         "reduce_scatter": True,
@@ -43,7 +45,7 @@ def deepspeed_config(
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if engine.offload == "all":
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    config: dict[str, Any] = {
+    config: JsonObject = {
         "train_batch_size": micro * world_size * steps,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": steps,
@@ -62,7 +64,7 @@ def deepspeed_config(
     return _merged(config, engine.deepspeed)
 
 
-def _merged(ours: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(ours: JsonObject, extra: Mapping[str, Any]) -> JsonObject:
     result = dict(ours)
     for key, value in extra.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), dict)

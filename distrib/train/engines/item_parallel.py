@@ -5,7 +5,7 @@ for the batch: those of the user states, and rows of the items in its histories.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distrib.batch import Batch
 from distrib.checkpoint.state import VALUE, SavedState, StatePiece
+from distrib.config import JsonObject
 from distrib.errors import ConfigError
 from distrib.models.capabilities import begin_epoch, end_epoch
 from distrib.objectives.base import Candidates, Carry
@@ -114,6 +115,7 @@ class ItemEngine:
             # Decoder tables in the module shrink to this rank's rows: `decode_rows` sees no others.
             held = part.master if name in output else parameter
             parameter.data = held.detach().to(device, self.dtype, copy=True)
+        self.parts = [*self.output.values(), *self.read.values(), *self.small.values()]
         self.optimizer = optimizer_of(
             [
                 group._replace(parameters=[masters[id(p)] for p in group.parameters])
@@ -145,7 +147,7 @@ class ItemEngine:
         wanted = read if target is inputs else target.to(self.device)
         _waited.clear()
         started_s = time.perf_counter()
-        for owned in self._parts():
+        for owned in self.parts:
             owned.parameter.grad = None
         self._kept.clear()
         summed: dict[str, Tensor] = {}
@@ -157,20 +159,16 @@ class ItemEngine:
             for name, term in terms.items():
                 summed[name] = summed[name] + term if name in summed else term
         self._collect(read.item_N)
-        norm = self._norm()
+        norm = _global_norm([*self.output.values(), *self.read.values()], self.small.values())
         if self.optimizer_config.gradient_clipping:
             scale = (self.optimizer_config.gradient_clipping / (norm + 1e-6)).clamp(max=1.0)
-            for owned in self._parts():
+            for owned in self.parts:
                 owned.master.grad.mul_(scale)  # type: ignore[union-attr]
         set_rate(self.optimizer, self.optimizer_config.rate(step))
         self.optimizer.step()
         self._publish()
         self.communication_share = sum(_waited) / (time.perf_counter() - started_s)
         return Update(summed, norm.float())
-
-    def _parts(self) -> Iterator[_Part]:
-        for parts in (self.output, self.read, self.small):
-            yield from parts.values()
 
     def _backward(
         self, inputs: Batch, target: Batch, rng: CounterRng, step: int, num_users: int
@@ -210,7 +208,7 @@ class ItemEngine:
         """Accumulate the gradients of a micro-batch in float32."""
         if self.num_parts == 1:
             return
-        for owned in self._parts():
+        for owned in self.parts:
             kept, fresh = self._kept.get(id(owned.parameter)), _gradient(owned.parameter)
             total = fresh.float() if kept is None else kept.add_(fresh)
             self._kept[id(owned.parameter)] = total
@@ -256,27 +254,15 @@ class ItemEngine:
         # An item in the histories of several ranks arrives once from each of them.
         return result.index_add_(0, item_R - self.low, row_R.float())
 
-    def _norm(self) -> Tensor:
-        """Return the norm of the full gradient; each part of it is on one rank, or on all."""
-        cut = [part.master.grad for parts in (self.output, self.read) for part in parts.values()]
-        squares = torch.stack([_square(gradient) for gradient in cut]).sum()
-        _wait(dist.all_reduce, squares)
-        whole = [_square(part.master.grad) for part in self.small.values()]
-        return (squares + sum(whole)).sqrt()
-
     def _publish(self) -> None:
         """Copy the masters into the parameters used for compute."""
         # Small masters saw equal gradients on all ranks; only encoder tables have to be gathered.
         for part in (*self.output.values(), *self.small.values()):
             part.parameter.data.copy_(part.master.data.view(part.parameter.shape))
         for part in self.read.values():
-            part.parameter.data.copy_(self._whole(part.master.data.to(self.dtype)))
-
-    def _whole(self, own: Tensor) -> Tensor:
-        """Return the rows of all ranks."""
-        padded = own.new_zeros(self.chunk, *own.shape[1:])
-        padded[: len(own)] = own
-        return torch.cat(_of_all(padded))[: self.item_count]
+            part.parameter.data.copy_(
+                _rows_of_all(part.master.data.to(self.dtype), self.chunk, self.item_count)
+            )
 
     def begin_epoch(self, epoch: int) -> None:
         """Select the phase to train; see `Engine`."""
@@ -291,7 +277,10 @@ class ItemEngine:
         model = self.step_module.model
         found = {name: part.master.data for name, part in self.small.items()}
         for parts in (self.output, self.read):
-            found |= {name: self._whole(part.master.data) for name, part in parts.items()}
+            found |= {
+                name: _rows_of_all(part.master.data, self.chunk, self.item_count)
+                for name, part in parts.items()
+            }
         found |= dict(model.named_buffers())
         return {name: found[name].detach().cpu().clone() for name in model.state_dict()}
 
@@ -309,11 +298,11 @@ class ItemEngine:
         if self.rank == 0:
             yield from buffer_pieces(self.step_module.model)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """Return nothing; see `Engine`."""
         return {}
 
-    def restore(self, saved: SavedState, facts: dict[str, Any]) -> None:
+    def restore(self, saved: SavedState, facts: JsonObject) -> None:
         """Restore this rank's ranges and all small parameters; see `Engine`."""
         del facts
         for parts in (self.output, self.read, self.small):
@@ -327,6 +316,21 @@ class ItemEngine:
         for part in (*self.output.values(), *self.small.values()):
             part.parameter.data.copy_(part.master.data.view(part.parameter.shape))
         restore_buffers(self.step_module.model, saved)
+
+
+def _global_norm(cut: Iterable[_Part], small: Iterable[_Part]) -> Tensor:
+    """Return the norm of the full gradient; each part of it is on one rank, or on all."""
+    squares = torch.stack([_square(part.master.grad) for part in cut]).sum()
+    _wait(dist.all_reduce, squares)
+    whole = [_square(part.master.grad) for part in small]
+    return (squares + sum(whole)).sqrt()
+
+
+def _rows_of_all(own: Tensor, chunk: int, count: int) -> Tensor:
+    """Return the rows of all ranks, of which each holds ``chunk`` or fewer."""
+    padded = own.new_zeros(chunk, *own.shape[1:])
+    padded[: len(own)] = own
+    return torch.cat(_of_all(padded))[:count]
 
 
 def gathered_batch(mine: Batch) -> tuple[Batch, list[int]]:

@@ -1,12 +1,12 @@
 """The single-process engine, the reference for all others."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from distrib.checkpoint.state import SavedState, StatePiece
+from distrib.config import JsonObject
 from distrib.models.capabilities import begin_epoch, end_epoch
 from distrib.rng import CounterRng
 from distrib.tiles import TrainInput
@@ -70,11 +70,11 @@ class LocalEngine:
             yield piece_of(self.optimizer, name, parameter, (0, 0, parameter.numel()))
         yield from buffer_pieces(self.step_module.model)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """Return nothing; see `Engine`."""
         return {}
 
-    def restore(self, saved: SavedState, facts: dict[str, Any]) -> None:
+    def restore(self, saved: SavedState, facts: JsonObject) -> None:
         """Copy every parameter; see `Engine`."""
         del facts
         for name, parameter in self.step_module.model.named_parameters():

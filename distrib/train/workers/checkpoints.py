@@ -11,10 +11,10 @@ import ray.train
 import torch.distributed
 from torch import Tensor
 
+from distrib.checkpoint.bundle import BundleFacts
 from distrib.checkpoint.state import SavedState
 from distrib.checkpoint.store import CheckpointStore, checkpoint_name
 from distrib.checkpoint.writer import CheckpointWriter, Rank
-from distrib.config import JsonObject
 from distrib.errors import CheckpointError, DataError
 from distrib.events import emit
 from distrib.storage import Folder, with_retries
@@ -41,7 +41,7 @@ class Attempt(NamedTuple):
     token: str
     """While the run folder holds it, this start may write the run."""
 
-    facts: JsonObject
+    facts: BundleFacts
     """Kept in bundles: hash of the data and the like."""
 
 

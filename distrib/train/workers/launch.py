@@ -8,6 +8,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from distrib.checkpoint.bundle import BundleFacts
 from distrib.checkpoint.store import CheckpointStore
 from distrib.cluster.prometheus import hide, keep, show
 from distrib.cluster.resources import ON_CPU
@@ -204,7 +205,7 @@ def _trainer(
         run=run.absolute().model_dump_json(),
         data=data,
         vocabulary=ray.put(dataset.vocabulary),
-        facts={"data": dataset.hash, "seed": run.seed},
+        facts=BundleFacts(data=dataset.hash, seed=run.seed),
         shows_bar=is_terminal(),
         token=token,
         control=driver.actor,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed
 
+from distrib.config import JsonObject
 from distrib.train.engines.base import Update
 
 NORM = "gradient norm"
@@ -109,7 +110,7 @@ class LossReducer:
         torch.distributed.all_reduce(sums)
         return dict(zip(names, (sums / max(1, self.num_users)).tolist(), strict=True))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return this rank's part; nothing may be pending."""
         return {"totals": self.totals, "num_users": self.num_users, "skipped": self.num_skipped}
 

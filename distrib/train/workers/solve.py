@@ -9,7 +9,7 @@ import ray
 import torch
 from scipy.sparse import csr_array
 
-from distrib.checkpoint.bundle import BUNDLE, restored, write_bundle
+from distrib.checkpoint.bundle import BUNDLE, BundleFacts, restored, write_bundle
 from distrib.checkpoint.manifest import MANIFEST
 from distrib.cluster.resources import present
 from distrib.data.dataset import Dataset, ShardEntry
@@ -149,6 +149,6 @@ def _solved(
         rows = dataset.held_out(entry, Role.VALID_TARGET)
         sums = measurer.added(sums, rows, np.arange(rows.num_users))
     metrics = {name: summary.mean for name, summary in sums["model"].summaries().items()}
-    facts = {"data": dataset.hash, "seed": run.seed, "epoch": 1, "valid": metrics}
+    facts = BundleFacts(data=dataset.hash, seed=run.seed, epoch=1, valid=metrics)
     write_bundle(Folder(run.run) / BUNDLE, weights, run.model, vocabulary, facts)
     return metrics

@@ -13,9 +13,8 @@ import ray.train
 import ray.train.torch
 from torch import Tensor
 
-from distrib.checkpoint.bundle import restored
+from distrib.checkpoint.bundle import BundleFacts, restored
 from distrib.checkpoint.writer import Rank
-from distrib.config import JsonObject
 from distrib.data.feeds.base import BatchSharding, Feed
 from distrib.data.feeds.loader import TrainingData
 from distrib.data.schema import Role
@@ -58,7 +57,7 @@ class Inputs(NamedTuple):
 
     data: TrainingData
     vocabulary: ray.ObjectRef
-    facts: JsonObject
+    facts: BundleFacts
     """Kept in the bundle: hash of the data and the like."""
 
     shows_bar: bool
