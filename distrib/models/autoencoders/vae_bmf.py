@@ -19,6 +19,7 @@ from distrib.models.autoencoders.vae_bmf_encoder import (
     EncoderShape,
     LatentFactors,
     Posterior,
+    dropout_weight,
 )
 from distrib.models.base import ItemRows, Model, ModelSpec, UserState
 from distrib.models.capabilities import ItemVectors
@@ -31,7 +32,6 @@ from distrib.vocabulary import Catalog
 
 _SAMPLE_USERS, _SAMPLE_ITEMS, _FEED_USERS, _FEED_ITEMS = 1, 2, 3, 4  # random streams
 _DROP_USERS, _DROP_ITEMS = 5, 6
-_STEP_BITS = 36  # above any row number, so that row and step share one counter
 _DIVERGENCE_ADVICE = (
     "set model.attention_norm to softmax or linear_safe: linear is the normalization as printed, "
     "whose denominators sum numbers of either sign and so can cross 0"
@@ -267,7 +267,7 @@ class VaeBmf(Model):
                 found.append(None)
                 continue
             posterior = encoder(
-                side, _dropout_weight(self.config.input_dropout, side.batch, rng, drop, step_1)
+                side, dropout_weight(self.config.input_dropout, side.batch, rng, drop, step_1)
             )
             shown = _sampled_or_moments(
                 self.config.likelihood, posterior, side.batch, rng, sample, step_1
@@ -370,18 +370,6 @@ def _kl(posterior: Posterior) -> Tensor:
     mean_BZ, log_variance_BZ, _ = posterior
     terms_BZ = log_variance_BZ.exp() + mean_BZ.square() - 1.0 - log_variance_BZ
     return 0.5 * terms_BZ.sum(1)
-
-
-def _dropout_weight(
-    dropout: float, batch: Batch, rng: CounterRng, stream: int, step_1: Tensor
-) -> Tensor | None:
-    """Return the dropout weight of each interaction; None without dropout."""
-    keep = 1.0 - dropout
-    if keep == 1.0:
-        return None
-    place_B = batch.user_B + (step_1 << _STEP_BITS)
-    draw_N = rng.uniform(stream, place_B[batch.row_N], batch.item_N)
-    return (draw_N < keep).to(batch.value_N.dtype) / keep
 
 
 def _sampled_or_moments(

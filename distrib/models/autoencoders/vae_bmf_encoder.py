@@ -22,6 +22,7 @@ PRIOR_RATINGS = 5.0
 
 _MEAN, _VARIANCE = 0, 1  # the two networks
 _FLOOR = 0.1  # least linear_safe denominator, as a share of the sum of absolute products
+_STEP_BITS = 36  # above any row number, so that row and step share one counter
 _BLOCK_ROWS = 4096
 
 
@@ -316,6 +317,18 @@ class Encoder(nn.Module):
         for low, high in pairwise([*range(0, len(matrix_IZH), _BLOCK_ROWS), len(matrix_IZH)]):
             latent_IZ = self.code_IZ[low:high].to(matrix_IZH.dtype)
             self.base_IH[low:high] = torch.bmm(latent_IZ[:, None], matrix_IZH[low:high])[:, 0]
+
+
+def dropout_weight(
+    dropout: float, batch: Batch, rng: CounterRng, stream: int, step_1: Tensor
+) -> Tensor | None:
+    """Return the dropout weight of each interaction; None without dropout."""
+    keep = 1.0 - dropout
+    if keep == 1.0:
+        return None
+    place_B = batch.user_B + (step_1 << _STEP_BITS)
+    draw_N = rng.uniform(stream, place_B[batch.row_N], batch.item_N)
+    return (draw_N < keep).to(batch.value_N.dtype) / keep
 
 
 def _denominator(norm: str, total_Q: Tensor, absolute: Callable[[], Tensor]) -> Tensor:
