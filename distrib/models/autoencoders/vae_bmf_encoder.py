@@ -15,6 +15,7 @@ from typing_extensions import override
 from distrib.batch import Batch
 from distrib.models.layers import history_sum, pair_products, softmax_attention
 from distrib.parameters import ParameterRole, with_role
+from distrib.rng import CounterRng
 from distrib.tiles import Side
 
 PRIOR_RATINGS = 5.0
