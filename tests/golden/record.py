@@ -93,6 +93,15 @@ def losses_of(run):
     return [{"losses": entry["losses"], "valid": entry["valid"]} for entry in history]
 
 
+def rounded(value):
+    """Floats to 12 digits: sums over shards are added up in the order in which tasks end."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
 def of_demo(folder):
     """The demo in fp32 on one worker: data, losses, bundle, evaluation, lists."""
     overrides = [
@@ -116,7 +125,7 @@ def of_demo(folder):
         "data": digests(folder / "data"),
         "losses": losses_of(folder / "run"),
         "bundle": digests(folder / "run" / "bundle"),
-        "evaluation": digests(folder / "run")["evaluation.json"],
+        "evaluation": rounded(json.loads((folder / "run" / "evaluation.json").read_text())),
         "lists": sorted(digest for name, digest in lists.items() if name != "_SUCCESS"),
         "answers": answers(folder / "run"),
     }
@@ -154,18 +163,31 @@ def of_models(folder):
     return found
 
 
-def record():
-    """Everything, on a cluster of one machine."""
+def machine():
+    """What floating-point results depend on besides the code."""
+    name = next(
+        (line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "",
+    )
+    return (
+        f"{name.partition(': ')[2]}, {torch.backends.cpu.get_cpu_capability()}, {torch.__version__}"
+    )
+
+
+def recorded(folder):
+    """Everything, on a cluster of one machine; paths are relative, so that no digest has them."""
     os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as place:
-        os.chdir(place)
-        for name in ("demo", "models"):
-            Path(name).mkdir()
-        if not ray.is_initialized():
-            ray.init("local", num_cpus=4, include_dashboard=False, logging_level="ERROR")
-        return {"demo": of_demo(Path("demo")), "models": of_models(Path("models"))}
+    os.chdir(folder)
+    for name in ("demo", "models"):
+        Path(name).mkdir()
+    if not ray.is_initialized():
+        ray.init("local", num_cpus=4, include_dashboard=False, logging_level="ERROR")
+    return {"demo": of_demo(Path("demo")), "models": of_models(Path("models"))}
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).absolute().write_text(json.dumps(record(), indent=1, sort_keys=True) + "\n")
+    target = Path(sys.argv[1]).absolute()
+    with tempfile.TemporaryDirectory() as place:
+        found = {"machine": machine(), **recorded(place)}
+    target.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
