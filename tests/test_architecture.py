@@ -108,6 +108,16 @@ def test_open_ends_name_an_issue():
             raise AssertionError(f"{path}: {found.group()}")
 
 
+def test_benchmarks_name_what_is_there():
+    names = [path.stem for path in sorted((ROOT / "tests/benchmarks").glob("*.py"))]
+    own = [name for name in names if not name.startswith(("recbole", "__"))]
+    code = "".join(f"import tests.benchmarks.{name}\n" for name in own)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
+
+
 def is_config(node: ast.AST) -> bool:
     bases = node.bases if isinstance(node, ast.ClassDef) else []
     return any(isinstance(base, ast.Name) and base.id == "Config" for base in bases)

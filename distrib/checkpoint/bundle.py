@@ -29,7 +29,7 @@ _ADAPTER: TypeAdapter[Any] = TypeAdapter(ModelConfig)
 
 
 class BundleFacts(Record):
-    """What a bundle's manifest says besides its files; what was not noted is empty."""
+    """What a bundle's manifest says of the model; what was not noted is empty."""
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
 

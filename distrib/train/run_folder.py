@@ -99,8 +99,3 @@ def require_ours(folder: Folder, token: str) -> None:
     """
     if folder.read_json(TOKEN)["token"] != token:
         raise CheckpointError(f"{folder}: a later start of this run has taken it over; exiting")
-
-
-def best_name(epoch: int) -> str:
-    """Return the name of the bundle of an epoch; names sort by age."""
-    return f"epoch-{epoch:06d}"

@@ -1,12 +1,12 @@
 """A log to histories, against Polars and DuckDB in one process, in one run on one machine.
 
 ``make bench-data``, or ``python -m tests.benchmarks.preparation --growth 5 20 80``. The log is
-MovieLens-1M (DISTRIB_DATA) grown so many times by `data.expansion`, as CSV and as Parquet, kept in
-``--folder``. The others do what prepare does to the rows: parse, keep the latest of doubles, order
-by user, time and item, group, write zstd Parquet; prepare also splits, indexes items, counts and
-hashes. Seconds are without the start of the process, and for prepare given twice: with Ray's
-workers still to start, and started. Memory is the largest sum of proportional set sizes over the
-process and all its children. Nothing here asserts a figure.
+MovieLens-1M (DISTRIB_DATA) grown so many times by `data.logs.kronecker`, as CSV and as Parquet,
+kept in ``--folder``. The others do what prepare does to the rows: parse, keep the latest of
+doubles, order by user, time and item, group, write zstd Parquet; prepare also splits, indexes
+items, counts and hashes. Seconds are without the start of the process, and for prepare given twice:
+with Ray's workers still to start, and started. Memory is the largest sum of proportional set sizes
+over the process and all its children. Nothing here asserts a figure.
 """
 
 import argparse
@@ -47,7 +47,7 @@ import json, shutil
 import ray
 from distrib.cli import connected
 from distrib.data.config import DataConfig
-from distrib.data.prepare import prepare
+from distrib.data.prepare.job import prepare
 config = DataConfig.model_validate_json('''{config}''')
 with connected():
     ray.get(ray.remote(lambda: 0).remote())
@@ -60,15 +60,14 @@ with connected():
 PARSING = """
 import os
 os.sched_setaffinity(0, {{0}})
-from distrib.data.cleaning import Scale
+from distrib.data.logs.rating_scale import Scale
 from distrib.data.config import DataConfig
-from distrib.data.formats import pieces, read
-from distrib.data.layout import inspect
-layout = inspect(DataConfig.model_validate_json('{config}').source)
+from distrib.data.logs.readers import log_pieces, read_log
+layout = DataConfig.model_validate_json('{config}').source.inspect()
 for turn in range(2):
     started_s = time.perf_counter()
-    chosen = pieces(layout)[:2]
-    found = [r for p in chosen for r in read(p, layout, Scale((1.0, 2.0, 3.0, 4.0, 5.0)))]
+    chosen = log_pieces(layout)[:2]
+    found = [r for p in chosen for r in read_log(p, layout, Scale((1.0, 2.0, 3.0, 4.0, 5.0)))]
     rows = sum(len(reading.interactions) for reading in found)
     seconds["rows_per_s"] = rows / (time.perf_counter() - started_s)
 """
@@ -140,7 +139,7 @@ def make_log(folder: Path, growth: int, suffix: str) -> None:
     code = f"""
 from distrib.cli import connected
 from distrib.data.config import ConvertConfig, DataConfig
-from distrib.data.convert import convert
+from distrib.data.export import convert
 data = DataConfig.model_validate_json('''{json.dumps({"prepared": "none", "source": source})}''')
 with connected():
     convert(data, ConvertConfig(output="{folder}", format="{suffix}", of="source"))

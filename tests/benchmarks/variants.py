@@ -21,7 +21,6 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from distrib.train.schemes.item_side import RowCodes, trained_model
 
 from distrib.checkpoint.bundle import restored
 from distrib.config import load
@@ -44,6 +43,8 @@ from distrib.score.scorer import Scorer
 from distrib.train.config import TrainConfig
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import ScheduleConfig
+from distrib.train.schemes import scheme_of
+from distrib.train.schemes.base import ExportContext
 from distrib.train.step import TrainStep
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -92,26 +93,29 @@ def curve(file: RunFile, changes: dict[str, Any], log: Log, train: TrainConfig) 
     """Train one variant; return its RMSE on validation by epoch, and on test at the best."""
     torch.manual_seed(file.seed)
     model_config = type(file.model)(**{**file.model.model_dump(), **changes})
-    training = file.training().model_copy(update={"model": model_config, "loop": train})
+    training = file.training().model_copy(update={"model": model_config, "train": train})
     columns = len(log.vocabulary), log.vocabulary.user_index_size
     sharding = BatchSharding(train.batch_users, file.seed, 0, 1)
     ratings = Ratings(log.train, by_item(log.train), columns)
     feed = TileFeed(ratings, log.train, sharding, train.blocks)
     assert training.objective is not None
     objective: Any = training.objective.build(log.vocabulary.catalog)
-    step = TrainStep(trained_model(model_config, log.vocabulary), objective, block_items=4096)
+    scheme = scheme_of(model_config.spec)
+    step = TrainStep(scheme.build(model_config, log.vocabulary), objective, block_items=4096)
     schedule = ScheduleConfig(name="linear", decay_steps=feed.num_steps(0) * train.num_epochs)
     engine = LocalEngine(step, file.optimizer.model_copy(update={"schedule": schedule}))
-    codes = RowCodes(training, log.vocabulary, feed, torch.device("cpu"), lambda mine: [mine])
+    context = ExportContext(
+        training, log.vocabulary, feed, torch.device("cpu"), lambda mine: [mine], step.model, 0
+    )
     found: dict[str, Any] = {"valid": [], "seconds": [], "steps": 0}
     best, started_s = float("inf"), time.perf_counter()
     for epoch in range(train.num_epochs):
-        noise = CounterRng.of(file.seed, epoch)
+        rng = CounterRng.of(file.seed, epoch)
         for batch, count in feed.batches(epoch):
-            engine.train_batch(batch, batch, noise, step=found["steps"], num_users=count)
+            engine.train_batch(batch, batch, rng, step=found["steps"], num_users=count)
             found["steps"] += 1
         engine.end_epoch(epoch)
-        weights = codes.cross_fed(engine.weights(), step.model, noise)
+        weights = scheme.export(engine.weights(), context._replace(epoch=epoch))
         scorer = Scorer(restored(model_config, log.vocabulary, weights), log.vocabulary)
         found["valid"].append(rmse(scorer, log.held_out["valid"], Role.VALID_TARGET))
         found["seconds"].append(time.perf_counter() - started_s)

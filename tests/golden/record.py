@@ -164,7 +164,7 @@ def of_models(folder):
 
 
 def machine():
-    """What floating-point results depend on besides the code."""
+    """What floating-point results depend on, apart from the code."""
     name = next(
         (line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         "",
