@@ -9,8 +9,10 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --config configs/demo.toml
 
-test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Tests with a cluster of their own share the cores among themselves already, so only the rest runs
+# in two processes.
+test: test-fast
+	$(BIN)/python -m pytest -m "(ray or processes) and not slow and not gpu"
 
 # For the daily round: nothing that starts Ray, ranks, servers or a browser.
 test-fast: $(READY)

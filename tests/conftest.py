@@ -21,23 +21,8 @@ torch.set_num_threads(1)  # tensors here are tiny; threads would wait for each o
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
 
 
-LONGEST = (  # files that take minutes, the longest first, so that parallel workers end together
-    "train/test_launch.py",
-    "train/test_cross_feed.py",
-    "data/test_prepare.py",
-    "train/test_engine.py",
-    "jobs/test_pipeline.py",
-    "train/test_fit.py",
-    "train/test_warm_start.py",
-    "test_nightly.py",
-    "score/test_bulk.py",
-)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs Ray, and put the files that take longest first."""
-    place = {str(Path(__file__).parent / name): number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(str(item.path), len(LONGEST)))
+    """Mark what needs Ray, by its fixture."""
     for item in items:
         if "cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")

@@ -152,7 +152,7 @@ def test_rows_of_items_are_the_transposed_rows_of_users(prepared):
     [
         (EaseConfig(), {"objective": MultinomialConfig()}, "nothing is minimized; remove it"),
         (ItemKnnConfig(), {"use_gpu": True}, "it is computed on CPUs"),
-        (MultVaeConfig(), {"objective": CosineConfig()}, "takes codes of tied weights"),
+        (MultVaeConfig(), {"objective": CosineConfig()}, "tied weights"),
         (AutoRecConfig(side="users"), {"objective": MultinomialConfig()}, "outputs ratings, but"),
         (AutoRecConfig(), {"warm_start": "elsewhere"}, "parameters for each user"),
     ],
