@@ -1,0 +1,77 @@
+"""The one measuring loop: batches do not matter, nor do the parts that users come in."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from distrib.data.feeds.collate import example
+from distrib.data.history_arrays import HistoryArrays, eval_rows
+from distrib.data.schema import Role
+from distrib.errors import ConfigError
+from distrib.evaluate.protocol import EvaluateConfig, Measurer, measure, selection_score
+from distrib.metrics import Sums
+from distrib.models import Conv4RecConfig, PopularityConfig
+from distrib.score.scorer import Scorer
+from distrib.vocabulary import Vocabulary
+from tests.conftest import LEVELS
+from tests.models.test_contract import filled
+
+
+def scorer_of(config, small):
+    counts = small.catalog.train_count_IL
+    return Scorer(filled(config, small), Vocabulary(pa.array(range(50)), LEVELS, counts, 37, 37))
+
+
+def rows_of(small):
+    """Histories whose last interaction is a test target, and the one before a validation target."""
+    number_B, pointer_P, item_N, value_N = (part.numpy() for part in small.batch)
+    role_N = np.full(len(item_N), Role.TRAIN_TARGET, np.int8)
+    role_N[pointer_P[1:] - 1] = Role.TEST_TARGET
+    has_two_B = np.diff(pointer_P) > 1
+    role_N[pointer_P[1:][has_two_B] - 2] = Role.VALID_TARGET
+    return HistoryArrays(number_B, pointer_P, item_N.astype(np.int32), value_N, role_N)
+
+
+@pytest.mark.parametrize("role", [Role.VALID_TARGET, Role.TEST_TARGET])
+def test_batches_and_parts_give_the_sums_of_measuring_at_once(role, small):
+    scorers = {
+        "model": scorer_of(Conv4RecConfig(latent_width=8), small),
+        "popularity": scorer_of(PopularityConfig(), small),
+    }
+    rows = eval_rows(rows_of(small), role)
+    everyone = np.arange(rows.num_users)
+    config = EvaluateConfig(recall_at=(5,), ndcg_at=(5, 10), batch_users=4)
+    batches = []
+    measurer = Measurer(scorers, role, config)
+    found = measurer.added(
+        measurer.nothing(), rows, everyone[:11], on_batch=lambda: batches.append(1)
+    )
+    found = measurer.added(found, rows, everyone[11:])
+    assert len(batches) == 3
+    for name, scorer in scorers.items():
+        expected = measure(scorer, example(rows, everyone, role), config).summaries()
+        assert found[name].summaries().keys() == expected.keys()
+        for metric, summary in expected.items():
+            other = found[name].summaries()[metric]
+            assert other.num_observations == summary.num_observations
+            assert other.mean == pytest.approx(summary.mean, rel=1e-5)
+            assert other.standard_error == pytest.approx(summary.standard_error, rel=1e-4, abs=1e-6)
+
+
+def test_targets_are_never_among_what_the_model_reads(small):
+    rows = eval_rows(rows_of(small), Role.TEST_TARGET)
+    held_out = example(rows, np.arange(rows.num_users), Role.TEST_TARGET)
+    read = set(zip(held_out.source.row_N.tolist(), held_out.source.item_N.tolist(), strict=True))
+    targets = set(zip(held_out.target.row_N.tolist(), held_out.target.item_N.tolist(), strict=True))
+    assert targets
+    assert not read & targets
+
+
+def test_the_selection_score_is_a_geometric_mean_with_errors_inverted():
+    assert selection_score({"ndcg@10": 0.5, "rmse": 2.0}, ("ndcg@10", "rmse")) == 0.5
+    with pytest.raises(ConfigError, match=r"'rmse', but only \['ndcg@10'\] were measured"):
+        selection_score({"ndcg@10": 0.5}, ("rmse",))
+
+
+def test_sums_over_no_users_have_no_summaries():
+    assert Sums({}).merged(Sums({})).summaries() == {}

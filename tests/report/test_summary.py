@@ -1,0 +1,63 @@
+"""Tables and plots of a run, from what other jobs left in folders."""
+
+import pyarrow as pa
+import pytest
+
+from distrib.evaluate.job import Evaluation
+from distrib.metrics import Summary
+from distrib.report.summary import CURVES, draw_curves, show_evaluation, show_recommendations
+from distrib.storage import Folder
+
+
+def entry(epoch):
+    return {
+        "epoch": epoch,
+        "step": 10 * epoch,
+        "losses": {"reconstruction": 5.0 / epoch},
+        "valid": {"ndcg@10": 0.1 * epoch},
+        "selection": 0.1 * epoch,
+        "users_per_s": 100.0,
+        "data_share": 0.1,
+    }
+
+
+def test_learning_curves_are_drawn_from_the_history(tmp_path):
+    Folder(str(tmp_path)).write_json("history.json", [entry(1), entry(2)])
+    path = draw_curves(str(tmp_path), best_epoch=2)
+    assert path == f"{tmp_path}/{CURVES}"
+    assert (tmp_path / CURVES).read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_of_model_and_popularity_stand_side_by_side(capfd):
+    def of(mean):
+        return Summary(mean=mean, standard_error=0.01, num_observations=7)
+
+    metrics = {"model": {"ndcg@10": of(0.5), "rmse": of(0.9)}, "popularity": {"ndcg@10": of(0.25)}}
+    show_evaluation(Evaluation.model_construct(metrics=metrics, users={"measured": 7, "all": 9}))
+    printed = capfd.readouterr().err
+    assert "7 users" in printed
+    row = next(line for line in printed.splitlines() if "ndcg@10" in line)
+    assert "0.5000 (0.0100)" in row
+    assert "0.2500 (0.0100)" in row
+    row = next(line for line in printed.splitlines() if "rmse" in line)
+    assert "0.9000 (0.0100)" in row
+
+
+@pytest.mark.parametrize(
+    ("more", "shown"),
+    [
+        ({"scores": [[1.5, 0.5]]}, "7 (1.50)"),
+        ({"probabilities": [[0.25, 0.125]], "ratings": [[4.0, 3.0]]}, "7 (0.25, 4.0)"),
+        ({}, "7"),
+    ],
+)
+def test_first_lists_show_what_there_is(more, shown, tmp_path, capfd):
+    table = pa.table({"user": [1], "items": [[7, 9]], **more})
+    Folder(str(tmp_path)).write_parquet("part-0.parquet", table)
+    show_recommendations(str(tmp_path))
+    assert shown in capfd.readouterr().err
+
+
+def test_an_empty_output_shows_nothing(tmp_path, capfd):
+    show_recommendations(str(tmp_path))
+    assert capfd.readouterr().err == ""
