@@ -8,8 +8,8 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from distrib.checkpoint.bundle import BUNDLE, load_bundle
-from distrib.checkpoint.manifest import MANIFEST
+from distrib.checkpoint.bundle import BUNDLE, BundleFacts, load_bundle
+from distrib.checkpoint.manifest import MANIFEST, read_manifest
 from distrib.cluster.actors import actor_pool
 from distrib.config import Record
 from distrib.data.dataset import Dataset
@@ -65,7 +65,7 @@ def preflight(run: str, prepared: str) -> Dataset:
         )
     bundle = Folder(run) / BUNDLE
     if bundle.exists(MANIFEST):
-        trained_on = bundle.read_json(MANIFEST).get("data")
+        trained_on = BundleFacts.model_validate(read_manifest(bundle).facts).data
         if trained_on != dataset.hash:
             raise ConfigError(
                 f"{run} was trained on data {trained_on}, but {prepared} holds {dataset.hash}; "
