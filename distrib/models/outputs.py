@@ -69,11 +69,7 @@ class RatingOutput:
 
 
 class ClassOutput:
-    """Logits of C classes: not observed, then the rating levels.
-
-    Args:
-        levels: Rating levels, ascending.
-    """
+    """Logits of C classes: not observed, then the rating levels, ascending."""
 
     kind: OutputKind = "rating_classes"
 

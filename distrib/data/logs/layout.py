@@ -114,13 +114,13 @@ class Reader(Protocol):
         """
 
     def tables(self, piece: LogPiece, layout: Layout) -> Iterator[RawRows]:
-        """Yield the rows of a piece as they stand in the file.
+        """Return the rows of a piece as they stand in the file.
 
         Args:
             piece: One of the parts.
             layout: Of the log.
 
-        Yields:
+        Returns:
             Columns by the names of ``layout.columns``; lines count from the start of the file where
             the piece starts there.
 

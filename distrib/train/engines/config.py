@@ -127,6 +127,9 @@ class EngineConfig(Config):
             use_gpu: Whether workers have GPUs.
             max_skipped: Consecutive updates that may be skipped.
             is_tied: Whether the model's first and last layers share one table.
+
+        Yields:
+            Each fault with its remedy.
         """
         if self.precision == "fp16" and not use_gpu:
             yield (
