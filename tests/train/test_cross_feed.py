@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from distrib.batch import Batch
-from distrib.checkpoint.bundle import load_bundle
+from distrib.checkpoint.bundle import BundleFacts, load_bundle
 from distrib.data.config import DataConfig
 from distrib.data.dataset import Dataset
 from distrib.data.feeds.tiles import TileConfig
@@ -161,7 +161,7 @@ def test_an_item_that_came_after_training_is_recommended_by_its_ratings(tmp_path
     hates = [rating[user] for user in range(1, 60, 2)]
     assert min(loves) > max(hates)
     with pytest.raises(DataError, match="is not the data that the model was trained on"):
-        require_extended({}, Folder(folder))
+        require_extended(BundleFacts(), Folder(folder))
 
 
 def test_the_doctor_tries_blocks(both_sides, tmp_path):
