@@ -114,9 +114,9 @@ def test_the_pipeline_is_as_good_as_a_plain_loop(cluster, real_data, tmp_path):
     )
     prepare(file.data)
     launch(file.training())
-    ours = evaluate(file.run, file.data.prepared, file.evaluate)["metrics"]
+    ours = evaluate(file.run, file.data.prepared, file.evaluate).metrics
     plain, error = plain_result(file.data.prepared, file)
-    model, popularity = (ours[name]["ndcg@100"]["mean"] for name in ("model", "popularity"))
+    model, popularity = (ours[name]["ndcg@100"].mean for name in ("model", "popularity"))
     print(json.dumps({"ours": model, "plain": plain, "error": error, "popularity": popularity}))
     assert model >= plain - error
     assert model >= 1.5 * popularity
