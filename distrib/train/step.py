@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from distrib.models.base import Model
-from distrib.models.capabilities import Variational, current_phase, phases_of
+from distrib.models.capabilities import TrainsInPhases, Variational
 from distrib.objectives import Objective
 from distrib.objectives.base import Chunks, LossContext
 from distrib.parameters import roles_of
@@ -52,10 +52,15 @@ class TrainStep(nn.Module):
 
     def context(self, rng: CounterRng, step: int) -> LossContext:
         """Return what an objective needs to know about this step."""
-        trained = {id(p) for p in phases_of(self.model)[current_phase(self.model)]}
+        return LossContext(rng, step, self.chunks, self._trains_items())
+
+    def _trains_items(self) -> bool:
+        """Return whether the current phase trains the decoder's tables."""
+        if not isinstance(self.model, TrainsInPhases):
+            return True  # at once: each step is spared a walk over all parameters
+        trained = {id(p) for p in self.model.phases()[self.model.phase]}
         tables = roles_of(self.model).decoder.values()
-        trains_items = not tables or any(id(table) in trained for table in tables)
-        return LossContext(rng, step, self.chunks, trains_items)
+        return not tables or any(id(table) in trained for table in tables)
 
     def weighted_kl(self, users: tuple[Tensor, ...], step: int) -> Tensor | None:
         """Return the KL divergence of all users times its weight, where the model has one."""
@@ -67,7 +72,9 @@ class TrainStep(nn.Module):
 
         Without it ZeRO-3 would reuse the last gradients of such parameters.
         """
-        phases, current = phases_of(self.model), current_phase(self.model)
+        if not isinstance(self.model, TrainsInPhases):
+            return 0.0
+        phases, current = self.model.phases(), self.model.phase
         resting = [p for name in phases if name != current for p in phases[name]]
         return 0.0 * torch.stack([p.float().sum() for p in resting]).sum() if resting else 0.0
 

@@ -63,8 +63,9 @@ class UserRows:
         return sizes.users, sizes.items
 
     def steps_per_epoch(self, run: TrainingRun, sizes: Sizes) -> int:
-        """Return the batches of users; see `Scheme`."""
-        return -(-sizes.users // run.train.batch_users)
+        """Return the batches of histories; see `Scheme`."""
+        num_rows, _ = self.shape(run, sizes)
+        return -(-num_rows // run.train.batch_users)
 
 
 def tile_faults(run: TrainingRun) -> Iterator[str]:
