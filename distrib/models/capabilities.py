@@ -30,7 +30,6 @@ __all__ = [
     "Uncertain",
     "Variational",
     "begin_epoch",
-    "current_phase",
     "end_epoch",
     "interaction_head",
     "item_vectors",
@@ -111,11 +110,6 @@ def phases_of(model: Model) -> dict[str, tuple[nn.Parameter, ...]]:
     if isinstance(model, TrainsInPhases):
         return model.phases()
     return {_ALL: tuple(model.parameters())}
-
-
-def current_phase(model: Model) -> str:
-    """Return the name of the current phase."""
-    return model.phase if isinstance(model, TrainsInPhases) else _ALL
 
 
 def begin_epoch(model: Model, epoch: int) -> str:
