@@ -18,7 +18,7 @@ from distrib.storage import Folder
 from distrib.train.preflight.checks import check_run
 from distrib.train.records import RunResult
 from distrib.train.run_folder import TOKEN, require_ours
-from distrib.train.schemes import scheme_of
+from distrib.train.schemes import can_warm_start
 from distrib.train.workers.launch import launch
 
 NIGHTLY_RUNS = "nights.json"
@@ -146,7 +146,6 @@ def _place(folder: Folder, nightly_run: NightlyRun) -> Folder:
 
 def _earlier(file: RunFile, folder: Folder, before: list[NightlyRun]) -> str | None:
     """Return the run to warm-start from, or None if the model cannot warm-start."""
-    spec = file.model.spec
-    if spec.has_user_rows or not scheme_of(spec).can_warm_start:
+    if not can_warm_start(file.model.spec):
         return None
     return str(_place(folder, before[-1])) if before else file.train.warm_start

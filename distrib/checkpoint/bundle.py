@@ -2,7 +2,7 @@
 
 import io
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +25,7 @@ BUNDLE = "bundle"
 
 FORMAT = 1
 _WEIGHTS, _MODEL, _VOCABULARY = "model.safetensors", "model.json", "items.parquet"
-_ADAPTER: TypeAdapter[Any] = TypeAdapter(ModelConfig)
+_ADAPTER: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 
 
 class BundleFacts(Record):
@@ -58,8 +58,8 @@ class Bundle(NamedTuple):
 
     model: Model
     vocabulary: Vocabulary
-    config: Any
-    """The model's configuration, a member of `ModelConfig`."""
+    config: ModelConfig
+    """The model's configuration."""
 
     manifest: Manifest
 
@@ -72,7 +72,7 @@ class Bundle(NamedTuple):
 def write_bundle(
     folder: Folder,
     weights: dict[str, Tensor],
-    config: Any,
+    config: ModelConfig,
     vocabulary: Vocabulary,
     facts: BundleFacts,
 ) -> None:
@@ -81,7 +81,7 @@ def write_bundle(
     Args:
         folder: Target folder.
         weights: The model's parameters and buffers, unsharded, on the CPU.
-        config: The model's configuration, a member of `ModelConfig`.
+        config: The model's configuration.
         vocabulary: Items.
         facts: What the manifest should say of data, run and epoch.
     """
@@ -151,7 +151,9 @@ def _vocabulary(folder: Folder, files: dict[str, bytes], manifest: Manifest) -> 
     return vocabulary
 
 
-def _unfilled(folder: Folder, files: dict[str, bytes], vocabulary: Vocabulary) -> tuple[Any, Model]:
+def _unfilled(
+    folder: Folder, files: dict[str, bytes], vocabulary: Vocabulary
+) -> tuple[ModelConfig, Model]:
     try:
         config = _ADAPTER.validate_json(files[_MODEL])
         return config, config.build(vocabulary.catalog)
@@ -187,8 +189,8 @@ def copy_bundle(source: Folder, target: Folder) -> None:
     seal(target, files, manifest.facts)
 
 
-def restored(config: Any, vocabulary: Vocabulary, weights: dict[str, Tensor]) -> Model:
+def restored(config: ModelConfig, vocabulary: Vocabulary, weights: dict[str, Tensor]) -> Model:
     """Build a model for inference from weights in memory."""
-    model: Model = config.build(vocabulary.catalog)
+    model = config.build(vocabulary.catalog)
     model.load_state_dict(weights)
     return model.eval().requires_grad_(False)

@@ -89,12 +89,17 @@ class KlSchedule(NamedTuple):
 class Objective(Protocol):
     """A loss. It chooses whether to decode chunks of items, pairs, or nothing at all."""
 
-    terms: tuple[str, ...]
-    """Names of the T terms."""
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the T terms."""
 
-    kl: KlSchedule
-    decodes_pairs: bool
-    """Whether only the observed pairs are decoded."""
+    @property
+    def kl(self) -> KlSchedule:
+        """Weight of the model's KL term, where it has one."""
+
+    @property
+    def decodes_pairs(self) -> bool:
+        """Whether only the observed pairs are decoded."""
 
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext

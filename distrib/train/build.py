@@ -1,7 +1,5 @@
 """Assembles model, objective and engine of a run."""
 
-from typing import Any
-
 import torch.distributed
 
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
@@ -29,7 +27,7 @@ def build_engine(config: TrainingRun, vocabulary: Vocabulary, device: torch.devi
             emit("warm_start", items=len(vocabulary), known_items=known)
     engine = config.engine
     assert config.objective is not None  # refused before any worker starts
-    objective: Any = config.objective.build(vocabulary.catalog)
+    objective = config.objective.build(vocabulary.catalog)
     step = TrainStep(
         model, objective, block_items=engine.block_items, keep_output_mb=engine.keep_output_mb
     )

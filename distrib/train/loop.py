@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from distrib.config import JsonObject
+from distrib.data.feeds.base import RankBatch
 from distrib.rng import CounterRng
-from distrib.tiles import TrainInput
 from distrib.train.engines.base import Engine, Update
 
 
@@ -27,24 +27,31 @@ class TrainState:
         self.updates = 0
         """Updates made: ``step`` less those that fp16 skipped. Schedules count these."""
 
-        self.num_users = 0
-        """Users seen in the current epoch, over all ranks."""
+        self.count = 0
+        """What the scheme counts, users or ratings, in the current epoch so far, over all ranks."""
 
         self.start_clocks()
 
     def start_clocks(self) -> None:
         """Set the clocks to 0."""
         self.data_s = self.compute_s = self.checkpoint_s = 0.0
-        self.timed_users = 0
+        self.timed_count = 0
 
     def position(self) -> dict[str, int]:
         """Return what is needed to continue from here, as JSON."""
-        return {name: getattr(self, name) for name in _POSITION}
+        return {
+            "epoch": self.epoch,
+            "epoch_step": self.epoch_step,
+            "step": self.step,
+            "updates": self.updates,
+            "num_users": self.count,
+        }
 
     def go_to(self, position: JsonObject) -> None:
         """Restore what `position` returned."""
-        for name in _POSITION:
-            setattr(self, name, int(position[name]))
+        self.epoch, self.epoch_step = position["epoch"], position["epoch_step"]
+        self.step, self.updates = position["step"], position["updates"]
+        self.count = position["num_users"]
 
     @property
     def elapsed_s(self) -> float:
@@ -52,14 +59,11 @@ class TrainState:
         return self.data_s + self.compute_s + self.checkpoint_s
 
 
-_POSITION = ("epoch", "epoch_step", "step", "updates", "num_users")
-
-
 class BatchFeed(Protocol):
     """What the loop requires of a feed."""
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[TrainInput, int]]:
-        """Yield a rank's part of each global batch, and the global number of users."""
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
+        """Yield a rank's part of each global batch."""
 
 
 StepListener = Callable[[TrainState, Update], bool]
@@ -87,30 +91,26 @@ def run_epochs(
     """
     going = True
     while going and state.epoch < num_epochs:
-        noise = CounterRng.of(state.seed, state.epoch)
+        rng = CounterRng.of(state.seed, state.epoch)
         engine.begin_epoch(state.epoch)
-        for batch, num_users in timed(feed.batches(state.epoch, state.epoch_step), state):
+        for batch in timed(feed.batches(state.epoch, state.epoch_step), state):
             started_s = time.perf_counter()
-            update = engine.train_batch(
-                batch, batch, noise, step=state.updates, num_users=num_users
-            )
+            update = engine.train_batch(batch, rng, step=state.updates)
             state.compute_s += time.perf_counter() - started_s
             state.step += 1
             state.epoch_step += 1
             state.updates += int(update.is_applied)
-            state.num_users += num_users
-            state.timed_users += num_users
+            state.count += batch.size
+            state.timed_count += batch.size
             if not on_step(state, update):
                 return
         engine.end_epoch(state.epoch)
         state.epoch += 1
-        state.epoch_step = state.num_users = 0
+        state.epoch_step = state.count = 0
         going = on_epoch(state)
 
 
-def timed(
-    batches: Iterator[tuple[TrainInput, int]], state: TrainState
-) -> Iterator[tuple[TrainInput, int]]:
+def timed(batches: Iterator[RankBatch], state: TrainState) -> Iterator[RankBatch]:
     """Yield the batches and add the time spent waiting for them to ``state.data_s``."""
     while True:
         started_s = time.perf_counter()

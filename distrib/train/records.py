@@ -1,10 +1,44 @@
 """Records that training writes, and passes between processes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from distrib.config import Record
+from distrib.config import JsonObject, Record
+
+
+class Speed(NamedTuple):
+    """How fast training was; in JSON a single field, such as ``users_per_s``."""
+
+    counted: str
+    """What the scheme counts."""
+
+    per_s: float
+
+    @property
+    def field(self) -> str:
+        """Name in JSON, and of the curve."""
+        return f"{self.counted}{_PER_S}"
+
+
+_PER_S = "_per_s"
+
+
+def _nested(document: Any) -> Any:
+    """Collect the speed of a JSON document."""
+    if not isinstance(document, dict):
+        return document
+    found = {key: value for key, value in document.items() if key.endswith(_PER_S)}
+    speeds = [Speed(key.removesuffix(_PER_S), value) for key, value in found.items()]
+    rest = {key: value for key, value in document.items() if key not in found}
+    return rest | ({"speed": speeds[0]} if speeds else {})
+
+
+def _flattened(self: Record, handler: SerializerFunctionWrapHandler) -> JsonObject:
+    """Return the fields, the speed under a name with its unit."""
+    document: JsonObject = handler(self)
+    speed = document.pop("speed", None)
+    return document | ({Speed(*speed).field: speed[1]} if speed else {})
 
 
 class EpochRecord(Record):
@@ -27,10 +61,7 @@ class EpochRecord(Record):
     selection: float
     """Value by which the best epoch is chosen; higher is better."""
 
-    users_per_s: float | None = None
-    ratings_per_s: float | None = None
-    """Speed of training, in the unit that the scheme counts."""
-
+    speed: Speed | None = None
     data_share: float
     """Share of the time spent waiting for batches."""
 
@@ -42,10 +73,8 @@ class EpochRecord(Record):
     seconds: float | None = None
     """Total time of a closed-form solution."""
 
-    @property
-    def rate(self) -> float:
-        """Users, or ratings, per second."""
-        return self.users_per_s or self.ratings_per_s or 0.0
+    _read = model_validator(mode="before")(_nested)
+    _write = model_serializer(mode="wrap")(_flattened)
 
 
 class RunResult(Record):
@@ -57,9 +86,11 @@ class RunResult(Record):
     valid: dict[str, float]
     """Metrics of the best epoch."""
 
-    users_per_s: float | None = None
-    ratings_per_s: float | None = None
+    speed: Speed | None = None
     data_share: float
+
+    _read = model_validator(mode="before")(_nested)
+    _write = model_serializer(mode="wrap")(_flattened)
 
 
 class Divergence(NamedTuple):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from distrib.data.feeds.base import BatchSharding
+from distrib.data.feeds.base import BatchSharding, RankBatch
 from distrib.data.feeds.resident import ResidentFeed
 from distrib.data.feeds.tiles import Ratings, TileConfig, TileFeed
 from distrib.data.history_arrays import HistoryArrays, by_item
@@ -143,7 +143,7 @@ SMALL = ("nested, no attention", "literal")
 """Where the literal form fits: at the size of ML-1M its matrices take 0.4 GB, and their updates
 most of a step; at that of ML-20M 7 GB, and 28 GB with gradient and moments."""
 
-Update = Callable[[Any, int, int], None]
+Update = Callable[[RankBatch, int], object]
 
 
 def feed_of(name: str, size: Size) -> Any:
@@ -159,7 +159,7 @@ def feed_of(name: str, size: Size) -> Any:
 
 
 def update_of(name: str, size: Size) -> Update:
-    """Make what updates a form's model by a batch, which counts so much, of some number."""
+    """Make what updates a form's model by a batch of some number."""
     form, config, _ = FORMS[name]
     counts = np.ones((size.items, len(LEVELS)), dtype=np.int64)
     catalog = Catalog(size.items, LEVELS, counts, size.users, size.users)
@@ -170,19 +170,17 @@ def update_of(name: str, size: Size) -> Update:
     step = TrainStep(model, config.spec.objective.build(catalog), block_items=4096)
     engine = LocalEngine(step, OptimizerConfig(name="adam"))
     noise = CounterRng.of(0, 0)
-    return lambda batch, count, number: engine.train_batch(
-        batch, batch, noise, step=number, num_users=count
-    )
+    return lambda batch, number: engine.train_batch(batch, noise, step=number)
 
 
 def _literal_update(size: Size, config: VaeBmfConfig) -> Update:
     sides = [LiteralSide(columns, config) for columns in (size.items, size.users)]
     adam = torch.optim.Adam([p for side in sides for p in side.parameters()], fused=True)
 
-    def update(block: Any, count: int, number: int) -> None:
+    def update(batch: RankBatch, number: int) -> None:
         del number
         adam.zero_grad()
-        (literal_step(sides, block) / count).backward()
+        (literal_step(sides, batch.inputs) / batch.size).backward()
         adam.step()
 
     return update
@@ -195,10 +193,10 @@ def figures(name: str, size: Size, steps: int) -> dict[str, float]:
     seconds = 0.0  # of an epoch
     for epoch in epochs:
         done, started_s = 0, 0.0
-        for number, (block, count) in enumerate(feed.batches(epoch)):
+        for number, batch in enumerate(feed.batches(epoch)):
             if number == 1:  # after one warm-up step
                 started_s = time.perf_counter()
-            update(block, count, number)
+            update(batch, number)
             done = number
             if done == steps:
                 break

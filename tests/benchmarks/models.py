@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distrib.batch import Batch, level_index
+from distrib.data.feeds.base import RankBatch
 from distrib.events import table
 from distrib.models import (
     AutoRecConfig,
@@ -128,7 +129,7 @@ def step_figures(name: str, form: str, steps: int) -> dict[str, float]:
             started_s = time.perf_counter()
         if form == "fast":
             noise = CounterRng.of(0, 0)
-            engine.train_batch(batch, batch, noise, step=number, num_users=BATCH_ROWS)
+            engine.train_batch(RankBatch(batch, batch, BATCH_ROWS), noise, step=number)
         else:
             engine.optimizer.zero_grad()
             loss = plain_loss(model, objective.name, batch, CounterRng.of(0, 0)) / BATCH_ROWS

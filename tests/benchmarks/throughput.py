@@ -90,18 +90,18 @@ def measure_training(model: str, url: str, source: TrainingData, steps: int) -> 
     )
     feed = source.open_rows(BatchSharding(BATCH_USERS, 0, 0, 1), window_users=0)
     state, noise, warm_up = TrainState(seed=0), CounterRng.of(0, 0), 3
-    for number, (batch, num_users) in enumerate(timed(feed.batches(0), state)):
+    for number, batch in enumerate(timed(feed.batches(0), state)):
         if number == warm_up:
             state.start_clocks()
         started_s = time.perf_counter()
-        engine.train_batch(batch, batch, noise, step=number, num_users=num_users)
+        engine.train_batch(batch, noise, step=number)
         state.compute_s += time.perf_counter() - started_s
-        state.timed_users += num_users
+        state.timed_count += batch.size
         if number == steps + warm_up:
             break
     elapsed_s = state.data_s + state.compute_s
     return {
-        "train_users_per_s": state.timed_users / elapsed_s,
+        "train_users_per_s": state.timed_count / elapsed_s,
         "data_wait_share": state.data_s / elapsed_s,
         "train_peak_mb": peak_mb(),
     }

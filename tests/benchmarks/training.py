@@ -32,7 +32,7 @@ from distrib.cluster.resources import ON_CPU
 from distrib.data.config import ConvertConfig, DataConfig
 from distrib.data.dataset import Dataset
 from distrib.data.export import convert
-from distrib.data.feeds.base import BatchSharding
+from distrib.data.feeds.base import BatchSharding, RankBatch
 from distrib.data.feeds.loader import TrainingData, load_training_data
 from distrib.data.logs.config import MovieLensSource, SyntheticLog
 from distrib.data.prepare.job import prepare
@@ -140,7 +140,7 @@ def bare_loop(source: TrainingData, item_count: int, threads: int, batches: int)
     feed = source.open_rows(BatchSharding(BATCH_USERS, 0, 0, 1), window_users=0)
     whole = itertools.chain.from_iterable(feed.batches(epoch) for epoch in itertools.count())
     started_s, num_users = 0.0, 0
-    for number, (batch, size) in enumerate(itertools.islice(whole, WARM_UP + batches)):
+    for number, (batch, _, size) in enumerate(itertools.islice(whole, WARM_UP + batches)):
         if number == WARM_UP:
             started_s, num_users = time.perf_counter(), 0
         optimizer.zero_grad()
@@ -230,9 +230,8 @@ def million_items(batches: int) -> dict:
         for number in range(batches + 1):
             if number == 1:
                 started_s = time.perf_counter()
-            update = engine.train_batch(
-                batch, batch, CounterRng.of(0, 0), step=number, num_users=256
-            )
+            part = RankBatch(batch, batch, 256)
+            update = engine.train_batch(part, CounterRng.of(0, 0), step=number)
             loss = float(update.terms["reconstruction"]) / 256
         elapsed_s = time.perf_counter() - started_s
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

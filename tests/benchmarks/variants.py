@@ -99,7 +99,7 @@ def curve(file: RunFile, changes: dict[str, Any], log: Log, train: TrainConfig) 
     ratings = Ratings(log.train, by_item(log.train), columns)
     feed = TileFeed(ratings, log.train, sharding, train.blocks)
     assert training.objective is not None
-    objective: Any = training.objective.build(log.vocabulary.catalog)
+    objective = training.objective.build(log.vocabulary.catalog)
     scheme = scheme_of(model_config.spec)
     step = TrainStep(scheme.build(model_config, log.vocabulary), objective, block_items=4096)
     schedule = ScheduleConfig(name="linear", decay_steps=feed.num_steps(0) * train.num_epochs)
@@ -111,8 +111,8 @@ def curve(file: RunFile, changes: dict[str, Any], log: Log, train: TrainConfig) 
     best, started_s = float("inf"), time.perf_counter()
     for epoch in range(train.num_epochs):
         rng = CounterRng.of(file.seed, epoch)
-        for batch, count in feed.batches(epoch):
-            engine.train_batch(batch, batch, rng, step=found["steps"], num_users=count)
+        for batch in feed.batches(epoch):
+            engine.train_batch(batch, rng, step=found["steps"])
             found["steps"] += 1
         engine.end_epoch(epoch)
         weights = scheme.export(engine.weights(), context._replace(epoch=epoch))

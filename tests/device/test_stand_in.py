@@ -4,10 +4,7 @@ Nothing here needs a GPU: `StandIn` raises where CUDA would, and results must eq
 """
 
 import itertools
-from types import SimpleNamespace
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 import torch.distributed
@@ -17,7 +14,7 @@ from distrib.checkpoint.state import SavedState, write_pieces
 from distrib.data.feeds.base import BatchSharding
 from distrib.data.feeds.collate import Example
 from distrib.data.feeds.resident import ResidentFeed
-from distrib.data.history_arrays import HistoryArrays, by_item
+from distrib.data.feeds.tiles import TileConfig
 from distrib.evaluate.protocol import EvaluateConfig, measure
 from distrib.models import VaeBmfConfig
 from distrib.models.capabilities import item_vectors, user_embedding
@@ -29,19 +26,27 @@ from distrib.score.rules import Rules, _unit_vectors
 from distrib.score.scorer import NoveltyFilter, Scorer
 from distrib.score.search import Limits
 from distrib.score.vectors import _item_matrix
-from distrib.train.engines.base import Update
+from distrib.train.engines.base import Update, moved
 from distrib.train.engines.config import EngineConfig
 from distrib.train.engines.item_parallel import ItemEngine
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.schemes import scheme_of
-from distrib.train.schemes.base import ExportContext
 from distrib.train.step import TrainStep, total
 from distrib.train.workers.loss_reducer import LossReducer
-from distrib.vocabulary import Vocabulary
-from tests.conftest import LEVELS, Small
+from tests.conftest import Small
 from tests.device.stand_in import CUDA, CudaTensor, MixedDevicesError, StandIn, values_of
-from tests.models.test_contract import CASES, filled, of_items, trained_on
+from tests.models.test_contract import CASES
+from tests.training import (
+    exported,
+    feed_of,
+    filled,
+    network_of,
+    rows_of,
+    run_of,
+    vocabulary_of,
+    whole_batch,
+)
 
 WIDTHS = {"latent_width": 8, "branch_width": 8, "hidden_width": 8}
 VAE_BMF = [
@@ -79,11 +84,10 @@ every_pair = pytest.mark.parametrize(("config", "objective"), PAIRS, ids=repr)
 
 
 def step_of(config, objective, small, *, dtype=torch.float32, keep_output_mb=0):
-    torch.manual_seed(0)
-    model, batch = trained_on(config, small)
-    loss = objective.build(small.catalog)
+    run, loss = run_of(config), objective.build(small.catalog)
+    model = network_of(run, small)
     step = TrainStep(model, loss, block_items=17, keep_output_mb=keep_output_mb)
-    return step.to(dtype), batch
+    return step.to(dtype), whole_batch(run, small)
 
 
 def engine_of(config, objective, small):
@@ -92,26 +96,15 @@ def engine_of(config, objective, small):
 
 
 def update(engine, batch, step):
-    engine.train_batch(batch, batch, CounterRng.of(0, 0), step=step, num_users=37)
+    engine.train_batch(batch, CounterRng.of(0, 0), step=step)
 
 
-def losses_and_gradients(step, batch):
-    terms = step(batch, batch, CounterRng.of(0, 0), 3)
+def losses_and_gradients(step, batch, device):
+    inputs, target = moved(batch, device)
+    terms = step(inputs, target, CounterRng.of(0, 0), 3)
     total(terms).backward()
     gradients = {n: p.grad for n, p in step.named_parameters() if p.grad is not None}
     return {name: term.detach() for name, term in terms.items()}, gradients
-
-
-def vocabulary_of(small):
-    counts = small.catalog.train_count_IL
-    users = small.catalog.num_users
-    return Vocabulary(pa.array(range(100, 150)), LEVELS, counts, users, users)
-
-
-def rows_of(small):
-    number_B, pointer_P, item_N, value_N = small.batch
-    arrays = (part.numpy() for part in (number_B, pointer_P, item_N.int(), value_N))
-    return HistoryArrays(*arrays, np.zeros(len(item_N), np.int8))
 
 
 def assert_equal(expected, found, tolerance=1e-4):
@@ -158,10 +151,10 @@ def test_the_stand_in_refuses_what_cuda_refuses():
 )
 @every_pair
 def test_losses_and_gradients_equal_those_of_the_cpu(config, objective, settings, small):
-    expected = losses_and_gradients(*step_of(config, objective, small, **settings))
+    expected = losses_and_gradients(*step_of(config, objective, small, **settings), "cpu")
     with StandIn():
         step, batch = step_of(config, objective, small, **settings)
-        found = losses_and_gradients(step.to(CUDA), batch.to(CUDA))
+        found = losses_and_gradients(step.to(CUDA), batch, CUDA)
         assert all(isinstance(gradient, CudaTensor) for gradient in found[1].values())
     for one, other in zip(expected, values_of(found), strict=True):
         assert one.keys() == other.keys()
@@ -267,51 +260,41 @@ def test_all_other_answers_of_a_scorer_equal_those_of_the_cpu(config, small):
     assert_equal(expected, found)
 
 
-def export_context(config, small, feed, trained):
-    run = SimpleNamespace(model=config, seed=0, evaluate=SimpleNamespace(batch_users=10))
-    vocabulary = vocabulary_of(small)
-    return ExportContext(run, vocabulary, feed, CUDA, lambda mine: [mine], trained, 0)
+def run_epochs(run, small, num_epochs=2, num_steps=3):
+    """Train on the device by the model's scheme; the state that scores must be on the CPU."""
+    scheme = scheme_of(run.model.spec)
+    engine, _ = engine_of(run.model, run.objective, small)
+    feed = feed_of(scheme, run, small)
+    for epoch in range(num_epochs):
+        engine.begin_epoch(epoch)
+        for step, batch in enumerate(itertools.islice(feed.batches(epoch), num_steps)):
+            update(engine, batch, step)
+        engine.end_epoch(epoch)
+        weights, network = engine.weights(), engine.step_module.model
+        state = exported(run, small, network, weights, device=CUDA, epoch=epoch)
+        assert not any(isinstance(tensor, CudaTensor) for tensor in state.values())
 
 
-@pytest.mark.parametrize("order", ["nested", "shuffled", "sequential", "edges"])
+@every_trained_model
+def test_epochs_end_with_an_export(config, small):
+    with StandIn():
+        run_epochs(run_of(config, batch_users=10), small)
+
+
+@pytest.mark.parametrize("order", ["shuffled", "sequential", "edges"])
 @pytest.mark.parametrize(
     "config", [case for case in TRAINED if case.spec.scheme == "two_sided"], ids=repr
 )
-def test_epochs_of_tiles_end_with_an_export(config, order, small):
+def test_every_order_of_tiles_and_new_items(config, order, small):
     with StandIn():
-        feed = small.tile_feed(10, order=order)
-        engine, _ = engine_of(config, config.spec.objective, small)
-        for epoch in (0, 1):
-            engine.begin_epoch(epoch)
-            for step, (tile, _) in enumerate(itertools.islice(feed.batches(epoch), 3)):
-                update(engine, tile, step)
-            engine.end_epoch(epoch)
-            context = export_context(config, small, feed, engine.step_module.model)
-            state = scheme_of(config.spec).export(engine.weights(), context)
-            assert not any(isinstance(tensor, CudaTensor) for tensor in state.values())
+        run_epochs(run_of(config, batch_users=10, blocks=TileConfig(order=order, items=15)), small)
         model = filled(config, small).to(CUDA)
-        model.append_items(of_items(small).to(CUDA))
+        model.append_items(small.batch.to(CUDA))
         Scorer(model, vocabulary_of(small), device=CUDA, chunk_items=17)
 
 
-@pytest.mark.parametrize(
-    "config", [case for case in TRAINED if case.spec.scheme == "item_rows"], ids=repr
-)
-def test_epochs_of_items_end_with_an_export(config, small):
-    rows = by_item(rows_of(small))
-    parts = [(rows, np.arange(rows.num_users))]
-    feed = SimpleNamespace(training_parts=lambda: iter(parts))
-    with StandIn():
-        engine, batch = engine_of(config, config.spec.objective, small)
-        update(engine, batch, 0)
-        context = export_context(config, small, feed, engine.step_module.model)
-        state = scheme_of(config.spec).export(engine.weights(), context)
-    assert not any(isinstance(tensor, CudaTensor) for tensor in state.values())
-
-
 def is_cut_by_items(config, objective):
-    model, _ = trained_on(config, Small())
-    roles = roles_of(model)
+    roles = roles_of(network_of(run_of(config), Small()))
     is_tied = bool(roles.encoder.keys() & roles.decoder.keys())
     return config.spec.scheme == "user_rows" and bool(roles.encoder) and not is_tied
 
@@ -333,11 +316,11 @@ def test_the_item_parallel_engine_updates(config, objective, small, process_grou
 
 
 def test_a_resident_feed_on_the_device_gives_the_same_batches(small):
-    rows = rows_of(small)
+    rows = rows_of(small.batch)
     sharding = BatchSharding(10, 0, 0, 1)
-    expected = [batch for batch, _ in ResidentFeed(rows, rows, sharding)._batches(0, 0)]
+    expected = [batch for batch, *_ in ResidentFeed(rows, rows, sharding)._batches(0, 0)]
     with StandIn():
-        found = [batch for batch, _ in ResidentFeed(rows, rows, sharding, CUDA)._batches(0, 0)]
+        found = [batch for batch, *_ in ResidentFeed(rows, rows, sharding, CUDA)._batches(0, 0)]
         assert all(isinstance(batch.item_N, CudaTensor) for batch in found)
     for one, other in zip(expected, values_of(found), strict=True):
         assert_equal(tuple(one), tuple(other))

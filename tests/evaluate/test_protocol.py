@@ -14,7 +14,7 @@ from distrib.models import Conv4RecConfig, PopularityConfig
 from distrib.score.scorer import Scorer
 from distrib.vocabulary import Vocabulary
 from tests.conftest import LEVELS
-from tests.models.test_contract import filled
+from tests.training import filled
 
 
 def scorer_of(config, small):

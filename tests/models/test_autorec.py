@@ -76,7 +76,7 @@ class Item:
             r_IU @ self.network.input_IZ + self.network.input_bias_Z
         )
         self.model = self.config.build(small.catalog)
-        state = self.config.scoring(self.network.state_dict(), latent_IZ.detach())
+        state = self.config.scoring(self.network.state_dict(), (latent_IZ.detach(),))
         self.model.load_state_dict(state)
 
 

@@ -5,9 +5,9 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import csr_array
 
 from distrib.batch import Batch
+from distrib.checkpoint.bundle import restored
 from distrib.models import (
     AutoRecConfig,
     BiasedMfConfig,
@@ -24,12 +24,23 @@ from distrib.models import (
 )
 from distrib.models.capabilities import begin_epoch, phases_of
 from distrib.rng import CounterRng
-from distrib.tiles import Side, Tile, Transposed
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
+from distrib.train.schemes import scheme_of
+from distrib.train.schemes.closed_form import SolvesGram
+from distrib.train.schemes.gram import partial_gram
 from distrib.train.step import TrainStep, total
-from distrib.vocabulary import Catalog
-from tests.conftest import LEVELS, Small
+from tests.conftest import Small
+from tests.training import (
+    exported,
+    feed_of,
+    filled,
+    network_of,
+    rows_of,
+    run_of,
+    vocabulary_of,
+    whole_batch,
+)
 
 CASES = [
     Conv4RecConfig(latent_width=8, rating_width=4),
@@ -62,66 +73,15 @@ CASES = [
     ),
 ]
 every_model = pytest.mark.parametrize("config", CASES, ids=repr)
-TRAINED = [case for case in CASES if case.spec.scheme != "closed_form"]
+TRAINED = [case for case in CASES if scheme_of(case.spec).is_iterative]
 every_trained_model = pytest.mark.parametrize("config", TRAINED, ids=repr)
 
 
-def trained_on(config, small):
-    """What training updates, and what it reads: histories of users, of items, or both."""
-    if config.spec.scheme in ("user_rows", "closed_form"):
-        return config.build(small.catalog), small.batch
-    batch, item_count = small.batch, small.catalog.item_count
-    count_UL = np.ones((batch.num_users, len(LEVELS)), dtype=np.int64)
-    users = Catalog(batch.num_users, LEVELS, count_UL, item_count, batch.num_users)
-    network = config.network(small.catalog, users)
-    items = of_items(small)
-    if config.spec.scheme == "item_rows":
-        return network, items
-    cells = Transposed.of(batch.item_N, batch.pointer_P, item_count)
-    return network, Tile(Side.whole(batch), Side.whole(items), batch, cells, torch.zeros(1).long())
-
-
-def of_items(small):
-    """The histories of all items."""
-    batch, item_count = small.batch, small.catalog.item_count
-    order = torch.argsort(batch.item_N, stable=True)
-    lengths = torch.bincount(batch.item_N, minlength=item_count)
-    pointer_P = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    return Batch(torch.arange(item_count), pointer_P, batch.row_N[order], batch.value_N[order])
-
-
 def step_of(config, small, block_items=17):
-    torch.manual_seed(0)
-    model, batch = trained_on(config, small)
+    run = run_of(config)
     objective = config.spec.objective.build(small.catalog)
-    return TrainStep(model, objective, block_items=block_items), batch
-
-
-def filled(config, small):
-    """A model that scores, with something to say."""
-    torch.manual_seed(0)
-    model = config.build(small.catalog)
-    if config.spec.scheme == "closed_form" and hasattr(config, "solve"):
-        model.load_state_dict(config.solve(gram_of(small.batch, small.catalog.item_count)))
-    if config.spec.scheme in ("item_rows", "two_sided"):
-        network, _ = trained_on(config, small)
-        model.load_state_dict(scoring(config, network, small))
-    return model.requires_grad_(False)
-
-
-def scoring(config, network, small):
-    """The state of what scores, from the network that is trained."""
-    network = network.requires_grad_(False)
-    if config.spec.scheme == "item_rows":
-        return config.scoring(network.state_dict(), network.encode(of_items(small))[0])
-    return config.scoring(network.state_dict(), network.encode_items(of_items(small)))
-
-
-def gram_of(batch, item_count=50):
-    """Plain: the dense product."""
-    met_BI = torch.zeros(batch.num_users, item_count)
-    met_BI[batch.row_N, batch.item_N] = 1.0
-    return csr_array((met_BI.T @ met_BI).numpy().astype(np.int32))
+    step = TrainStep(network_of(run, small), objective, block_items=block_items)
+    return step, whole_batch(run, small)
 
 
 def scores(model, batch):
@@ -184,8 +144,8 @@ def test_training_depends_on_the_noise_only_through_its_key(config, small):
     is_noisy = not isinstance(config, AutoRecConfig | BiasedMfConfig | ElsaConfig)
     is_noisy &= getattr(config, "likelihood", "") != "analytic"
 
-    def loss(noise):
-        return total(step(batch, batch, noise, 5)).item()
+    def loss(rng):
+        return total(step(batch.inputs, batch.target, rng, 5)).item()
 
     assert loss(CounterRng.of(0, 0)) == loss(CounterRng.of(0, 0))
     assert (loss(CounterRng.of(0, 0)) != loss(CounterRng.of(0, 1))) == is_noisy
@@ -197,7 +157,7 @@ def test_the_loss_reaches_every_parameter_in_its_turn(config, small):
     for epoch in range(4):
         phase = begin_epoch(step.model, epoch)
         step.zero_grad()
-        total(step(batch, batch, CounterRng.of(0, 0), 5)).backward()
+        total(step(batch.inputs, batch.target, CounterRng.of(0, 0), 5)).backward()
         for parameter in phases_of(step.model)[phase]:
             assert parameter.grad is not None
             assert parameter.grad.abs().sum() > 0
@@ -220,8 +180,8 @@ def test_permuting_items_permutes_scores(config, small):
     renamed = small.batch._replace(item_N=place[small.batch.item_N])
     model = filled(config, small)
     moved = config.build(small.catalog)
-    if config.spec.scheme == "closed_form" and hasattr(config, "solve"):
-        moved.load_state_dict(config.solve(gram_of(renamed)))
+    if isinstance(config, SolvesGram):
+        moved.load_state_dict(config.solve(partial_gram(rows_of(renamed), 50)))
     else:
         state = {
             name: value[order] if value.ndim and value.shape[0] == 50 else value
@@ -270,26 +230,20 @@ def test_learns_a_checkerboard(config):
 
 def trained(config, world):
     """A model that scores, trained on all there is."""
-    if config.spec.scheme == "closed_form" and hasattr(config, "solve"):
+    if not scheme_of(config.spec).is_iterative:
         return filled(config, world)
-    step, batch = step_of(config, world, block_items=9)
+    run = run_of(config)
+    step, _ = step_of(config, world, block_items=9)
     engine = LocalEngine(step, OptimizerConfig(learning_rate=0.02))
+    feed = feed_of(scheme_of(config.spec), run, world)
+    state = {}
     for epoch in range(120):
         engine.begin_epoch(epoch)
-        engine.train_batch(batch, batch, CounterRng.of(0, epoch), step=epoch, num_users=120)
+        for batch in feed.batches(epoch):
+            engine.train_batch(batch, CounterRng.of(0, epoch), step=epoch)
         engine.end_epoch(epoch)
-        if config.spec.scheme == "two_sided":
-            with torch.no_grad():
-                found = (
-                    step.model.encode_users(world.batch),
-                    step.model.encode_items(of_items(world)),
-                )
-            step.model.feed_codes(*found, CounterRng.of(0, epoch))
-    if config.spec.scheme in ("user_rows", "closed_form"):
-        return step.model
-    model = config.build(world.catalog)
-    model.load_state_dict(scoring(config, step.model, world))
-    return model
+        state = exported(run, world, step.model, engine.weights(), epoch=epoch)
+    return restored(config, vocabulary_of(world), state)
 
 
 @every_model

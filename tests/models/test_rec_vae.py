@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Normal
 
+from distrib.data.feeds.base import RankBatch
 from distrib.models import RecVaeConfig
 from distrib.models.autoencoders.rec_vae import kl_estimate
 from distrib.objectives import MultinomialConfig
@@ -98,7 +99,7 @@ def test_turns_train_one_part_each_with_an_optimizer_state_of_its_own(small):
         noise = CounterRng.of(0, epoch)
         before = {name: value.clone() for name, value in model.state_dict().items()}
         engine.begin_epoch(epoch)
-        engine.train_batch(batch, batch, noise, step=epoch, num_users=37)
+        engine.train_batch(RankBatch(batch, batch, 37), noise, step=epoch)
         engine.end_epoch(epoch)
         part = "decoder" if epoch % 4 == 3 else "encoder"
         for name, value in model.state_dict().items():

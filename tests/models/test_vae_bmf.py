@@ -177,7 +177,7 @@ def step_of(model):
 @every_variant
 def test_loss_and_gradient_are_those_of_the_equations(variant, small):
     model = model_of(small, variant)
-    block = doubled(next(small.tile_feed().batches(0)).batch)
+    block = doubled(next(small.tile_feed().batches(0)).inputs)
     noise = CounterRng.of(0, 0)
     loss = total(step_of(model)(block, block, noise, 0))
     wanted, sides = literal_loss(model, block, noise)
@@ -212,7 +212,7 @@ def test_adam_on_the_small_table_is_adam_on_the_matrices(small):
     small_adam = torch.optim.Adam(deltas, **settings)
     large_adam = torch.optim.Adam([side.matrices for side in sides], **settings)
     gradients = []
-    for batch, _ in small.tile_feed().batches(0):
+    for batch, *_ in small.tile_feed().batches(0):
         block = doubled(batch)
         loss = total(step_of(model)(block, block, CounterRng.of(0, 0), 0))
         gradients.append(torch.autograd.grad(loss, deltas))
@@ -248,7 +248,7 @@ def test_what_is_read_of_the_other_side_is_what_was_fed(small):
     )
     users.mean_BZ[5] = torch.nan
     matrices = model.users.matrix_IZH.clone()
-    model.feed_codes(users, items, CounterRng.of(0, 0))
+    model.feed_latents(users, items, CounterRng.of(0, 0))
     wanted = drawn(items, torch.arange(50), CounterRng.of(0, 0), 4)
     torch.testing.assert_close(model.users.code_IZ, wanted)
     table = torch.einsum("ik,ikh->ih", wanted, matrices)
@@ -279,7 +279,7 @@ def test_a_pass_meets_every_rating_once_on_any_number_of_ranks(order, small):
         feed = small.tile_feed(rank=rank, world_size=3, order=order, ratings=40)
         batches = list(feed.batches(2))
         assert len(batches) == feed.num_steps(2)
-        for block, _ in batches:
+        for block, *_ in batches:
             numbers = block.cells.user_B[block.cells.row_N]
             items = block.items.batch.user_B[block.cells.item_N]
             found += zip(
@@ -308,8 +308,8 @@ def test_ranks_together_have_the_loss_and_gradient_of_one(order, count):
                 for rank in range(world_size)
             ]
             model.zero_grad()
-            assert len({size for _, size in parts}) == 1
-            terms = [step(block, block, CounterRng.of(0, epoch), 0) for block, _ in parts]
+            assert len({part.size for part in parts}) == 1
+            terms = [step(block, block, CounterRng.of(0, epoch), 0) for block, *_ in parts]
             sum(total(term) for term in terms).backward()
             gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
             found.append(
@@ -324,7 +324,7 @@ def test_unbiased_divergences_add_up_to_one_for_each_row_of_a_pass(order, small)
     """Also where blocks are so small that some pairs hold no rating, and are passed over."""
     feed = small.tile_feed(4, order=order, items=5, ratings=40)
     parts = [{}, {}]
-    for block, _ in feed.batches(0):
+    for block, *_ in feed.batches(0):
         for part, side in zip(parts, (block.users, block.items), strict=True):
             for number, times in zip(side.batch.user_B.tolist(), side.repeats_B, strict=True):
                 part[number] = part.get(number, 0.0) + 1.0 / float(times)
@@ -335,7 +335,7 @@ def test_unbiased_divergences_add_up_to_one_for_each_row_of_a_pass(order, small)
 
 def test_blocks_are_even_and_depend_on_the_epoch(small):
     feed = small.tile_feed(users=10, items=10, order="shuffled")
-    blocks = [[block for block, _ in feed.batches(epoch)] for epoch in range(2)]
+    blocks = [[block for block, *_ in feed.batches(epoch)] for epoch in range(2)]
     users = {tuple(block.users.batch.user_B.tolist()) for block in blocks[0]}
     lengths = [sum(len(small.items[user]) for user in part) for part in users]
     assert sorted(map(len, users)) == [9, 9, 9, 10]
@@ -344,8 +344,8 @@ def test_blocks_are_even_and_depend_on_the_epoch(small):
 
 
 def test_a_feed_goes_on_from_any_step(small):
-    whole = [block for block, _ in small.tile_feed().batches(1)]
-    rest = [block for block, _ in small.tile_feed().batches(1, first_step=5)]
+    whole = [block for block, *_ in small.tile_feed().batches(1)]
+    rest = [block for block, *_ in small.tile_feed().batches(1, first_step=5)]
     assert len(rest) == len(whole) - 5
     for one, other in zip(rest, whole[5:], strict=True):
         assert torch.equal(one.cells.value_N, other.cells.value_N)
@@ -359,8 +359,8 @@ def test_turns_meet_all_ratings_of_one_side_against_last_codes(small):
         [(model.users, model.items), (model.items, model.users)]
     ):
         batches = list(feed.batches(epoch))
-        assert sum(count for _, count in batches) == len(small.batch.item_N)
-        block = doubled(batches[0].batch)
+        assert sum(batch.size for batch in batches) == len(small.batch.item_N)
+        block = doubled(batches[0].inputs)
         side = (block.users, block.items)[epoch]
         loss = step_of(model)(block, block, CounterRng.of(0, 0), 0)["squared_error"]
         latent = drawn(
@@ -376,14 +376,14 @@ def test_turns_meet_all_ratings_of_one_side_against_last_codes(small):
 
 def test_a_sampled_history_stands_for_the_whole(small):
     feed = small.tile_feed(max_history=3, order="edges", ratings=40)
-    block = next(feed.batches(0)).batch
+    block = next(feed.batches(0)).inputs
     for side, whole in ((block.users, small.items), (block.items, None)):
         lengths = side.batch.length_B
         assert int(lengths.max()) == 3
         if whole is not None:
             full = torch.tensor([len(whole[number]) for number in side.batch.user_B.tolist()])
             torch.testing.assert_close(lengths * side.scale_B, full.float())
-    again = next(small.tile_feed(max_history=3, order="edges", ratings=40).batches(0)).batch
+    again = next(small.tile_feed(max_history=3, order="edges", ratings=40).batches(0)).inputs
     assert torch.equal(again.items.batch.item_N, block.items.batch.item_N)
 
 

@@ -18,7 +18,8 @@ from distrib.score.rules import Rules
 from distrib.score.scorer import NoveltyFilter, Scorer
 from distrib.score.tables import recommend_table
 from distrib.vocabulary import Vocabulary
-from tests.models.test_contract import every_model, filled
+from tests.models.test_contract import every_model
+from tests.training import filled
 
 IDS = pa.array([1000 - n for n in range(50)])
 

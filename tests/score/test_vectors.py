@@ -21,7 +21,8 @@ from distrib.score.vectors import (
 )
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
-from tests.models.test_contract import every_model, filled
+from tests.models.test_contract import every_model
+from tests.training import filled
 
 WITHOUT = {"ease", "item_knn", "popularity"}
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from typing_extensions import override
 
+from distrib.batch import Batch
 from distrib.data.feeds.base import BatchSharding, Feed, RankBatch
 from distrib.data.history_arrays import HistoryArrays, IntArray
 from distrib.rng import CounterRng
@@ -19,7 +20,7 @@ _STREAM = 72
 
 
 class HalfHistories(UserRows):
-    """Training on a random half of each user's interactions, another half in each epoch."""
+    """Training to decode whole histories from a random half, another half in each epoch."""
 
     @override
     def open_feed(
@@ -43,12 +44,13 @@ class _HalfFeed:
         return self.feed.num_steps(epoch)
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
-        """Yield batches of half the interactions; see `Feed`."""
+        """Yield inputs of half the interactions; see `Feed`."""
         rng = CounterRng.of(self.seed, epoch)
-        for batch, num_users in self.feed.batches(epoch, first_step):
-            user_N = batch.user_B[batch.row_N]
-            is_kept_N = rng.uniform(_STREAM, user_N, batch.item_N) < 0.5
-            yield RankBatch(batch.keep(is_kept_N), num_users)
+        for inputs, target, count in self.feed.batches(epoch, first_step):
+            assert isinstance(inputs, Batch)
+            user_N = inputs.user_B[inputs.row_N]
+            is_kept_N = rng.uniform(_STREAM, user_N, inputs.item_N) < 0.5
+            yield RankBatch(inputs.keep(is_kept_N), target, count)
 
     def training_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
         """Return whole histories; see `Feed`."""

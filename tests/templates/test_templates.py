@@ -65,6 +65,13 @@ CASES = [  # battery, the configuration, its module, the case, and before what i
         "    (LikedConfig(), MultVaeConfig(**WIDTHS)),\n",
         "    (CosineConfig(), ElsaConfig(latent_width=4)),\n",
     ),
+    (
+        "tests/train/test_schemes.py",
+        "TwoTablesConfig",
+        "distrib.models.two_tables",
+        '    "half_histories": TwoTablesConfig(latent_width=8),\n',
+        '    "item_rows": AutoRecConfig(side="items", hidden_width=8),\n',
+    ),
 ]
 RUN_FILE = """
 run = "{folder}/run"
@@ -135,8 +142,8 @@ def run(tree, *command):
 
 @pytest.mark.processes
 def test_the_batteries_pass_with_a_case_for_each_template(tree):
-    chosen = "two_tables or liked or has_a_case"
-    batteries = ["tests/models/test_contract.py", "tests/objectives/test_contract.py"]
+    chosen = "two_tables or liked or half_histories or has_a_case"
+    batteries = [path for path, *_ in CASES]
     found = run(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, *batteries)
     assert "passed" in found
 

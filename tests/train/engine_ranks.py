@@ -13,6 +13,7 @@ import torch.distributed
 
 from distrib.batch import Batch
 from distrib.checkpoint.state import SavedState, write_pieces
+from distrib.data.feeds.base import RankBatch
 from distrib.models import (
     AutoRecConfig,
     BiasedMfConfig,
@@ -129,18 +130,19 @@ def losses(
     for step in range(first, last):
         if case == "vae_bmf":
             feed = small.tile_feed(BATCH_USERS, rank, world_size, items=13)
-            batch, size = next(feed.batches(0, first_step=step))
+            batch = next(feed.batches(0, first_step=step))
         else:
             size = BATCH_USERS if step < NUM_STEPS - 1 else 1
-            users = [(step * BATCH_USERS + place) % 37 for place in range(size)]
-            mine = np.array_split(np.array(users), world_size)[rank].tolist()
-            batch = small.users(mine) if mine else Batch.from_lists([])
+            chosen = [(step * BATCH_USERS + place) % 37 for place in range(size)]
+            mine = np.array_split(np.array(chosen), world_size)[rank].tolist()
+            users = small.users(mine) if mine else Batch.from_lists([])
+            batch = RankBatch(users, users, size)
         engine.begin_epoch(step)
-        update = engine.train_batch(batch, batch, CounterRng.of(1, 0), step=step, num_users=size)
+        update = engine.train_batch(batch, CounterRng.of(1, 0), step=step)
         summed = torch.stack([update.terms[name].double() for name in sorted(update.terms)])
         if world_size > 1:
             torch.distributed.all_reduce(summed)
-        found.append((summed / size).tolist())
+        found.append((summed / batch.size).tolist())
         engine.end_epoch(step)
     return found
 

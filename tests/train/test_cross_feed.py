@@ -63,7 +63,7 @@ def test_one_worker_gives_the_losses_of_two_and_a_restart_goes_on_bit_for_bit(
 ):
     run, result = whole
     assert result.valid["rmse"] < 1.2
-    assert result.ratings_per_s > 0
+    assert result.speed.per_s > 0
     often = {"checkpoint": {"every_steps": 4, "keep": 99}}
     launch(blocks_of(tmp_path, both_sides, num_workers=1, **often))
     one = losses(tmp_path)

@@ -95,7 +95,7 @@ every_feed = pytest.mark.parametrize("make_feed", FEEDS.values(), ids=FEEDS)
 
 
 def users_of(feed, epoch, first_step=0):
-    return [(b.batch.user_B.tolist(), b.num_users) for b in feed.batches(epoch, first_step)]
+    return [(b.inputs.user_B.tolist(), b.size) for b in feed.batches(epoch, first_step)]
 
 
 @every_feed
@@ -134,7 +134,7 @@ def test_an_epoch_can_be_entered_at_any_step(make_feed, small, tmp_path):
 
 @every_feed
 def test_a_batch_holds_its_users_histories(make_feed, small, tmp_path):
-    for batch, _ in make_feed(small, tmp_path, BatchSharding(8, 3, 0, 1)).batches(0):
+    for batch, *_ in make_feed(small, tmp_path, BatchSharding(8, 3, 0, 1)).batches(0):
         for place, user in enumerate(batch.user_B.tolist()):
             row = batch.slice(place, place + 1)
             assert row.item_N.tolist() == small.items[user]
@@ -170,7 +170,7 @@ def test_rows_on_a_device_give_the_same_batches(small):
     for found, wanted in zip(
         on_device.batches(0), ResidentFeed(rows, rows, sharding).batches(0), strict=True
     ):
-        for part, other in zip(found.batch[:4], wanted.batch[:4], strict=True):
+        for part, other in zip(found.inputs[:4], wanted.inputs[:4], strict=True):
             assert torch.equal(part, other)
             assert part.dtype == other.dtype
     assert torch.equal(gather(rows, np.array([5, 2]))[0].user_B, torch.tensor([5, 2]))

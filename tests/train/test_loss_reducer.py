@@ -59,7 +59,7 @@ def test_fp16_may_leave_out_and_count_but_not_too_often():
     skipped = update(math.inf, math.inf, is_applied=False)
     loss_reducer = ledger_of(update(8.0), skipped, skipped, update(4.0), max_skipped=2)
     assert loss_reducer.agree(stop=0.0).non_finite is None
-    assert loss_reducer.num_users == 8
+    assert loss_reducer.count == 8
     assert loss_reducer.mean_losses()["a"] == 1.5
     assert (
         ledger_of(skipped, skipped, skipped, max_skipped=2).agree(stop=0.0).non_finite is not None
@@ -72,7 +72,7 @@ def test_a_checkpoint_of_other_ranks_is_booked_once():
     parts = [{"totals": {"a": float(n)}, "num_users": 7, "skipped": 0} for n in (1, 2)]
     whole = ledger_of()
     whole.take(parts, 0, 1)
-    assert (whole.totals, whole.num_users) == ({"a": 3.0}, 7)
+    assert (whole.totals, whole.count) == ({"a": 3.0}, 7)
     whole.take(parts, 2, 3)
     assert whole.totals == {"a": 0.0}
     whole.take(parts, 1, 2)

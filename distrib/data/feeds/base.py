@@ -41,10 +41,15 @@ class ResidentRows(NamedTuple):
 class RankBatch(NamedTuple):
     """One rank's part of a global batch."""
 
-    batch: TrainInput
-    num_users: int
-    """Users of the global batch over all ranks; for a tile, its ratings. Losses are means over
-    them."""
+    inputs: TrainInput
+    """What the model reads; may hold no users."""
+
+    target: TrainInput
+    """What it should decode; for an autoencoder the same object as ``inputs``."""
+
+    size: int
+    """Size of the global batch over all ranks, in users or what else the scheme counts; losses are
+    means over them."""
 
 
 class BatchSharding(NamedTuple):

@@ -44,7 +44,8 @@ class ResidentFeed:
         for start in range(first_step * sharding.batch_users, len(order), sharding.batch_users):
             chosen = order[start : start + sharding.batch_users]
             mine = np.array_split(chosen, sharding.world_size)[sharding.rank]
-            yield RankBatch(self._gathered(mine), len(chosen))
+            batch = self._gathered(mine)
+            yield RankBatch(batch, batch, len(chosen))
 
     def num_steps(self, epoch: int) -> int:
         """Return the same for every epoch; see `Feed`."""

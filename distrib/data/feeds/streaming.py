@@ -65,10 +65,12 @@ class StreamingFeed:
                 num_users += stop - start
                 start = stop
                 if num_users == size:
-                    yield RankBatch(Batch.joined(parts), num_users)
+                    batch = Batch.joined(parts)
+                    yield RankBatch(batch, batch, num_users)
                     parts, num_users = [], 0
         if num_users:
-            yield RankBatch(Batch.joined(parts), num_users)
+            batch = Batch.joined(parts)
+            yield RankBatch(batch, batch, num_users)
 
     def _windows(self, epoch: int, skip: int) -> Iterator[tuple["_Window", int]]:
         """Yield the windows after ``skip`` users, each with the position of its first user."""

@@ -200,7 +200,7 @@ class _Pairs(_EpochTiles):
         )
         transposed = Transposed.of(cells.item_N, cells.pointer_P, items.batch.num_users)
         tile = Tile(users, items, cells, transposed, torch.tensor([step]))
-        return RankBatch(tile, int(stop - start))
+        return RankBatch(tile, tile, int(stop - start))
 
     def _kept(self, kind: int, part: int, wanted_B: IntArray) -> Side:
         """Return a side of a tile from an LRU cache; sides recur within an epoch."""
@@ -241,7 +241,8 @@ class _Turn(_EpochTiles):
         columns = self.ratings.num_columns[self.kind]
         transposed = Transposed.of(cells.item_N, cells.pointer_P, columns)
         count = int(np.diff(rows.pointer_P)[part].sum())
-        return RankBatch(Tile(users, items, cells, transposed, torch.tensor([step])), count)
+        tile = Tile(users, items, cells, transposed, torch.tensor([step]))
+        return RankBatch(tile, tile, count)
 
 
 class _Edges(_EpochTiles):
@@ -279,9 +280,8 @@ class _Edges(_EpochTiles):
             row_N[mine] - low, column_N[mine], rows.value_N[chosen][mine], sides[0].batch.user_B
         )
         transposed = Transposed.of(cells.item_N, cells.pointer_P, len(items))
-        return RankBatch(
-            Tile(sides[0], sides[1], cells, transposed, torch.tensor([step])), len(chosen)
-        )
+        tile = Tile(sides[0], sides[1], cells, transposed, torch.tensor([step]))
+        return RankBatch(tile, tile, len(chosen))
 
 
 def balanced_tiles(rows: HistoryArrays, size: int, rng: np.random.Generator) -> list[IntArray]:

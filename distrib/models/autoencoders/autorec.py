@@ -78,8 +78,12 @@ class AutoRecConfig(Config):
         del items
         return AutoRec(self, users)
 
-    def scoring(self, network: dict[str, Tensor], latent_IZ: Tensor) -> dict[str, Tensor]:
+    def scoring(
+        self, network: dict[str, Tensor], items: tuple[Tensor, ...] | None = None
+    ) -> dict[str, Tensor]:
         """Return the state of `ItemAutoRec` from that of its network and the item embeddings."""
+        assert items is not None  # the network holds none
+        (latent_IZ,) = items
         users = {"weight_UZ": network["output_IZ"], "bias_U": network["output_bias_I"]}
         return {"code_IZ": latent_IZ, **users}
 

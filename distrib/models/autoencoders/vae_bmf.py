@@ -137,21 +137,21 @@ class VaeBmfConfig(Config):
         return VaeBmf(self, items, is_trained=True)
 
     def scoring(
-        self, network: dict[str, Tensor], items: Posterior | None = None
+        self, network: dict[str, Tensor], items: tuple[Tensor, ...] | None = None
     ) -> dict[str, Tensor]:
         """Return the state of a scoring model from that of the trained one.
 
         Args:
             network: State of the trained model, after `end_epoch`.
-            items: Posteriors of all items; None keeps those in ``network``.
+            items: A `Posterior` of all items; None keeps that in ``network``.
 
         Returns:
             The state.
         """
         state = {name: value for name, value in network.items() if "delta" not in name}
         if items is not None:
-            state["mean_IZ"], state["offset_I"] = items.mean_BZ, items.offset_B
-            state["variance_IZ"] = items.log_variance_BZ.exp()
+            mean_IZ, log_variance_IZ, state["offset_I"] = items
+            state["mean_IZ"], state["variance_IZ"] = mean_IZ, log_variance_IZ.exp()
         return state
 
 
@@ -175,7 +175,7 @@ class VaeBmf(Model):
     A row's encoder reads its ratings, and the latent vectors of the columns it rated, through two
     branches; joined, they give a normal posterior, refined by attention to those vectors. Mean and
     variance have separate networks. The latent vectors read from the other side are samples of its
-    posteriors, drawn once per epoch (`feed_codes`), and constants for the gradient.
+    posteriors, drawn once per epoch (`feed_latents`), and constants for the gradient.
 
     The latent branch multiplies all latent vectors of the other side, masked, with one matrix: here
     a sum of ``v_j Phi_j`` over the rated columns, whose table ``[columns, hidden]`` is computed
@@ -330,18 +330,21 @@ class VaeBmf(Model):
         self.users.fold()
         self.items.fold()
 
-    def feed_codes(self, users: Posterior, items: Posterior, rng: CounterRng) -> None:
+    def feed_latents(
+        self, users: tuple[Tensor, ...], items: tuple[Tensor, ...], rng: CounterRng
+    ) -> None:
         """Draw latent vectors of all rows, which both sides read from now on.
 
         Args:
-            users: Posteriors by user number, NaN for users without a training rating.
-            items: Posteriors by position, NaN for items without a training rating.
+            users: A `Posterior` by user number, NaN for users without a training rating.
+            items: A `Posterior` by position, NaN for items without a training rating.
             rng: The epoch's randomness.
         """
-        for encoder, posterior, stream in (
+        for encoder, rows, stream in (
             (self.users, items, _FEED_ITEMS),
             (self.items, users, _FEED_USERS),
         ):
+            posterior = Posterior(*rows)
             number_I = torch.arange(len(posterior.offset_B), device=posterior.mean_BZ.device)
             encoder.read(drawn(posterior, number_I, rng, stream), posterior.offset_B)
 

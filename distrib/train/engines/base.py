@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from distrib.checkpoint.state import SavedState, StatePiece
 from distrib.config import JsonObject
+from distrib.data.feeds.base import RankBatch
 from distrib.rng import CounterRng
 from distrib.tiles import TrainInput
 from distrib.train.step import TrainStep
@@ -33,23 +35,13 @@ class Engine(Protocol):
     communication_share: float
     """Share of an update's time spent waiting for other ranks, as last measured."""
 
-    def train_batch(
-        self,
-        inputs: TrainInput,
-        target: TrainInput,
-        rng: CounterRng,
-        *,
-        step: int,
-        num_users: int,
-    ) -> Update:
-        """Make one update from this rank's part of a global batch.
+    def train_batch(self, batch: RankBatch, rng: CounterRng, *, step: int) -> Update:
+        """Make one update.
 
         Args:
-            inputs: What the model reads; may hold no users.
-            target: What it should decode.
+            batch: This rank's part of a global batch.
             rng: The epoch's randomness.
             step: Updates made so far.
-            num_users: Users of the global batch, over all ranks; losses are means over them.
 
         Returns:
             Losses and the size of the gradient.
@@ -72,3 +64,9 @@ class Engine(Protocol):
 
     def restore(self, saved: SavedState, facts: JsonObject) -> None:
         """Restore `pieces` and `facts` from any number of ranks; every rank must call."""
+
+
+def moved(batch: RankBatch, device: torch.device | str) -> tuple[TrainInput, TrainInput]:
+    """Return inputs and target on a device; an autoencoder's are copied once."""
+    inputs = batch.inputs.to(device)
+    return inputs, inputs if batch.target is batch.inputs else batch.target.to(device)

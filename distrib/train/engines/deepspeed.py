@@ -19,12 +19,12 @@ from torch import Tensor
 
 from distrib.checkpoint.state import SavedState, StatePiece
 from distrib.config import JsonObject
+from distrib.data.feeds.base import RankBatch
 from distrib.models.capabilities import begin_epoch, end_epoch
 from distrib.parameters import roles_of
 from distrib.rng import CounterRng
-from distrib.tiles import TrainInput
 from distrib.train.engines import deepspeed_state
-from distrib.train.engines.base import Update
+from distrib.train.engines.base import Update, moved
 from distrib.train.engines.config import EngineConfig
 from distrib.train.engines.deepspeed_config import deepspeed_config
 from distrib.train.engines.state import buffer_pieces, restore_buffers
@@ -79,30 +79,19 @@ class DeepSpeedEngine:
             for parameter in step.model.parameters():
                 deepspeed.zero.register_external_parameter(step, parameter)
 
-    def train_batch(
-        self,
-        inputs: TrainInput,
-        target: TrainInput,
-        rng: CounterRng,
-        *,
-        step: int,
-        num_users: int,
-    ) -> Update:
+    def train_batch(self, batch: RankBatch, rng: CounterRng, *, step: int) -> Update:
         """Forward and backward over each micro-batch, then the update; see `Engine`."""
         self._num_batches += 1
         if self.world_size == 1 or self._num_batches % _SAMPLE_EVERY != 2:
-            return self._update(inputs, target, rng, step, num_users)
+            return self._update(batch, rng, step)
         started_s = time.perf_counter()
         with _timed_communication() as spent:
-            update = self._update(inputs, target, rng, step, num_users)
+            update = self._update(batch, rng, step)
         self.communication_share = min(1.0, spent() / (time.perf_counter() - started_s))
         return update
 
-    def _update(
-        self, inputs: TrainInput, target: TrainInput, rng: CounterRng, step: int, num_users: int
-    ) -> Update:
-        read = inputs.to(self.device)
-        wanted = read if target is inputs else target.to(self.device)
+    def _update(self, batch: RankBatch, rng: CounterRng, step: int) -> Update:
+        read, wanted = moved(batch, self.device)
         set_rate(self.engine.optimizer, self.optimizer.rate(step))
         summed: dict[str, Tensor] = {}
         for part, target_part in zip(
@@ -110,7 +99,7 @@ class DeepSpeedEngine:
         ):
             terms: dict[str, Tensor] = self.engine(part, target_part, rng, step)
             # DeepSpeed averages over ranks and micro-batches; the loss is a mean over users.
-            scale = self.world_size * self.num_parts / num_users
+            scale = self.world_size * self.num_parts / batch.size
             self.engine.backward(total(terms) * scale)
             self.engine.step()
             for name, term in terms.items():

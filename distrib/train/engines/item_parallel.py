@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from distrib.batch import Batch
 from distrib.checkpoint.state import VALUE, SavedState, StatePiece
 from distrib.config import JsonObject
+from distrib.data.feeds.base import RankBatch
 from distrib.errors import ConfigError
 from distrib.models.capabilities import begin_epoch, end_epoch
 from distrib.objectives.base import Candidates, Carry
 from distrib.parameters import roles_of
 from distrib.rng import CounterRng
-from distrib.tiles import TrainInput
-from distrib.train.engines.base import Update
+from distrib.train.engines.base import Update, moved
 from distrib.train.engines.config import EngineConfig
 from distrib.train.engines.deepspeed_config import num_micro_batches
 from distrib.train.engines.state import buffer_pieces, piece_of, restore_buffers, take_up
@@ -131,20 +131,11 @@ class ItemEngine:
         start = self.low * (whole.numel() // max(1, whole.shape[0])) if is_cut else 0
         return _Part(parameter, nn.Parameter(part.clone()), start)
 
-    def train_batch(
-        self,
-        inputs: TrainInput,
-        target: TrainInput,
-        rng: CounterRng,
-        *,
-        step: int,
-        num_users: int,
-    ) -> Update:
+    def train_batch(self, batch: RankBatch, rng: CounterRng, *, step: int) -> Update:
         """Forward and backward over each micro-batch, then the update; see `Engine`."""
-        assert isinstance(inputs, Batch)  # tiles are refused before any worker starts
-        assert isinstance(target, Batch)
-        read = inputs.to(self.device)
-        wanted = read if target is inputs else target.to(self.device)
+        read, wanted = moved(batch, self.device)
+        assert isinstance(read, Batch)  # tiles are refused before any worker starts
+        assert isinstance(wanted, Batch)
         _waited.clear()
         started_s = time.perf_counter()
         for owned in self.parts:
@@ -154,7 +145,7 @@ class ItemEngine:
         for part, wanted_part in zip(
             read.split(self.num_parts), wanted.split(self.num_parts), strict=True
         ):
-            terms = self._backward(part, wanted_part, rng, step, num_users)
+            terms = self._backward(part, wanted_part, rng, step, batch.size)
             self._keep_gradients()
             for name, term in terms.items():
                 summed[name] = summed[name] + term if name in summed else term
@@ -171,7 +162,7 @@ class ItemEngine:
         return Update(summed, norm.float())
 
     def _backward(
-        self, inputs: Batch, target: Batch, rng: CounterRng, step: int, num_users: int
+        self, inputs: Batch, target: Batch, rng: CounterRng, step: int, count: int
     ) -> dict[str, Tensor]:
         """Add to the gradients; return the loss terms of this rank's own users.
 
@@ -193,13 +184,13 @@ class ItemEngine:
         shard = _Shard(everyone, self.low, self.high)
         context = step_module.context(rng, step)._replace(shard=shard)
         terms_TB = step_module.objective(model, all_users, mine, context)
-        loss = terms_TB.sum() / num_users
+        loss = terms_TB.sum() / count
         # All ranks hold the same terms: reporting own users only counts each user once.
         sums = terms_TB[:, own].sum(1).detach()
         terms = dict(zip(step_module.objective.terms, sums.unbind(), strict=True))
         kl = step_module.weighted_kl(users, step)
         if kl is not None:  # of own users only, so the sum over ranks counts it once, too
-            loss = loss + kl / num_users
+            loss = loss + kl / count
             terms["divergence"] = kl.detach()
         loss.backward()
         return terms

@@ -16,7 +16,7 @@ from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 from distrib.train.engines.deepspeed import deepspeed_faults
 from distrib.train.run_folder import identity_faults
-from distrib.train.schemes import scheme_of
+from distrib.train.schemes import can_warm_start, scheme_of
 from distrib.train.warm_start import kind_faults
 
 OBJECTIVES = get_args(get_args(ObjectiveConfig)[0])
@@ -106,8 +106,7 @@ def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
             f"model {run.model.name!r} reads histories of items, which {run.prepared} lacks; set "
             "data.item_histories = true and run prepare again"
         )
-    has_user_rows = spec.has_user_rows or (scheme.is_iterative and not scheme.can_warm_start)
-    if train.warm_start and has_user_rows:
+    if train.warm_start and scheme.is_iterative and not can_warm_start(spec):
         faults.append(
             f"train.warm_start with model {run.model.name!r}: it has parameters for each user, "
             "which do not transfer to other data; remove it"

@@ -260,10 +260,7 @@ def _tried(config_json: str, dataset: Dataset, workers: int) -> dict[str, float]
         for step in range(_WARM_UP_STEPS + _TIMED_STEPS):
             if step == _WARM_UP_STEPS:
                 started_s = time.perf_counter()
-            batch, count = next(batches)
-            update = engine.train_batch(
-                batch, batch, CounterRng.of(0, 0), step=step, num_users=count
-            )
+            update = engine.train_batch(next(batches), CounterRng.of(0, 0), step=step)
             float(update.gradient_norm)
         step_s = (time.perf_counter() - started_s) / _TIMED_STEPS
         peak = torch.cuda.max_memory_allocated() if config.train.use_gpu else _peak_bytes()

@@ -6,13 +6,14 @@ over an assumed network; `distrib.train.preflight.doctor` measures where there i
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from torch.utils.flop_counter import FlopCounterMode
 
 from distrib.data.dataset import RowCounts
+from distrib.data.feeds.base import RankBatch
 from distrib.data.feeds.collate import gather
 from distrib.data.history_arrays import BYTES_PER_INTERACTION, BYTES_PER_USER, HistoryArrays
 from distrib.data.schema import Role
@@ -213,7 +214,7 @@ def _step_flops(config: TrainingRun, rows: int, columns: int) -> float | None:
     None where matrix products do not dominate: two-sided models, and pairs decoded one by one.
     """
     assert config.objective is not None  # every iterative model has one
-    objective: Any = config.objective.build(_small(*_TRACED_COLUMNS).catalog)
+    objective = config.objective.build(_small(*_TRACED_COLUMNS).catalog)
     if scheme_of(config.model.spec).reads == "both" or objective.decodes_pairs:
         return None
     (few, many), (narrow, wide) = _TRACED_ROWS, _TRACED_COLUMNS
@@ -232,13 +233,14 @@ def _traced(config: TrainingRun, rows: int, columns: int) -> float:
     scheme = scheme_of(config.model.spec)
     vocabulary = _small(*((rows, columns) if scheme.reads == "items" else (columns, rows)))
     model = scheme.build(config.model, vocabulary)
-    objective: Any = config.objective.build(vocabulary.catalog) if config.objective else None
+    assert config.objective is not None  # every iterative model has one
+    objective = config.objective.build(vocabulary.catalog)
     step = TrainStep(model, objective, block_items=columns, keep_output_mb=256)
     engine = LocalEngine(step, config.optimizer)
     batch, _ = gather(_some_histories(rows, columns), np.arange(rows))
     with FlopCounterMode(display=False) as counter:
         engine.begin_epoch(0)
-        engine.train_batch(batch, batch, CounterRng.of(0, 0), step=0, num_users=rows)
+        engine.train_batch(RankBatch(batch, batch, rows), CounterRng.of(0, 0), step=0)
     return float(counter.get_total_flops())
 
 

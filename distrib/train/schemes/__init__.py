@@ -20,3 +20,8 @@ SCHEMES: Mapping[str, Scheme] = {
 def scheme_of(spec: ModelSpec) -> Scheme:
     """Return the scheme that trains a model."""
     return SCHEMES[spec.scheme]
+
+
+def can_warm_start(spec: ModelSpec) -> bool:
+    """Return whether training may start from an earlier model, on other users."""
+    return scheme_of(spec).can_warm_start and not spec.has_user_rows

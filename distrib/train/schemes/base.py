@@ -1,7 +1,7 @@
 """What a training scheme is: how training reads the log, and what it exports for scoring."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -9,15 +9,13 @@ from torch import Tensor
 from distrib.data.dataset import Dataset
 from distrib.data.feeds.base import BatchSharding, Feed, RankBatch, Reads, ResidentRows
 from distrib.data.history_arrays import HistoryArrays
+from distrib.models import ModelConfig
 from distrib.models.base import Model
 from distrib.train.config import TrainingRun
 from distrib.vocabulary import Vocabulary
 
 State = dict[str, Tensor]
 """Parameters and buffers of a model by name, on the CPU."""
-
-
-Counted = Literal["users", "ratings"]
 
 
 class Sizes(NamedTuple):
@@ -64,8 +62,8 @@ class ExportContext(NamedTuple):
 class Scheme(Protocol):
     """One way to train; a model names its own in `ModelSpec.scheme`."""
 
-    counts: Counted
-    """What a step counts, and what losses are means over."""
+    counts: str
+    """What a step counts, and what losses are means over, in the plural; names the speed."""
 
     reads: Reads
     """Whose histories training reads."""
@@ -82,11 +80,11 @@ class Scheme(Protocol):
     def faults(self, run: TrainingRun) -> Iterator[str]:
         """Yield what is wrong with a run file, each with its remedy."""
 
-    def build(self, config: Any, vocabulary: Vocabulary) -> Model:
+    def build(self, config: ModelConfig, vocabulary: Vocabulary) -> Model:
         """Build what training updates.
 
         Args:
-            config: The model's configuration, a member of `ModelConfig`.
+            config: The model's configuration.
             vocabulary: The items, and the number of users.
 
         Returns:

@@ -1,7 +1,7 @@
 """Closed-form models, computed from counts or from the Gram matrix of interactions."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from scipy.sparse import csr_array
@@ -10,9 +10,10 @@ from torch import Tensor
 from distrib.data.feeds.base import BatchSharding, Feed, RankBatch, Reads
 from distrib.data.history_arrays import HistoryArrays
 from distrib.errors import ConfigError
+from distrib.models import ModelConfig
 from distrib.models.base import Model
 from distrib.train.config import TrainingRun
-from distrib.train.schemes.base import Counted, ExportContext, Sizes, State, TrainingData
+from distrib.train.schemes.base import ExportContext, Sizes, State, TrainingData
 from distrib.vocabulary import Vocabulary
 
 
@@ -27,7 +28,7 @@ class SolvesGram(Protocol):
 class ClosedForm:
     """See `Scheme`; makes no updates."""
 
-    counts: Counted = "users"
+    counts = "users"
     reads: Reads = "users"
     is_iterative = False
     exports_every_epoch = False
@@ -44,10 +45,9 @@ class ClosedForm:
             found.append("train.use_gpu = true: it is computed on CPUs; set it to false")
         yield from (f"model {run.model.name!r} has a closed form. {fault}" for fault in found)
 
-    def build(self, config: Any, vocabulary: Vocabulary) -> Model:
+    def build(self, config: ModelConfig, vocabulary: Vocabulary) -> Model:
         """Build the model that scores; see `Scheme`."""
-        model: Model = config.build(vocabulary.catalog)
-        return model
+        return config.build(vocabulary.catalog)
 
     def open_feed(
         self,

@@ -1,7 +1,7 @@
 """Latent vectors of all users or items after an epoch, each row encoded on one rank."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -9,12 +9,48 @@ from torch import Tensor
 from distrib.batch import Batch
 from distrib.data.feeds.collate import gather
 from distrib.data.history_arrays import HistoryArrays, IntArray
-from distrib.train.schemes.base import ExportContext
+from distrib.models import ModelConfig
+from distrib.models.base import Model
+from distrib.train.schemes.base import ExportContext, State
+from distrib.vocabulary import Catalog, Vocabulary
 
 Tables = tuple[Tensor, ...]
 """Tensors with one row for each of some users or items."""
 
 Encode = Callable[[Batch], Tables]
+
+
+@runtime_checkable
+class TrainsNetwork(Protocol):
+    """Configuration of a model whose training updates another network than the one that scores."""
+
+    def network(self, items: Catalog, users: Catalog) -> Model:
+        """Build the untrained network.
+
+        Args:
+            items: The items; columns of the histories of users.
+            users: The users; columns of the histories of items.
+
+        Returns:
+            The network.
+        """
+
+    def scoring(self, network: State, items: Tables | None = None) -> State:
+        """Return the state of the model that scores.
+
+        Args:
+            network: State of the network.
+            items: Latent vectors of all items; None for those that ``network`` holds.
+
+        Returns:
+            The state.
+        """
+
+
+def network_of(config: ModelConfig, vocabulary: Vocabulary) -> Model:
+    """Build the network that a configuration trains."""
+    assert isinstance(config, TrainsNetwork)
+    return config.network(vocabulary.catalog, vocabulary.users)
 
 
 class RowEncoder:
@@ -28,6 +64,7 @@ class RowEncoder:
         self._batch_rows = context.run.evaluate.batch_users
         self._device, self._gather = context.device, context.gather
 
+    @torch.no_grad()
     def encode(
         self, encode: Encode, parts: Iterator[Any], count: int, *, is_sparse: bool = False
     ) -> Tables:
@@ -54,7 +91,7 @@ class RowEncoder:
         return joined_latents(self._gather(mine), count, absent)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def latents_of(
     encode: Encode, parts: Iterator[tuple[HistoryArrays, IntArray]], batch_rows: int
 ) -> tuple[Tensor, Tables]:

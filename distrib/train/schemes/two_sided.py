@@ -2,30 +2,48 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import restored
 from distrib.data.feeds.base import BatchSharding, Feed, RankBatch, Reads
 from distrib.data.feeds.tiles import Ratings, TileFeed
 from distrib.data.history_arrays import HistoryArrays, by_item, empty_like
-from distrib.models.autoencoders.vae_bmf import VaeBmf
-from distrib.models.autoencoders.vae_bmf_encoder import Posterior
+from distrib.models import ModelConfig
 from distrib.models.base import Model
 from distrib.rng import CounterRng
 from distrib.train.config import TrainingRun
-from distrib.train.schemes.base import Counted, ExportContext, Sizes, State, TrainingData
-from distrib.train.schemes.encoded_rows import RowEncoder
+from distrib.train.schemes.base import ExportContext, Sizes, State, TrainingData
+from distrib.train.schemes.encoded_rows import RowEncoder, Tables, TrainsNetwork, network_of
 from distrib.vocabulary import Vocabulary
 
 
-class TwoSided:
-    """See `Scheme`; VAE-BMF. The model's configuration has ``network`` and ``scoring``."""
+@runtime_checkable
+class TwoSidedNetwork(Protocol):
+    """A model whose encoders of users and of items read each other's latent vectors."""
 
-    counts: Counted = "ratings"
+    def encode_users(self, batch: Batch) -> Tables:
+        """Encode histories of users, known or new."""
+
+    def encode_items(self, batch: Batch) -> Tables:
+        """Encode histories of items, known or new; ``item_N`` holds user numbers."""
+
+    def feed_latents(self, users: Tables, items: Tables, rng: CounterRng) -> None:
+        """Give each encoder what it reads of the other side from now on.
+
+        Args:
+            users: From `encode_users`, by user number; NaN for users without a training rating.
+            items: From `encode_items`, by position; NaN for items without a training rating.
+            rng: The epoch's randomness.
+        """
+
+
+class TwoSided:
+    """See `Scheme`; VAE-BMF. The configuration `TrainsNetwork`, which is a `TwoSidedNetwork`."""
+
+    counts = "ratings"
     reads: Reads = "both"
     is_iterative = True
     exports_every_epoch = True
@@ -51,10 +69,9 @@ class TwoSided:
         where = f"model {run.model.name!r} is trained on tiles of users x items"
         yield from (f"{where}. {fault}" for fault in found)
 
-    def build(self, config: Any, vocabulary: Vocabulary) -> Model:
+    def build(self, config: ModelConfig, vocabulary: Vocabulary) -> Model:
         """Build the model with the parts that only training needs; see `Scheme`."""
-        network: Model = config.network(vocabulary.catalog, vocabulary.users)
-        return network
+        return network_of(config, vocabulary)
 
     def open_feed(
         self,
@@ -70,30 +87,25 @@ class TwoSided:
         return TileFeed(ratings, rows.valid, sharding, run.train.blocks)
 
     def export(self, weights: State, context: ExportContext) -> State:
-        """Encode all users and items, and feed their posteriors to the model; see `Scheme`.
-
-        The encoder of each side reads samples of the other's from the next epoch on.
-        """
-        config: Any = context.run.model
+        """Encode all users and items, for scoring and for the next epoch; see `Scheme`."""
+        config, network = context.run.model, context.trained
+        assert isinstance(config, TrainsNetwork)
+        assert isinstance(network, TwoSidedNetwork)
         vocabulary, feed = context.vocabulary, context.feed
         model = restored(config, vocabulary, config.scoring(weights)).to(context.device)
-        assert isinstance(model, VaeBmf)
-        assert isinstance(context.trained, VaeBmf)
+        assert isinstance(model, TwoSidedNetwork)
         encoder = RowEncoder(context)
         counts = vocabulary.user_index_size, len(vocabulary)
         users = encoder.encode(model.encode_users, feed.training_parts(), counts[0], is_sparse=True)
         rated = encoder.encode(model.encode_items, feed.item_parts(), counts[1], is_sparse=True)
         rng = CounterRng.of(context.run.seed, context.epoch)
-        context.trained.feed_codes(Posterior(*users), Posterior(*rated), rng)
+        network.feed_latents(users, rated, rng)
         unrated = model.encode_items(Batch.from_lists([[]]).to(context.device))
-        items = Posterior(
-            *(
-                torch.where(part.isnan(), absent.cpu(), part)
-                for part, absent in zip(rated, unrated, strict=True)
-            )
+        items = tuple(
+            torch.where(part.isnan(), absent.cpu(), part)
+            for part, absent in zip(rated, unrated, strict=True)
         )
-        found: dict[str, Tensor] = config.scoring(weights, items)
-        return found
+        return config.scoring(weights, items)
 
     def sample_batches(
         self, run: TrainingRun, train: HistoryArrays, vocabulary: Vocabulary, workers: int

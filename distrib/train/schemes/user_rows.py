@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +10,17 @@ from distrib.data.feeds.base import BatchSharding, Feed, RankBatch, Reads
 from distrib.data.feeds.collate import gather
 from distrib.data.feeds.tiles import TileConfig
 from distrib.data.history_arrays import HistoryArrays
+from distrib.models import ModelConfig
 from distrib.models.base import Model
 from distrib.train.config import TrainingRun
-from distrib.train.schemes.base import Counted, ExportContext, Sizes, State, TrainingData
+from distrib.train.schemes.base import ExportContext, Sizes, State, TrainingData
 from distrib.vocabulary import Vocabulary
 
 
 class UserRows:
     """See `Scheme`; the default of autoencoders."""
 
-    counts: Counted = "users"
+    counts = "users"
     reads: Reads = "users"
     is_iterative = True
     exports_every_epoch = False
@@ -30,10 +30,9 @@ class UserRows:
         """Refuse settings of tiles; see `Scheme`."""
         yield from tile_faults(run)
 
-    def build(self, config: Any, vocabulary: Vocabulary) -> Model:
+    def build(self, config: ModelConfig, vocabulary: Vocabulary) -> Model:
         """Build the model itself; see `Scheme`."""
-        model: Model = config.build(vocabulary.catalog)
-        return model
+        return config.build(vocabulary.catalog)
 
     def open_feed(
         self,
@@ -82,4 +81,5 @@ def row_batches(run: TrainingRun, train: HistoryArrays, workers: int) -> Iterato
     share = -(-run.train.batch_users // workers)
     for step in itertools.count():
         wanted_B = (np.arange(share) + step * share) % train.num_users
-        yield RankBatch(gather(train, wanted_B)[0], share)
+        batch, _ = gather(train, wanted_B)
+        yield RankBatch(batch, batch, share)

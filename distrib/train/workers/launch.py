@@ -100,14 +100,13 @@ def _train(run: TrainingRun, dataset: Dataset, on_epoch: EpochListener | None) -
     _raise_early_end(outcome, run)
     assert best is not None  # training has finished
     last = history[-1]
-    speed = f"{scheme_of(run.model.spec).counts}_per_s"
     return RunResult(
         run=str(folder),
         epochs=last.epoch,
         best_epoch=best.epoch,
         valid=best.valid,
         data_share=last.data_share,
-        **{speed: last.rate},
+        speed=last.speed,
     )
 
 

@@ -52,11 +52,11 @@ class LossReducer:
     def clear(self) -> None:
         """Start an epoch."""
         self.totals: dict[str, float] = {}
-        self.num_users = 0
+        self.count = 0
 
-    def add(self, update: Update, num_users: int) -> None:
+    def add(self, update: Update, count: int) -> None:
         """Add an update, without waiting for it to be computed."""
-        self._pending.append((update, num_users))
+        self._pending.append((update, count))
 
     def agree(self, **flags: float) -> Reduced:
         """All-reduce the updates added since the last call, and the flags; every rank must call.
@@ -80,7 +80,7 @@ class LossReducer:
         width, first = len(names), len(flags)
         non_finite, means = None, dict.fromkeys([*names, NORM], 0.0)
         counted = 0
-        for place, (update, num_users) in enumerate(self._pending):
+        for place, (update, count) in enumerate(self._pending):
             start = first + place * width
             norm = float(update.gradient_norm)
             sums = dict(zip(names, numbers[start : start + width], strict=True))
@@ -91,12 +91,12 @@ class LossReducer:
                 break
             if wrong:
                 continue
-            counted += num_users
+            counted += count
             for name, value in zip(names, own[start : start + width], strict=True):
                 self.totals[name] = self.totals.get(name, 0.0) + value
                 means[name] += sums[name]
-            means[NORM] += norm * num_users if math.isfinite(norm) else 0.0
-        self.num_users += counted
+            means[NORM] += norm * count if math.isfinite(norm) else 0.0
+        self.count += counted
         self._pending = []
         means = {name: value / max(1, counted) for name, value in means.items()}
         return Reduced(dict(zip(flags, numbers[:first], strict=True)), non_finite, means)
@@ -108,11 +108,11 @@ class LossReducer:
             [self.totals[n] for n in names], dtype=torch.float64, device=self.device
         )
         torch.distributed.all_reduce(sums)
-        return dict(zip(names, (sums / max(1, self.num_users)).tolist(), strict=True))
+        return dict(zip(names, (sums / max(1, self.count)).tolist(), strict=True))
 
     def to_json(self) -> JsonObject:
         """Return this rank's part; nothing may be pending."""
-        return {"totals": self.totals, "num_users": self.num_users, "skipped": self.num_skipped}
+        return {"totals": self.totals, "num_users": self.count, "skipped": self.num_skipped}
 
     def take(self, parts: list[Mapping[str, Any]], rank: int, world_size: int) -> None:
         """Restore the parts of a checkpoint: each rank its own, or rank 0 all after a resize."""
@@ -123,7 +123,7 @@ class LossReducer:
                 self.totals[name] = self.totals.get(name, 0.0) + value
         for name in parts[0]["totals"]:
             self.totals.setdefault(name, 0.0)
-        self.num_users, self.num_skipped = parts[0]["num_users"], parts[0]["skipped"]
+        self.count, self.num_skipped = parts[0]["num_users"], parts[0]["skipped"]
 
 
 def _first_wrong(

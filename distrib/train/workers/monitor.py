@@ -19,7 +19,7 @@ from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 from distrib.train.engines.base import Engine
 from distrib.train.loop import TrainState
-from distrib.train.records import EpochRecord
+from distrib.train.records import EpochRecord, Speed
 from distrib.train.schemes import scheme_of
 
 TENSORBOARD = "tensorboard"
@@ -37,7 +37,7 @@ class TrainMonitor:
     ) -> None:
         self._config = config
         self._engine = engine
-        self._speed_name = f"{scheme_of(config.model.spec).counts}_per_s"
+        self._counted = scheme_of(config.model.spec).counts
         self._is_first = is_first
         self._now: dict[str, float] = {}
         self._step = 0
@@ -60,7 +60,9 @@ class TrainMonitor:
         """
         if not self._is_first:
             return
-        self._now = {**means, "learning rate": rate, **self.speed(state), "memory_gb": memory_gb()}
+        speed = self.speed(state)
+        self._now = {**means, "learning rate": rate, speed.field: speed.per_s}
+        self._now |= {**self.shares(state), "memory_gb": memory_gb()}
         if self._bar is not None:
             self._bar.update(state.step - self._step)
             self._step = state.step
@@ -70,13 +72,16 @@ class TrainMonitor:
         if self._curves is not None:
             self._curves.add(self._now, state.step)
 
-    def speed(self, state: TrainState) -> dict[str, float]:
-        """Return users, or ratings, per second, and shares of the time since the clocks started."""
+    def speed(self, state: TrainState) -> Speed:
+        """Return the speed since the clocks started."""
+        return Speed(self._counted, state.timed_count / max(state.elapsed_s, 1e-9))
+
+    def shares(self, state: TrainState) -> dict[str, float]:
+        """Return what the time since the clocks started was spent on."""
         elapsed_s = max(state.elapsed_s, 1e-9)
         compute = state.compute_s / elapsed_s
         communication = compute * self._engine.communication_share
         return {
-            self._speed_name: state.timed_users / elapsed_s,
             "data_share": state.data_s / elapsed_s,
             "compute_share": compute - communication,
             "communication_share": communication,
@@ -99,8 +104,7 @@ class TrainMonitor:
             self._curves.add(found, record.step)
             self._curves.publish()
         if self._tracking is not None:
-            speed = {self._speed_name: record.rate, "data_share": record.data_share}
-            self._tracking.add(found | speed, record.step)
+            self._tracking.add(found | speed_of(record), record.step)
 
     def close(self) -> None:
         """Close the bar and the trackers."""
@@ -193,3 +197,9 @@ class _Tracking:
         for name, value in numbers.items():
             key = name.replace(" ", "_").replace("@", "_at_")
             self._client.log_metric(self._id, key, value, timestamp=now_ms, step=step)
+
+
+def speed_of(record: EpochRecord) -> dict[str, float]:
+    """Return what a log line says of the speed of an epoch."""
+    speed = {record.speed.field: record.speed.per_s} if record.speed else {}
+    return speed | {"data_share": record.data_share}

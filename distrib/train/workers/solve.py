@@ -21,7 +21,7 @@ from distrib.score.scorer import Scorer
 from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 from distrib.train.oom import is_of_memory
-from distrib.train.records import EpochRecord, RunResult
+from distrib.train.records import EpochRecord, RunResult, Speed
 from distrib.train.run_folder import HISTORY, RUN, identity
 from distrib.train.schemes.closed_form import SolvesGram
 from distrib.train.schemes.gram import added, partial_gram
@@ -79,7 +79,7 @@ def solve(
         losses={},
         valid=metrics,
         selection=selection_score(metrics, run.selection) if metrics else 1.0,
-        users_per_s=dataset.manifest.counts.training_users / elapsed_s,
+        speed=Speed("users", dataset.manifest.counts.training_users / elapsed_s),
         data_share=0.0,
         seconds=elapsed_s,
     )
@@ -98,7 +98,7 @@ def _result(
         epochs=1,
         best_epoch=1,
         valid=record.valid,
-        users_per_s=record.users_per_s,
+        speed=record.speed,
         data_share=record.data_share,
     )
 

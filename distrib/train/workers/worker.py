@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distrib.checkpoint.bundle import BundleFacts, restored
 from distrib.checkpoint.writer import Rank
-from distrib.data.feeds.base import BatchSharding, Feed
+from distrib.data.feeds.base import BatchSharding, Feed, RankBatch
 from distrib.data.feeds.loader import TrainingData
 from distrib.data.schema import Role
 from distrib.errors import MemoryLimitError
@@ -23,7 +23,6 @@ from distrib.evaluate.protocol import EXPECTED, KNOWN, Measurer, selection_score
 from distrib.events import Interval, emit, rounded
 from distrib.metrics import Sums
 from distrib.score.scorer import Scorer
-from distrib.tiles import TrainInput
 from distrib.train.build import build_engine
 from distrib.train.config import TrainingRun
 from distrib.train.engines.base import Update
@@ -36,7 +35,7 @@ from distrib.train.workers.checkpoints import Attempt, RunCheckpoints, Trained
 from distrib.train.workers.collectives import broadcast_object, gather_objects
 from distrib.train.workers.control import Listener
 from distrib.train.workers.loss_reducer import LossReducer, Reduced
-from distrib.train.workers.monitor import TrainMonitor, memory_gb
+from distrib.train.workers.monitor import TrainMonitor, memory_gb, speed_of
 from distrib.train.workers.watchdog import Watchdog, start_watchdog
 from distrib.vocabulary import Vocabulary
 
@@ -134,7 +133,7 @@ class Worker:
             run, self.engine, num_steps, shown=inputs.shows_bar, is_first=self.rank == 0
         )
         self._noted = 0
-        """Users of the epoch that the loss reducer has received."""
+        """Count of the epoch that the loss reducer has received."""
 
     def close(self) -> None:
         """Stop the threads."""
@@ -146,7 +145,7 @@ class Worker:
     def train(self) -> Outcome:
         """Resume, train, and wait until all is written."""
         self.checkpoints.resume()
-        self._noted = self.state.num_users
+        self._noted = self.state.count
         run_epochs(
             self.state,
             self.engine,
@@ -171,8 +170,8 @@ class Worker:
     def _on_step(self, state: TrainState, update: Update) -> bool:
         """Count an update; every few steps, agree with the other ranks on what comes next."""
         self.watchdog.progress("reading")
-        self.loss_reducer.add(update, state.num_users - self._noted)
-        self._noted = state.num_users
+        self.loss_reducer.add(update, state.count - self._noted)
+        self._noted = state.count
         train = self.run.train
         every = train.checkpoint.every_steps
         is_due = bool(every) and state.step % every == 0
@@ -249,7 +248,8 @@ class Worker:
             selection=selection_score(metrics, self.run.selection)
             if metrics
             else float(state.epoch),
-            **self.monitor.speed(state),
+            speed=self.monitor.speed(state),
+            **self.monitor.shares(state),
             valid_s=time.perf_counter() - started_s,
             skipped_updates=state.step - state.updates,
         )
@@ -264,9 +264,9 @@ class Worker:
         self.monitor.show_epoch(record)
         if self.rank == 0:
             self.inputs.control.post_epoch.remote(record)
-            speed = {f"{self.scheme.counts}_per_s": record.rate, "data_share": record.data_share}
             shares = {"checkpoint_share": record.checkpoint_share or 0.0}
-            emit("epoch", epoch=state.epoch, **rounded({**losses, **metrics, **speed, **shares}))
+            found = {**losses, **metrics, **speed_of(record), **shares}
+            emit("epoch", epoch=state.epoch, **rounded(found))
         return not is_end
 
     def _exported(self, *, is_end: bool) -> dict[str, Tensor] | None:
@@ -351,7 +351,7 @@ class _Watched:
     def __init__(self, feed: Feed, watchdog: Watchdog) -> None:
         self._feed, self._watchdog = feed, watchdog
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[TrainInput, int]]:
-        for item in self._feed.batches(epoch, first_step):
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
+        for batch in self._feed.batches(epoch, first_step):
             self._watchdog.progress("computing")
-            yield item
+            yield batch
