@@ -15,6 +15,7 @@ from distrib.data.feeds.base import BatchSharding
 from distrib.data.feeds.tiles import Ratings, TileConfig, TileFeed
 from distrib.data.history_arrays import HistoryArrays, by_item
 from distrib.vocabulary import Catalog
+from tests.forked_workers import forking
 
 torch.set_num_threads(1)  # tensors here are tiny; threads would wait for each other
 
@@ -105,16 +106,17 @@ def cluster(object_store: str) -> Iterator[None]:
     os.environ["RAY_num_workers_soft_limit"] = "16"  # noqa: SIM112  Ray spells it so; see cli
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    ray.init(
-        "local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=400 << 20,
-        logging_level="ERROR",
-        logging_config=ray.LoggingConfig(log_level="ERROR"),
-    )
-    yield
-    ray.shutdown()
+    with forking():
+        ray.init(
+            "local",
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=400 << 20,
+            logging_level="ERROR",
+            logging_config=ray.LoggingConfig(log_level="ERROR"),
+        )
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Prepares a log on a Ray of its own: ``python -m tests.data.prepare_apart CONFIG CPUS KILLS``.
+"""Prepares a log on a Ray of its own: ``python tests/data/prepare_apart.py CONFIG CPUS KILLS``.
 
 Kills as many task workers while they work, each of another kind of task where it can, and prints
 what was killed. Not a test by itself; see test_prepare.

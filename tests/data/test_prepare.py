@@ -33,6 +33,7 @@ from distrib.data.splits.rules import (
 from distrib.errors import DataError
 from distrib.run_file import RunFile
 from distrib.storage import Folder
+from tests.forked_workers import running
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent.parent
@@ -307,7 +308,9 @@ def test_histories_of_items_are_those_of_users_turned_round(cluster, tmp_path):
 
 
 def apart(config, cpus, kills):
-    command = [sys.executable, "-m", "tests.data.prepare_apart", config.model_dump_json()]
+    script = str(ROOT / "tests/data/prepare_apart.py"), config.model_dump_json()
+    # It looks for what to kill among the processes below its own.
+    command = [sys.executable, *script] if kills else running(*script)
     return subprocess.Popen(
         [*command, str(cpus), str(kills)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

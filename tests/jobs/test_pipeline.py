@@ -3,7 +3,6 @@
 import gzip
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from distrib.score.scorer import Scorer
 from distrib.score.tables import recommend_table
 from distrib.storage import Folder
 from distrib.train.workers.launch import launch
+from tests.forked_workers import running
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -199,7 +199,7 @@ def test_what_cannot_be_scored_or_measured_is_refused_before_any_actor(trained, 
 
 def command(job, *arguments):
     return subprocess.run(
-        [sys.executable, f"jobs/{job}.py", *arguments],
+        running(f"jobs/{job}.py", *arguments),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,5 +1,6 @@
 """Run engines on gloo ranks; started as a process per rank by test_engine.py."""
 
+import gc
 import json
 import os
 import sys
@@ -173,7 +174,12 @@ def main(rank: int, world_size: int, folder: Path) -> None:
     # DeepSpeed takes most CPUs to be unfit for fp16; slow is all that they are.
     deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
     jobs = json.loads((folder / "jobs.json").read_text())
-    result = [done(Job(*job), rank, world_size) for job in jobs]
+    result = []
+    for job in jobs:
+        result.append(done(Job(*job), rank, world_size))
+        # DeepSpeed collects garbage several times per engine, each time among all that is left.
+        gc.collect()
+        gc.freeze()
     (folder / f"result{rank}.json").write_text(json.dumps(result))
 
 

@@ -127,7 +127,7 @@ def test_rows_of_items_are_the_transposed_rows_of_users(prepared):
         source = load_training_data(prepared, kind, "items")
         feed = source.open_rows(BatchSharding(7, 0, 0, 1), window_users=20)
         found = {}
-        for batch, _ in feed.batches(0):
+        for batch, *_ in feed.batches(0):
             for row, item in enumerate(batch.user_B.tolist()):
                 part = slice(batch.pointer_P[row], batch.pointer_P[row + 1])
                 assert item not in found

@@ -1,0 +1,231 @@
+"""Ray workers forked from a process that has imported everything already.
+
+A worker that Ray starts spends seconds of CPU time on imports, again and again: that was most of
+the time of these tests. Within `forking`, Ray starts a small script in place of each worker; the
+script hands its command, environment and open files to a server, which forks the worker.
+
+A root process imports what does not depend on a cluster; it forks a server for each cluster and
+job, because Ray reads its settings when it is imported. Processes form one tree below the tests.
+
+Differs from real workers: memory settings of glibc, which are read at the start of a process, are
+those of the tests; the workers of a cluster share one hash seed.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+SOCKET = "TEST_FORK_SOCKET"
+"""Environment variable with the path of the root's socket."""
+
+_CONTEXT = "--serialized-runtime-env-context="
+_COMMON = (
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "pandas",
+    "pyarrow.dataset",
+    "pyarrow.parquet",
+    "torch._dynamo",
+)
+_OF_RAY = ("ray.data", "ray.train.torch", "ray._private.workers")
+_ONE_THREAD = {
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+"""No thread survives a fork; and OpenMP reads how many a worker may have when it is imported."""
+
+_LENGTH = struct.Struct("Q")
+_POLL_S = 1.0
+
+
+@contextlib.contextmanager
+def forking() -> Iterator[None]:
+    """Fork the workers of all clusters that this process starts inside."""
+    from ray._private import ray_constants  # Ray has no public setting for the script
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[SOCKET] = str(Path(folder) / "socket")
+        command = [sys.executable, __file__, "--root"]
+        root = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | _ONE_THREAD)
+        assert root.stdout is not None
+        assert b"ready\n" in iter(root.stdout.readline, b"")  # libraries may print before
+        ray_constants.SETUP_WORKER_FILENAME, before = __file__, ray_constants.SETUP_WORKER_FILENAME
+        try:
+            yield
+        finally:
+            ray_constants.SETUP_WORKER_FILENAME = before
+            del os.environ[SOCKET]
+            root.terminate()
+            root.wait()
+            root.stdout.close()
+
+
+def running(script: str, *arguments: str) -> list[str]:
+    """Return the command to run a script whose clusters fork their workers, within `forking`."""
+    return [sys.executable, *([__file__] if SOCKET in os.environ else []), script, *arguments]
+
+
+def _run(script: str) -> None:
+    """Run a script as Python would."""
+    from ray._private import ray_constants
+
+    ray_constants.SETUP_WORKER_FILENAME = __file__
+    sys.path[0] = str(Path(script).parent)
+    runpy.run_path(script, run_name="__main__")
+
+
+def hand_over(command: list[str]) -> None:
+    """Let the root run a worker's command as it would run here."""
+    context = [part for part in command if part.startswith(_CONTEXT)]
+    env_vars = json.loads(context[0].removeprefix(_CONTEXT))["env_vars"] if context else {}
+    argv = [part for part in command if part not in context and "--language=" not in part]
+    content = json.dumps({"argv": argv, "env": {**os.environ, **env_vars}}).encode()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as root:
+        root.connect(os.environ[SOCKET])
+        _send(root, content, [0, 1, 2])
+        root.recv(1)  # until the root has the files
+
+
+def _send(target: socket.socket, content: bytes, files: list[int]) -> None:
+    socket.send_fds(target, [_LENGTH.pack(len(content))], files)
+    target.sendall(content)
+
+
+def _received(source: socket.socket) -> tuple[bytes, list[int]]:
+    """Receive what `_send` sent; nothing at the end of the stream."""
+    header, files, _, _ = socket.recv_fds(source, _LENGTH.size, 3)
+    if not header:
+        return b"", []
+    (length,), content = _LENGTH.unpack(header), b""
+    while len(content) < length:
+        content += source.recv(length - len(content))
+    return content, files
+
+
+class Root:
+    """Passes each command on to the server of its cluster and job."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.listener = listener
+        self.servers: dict[tuple[str, str], socket.socket] = {}
+
+    def serve(self) -> None:
+        """Serve until the parent ends."""
+        parent = os.getppid()
+        self.listener.settimeout(_POLL_S)
+        while os.getppid() == parent:
+            with contextlib.suppress(TimeoutError):
+                self._pass_on(self.listener.accept()[0])
+
+    def _pass_on(self, connection: socket.socket) -> None:
+        connection.settimeout(None)
+        content, files = _received(connection)
+        env = json.loads(content)["env"]
+        key = env["RAY_RAYLET_PID"], env["RAY_JOB_ID"]
+        if key not in self.servers:
+            ours, theirs = socket.socketpair()
+            if not os.fork():
+                for held in (self.listener, connection, ours, *self.servers.values()):
+                    held.close()
+                _close(files)
+                serve(theirs, env)
+            theirs.close()
+            self.servers[key] = ours
+        _send(self.servers[key], content, files)
+        _close(files)
+        connection.sendall(b".")
+        connection.close()
+
+
+def serve(source: socket.socket, env: dict[str, str]) -> None:
+    """Fork the workers of one cluster and job until its raylet has ended; does not return."""
+    _replace_environment(env)
+    import distrib
+
+    _import(_OF_RAY)
+    _import([module.name for module in pkgutil.walk_packages(distrib.__path__, "distrib.")])
+    from ray._raylet import setproctitle
+
+    # Ray names a worker by overwriting the arguments of its process, and finds them beside the
+    # environment that the process started with: only before that is replaced.
+    setproctitle("forked workers")
+    gc.collect()
+    gc.freeze()
+    raylet = int(env["RAY_RAYLET_PID"])
+    source.settimeout(_POLL_S)
+    while Path(f"/proc/{raylet}").exists():
+        with contextlib.suppress(TimeoutError):
+            content, files = _received(source)
+            if not content:
+                break
+            if not os.fork():
+                source.close()
+                _become_worker(json.loads(content), files)
+            _close(files)
+    os._exit(0)
+
+
+def _become_worker(task: dict[str, object], files: list[int]) -> None:
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+    _close(files)
+    os.setsid()
+    for number in (signal.SIGCHLD, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    _replace_environment(task["env"])
+    sys.argv = task["argv"]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    os._exit(0)
+
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
+
+
+def _replace_environment(env: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(env)
+
+
+def _import(names: list[str] | tuple[str, ...]) -> None:
+    for name in names:
+        importlib.import_module(name)
+    assert len(list(Path("/proc/self/task").iterdir())) == 1, "a thread would not survive a fork"
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--root"]:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # DeepSpeed would start its threads
+        _import(_COMMON)
+        del sys.modules["mlflow"]
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(os.environ[SOCKET])
+            listener.listen(64)
+            print("ready", flush=True)
+            Root(listener).serve()
+    elif sys.argv[1].endswith("default_worker.py"):
+        hand_over(sys.argv[1:])
+    else:
+        sys.argv = sys.argv[1:]
+        _run(sys.argv[0])
+
+
+if __name__ == "__main__":
+    main()
