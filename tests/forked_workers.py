@@ -1,8 +1,8 @@
 """Ray workers forked from a process that has imported everything already.
 
 A worker that Ray starts spends seconds of CPU time on imports, again and again: that was most of
-the time of these tests. Within `forking`, Ray starts a small script in place of each worker; the
-script hands its command, environment and open files to a server, which forks the worker.
+the time of these tests. Within `forking`, Ray starts a small script in place of each worker
+(`fork_client`); it hands its command, environment and open files to a server, which forks.
 
 A root process imports what does not depend on a cluster; it forks a server for each cluster and
 job, because Ray reads its settings when it is imported. Processes form one tree below the tests.
@@ -20,17 +20,18 @@ import pkgutil
 import runpy
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
-SOCKET = "TEST_FORK_SOCKET"
-"""Environment variable with the path of the root's socket."""
+from tests.fork_client import SOCKET, received, send
 
-_CONTEXT = "--serialized-runtime-env-context="
+ROOT = Path(__file__).parents[1]
+_SCRIPT = str(Path(__file__).with_name("fork_client.py"))
+_MODULE = ("-m", "tests.forked_workers")
 _COMMON = (
     "deepspeed",
     "deepspeed.runtime.zero.muon.muon_optimizer",
@@ -47,7 +48,6 @@ _ONE_THREAD = {
 }
 """No thread survives a fork; and OpenMP reads how many a worker may have when it is imported."""
 
-_LENGTH = struct.Struct("Q")
 _POLL_S = 1.0
 
 
@@ -58,11 +58,11 @@ def forking() -> Iterator[None]:
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ[SOCKET] = str(Path(folder) / "socket")
-        command = [sys.executable, __file__, "--root"]
-        root = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | _ONE_THREAD)
+        command, env = [sys.executable, *_MODULE, "--root"], os.environ | _ONE_THREAD
+        root = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env=env)
         assert root.stdout is not None
         assert b"ready\n" in iter(root.stdout.readline, b"")  # libraries may print before
-        ray_constants.SETUP_WORKER_FILENAME, before = __file__, ray_constants.SETUP_WORKER_FILENAME
+        before, ray_constants.SETUP_WORKER_FILENAME = ray_constants.SETUP_WORKER_FILENAME, _SCRIPT
         try:
             yield
         finally:
@@ -74,45 +74,17 @@ def forking() -> Iterator[None]:
 
 
 def running(script: str, *arguments: str) -> list[str]:
-    """Return the command to run a script whose clusters fork their workers, within `forking`."""
-    return [sys.executable, *([__file__] if SOCKET in os.environ else []), script, *arguments]
+    """Return the command to run a script from `ROOT`; within `forking`, its clusters fork, too."""
+    return [sys.executable, *(_MODULE if SOCKET in os.environ else ()), script, *arguments]
 
 
 def _run(script: str) -> None:
     """Run a script as Python would."""
     from ray._private import ray_constants
 
-    ray_constants.SETUP_WORKER_FILENAME = __file__
+    ray_constants.SETUP_WORKER_FILENAME = _SCRIPT
     sys.path[0] = str(Path(script).parent)
     runpy.run_path(script, run_name="__main__")
-
-
-def hand_over(command: list[str]) -> None:
-    """Let the root run a worker's command as it would run here."""
-    context = [part for part in command if part.startswith(_CONTEXT)]
-    env_vars = json.loads(context[0].removeprefix(_CONTEXT))["env_vars"] if context else {}
-    argv = [part for part in command if part not in context and "--language=" not in part]
-    content = json.dumps({"argv": argv, "env": {**os.environ, **env_vars}}).encode()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as root:
-        root.connect(os.environ[SOCKET])
-        _send(root, content, [0, 1, 2])
-        root.recv(1)  # until the root has the files
-
-
-def _send(target: socket.socket, content: bytes, files: list[int]) -> None:
-    socket.send_fds(target, [_LENGTH.pack(len(content))], files)
-    target.sendall(content)
-
-
-def _received(source: socket.socket) -> tuple[bytes, list[int]]:
-    """Receive what `_send` sent; nothing at the end of the stream."""
-    header, files, _, _ = socket.recv_fds(source, _LENGTH.size, 3)
-    if not header:
-        return b"", []
-    (length,), content = _LENGTH.unpack(header), b""
-    while len(content) < length:
-        content += source.recv(length - len(content))
-    return content, files
 
 
 class Root:
@@ -132,7 +104,7 @@ class Root:
 
     def _pass_on(self, connection: socket.socket) -> None:
         connection.settimeout(None)
-        content, files = _received(connection)
+        content, files = received(connection)
         env = json.loads(content)["env"]
         key = env["RAY_RAYLET_PID"], env["RAY_JOB_ID"]
         if key not in self.servers:
@@ -144,7 +116,7 @@ class Root:
                 serve(theirs, env)
             theirs.close()
             self.servers[key] = ours
-        _send(self.servers[key], content, files)
+        send(self.servers[key], content, files)
         _close(files)
         connection.sendall(b".")
         connection.close()
@@ -153,11 +125,17 @@ class Root:
 def serve(source: socket.socket, env: dict[str, str]) -> None:
     """Fork the workers of one cluster and job until its raylet has ended; does not return."""
     _replace_environment(env)
+    sys.path[:1] = [*filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), str(ROOT)]
+    from ray._raylet import ActorClassID, setproctitle
+
     import distrib
 
-    _import(_OF_RAY)
-    _import([module.name for module in pkgutil.walk_packages(distrib.__path__, "distrib.")])
-    from ray._raylet import setproctitle
+    # Actor classes are numbered when they are imported. Ray's own generator must not start before
+    # the forks, or workers would give their objects the same numbers.
+    with mock.patch("ray.actor.ActorClassID") as numbers:
+        numbers.from_random = lambda: ActorClassID(os.urandom(ActorClassID.size()))
+        _import(_OF_RAY)
+        _import([module.name for module in pkgutil.walk_packages(distrib.__path__, "distrib.")])
 
     # Ray names a worker by overwriting the arguments of its process, and finds them beside the
     # environment that the process started with: only before that is replaced.
@@ -168,7 +146,7 @@ def serve(source: socket.socket, env: dict[str, str]) -> None:
     source.settimeout(_POLL_S)
     while Path(f"/proc/{raylet}").exists():
         with contextlib.suppress(TimeoutError):
-            content, files = _received(source)
+            content, files = received(source)
             if not content:
                 break
             if not os.fork():
@@ -187,7 +165,7 @@ def _become_worker(task: dict[str, object], files: list[int]) -> None:
         signal.signal(number, signal.SIG_DFL)
     _replace_environment(task["env"])
     sys.argv = task["argv"]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))
     runpy.run_path(sys.argv[0], run_name="__main__")
     os._exit(0)
 
@@ -210,7 +188,7 @@ def _import(names: list[str] | tuple[str, ...]) -> None:
 
 def main() -> None:
     if sys.argv[1:] == ["--root"]:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # DeepSpeed would start its threads
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # DeepSpeed would, with threads
         _import(_COMMON)
         del sys.modules["mlflow"]
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -220,8 +198,6 @@ def main() -> None:
             listener.listen(64)
             print("ready", flush=True)
             Root(listener).serve()
-    elif sys.argv[1].endswith("default_worker.py"):
-        hand_over(sys.argv[1:])
     else:
         sys.argv = sys.argv[1:]
         _run(sys.argv[0])

@@ -1,4 +1,4 @@
-"""Rating classes: for every user-item pair, "not observed" or one of the rating levels."""
+"""The loss of Conv4Rec: each user-item pair is "not observed" or has one of the rating levels."""
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
@@ -54,7 +54,8 @@ class RatingClasses(ChunkedObjective):
     With s the log-odds of an interaction, -log p(class) is softplus(s) - s [observed], plus, if
     observed, the cross-entropy of the level. This form keeps its precision although nearly every
     pair is "not observed" and a log-softmax would round to 0. A model that decodes the two parts
-    separately decodes levels of observed pairs only (`InteractionHead`).
+    separately decodes levels of observed pairs only (`InteractionHead`): for it `__call__` computes
+    the loss, for others `accumulate`, with its gradient in `fill_gradient`.
 
     Source: "Conv4Rec", IEEE TNNLS 36(12), 2025 (arXiv 2509.07499). Differs from the source: the
     rating part has a weight, 1 in the paper; pairs that were not observed can be sampled.

@@ -1,4 +1,10 @@
-"""Settings of recommendation lists and bulk scoring; `distrib.score.rules` applies the policy."""
+"""Settings of recommendation lists and bulk scoring.
+
+What holds for all users (allowed, denied, least score, groups, diversity) is compiled and applied
+by `distrib.score.rules`. What a user has already (``exclude_seen``) is passed to
+`Scorer.recommend` by `distrib.score.tables` in bulk, by `distrib.serve.answers` online, and struck
+out in `distrib.score.search`.
+"""
 
 from typing import Annotated, Literal
 

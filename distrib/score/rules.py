@@ -1,4 +1,7 @@
-"""A policy compiled for one model: item filters, score adjustment and re-ranking."""
+"""A policy compiled for one model: item filters, score adjustment and re-ranking.
+
+It holds for all users; what differs by user, seen items and candidates, is in `search`.
+"""
 
 import io
 from functools import lru_cache

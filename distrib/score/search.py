@@ -1,4 +1,7 @@
-"""Top-K search for a batch of users, one chunk of the catalog at a time."""
+"""Top-K search for a batch of users, one chunk of the catalog at a time.
+
+Strikes out the items that a user has seen, and what is not among the candidates of a request.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.forked_workers import running
+
 ROOT = Path(__file__).parents[2]
 TEMPLATES = Path(__file__).parent
 
@@ -134,7 +136,7 @@ def tree(tmp_path_factory):
 def run(tree, *command):
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     done = subprocess.run(
-        [sys.executable, *command], cwd=tree, env=environment, capture_output=True, text=True
+        command, cwd=tree, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}{done.stderr[-3000:]}"
     return done.stdout
@@ -144,7 +146,18 @@ def run(tree, *command):
 def test_the_batteries_pass_with_a_case_for_each_template(tree):
     chosen = "two_tables or liked or half_histories or has_a_case"
     batteries = [path for path, *_ in CASES]
-    found = run(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, *batteries)
+    found = run(
+        tree,
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        chosen,
+        *batteries,
+    )
     assert "passed" in found
 
 
@@ -162,7 +175,7 @@ def test_the_pipeline_trains_a_model_of_templates_on_a_log_of_a_template(tree, t
     ]
     (tmp_path / "log.txt").write_text("\n".join(lines))
     (tmp_path / "run.toml").write_text(RUN_FILE.format(folder=tmp_path))
-    run(tree, "jobs/pipeline.py", "--config", str(tmp_path / "run.toml"))
+    run(tree, *running("jobs/pipeline.py", "--config", str(tmp_path / "run.toml")))
     history = json.loads((tmp_path / "run" / "history.json").read_text())
     losses = [epoch["losses"]["liked"] for epoch in history]
     assert len(losses) == 6

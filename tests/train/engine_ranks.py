@@ -1,9 +1,8 @@
-"""Run engines on gloo ranks; started as a process per rank by test_engine.py."""
+"""Run engines on gloo ranks, a process each; see test_engine.py."""
 
 import gc
 import json
 import os
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,7 +165,11 @@ def done(job: Job, rank: int, world_size: int) -> dict:
     return found
 
 
-def main(rank: int, world_size: int, folder: Path) -> None:
+def run_rank(rank: int, world_size: int, folder: Path) -> None:
+    """Do the jobs of a folder; what this process prints is kept there, too."""
+    with (folder / f"log{rank}").open("w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank)}
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting"
@@ -181,7 +184,3 @@ def main(rank: int, world_size: int, folder: Path) -> None:
         gc.collect()
         gc.freeze()
     (folder / f"result{rank}.json").write_text(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,8 +1,7 @@
 """Engines must agree: any engine, stage, number of ranks, before and after a restart."""
 
 import json
-import subprocess
-import sys
+import multiprocessing
 from itertools import product
 from pathlib import Path
 
@@ -13,11 +12,12 @@ from distrib.train.engines.config import EngineConfig
 from distrib.train.engines.deepspeed_config import deepspeed_config
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig, ScheduleConfig, build_optimizer
-from tests.train.engine_ranks import CASES, NUM_STEPS, OPTIMIZER, Job, losses, make_step
+from tests.train.engine_ranks import CASES, NUM_STEPS, OPTIMIZER, Job, losses, make_step, run_rank
 
 pytestmark = pytest.mark.processes
 
-ROOT = Path(__file__).parents[2]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.train.engine_ranks"])
 HALF = NUM_STEPS // 2
 ENGINES = {f"zero{stage}": {"precision": "fp32", "zero_stage": stage} for stage in range(4)}
 ENGINES["items"] = {"precision": "fp32", "parallel": "items"}
@@ -56,16 +56,15 @@ def run_ranks(world_size: int, jobs: dict[str, Job], folder: Path) -> list[dict[
     """Do jobs on so many processes; for each rank, what it saw by the job's name."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(list(jobs.values())))
-    command = [sys.executable, "-m", "tests.train.engine_ranks"]
-    ranks = []
-    for rank in range(world_size):
-        with (folder / f"log{rank}").open("w") as log:  # a pipe would fill while others are read
-            arguments = [str(rank), str(world_size), str(folder)]
-            ranks.append(subprocess.Popen([*command, *arguments], cwd=ROOT, stdout=log, stderr=log))
+    ranks = [
+        FORKS.Process(target=run_rank, args=(n, world_size, folder)) for n in range(world_size)
+    ]
+    for rank in ranks:
+        rank.start()
     results = []
     for number, rank in enumerate(ranks):
-        latent = rank.wait(timeout=280)
-        assert latent == 0, (folder / f"log{number}").read_text()[-3000:]
+        rank.join(280)
+        assert rank.exitcode == 0, (folder / f"log{number}").read_text()[-3000:]
         seen = json.loads((folder / f"result{number}.json").read_text())
         results.append(dict(zip(jobs, seen, strict=True)))
     return results

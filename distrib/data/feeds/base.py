@@ -1,8 +1,8 @@
 """Feeds: the same global batches for any number of ranks, from memory or from shard files.
 
-Global batch t of an epoch is the t-th slice of a permutation of all training users, a pure function
-of (seed, epoch). Every user appears exactly once per epoch and all ranks take the same number of
-steps; a rank's part of a batch may be empty.
+Global batch t of an epoch is the t-th slice of an order of all training users (`epoch_order`), a
+pure function of (seed, epoch). Every user appears exactly once per epoch and all ranks take the
+same number of steps; a rank's part of a batch may be empty.
 """
 
 from collections import deque

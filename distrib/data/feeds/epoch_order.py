@@ -1,4 +1,8 @@
-"""The order in which an epoch reads users."""
+"""The order in which an epoch reads users.
+
+The resident feed permutes all users; the streaming feed permutes shards, then the users of a
+window. The feed of tiles draws its own groups of users and items.
+"""
 
 import numpy as np
 

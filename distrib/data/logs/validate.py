@@ -9,8 +9,7 @@ import pyarrow.compute as pc
 
 from distrib.data.arrow import to_numpy, whole
 from distrib.data.logs.layout import Layout
-from distrib.data.logs.rating_scale import Scale
-from distrib.data.logs.values import (
+from distrib.data.logs.parse_values import (
     LARGEST_INT64,
     BoolArray,
     is_null,
@@ -18,6 +17,7 @@ from distrib.data.logs.values import (
     parse_numbers,
     parse_times,
 )
+from distrib.data.logs.rating_scale import Scale
 from distrib.data.schema import Status, interactions
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"

@@ -3,7 +3,8 @@
 From SIGTERM or SIGINT to the exit code: `driving` installs the handlers, `Driver.on_signal` posts a
 stop to the control actor, rank 0 polls it, all ranks agree on it, save a checkpoint and return
 (`Worker`), `launch` raises `StoppedError`, and `cli` exits with code 75. A second signal ends the
-process at once. Outside of training, `cli` exits with code 143.
+process at once, with code 130. Outside `driving` (other jobs, preflight, closed-form models)
+SIGTERM ends it with code 143.
 """
 
 import signal

@@ -57,7 +57,15 @@ def parse_numbers(column: pa.ChunkedArray, kind: pa.DataType) -> Any:
 
 
 def parse_times(column: pa.ChunkedArray, unit: TimeUnit) -> tuple[Any, BoolArray]:
-    """Return seconds since 1970 (0 where there is no valid time), and whether there is one."""
+    """Convert a column of times.
+
+    Args:
+        column: Numbers, timestamps or text.
+        unit: ``Layout.time_unit`` of the log; dates as text require ``iso8601``.
+
+    Returns:
+        Seconds since 1970, 0 where there is no valid time, and whether there is one.
+    """
     array = whole(column)
     if pa.types.is_integer(array.type) and unit != "iso8601":
         known = array.fill_null(0) if array.null_count else array
