@@ -64,20 +64,16 @@ class Tile(NamedTuple):
     items: Side | None
     """A side is None if it is not encoded, but used by its last latent vectors."""
 
-    cells: Batch
-    """The ratings: rows are those of ``users``, and ``item_N`` holds rows of ``items``. If one side
-    is None, rows are those of the other, and ``item_N`` holds numbers of the missing one."""
+    pairs: Batch
+    """The ratings, to decode: rows are those of ``users``, and ``item_N`` holds rows of ``items``.
+    If one side is None, rows are those of the other, and ``item_N`` holds numbers of the missing
+    one."""
 
     transposed: Transposed
     """The ratings, sorted by item."""
 
     step_1: Tensor
     """int64; position of the tile in the epoch."""
-
-    @property
-    def pairs(self) -> Batch:
-        """The pairs to decode."""
-        return self.cells
 
     def to(self, device: torch.device | str) -> "Tile":
         """Return the tile on a device."""

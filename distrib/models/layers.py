@@ -184,11 +184,11 @@ def linear(latent_BZ: Tensor, rows: ItemRows) -> Tensor:
     return torch.addmm(bias_I, latent_BZ, weight_IZ.T)
 
 
-def linear_pairs(latent_BZ: Tensor, tables: ItemRows, cells: Batch) -> Tensor:
+def linear_pairs(latent_BZ: Tensor, tables: ItemRows, pairs: Batch) -> Tensor:
     """Decode the stored pairs only, ``[N]``, by the same layer."""
     weight_IZ, bias_I = tables
-    products_N = pair_products(latent_BZ, weight_IZ, cells.item_N, cells.pointer_P)
-    return products_N + bias_I[cells.item_N]
+    products_N = pair_products(latent_BZ, weight_IZ, pairs.item_N, pairs.pointer_P)
+    return products_N + bias_I[pairs.item_N]
 
 
 class LinearDecoder:

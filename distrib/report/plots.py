@@ -59,13 +59,13 @@ def likely_and_liked(probability_N: np.ndarray, rating_N: np.ndarray) -> bytes:
     """
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
-    cells = axes.hexbin(
+    bins = axes.hexbin(
         np.maximum(probability_N, 1e-6), rating_N, xscale="log", bins="log", gridsize=50, mincnt=1
     )
     axes.set_xlabel("probability of interaction")
     axes.set_ylabel("expected rating given an interaction")
     axes.set_title("All items of some users; serendipitous ones lie at the upper left")
-    figure.colorbar(cells, label="user-item pairs")
+    figure.colorbar(bins, label="user-item pairs")
     return _png(figure)
 
 

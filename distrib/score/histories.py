@@ -65,7 +65,7 @@ class Histories(NamedTuple):
         """Return some of the users; the counts remain those of all."""
         limits = self.limits
         if limits is not None:
-            limits = Limits(limits.cells.slice(low, high), limits.is_limited_B[low:high])
+            limits = Limits(limits.candidates.slice(low, high), limits.is_limited_B[low:high])
         return self._replace(
             user=self.user.slice(low, high - low),
             source=self.source.slice(low, high),
@@ -224,14 +224,14 @@ def _limits(vocabulary: Vocabulary, table: pa.Table) -> Limits:
     """Read each user's candidates; a null list means the whole catalog."""
     pointer_P, item_N = flat_column(table, "candidates")
     position_N = _positions(vocabulary, item_N, None)
-    cells = Batch(
+    candidates = Batch(
         torch.full((len(table),), -1),
         torch.from_numpy(pointer_P),
         torch.from_numpy(position_N),
         torch.ones(len(position_N)),
     )
     is_limited_B = ~pc.is_null(table["candidates"]).to_numpy()
-    return Limits(cells.keep(cells.item_N >= 0), torch.from_numpy(is_limited_B))
+    return Limits(candidates.keep(candidates.item_N >= 0), torch.from_numpy(is_limited_B))
 
 
 def _digests(

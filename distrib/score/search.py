@@ -22,7 +22,7 @@ _MORE_CANDIDATES = 64
 class Limits(NamedTuple):
     """Per-user candidates."""
 
-    cells: Batch
+    candidates: Batch
     """The only items that may be recommended to the limited users."""
 
     is_limited_B: Tensor
@@ -50,7 +50,7 @@ class Mask(NamedTuple):
     @classmethod
     def on(cls, device: torch.device, hidden: Batch, limits: Limits | None) -> "Mask":
         if limits is not None:
-            limits = Limits(limits.cells.to(device), limits.is_limited_B.to(device))
+            limits = Limits(limits.candidates.to(device), limits.is_limited_B.to(device))
         return cls(hidden.to(device), limits)
 
     @property
@@ -67,12 +67,12 @@ class Mask(NamedTuple):
         """Yield, for each chunk, a function that masks its scores in place."""
         hidden = entries_by_chunk(self.hidden, chunks)
         if self.limits is None:
-            for cells in hidden:
-                yield _striking(cells, None, None)
+            for struck in hidden:
+                yield _striking(struck, None, None)
             return
-        open_pairs = entries_by_chunk(self.limits.cells, chunks)
-        for cells, opened in zip(hidden, open_pairs, strict=True):
-            yield _striking(cells, opened, self.limits.is_limited_B)
+        open_pairs = entries_by_chunk(self.limits.candidates, chunks)
+        for struck, opened in zip(hidden, open_pairs, strict=True):
+            yield _striking(struck, opened, self.limits.is_limited_B)
 
 
 def _striking(

@@ -231,8 +231,8 @@ def _limits(vocabulary: Vocabulary, jobs: Sequence[RecommendJob]) -> Limits | No
     wanted = [job.options.candidates for job in jobs]
     if all(candidates is None for candidates in wanted):
         return None
-    cells = joined(None, [positions(vocabulary, candidates or []) for candidates in wanted])
-    return Limits(cells, torch.tensor([candidates is not None for candidates in wanted]))
+    listed = joined(None, [positions(vocabulary, candidates or []) for candidates in wanted])
+    return Limits(listed, torch.tensor([candidates is not None for candidates in wanted]))
 
 
 def _account(row_status: Sequence[int]) -> dict[str, int]:

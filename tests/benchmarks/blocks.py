@@ -135,8 +135,8 @@ def literal_step(sides: list[LiteralSide], block: Tile) -> torch.Tensor:
         variance = torch.sigmoid(variance)
         loss = loss + 0.005 * (variance + mean**2 - 1 - variance.log()).sum()
         codes.append(mean + variance.sqrt() * torch.randn_like(mean))
-    found = (codes[0] @ codes[1].T)[block.cells.row_N, block.cells.item_N]
-    return loss + ((found - block.cells.value_N) ** 2).sum()
+    found = (codes[0] @ codes[1].T)[block.pairs.row_N, block.pairs.item_N]
+    return loss + ((found - block.pairs.value_N) ** 2).sum()
 
 
 SMALL = ("nested, no attention", "literal")

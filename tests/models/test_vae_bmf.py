@@ -158,7 +158,7 @@ def literal_loss(model, block, noise):
         sides.append((literal, found))
         latents.append(drawn(found, side.batch.user_B, noise, stream, block.step_1))
     (_, users), (_, items) = sides
-    cells = block.cells
+    cells = block.pairs
     if config.likelihood == "analytic":
         square = (users.mean_BZ**2, items.mean_BZ**2)
         variance = (users.log_variance_BZ.exp(), items.log_variance_BZ.exp())
@@ -280,10 +280,10 @@ def test_a_pass_meets_every_rating_once_on_any_number_of_ranks(order, small):
         batches = list(feed.batches(2))
         assert len(batches) == feed.num_steps(2)
         for block, *_ in batches:
-            numbers = block.cells.user_B[block.cells.row_N]
-            items = block.items.batch.user_B[block.cells.item_N]
+            numbers = block.pairs.user_B[block.pairs.row_N]
+            items = block.items.batch.user_B[block.pairs.item_N]
             found += zip(
-                numbers.tolist(), items.tolist(), block.cells.value_N.tolist(), strict=True
+                numbers.tolist(), items.tolist(), block.pairs.value_N.tolist(), strict=True
             )
     batch = small.batch
     users = batch.user_B[batch.row_N]
@@ -348,7 +348,7 @@ def test_a_feed_goes_on_from_any_step(small):
     rest = [block for block, *_ in small.tile_feed().batches(1, first_step=5)]
     assert len(rest) == len(whole) - 5
     for one, other in zip(rest, whole[5:], strict=True):
-        assert torch.equal(one.cells.value_N, other.cells.value_N)
+        assert torch.equal(one.pairs.value_N, other.pairs.value_N)
         assert torch.equal(one.step_1, other.step_1)
 
 

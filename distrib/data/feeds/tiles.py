@@ -98,7 +98,7 @@ class TileFeed:
                 "sequential": _Turn,
                 "edges": _Edges,
             }
-            kind = kinds.get(self.config.order, _Pairs)
+            kind = kinds.get(self.config.order, _Grid)
             self._epoch_tiles = kind(self._ratings, self.sharding, self.config, epoch)
         return self._epoch_tiles
 
@@ -132,7 +132,7 @@ class _EpochTiles(ABC):
         return Side(batch, transposed, scale_B, ones_B, torch.tensor([share]))
 
 
-class _Pairs(_EpochTiles):
+class _Grid(_EpochTiles):
     """Every group of users x every group of items; tiles without a rating are skipped."""
 
     def __init__(
@@ -192,14 +192,14 @@ class _Pairs(_EpochTiles):
         first, last = start + np.searchsorted(self.row_N[start:stop], [low, high])
         users = self._kept(_USERS, user_part, self.parts[_USERS][user_part][low:high])
         items = self._kept(_ITEMS, item_part, self.parts[_ITEMS][item_part])
-        cells = _cells(
+        pairs = _pairs(
             self.row_N[first:last].astype(np.int64) - low,
             self.column_N[first:last].astype(np.int64),
             self.value_N[first:last],
             users.batch.user_B,
         )
-        transposed = Transposed.of(cells.item_N, cells.pointer_P, items.batch.num_users)
-        tile = Tile(users, items, cells, transposed, torch.tensor([step]))
+        transposed = Transposed.of(pairs.item_N, pairs.pointer_P, items.batch.num_users)
+        tile = Tile(users, items, pairs, transposed, torch.tensor([step]))
         return RankBatch(tile, tile, int(stop - start))
 
     def _kept(self, kind: int, part: int, wanted_B: IntArray) -> Side:
@@ -235,13 +235,13 @@ class _Turn(_EpochTiles):
         part = self.parts[step]
         rows = self.sides[self.kind]
         low, high = _own_range(rows, part, self.sharding)
-        cells, _ = gather(rows, part[low:high])
+        pairs, _ = gather(rows, part[low:high])
         mine = self.side(self.kind, part[low:high], step)
         users, items = (mine, None) if self.kind == _USERS else (None, mine)
         columns = self.ratings.num_columns[self.kind]
-        transposed = Transposed.of(cells.item_N, cells.pointer_P, columns)
+        transposed = Transposed.of(pairs.item_N, pairs.pointer_P, columns)
         count = int(np.diff(rows.pointer_P)[part].sum())
-        tile = Tile(users, items, cells, transposed, torch.tensor([step]))
+        tile = Tile(users, items, pairs, transposed, torch.tensor([step]))
         return RankBatch(tile, tile, count)
 
 
@@ -276,11 +276,11 @@ class _Edges(_EpochTiles):
             length_B = np.diff(self.sides[kind].pointer_P)[wanted]
             repeats_B = torch.from_numpy(length_B / count_B).float()
             sides.append(side._replace(repeats_B=repeats_B))
-        cells = _cells(
+        pairs = _pairs(
             row_N[mine] - low, column_N[mine], rows.value_N[chosen][mine], sides[0].batch.user_B
         )
-        transposed = Transposed.of(cells.item_N, cells.pointer_P, len(items))
-        tile = Tile(sides[0], sides[1], cells, transposed, torch.tensor([step]))
+        transposed = Transposed.of(pairs.item_N, pairs.pointer_P, len(items))
+        tile = Tile(sides[0], sides[1], pairs, transposed, torch.tensor([step]))
         return RankBatch(tile, tile, len(chosen))
 
 
@@ -334,7 +334,7 @@ def _own_range(rows: HistoryArrays, part: IntArray, sharding: BatchSharding) -> 
     return int(cuts[sharding.rank]), int(cuts[sharding.rank + 1])
 
 
-def _cells(
+def _pairs(
     row_N: IntArray,
     column_N: IntArray,
     value_N: npt.NDArray[np.float32],

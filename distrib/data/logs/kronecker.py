@@ -57,20 +57,20 @@ class Expansion(NamedTuple):
         parts = []
         for item_copy in range(item_copies):
             chance_N = self.chance_UI[row_N % num_copies, (item_copy + shift_N) % item_copies]
-            cell_N = np.flatnonzero(self._cell_draw(copy, item_copy) < chance_N)
-            parts.append((cell_N, np.full(len(cell_N), item_copy)))
-        cell_N, item_copy_N = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        jitter_N = self._uniform(_TIME, cell_N, copy * item_copies + item_copy_N) - 0.5
+            pair_N = np.flatnonzero(self._draws(copy, item_copy) < chance_N)
+            parts.append((pair_N, np.full(len(pair_N), item_copy)))
+        pair_N, item_copy_N = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        jitter_N = self._uniform(_TIME, pair_N, copy * item_copies + item_copy_N) - 0.5
         return Interactions(
-            copy * self.num_users + self.user_N[cell_N],
-            item_copy_N * self.num_items + self.item_N[cell_N],
-            self.rating_N[cell_N],
-            self.time_N[cell_N] + (jitter_N * 2 * _HALF_A_DAY_S).astype(np.int64),
+            copy * self.num_users + self.user_N[pair_N],
+            item_copy_N * self.num_items + self.item_N[pair_N],
+            self.rating_N[pair_N],
+            self.time_N[pair_N] + (jitter_N * 2 * _HALF_A_DAY_S).astype(np.int64),
         )
 
-    def _cell_draw(self, copy: int, item_copy: int) -> FloatArray:
-        num_cells = np.arange(len(self.user_N))
-        return self._uniform(_DRAW, num_cells, copy * self.chance_UI.shape[1] + item_copy)
+    def _draws(self, copy: int, item_copy: int) -> FloatArray:
+        number_N = np.arange(len(self.user_N))
+        return self._uniform(_DRAW, number_N, copy * self.chance_UI.shape[1] + item_copy)
 
     def _uniform(self, use: int, number_N: IntArray, other: int | IntArray) -> FloatArray:
         """Return numbers in [0, 1), a pure function of the arguments and the seed."""

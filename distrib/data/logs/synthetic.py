@@ -156,10 +156,10 @@ class SyntheticWorld:
         for bucket in np.unique(bucket_I):
             items = np.flatnonzero(bucket_I == bucket)
             bound = float(bound_I[items].max())
-            num_cells = len(users.activity_B) * len(items)
+            num_pairs = len(users.activity_B) * len(items)
             parts += [
-                self._accept(rng, users, cells // len(items), items[cells % len(items)], bound)
-                for cells in _proposals(rng, num_cells, bound)
+                self._accept(rng, users, pairs // len(items), items[pairs % len(items)], bound)
+                for pairs in _proposals(rng, num_pairs, bound)
             ]
         user_N, item_N, level_N = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         order_N = np.lexsort((item_N, user_N))
@@ -229,15 +229,15 @@ class SyntheticWorld:
         return rows[kept], items[kept], level_N[kept]
 
 
-def _proposals(rng: np.random.Generator, num_cells: int, bound: float) -> list[IntArray]:
-    """Pick each of ``num_cells`` pairs with probability ``bound``, by geometric gaps, in pieces."""
+def _proposals(rng: np.random.Generator, num_pairs: int, bound: float) -> list[IntArray]:
+    """Pick each of ``num_pairs`` pairs with probability ``bound``, by geometric gaps, in pieces."""
     pieces, position = [], -1
-    while position < num_cells:
-        expected = (num_cells - position) * bound
+    while position < num_pairs:
+        expected = (num_pairs - position) * bound
         count = int(min(expected + 10 * expected**0.5 + 10, _PROPOSALS_AT_ONCE))
-        cells = position + np.cumsum(rng.geometric(bound, size=count))
-        position = int(cells[-1])
-        pieces.append(cells[cells < num_cells])
+        pairs = position + np.cumsum(rng.geometric(bound, size=count))
+        position = int(pairs[-1])
+        pieces.append(pairs[pairs < num_pairs])
     return pieces
 
 

@@ -361,7 +361,7 @@ def _changed(read: Histories, previous: PreviousRun) -> Histories:
     wanted = torch.from_numpy(np.flatnonzero(~is_same_B))
     limits = read.limits
     if limits is not None:
-        limits = Limits(limits.cells.chosen(wanted), limits.is_limited_B[wanted])
+        limits = Limits(limits.candidates.chosen(wanted), limits.is_limited_B[wanted])
     return read._replace(
         user=read.user.filter(pa.array(~is_same_B)),
         source=read.source.chosen(wanted),

@@ -326,13 +326,16 @@ def _rows_of_all(own: Tensor, chunk: int, count: int) -> Tensor:
 
 def gathered_batch(mine: Batch) -> tuple[Batch, list[int]]:
     """Return the users of all ranks in the order of ranks, and how many each rank has."""
-    lengths = torch.tensor([mine.num_users, len(mine.item_N)], device=mine.item_N.device)
-    counts = torch.stack(_of_all(lengths)).tolist()
-    users, cells = [count[0] for count in counts], [count[1] for count in counts]
+    sizes = torch.tensor([mine.num_users, len(mine.item_N)], device=mine.item_N.device)
+    counts = torch.stack(_of_all(sizes)).tolist()
+    users, lengths = [count[0] for count in counts], [count[1] for count in counts]
     length_B = _cat(mine.length_B, users)
     pointer_P = torch.cat([length_B.new_zeros(1), length_B.cumsum(0)])
     batch = Batch(
-        _cat(mine.user_B, users), pointer_P, _cat(mine.item_N, cells), _cat(mine.value_N, cells)
+        _cat(mine.user_B, users),
+        pointer_P,
+        _cat(mine.item_N, lengths),
+        _cat(mine.value_N, lengths),
     )
     return batch, users
 
