@@ -43,7 +43,8 @@ class ModelSpec(NamedTuple):
     """Whether encoder and decoder read the same table; see `TiedLinear`."""
 
     divergence_advice: str = ""
-    """What to change when training diverges, if a setting of the model makes that likely."""
+    """What to change when training diverges, if a setting of the model makes that likely; training
+    then stops as soon as the loss explodes, even while it is finite."""
 
 
 class Model(nn.Module, ABC):

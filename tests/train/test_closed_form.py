@@ -155,6 +155,11 @@ def test_rows_of_items_are_the_transposed_rows_of_users(prepared):
         (MultVaeConfig(), {"objective": CosineConfig()}, "tied weights"),
         (AutoRecConfig(side="users"), {"objective": MultinomialConfig()}, "outputs ratings, but"),
         (AutoRecConfig(), {"warm_start": "elsewhere"}, "parameters for each user"),
+        (
+            MultVaeConfig(),
+            {"warm_start": "elsewhere", "select_by": ("rmse",)},
+            r"(?s)2 fault.*names \['rmse'\].*elsewhere/bundle",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(model, settings, message, prepared, tmp_path):

@@ -45,6 +45,7 @@ def preflight(run: TrainingRun) -> Dataset:
     if not faults:  # `run_faults` compares the folder already, but without the data's hash
         faults += [ConfigError(fault) for fault in identity_faults(run, dataset.hash)]
     faults += [ConfigError(fault) for fault in data_faults(run, dataset)]
+    faults += warm_start_faults(run, dataset)
     raise_all(faults)
     return dataset
 
@@ -111,10 +112,19 @@ def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
             f"train.warm_start with model {run.model.name!r}: it has parameters for each user, "
             "which do not transfer to other data; remove it"
         )
-    elif train.warm_start and scheme.is_iterative:
-        earlier = load_bundle(Folder(train.warm_start) / BUNDLE)
-        faults += kind_faults(earlier, run.model, manifest.levels)
     return faults
+
+
+def warm_start_faults(run: TrainingRun, dataset: Dataset) -> list[DistribError]:
+    """Return why training cannot start from the earlier model, if it cannot."""
+    if not run.train.warm_start or not can_warm_start(run.model.spec):
+        return []
+    try:
+        earlier = load_bundle(Folder(run.train.warm_start) / BUNDLE)
+    except DistribError as error:
+        return [error]
+    faults = kind_faults(earlier, run.model, dataset.manifest.levels)
+    return [ConfigError(fault) for fault in faults]
 
 
 def _selection_faults(run: TrainingRun) -> Iterator[str]:
