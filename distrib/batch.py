@@ -2,10 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
+
+
+class TrainInput(Protocol):
+    """What a model reads in a step: a `Batch`, or another tuple of tensors that a scheme feeds."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the state that the model encodes it to."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return it on a device."""
+
+    def split(self, num_parts: int) -> Sequence[Self]:
+        """Split it into parts of nearly equal size, in order; parts may be empty."""
 
 
 class Batch(NamedTuple):
@@ -28,14 +42,14 @@ class Batch(NamedTuple):
     """float32 rating; 1 where the log has none."""
 
     @property
-    def pairs(self) -> "Batch":
-        """The pairs to decode: for an autoencoder, those of its input."""
-        return self
-
-    @property
     def num_users(self) -> int:
         """B."""
         return self.pointer_P.shape[0] - 1
+
+    @property
+    def num_rows(self) -> int:
+        """B; see `TrainInput`."""
+        return self.num_users
 
     @property
     def length_B(self) -> Tensor:

@@ -146,6 +146,6 @@ def _place(folder: Folder, nightly_run: NightlyRun) -> Folder:
 
 def _earlier(file: RunFile, folder: Folder, before: list[NightlyRun]) -> str | None:
     """Return the run to warm-start from, or None if the model cannot warm-start."""
-    if not can_warm_start(file.model.spec):
+    if not can_warm_start(file.training()):
         return None
     return str(_place(folder, before[-1])) if before else file.train.warm_start

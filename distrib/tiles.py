@@ -75,6 +75,11 @@ class Tile(NamedTuple):
     step_1: Tensor
     """int64; position of the tile in the epoch."""
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of ``pairs``; see `TrainInput`."""
+        return self.pairs.num_users
+
     def to(self, device: torch.device | str) -> "Tile":
         """Return the tile on a device."""
         return _moved(self, device)  # type: ignore[no-any-return]
@@ -89,7 +94,3 @@ def _moved(part: Any, device: torch.device | str) -> Any:
     if isinstance(part, tuple):
         return type(part)(*(_moved(inner, device) for inner in part))
     return part.to(device) if isinstance(part, Tensor) else part
-
-
-TrainInput = Batch | Tile
-"""Input of a training step."""

@@ -16,8 +16,8 @@ from distrib.models.base import Model
 from distrib.train.config import TrainConfig, TrainingRun
 from distrib.train.engines.config import EngineConfig
 from distrib.train.optimizer import OptimizerConfig
-from distrib.train.schemes import scheme_of
-from distrib.train.schemes.base import ExportContext, Scheme, State
+from distrib.train.schemes import is_iterative, iterative_scheme_of, scheme_of
+from distrib.train.schemes.base import ExportContext, IterativeScheme, State
 from distrib.train.schemes.closed_form import SolvesGram
 from distrib.train.schemes.gram import partial_gram
 from distrib.vocabulary import Vocabulary
@@ -83,7 +83,7 @@ def run_of(config: ModelConfig, **train: object) -> TrainingRun:
 
 
 def feed_of(
-    scheme: Scheme, run: TrainingRun, small: Small, rank: int = 0, world_size: int = 1
+    scheme: IterativeScheme, run: TrainingRun, small: Small, rank: int = 0, world_size: int = 1
 ) -> Feed:
     """The feed of a rank."""
     sharding = BatchSharding(run.train.batch_users, run.seed, rank, world_size)
@@ -93,12 +93,12 @@ def feed_of(
 def network_of(run: TrainingRun, small: Small) -> Model:
     """What training updates."""
     torch.manual_seed(0)
-    return scheme_of(run.model.spec).build(run.model, vocabulary_of(small))
+    return scheme_of(run).build(run.model, vocabulary_of(small))
 
 
 def whole_batch(run: TrainingRun, small: Small) -> RankBatch:
     """A batch of everything, as the model's scheme feeds it."""
-    return next(feed_of(scheme_of(run.model.spec), run, small).batches(0))
+    return next(feed_of(iterative_scheme_of(run), run, small).batches(0))
 
 
 def exported(
@@ -111,9 +111,9 @@ def exported(
     epoch: int = 0,
 ) -> State:
     """The state that scores, as the model's scheme derives it after an epoch."""
-    scheme = scheme_of(run.model.spec)
-    if not scheme.is_iterative:
+    if not is_iterative(run):
         return network.state_dict()
+    scheme = iterative_scheme_of(run)
     feed = feed_of(scheme, run, small)
     context = ExportContext(
         run, vocabulary_of(small), feed, device, lambda mine: [mine], network, epoch

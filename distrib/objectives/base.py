@@ -86,6 +86,22 @@ class KlSchedule(NamedTuple):
         return min(self.cap, step / self.anneal_steps) if self.anneal_steps else self.cap
 
 
+class ObjectiveSpec(NamedTuple):
+    """Properties of an objective that are needed before it is built."""
+
+    accepts: str
+    """Output of the models that it trains, an `OutputKind`."""
+
+    needs_tied: bool = False
+    """Whether it trains models with tied weights only; see `TiedLinear`."""
+
+    decodes_inputs: bool = False
+    """Whether the target has to be what the model has read."""
+
+    scheme: str | None = None
+    """Name of the training scheme that it brings; None for that of the model."""
+
+
 class Objective(Protocol):
     """A loss. It chooses whether to decode chunks of items, pairs, or nothing at all."""
 

@@ -14,6 +14,7 @@ from distrib.objectives.base import (
     Candidates,
     Carry,
     KlSchedule,
+    ObjectiveSpec,
     add_to_entries,
     added_up,
     sum_by_row,
@@ -29,8 +30,7 @@ class BinaryConfig(Config):
 
     name: Literal["binary"] = "binary"
 
-    accepts: ClassVar[str] = "scores"
-    needs_tied: ClassVar[bool] = False
+    spec: ClassVar[ObjectiveSpec] = ObjectiveSpec("scores")
 
     num_sampled: NonNegativeInt = 0
     """Items drawn per update for the pairs without an interaction; 0 takes all."""

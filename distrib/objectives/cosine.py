@@ -6,7 +6,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.objectives.base import KlSchedule, LossContext
+from distrib.objectives.base import KlSchedule, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors, TiedLinear
 from distrib.vocabulary import Catalog
 
@@ -18,8 +18,7 @@ class CosineConfig(Config):
 
     name: Literal["cosine"] = "cosine"
 
-    accepts: ClassVar[str] = "scores"
-    needs_tied: ClassVar[bool] = True
+    spec: ClassVar[ObjectiveSpec] = ObjectiveSpec("scores", needs_tied=True, decodes_inputs=True)
 
     def build(self, catalog: Catalog) -> "Cosine":
         """Make the objective."""

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from distrib.batch import Batch, ChunkEntries
 from distrib.config import Config
-from distrib.objectives.base import Candidates, Carry, KlSchedule, add_to_entries, sum_by_row
+from distrib.objectives.base import (
+    Candidates,
+    Carry,
+    KlSchedule,
+    ObjectiveSpec,
+    add_to_entries,
+    sum_by_row,
+)
 from distrib.objectives.chunked import ChunkedObjective, Observed, Weights
 from distrib.objectives.sampling import ItemSampler
 from distrib.rng import CounterRng
@@ -21,8 +28,7 @@ class MultinomialConfig(Config):
 
     name: Literal["multinomial"] = "multinomial"
 
-    accepts: ClassVar[str] = "scores"
-    needs_tied: ClassVar[bool] = False
+    spec: ClassVar[ObjectiveSpec] = ObjectiveSpec("scores")
 
     divergence_cap: Annotated[float, Field(ge=0.0)] = 0.2
     """Final weight of the KL term; 1 is the evidence lower bound."""

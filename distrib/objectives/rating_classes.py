@@ -11,7 +11,15 @@ from typing_extensions import override
 
 from distrib.batch import Batch, ChunkEntries, level_index
 from distrib.config import Config
-from distrib.objectives.base import Candidates, Carry, KlSchedule, LossContext, added_up, sum_by_row
+from distrib.objectives.base import (
+    Candidates,
+    Carry,
+    KlSchedule,
+    LossContext,
+    ObjectiveSpec,
+    added_up,
+    sum_by_row,
+)
 from distrib.objectives.binary import Binary
 from distrib.objectives.chunked import (
     ChunkDecoder,
@@ -30,8 +38,7 @@ class RatingClassesConfig(Config):
 
     name: Literal["rating_classes"] = "rating_classes"
 
-    accepts: ClassVar[str] = "rating_classes"
-    needs_tied: ClassVar[bool] = False
+    spec: ClassVar[ObjectiveSpec] = ObjectiveSpec("rating_classes")
 
     rating_weight: Annotated[float, Field(gt=0.0)] = 1.0
     """Weight of the rating given an interaction; 1 is the plain cross-entropy of the paper."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.objectives.base import KlSchedule, LossContext
+from distrib.objectives.base import KlSchedule, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors, Uncertain
 from distrib.vocabulary import Catalog
 
@@ -18,8 +18,7 @@ class SquaredErrorConfig(Config):
 
     name: Literal["squared_error"] = "squared_error"
 
-    accepts: ClassVar[str] = "ratings"
-    needs_tied: ClassVar[bool] = False
+    spec: ClassVar[ObjectiveSpec] = ObjectiveSpec("ratings")
 
     divergence_cap: Annotated[float, Field(ge=0.0)] = 0.2
     """Final weight of the model's KL term, if it has one."""

@@ -10,8 +10,7 @@ from distrib.train.engines.base import Engine
 from distrib.train.engines.deepspeed import DeepSpeedEngine
 from distrib.train.engines.item_parallel import ItemEngine
 from distrib.train.engines.local import LocalEngine
-from distrib.train.schemes import scheme_of
-from distrib.train.step import TrainStep
+from distrib.train.schemes import iterative_scheme_of
 from distrib.train.warm_start import begin_with
 from distrib.vocabulary import Vocabulary
 
@@ -19,7 +18,8 @@ from distrib.vocabulary import Vocabulary
 def build_engine(config: TrainingRun, vocabulary: Vocabulary, device: torch.device) -> Engine:
     """Build the model, warm-started where configured, and the engine around it."""
     torch.manual_seed(config.seed)
-    model = scheme_of(config.model.spec).build(config.model, vocabulary)
+    scheme = iterative_scheme_of(config)
+    model = scheme.build(config.model, vocabulary)
     if config.train.warm_start:
         earlier = load_bundle(Folder(config.train.warm_start) / BUNDLE)
         known = begin_with(model, vocabulary, earlier)
@@ -28,9 +28,7 @@ def build_engine(config: TrainingRun, vocabulary: Vocabulary, device: torch.devi
     engine = config.engine
     assert config.objective is not None  # refused before any worker starts
     objective = config.objective.build(vocabulary.catalog)
-    step = TrainStep(
-        model, objective, block_items=engine.block_items, keep_output_mb=engine.keep_output_mb
-    )
+    step = scheme.step(model, objective, engine)
     if torch.distributed.get_world_size() == 1 and engine.is_plain:
         return LocalEngine(step.to(device), config.optimizer, device)
     kind = ItemEngine if engine.parallel == "items" else DeepSpeedEngine

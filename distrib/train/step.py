@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from distrib.batch import Batch, TrainInput
 from distrib.models.base import Model
 from distrib.models.capabilities import TrainsInPhases, Variational
 from distrib.objectives import Objective
 from distrib.objectives.base import Chunks, LossContext
 from distrib.parameters import roles_of
 from distrib.rng import CounterRng
-from distrib.tiles import TrainInput
 
 
 class TrainStep(nn.Module):
@@ -26,7 +26,7 @@ class TrainStep(nn.Module):
 
     @override
     def forward(
-        self, inputs: TrainInput, target: TrainInput, rng: CounterRng, step: int
+        self, inputs: TrainInput, target: Batch, rng: CounterRng, step: int
     ) -> dict[str, Tensor]:
         """Compute each term of the loss, summed over the batch's users.
 
@@ -40,7 +40,7 @@ class TrainStep(nn.Module):
             float32 scalars by name; a term ``divergence`` is added where the model has a KL term.
         """
         users = self.model.encode(inputs, rng)
-        terms_TB = self.objective(self.model, users, target.pairs, self.context(rng, step))
+        terms_TB = self.objective(self.model, users, target, self.context(rng, step))
         terms = dict(zip(self.objective.terms, terms_TB.sum(1).unbind(), strict=True))
         kl = self.weighted_kl(users, step)
         if kl is not None:

@@ -22,7 +22,7 @@ from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 from distrib.train.preflight.checks import preflight
 from distrib.train.records import EpochRecord
-from distrib.train.schemes import scheme_of
+from distrib.train.schemes import is_iterative
 from distrib.train.workers.control import Control
 from distrib.train.workers.launch import launch
 from distrib.tuning.space import SEARCHED, SearchConfig, Value, settings_of
@@ -219,8 +219,9 @@ def _measured(folder: Folder) -> TrialEpochs:
 
 def _is_whole(config: TrainingRun, epochs: list[EpochRecord]) -> bool:
     """Return whether a finished trial has nothing left to train."""
-    is_solved = not scheme_of(config.model.spec).is_iterative
-    return is_solved or (bool(epochs) and epochs[-1].epoch >= config.train.num_epochs)
+    return not is_iterative(config) or (
+        bool(epochs) and epochs[-1].epoch >= config.train.num_epochs
+    )
 
 
 def _trained_epochs(config: TrainingRun) -> Iterator[EpochRecord]:

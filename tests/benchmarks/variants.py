@@ -43,7 +43,7 @@ from distrib.score.scorer import Scorer
 from distrib.train.config import TrainConfig
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import ScheduleConfig
-from distrib.train.schemes import scheme_of
+from distrib.train.schemes import iterative_scheme_of
 from distrib.train.schemes.base import ExportContext
 from distrib.train.step import TrainStep
 
@@ -100,7 +100,7 @@ def curve(file: RunFile, changes: dict[str, Any], log: Log, train: TrainConfig) 
     feed = TileFeed(ratings, log.train, sharding, train.blocks)
     assert training.objective is not None
     objective = training.objective.build(log.vocabulary.catalog)
-    scheme = scheme_of(model_config.spec)
+    scheme = iterative_scheme_of(training)
     step = TrainStep(scheme.build(model_config, log.vocabulary), objective, block_items=4096)
     schedule = ScheduleConfig(name="linear", decay_steps=feed.num_steps(0) * train.num_epochs)
     engine = LocalEngine(step, file.optimizer.model_copy(update={"schedule": schedule}))

@@ -26,12 +26,12 @@ from distrib.score.rules import Rules, _unit_vectors
 from distrib.score.scorer import NoveltyFilter, Scorer
 from distrib.score.search import Limits
 from distrib.score.vectors import _item_matrix
-from distrib.train.engines.base import Update, moved
+from distrib.train.engines.base import Update
 from distrib.train.engines.config import EngineConfig
 from distrib.train.engines.item_parallel import ItemEngine
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
-from distrib.train.schemes import scheme_of
+from distrib.train.schemes import iterative_scheme_of
 from distrib.train.step import TrainStep, total
 from distrib.train.workers.loss_reducer import LossReducer
 from tests.conftest import Small
@@ -100,7 +100,7 @@ def update(engine, batch, step):
 
 
 def losses_and_gradients(step, batch, device):
-    inputs, target = moved(batch, device)
+    inputs, target, _ = batch.to(device)
     terms = step(inputs, target, CounterRng.of(0, 0), 3)
     total(terms).backward()
     gradients = {n: p.grad for n, p in step.named_parameters() if p.grad is not None}
@@ -262,7 +262,7 @@ def test_all_other_answers_of_a_scorer_equal_those_of_the_cpu(config, small):
 
 def run_epochs(run, small, num_epochs=2, num_steps=3):
     """Train on the device by the model's scheme; the state that scores must be on the CPU."""
-    scheme = scheme_of(run.model.spec)
+    scheme = iterative_scheme_of(run)
     engine, _ = engine_of(run.model, run.objective, small)
     feed = feed_of(scheme, run, small)
     for epoch in range(num_epochs):

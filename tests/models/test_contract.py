@@ -26,7 +26,7 @@ from distrib.models.capabilities import begin_epoch, phases_of
 from distrib.rng import CounterRng
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
-from distrib.train.schemes import scheme_of
+from distrib.train.schemes import is_iterative, iterative_scheme_of
 from distrib.train.schemes.closed_form import SolvesGram
 from distrib.train.schemes.gram import partial_gram
 from distrib.train.step import TrainStep, total
@@ -73,7 +73,7 @@ CASES = [
     ),
 ]
 every_model = pytest.mark.parametrize("config", CASES, ids=repr)
-TRAINED = [case for case in CASES if scheme_of(case.spec).is_iterative]
+TRAINED = [case for case in CASES if is_iterative(run_of(case))]
 every_trained_model = pytest.mark.parametrize("config", TRAINED, ids=repr)
 
 
@@ -230,12 +230,12 @@ def test_learns_a_checkerboard(config):
 
 def trained(config, world):
     """A model that scores, trained on all there is."""
-    if not scheme_of(config.spec).is_iterative:
-        return filled(config, world)
     run = run_of(config)
+    if not is_iterative(run):
+        return filled(config, world)
     step, _ = step_of(config, world, block_items=9)
     engine = LocalEngine(step, OptimizerConfig(learning_rate=0.02))
-    feed = feed_of(scheme_of(config.spec), run, world)
+    feed = feed_of(iterative_scheme_of(run), run, world)
     state = {}
     for epoch in range(120):
         engine.begin_epoch(epoch)

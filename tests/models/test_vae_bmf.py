@@ -179,7 +179,7 @@ def test_loss_and_gradient_are_those_of_the_equations(variant, small):
     model = model_of(small, variant)
     block = doubled(next(small.tile_feed().batches(0)).inputs)
     noise = CounterRng.of(0, 0)
-    loss = total(step_of(model)(block, block, noise, 0))
+    loss = total(step_of(model)(block, block.pairs, noise, 0))
     wanted, sides = literal_loss(model, block, noise)
     torch.testing.assert_close(loss, wanted, **EXACT)
     named = [(n, p) for n, p in model.named_parameters() if "delta" not in n]
@@ -214,7 +214,7 @@ def test_adam_on_the_small_table_is_adam_on_the_matrices(small):
     gradients = []
     for batch, *_ in small.tile_feed().batches(0):
         block = doubled(batch)
-        loss = total(step_of(model)(block, block, CounterRng.of(0, 0), 0))
+        loss = total(step_of(model)(block, block.pairs, CounterRng.of(0, 0), 0))
         gradients.append(torch.autograd.grad(loss, deltas))
         for side, gradient in zip(sides, gradients[-1], strict=True):
             by_table = gradient / side.encoder.size_I[:, None]
@@ -309,7 +309,7 @@ def test_ranks_together_have_the_loss_and_gradient_of_one(order, count):
             ]
             model.zero_grad()
             assert len({part.size for part in parts}) == 1
-            terms = [step(block, block, CounterRng.of(0, epoch), 0) for block, *_ in parts]
+            terms = [step(block, block.pairs, CounterRng.of(0, epoch), 0) for block, *_ in parts]
             sum(total(term) for term in terms).backward()
             gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
             found.append(
@@ -362,7 +362,7 @@ def test_turns_meet_all_ratings_of_one_side_against_last_codes(small):
         assert sum(batch.size for batch in batches) == len(small.batch.item_N)
         block = doubled(batches[0].inputs)
         side = (block.users, block.items)[epoch]
-        loss = step_of(model)(block, block, CounterRng.of(0, 0), 0)["squared_error"]
+        loss = step_of(model)(block, block.pairs, CounterRng.of(0, 0), 0)["squared_error"]
         latent = drawn(
             encoder(side), side.batch.user_B, CounterRng.of(0, 0), epoch + 1, block.step_1
         )

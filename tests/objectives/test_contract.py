@@ -164,7 +164,7 @@ def rank_of(config, made, catalog, low, high):
 
 
 @pytest.mark.parametrize(
-    ("objective", "model"), [case for case in CASES if not case[0].needs_tied], ids=repr
+    ("objective", "model"), [case for case in CASES if not case[0].spec.needs_tied], ids=repr
 )
 def test_ranks_that_hold_different_items_join_to_the_same_loss(objective, model, small):
     loss, made = built(objective, model, small)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.objectives.base import KlSchedule, LossContext
+from distrib.objectives.base import KlSchedule, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.vocabulary import Catalog
 
@@ -17,8 +17,7 @@ class LikedConfig(Config):
 
     name: Literal["liked"] = "liked"
 
-    accepts: ClassVar[str] = "scores"
-    needs_tied: ClassVar[bool] = False
+    spec: ClassVar[ObjectiveSpec] = ObjectiveSpec("scores")
 
     least: float = 4.0
     """Ratings from here on are likes."""

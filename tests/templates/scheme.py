@@ -22,6 +22,8 @@ _STREAM = 72
 class HalfHistories(UserRows):
     """Training to decode whole histories from a random half, another half in each epoch."""
 
+    decodes_inputs = False
+
     @override
     def open_feed(
         self,

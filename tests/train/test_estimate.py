@@ -28,7 +28,7 @@ MODELS = ["conv4rec", "mult_vae", "rec_vae", "elsa", "u_autorec", "i_autorec", "
 @pytest.mark.parametrize("name", [*MODELS, "biased_mf", "dae_cf"])
 def test_parameters_are_those_of_the_model_at_full_size(name):
     config = config_of(f"ml20m_{name}")
-    model = scheme_of(config.model.spec).build(config.model, _small(SIZES.items, SIZES.users))
+    model = scheme_of(config).build(config.model, _small(SIZES.items, SIZES.users))
     wanted = sum(tensor.numel() for tensor in model.state_dict().values())
     assert estimate(config, SIZES).parameters == wanted
 

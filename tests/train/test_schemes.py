@@ -9,7 +9,7 @@ from distrib.rng import CounterRng
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.schemes import SCHEMES
-from distrib.train.schemes.base import ExportContext, Sizes
+from distrib.train.schemes.base import ExportContext, IterativeScheme, Sizes
 from distrib.train.step import TrainStep
 from tests.training import CPU, feed_of, run_of, vocabulary_of
 
@@ -19,7 +19,7 @@ CASES = {
     "two_sided": VaeBmfConfig(latent_width=4, branch_width=4, hidden_width=4),
     "user_rows": MultVaeConfig(hidden_width=8, latent_width=4),
 }
-ITERATIVE = [name for name in CASES if SCHEMES[name].is_iterative]
+ITERATIVE = [name for name in CASES if isinstance(SCHEMES[name], IterativeScheme)]
 every_iterative_scheme = pytest.mark.parametrize("name", ITERATIVE)
 BATCH = 7
 
@@ -62,12 +62,12 @@ def test_ranks_share_each_global_batch_and_an_epoch_can_be_entered_anywhere(name
     assert {len(batches) for batches in ranks} == {len(whole)}
     for batch, *parts in zip(whole, *ranks, strict=True):
         assert {part.size for part in parts} == {batch.size}
-        together = torch.cat([part.target.pairs.value_N for part in parts])
-        assert together.sort().values.tolist() == batch.target.pairs.value_N.sort().values.tolist()
+        together = torch.cat([part.target.value_N for part in parts])
+        assert together.sort().values.tolist() == batch.target.value_N.sort().values.tolist()
     rest = list(feeds_of(name, small, 1)[0].batches(1, first_step=2))
     assert [b.size for b in rest] == [b.size for b in whole[2:]]
     for one, other in zip(rest, whole[2:], strict=True):
-        assert torch.equal(one.target.pairs.item_N, other.target.pairs.item_N)
+        assert torch.equal(one.target.item_N, other.target.item_N)
 
 
 @every_iterative_scheme
@@ -148,7 +148,7 @@ def test_estimates_agree_with_the_feed(name, small):
     assert 0 < feed.num_steps(0) == len(list(feed.batches(0))) <= steps <= feed.num_steps(0) + 1
     rows, columns = scheme.shape(run, sizes_of(small))
     assert rows >= feed.num_users
-    assert all(int(batch.target.pairs.item_N.max()) < columns for batch in feed.batches(0))
+    assert all(int(batch.target.item_N.max()) < columns for batch in feed.batches(0))
 
 
 @every_iterative_scheme
@@ -160,6 +160,6 @@ def test_samples_are_a_workers_share_of_batches_without_end(name, small):
     samples = scheme.sample_batches(run, rows, vocabulary, 2)
     for _ in range(2 * feed.num_steps(0)):
         batch = next(samples)
-        assert batch.target.pairs.num_users <= -(-BATCH // 2)
+        assert batch.target.num_users <= -(-BATCH // 2)
         losses = step(batch.inputs, batch.target, CounterRng.of(0, 0), 5)
         assert all(loss.isfinite() for loss in losses.values())

@@ -8,12 +8,14 @@ same number of steps; a rank's part of a batch may be empty.
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import torch
 
+from distrib.batch import Batch, TrainInput
 from distrib.data.history_arrays import HistoryArrays, IntArray
-from distrib.tiles import TrainInput
 
 BATCHES_AHEAD = 3
 T = TypeVar("T")
@@ -44,12 +46,30 @@ class RankBatch(NamedTuple):
     inputs: TrainInput
     """What the model reads; may hold no users."""
 
-    target: TrainInput
-    """What it should decode; for an autoencoder the same object as ``inputs``."""
+    target: Batch
+    """What it should decode, a row for each row of the state that it encodes ``inputs`` to; for an
+    autoencoder the same object as ``inputs``."""
 
     size: int
     """Size of the global batch over all ranks, in users or what else the scheme counts; losses are
     means over them."""
+
+    def to(self, device: torch.device | str) -> "RankBatch":
+        """Return the batch on a device; what is both input and target is copied once."""
+        target = self.target.to(device)
+        is_one = self.target is self.inputs
+        return RankBatch(target if is_one else self.inputs.to(device), target, self.size)
+
+    def split(self, num_parts: int) -> list["RankBatch"]:
+        """Split it into micro-batches, each with the size of the whole."""
+        if num_parts == 1:
+            return [self]
+        if self.target is self.inputs:
+            return [RankBatch(part, part, self.size) for part in self.target.split(num_parts)]
+        parts = self.inputs.split(num_parts)
+        cuts = [0, *accumulate(part.num_rows for part in parts)]
+        targets = [self.target.slice(low, high) for low, high in pairwise(cuts)]
+        return [RankBatch(*both, self.size) for both in zip(parts, targets, strict=True)]
 
 
 class BatchSharding(NamedTuple):

@@ -200,7 +200,7 @@ class _Grid(_EpochTiles):
         )
         transposed = Transposed.of(pairs.item_N, pairs.pointer_P, items.batch.num_users)
         tile = Tile(users, items, pairs, transposed, torch.tensor([step]))
-        return RankBatch(tile, tile, int(stop - start))
+        return RankBatch(tile, tile.pairs, int(stop - start))
 
     def _kept(self, kind: int, part: int, wanted_B: IntArray) -> Side:
         """Return a side of a tile from an LRU cache; sides recur within an epoch."""
@@ -242,7 +242,7 @@ class _Turn(_EpochTiles):
         transposed = Transposed.of(pairs.item_N, pairs.pointer_P, columns)
         count = int(np.diff(rows.pointer_P)[part].sum())
         tile = Tile(users, items, pairs, transposed, torch.tensor([step]))
-        return RankBatch(tile, tile, count)
+        return RankBatch(tile, tile.pairs, count)
 
 
 class _Edges(_EpochTiles):
@@ -281,7 +281,7 @@ class _Edges(_EpochTiles):
         )
         transposed = Transposed.of(pairs.item_N, pairs.pointer_P, len(items))
         tile = Tile(sides[0], sides[1], pairs, transposed, torch.tensor([step]))
-        return RankBatch(tile, tile, len(chosen))
+        return RankBatch(tile, tile.pairs, len(chosen))
 
 
 def balanced_tiles(rows: HistoryArrays, size: int, rng: np.random.Generator) -> list[IntArray]:

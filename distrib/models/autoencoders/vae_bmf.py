@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor
 from typing_extensions import override
 
-from distrib.batch import Batch
+from distrib.batch import Batch, TrainInput
 from distrib.config import Config
 from distrib.models.autoencoders.vae_bmf_encoder import (
     PRIOR_RATINGS,
@@ -27,7 +27,7 @@ from distrib.models.layers import item_mean, pair_products
 from distrib.models.outputs import RatingOutput
 from distrib.objectives import SquaredErrorConfig
 from distrib.rng import CounterRng
-from distrib.tiles import Side, Tile, TrainInput, Transposed
+from distrib.tiles import Side, Tile, Transposed
 from distrib.vocabulary import Catalog
 
 _SAMPLE_USERS, _SAMPLE_ITEMS, _FEED_USERS, _FEED_ITEMS = 1, 2, 3, 4  # random streams
@@ -220,6 +220,7 @@ class VaeBmf(Model):
         if isinstance(batch, Tile):
             assert rng is not None  # tiles are for training only
             return self._block_state(batch, rng)
+        assert isinstance(batch, Batch)
         found = self.encode_users(batch)
         return VaeBmfState(
             LatentFactors(found.mean_BZ, found.log_variance_BZ.exp(), found.offset_B)

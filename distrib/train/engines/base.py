@@ -3,14 +3,12 @@
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from distrib.checkpoint.state import SavedState, StatePiece
 from distrib.config import JsonObject
 from distrib.data.feeds.base import RankBatch
 from distrib.rng import CounterRng
-from distrib.tiles import TrainInput
 from distrib.train.step import TrainStep
 
 
@@ -64,9 +62,3 @@ class Engine(Protocol):
 
     def restore(self, saved: SavedState, facts: JsonObject) -> None:
         """Restore `pieces` and `facts` from any number of ranks; every rank must call."""
-
-
-def moved(batch: RankBatch, device: torch.device | str) -> tuple[TrainInput, TrainInput]:
-    """Return inputs and target on a device; an autoencoder's are copied once."""
-    inputs = batch.inputs.to(device)
-    return inputs, inputs if batch.target is batch.inputs else batch.target.to(device)

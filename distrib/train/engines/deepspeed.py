@@ -24,7 +24,7 @@ from distrib.models.capabilities import begin_epoch, end_epoch
 from distrib.parameters import roles_of
 from distrib.rng import CounterRng
 from distrib.train.engines import deepspeed_state
-from distrib.train.engines.base import Update, moved
+from distrib.train.engines.base import Update
 from distrib.train.engines.config import EngineConfig
 from distrib.train.engines.deepspeed_config import deepspeed_config
 from distrib.train.engines.state import buffer_pieces, restore_buffers
@@ -91,15 +91,12 @@ class DeepSpeedEngine:
         return update
 
     def _update(self, batch: RankBatch, rng: CounterRng, step: int) -> Update:
-        read, wanted = moved(batch, self.device)
         set_rate(self.engine.optimizer, self.optimizer.rate(step))
         summed: dict[str, Tensor] = {}
-        for part, target_part in zip(
-            read.split(self.num_parts), wanted.split(self.num_parts), strict=True
-        ):
-            terms: dict[str, Tensor] = self.engine(part, target_part, rng, step)
+        for inputs, target, count in batch.to(self.device).split(self.num_parts):
+            terms: dict[str, Tensor] = self.engine(inputs, target, rng, step)
             # DeepSpeed averages over ranks and micro-batches; the loss is a mean over users.
-            scale = self.world_size * self.num_parts / batch.size
+            scale = self.world_size * self.num_parts / count
             self.engine.backward(total(terms) * scale)
             self.engine.step()
             for name, term in terms.items():

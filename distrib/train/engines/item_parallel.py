@@ -21,7 +21,7 @@ from distrib.models.capabilities import begin_epoch, end_epoch
 from distrib.objectives.base import Candidates, Carry
 from distrib.parameters import roles_of
 from distrib.rng import CounterRng
-from distrib.train.engines.base import Update, moved
+from distrib.train.engines.base import Update
 from distrib.train.engines.config import EngineConfig
 from distrib.train.engines.deepspeed_config import num_micro_batches
 from distrib.train.engines.state import buffer_pieces, piece_of, restore_buffers, take_up
@@ -133,23 +133,20 @@ class ItemEngine:
 
     def train_batch(self, batch: RankBatch, rng: CounterRng, *, step: int) -> Update:
         """Forward and backward over each micro-batch, then the update; see `Engine`."""
-        read, wanted = moved(batch, self.device)
-        assert isinstance(read, Batch)  # tiles are refused before any worker starts
-        assert isinstance(wanted, Batch)
+        batch = batch.to(self.device)
+        assert isinstance(batch.inputs, Batch)  # schemes refuse the engine for other inputs
         _waited.clear()
         started_s = time.perf_counter()
         for owned in self.parts:
             owned.parameter.grad = None
         self._kept.clear()
         summed: dict[str, Tensor] = {}
-        for part, wanted_part in zip(
-            read.split(self.num_parts), wanted.split(self.num_parts), strict=True
-        ):
-            terms = self._backward(part, wanted_part, rng, step, batch.size)
+        for part in batch.split(self.num_parts):
+            terms = self._backward(part, rng, step)
             self._keep_gradients()
             for name, term in terms.items():
                 summed[name] = summed[name] + term if name in summed else term
-        self._collect(read.item_N)
+        self._collect(batch.inputs.item_N)
         norm = _global_norm([*self.output.values(), *self.read.values()], self.small.values())
         if self.optimizer_config.gradient_clipping:
             scale = (self.optimizer_config.gradient_clipping / (norm + 1e-6)).clamp(max=1.0)
@@ -161,9 +158,7 @@ class ItemEngine:
         self.communication_share = sum(_waited) / (time.perf_counter() - started_s)
         return Update(summed, norm.float())
 
-    def _backward(
-        self, inputs: Batch, target: Batch, rng: CounterRng, step: int, count: int
-    ) -> dict[str, Tensor]:
+    def _backward(self, batch: RankBatch, rng: CounterRng, step: int) -> dict[str, Tensor]:
         """Add to the gradients; return the loss terms of this rank's own users.
 
         Every rank computes the loss of all users over the items of all ranks, but its gradient
@@ -171,10 +166,10 @@ class ItemEngine:
         those of the user states are summed over ranks in `_Gathered`.
         """
         step_module, model = self.step_module, self.step_module.model
-        users = model.encode(inputs, rng)
+        users = model.encode(batch.inputs, rng)
         # Ranks exchange targets and user states here, then what the loss accumulates over the items
         # of each rank (`_Shard.gather`). The outputs for items, by far larger, stay local.
-        everyone, sizes = gathered_batch(target)
+        everyone, sizes = gathered_batch(batch.target)
         first = sum(sizes[: self.rank])
         own = slice(first, first + sizes[self.rank])
         all_users = tuple(_Gathered.apply(tensor, sizes) for tensor in users)  # type: ignore[no-untyped-call]
@@ -184,13 +179,13 @@ class ItemEngine:
         shard = _Shard(everyone, self.low, self.high)
         context = step_module.context(rng, step)._replace(shard=shard)
         terms_TB = step_module.objective(model, all_users, mine, context)
-        loss = terms_TB.sum() / count
+        loss = terms_TB.sum() / batch.size
         # All ranks hold the same terms: reporting own users only counts each user once.
         sums = terms_TB[:, own].sum(1).detach()
         terms = dict(zip(step_module.objective.terms, sums.unbind(), strict=True))
         kl = step_module.weighted_kl(users, step)
         if kl is not None:  # of own users only, so the sum over ranks counts it once, too
-            loss = loss + kl / count
+            loss = loss + kl / batch.size
             terms["divergence"] = kl.detach()
         loss.backward()
         return terms

@@ -10,7 +10,7 @@ from distrib.config import JsonObject
 from distrib.data.feeds.base import RankBatch
 from distrib.models.capabilities import begin_epoch, end_epoch
 from distrib.rng import CounterRng
-from distrib.train.engines.base import Update, moved
+from distrib.train.engines.base import Update
 from distrib.train.engines.state import buffer_pieces, piece_of, restore_buffers, take_up
 from distrib.train.optimizer import OptimizerConfig, build_optimizer, set_rate, train_phase
 from distrib.train.step import TrainStep, total
@@ -30,10 +30,10 @@ class LocalEngine:
 
     def train_batch(self, batch: RankBatch, rng: CounterRng, *, step: int) -> Update:
         """Forward, backward, update; see `Engine`."""
-        read, wanted = moved(batch, self.device)
-        terms: dict[str, Tensor] = self.step_module(read, wanted, rng, step)
+        inputs, target, size = batch.to(self.device)
+        terms: dict[str, Tensor] = self.step_module(inputs, target, rng, step)
         self.optimizer.zero_grad()
-        (total(terms) / batch.size).backward()
+        (total(terms) / size).backward()
         parameters = [p for p in self.step_module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.config.gradient_clipping:

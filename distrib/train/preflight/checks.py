@@ -12,11 +12,13 @@ from distrib.cluster.resources import await_room
 from distrib.data.dataset import Dataset
 from distrib.errors import ConfigError, DataError, DistribError, raise_all
 from distrib.objectives import ObjectiveConfig
+from distrib.objectives.base import ObjectiveSpec
 from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 from distrib.train.engines.deepspeed import deepspeed_faults
 from distrib.train.run_folder import identity_faults
-from distrib.train.schemes import can_warm_start, scheme_of
+from distrib.train.schemes import can_warm_start, is_iterative, scheme_of
+from distrib.train.schemes.base import IterativeScheme
 from distrib.train.warm_start import kind_faults
 
 OBJECTIVES = get_args(get_args(ObjectiveConfig)[0])
@@ -74,12 +76,12 @@ def check_run(run: TrainingRun) -> None:
 
 def run_faults(run: TrainingRun) -> list[str]:
     """Return what is wrong with a run file, whatever the data."""
-    scheme = scheme_of(run.model.spec)
+    scheme = scheme_of(run)
     faults = [*identity_faults(run, None), *scheme.faults(run), *_selection_faults(run)]
-    if scheme.is_iterative:
+    if isinstance(scheme, IterativeScheme):
         faults += _package_faults(run)
         faults += deepspeed_faults(run.engine, run.optimizer)
-        faults += _objective_faults(run)
+        faults += _objective_faults(run, scheme)
         faults += run.engine.faults(
             use_gpu=run.train.use_gpu,
             max_skipped=run.train.max_skipped,
@@ -91,7 +93,7 @@ def run_faults(run: TrainingRun) -> list[str]:
 def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
     """Return what the prepared data lack for a run."""
     manifest, spec, train = dataset.manifest, run.model.spec, run.train
-    scheme, faults = scheme_of(spec), []
+    scheme, faults = scheme_of(run), []
     if train.patience and not manifest.num_valid:
         faults.append(
             f"train.patience = {train.patience}, but the data have no validation users; set it "
@@ -107,7 +109,7 @@ def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
             f"model {run.model.name!r} reads histories of items, which {run.prepared} lacks; set "
             "data.item_histories = true and run prepare again"
         )
-    if train.warm_start and scheme.is_iterative and not can_warm_start(spec):
+    if train.warm_start and is_iterative(run) and not can_warm_start(run):
         faults.append(
             f"train.warm_start with model {run.model.name!r}: it has parameters for each user, "
             "which do not transfer to other data; remove it"
@@ -117,7 +119,7 @@ def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
 
 def warm_start_faults(run: TrainingRun, dataset: Dataset) -> list[DistribError]:
     """Return why training cannot start from the earlier model, if it cannot."""
-    if not run.train.warm_start or not can_warm_start(run.model.spec):
+    if not run.train.warm_start or not can_warm_start(run):
         return []
     try:
         earlier = load_bundle(Folder(run.train.warm_start) / BUNDLE)
@@ -139,21 +141,29 @@ def _selection_faults(run: TrainingRun) -> Iterator[str]:
         )
 
 
-def _objective_faults(run: TrainingRun) -> Iterator[str]:
-    """Refuse an objective that does not fit the output of the model."""
+def _objective_faults(run: TrainingRun, scheme: IterativeScheme) -> Iterator[str]:
+    """Refuse an objective that does not fit the output of the model, or what is decoded."""
     model, spec, objective = run.model, run.model.spec, run.objective
     assert objective is not None  # every model that an engine trains has one
     fits = [
         kind.model_fields["name"].default
         for kind in OBJECTIVES
-        if kind.accepts == spec.output and (spec.is_tied or not kind.needs_tied)
+        if kind.spec.accepts == spec.output
+        and (spec.is_tied or not kind.spec.needs_tied)
+        and (scheme.decodes_inputs or not kind.spec.decodes_inputs)
     ]
     if objective.name not in fits:
         yield (
             f"model {model.name!r} outputs {spec.output}, but objective {objective.name!r} takes "
-            f"{'embeddings of tied weights' if objective.needs_tied else objective.accepts}; valid "
+            f"{_taken(objective.spec)}; valid "
             f"objectives for {model.name}: {' or '.join(sorted(fits))}"
         )
+
+
+def _taken(spec: ObjectiveSpec) -> str:
+    """Return what an objective takes, for a message."""
+    what = "embeddings of tied weights" if spec.needs_tied else spec.accepts
+    return f"{what} of the histories that it decodes" if spec.decodes_inputs else what
 
 
 def _package_faults(run: TrainingRun) -> Iterator[str]:

@@ -36,7 +36,7 @@ from distrib.train.preflight.estimate import (
     sizes_of_counts,
     state_bytes,
 )
-from distrib.train.schemes import scheme_of
+from distrib.train.schemes import iterative_scheme_of
 
 _PACKAGES = ("distrib", "ray", "torch", "deepspeed", "pyarrow", "numpy")
 _WARM_UP_STEPS, _TIMED_STEPS = 2, 3
@@ -87,10 +87,7 @@ def examine(config: TrainingRun) -> Report:
         ConfigError: Something will not work, all faults at once; or the model is closed-form.
     """
     dataset = preflight(config)
-    if not scheme_of(config.model.spec).is_iterative:
-        raise ConfigError(
-            f"model {config.model.name!r} is computed in closed form; there are no updates to try"
-        )
+    iterative_scheme_of(config)  # closed-form models have no updates to try
     require_room(config)
     config = config.absolute()
     nodes, faults = _nodes(config)
@@ -219,7 +216,7 @@ def _estimate(config: TrainingRun, dataset: Dataset) -> dict[str, str | int]:
     manifest = dataset.manifest
     sizes = sizes_of_counts(manifest.counts)
     trained = manifest.counts.interactions(Role.INPUT, Role.TRAIN_TARGET)
-    scheme = scheme_of(config.model.spec)
+    scheme = iterative_scheme_of(config)
     steps = scheme.steps_per_epoch(config, sizes._replace(interactions=trained))
     planned = estimate(config, sizes)
     kind = kind_of(train.feed, manifest)
@@ -251,10 +248,10 @@ def _tried(config_json: str, dataset: Dataset, workers: int) -> dict[str, float]
             "nccl" if config.train.use_gpu else "gloo", f"file://{folder}/m", rank=0, world_size=1
         )
         torch.set_num_threads(config.train.cpus_per_worker)
-        rows = _some_rows(dataset, scheme_of(config.model.spec).reads)
+        scheme = iterative_scheme_of(config)
+        rows = _some_rows(dataset, scheme.reads)
         vocabulary = dataset.vocabulary
         engine = build_engine(config, vocabulary, device)
-        scheme = scheme_of(config.model.spec)
         batches = scheme.sample_batches(config, rows, vocabulary, workers)
         started_s = 0.0
         for step in range(_WARM_UP_STEPS + _TIMED_STEPS):

@@ -13,17 +13,14 @@ import pyarrow as pa
 from torch.utils.flop_counter import FlopCounterMode
 
 from distrib.data.dataset import RowCounts
-from distrib.data.feeds.base import RankBatch
-from distrib.data.feeds.collate import gather
 from distrib.data.history_arrays import BYTES_PER_INTERACTION, BYTES_PER_USER, HistoryArrays
 from distrib.data.schema import Role
 from distrib.errors import ConfigError
 from distrib.rng import CounterRng
 from distrib.train.config import TrainingRun
 from distrib.train.engines.local import LocalEngine
-from distrib.train.schemes import scheme_of
+from distrib.train.schemes import iterative_scheme_of, scheme_of
 from distrib.train.schemes.base import Sizes
-from distrib.train.step import TrainStep
 from distrib.vocabulary import Vocabulary
 
 _GB = 2**30
@@ -125,7 +122,7 @@ def estimate(config: TrainingRun, sizes: Sizes, gpu: str = "h100") -> Estimate:
     Raises:
         ConfigError: The model is closed-form, a size is 0, or the GPU is unknown.
     """
-    scheme = scheme_of(config.model.spec)
+    scheme = iterative_scheme_of(config)
     small = [name for name, size in sizes._asdict().items() if size < 1]
     if small:
         raise ConfigError(f"sizes: {', '.join(small)} must be 1 or more")
@@ -135,7 +132,7 @@ def estimate(config: TrainingRun, sizes: Sizes, gpu: str = "h100") -> Estimate:
     workers = train.max_workers
     parameters, of_items = _parameters(config, sizes)
     state_gb = state_bytes(config, parameters, workers) / _GB
-    _, columns = scheme.shape(config, sizes)
+    columns = scheme.shape(config, sizes).columns
     share = -(-train.batch_users // workers)
     flops, reached = _step_flops(config, share, columns), _reached(config, gpu)
     sent = parameters
@@ -198,7 +195,7 @@ def _parameters(config: TrainingRun, sizes: Sizes) -> tuple[int, int]:
     low, high = _TRACED_COLUMNS
 
     def count(items: int, users: int) -> int:
-        model = scheme_of(config.model.spec).build(config.model, _small(items, users))
+        model = scheme_of(config).build(config.model, _small(items, users))
         return sum(tensor.numel() for tensor in model.state_dict().values())
 
     first = count(low, low)
@@ -215,7 +212,7 @@ def _step_flops(config: TrainingRun, rows: int, columns: int) -> float | None:
     """
     assert config.objective is not None  # every iterative model has one
     objective = config.objective.build(_small(*_TRACED_COLUMNS).catalog)
-    if scheme_of(config.model.spec).reads == "both" or objective.decodes_pairs:
+    if not iterative_scheme_of(config).extrapolates or objective.decodes_pairs:
         return None
     (few, many), (narrow, wide) = _TRACED_ROWS, _TRACED_COLUMNS
     x, y = (rows - few) / (many - few), (columns - narrow) / (wide - narrow)
@@ -230,17 +227,21 @@ def _step_flops(config: TrainingRun, rows: int, columns: int) -> float | None:
 
 def _traced(config: TrainingRun, rows: int, columns: int) -> float:
     """Count the FLOPs of a real update of a few rows."""
-    scheme = scheme_of(config.model.spec)
+    scheme = iterative_scheme_of(config)
     vocabulary = _small(*((rows, columns) if scheme.reads == "items" else (columns, rows)))
     model = scheme.build(config.model, vocabulary)
     assert config.objective is not None  # every iterative model has one
     objective = config.objective.build(vocabulary.catalog)
-    step = TrainStep(model, objective, block_items=columns, keep_output_mb=256)
+    engine_config = config.engine.model_copy(update={"block_items": columns})
+    step = scheme.step(model, objective, engine_config)
     engine = LocalEngine(step, config.optimizer)
-    batch, _ = gather(_some_histories(rows, columns), np.arange(rows))
+    train = config.train.model_copy(update={"batch_users": rows})
+    small = config.model_copy(update={"train": train})
+    histories = _some_histories(rows, columns)
+    batch = next(scheme.sample_batches(small, histories, vocabulary, 1))
     with FlopCounterMode(display=False) as counter:
         engine.begin_epoch(0)
-        engine.train_batch(RankBatch(batch, batch, rows), CounterRng.of(0, 0), step=0)
+        engine.train_batch(batch, CounterRng.of(0, 0), step=0)
     return float(counter.get_total_flops())
 
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
-from distrib.models.base import ModelSpec
-from distrib.train.schemes.base import Scheme
+from distrib.errors import ConfigError
+from distrib.train.config import TrainingRun
+from distrib.train.schemes.base import IterativeScheme, Scheme
 from distrib.train.schemes.closed_form import ClosedForm
 from distrib.train.schemes.item_rows import ItemRows
 from distrib.train.schemes.two_sided import TwoSided
@@ -17,11 +18,38 @@ SCHEMES: Mapping[str, Scheme] = {
 }
 
 
-def scheme_of(spec: ModelSpec) -> Scheme:
-    """Return the scheme that trains a model."""
-    return SCHEMES[spec.scheme]
+def scheme_of(run: TrainingRun) -> Scheme:
+    """Return the scheme that a run trains by."""
+    brought = run.objective.spec.scheme if run.objective else None
+    return SCHEMES[brought or run.model.spec.scheme]
 
 
-def can_warm_start(spec: ModelSpec) -> bool:
+def iterative_scheme_of(run: TrainingRun) -> IterativeScheme:
+    """Return the scheme of a run with updates.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The scheme.
+
+    Raises:
+        ConfigError: The model is computed in closed form.
+    """
+    scheme = scheme_of(run)
+    if not isinstance(scheme, IterativeScheme):
+        raise ConfigError(
+            f"model {run.model.name!r} is computed in closed form, in memory that grows with items "
+            "squared; there are no updates to estimate or to try"
+        )
+    return scheme
+
+
+def is_iterative(run: TrainingRun) -> bool:
+    """Return whether an engine makes updates."""
+    return isinstance(scheme_of(run), IterativeScheme)
+
+
+def can_warm_start(run: TrainingRun) -> bool:
     """Return whether training may start from an earlier model, on other users."""
-    return scheme_of(spec).can_warm_start and not spec.has_user_rows
+    return scheme_of(run).can_warm_start and not run.model.spec.has_user_rows

@@ -1,7 +1,7 @@
 """What a training scheme is: how training reads the log, and what it exports for scoring."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,10 @@ from distrib.data.feeds.base import BatchSharding, Feed, RankBatch, Reads, Resid
 from distrib.data.history_arrays import HistoryArrays
 from distrib.models import ModelConfig
 from distrib.models.base import Model
+from distrib.objectives import Objective
 from distrib.train.config import TrainingRun
+from distrib.train.engines.config import EngineConfig
+from distrib.train.step import TrainStep
 from distrib.vocabulary import Vocabulary
 
 State = dict[str, Tensor]
@@ -60,19 +63,13 @@ class ExportContext(NamedTuple):
 
 
 class Scheme(Protocol):
-    """One way to train; a model names its own in `ModelSpec.scheme`."""
+    """One way to train; a model names its own in `ModelSpec`, an objective may bring another.
 
-    counts: str
-    """What a step counts, and what losses are means over, in the plural; names the speed."""
+    Settings of a scheme are fields of the model or of the objective that names it.
+    """
 
     reads: Reads
     """Whose histories training reads."""
-
-    is_iterative: bool
-    """Whether an engine makes updates; otherwise the model is computed in closed form."""
-
-    exports_every_epoch: bool
-    """Whether `export` is part of training, rather than only needed for validation."""
 
     can_warm_start: bool
     """Whether training may start from an earlier model."""
@@ -90,6 +87,36 @@ class Scheme(Protocol):
         Returns:
             The untrained model.
         """
+
+
+class Shape(NamedTuple):
+    """Size of what training reads and decodes."""
+
+    rows: int
+    """Rows of histories."""
+
+    columns: int
+    """Columns that a step decodes at most."""
+
+
+@runtime_checkable
+class IterativeScheme(Scheme, Protocol):
+    """A scheme in which an engine makes updates; others compute the model at once."""
+
+    counts: str
+    """What a step counts, and what losses are means over, in the plural; names the speed."""
+
+    exports_every_epoch: bool
+    """Whether `export` is part of training, rather than only needed for validation."""
+
+    needs_resident: bool
+    """Whether its feed is always in memory; see `TrainingData.resident`."""
+
+    decodes_inputs: bool
+    """Whether the target of a batch is what the model reads."""
+
+    extrapolates: bool
+    """Whether matrix products dominate a step: then its FLOPs follow from those of a small one."""
 
     def open_feed(
         self,
@@ -110,6 +137,9 @@ class Scheme(Protocol):
             The feed.
         """
 
+    def step(self, model: Model, objective: Objective, engine: EngineConfig) -> TrainStep:
+        """Make the module that computes the loss; gradients are of first order only."""
+
     def export(self, weights: State, context: ExportContext) -> State:
         """Return the state of the model that scores; every rank must call.
 
@@ -126,8 +156,15 @@ class Scheme(Protocol):
     ) -> Iterator[RankBatch]:
         """Yield a worker's shares of batches endlessly, from some histories, to time steps."""
 
-    def shape(self, run: TrainingRun, sizes: Sizes) -> tuple[int, int]:
-        """Return how many rows training reads, and how many columns a step decodes at most."""
+    def shape(self, run: TrainingRun, sizes: Sizes) -> Shape:
+        """Return the size of what training reads and decodes."""
 
     def steps_per_epoch(self, run: TrainingRun, sizes: Sizes) -> int:
         """Estimate the updates of an epoch from sizes, whose users are the training users."""
+
+
+def plain_step(model: Model, objective: Objective, engine: EngineConfig) -> TrainStep:
+    """Make the step of a scheme that encodes, decodes and updates once."""
+    return TrainStep(
+        model, objective, block_items=engine.block_items, keep_output_mb=engine.keep_output_mb
+    )

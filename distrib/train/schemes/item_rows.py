@@ -6,7 +6,7 @@ from distrib.data.feeds.base import Reads
 from distrib.models import ModelConfig
 from distrib.models.base import Model
 from distrib.train.config import TrainingRun
-from distrib.train.schemes.base import ExportContext, Sizes, State
+from distrib.train.schemes.base import ExportContext, Shape, Sizes, State
 from distrib.train.schemes.encoded_rows import RowEncoder, TrainsNetwork, network_of
 from distrib.train.schemes.user_rows import UserRows
 from distrib.vocabulary import Vocabulary
@@ -35,7 +35,7 @@ class ItemRows(UserRows):
         return config.scoring(weights, RowEncoder(context).encode(network.encode, parts, count))
 
     @override
-    def shape(self, run: TrainingRun, sizes: Sizes) -> tuple[int, int]:
+    def shape(self, run: TrainingRun, sizes: Sizes) -> Shape:
         """Return items and users; see `Scheme`."""
         del run
-        return sizes.items, sizes.users
+        return Shape(sizes.items, sizes.users)

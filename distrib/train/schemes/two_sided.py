@@ -13,10 +13,13 @@ from distrib.data.feeds.tiles import Ratings, TileFeed
 from distrib.data.history_arrays import HistoryArrays, by_item, empty_like
 from distrib.models import ModelConfig
 from distrib.models.base import Model
+from distrib.objectives import Objective
 from distrib.rng import CounterRng
 from distrib.train.config import TrainingRun
-from distrib.train.schemes.base import ExportContext, Sizes, State, TrainingData
+from distrib.train.engines.config import EngineConfig
+from distrib.train.schemes.base import ExportContext, Shape, Sizes, State, TrainingData, plain_step
 from distrib.train.schemes.encoded_rows import RowEncoder, Tables, TrainsNetwork, network_of
+from distrib.train.step import TrainStep
 from distrib.vocabulary import Vocabulary
 
 
@@ -45,8 +48,10 @@ class TwoSided:
 
     counts = "ratings"
     reads: Reads = "both"
-    is_iterative = True
     exports_every_epoch = True
+    needs_resident = True
+    decodes_inputs = False
+    extrapolates = False
     can_warm_start = False
 
     def faults(self, run: TrainingRun) -> Iterator[str]:
@@ -86,6 +91,10 @@ class TwoSided:
         ratings = Ratings(rows.train, rows.items, rows.num_columns)
         return TileFeed(ratings, rows.valid, sharding, run.train.blocks)
 
+    def step(self, model: Model, objective: Objective, engine: EngineConfig) -> TrainStep:
+        """Encode, decode and update once; see `IterativeScheme`."""
+        return plain_step(model, objective, engine)
+
     def export(self, weights: State, context: ExportContext) -> State:
         """Encode all users and items, for scoring and for the next epoch; see `Scheme`."""
         config, network = context.run.model, context.trained
@@ -119,9 +128,9 @@ class TwoSided:
         for epoch in itertools.count():
             yield from feed.batches(epoch)
 
-    def shape(self, run: TrainingRun, sizes: Sizes) -> tuple[int, int]:
+    def shape(self, run: TrainingRun, sizes: Sizes) -> Shape:
         """Return users, and the items of a tile; see `Scheme`."""
-        return sizes.users, run.train.blocks.items
+        return Shape(sizes.users, run.train.blocks.items)
 
     def steps_per_epoch(self, run: TrainingRun, sizes: Sizes) -> int:
         """Return the tiles of an epoch; see `Scheme`."""

@@ -12,8 +12,11 @@ from distrib.data.feeds.tiles import TileConfig
 from distrib.data.history_arrays import HistoryArrays
 from distrib.models import ModelConfig
 from distrib.models.base import Model
+from distrib.objectives import Objective
 from distrib.train.config import TrainingRun
-from distrib.train.schemes.base import ExportContext, Sizes, State, TrainingData
+from distrib.train.engines.config import EngineConfig
+from distrib.train.schemes.base import ExportContext, Shape, Sizes, State, TrainingData, plain_step
+from distrib.train.step import TrainStep
 from distrib.vocabulary import Vocabulary
 
 
@@ -22,8 +25,10 @@ class UserRows:
 
     counts = "users"
     reads: Reads = "users"
-    is_iterative = True
     exports_every_epoch = False
+    needs_resident = False
+    decodes_inputs = True
+    extrapolates = True
     can_warm_start = True
 
     def faults(self, run: TrainingRun) -> Iterator[str]:
@@ -44,6 +49,10 @@ class UserRows:
         """Open a resident or streaming feed; see `Scheme`."""
         return data.open_rows(sharding, window_users=run.train.window_users, device=device)
 
+    def step(self, model: Model, objective: Objective, engine: EngineConfig) -> TrainStep:
+        """Encode, decode and update once; see `IterativeScheme`."""
+        return plain_step(model, objective, engine)
+
     def export(self, weights: State, context: ExportContext) -> State:
         """Return the weights as they are; see `Scheme`."""
         del context
@@ -56,15 +65,14 @@ class UserRows:
         del vocabulary
         return row_batches(run, train, workers)
 
-    def shape(self, run: TrainingRun, sizes: Sizes) -> tuple[int, int]:
+    def shape(self, run: TrainingRun, sizes: Sizes) -> Shape:
         """Return users and items; see `Scheme`."""
         del run
-        return sizes.users, sizes.items
+        return Shape(sizes.users, sizes.items)
 
     def steps_per_epoch(self, run: TrainingRun, sizes: Sizes) -> int:
         """Return the batches of histories; see `Scheme`."""
-        num_rows, _ = self.shape(run, sizes)
-        return -(-num_rows // run.train.batch_users)
+        return -(-self.shape(run, sizes).rows // run.train.batch_users)
 
 
 def tile_faults(run: TrainingRun) -> Iterator[str]:

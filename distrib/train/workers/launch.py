@@ -31,7 +31,7 @@ from distrib.train.oom import advice
 from distrib.train.preflight.checks import preflight, require_room
 from distrib.train.records import Divergence, EpochRecord, Outcome, RunResult
 from distrib.train.run_folder import HISTORY, RUN, TOKEN, first_feed, identity, require_ours
-from distrib.train.schemes import scheme_of
+from distrib.train.schemes import is_iterative, iterative_scheme_of, scheme_of
 from distrib.train.workers.signals import Driver, driving
 from distrib.train.workers.solve import solve
 from distrib.train.workers.worker import Inputs, train_worker
@@ -76,7 +76,7 @@ def launch(run: TrainingRun, on_epoch: EpochListener | None = None) -> RunResult
     keep("train_diverged", "Whether the last training diverged.", 0.0)
     try:
         require_room(run)
-        if not scheme_of(run.model.spec).is_iterative:
+        if not is_iterative(run):
             return solve(run, dataset, on_epoch)
         return _train(run, dataset, on_epoch)
     except DivergedError:
@@ -115,7 +115,7 @@ def _with_feed(run: TrainingRun, dataset: Dataset) -> TrainingRun:
     feed: str = run.train.feed
     if feed == "auto":
         feed = first_feed(Folder(run.run)) or feed
-    if scheme_of(run.model.spec).reads == "both":
+    if iterative_scheme_of(run).needs_resident:
         feed = "resident"
     train = run.train.model_copy(update={"feed": kind_of(feed, dataset.manifest)})
     return run.model_copy(update={"train": train})
@@ -148,7 +148,7 @@ def _loaded(run: TrainingRun) -> TrainingData:
     """Load the histories, or prepare to stream their shards."""
     kind = run.train.feed
     assert kind != "auto"  # `_with_feed` has chosen
-    data = load_training_data(run.prepared, kind, scheme_of(run.model.spec).reads)
+    data = load_training_data(run.prepared, kind, scheme_of(run).reads)
     emit(
         "feed",
         kind=data.kind,

@@ -20,7 +20,7 @@ from distrib.train.config import TrainingRun
 from distrib.train.engines.base import Engine
 from distrib.train.loop import TrainState
 from distrib.train.records import EpochRecord, Speed
-from distrib.train.schemes import scheme_of
+from distrib.train.schemes import iterative_scheme_of
 
 TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's files, inside a run."""
@@ -37,7 +37,7 @@ class TrainMonitor:
     ) -> None:
         self._config = config
         self._engine = engine
-        self._counted = scheme_of(config.model.spec).counts
+        self._counted = iterative_scheme_of(config).counts
         self._is_first = is_first
         self._now: dict[str, float] = {}
         self._step = 0

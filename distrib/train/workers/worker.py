@@ -29,7 +29,7 @@ from distrib.train.engines.base import Update
 from distrib.train.loop import TrainState, run_epochs
 from distrib.train.oom import advice, is_of_memory
 from distrib.train.records import Divergence, EpochRecord, Outcome, best_record
-from distrib.train.schemes import scheme_of
+from distrib.train.schemes import iterative_scheme_of
 from distrib.train.schemes.base import ExportContext
 from distrib.train.workers.checkpoints import Attempt, RunCheckpoints, Trained
 from distrib.train.workers.collectives import broadcast_object, gather_objects
@@ -102,7 +102,7 @@ class Worker:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self.run = run = TrainingRun.model_validate_json(inputs.run)
-        self.scheme = scheme_of(run.model.spec)
+        self.scheme = iterative_scheme_of(run)
         self.inputs = inputs
         self.vocabulary: Vocabulary = ray.get(inputs.vocabulary)
         train = run.train
