@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,8 @@ from distrib.data.prepare.job import prepare
 from distrib.evaluate.job import evaluate
 from distrib.run_file import RunFile
 from distrib.train.workers.launch import launch
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
@@ -108,7 +111,7 @@ def test_the_pipeline_is_as_good_as_a_plain_loop(cluster, real_data, tmp_path):
     overrides = [f'run="{tmp_path}/run"', f'data.prepared="{tmp_path}/data"']
     file = load(
         RunFile,
-        "configs/ml1m_mult_vae.toml",
+        ROOT / "configs/ml1m_mult_vae.toml",
         overrides=overrides,
         environment={"DISTRIB_DATA": str(real_data)},
     )

@@ -1,6 +1,7 @@
 """Models that are computed at once, from shards on the cluster; and training on rows of items."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,8 @@ from distrib.train.optimizer import OptimizerConfig
 from distrib.train.preflight.checks import preflight
 from distrib.train.run_folder import HISTORY
 from distrib.train.workers.launch import launch
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.ray
 
@@ -184,7 +187,7 @@ def test_data_that_lack_what_a_model_reads_are_refused(prepared, tmp_path):
 def test_ease_on_real_data_equals_a_plain_solution(cluster, real_data, tmp_path):
     environment = {"DISTRIB_DATA": str(real_data)}
     places = [f'run="{tmp_path}/run"', f'data.prepared="{tmp_path}/data"', "data.num_shards=1"]
-    file = load(RunFile, "configs/ml1m_ease.toml", overrides=places, environment=environment)
+    file = load(RunFile, ROOT / "configs/ml1m_ease.toml", overrides=places, environment=environment)
     manifest = prepare(file.data)
     launch(file.training())
     train = Dataset.open(file.data.prepared).training(manifest.shards[0])

@@ -94,10 +94,10 @@ def test_halving_ends_what_is_behind_and_a_bad_draw_ends_itself(cluster, tmp_pat
     file = file.model_copy(update={"train": file.train.model_copy(update={"num_epochs": 8})})
     prepare(file.data)
     result = search(file.search, file.run, file.training_with)
-    rates = [trial["settings"]["optimizer.learning_rate"] for trial in result.trials]
+    rates = [trial.settings["optimizer.learning_rate"] for trial in result.trials]
     assert set(rates) == {0.01, 1e-7, 1e30}
     assert rates[0] == 0.01
     by_rate = dict(zip(rates, result.trials, strict=True))
-    assert result.trials[0]["epochs"] == 8
-    assert by_rate[1e-7]["epochs"] < 8
-    assert "not finite" in by_rate[1e30]["fault"]
+    assert result.trials[0].epochs == 8
+    assert by_rate[1e-7].epochs < 8
+    assert "not finite" in by_rate[1e30].fault
