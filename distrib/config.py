@@ -158,7 +158,8 @@ def _describe(kind: type[BaseModel], fault: Any) -> str:
     location = [str(part) for part in fault["loc"]]
     message = fault["msg"]
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _keys_beside(kind, location), n=1)
+        known = [key for key in _keys_beside(kind, location) if key != location[-1]]
+        near = difflib.get_close_matches(location[-1], known, n=1)
         message = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
     value = fault.get("input")
     is_shown = fault["type"] != "missing" and not isinstance(value, dict)

@@ -25,7 +25,7 @@ LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs Ray, by its fixture."""
     for item in items:
-        if "cluster" in getattr(item, "fixturenames", ()):
+        if {"cluster", "forked_workers"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("ray")
 
 
@@ -99,24 +99,31 @@ def object_store() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def cluster(object_store: str) -> Iterator[None]:
+def forked_workers() -> Iterator[None]:
+    """Clusters that start from now on fork their workers."""
+    pytest.importorskip("ray")
+    with forking():
+        yield
+
+
+@pytest.fixture(scope="session")
+def cluster(object_store: str, forked_workers: None) -> Iterator[None]:
     """One local Ray for all tests that need it; its workers reach the object store."""
     ray = pytest.importorskip("ray")
     os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["RAY_num_workers_soft_limit"] = "16"  # noqa: SIM112  Ray spells it so; see cli
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    with forking():
-        ray.init(
-            "local",
-            num_cpus=4,
-            include_dashboard=False,
-            object_store_memory=400 << 20,
-            logging_level="ERROR",
-            logging_config=ray.LoggingConfig(log_level="ERROR"),
-        )
-        yield
-        ray.shutdown()
+    ray.init(
+        "local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=400 << 20,
+        logging_level="ERROR",
+        logging_config=ray.LoggingConfig(log_level="ERROR"),
+    )
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture

@@ -35,13 +35,20 @@ def send(target: socket.socket, content: bytes, files: list[int]) -> None:
 
 
 def received(source: socket.socket) -> tuple[bytes, list[int]]:
-    """Receive what `send` sent; nothing at the end of the stream."""
+    """Receive what `send` sent.
+
+    Raises:
+        EOFError: The other end was closed.
+    """
     header, files, _, _ = socket.recv_fds(source, _LENGTH.size, 3)
-    if not header:
-        return b"", []
+    if len(header) < _LENGTH.size:
+        raise EOFError
     (length,), content = _LENGTH.unpack(header), b""
     while len(content) < length:
-        content += source.recv(length - len(content))
+        part = source.recv(length - len(content))
+        if not part:
+            raise EOFError
+        content += part
     return content, files
 
 

@@ -7,8 +7,9 @@ the time of these tests. Within `forking`, Ray starts a small script in place of
 A root process imports what does not depend on a cluster; it forks a server for each cluster and
 job, because Ray reads its settings when it is imported. Processes form one tree below the tests.
 
-Differs from real workers: memory settings of glibc, which are read at the start of a process, are
-those of the tests; the workers of a cluster share one hash seed.
+Differs from real workers: memory settings of glibc and the number of OpenMP threads (1) are read at
+the start of a process, so they are those of the root; the workers of a cluster share one hash seed,
+and NumPy's global generator begins with the same numbers in all of them.
 """
 
 import contextlib
@@ -18,11 +19,13 @@ import json
 import os
 import pkgutil
 import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -59,18 +62,18 @@ def forking() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ[SOCKET] = str(Path(folder) / "socket")
         command, env = [sys.executable, *_MODULE, "--root"], os.environ | _ONE_THREAD
-        root = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env=env)
-        assert root.stdout is not None
-        assert b"ready\n" in iter(root.stdout.readline, b"")  # libraries may print before
+        root = subprocess.Popen(command, cwd=ROOT, env=env)
         before, ray_constants.SETUP_WORKER_FILENAME = ray_constants.SETUP_WORKER_FILENAME, _SCRIPT
         try:
+            while not Path(os.environ[SOCKET]).exists():
+                assert root.poll() is None
+                time.sleep(0.05)
             yield
         finally:
             ray_constants.SETUP_WORKER_FILENAME = before
             del os.environ[SOCKET]
             root.terminate()
             root.wait()
-            root.stdout.close()
 
 
 def running(script: str, *arguments: str) -> list[str]:
@@ -97,13 +100,15 @@ class Root:
     def serve(self) -> None:
         """Serve until the parent ends."""
         parent = os.getppid()
-        self.listener.settimeout(_POLL_S)
         while os.getppid() == parent:
-            with contextlib.suppress(TimeoutError):
-                self._pass_on(self.listener.accept()[0])
+            if not _is_ready(self.listener):
+                continue
+            connection, _ = self.listener.accept()
+            # A client may be killed at any time, a server with its cluster.
+            with connection, contextlib.suppress(EOFError, ConnectionError):
+                self._pass_on(connection)
 
     def _pass_on(self, connection: socket.socket) -> None:
-        connection.settimeout(None)
         content, files = received(connection)
         env = json.loads(content)["env"]
         key = env["RAY_RAYLET_PID"], env["RAY_JOB_ID"]
@@ -119,7 +124,6 @@ class Root:
         send(self.servers[key], content, files)
         _close(files)
         connection.sendall(b".")
-        connection.close()
 
 
 def serve(source: socket.socket, env: dict[str, str]) -> None:
@@ -142,17 +146,18 @@ def serve(source: socket.socket, env: dict[str, str]) -> None:
     setproctitle("forked workers")
     gc.collect()
     gc.freeze()
-    raylet = int(env["RAY_RAYLET_PID"])
-    source.settimeout(_POLL_S)
-    while Path(f"/proc/{raylet}").exists():
-        with contextlib.suppress(TimeoutError):
+    raylet = Path("/proc") / env["RAY_RAYLET_PID"]
+    while raylet.exists():
+        if not _is_ready(source):
+            continue
+        try:
             content, files = received(source)
-            if not content:
-                break
-            if not os.fork():
-                source.close()
-                _become_worker(json.loads(content), files)
-            _close(files)
+        except EOFError:
+            break
+        if not os.fork():
+            source.close()
+            _become_worker(json.loads(content), files)
+        _close(files)
     os._exit(0)
 
 
@@ -161,13 +166,18 @@ def _become_worker(task: dict[str, object], files: list[int]) -> None:
         os.dup2(file, number)
     _close(files)
     os.setsid()
-    for number in (signal.SIGCHLD, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray cancels tasks by it
     _replace_environment(task["env"])
     sys.argv = task["argv"]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))
     runpy.run_path(sys.argv[0], run_name="__main__")
     os._exit(0)
+
+
+def _is_ready(source: socket.socket) -> bool:
+    """Wait a moment for something to read."""
+    return bool(select.select([source], [], [], _POLL_S)[0])
 
 
 def _close(files: list[int]) -> None:
@@ -194,9 +204,10 @@ def main() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(os.environ[SOCKET])
+            path = os.environ[SOCKET]
+            listener.bind(f"{path}.new")
             listener.listen(64)
-            print("ready", flush=True)
+            Path(f"{path}.new").rename(path)  # it exists once it listens
             Root(listener).serve()
     else:
         sys.argv = sys.argv[1:]

@@ -23,9 +23,16 @@ class HistoryArrays(NamedTuple):
     """Index of the user in the prepared dataset."""
 
     pointer_P: IntArray
+    """``[B + 1]``, first 0; row b is ``[pointer_P[b], pointer_P[b + 1])`` of ``*_N``."""
+
     item_N: npt.NDArray[np.int32]
+    """Position of the item; in histories of items, number of the user."""
+
     value_N: npt.NDArray[np.float32]
+    """Rating; 1 where the log has none."""
+
     role_N: npt.NDArray[np.int8]
+    """`Role` of the interaction."""
 
     @property
     def num_users(self) -> int:

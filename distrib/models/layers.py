@@ -99,11 +99,11 @@ def pair_products(
     Returns:
         ``[N]``.
     """
-    result: Tensor = _CellProducts.apply(latent_BZ, table, index_N, pointer_P, transposed)  # type: ignore[no-untyped-call]
+    result: Tensor = _PairProducts.apply(latent_BZ, table, index_N, pointer_P, transposed)  # type: ignore[no-untyped-call]
     return result
 
 
-class _CellProducts(torch.autograd.Function):
+class _PairProducts(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -225,7 +225,7 @@ def _rows(pointer_P: Tensor, count: int) -> Tensor:
 
 def _products(latent_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Tensor) -> Tensor:
     if table.dtype in (torch.float32, torch.float64):
-        _hear_of_beta()
+        _receive_beta_gradient()
         zeros_N = latent_BZ.new_zeros(index_N.shape[0])
         size = (latent_BZ.shape[0], table.shape[0])
         wanted = torch.sparse_csr_tensor(pointer_P, index_N, zeros_N, size, check_invariants=False)
@@ -241,7 +241,7 @@ def _products(latent_BZ: Tensor, table: Tensor, index_N: Tensor, pointer_P: Tens
 
 
 @functools.cache
-def _hear_of_beta() -> None:
+def _receive_beta_gradient() -> None:
     """Trigger torch's beta warning for sparse CSR tensors once, silenced."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

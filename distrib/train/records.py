@@ -53,7 +53,7 @@ class EpochRecord(Record):
     """Global batches so far."""
 
     losses: dict[str, float]
-    """Loss terms per user."""
+    """Loss terms, means over what the scheme counts."""
 
     valid: dict[str, float]
     """Metrics on the validation users; empty where there are none."""

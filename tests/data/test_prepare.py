@@ -316,7 +316,7 @@ def apart(config, cpus, kills):
     )
 
 
-def test_bytes_depend_neither_on_cpus_nor_on_lost_workers(tmp_path):
+def test_bytes_depend_neither_on_cpus_nor_on_lost_workers(forked_workers, tmp_path):
     source = SyntheticLog(num_users=20_000, num_items=300, num_interactions=600_000)
     found = {}
 

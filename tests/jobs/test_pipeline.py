@@ -31,7 +31,7 @@ from distrib.storage import Folder
 from distrib.train.workers.launch import launch
 from tests.forked_workers import running
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("forked_workers")]
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "data.source.num_users=3000",

@@ -22,11 +22,11 @@ from distrib.models import (
     RecVaeConfig,
     VaeBmfConfig,
 )
-from distrib.models.capabilities import begin_epoch, phases_of
+from distrib.models.capabilities import EncodesItems, TiedLinear, begin_epoch, phases_of
 from distrib.rng import CounterRng
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
-from distrib.train.schemes import is_iterative, iterative_scheme_of
+from distrib.train.schemes import SCHEMES, is_iterative, iterative_scheme_of
 from distrib.train.schemes.closed_form import SolvesGram
 from distrib.train.schemes.gram import partial_gram
 from distrib.train.step import TrainStep, total
@@ -93,6 +93,16 @@ def scores(model, batch):
 def test_every_model_has_a_case():
     union, *_ = get_args(ModelConfig)
     assert {type(case) for case in CASES} == set(get_args(union))
+
+
+@every_model
+def test_the_specification_is_that_of_the_model(config, small):
+    model, spec = config.build(small.catalog), config.spec
+    assert spec.scheme in SCHEMES
+    assert model.output.kind == spec.output
+    assert isinstance(model, EncodesItems) == spec.encodes_items
+    assert isinstance(model, TiedLinear) == spec.is_tied
+    assert (spec.objective is not None) == is_iterative(run_of(config))
 
 
 @every_model
@@ -248,6 +258,7 @@ def trained(config, world):
 
 @every_model
 def test_weights_round_trip_exactly(config, small):
-    model, other = config.build(small.catalog), config.build(small.catalog)
+    model, other = filled(config, small), config.build(Small(seed=1).catalog)
+    assert not torch.equal(scores(model, small.batch), scores(other, small.batch))
     other.load_state_dict(model.state_dict())
     assert torch.equal(scores(model, small.batch), scores(other, small.batch))

@@ -13,6 +13,7 @@ from torch import nn
 
 from distrib.config import load
 from distrib.data.prepare.job import prepare
+from distrib.data.schema import Role, Subset
 from distrib.evaluate.job import evaluate
 from distrib.run_file import RunFile
 from distrib.train.workers.launch import launch
@@ -52,18 +53,24 @@ def multi_hot(rows, num_items):
 def split_of(folder):
     """Training rows, and (input, targets) of validation and test users, from the Parquet files."""
     table = pq.read_table(f"{folder}/histories").to_pylist()
-    train = [row["items"] for row in table if row["subset"] == 0]
-    held_out = {}
-    for subset in (1, 2):
-        held_out[subset] = [
+    train = [row["items"] for row in table if row["subset"] == Subset.TRAIN]
+
+    def held_out(subset, target):
+        return [
             (
-                [i for i, role in zip(row["items"], row["roles"], strict=True) if role == 0],
-                {i for i, role in zip(row["items"], row["roles"], strict=True) if role == subset},
+                [
+                    i
+                    for i, role in zip(row["items"], row["roles"], strict=True)
+                    if role == Role.INPUT
+                ],
+                {i for i, role in zip(row["items"], row["roles"], strict=True) if role == target},
             )
             for row in table
-            if row["subset"] == subset and subset in row["roles"]
+            if row["subset"] == subset and target in row["roles"]
         ]
-    return train, held_out[1], held_out[2]
+
+    valid, test = (Subset.VALID, Role.VALID_TARGET), (Subset.TEST, Role.TEST_TARGET)
+    return train, held_out(*valid), held_out(*test)
 
 
 def ndcg_100(model, users, num_items):

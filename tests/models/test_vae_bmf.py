@@ -352,7 +352,7 @@ def test_a_feed_goes_on_from_any_step(small):
         assert torch.equal(one.step_1, other.step_1)
 
 
-def test_turns_meet_all_ratings_of_one_side_against_last_codes(small):
+def test_turns_meet_all_ratings_of_one_side_against_last_latents(small):
     model = model_of(small, {"likelihood": "sampled"})
     feed = small.tile_feed(order="sequential")
     for epoch, (encoder, other) in enumerate(

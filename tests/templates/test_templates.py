@@ -5,6 +5,7 @@ The templates are added to a copy of the library, which is then tested and used 
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -158,11 +159,13 @@ def test_the_batteries_pass_with_a_case_for_each_template(tree):
         chosen,
         *batteries,
     )
-    assert "passed" in found
+    assert int(re.search(r"(\d+) passed", found)[1]) > 30  # of each battery some
 
 
 @pytest.mark.ray
-def test_the_pipeline_trains_a_model_of_templates_on_a_log_of_a_template(tree, tmp_path):
+def test_the_pipeline_trains_a_model_of_templates_on_a_log_of_a_template(
+    tree, forked_workers, tmp_path
+):
     model = tree / "distrib/models/two_tables.py"
     plain = "MultinomialConfig())"
     assert plain in model.read_text()

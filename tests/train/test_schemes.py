@@ -6,6 +6,7 @@ import torch
 from distrib.checkpoint.bundle import restored
 from distrib.models import AutoRecConfig, EaseConfig, MultVaeConfig, VaeBmfConfig
 from distrib.rng import CounterRng
+from distrib.tiles import Tile
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.schemes import SCHEMES
@@ -46,6 +47,15 @@ def step_of(name, small):
     return TrainStep(network, config.spec.objective.build(small.catalog), block_items=17)
 
 
+def interactions_of(batch):
+    """Row number, column number and value of what a batch decodes."""
+    target, items = batch.target, batch.target.item_N
+    if isinstance(batch.inputs, Tile):  # its columns are rows of its own items
+        items = batch.inputs.items.batch.user_B[items]
+    rows = target.user_B[target.row_N]
+    return list(zip(rows.tolist(), items.tolist(), target.value_N.tolist(), strict=True))
+
+
 def test_every_scheme_has_a_case():
     assert CASES.keys() == SCHEMES.keys()
 
@@ -62,8 +72,8 @@ def test_ranks_share_each_global_batch_and_an_epoch_can_be_entered_anywhere(name
     assert {len(batches) for batches in ranks} == {len(whole)}
     for batch, *parts in zip(whole, *ranks, strict=True):
         assert {part.size for part in parts} == {batch.size}
-        together = torch.cat([part.target.value_N for part in parts])
-        assert together.sort().values.tolist() == batch.target.value_N.sort().values.tolist()
+        together = [interaction for part in parts for interaction in interactions_of(part)]
+        assert sorted(together) == sorted(interactions_of(batch))
     rest = list(feeds_of(name, small, 1)[0].batches(1, first_step=2))
     assert [b.size for b in rest] == [b.size for b in whole[2:]]
     for one, other in zip(rest, whole[2:], strict=True):
@@ -129,7 +139,7 @@ def test_an_export_scores_and_does_not_depend_on_the_ranks(name, small):
                 run_with(name), vocabulary, feed, CPU, ranks.gather_of_rank(), network, 0
             )
             state = SCHEMES[name].export(network.state_dict(), context)
-        states.append(state)
+        states.append(state)  # of the last rank, which gathers what all have sent
     one, three = states
     assert one.keys() == three.keys()
     for key, value in one.items():
@@ -160,6 +170,7 @@ def test_samples_are_a_workers_share_of_batches_without_end(name, small):
     samples = scheme.sample_batches(run, rows, vocabulary, 2)
     for _ in range(2 * feed.num_steps(0)):
         batch = next(samples)
-        assert batch.target.num_users <= -(-BATCH // 2)
+        assert 0 < batch.target.num_users <= -(-BATCH // 2)
+        assert len(batch.target.item_N) > 0
         losses = step(batch.inputs, batch.target, CounterRng.of(0, 0), 5)
         assert all(loss.isfinite() for loss in losses.values())

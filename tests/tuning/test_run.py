@@ -89,7 +89,7 @@ def test_data_without_validation_targets_are_refused(cluster, tmp_path):
 @pytest.mark.timeout(900)
 def test_halving_ends_what_is_behind_and_a_bad_draw_ends_itself(cluster, tmp_path):
     space = '{"optimizer.learning_rate" = {values = [0.01, 1e-7, 1e30]}}'
-    settings = {"num_trials": 6, "grace_epochs": 1, "reduction": 2, "seed": 1}
+    settings = {"num_trials": 6, "grace_epochs": 1, "reduction": 2, "seed": 0}
     file = file_of(tmp_path, "mult_vae", space=space, **settings)
     file = file.model_copy(update={"train": file.train.model_copy(update={"num_epochs": 8})})
     prepare(file.data)

@@ -219,7 +219,7 @@ class VaeBmf(Model):
         """Encode users; for a tile, in training, also its items."""
         if isinstance(batch, Tile):
             assert rng is not None  # tiles are for training only
-            return self._block_state(batch, rng)
+            return self._tile_state(batch, rng)
         assert isinstance(batch, Batch)
         found = self.encode_users(batch)
         return VaeBmfState(
@@ -254,11 +254,11 @@ class VaeBmf(Model):
         self.variance_IZ = torch.cat([self.variance_IZ, found.log_variance_BZ.exp()])
         self.offset_I = torch.cat([self.offset_I, found.offset_B])
 
-    def _block_state(self, block: Tile, rng: CounterRng) -> VaeBmfState:
-        config, step_1 = self.config, block.step_1
+    def _tile_state(self, tile: Tile, rng: CounterRng) -> VaeBmfState:
+        config, step_1 = self.config, tile.step_1
         sides = (
-            (self.users, block.users, (_SAMPLE_USERS, _DROP_USERS), config.user_divergence),
-            (self.items, block.items, (_SAMPLE_ITEMS, _DROP_ITEMS), config.item_divergence),
+            (self.users, tile.users, (_SAMPLE_USERS, _DROP_USERS), config.user_divergence),
+            (self.items, tile.items, (_SAMPLE_ITEMS, _DROP_ITEMS), config.item_divergence),
         )
         is_unbiased = config.divergence_count == "unbiased"
         found: list[Any] = []
@@ -278,10 +278,10 @@ class VaeBmf(Model):
             kls.append(scale_B * _kl(posterior))
         users, items = found
         if users is None:  # a tile of items only, against the last latent vectors of users
-            users, items = items, self.items.last_codes()
+            users, items = items, self.items.last_latents()
         elif items is None:
-            items = self.users.last_codes()
-        return VaeBmfState(users, items, torch.cat(kls), block.transposed)
+            items = self.users.last_latents()
+        return VaeBmfState(users, items, torch.cat(kls), tile.transposed)
 
     def kl(self, users: UserState) -> Tensor | None:
         """Return the KL term that `encode` computed for a tile; see `Variational`."""

@@ -93,7 +93,7 @@ class Encoder(nn.Module):
         columns, code = len(offset_I), config.latent_width
         inner = [config.hidden_width] * config.branch_layers
         widths = [*inner, config.branch_width]
-        self._register_codes(offset_I, is_there_I)
+        self._register_latents(offset_I, is_there_I)
         if config.data:
             rating_IH = _uniform(columns, 2 * widths[0], fan=columns)
             self.rating_IH = with_role(rating_IH, ParameterRole(decayed=True))
@@ -119,7 +119,7 @@ class Encoder(nn.Module):
             self.query_WZZ = _uniform(2, code, code, fan=code)
             self.refined = _Linear(2 * code, code)
 
-    def _register_codes(self, offset_I: Tensor, is_there_I: Tensor) -> None:
+    def _register_latents(self, offset_I: Tensor, is_there_I: Tensor) -> None:
         """Register the other side's latent vectors, which start as N(0, I)."""
         columns = len(offset_I)
         self.register_buffer("offset_I", offset_I.clone())
@@ -273,7 +273,7 @@ class Encoder(nn.Module):
         denominator_Q = _denominator(self.config.attention_norm, total_Q, absolute)
         return sum_QZ / torch.where(pointer_P.diff() > 0, denominator_Q, 1.0)[:, None]
 
-    def last_codes(self) -> LatentFactors:
+    def last_latents(self) -> LatentFactors:
         """Return the latent vectors that this encoder reads, as factors."""
         return LatentFactors(self.code_IZ, None, self.code_offset_I)
 

@@ -111,8 +111,8 @@ def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
         )
     if train.warm_start and is_iterative(run) and not can_warm_start(run):
         faults.append(
-            f"train.warm_start with model {run.model.name!r}: it has parameters for each user, "
-            "which do not transfer to other data; remove it"
+            f"train.warm_start with model {run.model.name!r}: what it learns of users, as with "
+            "parameters for each user, does not transfer to other data; remove it"
         )
     return faults
 

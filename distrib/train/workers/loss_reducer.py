@@ -31,7 +31,7 @@ class Reduced(NamedTuple):
 
     non_finite: NonFinite | None
     means: dict[str, float]
-    """Of the losses per user, and of the gradient norm, since the last agreement."""
+    """Of the loss terms, and of the gradient norm, since the last agreement."""
 
 
 class LossReducer:
@@ -102,7 +102,7 @@ class LossReducer:
         return Reduced(dict(zip(flags, numbers[:first], strict=True)), non_finite, means)
 
     def mean_losses(self) -> dict[str, float]:
-        """Return the loss terms per user of the epoch so far; every rank must call."""
+        """Return the mean loss terms of the epoch so far; every rank must call."""
         names = sorted(self.totals)
         sums = torch.tensor(
             [self.totals[n] for n in names], dtype=torch.float64, device=self.device

@@ -55,7 +55,7 @@ class TrainMonitor:
 
         Args:
             state: Position and clocks.
-            means: Loss terms per user, and the gradient norm.
+            means: Loss terms, means over what the scheme counts, and the gradient norm.
             rate: Learning rate.
         """
         if not self._is_first:
