@@ -1,12 +1,11 @@
 """The interface between the training loop and the engines."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from distrib.checkpoint.state import SavedState, StatePiece
-from distrib.config import JsonObject
 from distrib.data.feeds.base import RankBatch
 from distrib.rng import CounterRng
 from distrib.train.step import TrainStep
@@ -57,8 +56,8 @@ class Engine(Protocol):
     def pieces(self) -> Iterator[StatePiece]:
         """Yield what this rank must save: over all ranks, everything, once. Views, not copies."""
 
-    def facts(self) -> JsonObject:
-        """Return what else is needed to continue, as JSON; equal on all ranks."""
+    def facts(self) -> dict[str, float]:
+        """Return what else is needed to continue,; equal on all ranks."""
 
-    def restore(self, saved: SavedState, facts: JsonObject) -> None:
+    def restore(self, saved: SavedState, facts: Mapping[str, float]) -> None:
         """Restore `pieces` and `facts` from any number of ranks; every rank must call."""

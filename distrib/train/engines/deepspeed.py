@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import deepspeed
 import deepspeed.comm.comm
@@ -18,7 +18,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from distrib.checkpoint.state import SavedState, StatePiece
-from distrib.config import JsonObject
 from distrib.data.feeds.base import RankBatch
 from distrib.models.capabilities import begin_epoch, end_epoch
 from distrib.parameters import roles_of
@@ -136,11 +135,11 @@ class DeepSpeedEngine:
         if torch.distributed.get_rank() == 0:
             yield from buffer_pieces(self.step_module.model)
 
-    def facts(self) -> JsonObject:
+    def facts(self) -> dict[str, float]:
         """Return the loss scale of fp16; see `Engine`."""
         return deepspeed_state.loss_scale(self.engine)
 
-    def restore(self, saved: SavedState, facts: JsonObject) -> None:
+    def restore(self, saved: SavedState, facts: Mapping[str, float]) -> None:
         """Restore this rank's shards; see `Engine`."""
         deepspeed_state.restore(self.engine, self.step_module.model, saved)
         deepspeed_state.set_loss_scale(self.engine, facts)

@@ -5,7 +5,7 @@ a rank holds a slice of each flattened parameter and its optimizer state; saved 
 checkpoint of N ranks loads on M ranks and in any stage.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,6 @@ import torch.distributed
 from torch import Tensor
 
 from distrib.checkpoint.state import VALUE, SavedState, StatePiece
-from distrib.config import JsonObject
 from distrib.models.base import Model
 from distrib.train.engines.state import Stretch, piece_of, take_up
 
@@ -109,13 +108,13 @@ def set_to_zero(engine: Any, model: Model, names: set[str]) -> None:
         _gather_persistent(engine)
 
 
-def loss_scale(engine: Any) -> JsonObject:
-    """Return the state of fp16's loss scaling as JSON; empty in other precisions."""
+def loss_scale(engine: Any) -> dict[str, float]:
+    """Return the state of fp16's loss scaling; empty in other precisions."""
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     return {key: getattr(scaler, key) for key in _SCALER if hasattr(scaler, key)}
 
 
-def set_loss_scale(engine: Any, facts: JsonObject) -> None:
+def set_loss_scale(engine: Any, facts: Mapping[str, float]) -> None:
     """Restore what `loss_scale` returned."""
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     for key in _SCALER:

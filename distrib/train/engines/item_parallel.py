@@ -5,7 +5,7 @@ for the batch: those of the user states, and rows of the items in its histories.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from distrib.batch import Batch
 from distrib.checkpoint.state import VALUE, SavedState, StatePiece
-from distrib.config import JsonObject
 from distrib.data.feeds.base import RankBatch
 from distrib.errors import ConfigError
 from distrib.models.capabilities import begin_epoch, end_epoch
@@ -284,11 +283,11 @@ class ItemEngine:
         if self.rank == 0:
             yield from buffer_pieces(self.step_module.model)
 
-    def facts(self) -> JsonObject:
+    def facts(self) -> dict[str, float]:
         """Return nothing; see `Engine`."""
         return {}
 
-    def restore(self, saved: SavedState, facts: JsonObject) -> None:
+    def restore(self, saved: SavedState, facts: Mapping[str, float]) -> None:
         """Restore this rank's ranges and all small parameters; see `Engine`."""
         del facts
         for parts in (self.output, self.read, self.small):

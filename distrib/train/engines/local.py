@@ -1,12 +1,11 @@
 """The single-process engine, the reference for all others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from distrib.checkpoint.state import SavedState, StatePiece
-from distrib.config import JsonObject
 from distrib.data.feeds.base import RankBatch
 from distrib.models.capabilities import begin_epoch, end_epoch
 from distrib.rng import CounterRng
@@ -61,11 +60,11 @@ class LocalEngine:
             yield piece_of(self.optimizer, name, parameter, (0, 0, parameter.numel()))
         yield from buffer_pieces(self.step_module.model)
 
-    def facts(self) -> JsonObject:
+    def facts(self) -> dict[str, float]:
         """Return nothing; see `Engine`."""
         return {}
 
-    def restore(self, saved: SavedState, facts: JsonObject) -> None:
+    def restore(self, saved: SavedState, facts: Mapping[str, float]) -> None:
         """Copy every parameter; see `Engine`."""
         del facts
         for name, parameter in self.step_module.model.named_parameters():
