@@ -29,6 +29,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("ray")
 
 
+def rows_of(batch: Batch) -> HistoryArrays:
+    """The histories of a batch, read in training."""
+    number_B, pointer_P, item_N, value_N = batch
+    arrays = (part.numpy() for part in (number_B, pointer_P, item_N.int(), value_N))
+    return HistoryArrays(*arrays, np.zeros(len(item_N), np.int8))
+
+
 class Small:
     """Some users with known histories, and the catalog that belongs to them."""
 
@@ -66,9 +73,7 @@ class Small:
         self, users: int = 10, rank: int = 0, world_size: int = 1, **settings: object
     ) -> TileFeed:
         """Feed all ratings in blocks, of 15 items unless the settings say otherwise."""
-        number_B, pointer_P, item_N, value_N = self.batch
-        arrays = (part.numpy() for part in (number_B, pointer_P, item_N.int(), value_N))
-        rows = HistoryArrays(*arrays, np.zeros(len(item_N), np.int8))
+        rows = rows_of(self.batch)
         columns = (self.catalog.item_count, len(self.items))
         config = TileConfig(**{"items": 15} | settings)
         sharding = BatchSharding(users, 0, rank, world_size)

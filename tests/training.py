@@ -1,15 +1,13 @@
 """Training in one process by the scheme that a model names: no cluster, no prepared folder."""
 
-import numpy as np
 import pyarrow as pa
 import torch
 
-from distrib.batch import Batch
 from distrib.checkpoint.bundle import restored
 from distrib.data.dataset import Dataset
 from distrib.data.feeds.base import BatchSharding, Feed, RankBatch, Reads, ResidentRows
 from distrib.data.feeds.resident import ResidentFeed
-from distrib.data.history_arrays import HistoryArrays, by_item, empty_like
+from distrib.data.history_arrays import by_item, empty_like
 from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import ModelConfig
 from distrib.models.base import Model
@@ -21,7 +19,7 @@ from distrib.train.schemes.base import ExportContext, IterativeScheme, State
 from distrib.train.schemes.closed_form import SolvesGram
 from distrib.train.schemes.gram import partial_gram
 from distrib.vocabulary import Vocabulary
-from tests.conftest import LEVELS, Small
+from tests.conftest import LEVELS, Small, rows_of
 
 CPU = torch.device("cpu")
 
@@ -31,13 +29,6 @@ def vocabulary_of(small: Small) -> Vocabulary:
     item_count, _, counts, num_users, index_size = small.catalog
     ids = pa.array(range(100, 100 + item_count))
     return Vocabulary(ids, LEVELS, counts, num_users, index_size)
-
-
-def rows_of(batch: Batch) -> HistoryArrays:
-    """The histories of a batch, read in training."""
-    number_B, pointer_P, item_N, value_N = batch
-    arrays = (part.numpy() for part in (number_B, pointer_P, item_N.int(), value_N))
-    return HistoryArrays(*arrays, np.zeros(len(item_N), np.int8))
 
 
 class MemoryData:

@@ -34,7 +34,7 @@ from distrib.train.optimizer import OptimizerConfig
 from distrib.train.schemes import iterative_scheme_of
 from distrib.train.step import TrainStep, total
 from distrib.train.workers.loss_reducer import LossReducer
-from tests.conftest import Small
+from tests.conftest import Small, rows_of
 from tests.device.stand_in import CUDA, CudaTensor, MixedDevicesError, StandIn, values_of
 from tests.models.test_contract import CASES
 from tests.training import (
@@ -42,7 +42,6 @@ from tests.training import (
     feed_of,
     filled,
     network_of,
-    rows_of,
     run_of,
     vocabulary_of,
     whole_batch,

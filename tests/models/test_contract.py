@@ -30,13 +30,12 @@ from distrib.train.schemes import SCHEMES, is_iterative, iterative_scheme_of
 from distrib.train.schemes.closed_form import SolvesGram
 from distrib.train.schemes.gram import partial_gram
 from distrib.train.step import TrainStep, total
-from tests.conftest import Small
+from tests.conftest import Small, rows_of
 from tests.training import (
     exported,
     feed_of,
     filled,
     network_of,
-    rows_of,
     run_of,
     vocabulary_of,
     whole_batch,

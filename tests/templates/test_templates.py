@@ -147,18 +147,8 @@ def run(tree, *command):
 def test_the_batteries_pass_with_a_case_for_each_template(tree):
     chosen = "two_tables or liked or half_histories or has_a_case"
     batteries = [path for path, *_ in CASES]
-    found = run(
-        tree,
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        chosen,
-        *batteries,
-    )
+    pytest_of_tree = sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"
+    found = run(tree, *pytest_of_tree, "-k", chosen, *batteries)
     assert int(re.search(r"(\d+) passed", found)[1]) > 30  # of each battery some
 
 

@@ -15,30 +15,19 @@ from distrib.data.feeds.base import BatchSharding, ahead
 from distrib.data.feeds.collate import gather
 from distrib.data.feeds.resident import ResidentFeed
 from distrib.data.feeds.streaming import Shard, StreamingFeed
-from distrib.data.history_arrays import HistoryArrays
 from distrib.data.schema import Role, Subset
 from distrib.errors import CheckpointError, DataError
 from distrib.storage import Folder
 from distrib.train.engines.local import LocalEngine
 from distrib.train.loop import TrainState, run_epochs
 from distrib.train.optimizer import OptimizerConfig
+from tests.conftest import rows_of
 from tests.train.engine_ranks import CASES, make_step
-
-
-def history_arrays(small):
-    batch = small.batch
-    return HistoryArrays(
-        np.arange(37),
-        batch.pointer_P.numpy(),
-        batch.item_N.numpy().astype(np.int32),
-        batch.value_N.numpy(),
-        np.zeros(len(batch.item_N), np.int8),
-    )
 
 
 def resident(small, folder, sharding):
     del folder
-    rows = history_arrays(small)
+    rows = rows_of(small.batch)
     return ResidentFeed(rows, rows, sharding)
 
 
@@ -165,7 +154,7 @@ def test_windows_hold_whole_shards_and_a_changed_shard_is_noticed(small, tmp_pat
 
 
 def test_rows_on_a_device_give_the_same_batches(small):
-    rows, sharding = history_arrays(small), BatchSharding(8, 3, 0, 2)
+    rows, sharding = rows_of(small.batch), BatchSharding(8, 3, 0, 2)
     on_device = ResidentFeed(rows, rows, sharding, torch.device("cpu"))
     for found, wanted in zip(
         on_device.batches(0), ResidentFeed(rows, rows, sharding).batches(0), strict=True

@@ -16,13 +16,12 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.data.feeds.base import BatchSharding, RankBatch, ahead, own_rows
+from distrib.data.feeds.base import BATCHES_AHEAD, BatchSharding, RankBatch, ahead, own_rows
 from distrib.data.feeds.collate import gather
 from distrib.data.history_arrays import HistoryArrays, IntArray
 from distrib.rng import CounterRng
 from distrib.tiles import Side, Tile, Transposed
 
-BATCHES_AHEAD = 3
 _KEPT_BYTES = 1 << 30
 _USERS, _ITEMS = 0, 1
 
