@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distrib.errors import DataError
+from distrib.feedback import Feedback
 
 IntArray = npt.NDArray[np.int64]
 
@@ -75,6 +76,9 @@ class Catalog(NamedTuple):
     user_index_size: int = 0
     """One more than the largest user number, for models with a row per user."""
 
+    feedback: Feedback | None = None
+    """Which ratings are likes and dislikes; None for a log without two signs."""
+
 
 class Vocabulary:
     """Original item ids in the order of their positions, with training counts by rating level."""
@@ -86,6 +90,7 @@ class Vocabulary:
         train_count_IL: IntArray,
         num_users: int,
         user_index_size: int = 0,
+        feedback: Feedback | None = None,
     ) -> None:
         if len(ids) != len(train_count_IL):
             raise DataError(
@@ -97,6 +102,7 @@ class Vocabulary:
         self.train_count_IL = train_count_IL
         self.num_users = num_users
         self.user_index_size = user_index_size
+        self.feedback = feedback
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -118,7 +124,12 @@ class Vocabulary:
     def catalog(self) -> Catalog:
         """What models are built from."""
         return Catalog(
-            len(self), self.levels, self.train_count_IL, self.num_users, self.user_index_size
+            len(self),
+            self.levels,
+            self.train_count_IL,
+            self.num_users,
+            self.user_index_size,
+            self.feedback,
         )
 
     @property
@@ -161,13 +172,14 @@ class Vocabulary:
             pa.array(self.train_count_IL.reshape(-1), pa.int64()), len(self.levels)
         )
         table = pa.table({"item": self.ids, "train_count": counts})
-        return table.replace_schema_metadata(
-            {
-                "levels": ",".join(map(repr, self.levels)),
-                "num_users": str(self.num_users),
-                "user_numbers": str(self.user_index_size),
-            }
-        )
+        metadata = {
+            "levels": ",".join(map(repr, self.levels)),
+            "num_users": str(self.num_users),
+            "user_numbers": str(self.user_index_size),
+        }
+        if self.feedback is not None:
+            metadata["feedback"] = ",".join(map(repr, self.feedback))
+        return table.replace_schema_metadata(metadata)
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "Vocabulary":
@@ -185,4 +197,7 @@ class Vocabulary:
             flat.to_numpy().reshape(-1, len(levels)),
             int(metadata[b"num_users"]),
             int(metadata.get(b"user_numbers", b"0")),
+            Feedback(*map(float, metadata[b"feedback"].decode().split(",")))
+            if b"feedback" in metadata
+            else None,
         )

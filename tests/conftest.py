@@ -14,12 +14,14 @@ from distrib.data.config import DataConfig
 from distrib.data.feeds.base import BatchSharding
 from distrib.data.feeds.tiles import Ratings, TileConfig, TileFeed
 from distrib.data.history_arrays import HistoryArrays, by_item
+from distrib.feedback import Feedback
 from distrib.vocabulary import Catalog
 from tests.forked_workers import forking
 
 torch.set_num_threads(1)  # tensors here are tiny; threads would wait for each other
 
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
+FEEDBACK = Feedback(3.0, 2.0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,7 +62,7 @@ class Small:
         for items, values in zip(self.items, self.values, strict=True):
             for item, value in zip(items, values, strict=True):
                 counts[item, int(value) - 1] += 1
-        self.catalog = Catalog(item_count, LEVELS, counts, num_users, num_users)
+        self.catalog = Catalog(item_count, LEVELS, counts, num_users, num_users, FEEDBACK)
         self.batch = self.users(range(num_users))
 
     def users(self, numbers: object) -> Batch:

@@ -11,6 +11,7 @@ from distrib.data.history_arrays import by_item, empty_like
 from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import ModelConfig
 from distrib.models.base import Model
+from distrib.objectives import ObjectiveConfig
 from distrib.train.config import TrainConfig, TrainingRun
 from distrib.train.engines.config import EngineConfig
 from distrib.train.optimizer import OptimizerConfig
@@ -18,6 +19,7 @@ from distrib.train.schemes import is_iterative, iterative_scheme_of, scheme_of
 from distrib.train.schemes.base import ExportContext, IterativeScheme, State
 from distrib.train.schemes.closed_form import SolvesGram
 from distrib.train.schemes.gram import partial_gram
+from distrib.train.step import TrainStep
 from distrib.vocabulary import Vocabulary
 from tests.conftest import LEVELS, Small, rows_of
 
@@ -26,9 +28,9 @@ CPU = torch.device("cpu")
 
 def vocabulary_of(small: Small) -> Vocabulary:
     """The items under ids that are not their positions."""
-    item_count, _, counts, num_users, index_size = small.catalog
+    item_count, _, counts, num_users, index_size, feedback = small.catalog
     ids = pa.array(range(100, 100 + item_count))
-    return Vocabulary(ids, LEVELS, counts, num_users, index_size)
+    return Vocabulary(ids, LEVELS, counts, num_users, index_size, feedback)
 
 
 class MemoryData:
@@ -42,6 +44,7 @@ class MemoryData:
             valid=users,
             items=items if reads == "both" else empty_like(items),
             num_columns=(small.catalog.item_count, small.catalog.user_index_size),
+            feedback=small.catalog.feedback,
         )
 
     @property
@@ -58,14 +61,16 @@ class MemoryData:
         return ResidentFeed(self.rows.train, self.rows.valid, sharding, device)
 
 
-def run_of(config: ModelConfig, **train: object) -> TrainingRun:
-    """A run with the default objective of a model."""
+def run_of(
+    config: ModelConfig, objective: ObjectiveConfig | None = None, **train: object
+) -> TrainingRun:
+    """A run with the default objective of a model, unless another is given."""
     return TrainingRun(
         run="run",
         prepared="data",
         seed=0,
         model=config,
-        objective=config.spec.objective,
+        objective=objective or config.spec.objective,
         optimizer=OptimizerConfig(),
         engine=EngineConfig(),
         train=TrainConfig(**{"batch_users": 1000} | train),
@@ -85,6 +90,14 @@ def network_of(run: TrainingRun, small: Small) -> Model:
     """What training updates."""
     torch.manual_seed(0)
     return scheme_of(run).build(run.model, vocabulary_of(small))
+
+
+def step_of(run: TrainingRun, small: Small, block_items: int = 17) -> TrainStep:
+    """The step that a run's scheme makes."""
+    assert run.objective is not None
+    engine = EngineConfig(block_items=block_items)
+    objective = run.objective.build(small.catalog)
+    return iterative_scheme_of(run).step(network_of(run, small), objective, engine)
 
 
 def whole_batch(run: TrainingRun, small: Small) -> RankBatch:

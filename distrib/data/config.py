@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from distrib.config import Config
 from distrib.data.logs.config import Source, SyntheticLog
+from distrib.data.logs.feedback import FeedbackConfig
 from distrib.data.logs.rating_scale import RatingsConfig
 from distrib.data.splits.rules import EntrywiseSplit, Split
 
@@ -47,6 +48,9 @@ class DataConfig(Config):
 
     ratings: RatingsConfig = Field(default_factory=RatingsConfig)
     """How its ratings are interpreted."""
+
+    feedback: FeedbackConfig | None = None
+    """What is a like and what is a dislike, for objectives and metrics of two signs."""
 
     cleaning: CleaningConfig = Field(default_factory=CleaningConfig)
     """Which interactions are kept."""

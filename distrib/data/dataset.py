@@ -1,6 +1,7 @@
 """A prepared dataset: its manifest, and the only reader of its Parquet files."""
 
 import hashlib
+import json
 from functools import cached_property, partial
 from typing import NamedTuple, Protocol
 
@@ -17,8 +18,10 @@ from distrib.data.history_arrays import (
     trained_numbers,
     training_rows,
 )
+from distrib.data.logs.feedback import FeedbackConfig
 from distrib.data.schema import Role
 from distrib.errors import DataError
+from distrib.feedback import Feedback
 from distrib.storage import Folder, with_retries
 from distrib.vocabulary import Vocabulary
 
@@ -126,6 +129,12 @@ class Recipe(NamedTuple):
     def format(self) -> str:
         """Format of the log."""
         return str(self.document["source"]["format"])
+
+    @property
+    def feedback(self) -> Feedback | None:
+        """Which ratings are likes and dislikes; None where that was not set."""
+        found = self.document.get("feedback")
+        return FeedbackConfig.model_validate_json(json.dumps(found)).feedback if found else None
 
 
 class DatasetManifest(Record):

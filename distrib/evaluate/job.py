@@ -1,6 +1,7 @@
 """Evaluation on the cluster: model and popularity on all test users of a prepared folder."""
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -13,11 +14,13 @@ from distrib.checkpoint.manifest import MANIFEST, read_manifest
 from distrib.cluster.actors import actor_pool
 from distrib.config import Record
 from distrib.data.dataset import Dataset
+from distrib.data.history_arrays import eval_rows, history_arrays
 from distrib.data.logs.config import SyntheticLog
 from distrib.data.schema import Role
 from distrib.data.splits.rules import CHRONOLOGICAL, NoSplit, Split
 from distrib.errors import ConfigError, DataError
 from distrib.evaluate.baseline import model_and_popularity
+from distrib.evaluate.measured import Measured, joined
 from distrib.evaluate.protocol import EvaluateConfig, Measurer
 from distrib.evaluate.truth import TruthDistance, distance_to_truth
 from distrib.events import emit
@@ -25,6 +28,8 @@ from distrib.metrics import Summary, Sums
 from distrib.storage import Folder
 
 RESULT = "evaluation.json"
+BY_USER = "evaluation_by_user"
+"""Folder of Parquet files inside a run: the metrics of each user, for paired tests."""
 
 
 class Evaluation(Record):
@@ -109,20 +114,23 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> Evaluation:
     shards = [{"place": place} for place in range(len(manifest.shards))]
     measured = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
         _ShardMeasurer,
-        fn_constructor_kwargs={"bundle": bundle, "dataset": dataset, "config": config},
+        fn_constructor_kwargs={
+            "bundle": bundle,
+            "dataset": dataset,
+            "config": config,
+            "folder": Folder(run) / BY_USER,
+        },
         batch_size=1,
         batch_format="pyarrow",
         num_gpus=config.gpus_per_actor,
         compute=actor_pool(config.gpus_per_actor, len(shards)),
     )
-    totals = {"model": Sums({}), "popularity": Sums({})}
+    parts: dict[str, list[Measured]] = {"model": [], "popularity": []}
     num_users = 0
     for block in measured.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for text in block["measured"].to_pylist():
-            entry = json.loads(text)
-            num_users += entry.pop("num_users")
-            for name, sums in entry.items():
-                totals[name] = totals[name].merged(Sums({k: tuple(v) for k, v in sums.items()}))
+        for row in range(len(block)):
+            num_users += block["num_users"][row].as_py()
+            parts[block["scorer"][row].as_py()].append(_measured(block, row))
     everyone = manifest.counts.users
     users = {
         "all": everyone,
@@ -133,7 +141,7 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> Evaluation:
         Evaluation,
         data=dataset.hash,
         users=users,
-        metrics={name: sums.summaries() for name, sums in totals.items()},
+        metrics={name: joined(found).summaries() for name, found in parts.items()},
     )
     if manifest.made_from.format == SyntheticLog.model_fields["format"].default:
         result = found(distance_to_truth=ray.get(distance_to_truth.remote(bundle, dataset)))
@@ -147,16 +155,48 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> Evaluation:
 class _ShardMeasurer:
     """Holds the models; measures the users of one shard at a time."""
 
-    def __init__(self, bundle: str, dataset: Dataset, config: EvaluateConfig) -> None:
-        self.dataset = dataset
+    def __init__(
+        self, bundle: str, dataset: Dataset, config: EvaluateConfig, folder: Folder
+    ) -> None:
+        self.dataset, self.folder = dataset, folder
         device = "cuda" if config.gpus_per_actor else "cpu"
         scorers = model_and_popularity(bundle, device)
         is_chronological = dataset.manifest.made_from.split in CHRONOLOGICAL
         self.measurer = Measurer(scorers, Role.TEST_TARGET, config, is_chronological)
 
     def __call__(self, piece: pa.Table) -> pa.Table:
-        entry = self.dataset.manifest.shards[piece["place"][0].as_py()]
-        rows = self.dataset.held_out(entry, Role.TEST_TARGET)
-        sums = self.measurer.added(self.measurer.nothing(), rows, np.arange(rows.num_users))
-        found = {"num_users": rows.num_users, **{name: s.totals for name, s in sums.items()}}
-        return pa.table({"measured": [json.dumps(found)]})
+        place = piece["place"][0].as_py()
+        entry = self.dataset.manifest.shards[place]
+        table = self.dataset.table(entry)
+        rows = self.dataset.held_out_of(entry, table, Role.TEST_TARGET)
+        found = self.measurer.added(self.measurer.nothing(), rows, np.arange(rows.num_users))
+        places_B = eval_rows(history_arrays(table), Role.TEST_TARGET).number_B
+        columns = {"user": table["user"].take(pa.array(places_B))} | {
+            f"{name} {metric}": pa.array(value_B)
+            for name, part in found.items()
+            for metric, value_B in part.by_user.items()
+        }
+        self.folder.write_parquet(f"part-{place:05d}.parquet", pa.table(columns))
+        num_users = [rows.num_users] + [0] * (len(found) - 1)  # each user counts once
+        return _table(found, num_users)
+
+
+def _table(found: Mapping[str, Measured], num_users: Sequence[int]) -> pa.Table:
+    """Return results as Arrow, a row for each scorer."""
+    return pa.table(
+        {
+            "scorer": list(found),
+            "num_users": pa.array(num_users, pa.int64()),
+            "sums": [json.dumps(part.sums.totals) for part in found.values()],
+            "score": pa.array([part.score_N for part in found.values()], pa.list_(pa.float32())),
+            "is_like": pa.array([part.is_like_N for part in found.values()], pa.list_(pa.bool_())),
+        }
+    )
+
+
+def _measured(block: pa.Table, row: int) -> Measured:
+    """Return a row of `_table`, without the metrics of each user."""
+    totals = json.loads(block["sums"][row].as_py())
+    sums = Sums({name: tuple(value) for name, value in totals.items()})
+    score, is_like = (block[name][row].values for name in ("score", "is_like"))
+    return Measured(sums, score.to_numpy(), is_like.to_numpy(zero_copy_only=False), {})

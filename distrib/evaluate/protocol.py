@@ -1,26 +1,32 @@
 """The evaluation protocol: compare a scorer's output with held-out interactions."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from distrib.batch import Batch
 from distrib.config import Config
 from distrib.data.feeds.collate import Example, example
 from distrib.data.history_arrays import HistoryArrays, IntArray
 from distrib.data.schema import Role
 from distrib.errors import ConfigError
-from distrib.metrics import SQUARED_ERROR_UNCUT, Sums, hits, ndcg, recall, sums_of
-from distrib.score.scorer import Scorer
+from distrib.evaluate.measured import Measured, joined
+from distrib.feedback import Feedback
+from distrib.labelled_metrics import LABELLED_METRICS, LOG_LOSS, metrics_by_user
+from distrib.metrics import SQUARED_ERROR_UNCUT, hits, ndcg, recall
+from distrib.score.scorer import Scorer, pair_scores
 
 Cutoffs = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 EXPECTED, KNOWN = "interactions_expected", "interactions_known"
 """Calibration: the sum of a user's probabilities, and the number of encoded interactions."""
 
-_LOWER_IS_BETTER = ("rmse", "mae")
+_LOWER_IS_BETTER = ("rmse", "mae", LOG_LOSS)
 
 
 class EvaluateConfig(Config):
@@ -32,6 +38,10 @@ class EvaluateConfig(Config):
     ndcg_at: Cutoffs = (100,)
     """Cutoffs of NDCG."""
 
+    lists: Literal["always", "test", "never"] = "always"
+    """When lists from the whole catalog are measured: in validation and test, in the test only, or
+    never. They cost far more than labelled pairs and ratings do."""
+
     batch_users: PositiveInt = 512
     """Users measured at a time."""
 
@@ -42,33 +52,51 @@ class EvaluateConfig(Config):
     def metric_names(self) -> tuple[str, ...]:
         """Names of all metrics that can select the best checkpoint."""
         ranking = [f"recall@{n}" for n in self.recall_at] + [f"ndcg@{n}" for n in self.ndcg_at]
-        return (*ranking, "rmse", "mae")
+        ranking = ranking if self.lists == "always" else []
+        return (*ranking, "rmse", "mae", *LABELLED_METRICS)
 
 
-def measure(scorer: Scorer, asked: Example, config: EvaluateConfig) -> Sums:
+def measure(
+    scorer: Scorer, asked: Example, config: EvaluateConfig, *, has_lists: bool = True
+) -> Measured:
     """Measure a batch of users.
 
     Args:
         scorer: The model.
         asked: Histories, targets, and items that must not be recommended.
         config: Which metrics.
+        has_lists: Whether lists from the whole catalog are measured.
 
     Returns:
-        Mergeable sums over users (ranking; if the model predicts probabilities, also the numbers of
-        expected and of encoded interactions) and over pairs (``squared_error``, ``mae``).
+        Results by user (ranking; if the model predicts probabilities, also the numbers of expected
+        and of encoded interactions; in a log with likes and dislikes, how they are told apart) and
+        by pair (``squared_error``, ``mae``, ``log_loss``).
     """
-    values = _ranking(scorer, asked, config)
-    expected_B = scorer.expected_interactions(asked.source)
+    by_user: dict[str, Tensor] = _ranking(scorer, asked, config) if has_lists else {}
+    by_pair: dict[str, Tensor] = {}
+    expected_B = scorer.expected_interactions(asked.source) if has_lists else None
     if expected_B is not None:
-        values |= {EXPECTED: expected_B, KNOWN: asked.source.length_B.double()}
+        by_user |= {EXPECTED: expected_B, KNOWN: asked.source.length_B.double()}
     predicted = scorer.predict(asked.source, asked.target)
     if predicted is not None:
         error_N = (predicted.rating_N - asked.target.value_N).to(torch.float64)
-        values |= {"squared_error": error_N**2, "mae": error_N.abs()}
+        by_pair |= {"squared_error": error_N**2, "mae": error_N.abs()}
         if predicted.uncut_N is not None:
             uncut_N = (predicted.uncut_N - asked.target.value_N).to(torch.float64)
-            values[SQUARED_ERROR_UNCUT] = uncut_N**2
-    return sums_of(values)
+            by_pair[SQUARED_ERROR_UNCUT] = uncut_N**2
+    feedback = scorer.vocabulary.feedback
+    if feedback is None:
+        return Measured.of(by_user, by_pair, np.zeros(0, np.float32), np.zeros(0, np.bool_))
+    signed = asked.target.keep(feedback.sign(asked.target.value_N) != 0)
+    score_N = pair_scores(scorer, asked.source, signed)
+    sign_N = feedback.sign(signed.value_N)
+    is_like_N = (sign_N > 0).numpy()
+    if scorer.model.output.kind == "log_odds":
+        by_pair[LOG_LOSS] = F.softplus(-sign_N * score_N.double())
+    rows = signed.row_N.numpy()
+    found = metrics_by_user(score_N.numpy(), is_like_N, rows, signed.num_users)
+    by_user |= {name: torch.from_numpy(value_B) for name, value_B in found.items()}
+    return Measured.of(by_user, by_pair, score_N.numpy(), is_like_N)
 
 
 class Measurer(NamedTuple):
@@ -84,47 +112,56 @@ class Measurer(NamedTuple):
     is_chronological: bool = False
     """See `example`."""
 
-    def nothing(self) -> dict[str, Sums]:
-        """Return empty sums."""
-        return dict.fromkeys(self.scorers, Sums({}))
+    def nothing(self) -> dict[str, Measured]:
+        """Return the results on no users."""
+        return dict.fromkeys(self.scorers, Measured.nothing())
 
     def added(
         self,
-        sums: Mapping[str, Sums],
+        earlier: Mapping[str, Measured],
         rows: HistoryArrays,
         wanted_B: IntArray,
         on_batch: Callable[[], None] = lambda: None,
-    ) -> dict[str, Sums]:
-        """Measure some users, a batch at a time, and add them to earlier sums.
+    ) -> dict[str, Measured]:
+        """Measure some users, a batch at a time, and add them to earlier results.
 
         Args:
-            sums: Earlier sums.
+            earlier: Earlier results.
             rows: From `Dataset.held_out`.
             wanted_B: Row of each user to measure.
             on_batch: Called before each batch.
 
         Returns:
-            Sums by name of the scorer.
+            Results by name of the scorer.
         """
-        found = dict(sums)
+        found = {name: [part] for name, part in earlier.items()}
+        has_lists = self.config.lists in (
+            ("always",) if self.role == Role.VALID_TARGET else ("always", "test")
+        )
         for start in range(0, len(wanted_B), self.config.batch_users):
             on_batch()
             part_B = wanted_B[start : start + self.config.batch_users]
             held_out = example(rows, part_B, self.role, is_chronological=self.is_chronological)
             for name, scorer in self.scorers.items():
-                found[name] = found[name].merged(measure(scorer, held_out, self.config))
-        return found
+                found[name].append(measure(scorer, held_out, self.config, has_lists=has_lists))
+        return {name: joined(parts) for name, parts in found.items()}
 
 
 def _ranking(scorer: Scorer, asked: Example, config: EvaluateConfig) -> dict[str, Tensor]:
     longest = max(*config.recall_at, *config.ndcg_at)
     item_BK = scorer.recommend(asked.source, asked.seen, longest).item_BK
-    hit_BK = hits(item_BK, asked.target, len(scorer.vocabulary))
-    length_B = asked.target.length_B
+    wanted = _without_dislikes(asked.target, scorer.vocabulary.feedback)
+    hit_BK = hits(item_BK, wanted, len(scorer.vocabulary))
+    length_B = wanted.length_B
     return {
         **{f"recall@{n}": recall(hit_BK, length_B, n) for n in config.recall_at},
         **{f"ndcg@{n}": ndcg(hit_BK, length_B, n) for n in config.ndcg_at},
     }
+
+
+def _without_dislikes(target: Batch, feedback: Feedback | None) -> Batch:
+    """Return the targets that a list should contain."""
+    return target if feedback is None else target.keep(feedback.sign(target.value_N) >= 0)
 
 
 def selection_score(metrics: dict[str, float], names: tuple[str, ...]) -> float:

@@ -10,6 +10,10 @@ from distrib.models.autoencoders.elsa import ElsaConfig
 from distrib.models.autoencoders.mult_vae import MultDaeConfig, MultVaeConfig
 from distrib.models.autoencoders.rec_vae import RecVaeConfig
 from distrib.models.autoencoders.vae_bmf import VaeBmfConfig
+from distrib.models.ncf.conv_ncf import ConvNcfConfig
+from distrib.models.ncf.gmf import GmfConfig
+from distrib.models.ncf.mlp import MlpConfig
+from distrib.models.ncf.neumf import NeuMfConfig
 from distrib.models.shallow.biased_mf import BiasedMfConfig
 from distrib.models.shallow.ease import EaseConfig
 from distrib.models.shallow.item_knn import ItemKnnConfig
@@ -19,11 +23,15 @@ ModelConfig = Annotated[
     AutoRecConfig
     | BiasedMfConfig
     | Conv4RecConfig
+    | ConvNcfConfig
     | EaseConfig
     | ElsaConfig
+    | GmfConfig
     | ItemKnnConfig
+    | MlpConfig
     | MultDaeConfig
     | MultVaeConfig
+    | NeuMfConfig
     | PopularityConfig
     | RecVaeConfig
     | VaeBmfConfig,

@@ -36,6 +36,9 @@ class ModelSpec(NamedTuple):
     has_user_rows: bool = False
     """Whether known users have parameters of their own; others are folded in."""
 
+    starts_from: tuple[str, ...] = ()
+    """Names of models that it can take over before training; see `StartsFromModels`."""
+
     encodes_items: bool = False
     """Whether the model can `EncodesItems`."""
 

@@ -4,6 +4,7 @@ Test with `isinstance`, or call one of the functions below, which accept every m
 objective needs of a model is in `distrib.objectives.decoder`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ __all__ = [
     "HasInteractionHead",
     "InteractionHead",
     "ItemVectors",
+    "StartsFromModels",
     "TiedLinear",
     "TracksEpochs",
     "TrainsInPhases",
@@ -90,6 +92,21 @@ class TracksEpochs(Protocol):
 
     def end_epoch(self, epoch: int) -> None:
         """Finish an epoch; called once per epoch, before anything is saved."""
+
+
+@runtime_checkable
+class StartsFromModels(Protocol):
+    """A model that can take over the parameters of models of other kinds, trained on the same data.
+
+    Its `ModelSpec` names the kinds.
+    """
+
+    def start_from(self, models: Sequence[Model]) -> None:
+        """Copy parameters.
+
+        Args:
+            models: One of each kind, in the order of `ModelSpec.starts_from`.
+        """
 
 
 @runtime_checkable

@@ -3,8 +3,6 @@
 import functools
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -328,72 +326,3 @@ def item_mean(catalog: Catalog, prior_ratings: float = 1.0) -> Tensor:
     mean = float(count_IL.sum(0) @ level_L / total) if count_IL.any() else float(level_L.mean())
     mean_I = (count_IL @ level_L + prior_ratings * mean) / (count_IL.sum(1) + prior_ratings)
     return torch.from_numpy(mean_I).to(torch.float32)
-
-
-def fold_in(
-    table_IZ: Tensor, batch: Batch, target_N: Tensor, penalty: float
-) -> tuple[Tensor, Tensor]:
-    """Fit an embedding and a bias to each user's history by ridge regression.
-
-    Minimizes the sum over the history of (embedding . row + bias - target)^2 plus ``penalty`` times
-    the squared norms of embedding and bias, in float64.
-
-    Args:
-        table_IZ: One row per item.
-        batch: Histories.
-        target_N: Target value of each interaction.
-        penalty: Above 0.
-
-    Returns:
-        Embeddings ``[B, Z]`` and biases ``[B]``, float32; zero for an empty history.
-    """
-    solution = table_IZ.new_zeros(batch.num_users, table_IZ.shape[1] + 1, dtype=torch.float32)
-    bounds = batch.pointer_P.tolist()
-    for row, (start, stop) in enumerate(pairwise(bounds)):
-        part = table_IZ[batch.item_N[start:stop]].double()
-        part = torch.cat([part, torch.ones_like(part[:, :1])], dim=1)
-        wanted = target_N[start:stop].double()
-        if len(part) < part.shape[1]:  # the smaller of two equivalent systems
-            gram = part @ part.T + penalty * torch.eye(len(part), device=part.device).double()
-            solution[row] = (part.T @ torch.linalg.solve(gram, wanted)).float()
-        else:
-            gram = part.T @ part + penalty * torch.eye(part.shape[1], device=part.device).double()
-            solution[row] = torch.linalg.solve(gram, part.T @ wanted).float()
-    return solution[:, :-1], solution[:, -1]
-
-
-class FactorState(NamedTuple):
-    """User parameters, looked up or folded in."""
-
-    latent_BZ: Tensor
-    bias_B: Tensor
-    is_new_B: Tensor
-    """1 for users that were folded in, else 0; of the dtype of ``bias_B``."""
-
-
-def known_or_new(
-    batch: Batch,
-    tables: tuple[Tensor, Tensor],
-    fold: Callable[[Batch], tuple[Tensor, Tensor]],
-) -> FactorState:
-    """Look up users by number; fold in those without one, or with one beyond the tables.
-
-    Args:
-        batch: Histories.
-        tables: An embedding and a bias for each user number.
-        fold: Fits embeddings and biases to histories; called only if a user is not in the tables.
-
-    Returns:
-        The user parameters.
-    """
-    latent_UZ, bias_U = tables
-    is_known_B = (batch.user_B >= 0) & (batch.user_B < len(bias_U))
-    if is_known_B.all() and len(bias_U):
-        bias_B = bias_U[batch.user_B]
-        return FactorState(latent_UZ[batch.user_B], bias_B, torch.zeros_like(bias_B))
-    latent_BZ, bias_B = fold(batch.keep(~is_known_B[batch.row_N]))
-    if is_known_B.any():
-        number_B = batch.user_B.clamp(0, len(bias_U) - 1)
-        latent_BZ = torch.where(is_known_B[:, None], latent_UZ[number_B], latent_BZ)
-        bias_B = torch.where(is_known_B, bias_U[number_B], bias_B)
-    return FactorState(latent_BZ, bias_B, (~is_known_B).to(bias_B.dtype))

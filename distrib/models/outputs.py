@@ -1,6 +1,6 @@
 """What the output of a model means: how it ranks items, and what it predicts.
 
-There are three kinds. `Model.output` holds one of them, so that models do not repeat how scores,
+There are four kinds. `Model.output` holds one of them, so that models do not repeat how scores,
 ratings or rating classes are interpreted.
 """
 
@@ -10,9 +10,10 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-OutputKind = Literal["scores", "ratings", "rating_classes"]
-"""``scores``: one number per item, ``[B, I]``; ``ratings``: the same, in units of the rating
-levels; ``rating_classes``: logits of "not observed" and of each level, ``[B, I, C]``."""
+OutputKind = Literal["scores", "log_odds", "ratings", "rating_classes"]
+"""``scores``: one number per item, ``[B, I]``; ``log_odds``: the same, log-odds that the user likes
+the item; ``ratings``: in units of the rating levels; ``rating_classes``: logits of "not observed"
+and of each level, ``[B, I, C]``."""
 
 
 class Prediction(NamedTuple):
@@ -52,6 +53,12 @@ class ScoreOutput:
     def predict(self, output: Tensor) -> None:
         """Return None; see `Output`."""
         del output
+
+
+class LogOddsOutput(ScoreOutput):
+    """Log-odds of a like, which also rank items."""
+
+    kind: OutputKind = "log_odds"
 
 
 class RatingOutput:

@@ -6,22 +6,54 @@ from pydantic import Field
 
 from distrib.objectives.base import Objective
 from distrib.objectives.binary import BinaryConfig
+from distrib.objectives.bpr import BprConfig
 from distrib.objectives.cosine import CosineConfig
+from distrib.objectives.inverse_dual import InverseDualConfig
+from distrib.objectives.inverse_dual_rows import InverseDualRowsConfig
+from distrib.objectives.inverse_gradient import InverseGradientConfig
+from distrib.objectives.inverse_gradient_rows import InverseGradientRowsConfig
+from distrib.objectives.labelled import LabelledConfig, SampledNegativesConfig
 from distrib.objectives.multinomial import MultinomialConfig
+from distrib.objectives.positive_unlabelled import PositiveUnlabelledConfig
 from distrib.objectives.rating_classes import RatingClassesConfig
+from distrib.objectives.robust_cross_entropy import ReweightedConfig, TruncatedConfig
 from distrib.objectives.squared_error import SquaredErrorConfig
 
 ObjectiveConfig = Annotated[
-    BinaryConfig | CosineConfig | MultinomialConfig | RatingClassesConfig | SquaredErrorConfig,
+    BinaryConfig
+    | BprConfig
+    | CosineConfig
+    | InverseDualConfig
+    | InverseDualRowsConfig
+    | InverseGradientConfig
+    | InverseGradientRowsConfig
+    | LabelledConfig
+    | MultinomialConfig
+    | PositiveUnlabelledConfig
+    | RatingClassesConfig
+    | ReweightedConfig
+    | SampledNegativesConfig
+    | SquaredErrorConfig
+    | TruncatedConfig,
     Field(discriminator="name"),
 ]
 
 __all__ = [
     "BinaryConfig",
+    "BprConfig",
     "CosineConfig",
+    "InverseDualConfig",
+    "InverseDualRowsConfig",
+    "InverseGradientConfig",
+    "InverseGradientRowsConfig",
+    "LabelledConfig",
     "MultinomialConfig",
     "Objective",
     "ObjectiveConfig",
+    "PositiveUnlabelledConfig",
     "RatingClassesConfig",
+    "ReweightedConfig",
+    "SampledNegativesConfig",
     "SquaredErrorConfig",
+    "TruncatedConfig",
 ]

@@ -1,6 +1,6 @@
 """The interface of objectives: called with a model and encoded users, they return user losses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -9,6 +9,9 @@ from torch import Tensor
 from distrib.batch import Batch, ChunkEntries
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.rng import CounterRng
+
+NO_LIMITS: Mapping[str, float] = {}
+"""See `Objective.limits`."""
 
 Carry = tuple[Tensor, ...]
 """What an objective accumulates over chunks: tensors whose last dimension is B."""
@@ -48,6 +51,25 @@ class Chunks(NamedTuple):
     """Size of all decoded chunks up to which they are kept rather than recomputed."""
 
 
+class Recorder:
+    """What an objective computes on the way, for curves: means over entries, by name."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        """float64 ``[2]`` by name: the sum, and the number of entries."""
+
+    def add(self, name: str, value_N: Tensor) -> None:
+        """Add entries to a mean."""
+        value_N = value_N.detach().double()
+        number = value_N.new_tensor(float(value_N.numel()))
+        sums = torch.stack([value_N.sum(), number])
+        self.sums[name] = self.sums[name] + sums if name in self.sums else sums
+
+
+def _alone(values: Tensor) -> Tensor:
+    return values
+
+
 class LossContext(NamedTuple):
     """What a loss may need from the engine."""
 
@@ -63,6 +85,21 @@ class LossContext(NamedTuple):
     """Whether the gradient of `Decoder.item_tables` is needed, which costs as much as the loss."""
 
     shard: ItemShard | None = None
+
+    gather: Callable[[Tensor], Tensor] = _alone
+    """Joins a tensor with those of the ranks that hold other rows of the batch, along the first
+    dimension, in the order of ranks; without gradient. Every rank must call."""
+
+    recorder: Recorder | None = None
+    """Receives what is shown as curves."""
+
+    repeats_backward: bool = False
+    """Whether the loss is differentiated more than once, so that kept chunks stay."""
+
+    def record(self, name: str, value_N: Tensor) -> None:
+        """Record entries whose mean over an epoch is shown."""
+        if self.recorder is not None:
+            self.recorder.add(name, value_N)
 
     def complete(self, terms_TB: Tensor) -> Tensor:
         """Sum terms over the items of all ranks; the gradient covers this rank's items only."""
@@ -89,14 +126,20 @@ class KlSchedule(NamedTuple):
 class ObjectiveSpec(NamedTuple):
     """Properties of an objective that are needed before it is built."""
 
-    accepts: str
-    """Output of the models that it trains, an `OutputKind`."""
+    accepts: str | tuple[str, ...]
+    """Output of the models that it trains, an `OutputKind` or several."""
 
     needs_tied: bool = False
     """Whether it trains models with tied weights only; see `TiedLinear`."""
 
     decodes_inputs: bool = False
     """Whether the target has to be what the model has read."""
+
+    needs_whole_catalog: bool = False
+    """Whether a rank must hold all items, so that the last layer cannot be split over ranks."""
+
+    needs_feedback: bool = False
+    """Whether it learns from likes and dislikes, so that the log needs both."""
 
     scheme: str | None = None
     """Name of the training scheme that it brings; None for that of the model."""
@@ -116,6 +159,10 @@ class Objective(Protocol):
     @property
     def decodes_pairs(self) -> bool:
         """Whether only the observed pairs are decoded."""
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """Largest means, by name of what is recorded; training stops beyond them."""
 
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext

@@ -7,7 +7,7 @@ follows from the chunk and from what was accumulated over all of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from distrib.batch import Batch, ChunkEntries, entries_by_chunk, item_chunks
-from distrib.objectives.base import Candidates, Carry, LossContext
+from distrib.objectives.base import NO_LIMITS, Candidates, Carry, LossContext
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.parameters import roles_of
 from distrib.rng import CounterRng
@@ -58,6 +58,7 @@ class ChunkedObjective(ABC):
     """
 
     decodes_pairs = False
+    limits: Mapping[str, float] = NO_LIMITS
 
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext
@@ -223,6 +224,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient_TB: Tensor) -> tuple[Tensor | None, ...]:
         task: _Task = ctx.task
+        stays = task.context.repeats_backward
         tensors = ctx.saved_tensors
         tables = tensors[task.num_state :][: task.num_tables]
         shared = tensors[task.num_state + task.num_tables :]
@@ -240,7 +242,8 @@ class _ChunkedLoss(torch.autograd.Function):
         for position, entries in enumerate(task.entries):
             if ctx.kept:
                 rows, output, observed = ctx.kept[position]
-                ctx.kept[position] = None
+                if not stays:
+                    ctx.kept[position] = None
             else:
                 rows = _leaves(task, tables, position)
                 with torch.enable_grad():
@@ -254,13 +257,18 @@ class _ChunkedLoss(torch.autograd.Function):
             del observed
             trained = [row for row, wanted in zip(rows, is_wanted, strict=True) if wanted]
             grads: tuple[Tensor | None, ...] = torch.autograd.grad(
-                output, [*trained, *inner], by_output, allow_unused=True
+                output,
+                [*trained, *inner],
+                by_output,
+                retain_graph=stays and bool(ctx.kept),
+                allow_unused=True,
             )
             wanted_grads = (grad for grad in table_grads if grad is not None)
             for table_grad, grad in zip(wanted_grads, grads, strict=False):
                 _put(task, table_grad, position, grad)
             summed = [_added(*pair) for pair in zip(summed, grads[len(trained) :], strict=True)]
-        ctx.kept = None
+        if not stays:
+            ctx.kept = None
         of_state = iter(summed[: len(wanted_state)])
         state_grads = [_like(next(of_state), t) if t.requires_grad else None for t in ctx.state]
         shared_grads = [

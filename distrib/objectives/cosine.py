@@ -6,7 +6,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.objectives.base import KlSchedule, LossContext, ObjectiveSpec
+from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors, TiedLinear
 from distrib.vocabulary import Catalog
 
@@ -41,6 +41,7 @@ class Cosine:
     terms = ("cosine",)
     kl = KlSchedule()
     decodes_pairs = False
+    limits = NO_LIMITS
 
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
+from typing_extensions import override
 
 from distrib.batch import Batch, ChunkEntries
 from distrib.config import Config
@@ -72,7 +73,7 @@ class Multinomial(ChunkedObjective):
     Sampling", AISTATS 2003. Differs from the source: sampling is our addition, and off by default.
     """
 
-    terms = ("reconstruction",)
+    terms: tuple[str, ...] = ("reconstruction",)
 
     def __init__(self, config: MultinomialConfig, catalog: Catalog) -> None:
         self.kl = KlSchedule(config.divergence_cap, config.anneal_steps)
@@ -128,6 +129,33 @@ class Multinomial(ChunkedObjective):
         mass_B = (chunk_normalizer_B - log_normalizer_B).exp_().mul_(length_B * gradient_B)
         torch.mul(softmax_BJ, mass_B[:, None], out=out)
         add_to_entries(out, entries, -gradient_B[entries.row_M])
+
+
+class LogNormalizer(Multinomial):
+    """The two parts of the multinomial loss, which is length x ``log_normalizer`` - ``targets``.
+
+    For losses of single items, whose log-probability is their score less the log-normalizer.
+    """
+
+    terms = ("log_normalizer", "targets")
+
+    @override
+    def finish(self, carry: Carry, target: Batch) -> tuple[Tensor, Carry]:
+        """Return the log-sum-exp, and the sum of the targets' scores."""
+        del target
+        log_normalizer_B, targets_B = carry
+        return torch.stack([log_normalizer_B, targets_B]), (log_normalizer_B,)
+
+    @override
+    def fill_gradient(
+        self, out: Tensor, observed: Observed, entries: ChunkEntries, weights: Weights
+    ) -> None:
+        """Fill in softmax and observed, each times the weight of its part."""
+        chunk_normalizer_B, softmax_BJ, _ = observed
+        by_normalizer_B, by_targets_B = weights.gradient_TB
+        mass_B = (chunk_normalizer_B - weights.learned[0]).exp_().mul_(by_normalizer_B)
+        torch.mul(softmax_BJ, mass_B[:, None], out=out)
+        add_to_entries(out, entries, by_targets_B[entries.row_M])
 
 
 def _weighted_softmax(output_BJ: Tensor, entries: ChunkEntries) -> tuple[Tensor, Tensor]:

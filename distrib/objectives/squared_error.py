@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.objectives.base import KlSchedule, LossContext, ObjectiveSpec
+from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors, Uncertain
 from distrib.vocabulary import Catalog
 
@@ -41,6 +41,7 @@ class SquaredError:
 
     terms = ("squared_error",)
     decodes_pairs = True
+    limits = NO_LIMITS
 
     def __init__(self, config: SquaredErrorConfig) -> None:
         self.kl = KlSchedule(config.divergence_cap, config.anneal_steps)

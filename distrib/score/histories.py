@@ -31,6 +31,8 @@ NO_HISTORY = "no list of items"
 
 UNEVEN = "items and ratings differ in number"
 
+NEW_USER = "user not seen in training"
+
 DIGEST = "history_digest"
 """Column that lets a later run detect unchanged histories."""
 
@@ -130,6 +132,35 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
         status_BF.reshape(-1, len(INTERACTION_STATUS)),
         rejected,
         kept_B,
+    )
+
+
+def without_new_users(read: Histories) -> Histories:
+    """Reject the users that training did not see, and count them."""
+    is_new_B = (read.source.user_B < 0).numpy()
+    if not is_new_B.any():
+        return read
+    kept_B = read.kept_B.copy()
+    kept_B[np.flatnonzero(kept_B)[is_new_B]] = False
+    return chosen(read, ~is_new_B)._replace(
+        status_BF=read.status_BF,
+        rejected={**read.rejected, NEW_USER: int(is_new_B.sum())},
+        kept_B=kept_B,
+    )
+
+
+def chosen(read: Histories, wanted_B: npt.NDArray[np.bool_]) -> Histories:
+    """Return some of the users; the counts remain those of all."""
+    rows = torch.from_numpy(np.flatnonzero(wanted_B))
+    limits = read.limits
+    if limits is not None:
+        limits = Limits(limits.candidates.chosen(rows), limits.is_limited_B[rows])
+    return read._replace(
+        user=read.user.filter(pa.array(wanted_B)),
+        source=read.source.chosen(rows),
+        seen=read.seen.chosen(rows),
+        limits=limits,
+        digest_B=read.digest_B[wanted_B],
     )
 
 

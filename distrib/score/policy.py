@@ -101,6 +101,11 @@ class ScoreConfig(Config):
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     """Which items may be recommended."""
 
+    new_users: Literal["fold_in", "reject"] = "fold_in"
+    """Users that training did not see: scored from their histories, by models with a row for each
+    user after folding them in, or counted as rejected. Only a run's own prepared data say who they
+    are."""
+
     new_items: bool = False
     """Also recommend items that training did not see, from their ratings by training users; needs
     a model that encodes items (vae_bmf) and the run's prepared folder, extended since, as
@@ -135,6 +140,8 @@ class ScoreConfig(Config):
     def _one_source(self) -> "ScoreConfig":
         if self.histories is not None and self.events is not None:
             raise ValueError("histories and events exclude each other; set one of them")
+        if self.new_users == "reject" and self.events is not None:
+            raise ValueError("events come from users that training did not see; set new_users")
         return self
 
     @model_validator(mode="after")

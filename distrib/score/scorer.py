@@ -354,6 +354,14 @@ class Scorer:
         return None if variance_N is None else variance_N.float().sqrt().view(item_BK.shape).cpu()
 
 
+@torch.inference_mode()
+def pair_scores(scorer: Scorer, source: Batch, target: Batch) -> Tensor:
+    """Return the ranking score of each target pair, float32 ``[N]``, on the CPU."""
+    model, device = scorer.model, scorer.device
+    output_N = model.score_pairs(model.encode(source.to(device)), target.to(device)).float()
+    return model.output.ranking_score(output_N[None])[0].cpu()
+
+
 def clamped_to_scale(rating: Tensor, levels: tuple[float, ...]) -> Tensor:
     """Return ratings cut to the range of the scale."""
     return rating.clamp(levels[0], levels[-1])

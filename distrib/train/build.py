@@ -11,7 +11,7 @@ from distrib.train.engines.deepspeed import DeepSpeedEngine
 from distrib.train.engines.item_parallel import ItemEngine
 from distrib.train.engines.local import LocalEngine
 from distrib.train.schemes import iterative_scheme_of
-from distrib.train.warm_start import begin_with
+from distrib.train.warm_start import begin_with, load_pretrained, start_from
 from distrib.vocabulary import Vocabulary
 
 
@@ -25,6 +25,8 @@ def build_engine(config: TrainingRun, vocabulary: Vocabulary, device: torch.devi
         known = begin_with(model, vocabulary, earlier)
         if torch.distributed.get_rank() == 0:
             emit("warm_start", items=len(vocabulary), known_items=known)
+    if config.train.pretrained:
+        start_from(model, config.model, load_pretrained(config.train.pretrained))
     engine = config.engine
     assert config.objective is not None  # refused before any worker starts
     objective = config.objective.build(vocabulary.catalog)

@@ -14,6 +14,7 @@ from pydantic import (
 from distrib.config import Config
 from distrib.data.feeds.tiles import TileConfig
 from distrib.evaluate.protocol import EvaluateConfig
+from distrib.labelled_metrics import AUC, LOG_LOSS
 from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig
 from distrib.storage import Folder
@@ -56,7 +57,8 @@ class TrainConfig(Config):
     """Epochs without improvement after which training ends early; 0 for never."""
 
     batch_users: PositiveInt = 256
-    """Users of a global batch, over all workers; the result does not depend on the workers."""
+    """Users (of models trained on pairs: labelled pairs) of a global batch, over all workers; the
+    result does not depend on the workers."""
 
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
     """Ray Train workers; on GPUs one each. ``[min, max]``: as many as the cluster has room for,
@@ -103,7 +105,12 @@ class TrainConfig(Config):
 
     select_by: tuple[str, ...] = ()
     """Metrics that choose the best epoch (geometric mean; errors inverted). Without it: the first
-    NDCG for scores, RMSE for ratings, the second Recall and RMSE together for rating classes."""
+    NDCG for scores, RMSE for ratings, the second Recall and RMSE together for rating classes;
+    for objectives on likes and dislikes their log-loss, or AUC."""
+
+    pretrained: tuple[str, ...] = ()
+    """Run folders of models of other kinds, trained on the same data, to start from: of ``gmf`` and
+    ``mlp`` for NeuMF, of ``gmf`` for ConvNCF."""
 
     warm_start: str | None = None
     """Run folder of an earlier model of the same kind to start from, e.g. on older data."""
@@ -166,8 +173,11 @@ class TrainingRun(Config):
     def absolute(self) -> "TrainingRun":
         """Return the same with absolute paths: workers have their own working directories."""
         earlier = self.train.warm_start
-        warm_start = {"warm_start": str(Folder(earlier)) if earlier else None}
-        train = self.train.model_copy(update=warm_start)
+        earlier_runs = {
+            "warm_start": str(Folder(earlier)) if earlier else None,
+            "pretrained": tuple(str(Folder(run)) for run in self.train.pretrained),
+        }
+        train = self.train.model_copy(update=earlier_runs)
         places = {"run": str(Folder(self.run)), "prepared": str(Folder(self.prepared))}
         return self.model_copy(update={**places, "train": train})
 
@@ -183,6 +193,8 @@ class TrainingRun(Config):
             return self.train.select_by
         if self.model.spec.output == "ratings":
             return ("rmse",)
+        if self.objective is not None and self.objective.spec.needs_feedback:
+            return (LOG_LOSS if self.model.spec.output == "log_odds" else AUC,)
         if self.model.spec.output == "rating_classes":
             return (
                 f"recall@{self.evaluate.recall_at[min(1, len(self.evaluate.recall_at) - 1)]}",

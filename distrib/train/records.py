@@ -2,7 +2,13 @@
 
 from typing import Any, NamedTuple
 
-from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from distrib.config import JsonObject, Record
 
@@ -55,6 +61,9 @@ class EpochRecord(Record):
     losses: dict[str, float]
     """Loss terms, means over what the scheme counts."""
 
+    recorded: dict[str, float] = Field(default_factory=dict)
+    """Means of what the objective recorded."""
+
     valid: dict[str, float]
     """Metrics on the validation users; empty where there are none."""
 
@@ -101,6 +110,8 @@ class Divergence(NamedTuple):
     term: str
     value: float
     why: str = "not finite"
+    advice: str = ""
+    """What to change; by default that of the model, or a general one."""
 
 
 class Outcome(NamedTuple):

@@ -33,7 +33,8 @@ def identity(run: TrainingRun, data: str) -> JsonObject:
     """
     fixed: JsonObject = json.loads(run.model_dump_json(exclude={"run", "prepared"}))
     train, engine = fixed.pop("train"), fixed["engine"]
-    fixed[_TRAIN] = {name: train[name] for name in sorted(_FIXED_IN_TRAIN)}
+    named = _FIXED_IN_TRAIN | ({"pretrained"} if run.train.pretrained else set())
+    fixed[_TRAIN] = {name: train[name] for name in sorted(named)}
     fixed["engine"] = {name: engine[name] for name in sorted(_FIXED_IN_ENGINE)}
     return {**fixed, "data": data}
 

@@ -8,9 +8,10 @@ from distrib.batch import Batch, TrainInput
 from distrib.models.base import Model
 from distrib.models.capabilities import TrainsInPhases, Variational
 from distrib.objectives import Objective
-from distrib.objectives.base import Chunks, LossContext
+from distrib.objectives.base import Chunks, LossContext, Recorder
 from distrib.parameters import roles_of
 from distrib.rng import CounterRng
+from distrib.train.ranks import gather_rows
 
 
 class TrainStep(nn.Module):
@@ -23,6 +24,8 @@ class TrainStep(nn.Module):
         self.model = model
         self.objective = objective
         self.chunks = Chunks(block_items, keep_output_mb << 20)
+        self.recorder = Recorder()
+        """What the objective recorded in the last forward pass."""
 
     @override
     def forward(
@@ -39,20 +42,33 @@ class TrainStep(nn.Module):
         Returns:
             float32 scalars by name; a term ``divergence`` is added where the model has a KL term.
         """
+        self.recorder = Recorder()
         users = self.model.encode(inputs, rng)
         terms_TB = self.objective(self.model, users, target, self.context(rng, step))
-        terms = dict(zip(self.objective.terms, terms_TB.sum(1).unbind(), strict=True))
+        return self.terms_of(terms_TB, self.objective.terms, users, step)
+
+    def terms_of(
+        self, terms_TB: Tensor, names: tuple[str, ...], users: tuple[Tensor, ...], step: int
+    ) -> dict[str, Tensor]:
+        """Sum the terms of an objective over the users, and add the KL term of the model."""
+        terms = dict(zip(names, terms_TB.sum(1).unbind(), strict=True))
         kl = self.weighted_kl(users, step)
         if kl is not None:
             terms["divergence"] = kl
         if self.training:
-            name = self.objective.terms[0]
-            terms[name] = terms[name] + self._no_gradient()
+            terms[names[0]] = terms[names[0]] + self._no_gradient()
         return terms
 
     def context(self, rng: CounterRng, step: int) -> LossContext:
         """Return what an objective needs to know about this step."""
-        return LossContext(rng, step, self.chunks, self._trains_items())
+        return LossContext(
+            rng,
+            step,
+            self.chunks,
+            self._trains_items(),
+            gather=gather_rows,
+            recorder=self.recorder,
+        )
 
     def _trains_items(self) -> bool:
         """Return whether the current phase trains the decoder's tables."""

@@ -1,11 +1,15 @@
-"""Warm start: initialize a model from an earlier one, on a catalog that has grown since."""
+"""Initialize a model from an earlier one on an older catalog, or from models of other kinds."""
+
+from collections.abc import Sequence
 
 import torch
 
-from distrib.checkpoint.bundle import Bundle
+from distrib.checkpoint.bundle import BUNDLE, Bundle, load_bundle
 from distrib.models import ModelConfig
 from distrib.models.base import Model
+from distrib.models.capabilities import StartsFromModels
 from distrib.parameters import roles_of
+from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
 
@@ -53,3 +57,44 @@ def begin_with(model: Model, vocabulary: Vocabulary, bundle: Bundle) -> int:
             else:
                 parameter.copy_(earlier[name])
     return int(known_I.sum())
+
+
+def load_pretrained(runs: Sequence[str]) -> list[Bundle]:
+    """Load the best models of some runs; raise `DistribError` where one has none."""
+    return [load_bundle(Folder(run) / BUNDLE) for run in runs]
+
+
+def pretrained_faults(bundles: Sequence[Bundle], config: ModelConfig, data: str) -> list[str]:
+    """Return why a model cannot start from models of other kinds, if it cannot.
+
+    Args:
+        bundles: The other models.
+        config: Configuration of the new model.
+        data: Hash of its training data.
+
+    Returns:
+        Each fault with its remedy.
+    """
+    kinds, found = config.spec.starts_from, sorted(bundle.config.name for bundle in bundles)
+    if found != sorted(kinds):
+        needs = f"starts from one run of each of {list(kinds)}" if kinds else "starts from none"
+        return [f"train.pretrained names runs of {found}, but model {config.name!r} {needs}"]
+    others = [bundle for bundle in bundles if bundle.facts.data != data]
+    if others:
+        names = ", ".join(bundle.config.name for bundle in others)
+        return [
+            f"train.pretrained: {names} was trained on other data, so its rows are of other users; "
+            "train it on data.prepared"
+        ]
+    try:
+        start_from(config.build(bundles[0].vocabulary.catalog), config, bundles)
+    except RuntimeError as error:
+        return [f"train.pretrained: the widths of the models differ ({error}); make them equal"]
+    return []
+
+
+def start_from(model: Model, config: ModelConfig, bundles: Sequence[Bundle]) -> None:
+    """Copy the parameters of models of other kinds into a model, in place."""
+    assert isinstance(model, StartsFromModels)  # checked before any worker starts
+    by_name: dict[str, Model] = {bundle.config.name: bundle.model for bundle in bundles}
+    model.start_from([by_name[name] for name in config.spec.starts_from])

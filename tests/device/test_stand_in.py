@@ -16,10 +16,20 @@ from distrib.data.feeds.collate import Example
 from distrib.data.feeds.resident import ResidentFeed
 from distrib.data.feeds.tiles import TileConfig
 from distrib.evaluate.protocol import EvaluateConfig, measure
-from distrib.models import VaeBmfConfig
+from distrib.models import Conv4RecConfig, MultVaeConfig, VaeBmfConfig
 from distrib.models.capabilities import item_vectors, user_embedding
 from distrib.models.outputs import ClassOutput
-from distrib.objectives import BinaryConfig, MultinomialConfig, RatingClassesConfig
+from distrib.objectives import (
+    BinaryConfig,
+    InverseDualConfig,
+    InverseDualRowsConfig,
+    InverseGradientConfig,
+    InverseGradientRowsConfig,
+    MultinomialConfig,
+    PositiveUnlabelledConfig,
+    RatingClassesConfig,
+    TruncatedConfig,
+)
 from distrib.parameters import roles_of
 from distrib.rng import CounterRng
 from distrib.score.rules import Rules, _unit_vectors
@@ -32,7 +42,7 @@ from distrib.train.engines.item_parallel import ItemEngine
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.schemes import iterative_scheme_of
-from distrib.train.step import TrainStep, total
+from distrib.train.step import total
 from distrib.train.workers.loss_reducer import LossReducer
 from tests.conftest import Small, rows_of
 from tests.device.stand_in import CUDA, CudaTensor, MixedDevicesError, StandIn, values_of
@@ -73,6 +83,12 @@ def objectives_of(config):
         found += [MultinomialConfig(num_sampled=20), BinaryConfig(), BinaryConfig(num_sampled=20)]
     if config.spec.objective.name == "rating_classes":
         found.append(RatingClassesConfig(num_sampled=20))
+    if config.spec.output == "log_odds":
+        found += [PositiveUnlabelledConfig(), TruncatedConfig(gradual_steps=1)]
+        found += [InverseDualConfig(), InverseGradientConfig(form="sketched")]
+    if config.spec.scheme == "user_rows" and isinstance(config, MultVaeConfig | Conv4RecConfig):
+        base = {"base": config.spec.objective, "warmup_steps": 1}
+        found += [InverseDualRowsConfig(**base), InverseGradientRowsConfig(**base)]
     return found
 
 
@@ -83,9 +99,9 @@ every_pair = pytest.mark.parametrize(("config", "objective"), PAIRS, ids=repr)
 
 
 def step_of(config, objective, small, *, dtype=torch.float32, keep_output_mb=0):
-    run, loss = run_of(config), objective.build(small.catalog)
-    model = network_of(run, small)
-    step = TrainStep(model, loss, block_items=17, keep_output_mb=keep_output_mb)
+    run, loss = run_of(config, objective), objective.build(small.catalog)
+    engine = EngineConfig(block_items=17, keep_output_mb=keep_output_mb)
+    step = iterative_scheme_of(run).step(network_of(run, small), loss, engine)
     return step.to(dtype), whole_batch(run, small)
 
 

@@ -12,12 +12,16 @@ from distrib.models import (
     AutoRecConfig,
     BiasedMfConfig,
     Conv4RecConfig,
+    ConvNcfConfig,
     EaseConfig,
     ElsaConfig,
+    GmfConfig,
     ItemKnnConfig,
+    MlpConfig,
     ModelConfig,
     MultDaeConfig,
     MultVaeConfig,
+    NeuMfConfig,
     PopularityConfig,
     RecVaeConfig,
     VaeBmfConfig,
@@ -29,13 +33,13 @@ from distrib.train.optimizer import OptimizerConfig
 from distrib.train.schemes import SCHEMES, is_iterative, iterative_scheme_of
 from distrib.train.schemes.closed_form import SolvesGram
 from distrib.train.schemes.gram import partial_gram
-from distrib.train.step import TrainStep, total
+from distrib.train.step import total
+from tests import training
 from tests.conftest import Small, rows_of
 from tests.training import (
     exported,
     feed_of,
     filled,
-    network_of,
     run_of,
     vocabulary_of,
     whole_batch,
@@ -71,6 +75,12 @@ CASES = [
         centring="means",
     ),
 ]
+CASES += [
+    GmfConfig(latent_width=8),
+    MlpConfig(latent_width=8, hidden_widths=(8, 4)),
+    NeuMfConfig(gmf_width=4, mlp_width=8, hidden_widths=(8, 4)),
+    ConvNcfConfig(latent_width=8, channels=4),
+]
 every_model = pytest.mark.parametrize("config", CASES, ids=repr)
 TRAINED = [case for case in CASES if is_iterative(run_of(case))]
 every_trained_model = pytest.mark.parametrize("config", TRAINED, ids=repr)
@@ -78,9 +88,7 @@ every_trained_model = pytest.mark.parametrize("config", TRAINED, ids=repr)
 
 def step_of(config, small, block_items=17):
     run = run_of(config)
-    objective = config.spec.objective.build(small.catalog)
-    step = TrainStep(network_of(run, small), objective, block_items=block_items)
-    return step, whole_batch(run, small)
+    return training.step_of(run, small, block_items), whole_batch(run, small)
 
 
 def scores(model, batch):
@@ -152,6 +160,7 @@ def test_training_depends_on_the_noise_only_through_its_key(config, small):
     step, batch = step_of(config, small)
     is_noisy = not isinstance(config, AutoRecConfig | BiasedMfConfig | ElsaConfig)
     is_noisy &= getattr(config, "likelihood", "") != "analytic"
+    is_noisy &= config.spec.output != "log_odds"
 
     def loss(rng):
         return total(step(batch.inputs, batch.target, rng, 5)).item()
@@ -222,7 +231,7 @@ def board(is_rated):
 )
 def test_learns_a_checkerboard(config):
     """What a user of either kind has not met: the user's own color must come first."""
-    is_rated = config.spec.output == "ratings"
+    is_rated = config.spec.output in {"ratings", "log_odds"}
     world, kinds = board(is_rated)
     model = trained(config, world)
     score = scores(model, world.batch)
@@ -230,7 +239,8 @@ def test_learns_a_checkerboard(config):
     is_new = torch.ones(120, 20, dtype=torch.bool)
     is_new[world.batch.row_N, world.batch.item_N] = False
     if is_rated:
-        right = ((score > 3.0) == is_own)[is_new].float().mean()
+        middle = 3.0 if config.spec.output == "ratings" else score.mean(1, keepdim=True)
+        right = ((score > middle) == is_own)[is_new].float().mean()
     else:
         best = score.masked_fill(~is_new, -torch.inf).topk(4).indices
         right = is_own.gather(1, best).float().mean()

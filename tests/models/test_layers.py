@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from distrib.batch import Batch
-from distrib.models.layers import fold_in, history_sum, item_mean, pair_products, unit_input
+from distrib.models.folding import fold_in
+from distrib.models.layers import history_sum, item_mean, pair_products, unit_input
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 

@@ -24,12 +24,14 @@ from distrib.vocabulary import Vocabulary
 from tests.models.test_contract import every_model
 from tests.training import filled
 
-WITHOUT = {"ease", "item_knn", "popularity"}
+WITHOUT = {"conv_ncf", "ease", "item_knn", "mlp", "neumf", "popularity"}
 
 
 def bundle_of(config, small, tmp_path):
     counts = small.catalog.train_count_IL
-    vocabulary = Vocabulary(pa.array(range(100, 150)), small.catalog.levels, counts, 37, 37)
+    catalog = small.catalog
+    ids = pa.array(range(100, 150))
+    vocabulary = Vocabulary(ids, catalog.levels, counts, 37, 37, catalog.feedback)
     weights = filled(config, small).state_dict()
     folder = Folder(str(tmp_path)) / BUNDLE
     write_bundle(folder, weights, config, vocabulary, BundleFacts(data="none"))

@@ -55,7 +55,7 @@ def assert_same(bulk, found, direct, row):
 @every_model
 def test_direct_bulk_and_served_answers_are_equal(config, small, tmp_path):
     counts, levels = small.catalog.train_count_IL, small.catalog.levels
-    vocabulary = Vocabulary(IDS, levels, counts, 37, 37)
+    vocabulary = Vocabulary(IDS, levels, counts, 37, 37, small.catalog.feedback)
     model, run = filled(config, small), str(tmp_path / "run")
     write_bundle(
         Folder(run) / BUNDLE, model.state_dict(), config, vocabulary, BundleFacts(data="none")

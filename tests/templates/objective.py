@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.objectives.base import KlSchedule, LossContext, ObjectiveSpec
+from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.vocabulary import Catalog
 
@@ -37,6 +37,7 @@ class Liked:
     terms = ("liked",)
     kl = KlSchedule()
     decodes_pairs = True
+    limits = NO_LIMITS
 
     def __init__(self, least: float) -> None:
         self.least = least

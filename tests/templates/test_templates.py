@@ -33,8 +33,8 @@ ADDITIONS = [  # template, target, name, where it is listed, the entry, and befo
         "distrib/objectives/liked.py",
         "LikedConfig",
         "distrib/objectives/__init__.py",
-        "    LikedConfig |\n",
-        "    BinaryConfig | ",
+        "    | LikedConfig\n",
+        "    | CosineConfig\n",
     ),
     (
         "log_format",
@@ -72,8 +72,8 @@ CASES = [  # battery, the configuration, its module, the case, and before what i
         "tests/train/test_schemes.py",
         "TwoTablesConfig",
         "distrib.models.two_tables",
-        '    "half_histories": TwoTablesConfig(latent_width=8),\n',
-        '    "item_rows": AutoRecConfig(side="items", hidden_width=8),\n',
+        '    "half_histories": (TwoTablesConfig(latent_width=8), None),\n',
+        '    "item_rows": (AutoRecConfig(side="items", hidden_width=8), None),\n',
     ),
 ]
 RUN_FILE = """

@@ -19,24 +19,35 @@ from distrib.models import (
     BiasedMfConfig,
     Conv4RecConfig,
     ElsaConfig,
+    GmfConfig,
     MultVaeConfig,
+    NeuMfConfig,
     RecVaeConfig,
     VaeBmfConfig,
 )
 from distrib.objectives import (
     CosineConfig,
+    InverseDualConfig,
+    InverseDualRowsConfig,
+    InverseGradientConfig,
+    InverseGradientRowsConfig,
     MultinomialConfig,
+    PositiveUnlabelledConfig,
     RatingClassesConfig,
     SquaredErrorConfig,
+    TruncatedConfig,
 )
 from distrib.rng import CounterRng
+from distrib.train.engines.base import Update
 from distrib.train.engines.config import EngineConfig
 from distrib.train.engines.deepspeed import DeepSpeedEngine
 from distrib.train.engines.item_parallel import ItemEngine
 from distrib.train.optimizer import OptimizerConfig, ScheduleConfig
+from distrib.train.schemes import iterative_scheme_of
+from distrib.train.schemes.look_ahead import NAMES
 from distrib.train.step import TrainStep
 from tests.conftest import Small
-from tests.training import network_of, run_of
+from tests.training import feed_of, run_of, step_of
 
 OPTIMIZER = OptimizerConfig(
     learning_rate=0.01,
@@ -81,7 +92,43 @@ CASES = {
         VaeBmfConfig(latent_width=8, branch_width=8, hidden_width=8),
         SquaredErrorConfig(divergence_cap=1.0),
     ),
+    "gmf-inverse_dual": (GmfConfig(latent_width=8), InverseDualConfig()),
+    "gmf-truncated": (GmfConfig(latent_width=8), TruncatedConfig(drop_share=0.3, gradual_steps=1)),
+    "gmf-unlabelled": (GmfConfig(latent_width=8), PositiveUnlabelledConfig()),
+    "gmf-gradient": (
+        GmfConfig(latent_width=8),
+        InverseGradientConfig(hold_out=0.3, form="sketched", sketch_size=512, dead_zone=0.0),
+    ),
+    "gmf-exact_gradient": (
+        GmfConfig(latent_width=8),
+        InverseGradientConfig(hold_out=0.3, look_ahead="sign"),
+    ),
+    "neumf-exact_gradient": (
+        NeuMfConfig(gmf_width=4, mlp_width=8, hidden_widths=(8, 4)),
+        InverseGradientConfig(hold_out=0.3, look_ahead_rate=0.1),
+    ),
+    "mult_vae-inverse_dual": (
+        MultVaeConfig(hidden_width=16, latent_width=8),
+        InverseDualRowsConfig(base=MultinomialConfig(anneal_steps=10), warmup_steps=1),
+    ),
+    "conv4rec-gradient": (
+        Conv4RecConfig(latent_width=8, rating_width=4),
+        InverseGradientRowsConfig(
+            base=RatingClassesConfig(), warmup_steps=1, hold_out=0.3, ratio=1.0
+        ),
+    ),
+    "mult_vae-gradient": (
+        MultVaeConfig(hidden_width=16, latent_width=8),
+        InverseGradientRowsConfig(
+            base=MultinomialConfig(anneal_steps=10),
+            form="first_order",
+            warmup_steps=1,
+            hold_out=0.3,
+            ratio=1.0,
+        ),
+    ),
 }
+DECISIONS = tuple(f"share {name}" for name in NAMES.values())
 
 
 class Job(NamedTuple):
@@ -99,10 +146,7 @@ class Job(NamedTuple):
 
 
 def make_step(case: str) -> TrainStep:
-    small = Small()
-    model, objective = CASES[case]
-    network = network_of(run_of(model), small)
-    return TrainStep(network, objective.build(small.catalog), block_items=17)
+    return step_of(run_of(*CASES[case], batch_users=BATCH_USERS), Small())
 
 
 def fresh_engine(job: Job) -> object:
@@ -129,7 +173,9 @@ def losses(
     """
     small, found = Small(), []
     for step in range(first, last):
-        if case == "vae_bmf":
+        if CASES[case][0].spec.scheme == "pairs":
+            batch = pairs_of(case, small, step, rank, world_size)
+        elif case == "vae_bmf":
             feed = small.tile_feed(BATCH_USERS, rank, world_size, items=13)
             batch = next(feed.batches(0, first_step=step))
         else:
@@ -144,9 +190,27 @@ def losses(
         summed = torch.stack([update.terms[name].double() for name in sorted(update.terms)])
         if world_size > 1:
             torch.distributed.all_reduce(summed)
-        found.append((summed / batch.size).tolist())
+        found.append((summed / batch.size).tolist() + decision_of(update, world_size))
         engine.end_epoch(step)
     return found
+
+
+def pairs_of(case: str, small: Small, step: int, rank: int, world_size: int) -> RankBatch:
+    """A batch of pairs; odd steps are of the last phase, whose last batch is the smallest."""
+    run = run_of(*CASES[case], batch_users=BATCH_USERS)
+    feed = feed_of(iterative_scheme_of(run), run, small, rank, world_size)
+    place = step if step % 2 == 0 else feed.num_steps(0) - NUM_STEPS + step
+    return next(feed.batches(0, first_step=place))
+
+
+def decision_of(update: Update, world_size: int) -> list[float]:
+    """What was decided, over all ranks; no numbers where nothing is."""
+    if not any(name in update.recorded for name in DECISIONS):
+        return [0.0] * len(DECISIONS)
+    sums = torch.stack([update.recorded[name] for name in DECISIONS])
+    if world_size > 1:
+        torch.distributed.all_reduce(sums)
+    return (sums[:, 0] / sums[:, 1]).tolist()
 
 
 def done(job: Job, rank: int, world_size: int) -> dict:

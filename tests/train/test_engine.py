@@ -27,6 +27,15 @@ ENGINES_OF = {
     "biased_mf": ("zero3",),
     "autorec": ("zero1",),
     "vae_bmf": ("zero0", "zero1", "zero2", "zero3"),
+    "gmf-inverse_dual": ("zero1", "zero3"),
+    "gmf-truncated": ("zero1",),
+    "gmf-unlabelled": ("zero2",),
+    "gmf-gradient": ("zero0", "zero1", "zero2"),
+    "gmf-exact_gradient": ("zero0",),
+    "neumf-exact_gradient": ("zero0",),
+    "mult_vae-inverse_dual": ("zero0", "zero3"),
+    "mult_vae-gradient": ("zero0", "zero1", "zero2"),
+    "conv4rec-gradient": ("zero0", "zero1", "zero2"),
 }
 SPECIAL = {
     "items-accumulated": {"precision": "fp32", "parallel": "items", "micro_batch_users": 2},

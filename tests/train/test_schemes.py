@@ -4,21 +4,33 @@ import pytest
 import torch
 
 from distrib.checkpoint.bundle import restored
-from distrib.models import AutoRecConfig, EaseConfig, MultVaeConfig, VaeBmfConfig
+from distrib.models import AutoRecConfig, EaseConfig, GmfConfig, MultVaeConfig, VaeBmfConfig
+from distrib.objectives import (
+    InverseDualConfig,
+    InverseGradientConfig,
+    InverseGradientRowsConfig,
+    MultinomialConfig,
+)
 from distrib.rng import CounterRng
 from distrib.tiles import Tile
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
-from distrib.train.schemes import SCHEMES
+from distrib.train.schemes import SCHEMES, is_iterative
 from distrib.train.schemes.base import ExportContext, IterativeScheme, Sizes
-from distrib.train.step import TrainStep
+from tests import training
 from tests.training import CPU, feed_of, run_of, vocabulary_of
 
 CASES = {
-    "closed_form": EaseConfig(),
-    "item_rows": AutoRecConfig(side="items", hidden_width=8),
-    "two_sided": VaeBmfConfig(latent_width=4, branch_width=4, hidden_width=4),
-    "user_rows": MultVaeConfig(hidden_width=8, latent_width=4),
+    "closed_form": (EaseConfig(), None),
+    "item_rows": (AutoRecConfig(side="items", hidden_width=8), None),
+    "meta": (GmfConfig(latent_width=4), InverseGradientConfig(hold_out=0.3)),
+    "meta_rows": (
+        MultVaeConfig(hidden_width=8, latent_width=4),
+        InverseGradientRowsConfig(base=MultinomialConfig(anneal_steps=10), warmup_steps=0),
+    ),
+    "pairs": (GmfConfig(latent_width=4), InverseDualConfig()),
+    "two_sided": (VaeBmfConfig(latent_width=4, branch_width=4, hidden_width=4), None),
+    "user_rows": (MultVaeConfig(hidden_width=8, latent_width=4), None),
 }
 ITERATIVE = [name for name in CASES if isinstance(SCHEMES[name], IterativeScheme)]
 every_iterative_scheme = pytest.mark.parametrize("name", ITERATIVE)
@@ -26,7 +38,8 @@ BATCH = 7
 
 
 def run_with(name):
-    return run_of(CASES[name], batch_users=BATCH)
+    model, objective = CASES[name]
+    return run_of(model, objective, batch_users=BATCH)
 
 
 def feeds_of(name, small, world_size):
@@ -36,15 +49,15 @@ def feeds_of(name, small, world_size):
     ]
 
 
-def sizes_of(small):
-    return Sizes(small.batch.num_users, small.catalog.item_count, len(small.batch.item_N))
+def sizes_of(name, small):
+    """How large the log is, without what the scheme does not read."""
+    sign_N = small.catalog.feedback.sign(small.batch.value_N)
+    is_read_N = sign_N != 0 if SCHEMES[name].counts == "pairs" else sign_N == sign_N
+    return Sizes(small.batch.num_users, small.catalog.item_count, int(is_read_N.sum()))
 
 
 def step_of(name, small):
-    torch.manual_seed(0)
-    config = CASES[name]
-    network = SCHEMES[name].build(config, vocabulary_of(small))
-    return TrainStep(network, config.spec.objective.build(small.catalog), block_items=17)
+    return training.step_of(run_with(name), small)
 
 
 def interactions_of(batch):
@@ -52,8 +65,8 @@ def interactions_of(batch):
     target, items = batch.target, batch.target.item_N
     if isinstance(batch.inputs, Tile):  # its columns are rows of its own items
         items = batch.inputs.items.batch.user_B[items]
-    rows = target.user_B[target.row_N]
-    return list(zip(rows.tolist(), items.tolist(), target.value_N.tolist(), strict=True))
+    rows, values = target.user_B[target.row_N], target.value_N.nan_to_num(-1.0)
+    return list(zip(rows.tolist(), items.tolist(), values.tolist(), strict=True))
 
 
 def test_every_scheme_has_a_case():
@@ -62,7 +75,11 @@ def test_every_scheme_has_a_case():
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_defaults_have_no_fault(name):
-    assert list(SCHEMES[name].faults(run_of(CASES[name]))) == []
+    run = run_with(name)
+    plain = run.engine.model_copy(update={"zero_stage": 0, "precision": "fp32"})
+    run = run.model_copy(update={"engine": plain})
+    assert list(SCHEMES[name].faults(run)) == []
+    assert is_iterative(run) == (name in ITERATIVE)
 
 
 @every_iterative_scheme
@@ -80,8 +97,9 @@ def test_ranks_share_each_global_batch_and_an_epoch_can_be_entered_anywhere(name
         assert torch.equal(one.target.item_N, other.target.item_N)
 
 
-@every_iterative_scheme
+@pytest.mark.parametrize("name", [name for name in ITERATIVE if name != "meta_rows"])
 def test_the_losses_of_ranks_add_up_to_those_of_one(name, small):
+    """But of ranks that decide together, which need each other; see test_inverse_gradient.py."""
     step = step_of(name, small)
     whole = next(feeds_of(name, small, 1)[0].batches(0))
     parts = [next(feed.batches(0)) for feed in feeds_of(name, small, 3)]
@@ -129,7 +147,7 @@ class Ranks:
 
 @every_iterative_scheme
 def test_an_export_scores_and_does_not_depend_on_the_ranks(name, small):
-    config, vocabulary = CASES[name], vocabulary_of(small)
+    config, vocabulary = CASES[name][0], vocabulary_of(small)
     states = []
     for world_size in (1, 3):
         ranks = Ranks()
@@ -154,9 +172,9 @@ def test_an_export_scores_and_does_not_depend_on_the_ranks(name, small):
 def test_estimates_agree_with_the_feed(name, small):
     scheme, run = SCHEMES[name], run_with(name)
     (feed,) = feeds_of(name, small, 1)
-    steps = scheme.steps_per_epoch(run, sizes_of(small))
+    steps = scheme.steps_per_epoch(run, sizes_of(name, small))
     assert 0 < feed.num_steps(0) == len(list(feed.batches(0))) <= steps <= feed.num_steps(0) + 1
-    rows, columns = scheme.shape(run, sizes_of(small))
+    rows, columns = scheme.shape(run, sizes_of(name, small))
     assert rows >= feed.num_users
     assert all(int(batch.target.item_N.max()) < columns for batch in feed.batches(0))
 

@@ -16,6 +16,7 @@ import torch
 
 from distrib.batch import Batch, TrainInput
 from distrib.data.history_arrays import HistoryArrays, IntArray
+from distrib.feedback import Feedback
 
 BATCHES_AHEAD = 3
 T = TypeVar("T")
@@ -38,6 +39,9 @@ class ResidentRows(NamedTuple):
 
     num_columns: tuple[int, int]
     """Number of item indices in user histories, and of user indices in item histories."""
+
+    feedback: Feedback | None = None
+    """Which ratings are likes and dislikes; None for a log without two signs."""
 
 
 class RankBatch(NamedTuple):

@@ -50,7 +50,7 @@ class TrainingData(NamedTuple):
         manifest = self.dataset.manifest
         columns = (manifest.counts.items, manifest.user_index_size)
         train, valid, items = ray.get(list(self.refs))
-        return ResidentRows(train, valid, items, columns)
+        return ResidentRows(train, valid, items, columns, manifest.made_from.feedback)
 
     def open_rows(
         self, sharding: BatchSharding, *, window_users: int, device: torch.device | None = None

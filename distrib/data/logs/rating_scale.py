@@ -1,13 +1,17 @@
 """The rating scale: which ratings are valid, and how they are mapped."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from pydantic import AfterValidator, PositiveFloat, model_validator
 
 from distrib.config import Config
 from distrib.data.logs.columns import Columns
+from distrib.data.logs.feedback import MARK_LEVELS, FeedbackConfig
+from distrib.data.logs.parse_values import parse_numbers
 from distrib.errors import ConfigError
 from distrib.vocabulary import nearest_level, on_scale
 
@@ -62,6 +66,13 @@ class Scale(NamedTuple):
     confidence: str = "none"
     alpha: float = 1.0
     epsilon: float = 1.0
+    feedback: FeedbackConfig | None = None
+
+    def read(self, column: pa.ChunkedArray) -> FloatArray:
+        """Return the numbers of a rating column; NaN where there is none."""
+        if self.feedback is not None and self.feedback.is_marked:
+            return np.asarray(self.feedback.ratings_of(column))
+        return np.asarray(parse_numbers(column, pa.float32()))
 
     def holds(self, rating_N: FloatArray) -> npt.NDArray[np.bool_]:
         """Return which ratings can be mapped to a level; counts must be positive."""
@@ -93,7 +104,11 @@ class Scale(NamedTuple):
 
 
 def scale_of(
-    config: RatingsConfig, known: tuple[float, ...] | None, columns: Columns, duplicates: str
+    config: RatingsConfig,
+    known: tuple[float, ...] | None,
+    columns: Columns,
+    duplicates: str,
+    feedback: FeedbackConfig | None = None,
 ) -> Scale:
     """Determine the rating scale of a log.
 
@@ -102,6 +117,7 @@ def scale_of(
         known: Levels of the format, if it defines them.
         columns: Columns of the log.
         duplicates: The policy; the mean of two levels may not be a level.
+        feedback: Which ratings are likes and dislikes, if that is set.
 
     Returns:
         The scale.
@@ -109,8 +125,11 @@ def scale_of(
     Raises:
         ConfigError: The scale is ambiguous, or settings conflict.
     """
-    faults = []
+    faults: list[str] = []
     is_weighted, levels = config.confidence != "none", config.levels or known
+    if feedback is not None:
+        faults += _feedback_faults(feedback, config, levels, columns)
+        levels = MARK_LEVELS if feedback.is_marked else levels
     if columns.rating is None and (config.levels or is_weighted):
         faults.append("data.ratings is set, but data.source.columns has no rating column")
     if columns.rating is not None and not levels and not is_weighted:
@@ -131,4 +150,42 @@ def scale_of(
         config.confidence,
         config.alpha,
         config.epsilon,
+        feedback,
     )
+
+
+def _feedback_faults(
+    feedback: FeedbackConfig,
+    config: RatingsConfig,
+    levels: tuple[float, ...] | None,
+    columns: Columns,
+) -> Iterator[str]:
+    """Refuse likes or dislikes that no row can have."""
+    if columns.rating is None:
+        yield (
+            "data.feedback is set, but data.source.columns has no rating column; map the column "
+            "that holds the ratings or marks as rating"
+        )
+    if config.confidence != "none":
+        yield (
+            f"data.feedback with data.ratings.confidence = {config.confidence!r}: weights have no "
+            "sign; remove one of them"
+        )
+    if feedback.is_marked and config.levels is not None:
+        yield (
+            "data.feedback.likes with data.ratings.levels: marks are no ratings; remove the "
+            "levels, or set likes_above"
+        )
+    if not feedback.is_marked and levels:
+        likes_above, dislikes_up_to = feedback.feedback
+        if likes_above >= levels[-1]:
+            yield (
+                f"data.feedback.likes_above = {likes_above:g}: no level of {list(levels)} is above "
+                "it, so nothing is a like; lower it"
+            )
+        if dislikes_up_to < levels[0]:
+            where = "likes_above" if feedback.dislikes_up_to is None else "dislikes_up_to"
+            yield (
+                f"data.feedback.{where} = {dislikes_up_to:g}: every level of {list(levels)} is "
+                "above it, so nothing is a dislike; raise it"
+            )

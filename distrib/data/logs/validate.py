@@ -14,7 +14,6 @@ from distrib.data.logs.parse_values import (
     BoolArray,
     is_null,
     parse_integers,
-    parse_numbers,
     parse_times,
 )
 from distrib.data.logs.rating_scale import Scale
@@ -62,7 +61,7 @@ def checked(raw: pa.Table, layout: Layout, scale: Scale, order_N: Any, origin: i
         ids.append(identity)
     rating_N = np.ones(num_rows, dtype=np.float32)
     if columns.rating is not None:
-        rating_N = parse_numbers(raw[columns.rating], pa.float32())
+        rating_N = scale.read(raw[columns.rating])
         reject(~np.isfinite(rating_N), Status.RATING_NOT_A_NUMBER)
         reject(~scale.holds(rating_N), Status.RATING_OUTSIDE_SCALE)
     time_N = np.asarray(order_N, dtype=np.int64)

@@ -220,7 +220,11 @@ def _grown(vocabulary: Vocabulary, summary: _Summary) -> Vocabulary:
         [vocabulary.train_count_IL, np.zeros((len(fresh), len(vocabulary.levels)), np.int64)]
     )
     grown = Vocabulary(
-        pa.concat_arrays([vocabulary.ids, fresh]), vocabulary.levels, counts, vocabulary.num_users
+        pa.concat_arrays([vocabulary.ids, fresh]),
+        vocabulary.levels,
+        counts,
+        vocabulary.num_users,
+        feedback=vocabulary.feedback,
     )
     for sign, part in ((-1, summary.before), (1, summary.after)):
         places = grown.positions(whole(part.table["item"]))

@@ -75,7 +75,8 @@ def _preflight(config: DataConfig) -> tuple[ReadPlan, JsonObject]:
 
 def recipe(config: DataConfig, plan: ReadPlan) -> JsonObject:
     """Return what the result depends on: the settings and the stamps of the log files."""
-    found: JsonObject = json.loads(config.model_dump_json(exclude={"prepared", "extend"}))
+    unset = {"feedback"} if config.feedback is None else set[str]()
+    found: JsonObject = json.loads(config.model_dump_json(exclude={"prepared", "extend"} | unset))
     files = {file.label: Folder(file.url).stamp() for file in plan.layout.files}
     return {**found, "files": files}
 
@@ -114,6 +115,7 @@ def prepare(config: DataConfig) -> DatasetManifest:
         plan.scale.levels,
         counts_matrix(counted.table["train_count"]),
         counted.num_users,
+        feedback=config.feedback.feedback if config.feedback else None,
     )
     shared = ray.put(vocabulary)
     split_state = stages.with_drawn_targets(blocks, split_state, plan.split, shared)
@@ -152,6 +154,7 @@ def read_plan(config: DataConfig) -> ReadPlan:
         DataError: The log or one of its columns is missing, or the layout is unknown.
     """
     source, split = config.source, config.split
+    layout_is_drawn = isinstance(source, SyntheticLog | ExpandedLog)
     if isinstance(source, SyntheticLog | ExpandedLog):
         layout, found = drawn_layout(source), drawn_pieces(source)
         if isinstance(split, GivenSplit):
@@ -168,7 +171,18 @@ def read_plan(config: DataConfig) -> ReadPlan:
         found = log_pieces(layout)
     if isinstance(split, GlobalTimeSplit) and not layout.has_time:
         raise ConfigError("data.split = 'global_time', but the log has no times; set columns.time")
-    scale = scale_of(config.ratings, layout.levels, layout.columns, config.cleaning.duplicates)
+    if config.feedback is not None and config.feedback.is_marked and layout_is_drawn:
+        raise ConfigError(
+            f"data.feedback.likes with a log of format {source.format}, which has ratings; set "
+            "likes_above"
+        )
+    scale = scale_of(
+        config.ratings,
+        layout.levels,
+        layout.columns,
+        config.cleaning.duplicates,
+        config.feedback,
+    )
     return ReadPlan(source, layout, scale, config.cleaning, split, tuple(found), config.num_shards)
 
 

@@ -16,14 +16,8 @@ from distrib.batch import Batch
 from distrib.config import Config
 from distrib.models.base import ItemRows, Model, ModelSpec, UserState
 from distrib.models.capabilities import ItemVectors
-from distrib.models.layers import (
-    FactorState,
-    LinearDecoder,
-    fold_in,
-    history_sum,
-    item_mean,
-    known_or_new,
-)
+from distrib.models.folding import FactorState, fold_in, known_or_new
+from distrib.models.layers import LinearDecoder, history_sum, item_mean
 from distrib.models.outputs import RatingOutput
 from distrib.objectives import SquaredErrorConfig
 from distrib.parameters import ParameterRole, parameter

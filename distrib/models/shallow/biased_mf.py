@@ -14,7 +14,8 @@ from typing_extensions import override
 from distrib.batch import Batch
 from distrib.config import Config
 from distrib.models.base import ItemRows, Model, ModelSpec, UserState
-from distrib.models.layers import LinearDecoder, fold_in, item_mean, known_or_new
+from distrib.models.folding import fold_in, known_or_new
+from distrib.models.layers import LinearDecoder, item_mean
 from distrib.models.outputs import RatingOutput
 from distrib.objectives import SquaredErrorConfig
 from distrib.parameters import ParameterRole, parameter, with_role

@@ -20,11 +20,17 @@ from distrib.data.hashing import HashArray
 from distrib.data.history_arrays import history_arrays, trained_numbers
 from distrib.errors import DataError
 from distrib.score.commit import SUCCESS, PartManifest, Publication, Success
-from distrib.score.histories import DIGEST, Histories, read_histories, user_hashes
+from distrib.score.histories import (
+    DIGEST,
+    Histories,
+    chosen,
+    read_histories,
+    user_hashes,
+    without_new_users,
+)
 from distrib.score.policy import ScoreConfig
 from distrib.score.rules import Rules
 from distrib.score.scorer import Scorer
-from distrib.score.search import Limits
 from distrib.score.tables import lists_of
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
@@ -302,6 +308,8 @@ class FragmentScorer:
         if fragment.shard is not None:
             numbers = _numbers(table, fragment, first_row)[read.kept_B]
             read = read._replace(source=read.source._replace(user_B=torch.from_numpy(numbers)))
+        if self.config.new_users == "reject":
+            read = without_new_users(read)
         num_users = len(read.user)
         counts["rejected"].update(read.rejected)
         counts["interactions"].update(read.row_status)
@@ -356,19 +364,7 @@ def _numbers(table: pa.Table, fragment: Fragment, first_row: int) -> Any:
 def _changed(read: Histories, previous: PreviousRun) -> Histories:
     """Leave out users whose history is unchanged since it was scored last."""
     is_same_B = previous.digests_of(user_hashes(read.user)) == read.digest_B
-    if not is_same_B.any():
-        return read
-    wanted = torch.from_numpy(np.flatnonzero(~is_same_B))
-    limits = read.limits
-    if limits is not None:
-        limits = Limits(limits.candidates.chosen(wanted), limits.is_limited_B[wanted])
-    return read._replace(
-        user=read.user.filter(pa.array(~is_same_B)),
-        source=read.source.chosen(wanted),
-        seen=read.seen.chosen(wanted),
-        limits=limits,
-        digest_B=read.digest_B[~is_same_B],
-    )
+    return chosen(read, ~is_same_B) if is_same_B.any() else read
 
 
 def _empty(lists: pa.Table, num_users: int) -> dict[str, int]:

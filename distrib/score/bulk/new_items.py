@@ -73,6 +73,11 @@ def with_new_items(scorer: Scorer, prepared: Folder) -> Scorer:
         is_rated = torch.from_numpy(wanted >= 0)
         model.append_items(found.keep(is_rated[found.row_N]))
     joined = Vocabulary(
-        grown.ids, known.levels, grown.train_count_IL, known.num_users, known.user_index_size
+        grown.ids,
+        known.levels,
+        grown.train_count_IL,
+        known.num_users,
+        known.user_index_size,
+        known.feedback,
     )
     return Scorer(model, joined, device=scorer.device)

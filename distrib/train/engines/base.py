@@ -23,6 +23,10 @@ class Update(NamedTuple):
     is_applied: bool = True
     """False where fp16 overflowed and the update was skipped."""
 
+    recorded: Mapping[str, Tensor] = {}
+    """What the objective recorded on this rank: sum and number of entries by name; see
+    `Recorder`."""
+
 
 class Engine(Protocol):
     """Makes updates, on one process or on many ranks."""

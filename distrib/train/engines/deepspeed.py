@@ -92,17 +92,18 @@ class DeepSpeedEngine:
     def _update(self, batch: RankBatch, rng: CounterRng, step: int) -> Update:
         set_rate(self.engine.optimizer, self.optimizer.rate(step))
         summed: dict[str, Tensor] = {}
+        recorded: dict[str, Tensor] = {}
         for inputs, target, count in batch.to(self.device).split(self.num_parts):
             terms: dict[str, Tensor] = self.engine(inputs, target, rng, step)
             # DeepSpeed averages over ranks and micro-batches; the loss is a mean over users.
             scale = self.world_size * self.num_parts / count
             self.engine.backward(total(terms) * scale)
             self.engine.step()
-            for name, term in terms.items():
-                summed[name] = summed[name] + term.detach() if name in summed else term.detach()
+            _add_up(summed, {name: term.detach() for name, term in terms.items()})
+            _add_up(recorded, self.step_module.recorder.sums)
         norm = self.engine.get_global_grad_norm()
         size = torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32)
-        return Update(summed, size, bool(self.engine.was_step_applied()))
+        return Update(summed, size, bool(self.engine.was_step_applied()), recorded)
 
     def begin_epoch(self, epoch: int) -> None:
         """Select the phase to train; see `Engine`."""
@@ -144,6 +145,12 @@ class DeepSpeedEngine:
         deepspeed_state.restore(self.engine, self.step_module.model, saved)
         deepspeed_state.set_loss_scale(self.engine, facts)
         restore_buffers(self.step_module.model, saved)
+
+
+def _add_up(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
+    """Add to sums by name, in place."""
+    for name, value in more.items():
+        sums[name] = sums[name] + value if name in sums else value
 
 
 def deepspeed_faults(engine: EngineConfig, optimizer: OptimizerConfig) -> list[str]:

@@ -39,7 +39,8 @@ class LocalEngine:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clipping, norm)
         set_rate(self.optimizer, self.config.rate(step))
         self.optimizer.step()
-        return Update({name: term.detach() for name, term in terms.items()}, norm)
+        losses = {name: term.detach() for name, term in terms.items()}
+        return Update(losses, norm, recorded=self.step_module.recorder.sums)
 
     def begin_epoch(self, epoch: int) -> None:
         """Select the phase to train; see `Engine`."""

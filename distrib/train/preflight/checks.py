@@ -7,19 +7,23 @@ import importlib.util
 from collections.abc import Iterator
 from typing import get_args
 
+import numpy as np
+
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.cluster.resources import await_room
 from distrib.data.dataset import Dataset
 from distrib.errors import ConfigError, DataError, DistribError, raise_all
+from distrib.labelled_metrics import LABELLED_METRICS, LOG_LOSS
 from distrib.objectives import ObjectiveConfig
 from distrib.objectives.base import ObjectiveSpec
+from distrib.objectives.unlabelled_entries import LearnsFromUnlabelled
 from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 from distrib.train.engines.deepspeed import deepspeed_faults
 from distrib.train.run_folder import identity_faults
 from distrib.train.schemes import can_warm_start, is_iterative, scheme_of
 from distrib.train.schemes.base import IterativeScheme
-from distrib.train.warm_start import kind_faults
+from distrib.train.warm_start import kind_faults, load_pretrained, pretrained_faults
 
 OBJECTIVES = get_args(get_args(ObjectiveConfig)[0])
 
@@ -48,6 +52,7 @@ def preflight(run: TrainingRun) -> Dataset:
         faults += [ConfigError(fault) for fault in identity_faults(run, dataset.hash)]
     faults += [ConfigError(fault) for fault in data_faults(run, dataset)]
     faults += warm_start_faults(run, dataset)
+    faults += _pretrained_faults(run, dataset)
     raise_all(faults)
     return dataset
 
@@ -109,6 +114,7 @@ def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
             f"model {run.model.name!r} reads histories of items, which {run.prepared} lacks; set "
             "data.item_histories = true and run prepare again"
         )
+    faults += _feedback_faults(run, dataset)
     if train.warm_start and is_iterative(run) and not can_warm_start(run):
         faults.append(
             f"train.warm_start with model {run.model.name!r}: what it learns of users, as with "
@@ -129,11 +135,50 @@ def warm_start_faults(run: TrainingRun, dataset: Dataset) -> list[DistribError]:
     return [ConfigError(fault) for fault in faults]
 
 
+def _pretrained_faults(run: TrainingRun, dataset: Dataset) -> list[DistribError]:
+    """Return why training cannot start from models of other kinds, if it cannot."""
+    if not run.train.pretrained:
+        return []
+    try:
+        found = load_pretrained(run.train.pretrained)
+    except DistribError as error:
+        return [error]
+    return [ConfigError(fault) for fault in pretrained_faults(found, run.model, dataset.hash)]
+
+
+def _feedback_faults(run: TrainingRun, dataset: Dataset) -> Iterator[str]:
+    """Refuse data without likes and dislikes where the run needs them."""
+    feedback, objective = dataset.manifest.made_from.feedback, run.objective
+    labelled = [name for name in run.selection if name in LABELLED_METRICS]
+    needs = []
+    if objective is not None and objective.spec.needs_feedback:
+        needs.append(f"objective {objective.name!r} learns from likes and dislikes")
+    if labelled:
+        needs.append(f"train.select_by names {labelled}")
+    if needs and feedback is None:
+        yield (
+            f"{' and '.join(needs)}, but {run.prepared} does not say which interactions they are; "
+            "set data.feedback, and prepare into a new folder"
+        )
+    if not needs or feedback is None:
+        return
+    sign_L = feedback.sign(np.asarray(dataset.manifest.levels, dtype=np.float32))
+    count_L = dataset.vocabulary.train_count_IL.sum(0)
+    for sign, name in ((1, "likes"), (-1, "dislikes")):
+        if not count_L[sign_L == sign].sum():
+            yield (
+                f"{run.prepared} has no {name} among its training interactions, but "
+                f"{' and '.join(needs)}; change data.feedback, and prepare into a new folder"
+            )
+
+
 def _selection_faults(run: TrainingRun) -> Iterator[str]:
     """Refuse metrics that are not measured."""
     known = set(run.evaluate.metric_names)
-    if run.model.spec.output == "scores":
+    if run.model.spec.output in {"scores", "log_odds"}:
         known -= {"rmse", "mae"}
+    if run.model.spec.output != "log_odds":
+        known -= {LOG_LOSS}
     unknown = [name for name in run.selection if name not in known]
     if unknown:
         yield (
@@ -148,10 +193,23 @@ def _objective_faults(run: TrainingRun, scheme: IterativeScheme) -> Iterator[str
     fits = [
         kind.model_fields["name"].default
         for kind in OBJECTIVES
-        if kind.spec.accepts == spec.output
+        if _accepts(kind.spec, spec.output)
         and (spec.is_tied or not kind.spec.needs_tied)
         and (scheme.decodes_inputs or not kind.spec.decodes_inputs)
     ]
+    if objective.spec.needs_whole_catalog and run.engine.parallel == "items":
+        yield (
+            f"objective {objective.name!r} with engine.parallel = 'items': it decodes items that "
+            "other ranks hold; set it to 'data'"
+        )
+    if isinstance(objective, LearnsFromUnlabelled) and not _accepts(
+        objective.base.spec, spec.output
+    ):
+        yield (
+            f"model {model.name!r} outputs {spec.output}, but objective.base = "
+            f"{objective.base.name!r} takes {_taken(objective.base.spec)}; set it to the objective "
+            "that the model is trained by otherwise"
+        )
     if objective.name not in fits:
         yield (
             f"model {model.name!r} outputs {spec.output}, but objective {objective.name!r} takes "
@@ -160,9 +218,15 @@ def _objective_faults(run: TrainingRun, scheme: IterativeScheme) -> Iterator[str
         )
 
 
+def _accepts(spec: ObjectiveSpec, output: str) -> bool:
+    """Return whether an objective takes the output of a model."""
+    return output == spec.accepts or (isinstance(spec.accepts, tuple) and output in spec.accepts)
+
+
 def _taken(spec: ObjectiveSpec) -> str:
     """Return what an objective takes, for a message."""
-    what = "embeddings of tied weights" if spec.needs_tied else spec.accepts
+    taken = (spec.accepts,) if isinstance(spec.accepts, str) else spec.accepts
+    what = "embeddings of tied weights" if spec.needs_tied else " or ".join(taken)
     return f"{what} of the histories that it decodes" if spec.decodes_inputs else what
 
 

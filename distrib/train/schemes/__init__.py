@@ -7,12 +7,18 @@ from distrib.train.config import TrainingRun
 from distrib.train.schemes.base import IterativeScheme, Scheme
 from distrib.train.schemes.closed_form import ClosedForm
 from distrib.train.schemes.item_rows import ItemRows
+from distrib.train.schemes.meta import Meta
+from distrib.train.schemes.meta_rows import MetaRows
+from distrib.train.schemes.pairs import Pairs
 from distrib.train.schemes.two_sided import TwoSided
 from distrib.train.schemes.user_rows import UserRows
 
 SCHEMES: Mapping[str, Scheme] = {
     "closed_form": ClosedForm(),
     "item_rows": ItemRows(),
+    "meta": Meta(),
+    "meta_rows": MetaRows(),
+    "pairs": Pairs(),
     "two_sided": TwoSided(),
     "user_rows": UserRows(),
 }

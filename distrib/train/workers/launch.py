@@ -251,5 +251,5 @@ def _diverged(found: Divergence, history: list[EpochRecord], run: TrainingRun) -
     return DivergedError(
         f"epoch {found.epoch}, step {found.step}: {found.term} is {found.value}, {found.why}; "
         f"last good epoch: {good}, last good checkpoint: {kept}; in a new run folder, "
-        + (run.model.spec.divergence_advice or _DIVERGENCE_ADVICE)
+        + (found.advice or run.model.spec.divergence_advice or _DIVERGENCE_ADVICE)
     )

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
+from torch import Tensor
 
 from distrib.config import JsonObject
 from distrib.train.engines.base import Update
@@ -31,7 +32,8 @@ class Reduced(NamedTuple):
 
     non_finite: NonFinite | None
     means: dict[str, float]
-    """Of the loss terms, and of the gradient norm, since the last agreement."""
+    """Of the loss terms, of what the objective recorded, and of the gradient norm, since the last
+    agreement."""
 
 
 class LossReducer:
@@ -52,6 +54,9 @@ class LossReducer:
     def clear(self) -> None:
         """Start an epoch."""
         self.totals: dict[str, float] = {}
+        self.recorded: dict[str, tuple[float, float]] = {}
+        """Over all ranks: sum and number of entries by name."""
+
         self.count = 0
 
     def add(self, update: Update, count: int) -> None:
@@ -67,23 +72,22 @@ class LossReducer:
         Returns:
             Values that are equal on all ranks.
         """
-        names = sorted(self._pending[0][0].terms) if self._pending else []
-        rows = [
-            torch.stack([update.terms[name].double() for name in names]).to(self.device)
-            for update, _ in self._pending
-        ]
+        names = sorted({name for update, _ in self._pending for name in update.terms})
+        shown = sorted({name for update, _ in self._pending for name in update.recorded})
+        rows = [self._row(update, names, shown) for update, _ in self._pending]
         head = torch.tensor(list(flags.values()), dtype=torch.float64, device=self.device)
         mine = torch.cat([head, *rows])
         torch.distributed.all_reduce(everyone := mine.clone())
         numbers = everyone.tolist()
         own = mine.tolist()
-        width, first = len(names), len(flags)
+        width, first = len(names) + 2 * len(shown), len(flags)
         non_finite, means = None, dict.fromkeys([*names, NORM], 0.0)
+        recorded = dict.fromkeys(shown, (0.0, 0.0))
         counted = 0
         for place, (update, count) in enumerate(self._pending):
             start = first + place * width
             norm = float(update.gradient_norm)
-            sums = dict(zip(names, numbers[start : start + width], strict=True))
+            sums = dict(zip(names, numbers[start:], strict=False))
             wrong = _first_wrong(sums, norm, update.is_applied)
             self.num_skipped = self.num_skipped + 1 if wrong else 0
             if wrong and (update.is_applied or self.num_skipped > self.max_skipped):
@@ -92,13 +96,19 @@ class LossReducer:
             if wrong:
                 continue
             counted += count
-            for name, value in zip(names, own[start : start + width], strict=True):
+            rest = numbers[start + len(names) : start + width]
+            for name, total, entries in zip(shown, rest[::2], rest[1::2], strict=True):
+                recorded[name] = _sum(recorded[name], (total, entries))
+            for name, value in zip(names, own[start:], strict=False):
                 self.totals[name] = self.totals.get(name, 0.0) + value
                 means[name] += sums[name]
             means[NORM] += norm * count if math.isfinite(norm) else 0.0
         self.count += counted
         self._pending = []
         means = {name: value / max(1, counted) for name, value in means.items()}
+        for name, sums_of_name in recorded.items():
+            self.recorded[name] = _sum(self.recorded.get(name, (0.0, 0.0)), sums_of_name)
+        means |= _means(recorded)
         return Reduced(dict(zip(flags, numbers[:first], strict=True)), non_finite, means)
 
     def mean_losses(self) -> dict[str, float]:
@@ -110,9 +120,18 @@ class LossReducer:
         torch.distributed.all_reduce(sums)
         return dict(zip(names, (sums / max(1, self.count)).tolist(), strict=True))
 
+    def mean_recorded(self) -> dict[str, float]:
+        """Return the means of what the objective recorded in the epoch; equal on all ranks."""
+        return _means(self.recorded)
+
     def to_json(self) -> JsonObject:
         """Return this rank's part; nothing may be pending."""
-        return {"totals": self.totals, "num_users": self.count, "skipped": self.num_skipped}
+        return {
+            "totals": self.totals,
+            "recorded": self.recorded,
+            "num_users": self.count,
+            "skipped": self.num_skipped,
+        }
 
     def take(self, parts: list[Mapping[str, Any]], rank: int, world_size: int) -> None:
         """Restore the parts of a checkpoint: each rank its own, or rank 0 all after a resize."""
@@ -123,7 +142,23 @@ class LossReducer:
                 self.totals[name] = self.totals.get(name, 0.0) + value
         for name in parts[0]["totals"]:
             self.totals.setdefault(name, 0.0)
+        self.recorded = {name: tuple(sums) for name, sums in parts[0].get("recorded", {}).items()}
         self.count, self.num_skipped = parts[0]["num_users"], parts[0]["skipped"]
+
+    def _row(self, update: Update, names: list[str], shown: list[str]) -> Tensor:
+        """Return the sums of an update: 0 for terms of other phases."""
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        terms = [update.terms.get(name, zero).double().to(self.device) for name in names]
+        pairs = [update.recorded.get(name, zero.expand(2)).to(self.device) for name in shown]
+        return torch.cat([torch.stack(terms), *pairs]) if terms else zero[None][:0]
+
+
+def _sum(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    return one[0] + other[0], one[1] + other[1]
+
+
+def _means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    return {name: total / entries for name, (total, entries) in sums.items() if entries}
 
 
 def _first_wrong(

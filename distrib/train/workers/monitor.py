@@ -97,7 +97,8 @@ class TrainMonitor:
         if not self._is_first:
             return
         found = {f"valid {name}": value for name, value in record.valid.items()}
-        found |= {f"epoch {name}": value for name, value in record.losses.items()}
+        shown = {**record.losses, **record.recorded}
+        found |= {f"epoch {name}": value for name, value in shown.items()}
         for name, value in found.items():
             self._show(name, value)
         if self._curves is not None:
@@ -116,7 +117,7 @@ class TrainMonitor:
             self._tracking.close()
 
     def _show(self, name: str, value: float) -> None:
-        plain = name.replace(" ", "_").replace("@", "_at_")
+        plain = name.replace(" ", "_").replace("@", "_at_").replace(".", "_")
         show(f"train_{plain}", f"Training: {name}.", value, run=self._config.run_name)
 
 

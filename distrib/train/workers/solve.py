@@ -148,7 +148,7 @@ def _solved(
     for entry in dataset.manifest.shards:
         rows = dataset.held_out(entry, Role.VALID_TARGET)
         sums = measurer.added(sums, rows, np.arange(rows.num_users))
-    metrics = {name: summary.mean for name, summary in sums["model"].summaries().items()}
+    metrics = sums["model"].means()
     facts = BundleFacts(data=dataset.hash, seed=run.seed, epoch=1, valid=metrics)
     write_bundle(Folder(run.run) / BUNDLE, weights, run.model, vocabulary, facts)
     return metrics

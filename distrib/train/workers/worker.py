@@ -19,9 +19,9 @@ from distrib.data.feeds.base import BatchSharding, Feed, RankBatch
 from distrib.data.feeds.loader import TrainingData
 from distrib.data.schema import Role
 from distrib.errors import MemoryLimitError
+from distrib.evaluate.measured import joined
 from distrib.evaluate.protocol import EXPECTED, KNOWN, Measurer, selection_score
 from distrib.events import Interval, emit, rounded
-from distrib.metrics import Sums
 from distrib.score.scorer import Scorer
 from distrib.train.build import build_engine
 from distrib.train.config import TrainingRun
@@ -44,6 +44,8 @@ _CALIBRATION_TOLERANCE = 0.2
 
 _EXPLOSION_FACTOR = 4.0
 """Training has diverged where its loss is this many times that of predicting the mean rating."""
+
+_COLLAPSE_ADVICE = "raise objective.warmup_steps, or lower the weight of the unlabelled loss"
 
 _PREEMPTION_S = 5.0  # between preemption checks
 
@@ -230,8 +232,8 @@ class Worker:
     def _on_epoch(self, state: TrainState) -> bool:
         """Validate and save a checkpoint; return False to end training."""
         train = self.run.train
-        losses = self.loss_reducer.mean_losses()
-        if self._loss_exploded(losses):
+        losses, recorded = self.loss_reducer.mean_losses(), self.loss_reducer.mean_recorded()
+        if self._has_diverged(losses, recorded):
             return False
         self.loss_reducer.clear()
         self._noted = 0
@@ -244,6 +246,7 @@ class Worker:
             epoch=state.epoch,
             step=state.step,
             losses=losses,
+            recorded=recorded,
             valid=metrics,
             selection=selection_score(metrics, self.run.selection)
             if metrics
@@ -265,7 +268,7 @@ class Worker:
         if self.rank == 0:
             self.inputs.control.post_epoch.remote(record)
             shares = {"checkpoint_share": record.checkpoint_share or 0.0}
-            found = {**losses, **metrics, **speed_of(record), **shares}
+            found = {**losses, **recorded, **metrics, **speed_of(record), **shares}
             emit("epoch", epoch=state.epoch, **rounded(found))
         return not is_end
 
@@ -290,8 +293,15 @@ class Worker:
         )
         return self.scheme.export(weights, context)
 
-    def _loss_exploded(self, losses: dict[str, float]) -> bool:
-        """Stop when the loss explodes while still finite, where a model is known to do that."""
+    def _has_diverged(self, losses: dict[str, float], recorded: dict[str, float]) -> bool:
+        """Stop when the objective collapses, or the loss explodes while still finite."""
+        for name, limit in self.engine.step_module.objective.limits.items():
+            if recorded.get(name, 0.0) > limit:
+                why = f"above {limit:.3g}: the objective has collapsed"
+                place = self.state.epoch, self.state.step
+                found = Divergence(*place, name, recorded[name], why, _COLLAPSE_ADVICE)
+                self.ending = Outcome([], found)
+                return True
         if not self.run.model.spec.divergence_advice or self.state.epoch == 1:
             return False
         count_L = self.vocabulary.train_count_IL.sum(0)
@@ -327,22 +337,15 @@ class Worker:
         chunk_items = self.run.engine.block_items
         scorer = Scorer(model, self.vocabulary, device=self.device, chunk_items=chunk_items)
         measurer = Measurer({"model": scorer}, Role.VALID_TARGET, self.run.evaluate)
-        sums = measurer.nothing()
+        found = measurer.nothing()
         for rows, mine_B in self.feed.valid_parts():
-            sums = measurer.added(sums, rows, mine_B, self.watchdog.touch)
-        return _joined_means(gather_objects(sums["model"]))
+            found = measurer.added(found, rows, mine_B, self.watchdog.touch)
+        return joined(gather_objects(found["model"])).means()
 
     def _save(self, best: dict[str, Tensor] | None = None) -> None:
         """Start to write a checkpoint; ``best``: weights of a new best epoch."""
         self.watchdog.progress("writing a checkpoint")
         self.checkpoints.save(best)
-
-
-def _joined_means(parts: list[Sums]) -> dict[str, float]:
-    total = Sums({})
-    for part in parts:
-        total = total.merged(part)
-    return {name: summary.mean for name, summary in total.summaries().items()}
 
 
 class _Watched:

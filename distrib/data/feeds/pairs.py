@@ -1,0 +1,136 @@
+"""A feed of labelled user-item pairs, each with sampled unlabelled items of the same user."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from distrib.batch import Batch
+from distrib.data.feeds.base import (
+    BATCHES_AHEAD,
+    BatchSharding,
+    RankBatch,
+    ResidentRows,
+    ahead,
+    own_rows,
+)
+from distrib.data.feeds.epoch_order import LazyOrder
+from distrib.data.feeds.negatives import UnlabelledSampler
+from distrib.data.history_arrays import HistoryArrays, IntArray
+from distrib.feedback import sign_of
+from distrib.rng import CounterRng
+
+
+class PairInput(NamedTuple):
+    """What a model reads of some pairs: their users, and which phase of the epoch they are of."""
+
+    users: Batch
+    """A row for each pair, without history."""
+
+    phase: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows; see `TrainInput`."""
+        return self.users.num_rows
+
+    def to(self, device: torch.device | str) -> "PairInput":
+        """Return it on a device; see `TrainInput`."""
+        return PairInput(self.users.to(device), self.phase)
+
+    def split(self, num_parts: int) -> list["PairInput"]:
+        """Split the rows; see `TrainInput`."""
+        return [PairInput(part, self.phase) for part in self.users.split(num_parts)]
+
+
+class Phase(NamedTuple):
+    """A part of an epoch."""
+
+    place_M: IntArray
+    """Labelled interactions among those of the training histories."""
+
+    num_sampled: int
+    """Unlabelled items for each of them."""
+
+
+class PairFeed:
+    """See `Feed`. Batches are slices of a permutation of the labelled pairs of each phase in turn.
+
+    A row of the target is a labelled pair and the items sampled for it, whose value is NaN.
+
+    Args:
+        rows: All training histories, and those of validation users.
+        sharding: Rank, and the labelled pairs of a global batch.
+        phases: Parts of an epoch.
+        power: See `UnlabelledSampler`.
+    """
+
+    def __init__(
+        self, rows: ResidentRows, sharding: BatchSharding, phases: Sequence[Phase], power: float
+    ) -> None:
+        self.sharding, self.phases = sharding, phases
+        self._train, self._valid = rows.train, rows.valid
+        self.num_users = rows.train.num_users
+        is_sampled = any(phase.num_sampled for phase in phases)
+        self._sampler = (
+            UnlabelledSampler(rows.train, rows.num_columns[0], power) if is_sampled else None
+        )
+
+    def num_steps(self, epoch: int) -> int:
+        """Return the batches of all phases; see `Feed`."""
+        del epoch
+        return sum(self.sharding.num_steps(len(phase.place_M)) for phase in self.phases)
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
+        """Yield pairs of the phases in turn; see `Feed`."""
+        return ahead(self._batches(epoch, first_step), BATCHES_AHEAD)
+
+    def _batches(self, epoch: int, first_step: int) -> Iterator[RankBatch]:
+        size, rng = self.sharding.batch_users, CounterRng.of(self.sharding.seed, epoch)
+        for number, phase in enumerate(self.phases):
+            num_steps = self.sharding.num_steps(len(phase.place_M))
+            order = LazyOrder(len(phase.place_M), self.sharding.seed, epoch, number)
+            for step in range(min(first_step, num_steps), num_steps):
+                chosen = phase.place_M[order.part(step * size, (step + 1) * size)]
+                mine = np.array_split(chosen, self.sharding.world_size)[self.sharding.rank]
+                count = len(chosen) * (1 + phase.num_sampled)
+                yield self._batch(mine, number, rng)._replace(size=count)
+            first_step = max(0, first_step - num_steps)
+
+    def _batch(self, place_M: IntArray, number: int, rng: CounterRng) -> RankBatch:
+        train, num_sampled = self._train, self.phases[number].num_sampled
+        row_M = np.searchsorted(train.pointer_P, place_M, side="right") - 1
+        user_M, item_M = train.number_B[row_M], train.item_N[place_M].astype(np.int64)
+        items, values = item_M[:, None], train.value_N[place_M][:, None]
+        if num_sampled:
+            assert self._sampler is not None
+            drawn = self._sampler.draw(rng, row_M, user_M, item_M, num_sampled)
+            items = np.concatenate([items, drawn], axis=1)
+            values = np.concatenate([values, np.full(drawn.shape, np.nan, np.float32)], axis=1)
+        is_there = items >= 0
+        pointer_P = np.concatenate([[0], is_there.sum(1).cumsum()])
+        user_B = torch.from_numpy(user_M)
+        nothing = torch.zeros(0, dtype=torch.int64)
+        no_history = torch.zeros(len(user_M) + 1, dtype=torch.int64)
+        target = Batch(
+            user_B,
+            torch.from_numpy(pointer_P),
+            torch.from_numpy(items[is_there]),
+            torch.from_numpy(values[is_there]),
+        )
+        users = Batch(user_B, no_history, nothing, torch.zeros(0))
+        return RankBatch(PairInput(users, number), target, 0)
+
+    def training_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
+        """Yield one part; see `Feed`."""
+        yield self._train, own_rows(self._train, self.sharding)
+
+    def valid_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
+        """Yield one part; see `Feed`."""
+        yield self._valid, own_rows(self._valid, self.sharding)
+
+
+def labelled_places(rows: ResidentRows) -> IntArray:
+    """Return which interactions of the training histories are likes or dislikes."""
+    return np.flatnonzero(sign_of(rows.feedback, rows.train.value_N))

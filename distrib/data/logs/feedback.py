@@ -1,0 +1,102 @@
+"""Settings that say which interactions are likes, and which are dislikes."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import model_validator
+
+from distrib.config import Config
+from distrib.data.arrow import to_numpy, whole
+from distrib.data.logs.parse_values import is_null, parse_numbers
+from distrib.feedback import Feedback
+
+MARK_LEVELS = (-1.0, 0.0, 1.0)
+"""Ratings in place of marks: dislike, neither, like."""
+
+
+class FeedbackConfig(Config):
+    """Likes and dislikes, by ratings or by the marks in the rating column.
+
+    Give either ``likes_above``, or both ``likes`` and ``dislikes``.
+    """
+
+    likes_above: float | None = None
+    """Ratings above this are likes."""
+
+    dislikes_up_to: float | None = None
+    """This rating and lower ones are dislikes; by default all ratings that are not likes. Ratings
+    in between stay in the histories without a sign."""
+
+    likes: tuple[str, ...] = ()
+    """Values of the rating column that are likes, such as names of events or labels."""
+
+    dislikes: tuple[str, ...] = ()
+    """Values that are dislikes; rows with other values stay in the histories without a sign."""
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> "FeedbackConfig":
+        by_rating = self.likes_above is not None or self.dislikes_up_to is not None
+        if by_rating == self.is_marked:
+            raise ValueError(
+                "set either likes_above (a threshold on ratings), or likes and dislikes (values of "
+                "the rating column)"
+            )
+        if self.is_marked and not (self.likes and self.dislikes):
+            raise ValueError("likes and dislikes belong together; set both")
+        twice = sorted({*self.likes} & {*self.dislikes})
+        if twice:
+            raise ValueError(f"{twice}: both a like and a dislike; list each value once")
+        if by_rating and self.likes_above is None:
+            raise ValueError("dislikes_up_to needs likes_above; set both")
+        feedback = self.feedback
+        if feedback.dislikes_up_to > feedback.likes_above:
+            raise ValueError(
+                f"dislikes_up_to = {self.dislikes_up_to} is above likes_above = "
+                f"{self.likes_above}; expected dislikes_up_to <= likes_above"
+            )
+        return self
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether the rating column holds marks, not ratings."""
+        return bool(self.likes or self.dislikes)
+
+    @property
+    def feedback(self) -> Feedback:
+        """Signs of the ratings that prepare writes."""
+        if self.is_marked:
+            return Feedback(0.0, -1.0)
+        assert self.likes_above is not None  # validated
+        low = self.dislikes_up_to
+        return Feedback(self.likes_above, self.likes_above if low is None else low)
+
+    def ratings_of(self, column: pa.ChunkedArray) -> Any:
+        """Turn a column of marks into ratings.
+
+        Args:
+            column: Text, numbers or booleans; numbers equal a mark that reads as the same number.
+
+        Returns:
+            float32 `MARK_LEVELS`; NaN for missing values.
+        """
+        array = whole(column)
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        number_N, text = parse_numbers(column, pa.float64()), None
+        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+            text = pc.utf8_trim_whitespace(array.cast(pa.string()))
+
+        def are_among(marks: tuple[str, ...]) -> Any:
+            numbers = parse_numbers(pa.chunked_array([pa.array(marks)]), pa.float64())
+            found_N = np.isin(number_N, numbers[~np.isnan(numbers)])
+            if text is not None:
+                found_N |= to_numpy(pc.is_in(text, value_set=pa.array(marks)))
+            return found_N
+
+        rating_N = are_among(self.likes).astype(np.float32) - are_among(self.dislikes)
+        is_missing_N = is_null(array)
+        if text is not None:
+            is_missing_N |= to_numpy(pc.equal(text, "").fill_null(True))
+        return np.where(is_missing_N, np.float32(np.nan), rating_N).astype(np.float32)

@@ -1,0 +1,69 @@
+"""What is measured of a model on some users, mergeable over batches, ranks and shards."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from distrib.labelled_metrics import AUC, area_under_curve
+from distrib.metrics import FloatArray, Summary, Sums, sums_of
+
+
+class Measured(NamedTuple):
+    """Results on some users."""
+
+    sums: Sums
+    score_N: npt.NDArray[np.float32]
+    """Scores of labelled pairs, if the log has likes and dislikes."""
+
+    is_like_N: npt.NDArray[np.bool_]
+    by_user: Mapping[str, FloatArray]
+    """Metrics of each user, in the order of the users; NaN where a metric is not defined."""
+
+    @classmethod
+    def nothing(cls) -> "Measured":
+        """Return results on no users."""
+        return joined([])
+
+    @classmethod
+    def of(
+        cls,
+        by_user: Mapping[str, Tensor],
+        by_pair: Mapping[str, Tensor],
+        score_N: npt.NDArray[np.float32],
+        is_like_N: npt.NDArray[np.bool_],
+    ) -> "Measured":
+        """Collect values of users, and values of pairs, whose means are over pairs."""
+        sums = sums_of({**by_user, **by_pair})
+        vectors = {name: value.double().numpy() for name, value in by_user.items()}
+        return cls(sums, score_N, is_like_N, vectors)
+
+    def merged(self, other: "Measured") -> "Measured":
+        """Join with the results on further users."""
+        return joined([self, other])
+
+    def summaries(self) -> dict[str, Summary]:
+        """Return means with errors by metric."""
+        area = area_under_curve(self.score_N, self.is_like_N)
+        return self.sums.summaries() | ({} if area is None else {AUC: area})
+
+    def means(self) -> dict[str, float]:
+        """Return means by metric."""
+        return {name: summary.mean for name, summary in self.summaries().items()}
+
+
+def joined(parts: Sequence[Measured]) -> Measured:
+    """Join results on disjoint users, in order."""
+    sums = Sums({})
+    for part in parts:
+        sums = sums.merged(part.sums)
+    names = list(dict.fromkeys(name for part in parts for name in part.by_user))
+    return Measured(
+        sums,
+        np.concatenate([np.zeros(0, np.float32), *(part.score_N for part in parts)]),
+        np.concatenate([np.zeros(0, np.bool_), *(part.is_like_N for part in parts)]),
+        {name: np.concatenate([part.by_user[name] for part in parts if name in part.by_user])
+         for name in names},
+    )  # fmt: skip

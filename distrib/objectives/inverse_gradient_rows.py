@@ -1,0 +1,119 @@
+"""The inverse gradient for autoencoders, decided on entries that the encoder does not read."""
+
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import NonNegativeInt
+from torch import Tensor
+
+from distrib.batch import Batch
+from distrib.objectives.base import LossContext, ObjectiveSpec
+from distrib.objectives.binary import BinaryConfig
+from distrib.objectives.decoder import Decoder, Tensors
+from distrib.objectives.inverse_gradient import DecidesByGradient
+from distrib.objectives.rating_classes import RatingClassesConfig
+from distrib.objectives.unlabelled_entries import (
+    EntryLosses,
+    LearnsFromUnlabelled,
+    dual_terms,
+    sum_by_user,
+    unlabelled_entries,
+)
+from distrib.vocabulary import Catalog
+
+
+class InverseGradientRowsConfig(LearnsFromUnlabelled, DecidesByGradient):
+    """Settings of the inverse gradient for autoencoders."""
+
+    name: Literal["inverse_gradient_rows"] = "inverse_gradient_rows"
+
+    spec: ClassVar[ObjectiveSpec] = ObjectiveSpec(
+        ("scores", "ratings", "rating_classes"), needs_whole_catalog=True, scheme="meta_rows"
+    )
+
+    form: Literal["first_order", "sketched"] = "sketched"
+    """``first_order`` compares whole gradients; ``sketched`` does so with little communication."""
+
+    min_history: NonNegativeInt = 5
+    """Users with fewer interactions have none held out."""
+
+    def build(self, catalog: Catalog) -> "InverseGradientRows":
+        """Make the objective."""
+        return InverseGradientRows(self, catalog)
+
+
+class RowLosses(NamedTuple):
+    """The three losses of each user."""
+
+    supervised_TB: Tensor
+    held_out_B: Tensor
+    unlabelled_B: Tensor
+
+
+class InverseGradientRows:
+    """The base objective, its loss on held-out entries, and the inverse dual loss.
+
+    The scheme ``meta_rows`` holds entries out and decides how the last one is followed. Called as a
+    plain objective, nothing is held out and the inverse dual loss is always followed.
+
+    Source: "Inverse Learning with Extremely Sparse Feedback for Recommendation" (arXiv 2311.08302),
+    inverse gradient; for autoencoders, ours.
+    """
+
+    decodes_pairs = False
+
+    def __init__(self, config: InverseGradientRowsConfig, catalog: Catalog) -> None:
+        self.config = config
+        self.losses = EntryLosses(config.base, catalog)
+        self.item_count = catalog.item_count
+        self.terms = (*self.losses.terms, "inverse_dual")
+        self.kl = self.losses.kl
+        self.limits = config.limits(catalog)
+
+    def __call__(
+        self, model: Decoder, users: Tensors, target: Batch, context: LossContext
+    ) -> Tensor:
+        """Compute the losses with nothing held out; see `Objective`."""
+        nothing = target.keep(torch.zeros_like(target.item_N, dtype=torch.bool))
+        found = self.parts(model, users, target, nothing, context)
+        weight = self.config.ratio * self.config.schedule(context.step)
+        return torch.cat([found.supervised_TB, weight * found.unlabelled_B[None]])
+
+    def parts(
+        self, model: Decoder, users: Tensors, inputs: Batch, held_out: Batch, context: LossContext
+    ) -> RowLosses:
+        """Compute the three losses on one graph.
+
+        Args:
+            model: The model to train.
+            users: From the model's ``encode`` of ``inputs``.
+            inputs: Histories without what is held out.
+            held_out: Held-out entries of the same users.
+            context: From the engine.
+
+        Returns:
+            The losses of each user.
+        """
+        length_B = inputs.length_B
+        terms_TB, normalizer_B = self.losses.of_histories(model, users, inputs, context)
+        held = self.losses(model, users, held_out, normalizer_B, length_B)
+        if isinstance(self.config.base, BinaryConfig | RatingClassesConfig):
+            # To the base objective, whatever is not in the target was not observed.
+            correction_B = sum_by_user(held.dislike_N, held_out)
+            terms_TB = torch.cat([(terms_TB[0] - correction_B)[None], terms_TB[1:]])
+        everything = joined_rows(inputs, held_out)
+        share = self.config.sampled_share
+        sampled = unlabelled_entries(everything, context.rng, share, self.item_count)
+        sides = self.losses(model, users, sampled, normalizer_B, length_B)
+        dual_N = dual_terms(sides, self.config, context)
+        return RowLosses(
+            terms_TB, sum_by_user(held.given_N, held_out), sum_by_user(dual_N, sampled)
+        )
+
+
+def joined_rows(one: Batch, other: Batch) -> Batch:
+    """Return the entries of both batches, of the same users."""
+    row_N = torch.cat([one.row_N, other.row_N])
+    order = torch.argsort(row_N, stable=True)
+    item_N, value_N = torch.cat([one.item_N, other.item_N]), torch.cat([one.value_N, other.value_N])
+    return Batch(one.user_B, one.pointer_P + other.pointer_P, item_N[order], value_N[order])

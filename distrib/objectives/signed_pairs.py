@@ -1,0 +1,83 @@
+"""What objectives on labelled and unlabelled user-item pairs share."""
+
+from typing import Annotated, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from distrib.batch import Batch
+from distrib.config import Config
+from distrib.feedback import Feedback, sign_of
+from distrib.objectives.decoder import Decoder, Tensors
+
+
+class SamplesUnlabelled(Config):
+    """Fields of an objective that learns from unlabelled pairs, too."""
+
+    num_sampled: PositiveInt = 1
+    """Unlabelled items drawn for each labelled pair, in each epoch anew."""
+
+    sampling_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Items are drawn in proportion to this power of 1 + their interactions; 0 is uniform."""
+
+
+class SignedPairs(NamedTuple):
+    """The decoded pairs of a batch."""
+
+    logit_N: Tensor
+    """Log-odds of a like, float32 at least."""
+
+    sign_N: Tensor
+    """int8: 1 for a like, -1 for a dislike, 0 for unlabelled pairs."""
+
+    target: Batch
+
+    @property
+    def is_like_N(self) -> Tensor:
+        """Which pairs are likes."""
+        return self.sign_N > 0
+
+    @property
+    def is_unlabelled_N(self) -> Tensor:
+        """Which pairs are unlabelled."""
+        return self.sign_N == 0
+
+    @property
+    def like_loss_N(self) -> Tensor:
+        """-log of the probability of a like, nats."""
+        return F.softplus(-self.logit_N)
+
+    @property
+    def dislike_loss_N(self) -> Tensor:
+        """-log of the probability of a dislike, nats."""
+        return F.softplus(self.logit_N)
+
+    def cross_entropy(self) -> Tensor:
+        """Return the binary cross-entropy, nats, with unlabelled pairs as dislikes, ``[N]``."""
+        return self.dislike_loss_N - self.logit_N * self.is_like_N
+
+    def sum_by_user(self, value_N: Tensor) -> Tensor:
+        """Sum a value of each pair by row of the batch, ``[B]``."""
+        found_B = value_N.new_zeros(self.target.num_users)
+        return found_B.index_add(0, self.target.row_N, value_N)
+
+
+def signed_pairs(
+    model: Decoder, users: Tensors, target: Batch, feedback: Feedback | None
+) -> SignedPairs:
+    """Decode the pairs of a batch.
+
+    Args:
+        model: The model to train.
+        users: From the model's ``encode``.
+        target: The pairs; the value of those that were sampled is NaN.
+        feedback: Which ratings are likes and dislikes.
+
+    Returns:
+        Log-odds and signs.
+    """
+    output_N = model.score_pairs(users, target)
+    logit_N = output_N.to(torch.promote_types(output_N.dtype, torch.float32))
+    return SignedPairs(logit_N, sign_of(feedback, target.value_N), target)

@@ -1,0 +1,143 @@
+"""Inverse gradient on pairs: an epoch of supervised updates, then of updates that look ahead."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from distrib.batch import Batch, TrainInput
+from distrib.data.feeds.base import ResidentRows
+from distrib.data.feeds.pairs import PairInput, Phase, labelled_places
+from distrib.models.base import Model
+from distrib.objectives import Objective
+from distrib.objectives.inverse_gradient import (
+    DecidesByGradient,
+    InverseGradient,
+    InverseGradientConfig,
+)
+from distrib.rng import CounterRng
+from distrib.train.config import TrainingRun
+from distrib.train.engines.config import EngineConfig
+from distrib.train.schemes.base import Sizes
+from distrib.train.schemes.look_ahead import Exact, FirstOrder
+from distrib.train.schemes.pairs import Pairs, PairStep
+from distrib.train.step import TrainStep
+
+_HOLD_OUT = 121  # random stream
+_LOOK_AHEAD = 1
+"""The phase of an epoch whose batches are held-out pairs."""
+
+
+class MetaStep(PairStep):
+    """The step of both phases; see `InverseGradientConfig`."""
+
+    def __init__(self, model: Model, objective: InverseGradient, *, block_items: int) -> None:
+        super().__init__(model, objective, block_items=block_items)
+        config = objective.config
+        self.look_ahead: Exact | FirstOrder = (
+            Exact(config.look_ahead_rate, by_sign=config.look_ahead == "sign")
+            if config.form == "exact"
+            else FirstOrder(config, is_sketched=config.form == "sketched")
+        )
+        self.ratio = config.ratio
+
+    @override
+    def forward(
+        self, inputs: TrainInput, target: Batch, rng: CounterRng, step: int
+    ) -> dict[str, Tensor]:
+        """Compute the supervised loss, after or beside the step along the unlabelled one."""
+        assert isinstance(inputs, PairInput)
+        if inputs.phase != _LOOK_AHEAD or not torch.is_grad_enabled():
+            return super().forward(inputs, target, rng, step)
+        terms = super().forward(inputs, target, rng, step)
+        parameters = [held for held in self.parameters() if held.requires_grad]
+        if isinstance(self.look_ahead, FirstOrder):
+            labelled, unlabelled = self.look_ahead.combined(
+                terms["labelled"], terms["unlabelled"], parameters, self.recorder, self.ratio
+            )
+            return {"labelled": labelled, "unlabelled": unlabelled}
+        recorder, is_unlabelled_N = self.recorder, target.value_N.isnan()
+        held_out = target.keep(~is_unlabelled_N)
+
+        def held_out_loss() -> tuple[Tensor, int]:
+            found = super(MetaStep, self).forward(inputs, held_out, rng, step)
+            return found["labelled"].detach(), len(held_out.item_N)
+
+        num_unlabelled = int(is_unlabelled_N.sum())
+        self.look_ahead.move(
+            terms["unlabelled"], num_unlabelled, held_out_loss, parameters, recorder
+        )
+        terms = super().forward(inputs, held_out, rng, step)
+        self.recorder = recorder
+        return terms
+
+
+class Meta(Pairs):
+    """See `Scheme`; the objective is the inverse gradient on pairs."""
+
+    @override
+    def faults(self, run: TrainingRun) -> Iterator[str]:
+        """Refuse where a decision would not be that of all ranks; see `Scheme`."""
+        yield from super().faults(run)
+        assert isinstance(run.objective, InverseGradientConfig)
+        yield from decision_faults(run)
+        engine = run.engine
+        if run.objective.form == "exact" and (engine.zero_stage or engine.precision != "fp32"):
+            yield (
+                f"objective.form = 'exact' with engine.zero_stage = {engine.zero_stage} and "
+                f"precision {engine.precision!r}: it moves whole parameters; set zero_stage = 0 "
+                "and precision = 'fp32', or objective.form = 'sketched'"
+            )
+        if run.model.spec.scheme != "pairs":
+            yield (
+                f"objective {run.objective.name!r} with model {run.model.name!r}, which is not "
+                "trained on pairs; use 'inverse_gradient_rows'"
+            )
+
+    @override
+    def phases(self, run: TrainingRun, rows: ResidentRows) -> list[Phase]:
+        """Return the pairs for supervised updates, and those held out, which look ahead."""
+        assert isinstance(run.objective, InverseGradientConfig)
+        place_M, train = labelled_places(rows), rows.train
+        row_M = train.pointer_P.searchsorted(place_M, side="right") - 1
+        users = torch.from_numpy(train.number_B[row_M])
+        items = torch.from_numpy(train.item_N[place_M])
+        is_held_out_M = held_out_pairs(run.objective, users, items).numpy()
+        sampled = run.objective.num_sampled
+        return [Phase(place_M[~is_held_out_M], 0), Phase(place_M[is_held_out_M], sampled)]
+
+    @override
+    def step(self, model: Model, objective: Objective, engine: EngineConfig) -> TrainStep:
+        """Make the step of both phases; see `IterativeScheme`."""
+        assert isinstance(objective, InverseGradient)
+        return MetaStep(model, objective, block_items=engine.block_items)
+
+    @override
+    def steps_per_epoch(self, run: TrainingRun, sizes: Sizes) -> int:
+        """Return the batches of both phases; see `Scheme`."""
+        return super().steps_per_epoch(run, sizes) + 1
+
+
+def held_out_pairs(config: DecidesByGradient, user_N: Tensor, item_N: Tensor) -> Tensor:
+    """Return which pairs are held out, bool; a pure function of the settings and the pair."""
+    rng = CounterRng.of(config.hold_out_seed, 0)
+    return rng.uniform(_HOLD_OUT, user_N, item_N) < config.hold_out
+
+
+def decision_faults(run: TrainingRun) -> Iterator[str]:
+    """Refuse engines on which ranks could not decide alike."""
+    engine, found = run.engine, []
+    if engine.zero_stage == 3:
+        found.append("engine.zero_stage = 3: no rank has whole gradients; set it to 2 or less")
+    if engine.precision == "fp16":
+        found.append("engine.precision = 'fp16': gradients are compared; use bf16 or fp32")
+    if engine.micro_batch_users:
+        found.append(
+            f"engine.micro_batch_users = {engine.micro_batch_users}: a decision is for a whole "
+            "update; set it to 0"
+        )
+    if engine.parallel == "items":
+        found.append("engine.parallel = 'items': no rank has whole gradients; set it to 'data'")
+    assert run.objective is not None  # this scheme is brought by one
+    yield from (f"objective {run.objective.name!r}. {fault}" for fault in found)
