@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from distrib.labelled_metrics import AUC, area_under_curve
+from distrib.labeled_metrics import AUC, area_under_curve
 from distrib.metrics import FloatArray, Summary, Sums, sums_of
 
 
@@ -16,7 +16,7 @@ class Measured(NamedTuple):
 
     sums: Sums
     score_N: npt.NDArray[np.float32]
-    """Scores of labelled pairs, if the log has likes and dislikes."""
+    """Scores of labeled pairs, if the log has likes and dislikes."""
 
     is_like_N: npt.NDArray[np.bool_]
     by_user: Mapping[str, FloatArray]

@@ -17,7 +17,7 @@ from distrib.data.schema import Role
 from distrib.errors import ConfigError
 from distrib.evaluate.measured import Measured, joined
 from distrib.feedback import Feedback
-from distrib.labelled_metrics import LABELLED_METRICS, LOG_LOSS, metrics_by_user
+from distrib.labeled_metrics import LABELED_METRICS, LOG_LOSS, metrics_by_user
 from distrib.metrics import SQUARED_ERROR_UNCUT, hits, ndcg, recall
 from distrib.score.scorer import Scorer, pair_scores
 
@@ -40,7 +40,7 @@ class EvaluateConfig(Config):
 
     lists: Literal["always", "test", "never"] = "always"
     """When lists from the whole catalog are measured: in validation and test, in the test only, or
-    never. They cost far more than labelled pairs and ratings do."""
+    never. They cost far more than labeled pairs and ratings do."""
 
     batch_users: PositiveInt = 512
     """Users measured at a time."""
@@ -53,7 +53,7 @@ class EvaluateConfig(Config):
         """Names of all metrics that can select the best checkpoint."""
         ranking = [f"recall@{n}" for n in self.recall_at] + [f"ndcg@{n}" for n in self.ndcg_at]
         ranking = ranking if self.lists == "always" else []
-        return (*ranking, "rmse", "mae", *LABELLED_METRICS)
+        return (*ranking, "rmse", "mae", *LABELED_METRICS)
 
 
 def measure(
@@ -69,7 +69,7 @@ def measure(
 
     Returns:
         Results by user (ranking; if the model predicts probabilities, also the numbers of expected
-        and of encoded interactions; in a log with likes and dislikes, how they are told apart) and
+        and of encoded interactions; in a log with likes and dislikes, how they are ranked) and
         by pair (``squared_error``, ``mae``, ``log_loss``).
     """
     by_user: dict[str, Tensor] = _ranking(scorer, asked, config) if has_lists else {}

@@ -12,9 +12,9 @@ from distrib.objectives.inverse_dual import InverseDualConfig
 from distrib.objectives.inverse_dual_rows import InverseDualRowsConfig
 from distrib.objectives.inverse_gradient import InverseGradientConfig
 from distrib.objectives.inverse_gradient_rows import InverseGradientRowsConfig
-from distrib.objectives.labelled import LabelledConfig, SampledNegativesConfig
+from distrib.objectives.labeled import LabeledConfig, SampledNegativesConfig
 from distrib.objectives.multinomial import MultinomialConfig
-from distrib.objectives.positive_unlabelled import PositiveUnlabelledConfig
+from distrib.objectives.positive_unlabeled import PositiveUnlabeledConfig
 from distrib.objectives.rating_classes import RatingClassesConfig
 from distrib.objectives.robust_cross_entropy import ReweightedConfig, TruncatedConfig
 from distrib.objectives.squared_error import SquaredErrorConfig
@@ -27,9 +27,9 @@ ObjectiveConfig = Annotated[
     | InverseDualRowsConfig
     | InverseGradientConfig
     | InverseGradientRowsConfig
-    | LabelledConfig
+    | LabeledConfig
     | MultinomialConfig
-    | PositiveUnlabelledConfig
+    | PositiveUnlabeledConfig
     | RatingClassesConfig
     | ReweightedConfig
     | SampledNegativesConfig
@@ -46,11 +46,11 @@ __all__ = [
     "InverseDualRowsConfig",
     "InverseGradientConfig",
     "InverseGradientRowsConfig",
-    "LabelledConfig",
+    "LabeledConfig",
     "MultinomialConfig",
     "Objective",
     "ObjectiveConfig",
-    "PositiveUnlabelledConfig",
+    "PositiveUnlabeledConfig",
     "RatingClassesConfig",
     "ReweightedConfig",
     "SampledNegativesConfig",

@@ -9,11 +9,11 @@ from distrib.batch import Batch
 from distrib.feedback import Feedback
 from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
-from distrib.objectives.signed_pairs import SamplesUnlabelled, signed_pairs
+from distrib.objectives.signed_pairs import SamplesUnlabeled, signed_pairs
 from distrib.vocabulary import Catalog
 
 
-class BprConfig(SamplesUnlabelled):
+class BprConfig(SamplesUnlabeled):
     """Settings of Bayesian personalized ranking."""
 
     name: Literal["bpr"] = "bpr"
@@ -48,8 +48,8 @@ class Bpr:
         """Compare each sampled pair with the like in its row; see `Objective`."""
         del context
         pairs = signed_pairs(model, users, target, self.feedback)
-        like_B = pairs.sum_by_user(pairs.logit_N * pairs.is_like_N)  # a row has one labelled pair
+        like_B = pairs.sum_by_user(pairs.logit_N * pairs.is_like_N)  # a row has one labeled pair
         has_like_B = pairs.sum_by_user(pairs.is_like_N.to(like_B.dtype))
         row_N = target.row_N
         loss_N = F.softplus(pairs.logit_N - like_B[row_N]) * has_like_B[row_N]
-        return pairs.sum_by_user(loss_N * pairs.is_unlabelled_N)[None]
+        return pairs.sum_by_user(loss_N * pairs.is_unlabeled_N)[None]

@@ -1,4 +1,4 @@
-"""Inverse dual loss: an unlabelled pair gets both labels, the likelier one more weight."""
+"""Inverse dual loss: an unlabeled pair gets both labels, the likelier one more weight."""
 
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -10,10 +10,10 @@ from distrib.batch import Batch
 from distrib.feedback import Feedback
 from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
-from distrib.objectives.signed_pairs import SamplesUnlabelled, signed_pairs
+from distrib.objectives.signed_pairs import SamplesUnlabeled, signed_pairs
 from distrib.vocabulary import Catalog
 
-MEAN_WEIGHT, SHARE_LIKED = "mean weight of like", "share of unlabelled pairs seen as likes"
+MEAN_WEIGHT, SHARE_LIKED = "mean weight of like", "share of unlabeled pairs seen as likes"
 WEIGHT_BINS = 10
 """Bins of the histogram of weights that is recorded, over 0..1."""
 
@@ -25,7 +25,7 @@ def weight_bin(place: int) -> str:
     return f"weight of like {place / WEIGHT_BINS:.1f}"
 
 
-class InverseDualConfig(SamplesUnlabelled):
+class InverseDualConfig(SamplesUnlabeled):
     """Settings of the inverse dual loss on pairs."""
 
     name: Literal["inverse_dual"] = "inverse_dual"
@@ -36,7 +36,7 @@ class InverseDualConfig(SamplesUnlabelled):
 
     power: Power = 2.0
     """Weights are inverse to this power of the losses: 2 as released, 1 as written; 0 weighs both
-    labels alike. Above log 2, unlabelled pairs move away from the decision boundary."""
+    labels alike. Above log 2, unlabeled pairs move away from the decision boundary."""
 
     def build(self, catalog: Catalog) -> "InverseDual":
         """Make the objective."""
@@ -90,7 +90,7 @@ def _log(loss: Tensor) -> Tensor:
 
 
 def record_weights(weight_N: Tensor, context: LossContext) -> None:
-    """Record the distribution of the weights of "like" over unlabelled pairs."""
+    """Record the distribution of the weights of "like" over unlabeled pairs."""
     context.record(MEAN_WEIGHT, weight_N)
     context.record(SHARE_LIKED, weight_N > 0.5)
     bin_N = (weight_N * WEIGHT_BINS).long().clamp(max=WEIGHT_BINS - 1)
@@ -99,13 +99,13 @@ def record_weights(weight_N: Tensor, context: LossContext) -> None:
 
 
 class InverseDual:
-    """Cross-entropy of labelled pairs, plus the inverse dual loss of sampled unlabelled ones.
+    """Cross-entropy of labeled pairs, plus the inverse dual loss of sampled unlabeled ones.
 
-    Source: see `dual_loss`. Differs from the source: a batch holds the unlabelled pairs of its own
-    labelled ones, rather than a shuffle of both.
+    Source: see `dual_loss`. Differs from the source: a batch holds the unlabeled pairs of its own
+    labeled ones, rather than a shuffle of both.
     """
 
-    terms = ("labelled", "unlabelled")
+    terms = ("labeled", "unlabeled")
     kl = KlSchedule()
     decodes_pairs = True
     limits = NO_LIMITS
@@ -118,8 +118,8 @@ class InverseDual:
     ) -> Tensor:
         """Compute both parts; see `Objective`."""
         pairs = signed_pairs(model, users, target, self.feedback)
-        is_unlabelled_N = pairs.is_unlabelled_N
+        is_unlabeled_N = pairs.is_unlabeled_N
         dual = dual_loss(pairs.like_loss_N, pairs.dislike_loss_N, self.power)
-        record_weights(dual.like_weight_N[is_unlabelled_N], context)
-        labelled_B = pairs.sum_by_user(pairs.cross_entropy() * ~is_unlabelled_N)
-        return torch.stack([labelled_B, pairs.sum_by_user(dual.loss_N * is_unlabelled_N)])
+        record_weights(dual.like_weight_N[is_unlabeled_N], context)
+        labeled_B = pairs.sum_by_user(pairs.cross_entropy() * ~is_unlabeled_N)
+        return torch.stack([labeled_B, pairs.sum_by_user(dual.loss_N * is_unlabeled_N)])

@@ -9,17 +9,17 @@ from torch import Tensor
 from distrib.batch import Batch
 from distrib.objectives.base import LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
-from distrib.objectives.unlabelled_entries import (
+from distrib.objectives.unlabeled_entries import (
     EntryLosses,
-    LearnsFromUnlabelled,
+    LearnsFromUnlabeled,
     dual_terms,
     sum_by_user,
-    unlabelled_entries,
+    unlabeled_entries,
 )
 from distrib.vocabulary import Catalog
 
 
-class InverseDualRowsConfig(LearnsFromUnlabelled):
+class InverseDualRowsConfig(LearnsFromUnlabeled):
     """Settings of the inverse dual loss for autoencoders."""
 
     name: Literal["inverse_dual_rows"] = "inverse_dual_rows"
@@ -39,7 +39,7 @@ class InverseDualRowsConfig(LearnsFromUnlabelled):
 class InverseDualRows:
     """The base objective, plus the weighted inverse dual loss of entries drawn for each user.
 
-    Both are sums over the entries of a user, so an unlabelled entry weighs ``weight`` times as much
+    Both are sums over the entries of a user, so an unlabeled entry weighs ``weight`` times as much
     as one of the history.
 
     Source: see `dual_loss`; for autoencoders, ours.
@@ -62,7 +62,7 @@ class InverseDualRows:
         config = self.config
         terms_TB, normalizer_B = self.losses.of_histories(model, users, target, context)
         share = config.sampled_share
-        sampled = unlabelled_entries(target, context.rng, share, self.item_count)
+        sampled = unlabeled_entries(target, context.rng, share, self.item_count)
         sides = self.losses(model, users, sampled, normalizer_B, target.length_B)
         dual_B = sum_by_user(dual_terms(sides, config, context), sampled)
         weight = config.weight * config.schedule(context.step)

@@ -1,4 +1,4 @@
-"""Inverse gradient on pairs: which way to follow unlabelled pairs, decided on held-out labels."""
+"""Inverse gradient on pairs: which way to follow unlabeled pairs, decided on held-out labels."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -7,7 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from distrib.config import Config
 from distrib.objectives.base import ObjectiveSpec
 from distrib.objectives.inverse_dual import InverseDual, Power
-from distrib.objectives.signed_pairs import SamplesUnlabelled
+from distrib.objectives.signed_pairs import SamplesUnlabeled
 from distrib.vocabulary import Catalog
 
 
@@ -21,18 +21,18 @@ class DecidesByGradient(Config):
     """Which labels: drawn by a hash of this seed, the user and the item."""
 
     ratio: Annotated[float, Field(ge=0.0)] = 0.1
-    """Weight of the unlabelled loss relative to the supervised one, alpha / gamma in the source;
+    """Weight of the unlabeled loss relative to the supervised one, alpha / gamma in the source;
     for the forms of first order."""
 
     dead_zone: Annotated[float, Field(ge=0.0)] = 0.01
-    """Absolute cosine of the two gradients below which the unlabelled loss is left out; for the
+    """Absolute cosine of the two gradients below which the unlabeled loss is left out; for the
     forms of first order. Sketches raise it to 2 / sqrt(sketch_size) at least."""
 
     sketch_size: PositiveInt = 4096
     """Numbers that a gradient is sketched to before ranks exchange it."""
 
 
-class InverseGradientConfig(SamplesUnlabelled, DecidesByGradient):
+class InverseGradientConfig(SamplesUnlabeled, DecidesByGradient):
     """Settings of the inverse gradient on pairs."""
 
     name: Literal["inverse_gradient"] = "inverse_gradient"

@@ -12,17 +12,17 @@ from distrib.objectives.binary import BinaryConfig
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.objectives.inverse_gradient import DecidesByGradient
 from distrib.objectives.rating_classes import RatingClassesConfig
-from distrib.objectives.unlabelled_entries import (
+from distrib.objectives.unlabeled_entries import (
     EntryLosses,
-    LearnsFromUnlabelled,
+    LearnsFromUnlabeled,
     dual_terms,
     sum_by_user,
-    unlabelled_entries,
+    unlabeled_entries,
 )
 from distrib.vocabulary import Catalog
 
 
-class InverseGradientRowsConfig(LearnsFromUnlabelled, DecidesByGradient):
+class InverseGradientRowsConfig(LearnsFromUnlabeled, DecidesByGradient):
     """Settings of the inverse gradient for autoencoders."""
 
     name: Literal["inverse_gradient_rows"] = "inverse_gradient_rows"
@@ -47,7 +47,7 @@ class RowLosses(NamedTuple):
 
     supervised_TB: Tensor
     held_out_B: Tensor
-    unlabelled_B: Tensor
+    unlabeled_B: Tensor
 
 
 class InverseGradientRows:
@@ -77,7 +77,7 @@ class InverseGradientRows:
         nothing = target.keep(torch.zeros_like(target.item_N, dtype=torch.bool))
         found = self.parts(model, users, target, nothing, context)
         weight = self.config.ratio * self.config.schedule(context.step)
-        return torch.cat([found.supervised_TB, weight * found.unlabelled_B[None]])
+        return torch.cat([found.supervised_TB, weight * found.unlabeled_B[None]])
 
     def parts(
         self, model: Decoder, users: Tensors, inputs: Batch, held_out: Batch, context: LossContext
@@ -103,7 +103,7 @@ class InverseGradientRows:
             terms_TB = torch.cat([(terms_TB[0] - correction_B)[None], terms_TB[1:]])
         everything = joined_rows(inputs, held_out)
         share = self.config.sampled_share
-        sampled = unlabelled_entries(everything, context.rng, share, self.item_count)
+        sampled = unlabeled_entries(everything, context.rng, share, self.item_count)
         sides = self.losses(model, users, sampled, normalizer_B, length_B)
         dual_N = dual_terms(sides, self.config, context)
         return RowLosses(

@@ -10,13 +10,13 @@ from distrib.batch import Batch
 from distrib.feedback import Feedback
 from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
-from distrib.objectives.signed_pairs import SamplesUnlabelled, SignedPairs, signed_pairs
+from distrib.objectives.signed_pairs import SamplesUnlabeled, SignedPairs, signed_pairs
 from distrib.vocabulary import Catalog
 
 _SOURCE = ObjectiveSpec("log_odds", needs_whole_catalog=True)
 
 
-class TruncatedConfig(SamplesUnlabelled):
+class TruncatedConfig(SamplesUnlabeled):
     """Settings of the truncated cross-entropy."""
 
     name: Literal["truncated"] = "truncated"
@@ -34,7 +34,7 @@ class TruncatedConfig(SamplesUnlabelled):
         return Truncated(self, catalog.feedback)
 
 
-class ReweightedConfig(SamplesUnlabelled):
+class ReweightedConfig(SamplesUnlabeled):
     """Settings of the reweighted cross-entropy."""
 
     name: Literal["reweighted"] = "reweighted"

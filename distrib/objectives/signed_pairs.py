@@ -1,4 +1,4 @@
-"""What objectives on labelled and unlabelled user-item pairs share."""
+"""What objectives on labeled and unlabeled user-item pairs share."""
 
 from typing import Annotated, NamedTuple
 
@@ -13,11 +13,11 @@ from distrib.feedback import Feedback, sign_of
 from distrib.objectives.decoder import Decoder, Tensors
 
 
-class SamplesUnlabelled(Config):
-    """Fields of an objective that learns from unlabelled pairs, too."""
+class SamplesUnlabeled(Config):
+    """Fields of an objective that learns from unlabeled pairs, too."""
 
     num_sampled: PositiveInt = 1
-    """Unlabelled items drawn for each labelled pair, in each epoch anew."""
+    """Unlabeled items drawn for each labeled pair, others in each epoch."""
 
     sampling_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Items are drawn in proportion to this power of 1 + their interactions; 0 is uniform."""
@@ -30,7 +30,7 @@ class SignedPairs(NamedTuple):
     """Log-odds of a like, float32 at least."""
 
     sign_N: Tensor
-    """int8: 1 for a like, -1 for a dislike, 0 for unlabelled pairs."""
+    """int8: 1 for a like, -1 for a dislike, 0 for unlabeled pairs."""
 
     target: Batch
 
@@ -40,8 +40,8 @@ class SignedPairs(NamedTuple):
         return self.sign_N > 0
 
     @property
-    def is_unlabelled_N(self) -> Tensor:
-        """Which pairs are unlabelled."""
+    def is_unlabeled_N(self) -> Tensor:
+        """Which pairs are unlabeled."""
         return self.sign_N == 0
 
     @property
@@ -55,7 +55,7 @@ class SignedPairs(NamedTuple):
         return F.softplus(self.logit_N)
 
     def cross_entropy(self) -> Tensor:
-        """Return the binary cross-entropy, nats, with unlabelled pairs as dislikes, ``[N]``."""
+        """Return the binary cross-entropy, nats, with unlabeled pairs as dislikes, ``[N]``."""
         return self.dislike_loss_N - self.logit_N * self.is_like_N
 
     def sum_by_user(self, value_N: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pydantic import (
 from distrib.config import Config
 from distrib.data.feeds.tiles import TileConfig
 from distrib.evaluate.protocol import EvaluateConfig
-from distrib.labelled_metrics import AUC, LOG_LOSS
+from distrib.labeled_metrics import AUC, LOG_LOSS
 from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig
 from distrib.storage import Folder
@@ -57,7 +57,7 @@ class TrainConfig(Config):
     """Epochs without improvement after which training ends early; 0 for never."""
 
     batch_users: PositiveInt = 256
-    """Users (of models trained on pairs: labelled pairs) of a global batch, over all workers; the
+    """Users (of models trained on pairs: labeled pairs) of a global batch, over all workers; the
     result does not depend on the workers."""
 
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1

@@ -31,7 +31,7 @@ from distrib.data.schema import Role
 from distrib.evaluate.measured import Measured
 from distrib.evaluate.protocol import Measurer, selection_score
 from distrib.events import table
-from distrib.labelled_metrics import GAUC
+from distrib.labeled_metrics import GAUC
 from distrib.rng import CounterRng
 from distrib.run_file import RunFile
 from distrib.score.scorer import Scorer
@@ -41,12 +41,12 @@ from distrib.train.schemes import iterative_scheme_of
 from distrib.train.schemes.base import State
 
 PAIRS: dict[str, dict[str, Any]] = {
-    "labelled only": {"name": "labelled"},
+    "labeled only": {"name": "labeled"},
     "sampled negatives": {"name": "sampled_negatives"},
     "BPR": {"name": "bpr"},
     "T-CE": {"name": "truncated", "drop_share": 0.1, "gradual_steps": 3000},
     "R-CE": {"name": "reweighted", "power": 0.2},
-    "nnPU": {"name": "positive_unlabelled", "prior": 0.8},
+    "nnPU": {"name": "positive_unlabeled", "prior": 0.8},
     "IDL, p = 2": {"name": "inverse_dual"},
     "IDL, p = 1": {"name": "inverse_dual", "power": 1.0},
     "IG, SGD": {"name": "inverse_gradient"},
@@ -59,8 +59,8 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "with IDL, weight 1": {"name": "inverse_dual_rows", "weight": 1.0},
     "with IG": {"name": "inverse_gradient_rows"},
 }
-PLAIN = ("labelled only", "own objective")
-SHOWN = ("auc", "gauc", "labelled_ndcg@10", "labelled_mrr", "recall@20", "ndcg@100", "rmse")
+PLAIN = ("labeled only", "own objective")
+SHOWN = ("auc", "gauc", "labeled_ndcg@10", "labeled_mrr", "recall@20", "ndcg@100", "rmse")
 _SHARE = 141  # random stream
 
 

@@ -1,4 +1,4 @@
-"""Feeds of labelled pairs, and the items sampled for them."""
+"""Feeds of labeled pairs, and the items sampled for them."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 
 from distrib.data.feeds.base import BatchSharding, ResidentRows
 from distrib.data.feeds.epoch_order import LazyOrder
-from distrib.data.feeds.negatives import UnlabelledSampler
-from distrib.data.feeds.pairs import PairFeed, Phase, labelled_places
+from distrib.data.feeds.negatives import UnlabeledSampler
+from distrib.data.feeds.pairs import PairFeed, Phase, labeled_places
 from distrib.data.history_arrays import HistoryArrays, empty_like
 from distrib.feedback import Feedback
 from distrib.rng import CounterRng
@@ -50,7 +50,7 @@ def drawn(sampler, rows, num=4, epoch=0):
 @pytest.mark.parametrize("power", [0.0, 0.75])
 def test_no_sampled_item_has_a_training_interaction(small, power):
     rows = rows_of(small.batch)
-    sampler = UnlabelledSampler(rows, 50, power)
+    sampler = UnlabeledSampler(rows, 50, power)
     row_M, found = drawn(sampler, rows)
     known = set(zip(row_M.tolist(), rows.item_N.tolist(), strict=True))
     assert ((found >= 0) & (found < 50)).all()
@@ -60,7 +60,7 @@ def test_no_sampled_item_has_a_training_interaction(small, power):
 
 def test_a_draw_depends_on_epoch_user_and_item_alone(small):
     rows = rows_of(small.batch)
-    sampler = UnlabelledSampler(rows, 50, 0.0)
+    sampler = UnlabeledSampler(rows, 50, 0.0)
     row_M, found = drawn(sampler, rows)
     user, item = rows.number_B[row_M[100:101]], rows.item_N[100:101].astype(np.int64)
     alone = sampler.draw(CounterRng.of(0, 0), row_M[100:101], user, item, 4)
@@ -80,7 +80,7 @@ def test_items_are_drawn_evenly_or_by_their_interactions():
         np.zeros(len(items), np.int8),
     )
     for power, mass in [(0.0, np.ones(10)), (1.0, np.arange(1.0, 11.0))]:
-        sampler = UnlabelledSampler(rows, 10, power)
+        sampler = UnlabeledSampler(rows, 10, power)
         keys = np.zeros(1, np.int64)
         found = sampler.draw(CounterRng.of(0, 0), keys, keys, keys, 20_000)
         share = np.bincount(found[0], minlength=10) / 20_000
@@ -97,17 +97,17 @@ def test_a_user_who_knows_nearly_everything_gets_the_rest_and_one_who_knows_all_
         np.ones(398, np.float32),
         np.zeros(398, np.int8),
     )
-    sampler = UnlabelledSampler(rows, 200, power)
+    sampler = UnlabeledSampler(rows, 200, power)
     keys = np.arange(2)
     found = sampler.draw(CounterRng.of(0, 0), keys, keys, keys, 400)
     assert {*found[0].tolist()} == {0, 1}
     assert {*found[1].tolist()} == {-1}
 
 
-def test_a_batch_holds_labelled_pairs_and_their_samples(small):
+def test_a_batch_holds_labeled_pairs_and_their_samples(small):
     feedback = Feedback(3.0, 2.0)
     rows = resident(small, feedback)
-    phases = [Phase(labelled_places(rows), 2)]
+    phases = [Phase(labeled_places(rows), 2)]
     feed = PairFeed(rows, BatchSharding(16, 0, 0, 1), phases, 0.0)
     seen = []
     for batch in feed.batches(0):
@@ -123,10 +123,10 @@ def test_a_batch_holds_labelled_pairs_and_their_samples(small):
             zip(target.user_B.tolist(), items.tolist(), values[:, 0].tolist(), strict=True)
         )
     sign_N = feedback.sign(small.batch.value_N)
-    labelled = small.batch.keep(sign_N != 0)
-    users, items = labelled.user_B[labelled.row_N].tolist(), labelled.item_N.tolist()
-    assert sorted(seen) == sorted(zip(users, items, labelled.value_N.tolist(), strict=True))
+    labeled = small.batch.keep(sign_N != 0)
+    users, items = labeled.user_B[labeled.row_N].tolist(), labeled.item_N.tolist()
+    assert sorted(seen) == sorted(zip(users, items, labeled.value_N.tolist(), strict=True))
 
 
 def test_without_feedback_every_interaction_is_a_like(small):
-    assert len(labelled_places(resident(small))) == len(small.batch.item_N)
+    assert len(labeled_places(resident(small))) == len(small.batch.item_N)

@@ -26,7 +26,7 @@ from distrib.objectives import (
     InverseGradientConfig,
     InverseGradientRowsConfig,
     MultinomialConfig,
-    PositiveUnlabelledConfig,
+    PositiveUnlabeledConfig,
     RatingClassesConfig,
     TruncatedConfig,
 )
@@ -84,7 +84,7 @@ def objectives_of(config):
     if config.spec.objective.name == "rating_classes":
         found.append(RatingClassesConfig(num_sampled=20))
     if config.spec.output == "log_odds":
-        found += [PositiveUnlabelledConfig(), TruncatedConfig(gradual_steps=1)]
+        found += [PositiveUnlabeledConfig(), TruncatedConfig(gradual_steps=1)]
         found += [InverseDualConfig(), InverseGradientConfig(form="sketched")]
     if config.spec.scheme == "user_rows" and isinstance(config, MultVaeConfig | Conv4RecConfig):
         base = {"base": config.spec.objective, "warmup_steps": 1}

@@ -14,10 +14,10 @@ from distrib.objectives import (
     InverseDualRowsConfig,
     InverseGradientConfig,
     InverseGradientRowsConfig,
-    LabelledConfig,
+    LabeledConfig,
     MultinomialConfig,
     ObjectiveConfig,
-    PositiveUnlabelledConfig,
+    PositiveUnlabeledConfig,
     RatingClassesConfig,
     ReweightedConfig,
     SampledNegativesConfig,
@@ -25,7 +25,7 @@ from distrib.objectives import (
     TruncatedConfig,
 )
 from distrib.objectives.base import Candidates, Chunks, LossContext
-from distrib.objectives.signed_pairs import SamplesUnlabelled
+from distrib.objectives.signed_pairs import SamplesUnlabeled
 from distrib.parameters import roles_of, with_role
 from distrib.rng import CounterRng
 
@@ -40,12 +40,12 @@ CASES = [
         Conv4RecConfig(latent_width=4, rating_width=0, decoder="linear"),
     ),
     (SquaredErrorConfig(), MultVaeConfig(reads="ratings", **WIDTHS)),
-    (LabelledConfig(), GmfConfig(latent_width=4)),
+    (LabeledConfig(), GmfConfig(latent_width=4)),
     (SampledNegativesConfig(), GmfConfig(latent_width=4)),
     (BprConfig(), GmfConfig(latent_width=4)),
     (TruncatedConfig(gradual_steps=6), GmfConfig(latent_width=4)),
     (ReweightedConfig(), GmfConfig(latent_width=4)),
-    (PositiveUnlabelledConfig(), GmfConfig(latent_width=4)),
+    (PositiveUnlabeledConfig(), GmfConfig(latent_width=4)),
     (InverseDualConfig(), GmfConfig(latent_width=4)),
     (InverseGradientConfig(), GmfConfig(latent_width=4)),
     (
@@ -66,12 +66,12 @@ CASES = [
     ),
 ]
 WITH_FIXED_WEIGHTS = (
-    ReweightedConfig | PositiveUnlabelledConfig | InverseDualConfig | InverseGradientConfig
+    ReweightedConfig | PositiveUnlabeledConfig | InverseDualConfig | InverseGradientConfig
     | InverseDualRowsConfig | InverseGradientRowsConfig
 )  # fmt: skip
 """No gradient flows through their weights, so theirs is not that of the loss."""
 
-OF_BATCHES = TruncatedConfig | PositiveUnlabelledConfig
+OF_BATCHES = TruncatedConfig | PositiveUnlabeledConfig
 """What a pair contributes depends on the other pairs of the batch."""
 SAMPLED = [
     (BinaryConfig(num_sampled=12), BinaryConfig(), MultVaeConfig(**WIDTHS)),
@@ -99,9 +99,9 @@ def context_of(chunk_items=17, keep_bytes=0, step=3, shard=None):
 
 
 def batch_for(objective, small):
-    """Histories; some pairs are unlabelled where the objective takes such."""
+    """Histories; some pairs are unlabeled where the objective takes such."""
     batch = small.batch
-    if isinstance(objective, SamplesUnlabelled):
+    if isinstance(objective, SamplesUnlabeled):
         value_N = batch.value_N.clone()
         value_N[::3] = torch.nan
         return batch._replace(value_N=value_N)

@@ -13,9 +13,9 @@ from distrib.objectives import (
     BprConfig,
     InverseDualConfig,
     InverseDualRowsConfig,
-    LabelledConfig,
+    LabeledConfig,
     MultinomialConfig,
-    PositiveUnlabelledConfig,
+    PositiveUnlabeledConfig,
     RatingClassesConfig,
     ReweightedConfig,
     SampledNegativesConfig,
@@ -31,7 +31,7 @@ from distrib.objectives.inverse_dual import (
     dual_loss,
     weight_bin,
 )
-from distrib.objectives.unlabelled_entries import EntryLosses, unlabelled_entries
+from distrib.objectives.unlabeled_entries import EntryLosses, unlabeled_entries
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 
@@ -126,15 +126,15 @@ def softplus(value):
 
 def test_sampled_pairs_are_dislikes_or_nothing_or_both():
     scores, rows = [1.0, 0.5, -1.0], [[5.0, NAN], [1.0]]
-    labelled = [softplus(-1.0), softplus(-1.0)]
-    plain_TB, _ = terms_of(LabelledConfig(), [1.0, -1.0], [[5.0], [1.0]])
-    assert plain_TB[0].tolist() == pytest.approx(labelled)
+    labeled = [softplus(-1.0), softplus(-1.0)]
+    plain_TB, _ = terms_of(LabeledConfig(), [1.0, -1.0], [[5.0], [1.0]])
+    assert plain_TB[0].tolist() == pytest.approx(labeled)
     sampled_TB, _ = terms_of(SampledNegativesConfig(), scores, rows)
-    assert sampled_TB[0].tolist() == pytest.approx(labelled)
+    assert sampled_TB[0].tolist() == pytest.approx(labeled)
     assert sampled_TB[1].tolist() == pytest.approx([softplus(0.5), 0.0])
     recorder = Recorder()
     dual_TB, gradient_N = terms_of(InverseDualConfig(), scores, rows, recorder=recorder)
-    assert dual_TB[0].tolist() == pytest.approx(labelled)
+    assert dual_TB[0].tolist() == pytest.approx(labeled)
     assert dual_TB[1].tolist() == pytest.approx([0.5698, 0.0], abs=5e-5)
     assert gradient_N[1].item() == pytest.approx(-0.1860, abs=5e-5)
     assert recorder.sums[MEAN_WEIGHT].tolist() == pytest.approx([0.8085, 1.0], abs=5e-5)
@@ -171,15 +171,15 @@ def test_reweighting_weighs_by_the_probability_of_the_label():
     assert gradient_N.tolist() == pytest.approx(slopes)
 
 
-def test_the_positive_unlabelled_risk_is_corrected_where_it_is_negative():
+def test_the_positive_unlabeled_risk_is_corrected_where_it_is_negative():
     prior = 0.5
-    config = PositiveUnlabelledConfig(prior=prior)
-    for like, unlabelled in [(0.0, 2.0), (2.0, -2.0)]:
-        found_TB, gradient_N = terms_of(config, [like, unlabelled], [[5.0, NAN]])
-        rest = softplus(unlabelled) - prior * softplus(like)
+    config = PositiveUnlabeledConfig(prior=prior)
+    for like, unlabeled in [(0.0, 2.0), (2.0, -2.0)]:
+        found_TB, gradient_N = terms_of(config, [like, unlabeled], [[5.0, NAN]])
+        rest = softplus(unlabeled) - prior * softplus(like)
         wanted = prior * softplus(-like) + abs(rest)
         assert found_TB[1].item() == pytest.approx(wanted)
-        sigmoid = 1 / (1 + math.exp(-unlabelled))
+        sigmoid = 1 / (1 + math.exp(-unlabeled))
         assert gradient_N[1].item() == pytest.approx(sigmoid if rest > 0 else -sigmoid)
 
 
@@ -226,7 +226,7 @@ def test_the_loss_of_an_autoencoder_is_its_own_plus_that_of_sampled_entries(base
     found_TB = config.build(small.catalog)(made, users, small.batch, context)
     own_TB = base.build(small.catalog)(made, users, small.batch, context)
     torch.testing.assert_close(found_TB[:-1], own_TB)
-    sampled = unlabelled_entries(small.batch, context.rng, 1.0, item_count)
+    sampled = unlabeled_entries(small.batch, context.rng, 1.0, item_count)
     output = made.decode(users, slice(None))
     at = (sampled.row_N, sampled.item_N)
     if isinstance(base, MultinomialConfig):
@@ -249,17 +249,17 @@ def test_the_loss_of_an_autoencoder_is_its_own_plus_that_of_sampled_entries(base
 
 def test_sampled_entries_lie_outside_the_history_and_depend_on_the_user_alone(small):
     rng, item_count = CounterRng.of(0, 3), small.catalog.item_count
-    found = unlabelled_entries(small.batch, rng, 2.0, item_count)
+    found = unlabeled_entries(small.batch, rng, 2.0, item_count)
     assert found.length_B.tolist() == (2 * small.batch.length_B).tolist()
     assert found.value_N.isnan().all()
     known = set(zip(small.batch.row_N.tolist(), small.batch.item_N.tolist(), strict=True))
     assert not known & set(zip(found.row_N.tolist(), found.item_N.tolist(), strict=True))
-    alone = unlabelled_entries(small.users([7]), rng, 2.0, item_count)
+    alone = unlabeled_entries(small.users([7]), rng, 2.0, item_count)
     assert torch.equal(alone.item_N, found.slice(7, 8).item_N)
-    other = unlabelled_entries(small.batch, CounterRng.of(0, 4), 2.0, item_count)
+    other = unlabeled_entries(small.batch, CounterRng.of(0, 4), 2.0, item_count)
     assert not torch.equal(other.item_N, found.item_N)
     full = Batch.from_lists([list(range(50)), []])
-    assert unlabelled_entries(full, rng, 1.0, 50).length_B.tolist() == [0, 0]
+    assert unlabeled_entries(full, rng, 1.0, 50).length_B.tolist() == [0, 0]
 
 
 def test_the_weight_warms_up_and_a_collapse_has_a_limit(small):

@@ -32,7 +32,7 @@ from distrib.objectives import (
     InverseGradientConfig,
     InverseGradientRowsConfig,
     MultinomialConfig,
-    PositiveUnlabelledConfig,
+    PositiveUnlabeledConfig,
     RatingClassesConfig,
     SquaredErrorConfig,
     TruncatedConfig,
@@ -94,7 +94,7 @@ CASES = {
     ),
     "gmf-inverse_dual": (GmfConfig(latent_width=8), InverseDualConfig()),
     "gmf-truncated": (GmfConfig(latent_width=8), TruncatedConfig(drop_share=0.3, gradual_steps=1)),
-    "gmf-unlabelled": (GmfConfig(latent_width=8), PositiveUnlabelledConfig()),
+    "gmf-unlabeled": (GmfConfig(latent_width=8), PositiveUnlabeledConfig()),
     "gmf-gradient": (
         GmfConfig(latent_width=8),
         InverseGradientConfig(hold_out=0.3, form="sketched", sketch_size=512, dead_zone=0.0),

@@ -29,7 +29,7 @@ ENGINES_OF = {
     "vae_bmf": ("zero0", "zero1", "zero2", "zero3"),
     "gmf-inverse_dual": ("zero1", "zero3"),
     "gmf-truncated": ("zero1",),
-    "gmf-unlabelled": ("zero2",),
+    "gmf-unlabeled": ("zero2",),
     "gmf-gradient": ("zero0", "zero1", "zero2"),
     "gmf-exact_gradient": ("zero0",),
     "neumf-exact_gradient": ("zero0",),

@@ -70,11 +70,11 @@ def quadratic(center, start):
 @pytest.mark.parametrize(("target", "choice"), [(2.0, DIRECT), (-2.0, INVERSE), (0.0, STAY)])
 @pytest.mark.parametrize("by_sign", [False, True])
 def test_the_exact_form_moves_to_the_best_of_three(target, choice, by_sign):
-    held, unlabelled = quadratic([1.0, 1.0], [0.0, 0.0])  # its descent leads towards 1
+    held, unlabeled = quadratic([1.0, 1.0], [0.0, 0.0])  # its descent leads towards 1
     wanted = torch.full((2,), target, dtype=torch.float64)
     recorder = Recorder()
     Exact(0.1, by_sign=by_sign).move(
-        4.0 * unlabelled(),
+        4.0 * unlabeled(),
         4,
         lambda: ((held - wanted).square().sum(), 3),
         [held],
@@ -86,20 +86,20 @@ def test_the_exact_form_moves_to_the_best_of_three(target, choice, by_sign):
 
 
 def test_without_held_out_pairs_nothing_moves():
-    held, unlabelled = quadratic([1.0], [0.0])
+    held, unlabeled = quadratic([1.0], [0.0])
     nothing = torch.zeros((), dtype=torch.float64)
-    Exact(0.1, by_sign=False).move(unlabelled(), 1, lambda: (nothing, 0), [held], Recorder())
+    Exact(0.1, by_sign=False).move(unlabeled(), 1, lambda: (nothing, 0), [held], Recorder())
     assert held.item() == 0.0
 
 
 @pytest.mark.parametrize("is_sketched", [False, True])
 @pytest.mark.parametrize(("target", "choice"), [(2.0, DIRECT), (-2.0, INVERSE)])
 def test_the_first_order_form_carries_the_gradient_of_the_combination(is_sketched, target, choice):
-    held, unlabelled = quadratic([1.0] * 5, [0.0] * 5)
+    held, unlabeled = quadratic([1.0] * 5, [0.0] * 5)
     held_out = (held - target).square().sum()
     config = InverseGradientConfig(sketch_size=8)
     look_ahead = FirstOrder(config, is_sketched=is_sketched)
-    one, other = look_ahead.combined(held_out, unlabelled(), [held], Recorder(), 0.5)
+    one, other = look_ahead.combined(held_out, unlabeled(), [held], Recorder(), 0.5)
     (one + other).backward()
     wanted = -2.0 * target + choice * 0.5 * -2.0
     torch.testing.assert_close(held.grad, torch.full_like(held.grad, wanted))
@@ -164,8 +164,8 @@ def test_phases_split_the_labels_and_only_the_second_samples(small):
         users = kept.user_B[kept.row_N].tolist()
         pairs[batch.inputs.phase] |= set(zip(users, kept.item_N.tolist(), strict=True))
     sign_N = small.catalog.feedback.sign(small.batch.value_N)
-    labelled = small.batch.keep(sign_N != 0)
-    everything = set(zip(labelled.row_N.tolist(), labelled.item_N.tolist(), strict=True))
+    labeled = small.batch.keep(sign_N != 0)
+    everything = set(zip(labeled.row_N.tolist(), labeled.item_N.tolist(), strict=True))
     assert pairs[0] | pairs[1] == everything
     assert not pairs[0] & pairs[1]
     assert 0.2 < len(pairs[1]) / len(everything) < 0.4

@@ -12,7 +12,7 @@ _ATTEMPTS = 16
 _STEPS = 1 << 24  # of a uniform number
 
 
-class UnlabelledSampler:
+class UnlabeledSampler:
     """Draws items that a user has no training interaction with.
 
     A draw is a pure function of the epoch, the user, and what it is drawn for, so it does not
@@ -35,7 +35,7 @@ class UnlabelledSampler:
     def draw(
         self, rng: CounterRng, row_M: IntArray, number_M: IntArray, item_M: IntArray, num: int
     ) -> IntArray:
-        """Draw items for some labelled pairs.
+        """Draw items for some labeled pairs.
 
         Args:
             rng: The epoch's randomness.

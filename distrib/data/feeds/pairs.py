@@ -1,4 +1,4 @@
-"""A feed of labelled user-item pairs, each with sampled unlabelled items of the same user."""
+"""A feed of labeled user-item pairs, each with sampled unlabeled items of the same user."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from distrib.data.feeds.base import (
     own_rows,
 )
 from distrib.data.feeds.epoch_order import LazyOrder
-from distrib.data.feeds.negatives import UnlabelledSampler
+from distrib.data.feeds.negatives import UnlabeledSampler
 from distrib.data.history_arrays import HistoryArrays, IntArray
 from distrib.feedback import sign_of
 from distrib.rng import CounterRng
@@ -48,22 +48,22 @@ class Phase(NamedTuple):
     """A part of an epoch."""
 
     place_M: IntArray
-    """Labelled interactions among those of the training histories."""
+    """Labeled interactions among those of the training histories."""
 
     num_sampled: int
-    """Unlabelled items for each of them."""
+    """Unlabeled items for each of them."""
 
 
 class PairFeed:
-    """See `Feed`. Batches are slices of a permutation of the labelled pairs of each phase in turn.
+    """See `Feed`. Batches are slices of a permutation of the labeled pairs of each phase in turn.
 
-    A row of the target is a labelled pair and the items sampled for it, whose value is NaN.
+    A row of the target is a labeled pair and the items sampled for it, whose value is NaN.
 
     Args:
         rows: All training histories, and those of validation users.
-        sharding: Rank, and the labelled pairs of a global batch.
+        sharding: Rank, and the labeled pairs of a global batch.
         phases: Parts of an epoch.
-        power: See `UnlabelledSampler`.
+        power: See `UnlabeledSampler`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class PairFeed:
         self.num_users = rows.train.num_users
         is_sampled = any(phase.num_sampled for phase in phases)
         self._sampler = (
-            UnlabelledSampler(rows.train, rows.num_columns[0], power) if is_sampled else None
+            UnlabeledSampler(rows.train, rows.num_columns[0], power) if is_sampled else None
         )
 
     def num_steps(self, epoch: int) -> int:
@@ -131,6 +131,6 @@ class PairFeed:
         yield self._valid, own_rows(self._valid, self.sharding)
 
 
-def labelled_places(rows: ResidentRows) -> IntArray:
+def labeled_places(rows: ResidentRows) -> IntArray:
     """Return which interactions of the training histories are likes or dislikes."""
     return np.flatnonzero(sign_of(rows.feedback, rows.train.value_N))

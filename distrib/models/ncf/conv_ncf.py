@@ -16,7 +16,7 @@ from distrib.models.folding import FoldsIn, fitted_rows, rows_or_folded, signed_
 from distrib.models.ncf.gmf import EMBEDDING_STD, Gmf
 from distrib.models.ncf.tower import shared
 from distrib.models.outputs import LogOddsOutput
-from distrib.objectives import LabelledConfig
+from distrib.objectives import LabeledConfig
 from distrib.parameters import ParameterRole, parameter, with_role
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
@@ -33,7 +33,7 @@ class ConvNcfConfig(FoldsIn):
     name: Literal["conv_ncf"] = "conv_ncf"
 
     spec: ClassVar[ModelSpec] = ModelSpec(
-        "log_odds", LabelledConfig(), "pairs", has_user_rows=True, starts_from=("gmf",)
+        "log_odds", LabeledConfig(), "pairs", has_user_rows=True, starts_from=("gmf",)
     )
 
     latent_width: PositiveInt = 64

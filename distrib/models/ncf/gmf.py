@@ -14,7 +14,7 @@ from distrib.models.capabilities import ItemVectors
 from distrib.models.folding import fold_in, rows_or_folded, signed_entries, typical_row
 from distrib.models.layers import pair_products
 from distrib.models.outputs import LogOddsOutput
-from distrib.objectives import LabelledConfig
+from distrib.objectives import LabeledConfig
 from distrib.parameters import ParameterRole, parameter, with_role
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
@@ -28,7 +28,7 @@ class GmfConfig(Config):
 
     name: Literal["gmf"] = "gmf"
 
-    spec: ClassVar[ModelSpec] = ModelSpec("log_odds", LabelledConfig(), "pairs", has_user_rows=True)
+    spec: ClassVar[ModelSpec] = ModelSpec("log_odds", LabeledConfig(), "pairs", has_user_rows=True)
 
     latent_width: PositiveInt = 32
     """Dimensions of the embeddings."""

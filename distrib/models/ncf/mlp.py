@@ -12,7 +12,7 @@ from distrib.models.folding import FoldsIn, fitted_rows, rows_or_folded, signed_
 from distrib.models.ncf.gmf import EMBEDDING_STD
 from distrib.models.ncf.tower import Tower, shared
 from distrib.models.outputs import LogOddsOutput
-from distrib.objectives import LabelledConfig
+from distrib.objectives import LabeledConfig
 from distrib.parameters import ParameterRole, parameter
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
@@ -25,7 +25,7 @@ class MlpConfig(FoldsIn):
 
     name: Literal["mlp"] = "mlp"
 
-    spec: ClassVar[ModelSpec] = ModelSpec("log_odds", LabelledConfig(), "pairs", has_user_rows=True)
+    spec: ClassVar[ModelSpec] = ModelSpec("log_odds", LabeledConfig(), "pairs", has_user_rows=True)
 
     latent_width: PositiveInt = 128
     """Dimensions of each embedding."""

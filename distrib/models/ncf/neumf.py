@@ -16,7 +16,7 @@ from distrib.models.ncf.gmf import EMBEDDING_STD, Gmf
 from distrib.models.ncf.mlp import Mlp, Widths
 from distrib.models.ncf.tower import Tower
 from distrib.models.outputs import LogOddsOutput
-from distrib.objectives import LabelledConfig
+from distrib.objectives import LabeledConfig
 from distrib.parameters import ParameterRole, parameter, with_role
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
@@ -31,7 +31,7 @@ class NeuMfConfig(FoldsIn):
     name: Literal["neumf"] = "neumf"
 
     spec: ClassVar[ModelSpec] = ModelSpec(
-        "log_odds", LabelledConfig(), "pairs", has_user_rows=True, starts_from=("gmf", "mlp")
+        "log_odds", LabeledConfig(), "pairs", has_user_rows=True, starts_from=("gmf", "mlp")
     )
 
     gmf_width: PositiveInt = 32

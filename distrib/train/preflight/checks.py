@@ -13,10 +13,10 @@ from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.cluster.resources import await_room
 from distrib.data.dataset import Dataset
 from distrib.errors import ConfigError, DataError, DistribError, raise_all
-from distrib.labelled_metrics import LABELLED_METRICS, LOG_LOSS
+from distrib.labeled_metrics import LABELED_METRICS, LOG_LOSS
 from distrib.objectives import ObjectiveConfig
 from distrib.objectives.base import ObjectiveSpec
-from distrib.objectives.unlabelled_entries import LearnsFromUnlabelled
+from distrib.objectives.unlabeled_entries import LearnsFromUnlabeled
 from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 from distrib.train.engines.deepspeed import deepspeed_faults
@@ -149,12 +149,12 @@ def _pretrained_faults(run: TrainingRun, dataset: Dataset) -> list[DistribError]
 def _feedback_faults(run: TrainingRun, dataset: Dataset) -> Iterator[str]:
     """Refuse data without likes and dislikes where the run needs them."""
     feedback, objective = dataset.manifest.made_from.feedback, run.objective
-    labelled = [name for name in run.selection if name in LABELLED_METRICS]
+    labeled = [name for name in run.selection if name in LABELED_METRICS]
     needs = []
     if objective is not None and objective.spec.needs_feedback:
         needs.append(f"objective {objective.name!r} learns from likes and dislikes")
-    if labelled:
-        needs.append(f"train.select_by names {labelled}")
+    if labeled:
+        needs.append(f"train.select_by names {labeled}")
     if needs and feedback is None:
         yield (
             f"{' and '.join(needs)}, but {run.prepared} does not say which interactions they are; "
@@ -202,7 +202,7 @@ def _objective_faults(run: TrainingRun, scheme: IterativeScheme) -> Iterator[str
             f"objective {objective.name!r} with engine.parallel = 'items': it decodes items that "
             "other ranks hold; set it to 'data'"
         )
-    if isinstance(objective, LearnsFromUnlabelled) and not _accepts(
+    if isinstance(objective, LearnsFromUnlabeled) and not _accepts(
         objective.base.spec, spec.output
     ):
         yield (

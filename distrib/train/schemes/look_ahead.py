@@ -1,4 +1,4 @@
-"""The decision of the inverse gradient: follow the unlabelled loss, reverse it, or leave it out.
+"""The decision of the inverse gradient: follow the unlabeled loss, reverse it, or leave it out.
 
 Decisions follow from sums over all ranks, so every rank takes the same one.
 """
@@ -23,7 +23,7 @@ _BYTES = 4  # of a float32
 
 
 class Decision(NamedTuple):
-    """What to do with the unlabelled loss."""
+    """What to do with the unlabeled loss."""
 
     choice: int
     """`DIRECT`, `INVERSE` or `STAY`."""
@@ -31,22 +31,22 @@ class Decision(NamedTuple):
     cosine: float
 
 
-def decide(dot: float, unlabelled: float, held_out: float, dead_zone: float) -> Decision:
-    """Decide by the gradients of the unlabelled and the held-out loss.
+def decide(dot: float, unlabeled: float, held_out: float, dead_zone: float) -> Decision:
+    """Decide by the gradients of the unlabeled and the held-out loss.
 
-    To first order a step against the unlabelled gradient changes the held-out loss by minus the
-    inner product, so its sign says which direction helps. NaN leaves the unlabelled loss out.
+    To first order a step against the unlabeled gradient changes the held-out loss by minus the
+    inner product, so its sign says which direction helps. NaN leaves the unlabeled loss out.
 
     Args:
         dot: Inner product of the two gradients.
-        unlabelled: Squared norm of the one.
+        unlabeled: Squared norm of the one.
         held_out: Squared norm of the other.
         dead_zone: Absolute cosine below which neither direction is taken.
 
     Returns:
         The decision.
     """
-    size = (max(unlabelled, 0.0) * max(held_out, 0.0)) ** 0.5
+    size = (max(unlabeled, 0.0) * max(held_out, 0.0)) ** 0.5
     cosine = dot / size if size > 0.0 else 0.0
     choice = DIRECT if cosine > dead_zone else INVERSE if cosine < -dead_zone else STAY
     return Decision(choice, cosine)
@@ -117,7 +117,7 @@ class GradientSketch:
 
 
 class FirstOrder:
-    """Combines a supervised, a held-out and an unlabelled loss by the sign of an inner product.
+    """Combines a supervised, a held-out and an unlabeled loss by the sign of an inner product.
 
     Each loss is differentiated once, on the graph of one forward pass; the losses that it returns
     carry these gradients.
@@ -136,7 +136,7 @@ class FirstOrder:
     def combined(
         self,
         held_out: Tensor,
-        unlabelled: Tensor,
+        unlabeled: Tensor,
         parameters: Sequence[Tensor],
         recorder: Recorder,
         ratio: float,
@@ -145,28 +145,28 @@ class FirstOrder:
 
         Args:
             held_out: Sum of the held-out loss of this rank.
-            unlabelled: Sum of the unlabelled loss of this rank.
+            unlabeled: Sum of the unlabeled loss of this rank.
             parameters: What the losses are differentiated by.
             recorder: Receives the decision.
-            ratio: Weight of the unlabelled loss.
+            ratio: Weight of the unlabeled loss.
 
         Returns:
-            The held-out loss, which carries the gradient of both, and the value of the unlabelled
+            The held-out loss, which carries the gradient of both, and the value of the unlabeled
             loss times its weight and sign.
         """
-        of_unlabelled = _gradients(unlabelled, parameters)
+        of_unlabeled = _gradients(unlabeled, parameters)
         of_held_out = _gradients(held_out, parameters)
-        both = [self._reduced(found, parameters) for found in (of_unlabelled, of_held_out)]
+        both = [self._reduced(found, parameters) for found in (of_unlabeled, of_held_out)]
         one, other = sum_over_ranks(torch.stack(both)).double()
         dot, of_one, of_other = torch.stack([one @ other, one @ one, other @ other]).tolist()
         choice, cosine = decide(dot, of_one, of_other, self.dead_zone)
         record(choice, recorder)
         recorder.add(COSINE, torch.tensor([cosine]))
         weight = choice * ratio
-        pairs = zip(of_held_out, of_unlabelled, strict=True)
+        pairs = zip(of_held_out, of_unlabeled, strict=True)
         joined = [_weighted_sum(*pair, weight) for pair in pairs]
         found: Tensor = _GivenGradient.apply(held_out.detach(), joined, *parameters)  # type: ignore[no-untyped-call]
-        return found, unlabelled.detach() * weight
+        return found, unlabeled.detach() * weight
 
     def extra_bytes(self, num_parameters: int) -> int:
         """Return the bytes of what a rank contributes to the exchange of a step."""
@@ -223,8 +223,8 @@ class Exact:
 
     def move(
         self,
-        unlabelled: Tensor,
-        num_unlabelled: int,
+        unlabeled: Tensor,
+        num_unlabeled: int,
         held_out: Callable[[], tuple[Tensor, int]],
         parameters: Sequence[Tensor],
         recorder: Recorder,
@@ -232,15 +232,15 @@ class Exact:
         """Move the parameters in place to the best of the three.
 
         Args:
-            unlabelled: Sum of the unlabelled loss of this rank.
-            num_unlabelled: Number of pairs in it.
+            unlabeled: Sum of the unlabeled loss of this rank.
+            num_unlabeled: Number of pairs in it.
             held_out: Returns the sum of this rank's held-out loss at the current parameters, and
                 the number of pairs in it.
             parameters: What is moved.
             recorder: Receives the decision.
         """
-        found = flat(_gradients(unlabelled, parameters), parameters)
-        count = found.new_tensor([float(num_unlabelled)])
+        found = flat(_gradients(unlabeled, parameters), parameters)
+        count = found.new_tensor([float(num_unlabeled)])
         total = sum_over_ranks(torch.cat([found, count]))
         step = total[:-1] / total[-1].clamp(min=1.0)
         step = self.rate * (step.sign() if self.by_sign else step)

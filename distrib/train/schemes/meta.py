@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from distrib.batch import Batch, TrainInput
 from distrib.data.feeds.base import ResidentRows
-from distrib.data.feeds.pairs import PairInput, Phase, labelled_places
+from distrib.data.feeds.pairs import PairInput, Phase, labeled_places
 from distrib.models.base import Model
 from distrib.objectives import Objective
 from distrib.objectives.inverse_gradient import (
@@ -46,28 +46,26 @@ class MetaStep(PairStep):
     def forward(
         self, inputs: TrainInput, target: Batch, rng: CounterRng, step: int
     ) -> dict[str, Tensor]:
-        """Compute the supervised loss, after or beside the step along the unlabelled one."""
+        """Compute the supervised loss, after or beside the step along the unlabeled one."""
         assert isinstance(inputs, PairInput)
         if inputs.phase != _LOOK_AHEAD or not torch.is_grad_enabled():
             return super().forward(inputs, target, rng, step)
         terms = super().forward(inputs, target, rng, step)
         parameters = [held for held in self.parameters() if held.requires_grad]
         if isinstance(self.look_ahead, FirstOrder):
-            labelled, unlabelled = self.look_ahead.combined(
-                terms["labelled"], terms["unlabelled"], parameters, self.recorder, self.ratio
+            labeled, unlabeled = self.look_ahead.combined(
+                terms["labeled"], terms["unlabeled"], parameters, self.recorder, self.ratio
             )
-            return {"labelled": labelled, "unlabelled": unlabelled}
-        recorder, is_unlabelled_N = self.recorder, target.value_N.isnan()
-        held_out = target.keep(~is_unlabelled_N)
+            return {"labeled": labeled, "unlabeled": unlabeled}
+        recorder, is_unlabeled_N = self.recorder, target.value_N.isnan()
+        held_out = target.keep(~is_unlabeled_N)
 
         def held_out_loss() -> tuple[Tensor, int]:
             found = super(MetaStep, self).forward(inputs, held_out, rng, step)
-            return found["labelled"].detach(), len(held_out.item_N)
+            return found["labeled"].detach(), len(held_out.item_N)
 
-        num_unlabelled = int(is_unlabelled_N.sum())
-        self.look_ahead.move(
-            terms["unlabelled"], num_unlabelled, held_out_loss, parameters, recorder
-        )
+        num_unlabeled = int(is_unlabeled_N.sum())
+        self.look_ahead.move(terms["unlabeled"], num_unlabeled, held_out_loss, parameters, recorder)
         terms = super().forward(inputs, held_out, rng, step)
         self.recorder = recorder
         return terms
@@ -99,7 +97,7 @@ class Meta(Pairs):
     def phases(self, run: TrainingRun, rows: ResidentRows) -> list[Phase]:
         """Return the pairs for supervised updates, and those held out, which look ahead."""
         assert isinstance(run.objective, InverseGradientConfig)
-        place_M, train = labelled_places(rows), rows.train
+        place_M, train = labeled_places(rows), rows.train
         row_M = train.pointer_P.searchsorted(place_M, side="right") - 1
         users = torch.from_numpy(train.number_B[row_M])
         items = torch.from_numpy(train.item_N[place_M])

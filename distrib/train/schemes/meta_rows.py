@@ -51,14 +51,14 @@ class MetaRowsStep(TrainStep):
         context = self.context(rng, step)._replace(repeats_backward=True)
         found = self.rows.parts(self.model, users, kept, held_out, context)
         terms = self.terms_of(found.supervised_TB, self.rows.losses.terms, users, step)
-        held_out_loss, unlabelled = self.look_ahead.combined(
+        held_out_loss, unlabeled = self.look_ahead.combined(
             found.held_out_B.sum(),
-            found.unlabelled_B.sum(),
+            found.unlabeled_B.sum(),
             [held for held in self.parameters() if held.requires_grad],
             self.recorder,
             config.ratio * config.schedule(step),
         )
-        return {**terms, "held_out": held_out_loss, "inverse_dual": unlabelled}
+        return {**terms, "held_out": held_out_loss, "inverse_dual": unlabeled}
 
 
 class MetaRows(UserRows):

@@ -1,4 +1,4 @@
-"""Training on labelled user-item pairs, and on unlabelled items sampled for them."""
+"""Training on labeled user-item pairs, and on unlabeled items sampled for them."""
 
 import itertools
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from typing_extensions import override
 
 from distrib.batch import Batch, TrainInput
 from distrib.data.feeds.base import BatchSharding, Feed, RankBatch, Reads, ResidentRows
-from distrib.data.feeds.pairs import PairFeed, PairInput, Phase, labelled_places
+from distrib.data.feeds.pairs import PairFeed, PairInput, Phase, labeled_places
 from distrib.data.history_arrays import HistoryArrays, empty_like
 from distrib.models import ModelConfig
 from distrib.models.base import Model
 from distrib.objectives import Objective
-from distrib.objectives.signed_pairs import SamplesUnlabelled
+from distrib.objectives.signed_pairs import SamplesUnlabeled
 from distrib.rng import CounterRng
 from distrib.train.config import TrainingRun
 from distrib.train.engines.config import EngineConfig
@@ -70,8 +70,8 @@ class Pairs:
         return config.build(vocabulary.catalog)
 
     def phases(self, run: TrainingRun, rows: ResidentRows) -> list[Phase]:
-        """Return the parts of an epoch: all labelled pairs at once."""
-        return [Phase(labelled_places(rows), sampling_of(run)[0])]
+        """Return the parts of an epoch: all labeled pairs at once."""
+        return [Phase(labeled_places(rows), sampling_of(run)[0])]
 
     def open_feed(
         self,
@@ -115,13 +115,13 @@ class Pairs:
         return Shape(sizes.users, sizes.items)
 
     def steps_per_epoch(self, run: TrainingRun, sizes: Sizes) -> int:
-        """Return the batches of interactions, as if all were labelled; see `Scheme`."""
+        """Return the batches of interactions, as if all were labeled; see `Scheme`."""
         return -(-sizes.interactions // run.train.batch_users)
 
 
 def sampling_of(run: TrainingRun) -> tuple[int, float]:
-    """Return how many items are sampled for each labelled pair, and by which power of counts."""
+    """Return how many items are sampled for each labeled pair, and by which power of counts."""
     objective = run.objective
-    if not isinstance(objective, SamplesUnlabelled):
+    if not isinstance(objective, SamplesUnlabeled):
         return 0, 0.0
     return objective.num_sampled, objective.sampling_power

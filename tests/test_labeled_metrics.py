@@ -1,14 +1,14 @@
-"""Metrics on labelled pairs, against scikit-learn and plain loops."""
+"""Metrics on labeled pairs, against scikit-learn and plain loops."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from distrib.labelled_metrics import GAUC, MRR, NDCG, area_under_curve, metrics_by_user
+from distrib.labeled_metrics import GAUC, MRR, NDCG, area_under_curve, metrics_by_user
 
 
 def drawn(seed, num_scores):
-    """Users with some labelled pairs each; few different scores make ties."""
+    """Users with some labeled pairs each; few different scores make ties."""
     rng = np.random.default_rng(seed)
     row_N = np.sort(rng.integers(0, 40, size=600))
     row_N = row_N[rng.permutation(600)]  # pairs of a user need not be together

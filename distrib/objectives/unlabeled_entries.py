@@ -38,7 +38,7 @@ BaseConfig = Annotated[
 ]
 
 
-class LearnsFromUnlabelled(Config):
+class LearnsFromUnlabeled(Config):
     """Fields of an objective that adds the inverse dual loss to that of an autoencoder."""
 
     base: BaseConfig
@@ -59,7 +59,7 @@ class LearnsFromUnlabelled(Config):
     observed"."""
 
     collapse_factor: Annotated[float, Field(ge=0.0)] = 20.0
-    """Training stops when the share of unlabelled entries that are seen as likes is this many times
+    """Training stops when the share of unlabeled entries that are seen as likes is this many times
     the density of the log; 0 for never."""
 
     def schedule(self, step: int) -> float:
@@ -158,7 +158,7 @@ class EntryLosses:
         return (target.length_B * log_normalizer_B - terms_TB[1])[None], log_normalizer_B
 
 
-def dual_terms(sides: Sides, config: LearnsFromUnlabelled, context: LossContext) -> Tensor:
+def dual_terms(sides: Sides, config: LearnsFromUnlabeled, context: LossContext) -> Tensor:
     """Return the inverse dual loss of entries, and record its weights, ``[N]``."""
     if config.by_class and sides.class_NC is not None:
         weight_NC = class_weights(sides.class_NC, config.power)
@@ -175,7 +175,7 @@ def sum_by_user(value_N: Tensor, entries: Batch) -> Tensor:
     return value_N.new_zeros(entries.num_users).index_add(0, entries.row_N, value_N)
 
 
-def unlabelled_entries(target: Batch, rng: CounterRng, share: float, item_count: int) -> Batch:
+def unlabeled_entries(target: Batch, rng: CounterRng, share: float, item_count: int) -> Batch:
     """Draw items outside each user's history, uniformly and with replacement.
 
     A user's draw depends on the epoch and the user only.

@@ -1,4 +1,4 @@
-"""Non-negative positive-unlabelled risk: unlabelled pairs are a mixture of likes and dislikes."""
+"""Non-negative positive-unlabeled risk: unlabeled pairs are a mixture of likes and dislikes."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -10,31 +10,31 @@ from distrib.batch import Batch
 from distrib.feedback import Feedback
 from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
-from distrib.objectives.signed_pairs import SamplesUnlabelled, signed_pairs
+from distrib.objectives.signed_pairs import SamplesUnlabeled, signed_pairs
 from distrib.vocabulary import Catalog
 
 
-class PositiveUnlabelledConfig(SamplesUnlabelled):
-    """Settings of the positive-unlabelled risk."""
+class PositiveUnlabeledConfig(SamplesUnlabeled):
+    """Settings of the positive-unlabeled risk."""
 
-    name: Literal["positive_unlabelled"] = "positive_unlabelled"
+    name: Literal["positive_unlabeled"] = "positive_unlabeled"
 
     spec: ClassVar[ObjectiveSpec] = ObjectiveSpec("log_odds", needs_whole_catalog=True)
 
     prior: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
-    """Share of likes among the unlabelled pairs."""
+    """Share of likes among the unlabeled pairs."""
 
-    def build(self, catalog: Catalog) -> "PositiveUnlabelled":
+    def build(self, catalog: Catalog) -> "PositiveUnlabeled":
         """Make the objective."""
-        return PositiveUnlabelled(self.prior, catalog.feedback)
+        return PositiveUnlabeled(self.prior, catalog.feedback)
 
 
-class PositiveUnlabelled:
-    """Cross-entropy of labelled pairs, plus the non-negative risk of the unlabelled ones.
+class PositiveUnlabeled:
+    """Cross-entropy of labeled pairs, plus the non-negative risk of the unlabeled ones.
 
-    With mean losses l+ and l- over likes (P) and over unlabelled pairs (U), and prior pi, the risk
+    With mean losses l+ and l- over likes (P) and over unlabeled pairs (U), and prior pi, the risk
     of U is pi l+_P + max(0, l-_U - pi l-_P). Where the second part is negative, its gradient is
-    reversed. The risk is scaled by the number of unlabelled pairs, to weigh as much as a loss of
+    reversed. The risk is scaled by the number of unlabeled pairs, to weigh as much as a loss of
     each of them would. Means are over all ranks.
 
     Source: Kiryo et al., "Positive-Unlabeled Learning with Non-Negative Risk Estimator", NeurIPS
@@ -42,7 +42,7 @@ class PositiveUnlabelled:
     their cross-entropy.
     """
 
-    terms = ("labelled", "unlabelled")
+    terms = ("labeled", "unlabeled")
     kl = KlSchedule()
     decodes_pairs = True
     limits = NO_LIMITS
@@ -55,19 +55,19 @@ class PositiveUnlabelled:
     ) -> Tensor:
         """Compute both parts; see `Objective`."""
         pairs = signed_pairs(model, users, target, self.feedback)
-        is_like_N, is_unlabelled_N = pairs.is_like_N, pairs.is_unlabelled_N
+        is_like_N, is_unlabeled_N = pairs.is_like_N, pairs.is_unlabeled_N
         loss_N = pairs.dislike_loss_N
         mine = torch.stack(
-            [is_like_N.sum(), is_unlabelled_N.sum(), (loss_N * is_like_N).sum().detach(),
-             (loss_N * is_unlabelled_N).sum().detach()]
+            [is_like_N.sum(), is_unlabeled_N.sum(), (loss_N * is_like_N).sum().detach(),
+             (loss_N * is_unlabeled_N).sum().detach()]
         )  # fmt: skip
         sums = context.gather(mine.double()[None]).sum(0)
-        num_likes, num_unlabelled, of_likes, of_unlabelled = sums.tolist()
-        weight = self.prior * num_unlabelled / max(num_likes, 1.0)
-        is_negative = of_unlabelled < weight * of_likes
+        num_likes, num_unlabeled, of_likes, of_unlabeled = sums.tolist()
+        weight = self.prior * num_unlabeled / max(num_likes, 1.0)
+        is_negative = of_unlabeled < weight * of_likes
         context.record("share of steps with a negative risk", loss_N.new_tensor([is_negative]))
-        mixed_N = loss_N * is_unlabelled_N - weight * loss_N * is_like_N
+        mixed_N = loss_N * is_unlabeled_N - weight * loss_N * is_like_N
         sign = -1.0 if is_negative else 1.0
         risk_N = weight * pairs.like_loss_N * is_like_N + sign * mixed_N
-        labelled_B = pairs.sum_by_user(pairs.cross_entropy() * ~is_unlabelled_N)
-        return torch.stack([labelled_B, pairs.sum_by_user(risk_N)])
+        labeled_B = pairs.sum_by_user(pairs.cross_entropy() * ~is_unlabeled_N)
+        return torch.stack([labeled_B, pairs.sum_by_user(risk_N)])

@@ -1,4 +1,4 @@
-"""Metrics of how a model ranks likes above dislikes, on labelled pairs alone.
+"""Metrics of how a model ranks likes above dislikes, on labeled pairs alone.
 
 Ties count as the mean over all orders of the tied pairs, so that no metric depends on the order of
 items. Per-user metrics are over users with both likes and dislikes.
@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from distrib.metrics import FloatArray, Summary
 
-AUC, GAUC, NDCG, MRR = "auc", "gauc", "labelled_ndcg@10", "labelled_mrr"
+AUC, GAUC, NDCG, MRR = "auc", "gauc", "labeled_ndcg@10", "labeled_mrr"
 LOG_LOSS = "log_loss"
-"""Mean cross-entropy of labelled pairs, nats, for models of log-odds."""
+"""Mean cross-entropy of labeled pairs, nats, for models of log-odds."""
 
-LABELLED_METRICS = (AUC, GAUC, NDCG, MRR, LOG_LOSS)
+LABELED_METRICS = (AUC, GAUC, NDCG, MRR, LOG_LOSS)
 
 _CUTOFF = 10
 
@@ -55,7 +55,7 @@ def metrics_by_user(
     row_N: npt.NDArray[np.int64],
     num_users: int,
 ) -> dict[str, FloatArray]:
-    """Measure the labelled pairs of each user.
+    """Measure the labeled pairs of each user.
 
     Args:
         score_N: Score of each pair.

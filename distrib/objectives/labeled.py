@@ -10,14 +10,14 @@ from distrib.config import Config
 from distrib.feedback import Feedback
 from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
-from distrib.objectives.signed_pairs import SamplesUnlabelled, signed_pairs
+from distrib.objectives.signed_pairs import SamplesUnlabeled, signed_pairs
 from distrib.vocabulary import Catalog
 
 
-class LabelledConfig(Config):
-    """The cross-entropy of labelled pairs has no settings."""
+class LabeledConfig(Config):
+    """The cross-entropy of labeled pairs has no settings."""
 
-    name: Literal["labelled"] = "labelled"
+    name: Literal["labeled"] = "labeled"
 
     spec: ClassVar[ObjectiveSpec] = ObjectiveSpec(
         "log_odds", needs_feedback=True, needs_whole_catalog=True
@@ -28,7 +28,7 @@ class LabelledConfig(Config):
         return CrossEntropy(catalog.feedback)
 
 
-class SampledNegativesConfig(SamplesUnlabelled):
+class SampledNegativesConfig(SamplesUnlabeled):
     """Settings of the cross-entropy with sampled negatives."""
 
     name: Literal["sampled_negatives"] = "sampled_negatives"
@@ -48,7 +48,7 @@ class CrossEntropy:
     Source: He et al., "Neural Collaborative Filtering", WWW 2017, eq. 7.
     """
 
-    terms = ("labelled", "unlabelled")
+    terms = ("labeled", "unlabeled")
     kl = KlSchedule()
     decodes_pairs = True
     limits = NO_LIMITS
@@ -62,6 +62,6 @@ class CrossEntropy:
         """Compute the loss; see `Objective`."""
         del context
         pairs = signed_pairs(model, users, target, self.feedback)
-        loss_N, is_unlabelled_N = pairs.cross_entropy(), pairs.is_unlabelled_N
-        labelled_B = pairs.sum_by_user(loss_N * ~is_unlabelled_N)
-        return torch.stack([labelled_B, pairs.sum_by_user(loss_N * is_unlabelled_N)])
+        loss_N, is_unlabeled_N = pairs.cross_entropy(), pairs.is_unlabeled_N
+        labeled_B = pairs.sum_by_user(loss_N * ~is_unlabeled_N)
+        return torch.stack([labeled_B, pairs.sum_by_user(loss_N * is_unlabeled_N)])
