@@ -172,7 +172,7 @@ class _ShardMeasurer:
         found = self.measurer.added(self.measurer.nothing(), rows, np.arange(rows.num_users))
         places_B = eval_rows(history_arrays(table), Role.TEST_TARGET).number_B
         columns = {"user": table["user"].take(pa.array(places_B))} | {
-            f"{name} {metric}": pa.array(value_B)
+            f"{name}_{metric}": pa.array(value_B)
             for name, part in found.items()
             for metric, value_B in part.by_user.items()
         }

@@ -22,7 +22,7 @@ Power = Annotated[float, Field(ge=0.0)]
 
 def weight_bin(place: int) -> str:
     """Return the name under which the share of weights in a bin is recorded."""
-    return f"weight of like {place / WEIGHT_BINS:.1f}"
+    return f"weight of like from {place / WEIGHT_BINS:.1f}"
 
 
 class InverseDualConfig(SamplesUnlabeled):

@@ -18,7 +18,7 @@ _DECADE = 10.0  # ratio of values above which an axis is logarithmic
 
 
 def learning_curves(history: Sequence[EpochRecord], best_epoch: int) -> bytes:
-    """Draw losses and validation metrics by epoch.
+    """Draw losses, what the objective recorded, and validation metrics by epoch.
 
     Args:
         history: Epochs of a run.
@@ -29,8 +29,11 @@ def learning_curves(history: Sequence[EpochRecord], best_epoch: int) -> bytes:
     """
     epochs = [record.epoch for record in history]
     losses = _series([record.losses for record in history])
+    curves = _series([record.curves for record in history])
     metrics = _series([record.valid for record in history])
-    panels = [*((f"loss: {name}", values) for name, values in losses.items()), *metrics.items()]
+    panels = [(f"loss: {name}", values) for name, values in losses.items()]
+    panels += curves.items()
+    panels += [(f"valid: {name}", values) for name, values in metrics.items()]
     columns = 3
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
@@ -38,10 +41,35 @@ def learning_curves(history: Sequence[EpochRecord], best_epoch: int) -> bytes:
         axes = figure.add_subplot(rows, columns, place + 1)
         axes.plot(epochs, values, marker="." if len(epochs) < 40 else None, color="tab:blue")
         axes.axvline(best_epoch, color="tab:orange", linewidth=1, linestyle="--")
-        axes.set_title(name if name.startswith("loss") else f"valid: {name}", fontsize=10)
+        axes.set_title(name, fontsize=10)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=True, alpha=0.3)
+    return _png(figure)
+
+
+def unlabeled_weights(history: Sequence[EpochRecord]) -> bytes | None:
+    """Draw how the weights of unlabeled pairs are distributed, by epoch.
+
+    Args:
+        history: Epochs of a run.
+
+    Returns:
+        A PNG; None if the objective records no such weights.
+    """
+    found = [(record.epoch, record.histogram) for record in history if record.histogram]
+    if not found:
+        return None
+    epochs, histograms = zip(*found, strict=True)
+    share_BE = np.array([list(histogram.values()) for histogram in histograms]).T
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    extent = (epochs[0] - 0.5, epochs[-1] + 0.5, 0.0, 1.0)
+    image = axes.imshow(share_BE, origin="lower", aspect="auto", extent=extent, vmin=0.0, vmax=1.0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel('weight of the label "like"')
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(image, label="share of unlabeled pairs")
     return _png(figure)
 
 
@@ -104,8 +132,8 @@ def study(trials: Sequence[Trial]) -> bytes:
 
 
 def _series(values: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    names = values[0] if values else {}
-    return {name: [found[name] for found in values] for name in names}
+    names = dict.fromkeys(name for found in values for name in found)
+    return {name: [found.get(name, np.nan) for found in values] for name in names}
 
 
 def _png(figure: Figure) -> bytes:

@@ -6,7 +6,7 @@ from distrib.evaluate.job import Evaluation
 from distrib.evaluate.truth import interaction_rating_map
 from distrib.events import table
 from distrib.metrics import Summary
-from distrib.report.plots import learning_curves, likely_and_liked, study
+from distrib.report.plots import learning_curves, likely_and_liked, study, unlabeled_weights
 from distrib.storage import Folder
 from distrib.train.records import EpochRecord
 from distrib.train.run_folder import HISTORY
@@ -14,6 +14,7 @@ from distrib.tuning.job import SearchResult
 
 STUDY = "search.png"
 CURVES = "learning_curves.png"
+WEIGHTS = "unlabeled_weights.png"
 MAP = "likely_and_liked.png"
 
 
@@ -22,6 +23,9 @@ def draw_curves(run: str, best_epoch: int) -> str:
     folder = Folder(run)
     history = [EpochRecord.model_validate(entry) for entry in folder.read_json(HISTORY)]
     folder.write(CURVES, learning_curves(history, best_epoch))
+    weights = unlabeled_weights(history)
+    if weights is not None:
+        folder.write(WEIGHTS, weights)
     return str(folder / CURVES)
 
 

@@ -28,6 +28,7 @@ class Speed(NamedTuple):
 
 
 _PER_S = "_per_s"
+_BIN = " from "
 
 
 def _nested(document: Any) -> Any:
@@ -62,7 +63,7 @@ class EpochRecord(Record):
     """Loss terms, means over what the scheme counts."""
 
     recorded: dict[str, float] = Field(default_factory=dict)
-    """Means of what the objective recorded."""
+    """Means of what the objective recorded; bins of a histogram have names with " from "."""
 
     valid: dict[str, float]
     """Metrics on the validation users; empty where there are none."""
@@ -84,6 +85,17 @@ class EpochRecord(Record):
 
     _read = model_validator(mode="before")(_nested)
     _write = model_serializer(mode="wrap")(_flattened)
+
+    @property
+    def curves(self) -> dict[str, float]:
+        """What the objective recorded, without histograms."""
+        return {name: value for name, value in self.recorded.items() if _BIN not in name}
+
+    @property
+    def histogram(self) -> dict[float, float]:
+        """Share of each bin of the recorded histogram by its lower bound; empty without one."""
+        found = [name.rpartition(_BIN) for name in self.recorded if _BIN in name]
+        return {float(low): self.recorded[f"{name}{_BIN}{low}"] for name, _, low in found}
 
 
 class RunResult(Record):

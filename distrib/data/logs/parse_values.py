@@ -48,6 +48,8 @@ def _matching(text: pa.Array, pattern: str, kind: pa.DataType) -> pa.Array:
 def parse_numbers(column: pa.ChunkedArray, kind: pa.DataType) -> Any:
     """Convert to floating point; non-numbers become NaN."""
     array = whole(column)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
     if pa.types.is_large_string(array.type) or pa.types.is_string(array.type):
         array = _matching(pc.utf8_trim_whitespace(array.cast(pa.string())), _NUMBER, kind)
     elif pa.types.is_boolean(array.type):

@@ -5,14 +5,17 @@ traced at a small size and scaled up, at the speed a worker is assumed to reach,
 over an assumed network; `distrib.train.preflight.doctor` measures where there is a cluster.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from distrib.data.dataset import RowCounts
+from distrib.data.feeds.collate import gather
 from distrib.data.history_arrays import BYTES_PER_INTERACTION, BYTES_PER_USER, HistoryArrays
 from distrib.data.schema import Role
 from distrib.errors import ConfigError
@@ -29,7 +32,6 @@ _PROCESS_GB = {False: 0.7, True: 3.0}
 """Memory of a worker before it holds data or a model, without and with a CUDA context."""
 
 _TRACED_ROWS, _TRACED_COLUMNS, _TRACED_HISTORY = (16, 32), (256, 512), 8
-_FORWARD_SHARE = 3  # a step costs as much as this many forward passes
 _LEAST_SHOWN = 0.01
 _COPIES_OF_BLOCK = 3
 """Scores of a chunk, their loss and their gradient."""
@@ -135,6 +137,7 @@ def estimate(config: TrainingRun, sizes: Sizes, gpu: str = "h100") -> Estimate:
     columns = scheme.shape(config, sizes).columns
     share = -(-train.batch_users // workers)
     flops, reached = _step_flops(config, share, columns), _reached(config, gpu)
+    scoring = _extrapolated(partial(_scored, config), sizes.users, sizes.items)
     sent = parameters
     if config.engine.parallel == "items":  # of item rows, those that occur in the batch
         met = train.batch_users * sizes.interactions / sizes.users / sizes.items
@@ -152,7 +155,7 @@ def estimate(config: TrainingRun, sizes: Sizes, gpu: str = "h100") -> Estimate:
         step_s=step_s,
         train_hours=train_h,
         gpu_hours=0.0 if not train.use_gpu else None if train_h is None else train_h * workers,
-        score_hours=None if flops is None else _hours(flops * steps / _FORWARD_SHARE, reached),
+        score_hours=None if scoring is None else _hours(scoring, reached),
     )
 
 
@@ -208,21 +211,28 @@ def _parameters(config: TrainingRun, sizes: Sizes) -> tuple[int, int]:
 def _step_flops(config: TrainingRun, rows: int, columns: int) -> float | None:
     """Return the FLOPs of an update, extrapolated from traces in rows and columns.
 
-    None where matrix products do not dominate: two-sided models, and pairs decoded one by one.
+    None where matrix products do not dominate: two-sided models, and histories of which pairs are
+    decoded one by one.
     """
     assert config.objective is not None  # every iterative model has one
-    objective = config.objective.build(_small(*_TRACED_COLUMNS).catalog)
-    if not iterative_scheme_of(config).extrapolates or objective.decodes_pairs:
+    objective, scheme = config.objective.build(_small(1, 1).catalog), iterative_scheme_of(config)
+    if not scheme.extrapolates or (objective.decodes_pairs and scheme.decodes_inputs):
         return None
+    return _extrapolated(partial(_traced, config), rows, columns)
+
+
+def _extrapolated(trace: Callable[[int, int], float], rows: int, columns: int) -> float | None:
+    """Extrapolate FLOPs that are linear in rows and in columns; None where none are counted."""
     (few, many), (narrow, wide) = _TRACED_ROWS, _TRACED_COLUMNS
     x, y = (rows - few) / (many - few), (columns - narrow) / (wide - narrow)
-    corner = {(r, c): _traced(config, r, c) for r in _TRACED_ROWS for c in _TRACED_COLUMNS}
-    return (
+    corner = {(r, c): trace(r, c) for r in _TRACED_ROWS for c in _TRACED_COLUMNS}
+    found = (
         corner[few, narrow] * (1 - x) * (1 - y)
         + corner[many, narrow] * x * (1 - y)
         + corner[few, wide] * (1 - x) * y
         + corner[many, wide] * x * y
     )
+    return found if found > 0.0 else None
 
 
 def _traced(config: TrainingRun, rows: int, columns: int) -> float:
@@ -242,6 +252,16 @@ def _traced(config: TrainingRun, rows: int, columns: int) -> float:
     with FlopCounterMode(display=False) as counter:
         engine.begin_epoch(0)
         engine.train_batch(batch, CounterRng.of(0, 0), step=0)
+    return float(counter.get_total_flops())
+
+
+@torch.inference_mode()
+def _scored(config: TrainingRun, users: int, items: int) -> float:
+    """Count the FLOPs of scoring all items for a few users that training has seen."""
+    model = config.model.build(_small(items, users).catalog)
+    batch, _ = gather(_some_histories(users, items), np.arange(users))
+    with FlopCounterMode(display=False) as counter:
+        model.decode(model.encode(batch), slice(None))
     return float(counter.get_total_flops())
 
 

@@ -26,6 +26,7 @@ TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's files, inside a run."""
 
 _MLFLOW = "mlflow.json"
+_IN_NAMES = str.maketrans(" .", "__")
 _PATIENCE_S = 20.0  # for the last metrics, when training is over
 
 
@@ -117,7 +118,7 @@ class TrainMonitor:
             self._tracking.close()
 
     def _show(self, name: str, value: float) -> None:
-        plain = name.replace(" ", "_").replace("@", "_at_").replace(".", "_")
+        plain = name.translate(_IN_NAMES).replace("@", "_at_")
         show(f"train_{plain}", f"Training: {name}.", value, run=self._config.run_name)
 
 
@@ -196,7 +197,7 @@ class _Tracking:
             return
         now_ms = int(time.time() * 1000)
         for name, value in numbers.items():
-            key = name.replace(" ", "_").replace("@", "_at_")
+            key = name.translate(_IN_NAMES).replace("@", "_at_")
             self._client.log_metric(self._id, key, value, timestamp=now_ms, step=step)
 
 

@@ -268,7 +268,7 @@ class Worker:
         if self.rank == 0:
             self.inputs.control.post_epoch.remote(record)
             shares = {"checkpoint_share": record.checkpoint_share or 0.0}
-            found = {**losses, **recorded, **metrics, **speed_of(record), **shares}
+            found = {**losses, **record.curves, **metrics, **speed_of(record), **shares}
             emit("epoch", epoch=state.epoch, **rounded(found))
         return not is_end
 
