@@ -156,7 +156,7 @@ def rows_or_folded(
     num_known = len(tables[0])
     is_known_B = (batch.user_B >= 0) & (batch.user_B < num_known)
     if is_known_B.all() and num_known:
-        return [table[batch.user_B] for table in tables], is_known_B
+        return [_looked_up(table, batch.user_B) for table in tables], is_known_B
     folded = list(fold(batch.keep(~is_known_B[batch.row_N])))
     if is_known_B.any():
         number_B = batch.user_B.clamp(0, num_known - 1)
@@ -164,3 +164,8 @@ def rows_or_folded(
             shape = (-1, *[1] * (table.dim() - 1))
             folded[place] = torch.where(is_known_B.view(shape), table[number_B], folded[place])
     return folded, is_known_B
+
+
+def _looked_up(table: Tensor, row_B: Tensor) -> Tensor:
+    """Return rows; the gradient of an embedding is faster than that of an index."""
+    return F.embedding(row_B, table) if table.dim() > 1 else table[row_B]

@@ -65,6 +65,12 @@ class Recorder:
         sums = torch.stack([value_N.sum(), number])
         self.sums[name] = self.sums[name] + sums if name in self.sums else sums
 
+    def add_shares(self, names: Sequence[str], count_K: Tensor) -> None:
+        """Add the counts of K kinds of entries to their shares."""
+        pairs = torch.stack([count_K, count_K.sum().expand_as(count_K)], dim=1)
+        for name, sums in zip(names, pairs, strict=True):
+            self.sums[name] = self.sums[name] + sums if name in self.sums else sums
+
 
 def _alone(values: Tensor) -> Tensor:
     return values

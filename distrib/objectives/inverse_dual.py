@@ -93,9 +93,10 @@ def record_weights(weight_N: Tensor, context: LossContext) -> None:
     """Record the distribution of the weights of "like" over unlabeled pairs."""
     context.record(MEAN_WEIGHT, weight_N)
     context.record(SHARE_LIKED, weight_N > 0.5)
-    bin_N = (weight_N * WEIGHT_BINS).long().clamp(max=WEIGHT_BINS - 1)
-    for place in range(WEIGHT_BINS):
-        context.record(weight_bin(place), bin_N == place)
+    if context.recorder is not None:
+        bin_N = (weight_N * WEIGHT_BINS).long().clamp(max=WEIGHT_BINS - 1)
+        count_K = torch.bincount(bin_N, minlength=WEIGHT_BINS).double()
+        context.recorder.add_shares([weight_bin(k) for k in range(WEIGHT_BINS)], count_K)
 
 
 class InverseDual:
@@ -118,8 +119,6 @@ class InverseDual:
     ) -> Tensor:
         """Compute both parts; see `Objective`."""
         pairs = signed_pairs(model, users, target, self.feedback)
-        is_unlabeled_N = pairs.is_unlabeled_N
         dual = dual_loss(pairs.like_loss_N, pairs.dislike_loss_N, self.power)
-        record_weights(dual.like_weight_N[is_unlabeled_N], context)
-        labeled_B = pairs.sum_by_user(pairs.cross_entropy() * ~is_unlabeled_N)
-        return torch.stack([labeled_B, pairs.sum_by_user(dual.loss_N * is_unlabeled_N)])
+        record_weights(dual.like_weight_N[pairs.is_unlabeled_N], context)
+        return pairs.split_by_user(pairs.cross_entropy(), dual.loss_N)

@@ -2,7 +2,6 @@
 
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from distrib.batch import Batch
@@ -62,6 +61,5 @@ class CrossEntropy:
         """Compute the loss; see `Objective`."""
         del context
         pairs = signed_pairs(model, users, target, self.feedback)
-        loss_N, is_unlabeled_N = pairs.cross_entropy(), pairs.is_unlabeled_N
-        labeled_B = pairs.sum_by_user(loss_N * ~is_unlabeled_N)
-        return torch.stack([labeled_B, pairs.sum_by_user(loss_N * is_unlabeled_N)])
+        loss_N = pairs.cross_entropy()
+        return pairs.split_by_user(loss_N, loss_N)

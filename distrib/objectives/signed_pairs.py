@@ -34,6 +34,9 @@ class SignedPairs(NamedTuple):
 
     target: Batch
 
+    row_N: Tensor
+    """Row of each pair."""
+
     @property
     def is_like_N(self) -> Tensor:
         """Which pairs are likes."""
@@ -61,7 +64,14 @@ class SignedPairs(NamedTuple):
     def sum_by_user(self, value_N: Tensor) -> Tensor:
         """Sum a value of each pair by row of the batch, ``[B]``."""
         found_B = value_N.new_zeros(self.target.num_users)
-        return found_B.index_add(0, self.target.row_N, value_N)
+        return found_B.index_add(0, self.row_N, value_N)
+
+    def split_by_user(self, labeled_N: Tensor, unlabeled_N: Tensor) -> Tensor:
+        """Sum a value of the labeled pairs, and one of the others, by row, ``[T, B]``."""
+        is_unlabeled_N = self.is_unlabeled_N
+        loss_TN = torch.stack([labeled_N * ~is_unlabeled_N, unlabeled_N * is_unlabeled_N])
+        found_TB = loss_TN.new_zeros(2, self.target.num_users)
+        return found_TB.index_add(1, self.row_N, loss_TN)
 
 
 def signed_pairs(
@@ -80,4 +90,4 @@ def signed_pairs(
     """
     output_N = model.score_pairs(users, target)
     logit_N = output_N.to(torch.promote_types(output_N.dtype, torch.float32))
-    return SignedPairs(logit_N, sign_of(feedback, target.value_N), target)
+    return SignedPairs(logit_N, sign_of(feedback, target.value_N), target, target.row_N)

@@ -27,6 +27,10 @@ class TrainStep(nn.Module):
         self.recorder = Recorder()
         """What the objective recorded in the last forward pass."""
 
+        # Kept: a test against a protocol walks over its methods, each time.
+        self._has_phases = isinstance(model, TrainsInPhases)
+        self._has_kl = isinstance(model, Variational)
+
     @override
     def forward(
         self, inputs: TrainInput, target: Batch, rng: CounterRng, step: int
@@ -72,15 +76,19 @@ class TrainStep(nn.Module):
 
     def _trains_items(self) -> bool:
         """Return whether the current phase trains the decoder's tables."""
-        if not isinstance(self.model, TrainsInPhases):
+        if not self._has_phases:
             return True  # at once: each step is spared a walk over all parameters
+        assert isinstance(self.model, TrainsInPhases)
         trained = {id(p) for p in self.model.phases()[self.model.phase]}
         tables = roles_of(self.model).decoder.values()
         return not tables or any(id(table) in trained for table in tables)
 
     def weighted_kl(self, users: tuple[Tensor, ...], step: int) -> Tensor | None:
         """Return the KL divergence of all users times its weight, where the model has one."""
-        kl_B = self.model.kl(users) if isinstance(self.model, Variational) else None
+        if not self._has_kl:
+            return None
+        assert isinstance(self.model, Variational)
+        kl_B = self.model.kl(users)
         return None if kl_B is None else self.objective.kl.weight(step) * kl_B.sum()
 
     def _no_gradient(self) -> Tensor | float:
@@ -88,8 +96,9 @@ class TrainStep(nn.Module):
 
         Without it ZeRO-3 would reuse the last gradients of such parameters.
         """
-        if not isinstance(self.model, TrainsInPhases):
+        if not self._has_phases:
             return 0.0
+        assert isinstance(self.model, TrainsInPhases)
         phases, current = self.model.phases(), self.model.phase
         resting = [p for name in phases if name != current for p in phases[name]]
         return 0.0 * torch.stack([p.float().sum() for p in resting]).sum() if resting else 0.0

@@ -8,7 +8,6 @@ import torch
 
 from distrib.batch import Batch
 from distrib.data.feeds.base import (
-    BATCHES_AHEAD,
     BatchSharding,
     RankBatch,
     ResidentRows,
@@ -20,6 +19,11 @@ from distrib.data.feeds.negatives import UnlabeledSampler
 from distrib.data.history_arrays import HistoryArrays, IntArray
 from distrib.feedback import sign_of
 from distrib.rng import CounterRng
+
+_BLOCK_PAIRS = 1 << 15
+"""Labeled pairs whose samples are drawn at once, if a batch has fewer."""
+
+_BLOCKS_AHEAD = 2
 
 
 class PairInput(NamedTuple):
@@ -54,6 +58,13 @@ class Phase(NamedTuple):
     """Unlabeled items for each of them."""
 
 
+class _Drawn(NamedTuple):
+    """Pairs of some steps."""
+
+    inputs: PairInput
+    target: Batch
+
+
 class PairFeed:
     """See `Feed`. Batches are slices of a permutation of the labeled pairs of each phase in turn.
 
@@ -84,21 +95,38 @@ class PairFeed:
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
         """Yield pairs of the phases in turn; see `Feed`."""
-        return ahead(self._batches(epoch, first_step), BATCHES_AHEAD)
+        for block in ahead(self._blocks(epoch, first_step), _BLOCKS_AHEAD):
+            yield from block
 
-    def _batches(self, epoch: int, first_step: int) -> Iterator[RankBatch]:
+    def _blocks(self, epoch: int, first_step: int) -> Iterator[list[RankBatch]]:
         size, rng = self.sharding.batch_users, CounterRng.of(self.sharding.seed, epoch)
         for number, phase in enumerate(self.phases):
             num_steps = self.sharding.num_steps(len(phase.place_M))
             order = LazyOrder(len(phase.place_M), self.sharding.seed, epoch, number)
-            for step in range(min(first_step, num_steps), num_steps):
-                chosen = phase.place_M[order.part(step * size, (step + 1) * size)]
-                mine = np.array_split(chosen, self.sharding.world_size)[self.sharding.rank]
-                count = len(chosen) * (1 + phase.num_sampled)
-                yield self._batch(mine, number, rng)._replace(size=count)
+            together = max(1, _BLOCK_PAIRS // size)
+            for step in range(min(first_step, num_steps), num_steps, together):
+                stop = min(step + together, num_steps)
+                yield self._block(order.part(step * size, stop * size), number, rng)
             first_step = max(0, first_step - num_steps)
 
-    def _batch(self, place_M: IntArray, number: int, rng: CounterRng) -> RankBatch:
+    def _block(self, order_M: IntArray, number: int, rng: CounterRng) -> list[RankBatch]:
+        """Return the batches of some steps, whose pairs are drawn at once to save time."""
+        phase, sharding = self.phases[number], self.sharding
+        chosen = phase.place_M[order_M]
+        starts = range(0, len(chosen), sharding.batch_users)
+        steps = [chosen[start : start + sharding.batch_users] for start in starts]
+        shares = [np.array_split(step, sharding.world_size)[sharding.rank] for step in steps]
+        drawn = self._drawn(np.concatenate(shares), number, rng)
+        batches, low = [], 0
+        for step, share in zip(steps, shares, strict=True):
+            high = low + len(share)
+            users, target = (part.slice(low, high) for part in (drawn.inputs.users, drawn.target))
+            count = len(step) * (1 + phase.num_sampled)
+            batches.append(RankBatch(PairInput(users, number), target, count))
+            low = high
+        return batches
+
+    def _drawn(self, place_M: IntArray, number: int, rng: CounterRng) -> "_Drawn":
         train, num_sampled = self._train, self.phases[number].num_sampled
         row_M = np.searchsorted(train.pointer_P, place_M, side="right") - 1
         user_M, item_M = train.number_B[row_M], train.item_N[place_M].astype(np.int64)
@@ -120,7 +148,7 @@ class PairFeed:
             torch.from_numpy(values[is_there]),
         )
         users = Batch(user_B, no_history, nothing, torch.zeros(0))
-        return RankBatch(PairInput(users, number), target, 0)
+        return _Drawn(PairInput(users, number), target)
 
     def training_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
         """Yield one part; see `Feed`."""

@@ -48,6 +48,7 @@ class GmfState(NamedTuple):
     """The user's embedding times the weights of the head."""
 
     bias_B: Tensor
+    """0 for users that training saw."""
 
 
 class Gmf(Model):
@@ -78,8 +79,8 @@ class Gmf(Model):
     @override
     def encode(self, batch: Batch, rng: CounterRng | None = None) -> GmfState:
         """Look up known users; fold in the others, without gradient."""
-        bias_U = self.bias_1.expand(len(self.user_UZ))
-        (vector_BZ, bias_B), _ = rows_or_folded(batch, (self.user_UZ, bias_U), self._folded)
+        no_bias_U = self.bias_1.detach().new_zeros(1).expand(len(self.user_UZ))
+        (vector_BZ, bias_B), _ = rows_or_folded(batch, (self.user_UZ, no_bias_U), self._folded)
         return GmfState(vector_BZ * self.head_Z, bias_B)
 
     @torch.no_grad()
@@ -90,7 +91,7 @@ class Gmf(Model):
         table_IZ = self.item_IZ * self.head_Z
         wanted_N = sign_N - at_mean_N - self.bias_1
         shift_BZ, bias_B = fold_in(table_IZ, known, wanted_N, self.config.new_user_penalty)
-        return mean_Z + shift_BZ, bias_B + self.bias_1
+        return mean_Z + shift_BZ, bias_B
 
     @override
     def item_tables(self) -> ItemRows:
@@ -98,12 +99,12 @@ class Gmf(Model):
 
     @override
     def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
-        return users[0] @ rows[0].T + users[1][:, None]
+        return users[0] @ rows[0].T + (users[1] + self.bias_1)[:, None]
 
     @override
     def score_pairs(self, users: UserState, pairs: Batch) -> Tensor:
         products_N = pair_products(users[0], self.item_IZ, pairs.item_N, pairs.pointer_P)
-        return products_N + users[1][pairs.row_N]
+        return products_N + users[1][pairs.row_N] + self.bias_1
 
     def user_embedding(self, users: UserState) -> Tensor:
         """Return the embeddings times the head; see `HasEmbeddings`."""
