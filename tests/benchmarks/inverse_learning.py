@@ -17,6 +17,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
 import torch
@@ -59,6 +64,15 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "with IDL, weight 1": {"name": "inverse_dual_rows", "weight": 1.0},
     "with IG": {"name": "inverse_gradient_rows"},
 }
+RATES = {
+    f"IG, rate {rate:g}": {"name": "inverse_gradient", "look_ahead_rate": rate}
+    for rate in (0.001, 0.01, 0.1, 1.0)
+}
+RATIOS = {
+    f"IG, ratio {ratio:g}": {"name": "inverse_gradient", "form": "first_order", "ratio": ratio}
+    for ratio in (0.01, 0.1, 1.0)
+}
+VARIANTS = PAIRS | ROWS | RATES | RATIOS
 PLAIN = ("labeled only", "own objective")
 SHOWN = ("auc", "gauc", "labeled_ndcg@10", "labeled_mrr", "recall@20", "ndcg@100", "rmse")
 _SHARE = 141  # random stream
@@ -120,7 +134,7 @@ def run_of(task: Task) -> TrainingRun:
     """The run of a task: the run file with another objective."""
     file = load(RunFile, task.config, overrides=task.settings, environment=os.environ)
     document = json.loads(file.training().model_dump_json())
-    variant = (PAIRS | ROWS)[task.variant]
+    variant = VARIANTS[task.variant]
     if variant is not None:
         base = {"base": document["objective"]} if task.variant in ROWS else {}
         document["objective"] = {**base, **variant}
@@ -209,6 +223,35 @@ def _against(found: list[dict[str, Any]], plain: list[dict[str, Any]]) -> str:
     return f"{(aucs[:, 0] - aucs[:, 1]).mean():+.4f} (p {of_seeds:.1g}; users {of_users:.1g})"
 
 
+def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Draw curves of the first seed: AUC, decisions, and the weights of unlabeled pairs."""
+    figure, (curves, decisions, weights) = plt.subplots(1, 3, figsize=(16, 4), layout="constrained")
+    for name, (first, *_) in results.items():
+        auc = [epoch["valid"]["auc"] for epoch in first["history"]]
+        style = {"color": "black", "linestyle": "--"} if name in PLAIN else {"marker": "."}
+        curves.plot(range(1, len(auc) + 1), auc, label=name, **style)
+        recorded = [epoch["recorded"] for epoch in first["history"]]
+        if "share direct" in recorded[-1] and not decisions.lines:
+            for kind in ("direct", "inverse", "stay"):
+                share = [epoch[f"share {kind}"] for epoch in recorded]
+                decisions.plot(range(1, len(share) + 1), share, marker=".", label=kind)
+            decisions.set_title(f"share of decisions: {name}")
+        bins = [key for key in recorded[-1] if " from " in key]
+        if bins and not weights.images and "share direct" not in recorded[-1]:
+            shares = np.array([[epoch[key] for key in bins] for epoch in recorded]).T
+            extent = (0.5, len(recorded) + 0.5, 0.0, 1.0)
+            image = weights.imshow(shares, origin="lower", aspect="auto", extent=extent)
+            figure.colorbar(image, label="share of unlabeled pairs")
+            weights.set_title(f'weight of the label "like": {name}')
+    curves.set_title("AUC on validation")
+    for axes in (curves, decisions):
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axes.grid(visible=True, alpha=0.3)
+    for axes in (curves, decisions, weights):
+        axes.set_xlabel("epoch")
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("configs", nargs="+")
@@ -239,6 +282,7 @@ def main() -> None:
     for (name, share), results in groups.items():
         title = f"{name}, {share:.0%} of the training labels: test mean (error over seeds)"
         table(title, ["", *SHOWN, "AUC less plain"], list(lines(results)))
+        draw(results, Path(given.out) / f"{name}-{share:g}.png")
 
 
 if __name__ == "__main__":
