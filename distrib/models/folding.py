@@ -1,5 +1,6 @@
 """Rows of users: looked up, or fitted to the histories of those that training did not see."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Annotated, NamedTuple
@@ -12,6 +13,8 @@ from torch import Tensor
 from distrib.batch import Batch
 from distrib.config import Config
 from distrib.feedback import Feedback, sign_of
+from distrib.models.base import UserState
+from distrib.rng import CounterRng
 
 _SAMPLE = 4096
 
@@ -38,6 +41,34 @@ def signed_entries(batch: Batch, feedback: Feedback | None) -> tuple[Batch, Tens
     """Return the likes and dislikes of histories, and which are which (1 and -1, float32)."""
     sign_N = sign_of(feedback, batch.value_N)
     return batch.keep(sign_N != 0), sign_N[sign_N != 0].float()
+
+
+class FoldedBySteps:
+    """Mixin of models whose state is the rows of the users, and which fold new users in by steps.
+
+    The model's configuration `FoldsIn`.
+    """
+
+    config: FoldsIn
+    feedback: Feedback | None
+
+    @abstractmethod
+    def user_tables(self) -> tuple[Tensor, ...]:
+        """Return the tables with a row for each user."""
+
+    @abstractmethod
+    def score_pairs(self, users: UserState, pairs: Batch) -> Tensor:
+        """See `Model`."""
+
+    def encode(self, batch: Batch, rng: CounterRng | None = None) -> UserState:
+        """Look up known users; fold in the others, without gradient."""
+        del rng
+        return tuple(rows_or_folded(batch, self.user_tables(), self._folded)[0])
+
+    def _folded(self, batch: Batch) -> list[Tensor]:
+        known, sign_N = signed_entries(batch, self.feedback)
+        start = [typical_row(table) for table in self.user_tables()]
+        return fitted_rows(self.score_pairs, start, known, sign_N, self.config)
 
 
 def fitted_rows(

@@ -10,8 +10,8 @@ from distrib.batch import Batch
 from distrib.objectives.base import LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.objectives.unlabeled_entries import (
-    EntryLosses,
     LearnsFromUnlabeled,
+    UnlabeledRows,
     dual_terms,
     sum_by_user,
     unlabeled_entries,
@@ -36,7 +36,7 @@ class InverseDualRowsConfig(LearnsFromUnlabeled):
         return InverseDualRows(self, catalog)
 
 
-class InverseDualRows:
+class InverseDualRows(UnlabeledRows):
     """The base objective, plus the weighted inverse dual loss of entries drawn for each user.
 
     Both are sums over the entries of a user, so an unlabeled entry weighs ``weight`` times as much
@@ -45,15 +45,9 @@ class InverseDualRows:
     Source: see `dual_loss`; for autoencoders, ours.
     """
 
-    decodes_pairs = False
-
     def __init__(self, config: InverseDualRowsConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
         self.config = config
-        self.losses = EntryLosses(config.base, catalog)
-        self.item_count = catalog.item_count
-        self.terms = (*self.losses.terms, "inverse_dual")
-        self.kl = self.losses.kl
-        self.limits = config.limits(catalog)
 
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext

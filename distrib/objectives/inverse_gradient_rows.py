@@ -13,8 +13,8 @@ from distrib.objectives.decoder import Decoder, Tensors
 from distrib.objectives.inverse_gradient import DecidesByGradient
 from distrib.objectives.rating_classes import RatingClassesConfig
 from distrib.objectives.unlabeled_entries import (
-    EntryLosses,
     LearnsFromUnlabeled,
+    UnlabeledRows,
     dual_terms,
     sum_by_user,
     unlabeled_entries,
@@ -50,7 +50,7 @@ class RowLosses(NamedTuple):
     unlabeled_B: Tensor
 
 
-class InverseGradientRows:
+class InverseGradientRows(UnlabeledRows):
     """The base objective, its loss on held-out entries, and the inverse dual loss.
 
     The scheme ``meta_rows`` holds entries out and decides how the last one is followed. Called as a
@@ -60,15 +60,9 @@ class InverseGradientRows:
     inverse gradient; for autoencoders, ours.
     """
 
-    decodes_pairs = False
-
     def __init__(self, config: InverseGradientRowsConfig, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
         self.config = config
-        self.losses = EntryLosses(config.base, catalog)
-        self.item_count = catalog.item_count
-        self.terms = (*self.losses.terms, "inverse_dual")
-        self.kl = self.losses.kl
-        self.limits = config.limits(catalog)
 
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext

@@ -158,6 +158,24 @@ class EntryLosses:
         return (target.length_B * log_normalizer_B - terms_TB[1])[None], log_normalizer_B
 
 
+class UnlabeledRows:
+    """What objectives have in common that add to the loss of an autoencoder.
+
+    Args:
+        config: Settings.
+        catalog: Items and rating scale.
+    """
+
+    decodes_pairs = False
+
+    def __init__(self, config: LearnsFromUnlabeled, catalog: Catalog) -> None:
+        self.losses = EntryLosses(config.base, catalog)
+        self.item_count = catalog.item_count
+        self.terms = (*self.losses.terms, "inverse_dual")
+        self.kl = self.losses.kl
+        self.limits = config.limits(catalog)
+
+
 def dual_terms(sides: Sides, config: LearnsFromUnlabeled, context: LossContext) -> Tensor:
     """Return the inverse dual loss of entries, and record its weights, ``[N]``."""
     if config.by_class and sides.class_NC is not None:

@@ -1,7 +1,7 @@
 """ConvNCF: convolutions over the outer product of user and item embeddings."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +12,12 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.models.base import ItemRows, Model, ModelSpec, UserState
-from distrib.models.folding import FoldsIn, fitted_rows, rows_or_folded, signed_entries, typical_row
+from distrib.models.folding import FoldedBySteps, FoldsIn
 from distrib.models.ncf.gmf import EMBEDDING_STD, Gmf
 from distrib.models.ncf.tower import shared
 from distrib.models.outputs import LogOddsOutput
 from distrib.objectives import LabeledConfig
 from distrib.parameters import ParameterRole, parameter, with_role
-from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 
 _BLOCK_FLOATS = 1 << 24
@@ -56,13 +55,7 @@ class ConvNcfConfig(FoldsIn):
         return ConvNcf(self, catalog)
 
 
-class ConvNcfState(NamedTuple):
-    """User state of ConvNCF."""
-
-    latent_BZ: Tensor
-
-
-class ConvNcf(Model):
+class ConvNcf(FoldedBySteps, Model):
     """Log-odds h . layers(p_u q_i^T) + b, with 2x2 kernels of stride 2 until the map is 1x1.
 
     The first layer is computed from the two embeddings, so the outer product is never built. Pairs
@@ -79,6 +72,9 @@ class ConvNcf(Model):
         self.config, self.feedback = config, catalog.feedback
         self.output = LogOddsOutput()
         width, channels = config.latent_width, config.channels
+        self.floats = channels * (width // 2) ** 2
+        """Outputs of the first layer for each pair."""
+
         self.user_UZ = parameter(catalog.user_index_size, width, role=ParameterRole(decayed=True))
         self.item_IZ = parameter(
             catalog.item_count, width, role=ParameterRole(decoder=True, decayed=True)
@@ -109,20 +105,8 @@ class ConvNcf(Model):
             self.item_IZ.copy_(gmf.item_IZ)
 
     @override
-    def encode(self, batch: Batch, rng: CounterRng | None = None) -> ConvNcfState:
-        """Look up known users; fold in the others, without gradient."""
-        (latent_BZ,), _ = rows_or_folded(batch, (self.user_UZ,), self._folded)
-        return ConvNcfState(latent_BZ)
-
-    def _folded(self, batch: Batch) -> list[Tensor]:
-        known, sign_N = signed_entries(batch, self.feedback)
-        return fitted_rows(
-            self.score_pairs,
-            [typical_row(self.user_UZ)],
-            known,
-            sign_N,
-            self.config,
-        )
+    def user_tables(self) -> tuple[Tensor, ...]:
+        return (self.user_UZ,)
 
     @override
     def item_tables(self) -> ItemRows:
@@ -142,8 +126,7 @@ class ConvNcf(Model):
 
     def _scores(self, user_BZ: Tensor, item_IZ: Tensor, row_N: Tensor, column_N: Tensor) -> Tensor:
         """Decode pairs in blocks."""
-        floats = self.config.channels * (self.config.latent_width // 2) ** 2
-        size = max(1, _BLOCK_FLOATS // floats)
+        size = max(1, _BLOCK_FLOATS // self.floats)
         blocks = list(zip(row_N.split(size), column_N.split(size), strict=True))
         if len(blocks) == 1 or not torch.is_grad_enabled():
             parts = [self._block(user_BZ[rows], item_IZ[columns]) for rows, columns in blocks]

@@ -1,6 +1,6 @@
 """The multi-layer perceptron over user and item embeddings."""
 
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
@@ -8,13 +8,12 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.models.base import ItemRows, Model, ModelSpec, UserState
-from distrib.models.folding import FoldsIn, fitted_rows, rows_or_folded, signed_entries, typical_row
+from distrib.models.folding import FoldedBySteps, FoldsIn
 from distrib.models.ncf.gmf import EMBEDDING_STD
 from distrib.models.ncf.tower import Tower, shared
 from distrib.models.outputs import LogOddsOutput
 from distrib.objectives import LabeledConfig
 from distrib.parameters import ParameterRole, parameter
-from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
@@ -38,13 +37,7 @@ class MlpConfig(FoldsIn):
         return Mlp(self, catalog)
 
 
-class MlpState(NamedTuple):
-    """User state of the multi-layer perceptron."""
-
-    latent_BZ: Tensor
-
-
-class Mlp(Model):
+class Mlp(FoldedBySteps, Model):
     """Log-odds h . tower([p_u; q_i]) + b.
 
     Source: He et al., "Neural Collaborative Filtering", WWW 2017, eq. 10. Differs from the source:
@@ -68,20 +61,8 @@ class Mlp(Model):
         nn.init.zeros_(self.head.bias)
 
     @override
-    def encode(self, batch: Batch, rng: CounterRng | None = None) -> MlpState:
-        """Look up known users; fold in the others, without gradient."""
-        (latent_BZ,), _ = rows_or_folded(batch, (self.user_UZ,), self._folded)
-        return MlpState(latent_BZ)
-
-    def _folded(self, batch: Batch) -> list[Tensor]:
-        known, sign_N = signed_entries(batch, self.feedback)
-        return fitted_rows(
-            self.score_pairs,
-            [typical_row(self.user_UZ)],
-            known,
-            sign_N,
-            self.config,
-        )
+    def user_tables(self) -> tuple[Tensor, ...]:
+        return (self.user_UZ,)
 
     @override
     def item_tables(self) -> ItemRows:

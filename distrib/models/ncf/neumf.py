@@ -1,7 +1,7 @@
 """NeuMF: generalized matrix factorization and a multi-layer perceptron under one head."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.models.base import ItemRows, Model, ModelSpec, UserState
-from distrib.models.folding import FoldsIn, fitted_rows, rows_or_folded, signed_entries, typical_row
+from distrib.models.folding import FoldedBySteps, FoldsIn
 from distrib.models.layers import pair_products
 from distrib.models.ncf.gmf import EMBEDDING_STD, Gmf
 from distrib.models.ncf.mlp import Mlp, Widths
@@ -18,7 +18,6 @@ from distrib.models.ncf.tower import Tower
 from distrib.models.outputs import LogOddsOutput
 from distrib.objectives import LabeledConfig
 from distrib.parameters import ParameterRole, parameter, with_role
-from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 
 _HEAD_SHARE = 0.5
@@ -48,16 +47,7 @@ class NeuMfConfig(FoldsIn):
         return NeuMf(self, catalog)
 
 
-class NeuMfState(NamedTuple):
-    """User state of NeuMF."""
-
-    gmf_BZ: Tensor
-    """Embedding of the matrix factorization times the weights of the head."""
-
-    mlp_BZ: Tensor
-
-
-class NeuMf(Model):
+class NeuMf(FoldedBySteps, Model):
     """Log-odds h . [p_u * q_i; tower([p'_u; q'_i])] + b, with embeddings of its own for each part.
 
     Source: He et al., "Neural Collaborative Filtering", WWW 2017, eq. 12. Differs from the source:
@@ -103,25 +93,8 @@ class NeuMf(Model):
             self.bias_1.copy_(_HEAD_SHARE * (gmf.bias_1 + mlp.head.bias))
 
     @override
-    def encode(self, batch: Batch, rng: CounterRng | None = None) -> NeuMfState:
-        """Look up known users; fold in the others, without gradient."""
-        tables = (self.gmf_user_UZ, self.mlp_user_UZ)
-        (gmf_BZ, mlp_BZ), _ = rows_or_folded(batch, tables, self._folded)
-        return NeuMfState(gmf_BZ * self.gmf_head_Z, mlp_BZ)
-
-    def _folded(self, batch: Batch) -> list[Tensor]:
-        known, sign_N = signed_entries(batch, self.feedback)
-
-        def score(rows: tuple[Tensor, ...], pairs: Batch) -> Tensor:
-            return self.score_pairs((rows[0] * self.gmf_head_Z, rows[1]), pairs)
-
-        return fitted_rows(
-            score,
-            [typical_row(self.gmf_user_UZ), typical_row(self.mlp_user_UZ)],
-            known,
-            sign_N,
-            self.config,
-        )
+    def user_tables(self) -> tuple[Tensor, ...]:
+        return self.gmf_user_UZ, self.mlp_user_UZ
 
     @override
     def item_tables(self) -> ItemRows:
@@ -130,10 +103,11 @@ class NeuMf(Model):
     @override
     def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
         of_tower_BI = self.tower.grid(users[1], rows[1], self.mlp_head_H)
-        return users[0] @ rows[0].T + of_tower_BI + self.bias_1
+        return (users[0] * self.gmf_head_Z) @ rows[0].T + of_tower_BI + self.bias_1
 
     @override
     def score_pairs(self, users: UserState, pairs: Batch) -> Tensor:
         hidden_NH = self.tower.pairs(users[1][pairs.row_N], self.mlp_item_IZ[pairs.item_N])
-        products_N = pair_products(users[0], self.gmf_item_IZ, pairs.item_N, pairs.pointer_P)
+        weighted_BZ = users[0] * self.gmf_head_Z
+        products_N = pair_products(weighted_BZ, self.gmf_item_IZ, pairs.item_N, pairs.pointer_P)
         return products_N + hidden_NH @ self.mlp_head_H + self.bias_1

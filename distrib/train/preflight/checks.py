@@ -158,7 +158,7 @@ def _feedback_faults(run: TrainingRun, dataset: Dataset) -> Iterator[str]:
     if needs and feedback is None:
         yield (
             f"{' and '.join(needs)}, but {run.prepared} does not say which interactions they are; "
-            "set data.feedback, and prepare into a new folder"
+            f"set data.feedback, and prepare into a new folder{_without_dislikes(run)}"
         )
     if not needs or feedback is None:
         return
@@ -170,6 +170,13 @@ def _feedback_faults(run: TrainingRun, dataset: Dataset) -> Iterator[str]:
                 f"{run.prepared} has no {name} among its training interactions, but "
                 f"{' and '.join(needs)}; change data.feedback, and prepare into a new folder"
             )
+
+
+def _without_dislikes(run: TrainingRun) -> str:
+    """Return what to do about a log that has no dislikes, for a message."""
+    if run.model.spec.output != "log_odds":
+        return ""
+    return "; for a log without dislikes, choose objective 'sampled_negatives' or 'bpr'"
 
 
 def _selection_faults(run: TrainingRun) -> Iterator[str]:
