@@ -13,7 +13,7 @@ from distrib.data.dataset import Dataset
 from distrib.data.prepare.job import preflight as prepare_preflight
 from distrib.data.prepare.job import prepare
 from distrib.data.schema import Role
-from distrib.errors import ConfigError, DataError, DistribError
+from distrib.errors import ConfigError, DataError, DistribError, DivergedError
 from distrib.evaluate.job import evaluate
 from distrib.report.summary import draw_curves
 from distrib.run_file import RunFile
@@ -202,3 +202,19 @@ def test_data_without_two_classes_are_refused_by_what_needs_them(trained, folder
     ]
     with pytest.raises(ConfigError, match="no rating column"):
         prepare_preflight(run_file(folder, *rated, *plain).data)
+
+
+def test_a_run_whose_unlabeled_entries_all_become_likes_is_stopped(trained, folder, tmp_path):
+    base = '{name="multinomial", anneal_steps=10}'
+    file = run_file(
+        folder,
+        f'run="{tmp_path}/run"',
+        'model={name="mult_vae", hidden_width=8, latent_width=4}',
+        f'objective={{name="inverse_dual_rows", base={base}, warmup_steps=0, '
+        "collapse_factor=1e-9}",
+        "train.num_workers=1",
+    )
+    with pytest.raises(
+        DivergedError, match=r"the objective has collapsed.*raise objective\.warmup"
+    ):
+        launch(file.training())
