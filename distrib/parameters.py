@@ -57,6 +57,14 @@ def with_role(made: nn.Parameter, role: ParameterRole) -> nn.Parameter:
     return made
 
 
+def take_over(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy a tensor of the same shape, in place; raise `RuntimeError` for another shape."""
+    if target.shape != source.shape:
+        raise RuntimeError(f"{list(source.shape)} is not {list(target.shape)}")
+    with torch.no_grad():
+        target.copy_(source)
+
+
 def role_of(held: nn.Parameter) -> ParameterRole:
     """Return the role of a parameter; an empty role if none was set."""
     found: ParameterRole = getattr(held, "role", ParameterRole())

@@ -150,7 +150,7 @@ class Measurer(NamedTuple):
 def _ranking(scorer: Scorer, asked: Example, config: EvaluateConfig) -> dict[str, Tensor]:
     longest = max(*config.recall_at, *config.ndcg_at)
     item_BK = scorer.recommend(asked.source, asked.seen, longest).item_BK
-    wanted = _without_dislikes(asked.target, scorer.vocabulary.feedback)
+    wanted = _likes(asked.target, scorer.vocabulary.feedback)
     hit_BK = hits(item_BK, wanted, len(scorer.vocabulary))
     length_B = wanted.length_B
     return {
@@ -159,9 +159,9 @@ def _ranking(scorer: Scorer, asked: Example, config: EvaluateConfig) -> dict[str
     }
 
 
-def _without_dislikes(target: Batch, feedback: Feedback | None) -> Batch:
-    """Return the targets that a list should contain."""
-    return target if feedback is None else target.keep(feedback.sign(target.value_N) >= 0)
+def _likes(target: Batch, feedback: Feedback | None) -> Batch:
+    """Return the targets that a list should contain; all of them in a log without dislikes."""
+    return target if feedback is None else target.keep(feedback.sign(target.value_N) > 0)
 
 
 def selection_score(metrics: dict[str, float], names: tuple[str, ...]) -> float:

@@ -150,6 +150,9 @@ class ObjectiveSpec(NamedTuple):
     scheme: str | None = None
     """Name of the training scheme that it brings; None for that of the model."""
 
+    model_scheme: str | None = None
+    """Name of the only scheme of models that it trains; None for any."""
+
 
 class Objective(Protocol):
     """A loss. It chooses whether to decode chunks of items, pairs, or nothing at all."""

@@ -47,6 +47,8 @@ class DualLoss(NamedTuple):
     """The inverse dual loss of some pairs."""
 
     loss_N: Tensor
+    """In the unit of the losses."""
+
     like_weight_N: Tensor
     """Weight of the label "like", 0..1, detached."""
 

@@ -25,7 +25,9 @@ class InverseDualRowsConfig(LearnsFromUnlabeled):
     name: Literal["inverse_dual_rows"] = "inverse_dual_rows"
 
     spec: ClassVar[ObjectiveSpec] = ObjectiveSpec(
-        ("scores", "ratings", "rating_classes"), needs_whole_catalog=True
+        ("scores", "ratings", "rating_classes"),
+        needs_whole_catalog=True,
+        model_scheme="user_rows",
     )
 
     weight: Annotated[float, Field(ge=0.0)] = 0.2

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from distrib.config import Config
 from distrib.objectives.base import ObjectiveSpec
@@ -54,6 +54,19 @@ class InverseGradientConfig(SamplesUnlabeled, DecidesByGradient):
 
     look_ahead_rate: PositiveFloat = 0.01
     """Size of that step, alpha in the source."""
+
+    @model_validator(mode="after")
+    def _settings_are_used(self) -> "InverseGradientConfig":
+        of_exact = ("look_ahead", "look_ahead_rate")
+        unused = ("ratio", "dead_zone", "sketch_size") if self.form == "exact" else of_exact
+        fields = type(self).model_fields
+        named = [name for name in unused if getattr(self, name) != fields[name].default]
+        if named:
+            raise ValueError(
+                f"{', '.join(named)} has no effect with form = {self.form!r}; remove it, or change "
+                "the form"
+            )
+        return self
 
     def build(self, catalog: Catalog) -> "InverseGradient":
         """Make the objective."""

@@ -28,7 +28,10 @@ class InverseGradientRowsConfig(LearnsFromUnlabeled, DecidesByGradient):
     name: Literal["inverse_gradient_rows"] = "inverse_gradient_rows"
 
     spec: ClassVar[ObjectiveSpec] = ObjectiveSpec(
-        ("scores", "ratings", "rating_classes"), needs_whole_catalog=True, scheme="meta_rows"
+        ("scores", "ratings", "rating_classes"),
+        needs_whole_catalog=True,
+        scheme="meta_rows",
+        model_scheme="user_rows",
     )
 
     form: Literal["first_order", "sketched"] = "sketched"
@@ -46,8 +49,13 @@ class RowLosses(NamedTuple):
     """The three losses of each user."""
 
     supervised_TB: Tensor
+    """Terms of the base objective, over the histories without what is held out."""
+
     held_out_B: Tensor
+    """Base loss of the held-out entries."""
+
     unlabeled_B: Tensor
+    """Inverse dual loss of the drawn entries."""
 
 
 class InverseGradientRows(UnlabeledRows):

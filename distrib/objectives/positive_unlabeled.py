@@ -33,9 +33,9 @@ class PositiveUnlabeled:
     """Cross-entropy of labeled pairs, plus the non-negative risk of the unlabeled ones.
 
     With mean losses l+ and l- over likes (P) and over unlabeled pairs (U), and prior pi, the risk
-    of U is pi l+_P + max(0, l-_U - pi l-_P). Where the second part is negative, its gradient is
-    reversed. The risk is scaled by the number of unlabeled pairs, to weigh as much as a loss of
-    each of them would. Means are over all ranks.
+    of U is pi l+_P + max(0, l-_U - pi l-_P). Where the second part is negative, only its gradient
+    is followed, reversed. The risk is scaled by the number of unlabeled pairs, to weigh as much as
+    a loss of each of them would. Means are over all ranks.
 
     Source: Kiryo et al., "Positive-Unlabeled Learning with Non-Negative Risk Estimator", NeurIPS
     2017, eq. 6 and algorithm 1. Differs from the source: dislikes are known, too, and enter by
@@ -67,7 +67,9 @@ class PositiveUnlabeled:
         is_negative = of_unlabeled < weight * of_likes
         context.record("share of steps with a negative risk", loss_N.new_tensor([is_negative]))
         mixed_N = loss_N * is_unlabeled_N - weight * loss_N * is_like_N
-        sign = -1.0 if is_negative else 1.0
-        risk_N = weight * pairs.like_loss_N * is_like_N + sign * mixed_N
+        of_likes_N = weight * pairs.like_loss_N * is_like_N
+        risk_N = of_likes_N + mixed_N
+        if is_negative:  # the value of the first part, and the reversed gradient of the second
+            risk_N = of_likes_N.detach() + mixed_N.detach() - mixed_N
         labeled_B = pairs.sum_by_user(pairs.cross_entropy() * ~is_unlabeled_N)
         return torch.stack([labeled_B, pairs.sum_by_user(risk_N)])

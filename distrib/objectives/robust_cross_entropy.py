@@ -77,9 +77,9 @@ class Truncated:
         pairs = signed_pairs(model, users, target, self.feedback)
         loss_N = pairs.cross_entropy()
         rank_N = loss_N.detach() * pairs.is_like_N
-        everyone = context.gather(rank_N)
-        num_kept = max(1, int((1.0 - self.share(context.step)) * len(everyone)))
-        limit = everyone.kthvalue(num_kept).values if len(everyone) else rank_N.new_tensor(0.0)
+        of_batch = context.gather(rank_N)
+        num_kept = max(1, int((1.0 - self.share(context.step)) * len(of_batch)))
+        limit = of_batch.kthvalue(num_kept).values if len(of_batch) else rank_N.new_tensor(0.0)
         is_kept_N = rank_N <= limit
         context.record("share of pairs kept", is_kept_N)
         return pairs.sum_by_user(loss_N * is_kept_N)[None]

@@ -30,7 +30,7 @@ class SignedPairs(NamedTuple):
     """Log-odds of a like, float32 at least."""
 
     sign_N: Tensor
-    """int8: 1 for a like, -1 for a dislike, 0 for unlabeled pairs."""
+    """1 for a like, -1 for a dislike, 0 for unlabeled pairs; integers."""
 
     target: Batch
 

@@ -5,7 +5,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor
 
 from distrib.batch import Batch, level_index
@@ -51,8 +51,8 @@ class LearnsFromUnlabeled(Config):
     """Entries drawn outside a history, relative to its length."""
 
     warmup_steps: NonNegativeInt = 200
-    """Updates without the inverse dual loss; over as many more its weight grows to the full one. A
-    model without beliefs of its own would be taught random ones."""
+    """Updates without the inverse dual loss; over as many more its weight grows to the full one. An
+    untrained model would learn random labels."""
 
     by_class: bool = False
     """With rating classes: weigh each class by its own loss, rather than "observed" against "not
@@ -62,6 +62,15 @@ class LearnsFromUnlabeled(Config):
     """Training stops when the share of unlabeled entries that are seen as likes is this many times
     the density of the log; 0 for never."""
 
+    @model_validator(mode="after")
+    def _classes_need_classes(self) -> "LearnsFromUnlabeled":
+        if self.by_class and not isinstance(self.base, RatingClassesConfig):
+            raise ValueError(
+                f"by_class = true with base {self.base.name!r}, which has no classes; set it to "
+                "false"
+            )
+        return self
+
     def schedule(self, step: int) -> float:
         """Return the share of the full weight after ``step`` updates."""
         if not self.warmup_steps:
@@ -70,6 +79,8 @@ class LearnsFromUnlabeled(Config):
 
     def limits(self, catalog: Catalog) -> dict[str, float]:
         """Return the largest share of likes at which training continues."""
+        if isinstance(self.base, SquaredErrorConfig):
+            return {}  # a rating above the middle does not mean an interaction
         pairs = catalog.num_users * catalog.item_count
         density = int(np.sum(catalog.train_count_IL)) / max(pairs, 1)
         limit = self.collapse_factor * density
@@ -141,8 +152,10 @@ class EntryLosses:
         log_odds_N = torch.logsumexp(output[:, 1:], dim=1) - output[:, 0]
         class_NC = torch.logsumexp(output, dim=1, keepdim=True) - output
         level_N = level_index(entries.value_N.nan_to_num(self.levels[0]), self.levels) + 1
-        given_N = class_NC.gather(1, level_N[:, None])[:, 0]
-        return Sides(F.softplus(-log_odds_N), F.softplus(log_odds_N), given_N, class_NC)
+        like_N = F.softplus(-log_odds_N)
+        level_loss_N = class_NC.gather(1, level_N[:, None])[:, 0] - like_N
+        given_N = like_N + self.base.rating_weight * level_loss_N
+        return Sides(like_N, F.softplus(log_odds_N), given_N, class_NC)
 
     def of_histories(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext
@@ -183,7 +196,7 @@ def dual_terms(sides: Sides, config: LearnsFromUnlabeled, context: LossContext) 
         dual = DualLoss((weight_NC * sides.class_NC).sum(1), 1.0 - weight_NC[:, 0])
     else:
         dual = dual_loss(sides.like_N, sides.dislike_N, config.power)
-    if context.step >= config.warmup_steps:
+    if config.schedule(context.step) > 0.0:
         record_weights(dual.like_weight_N, context)
     return dual.loss_N
 
@@ -243,11 +256,11 @@ def _mean_ratings(catalog: Catalog) -> tuple[float, float]:
     count_L = np.asarray(catalog.train_count_IL, dtype=np.float64).sum(0)
     level_L = np.asarray(catalog.levels)
     if catalog.feedback is None:
-        is_like_L = level_L > (count_L @ level_L) / max(count_L.sum(), 1.0)
+        sign_L = np.where(level_L > (count_L @ level_L) / max(count_L.sum(), 1.0), 1, -1)
     else:
-        is_like_L = level_L > catalog.feedback.likes_above
+        sign_L = catalog.feedback.sign(level_L.astype(np.float32))
     sides = []
-    for is_side_L in (is_like_L, ~is_like_L):
-        weight_L = count_L * is_side_L
+    for sign in (1, -1):
+        weight_L = count_L * (sign_L == sign)
         sides.append(float(weight_L @ level_L / max(weight_L.sum(), 1.0)))
     return sides[0], sides[1]

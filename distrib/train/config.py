@@ -14,7 +14,7 @@ from pydantic import (
 from distrib.config import Config
 from distrib.data.feeds.tiles import TileConfig
 from distrib.evaluate.protocol import EvaluateConfig
-from distrib.labeled_metrics import AUC, LOG_LOSS
+from distrib.labeled_metrics import AUC
 from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig
 from distrib.storage import Folder
@@ -106,7 +106,7 @@ class TrainConfig(Config):
     select_by: tuple[str, ...] = ()
     """Metrics that choose the best epoch (geometric mean; errors inverted). Without it: the first
     NDCG for scores, RMSE for ratings, the second Recall and RMSE together for rating classes;
-    for objectives on likes and dislikes their log-loss, or AUC."""
+    the AUC of objectives on likes and dislikes, and where validation makes no lists."""
 
     pretrained: tuple[str, ...] = ()
     """Run folders of models of other kinds, trained on the same data, to start from: of ``gmf`` and
@@ -193,8 +193,9 @@ class TrainingRun(Config):
             return self.train.select_by
         if self.model.spec.output == "ratings":
             return ("rmse",)
-        if self.objective is not None and self.objective.spec.needs_feedback:
-            return (LOG_LOSS if self.model.spec.output == "log_odds" else AUC,)
+        needs_feedback = self.objective is not None and self.objective.spec.needs_feedback
+        if needs_feedback or self.evaluate.lists != "always":
+            return (AUC,)
         if self.model.spec.output == "rating_classes":
             return (
                 f"recall@{self.evaluate.recall_at[min(1, len(self.evaluate.recall_at) - 1)]}",

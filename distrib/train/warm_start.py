@@ -88,8 +88,11 @@ def pretrained_faults(bundles: Sequence[Bundle], config: ModelConfig, data: str)
         ]
     try:
         start_from(config.build(bundles[0].vocabulary.catalog), config, bundles)
-    except RuntimeError as error:
-        return [f"train.pretrained: the widths of the models differ ({error}); make them equal"]
+    except RuntimeError:
+        return [
+            f"train.pretrained: the widths of {' and '.join(kinds)} are not those of "
+            f"{config.name!r}; make the widths of embeddings and layers equal"
+        ]
     return []
 
 

@@ -8,6 +8,7 @@ for each run, so that a study that was cut off continues. Nothing here asserts a
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -90,7 +91,8 @@ class Task(NamedTuple):
 
     @property
     def path(self) -> Path:
-        name = f"{Path(self.config).stem}-{self.label_share:g}-{self.variant}-{self.seed}"
+        kind = hashlib.sha256(repr(self.settings).encode()).hexdigest()[:6]
+        name = f"{Path(self.config).stem}-{self.label_share:g}-{self.variant}-{self.seed}-{kind}"
         return Path(self.out) / f"{name.replace(' ', '_').replace(',', '')}.json"
 
 

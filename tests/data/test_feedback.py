@@ -35,15 +35,21 @@ def test_ratings_have_a_sign_by_two_thresholds():
         (["1", "0", "1.0", "2", "+1"], [1.0, -1.0, 1.0, 0.0, 1.0]),
         ([1, 0, 2, None], [1.0, -1.0, 0.0, NAN]),
         ([1.0, 0.0, 0.5], [1.0, -1.0, 0.0]),
-        ([True, False], [1.0, -1.0]),
+        ([True, False, None], [1.0, -1.0, NAN]),
     ],
 )
 def test_marks_become_ratings_whatever_their_type(column, wanted):
-    config = FeedbackConfig(likes=("like", "1"), dislikes=("hate", "0"))
+    config = FeedbackConfig(likes=(" like", "1"), dislikes=("hate", "0"))
     found = config.ratings_of(pa.chunked_array([pa.array(column)]))
     np.testing.assert_array_equal(found, np.array(wanted, np.float32))
     categories = pa.array([str(value) for value in column]).dictionary_encode()
     assert len(config.ratings_of(pa.chunked_array([categories]))) == len(column)
+
+
+def test_marks_of_a_column_of_booleans_are_true_and_false():
+    config = FeedbackConfig(likes=("true",), dislikes=("false",))
+    found = config.ratings_of(pa.chunked_array([pa.array([True, False, None])]))
+    np.testing.assert_array_equal(found, np.array([1.0, -1.0, NAN], np.float32))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +58,9 @@ def test_marks_become_ratings_whatever_their_type(column, wanted):
         ({}, "set either likes_above"),
         ({"likes_above": 3.0, "likes": ("a",), "dislikes": ("b",)}, "set either likes_above"),
         ({"likes": ("a",)}, "likes and dislikes belong together"),
-        ({"likes": ("a", "b"), "dislikes": ("b",)}, r"\['b'\]: both a like and a dislike"),
+        ({"likes": ("a", "b"), "dislikes": ("b ",)}, r"\['b'\]: both a like and a dislike"),
+        ({"likes": ("1",), "dislikes": ("1.0",)}, r"\['1.0'\]: both a like and a dislike"),
+        ({"likes": ("a", " "), "dislikes": ("b",)}, "an empty mark"),
         ({"dislikes_up_to": 2.0}, "dislikes_up_to needs likes_above"),
         ({"likes_above": 2.0, "dislikes_up_to": 3.0}, "is above likes_above"),
     ],

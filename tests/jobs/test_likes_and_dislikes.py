@@ -144,10 +144,11 @@ def test_everyone_is_scored_and_new_users_are_folded_in_or_rejected(trained, fol
     prepare(fresh.data)
     folded = score(trained.run, trained.data.prepared, run_file(folder, *more).score)
     assert folded.counts.users == 3
-    rejecting = run_file(folder, *more, 'score.new_users="reject"', f'score.output="{tmp_path}/no"')
-    rejected = score(trained.run, trained.data.prepared, rejecting.score)
-    assert rejected.counts.users == 0
-    assert rejected.counts.users_rejected == {"user not seen in training": 3}
+    rejecting = run_file(folder, *more, 'score.new_users="reject"')
+    with pytest.raises(ConfigError, match="only the prepared data of the run say which users"):
+        score(trained.run, trained.data.prepared, rejecting.score)
+    own = run_file(folder, 'score.new_users="reject"', f'score.output="{tmp_path}/own"')
+    assert score(trained.run, trained.data.prepared, own.score).counts.users == 80
 
 
 def test_neumf_starts_from_runs_on_the_same_data(trained, folder, tmp_path):
@@ -193,8 +194,21 @@ def test_data_without_two_classes_are_refused_by_what_needs_them(trained, folder
     rated = [f'data.prepared="{tmp_path}/one"', f'run="{tmp_path}/run"', "engine.zero_stage=0"]
     one = run_file(folder, *rated, 'data.feedback={likes=["like", "hide"], dislikes=["gone"]}')
     prepare(one.data)
-    with pytest.raises(ConfigError, match="has no dislikes among its training interactions"):
+    with pytest.raises(ConfigError, match="has no dislikes in training, but objective"):
         preflight(one.training())
+    none = run_file(
+        folder,
+        f'data.prepared="{tmp_path}/none"',
+        f'run="{tmp_path}/run"',
+        'data.feedback={likes=["yes"], dislikes=["no"]}',
+        'objective={name="bpr"}',
+    )
+    prepare(none.data)
+    with pytest.raises(ConfigError, match="has no likes in training, but model 'gmf' learns from"):
+        preflight(none.training())
+    tiny = 'objective={name="inverse_gradient", form="sketched", hold_out=1e-6}'
+    with pytest.raises(ConfigError, match="holds out none, so nothing would be decided"):
+        preflight(run_file(folder, f'run="{tmp_path}/run"', tiny).training())
     plain = [
         f'data.prepared="{tmp_path}/two"',
         'data.source.columns={user="user", item="item"}',

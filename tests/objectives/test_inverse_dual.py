@@ -177,10 +177,15 @@ def test_the_positive_unlabeled_risk_is_corrected_where_it_is_negative():
     for like, unlabeled in [(0.0, 2.0), (2.0, -2.0)]:
         found_TB, gradient_N = terms_of(config, [like, unlabeled], [[5.0, NAN]])
         rest = softplus(unlabeled) - prior * softplus(like)
-        wanted = prior * softplus(-like) + abs(rest)
+        wanted = prior * softplus(-like) + max(0.0, rest)
         assert found_TB[1].item() == pytest.approx(wanted)
-        sigmoid = 1 / (1 + math.exp(-unlabeled))
-        assert gradient_N[1].item() == pytest.approx(sigmoid if rest > 0 else -sigmoid)
+        by_like, by_unlabeled = 1 / (1 + math.exp(-like)), 1 / (1 + math.exp(-unlabeled))
+        of_labels = by_like - 1.0
+        if rest > 0:
+            slopes = [of_labels + prior * (by_like - 1.0) - prior * by_like, by_unlabeled]
+        else:  # algorithm 1: against the second part alone
+            slopes = [of_labels + prior * by_like, -by_unlabeled]
+        assert gradient_N.tolist() == pytest.approx(slopes)
 
 
 def test_the_poissonized_loss_is_that_computed_by_hand():
@@ -204,6 +209,37 @@ def test_the_poissonized_loss_is_that_computed_by_hand():
         assert gradient_N.item() == pytest.approx(slope, abs=1e-6)
 
 
+def test_the_mean_ratings_of_likes_and_dislikes_leave_out_what_is_neither():
+    counts = torch.tensor([[10, 10, 1000, 10, 10]]).numpy()
+    catalog = Catalog(1, (1.0, 2.0, 3.0, 4.0, 5.0), counts, 1, 1, Feedback(3.0, 2.0))
+    losses = EntryLosses(SquaredErrorConfig(), catalog)
+    assert (losses.like, losses.dislike) == (4.5, 1.5)
+    plain = EntryLosses(SquaredErrorConfig(), catalog._replace(feedback=None))
+    assert (plain.like, plain.dislike) == (4.5, pytest.approx(3030 / 1020))
+
+
+def test_the_loss_of_an_entry_of_the_history_is_that_of_its_objective(small):
+    """What the held-out entries of the inverse gradient are measured by, weights included."""
+    for base, model in ROWS:
+        if isinstance(base, RatingClassesConfig):
+            base = RatingClassesConfig(rating_weight=3.0)
+        torch.manual_seed(0)
+        made = model.build(small.catalog)
+        losses, context = EntryLosses(base, small.catalog), LossContext(RNG, 0, Chunks(17))
+        users = made.encode(small.batch)
+        own_TB, normalizer_B = losses.of_histories(made, users, small.batch, context)
+        sides = losses(made, users, small.batch, normalizer_B, small.batch.length_B)
+        found_B = torch.zeros(37).index_add(0, small.batch.row_N, sides.given_N)
+        if isinstance(base, BinaryConfig | RatingClassesConfig):  # these count all other items, too
+            head = made.output.ranking_score(made.decode(users, slice(None)))
+            is_other_BI = torch.ones(37, 50).index_put(
+                (small.batch.row_N, small.batch.item_N), torch.zeros(len(small.batch.item_N))
+            )
+            found_B = found_B + (torch.nn.functional.softplus(head) * is_other_BI).sum(1)
+        torch.testing.assert_close(found_B, own_TB.sum(0), rtol=1e-4, atol=1e-3)
+
+
+RNG = CounterRng.of(0, 0)
 ROWS = [
     (MultinomialConfig(), MultVaeConfig(hidden_width=8, latent_width=4)),
     (BinaryConfig(), MultVaeConfig(hidden_width=8, latent_width=4)),
@@ -235,7 +271,7 @@ def test_the_loss_of_an_autoencoder_is_its_own_plus_that_of_sampled_entries(base
     elif isinstance(base, SquaredErrorConfig):
         rating_N = small.batch.value_N
         like_N = (output[at] - rating_N[rating_N > 3].mean()).square()
-        dislike_N = (output[at] - rating_N[rating_N <= 3].mean()).square()
+        dislike_N = (output[at] - rating_N[rating_N <= 2].mean()).square()
     else:
         chance_BI = torch.sigmoid(made.output.ranking_score(output))
         if isinstance(base, BinaryConfig):
@@ -262,6 +298,11 @@ def test_sampled_entries_lie_outside_the_history_and_depend_on_the_user_alone(sm
     assert unlabeled_entries(full, rng, 1.0, 50).length_B.tolist() == [0, 0]
 
 
+def test_classes_are_weighed_only_where_there_are_some():
+    with pytest.raises(ValueError, match="'multinomial', which has no classes"):
+        InverseDualRowsConfig(base=MultinomialConfig(), by_class=True)
+
+
 def test_the_weight_warms_up_and_a_collapse_has_a_limit(small):
     config = InverseDualRowsConfig(base=MultinomialConfig(), warmup_steps=10)
     assert [config.schedule(step) for step in (0, 10, 15, 20, 99)] == [0.0, 0.0, 0.5, 1.0, 1.0]
@@ -269,3 +310,5 @@ def test_the_weight_warms_up_and_a_collapse_has_a_limit(small):
     assert config.build(small.catalog).limits == {}  # 20 times this density is more than all
     tight = config.model_copy(update={"collapse_factor": 2.0}).build(small.catalog)
     assert tight.limits == {SHARE_LIKED: pytest.approx(2 * density)}
+    ratings = InverseDualRowsConfig(base=SquaredErrorConfig(), collapse_factor=2.0)
+    assert ratings.build(small.catalog).limits == {}  # a good rating is not an interaction

@@ -97,4 +97,4 @@ def test_sizes_are_those_of_a_manifest():
         interactions_by_role={"input": 11, "test_target": 2},
         users_by_subset={},
     )
-    assert sizes_of_counts(counts) == (5, 7, 13)
+    assert sizes_of_counts(counts) == (5, 7, 11)

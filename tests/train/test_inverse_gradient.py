@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from distrib.models import GmfConfig, MultVaeConfig, VaeBmfConfig
+from distrib.models import AutoRecConfig, GmfConfig, MultVaeConfig, VaeBmfConfig
 from distrib.objectives import (
+    InverseDualRowsConfig,
     InverseGradientConfig,
     InverseGradientRowsConfig,
     MultinomialConfig,
     RatingClassesConfig,
+    SquaredErrorConfig,
 )
 from distrib.objectives.base import Recorder
 from distrib.rng import CounterRng
@@ -23,9 +25,11 @@ from distrib.train.optimizer import OptimizerConfig
 from distrib.train.preflight.checks import run_faults
 from distrib.train.schemes import iterative_scheme_of
 from distrib.train.schemes.look_ahead import (
+    COSINE,
     DIRECT,
     INVERSE,
     NAMES,
+    NOT_FINITE,
     STAY,
     Exact,
     FirstOrder,
@@ -42,6 +46,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.train.gradient_ranks"])
 PLAIN = EngineConfig(zero_stage=0, precision="fp32")
 ROWS = InverseGradientRowsConfig(base=MultinomialConfig(anneal_steps=10), warmup_steps=0)
+DUAL = InverseDualRowsConfig(base=SquaredErrorConfig())
 
 
 def test_the_best_of_three_is_taken_and_doubt_stays():
@@ -85,6 +90,40 @@ def test_the_exact_form_moves_to_the_best_of_three(target, choice, by_sign):
     assert recorder.sums[f"share {NAMES[choice]}"].tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("bad", [NAN, float("inf")])
+def test_a_gradient_that_is_not_finite_stays_and_is_counted(bad):
+    held = torch.nn.Parameter(torch.ones(3))
+    broken = (held * torch.tensor([bad, 1.0, 1.0])).sum()
+    recorder = Recorder()
+    Exact(0.1, by_sign=False).move(broken, 1, lambda: (held.sum(), 3), [held], recorder)
+    assert held.tolist() == [1.0, 1.0, 1.0]
+    look_ahead = FirstOrder(InverseGradientConfig(form="first_order"), is_sketched=False)
+    one, other = look_ahead.combined(held.square().sum(), broken, [held], recorder, 0.5)
+    (one + other).backward()
+    assert held.grad.tolist() == [2.0, 2.0, 2.0]
+    assert other.item() == 0.0
+    assert recorder.sums["share stay"].tolist() == [2.0, 2.0]
+    assert recorder.sums[NOT_FINITE].tolist() == [2.0, 2.0]
+    assert recorder.sums[COSINE].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("num_sampled", [1, 4])
+@pytest.mark.parametrize("form", ["exact", "first_order"])
+def test_a_looking_step_is_a_whole_supervised_one_whatever_is_sampled(form, num_sampled, small):
+    """Plain gradient descent by the mean over the held-out labels, where nothing is tried."""
+    special = {"look_ahead_rate": 1e-12} if form == "exact" else {"ratio": 0.0}
+    objective = InverseGradientConfig(form=form, num_sampled=num_sampled, hold_out=0.3, **special)
+    run = run_of(GmfConfig(latent_width=4), objective)
+    batch = list(feed_of(iterative_scheme_of(run), run, small).batches(0))[-1]
+    assert batch.inputs.phase == 1
+    step = step_of(run, small)
+    engine = LocalEngine(step, OptimizerConfig(name="sgd", learning_rate=1.0))
+    sign_N = small.catalog.feedback.sign(batch.target.value_N)
+    share_liked = (sign_N > 0).sum() / (sign_N != 0).sum()  # log-odds are 0 at first
+    engine.train_batch(batch, CounterRng.of(0, 0), step=0)
+    assert step.model.bias_1.item() == pytest.approx(float(share_liked) - 0.5, abs=1e-2)
+
+
 def test_without_held_out_pairs_nothing_moves():
     held, unlabeled = quadratic([1.0], [0.0])
     nothing = torch.zeros((), dtype=torch.float64)
@@ -97,7 +136,7 @@ def test_without_held_out_pairs_nothing_moves():
 def test_the_first_order_form_carries_the_gradient_of_the_combination(is_sketched, target, choice):
     held, unlabeled = quadratic([1.0] * 5, [0.0] * 5)
     held_out = (held - target).square().sum()
-    config = InverseGradientConfig(sketch_size=8)
+    config = InverseGradientConfig(form="sketched", sketch_size=8)
     look_ahead = FirstOrder(config, is_sketched=is_sketched)
     one, other = look_ahead.combined(held_out, unlabeled(), [held], Recorder(), 0.5)
     (one + other).backward()
@@ -277,8 +316,10 @@ def test_one_two_and_four_ranks_decide_alike_and_end_with_equal_parameters(case,
             {},
             "objective.base = 'rating_classes' takes rating_classes",
         ),
-        (VaeBmfConfig(), ROWS, {}, "not trained on histories of users"),
-        (MultVaeConfig(), InverseGradientConfig(), {}, "not trained on pairs"),
+        (VaeBmfConfig(), DUAL, {}, "of models of scheme 'user_rows'"),
+        (AutoRecConfig(side="items"), DUAL, {}, "of models of scheme 'user_rows'"),
+        (AutoRecConfig(side="items"), ROWS, {}, "of models of scheme 'user_rows'"),
+        (MultVaeConfig(), InverseGradientConfig(), {}, "takes log_odds"),
     ],
 )
 def test_what_could_not_be_exact_is_refused(model, objective, engine, why):
@@ -286,3 +327,15 @@ def test_what_could_not_be_exact_is_refused(model, objective, engine, why):
     config = PLAIN.model_copy(update=engine)
     faults = run_faults(run.model_copy(update={"engine": config}))
     assert any(why in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"ratio": 0.5}, "ratio has no effect with form = 'exact'"),
+        ({"form": "sketched", "look_ahead": "sign"}, "look_ahead has no effect"),
+    ],
+)
+def test_settings_of_another_form_are_refused(settings, why):
+    with pytest.raises(ValueError, match=why):
+        InverseGradientConfig(**settings)

@@ -57,6 +57,9 @@ class Phase(NamedTuple):
     num_sampled: int
     """Unlabeled items for each of them."""
 
+    counts_sampled: bool = True
+    """Whether losses are means over the sampled pairs, too, not over the labeled ones only."""
+
 
 class _Drawn(NamedTuple):
     """Pairs of some steps."""
@@ -121,7 +124,7 @@ class PairFeed:
         for step, share in zip(steps, shares, strict=True):
             high = low + len(share)
             users, target = (part.slice(low, high) for part in (drawn.inputs.users, drawn.target))
-            count = len(step) * (1 + phase.num_sampled)
+            count = len(step) * (1 + phase.num_sampled * phase.counts_sampled)
             batches.append(RankBatch(PairInput(users, number), target, count))
             low = high
         return batches

@@ -45,7 +45,9 @@ class FeedbackConfig(Config):
             )
         if self.is_marked and not (self.likes and self.dislikes):
             raise ValueError("likes and dislikes belong together; set both")
-        twice = sorted({*self.likes} & {*self.dislikes})
+        if any(not mark.strip() for mark in (*self.likes, *self.dislikes)):
+            raise ValueError("an empty mark; a row without a mark has no sign anyway, remove it")
+        twice = sorted({*map(_plain, self.likes)} & {*map(_plain, self.dislikes)})
         if twice:
             raise ValueError(f"{twice}: both a like and a dislike; list each value once")
         if by_rating and self.likes_above is None:
@@ -85,10 +87,11 @@ class FeedbackConfig(Config):
         if pa.types.is_dictionary(array.type):
             array = array.dictionary_decode()
         number_N, text = parse_numbers(column, pa.float64()), None
-        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
             text = pc.utf8_trim_whitespace(array.cast(pa.string()))
 
-        def are_among(marks: tuple[str, ...]) -> Any:
+        def are_among(given: tuple[str, ...]) -> Any:
+            marks = [mark.strip() for mark in given]
             numbers = parse_numbers(pa.chunked_array([pa.array(marks)]), pa.float64())
             found_N = np.isin(number_N, numbers[~np.isnan(numbers)])
             if text is not None:
@@ -100,3 +103,11 @@ class FeedbackConfig(Config):
         if text is not None:
             is_missing_N |= to_numpy(pc.equal(text, "").fill_null(True))
         return np.where(is_missing_N, np.float32(np.nan), rating_N).astype(np.float32)
+
+
+def _plain(mark: str) -> str:
+    """Return a mark as it is compared: numbers by their value."""
+    try:
+        return str(float(mark))
+    except ValueError:
+        return mark.strip()

@@ -17,7 +17,7 @@ from distrib.models.ncf.gmf import EMBEDDING_STD, Gmf
 from distrib.models.ncf.tower import shared
 from distrib.models.outputs import LogOddsOutput
 from distrib.objectives import LabeledConfig
-from distrib.parameters import ParameterRole, parameter, with_role
+from distrib.parameters import ParameterRole, parameter, take_over, with_role
 from distrib.vocabulary import Catalog
 
 _BLOCK_FLOATS = 1 << 24
@@ -100,9 +100,8 @@ class ConvNcf(FoldedBySteps, Model):
         """Copy the embeddings of a matrix factorization. See `StartsFromModels`."""
         (gmf,) = models
         assert isinstance(gmf, Gmf)
-        with torch.no_grad():
-            self.user_UZ.copy_(gmf.user_UZ * gmf.head_Z)
-            self.item_IZ.copy_(gmf.item_IZ)
+        take_over(self.user_UZ, gmf.user_UZ * gmf.head_Z)
+        take_over(self.item_IZ, gmf.item_IZ)
 
     @override
     def user_tables(self) -> tuple[Tensor, ...]:
@@ -115,10 +114,13 @@ class ConvNcf(FoldedBySteps, Model):
     @override
     def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
         num_users, num_items = len(users[0]), len(rows[0])
-        place_N = torch.arange(num_users * num_items, device=rows[0].device)
-        row_N, column_N = place_N // max(num_items, 1), place_N % max(num_items, 1)
-        score_N = self._scores(users[0], rows[0], row_N, column_N)
-        return score_N.view(num_users, num_items)
+        items = torch.arange(num_items, device=rows[0].device)
+        size = max(1, _BLOCK_FLOATS // self.floats // max(num_items, 1))
+        parts = [
+            self._scores(part, rows[0], *_all_pairs(len(part), items)).view(len(part), num_items)
+            for part in users[0].split(size)
+        ]
+        return torch.cat(parts) if parts else users[0].new_zeros(num_users, num_items)
 
     @override
     def score_pairs(self, users: UserState, pairs: Batch) -> Tensor:
@@ -150,3 +152,9 @@ class ConvNcf(FoldedBySteps, Model):
         for kernel, bias in zip(list(self.kernels)[1:], list(self.biases)[1:], strict=True):
             hidden = F.conv2d(F.relu(hidden), kernel, bias, stride=2)
         return F.relu(hidden).flatten(1) @ self.head.weight[0] + self.head.bias
+
+
+def _all_pairs(num_rows: int, item_I: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the row and the item of every pair of some rows with all items."""
+    row_B = torch.arange(num_rows, device=item_I.device)
+    return row_B.repeat_interleave(len(item_I)), item_I.repeat(num_rows)

@@ -17,7 +17,7 @@ from distrib.models.ncf.mlp import Mlp, Widths
 from distrib.models.ncf.tower import Tower
 from distrib.models.outputs import LogOddsOutput
 from distrib.objectives import LabeledConfig
-from distrib.parameters import ParameterRole, parameter, with_role
+from distrib.parameters import ParameterRole, parameter, take_over, with_role
 from distrib.vocabulary import Catalog
 
 _HEAD_SHARE = 0.5
@@ -83,14 +83,13 @@ class NeuMf(FoldedBySteps, Model):
         assert isinstance(gmf, Gmf)
         assert isinstance(mlp, Mlp)
         self.tower.load_state_dict(mlp.tower.state_dict())
-        with torch.no_grad():
-            self.gmf_user_UZ.copy_(gmf.user_UZ)
-            self.gmf_item_IZ.copy_(gmf.item_IZ)
-            self.mlp_user_UZ.copy_(mlp.user_UZ)
-            self.mlp_item_IZ.copy_(mlp.item_IZ)
-            self.gmf_head_Z.copy_(_HEAD_SHARE * gmf.head_Z)
-            self.mlp_head_H.copy_(_HEAD_SHARE * mlp.head.weight[0])
-            self.bias_1.copy_(_HEAD_SHARE * (gmf.bias_1 + mlp.head.bias))
+        take_over(self.gmf_user_UZ, gmf.user_UZ)
+        take_over(self.gmf_item_IZ, gmf.item_IZ)
+        take_over(self.mlp_user_UZ, mlp.user_UZ)
+        take_over(self.mlp_item_IZ, mlp.item_IZ)
+        take_over(self.gmf_head_Z, _HEAD_SHARE * gmf.head_Z)
+        take_over(self.mlp_head_H, _HEAD_SHARE * mlp.head.weight[0])
+        take_over(self.bias_1, _HEAD_SHARE * (gmf.bias_1 + mlp.head.bias))
 
     @override
     def user_tables(self) -> tuple[Tensor, ...]:

@@ -177,6 +177,11 @@ def plan_scoring(run: str, prepared: str, config: ScoreConfig) -> Work:
     files, identity = _files(histories)
     if facts.data == identity:
         files = _numbered(histories, files)
+    elif config.new_users == "reject":
+        raise ConfigError(
+            f"score.new_users = 'reject' with histories {histories}: only the prepared data of the "
+            "run say which users training saw; set it to 'fold_in', or remove score.histories"
+        )
     policy = json.loads(config.model_dump_json(exclude=_NOT_OF_LISTS))
     made_by = {"bundle": manifest.digests, "policy": policy, "lists": _stamps(config.policy)}
     recipe = {**made_by, "vocabulary": facts.vocabulary, "histories": identity}

@@ -7,19 +7,18 @@ import importlib.util
 from collections.abc import Iterator
 from typing import get_args
 
-import numpy as np
-
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.cluster.resources import await_room
 from distrib.data.dataset import Dataset
 from distrib.errors import ConfigError, DataError, DistribError, raise_all
-from distrib.labeled_metrics import LABELED_METRICS, LOG_LOSS
+from distrib.labeled_metrics import LOG_LOSS
 from distrib.objectives import ObjectiveConfig
 from distrib.objectives.base import ObjectiveSpec
 from distrib.objectives.unlabeled_entries import LearnsFromUnlabeled
 from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 from distrib.train.engines.deepspeed import deepspeed_faults
+from distrib.train.preflight.labels import feedback_faults
 from distrib.train.run_folder import identity_faults
 from distrib.train.schemes import can_warm_start, is_iterative, scheme_of
 from distrib.train.schemes.base import IterativeScheme
@@ -114,7 +113,7 @@ def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
             f"model {run.model.name!r} reads histories of items, which {run.prepared} lacks; set "
             "data.item_histories = true and run prepare again"
         )
-    faults += _feedback_faults(run, dataset)
+    faults += feedback_faults(run, dataset)
     if train.warm_start and is_iterative(run) and not can_warm_start(run):
         faults.append(
             f"train.warm_start with model {run.model.name!r}: what it learns of users, as with "
@@ -146,39 +145,6 @@ def _pretrained_faults(run: TrainingRun, dataset: Dataset) -> list[DistribError]
     return [ConfigError(fault) for fault in pretrained_faults(found, run.model, dataset.hash)]
 
 
-def _feedback_faults(run: TrainingRun, dataset: Dataset) -> Iterator[str]:
-    """Refuse data without likes and dislikes where the run needs them."""
-    feedback, objective = dataset.manifest.made_from.feedback, run.objective
-    labeled = [name for name in run.selection if name in LABELED_METRICS]
-    needs = []
-    if objective is not None and objective.spec.needs_feedback:
-        needs.append(f"objective {objective.name!r} learns from likes and dislikes")
-    if labeled:
-        needs.append(f"train.select_by names {labeled}")
-    if needs and feedback is None:
-        yield (
-            f"{' and '.join(needs)}, but {run.prepared} does not say which interactions they are; "
-            f"set data.feedback, and prepare into a new folder{_without_dislikes(run)}"
-        )
-    if not needs or feedback is None:
-        return
-    sign_L = feedback.sign(np.asarray(dataset.manifest.levels, dtype=np.float32))
-    count_L = dataset.vocabulary.train_count_IL.sum(0)
-    for sign, name in ((1, "likes"), (-1, "dislikes")):
-        if not count_L[sign_L == sign].sum():
-            yield (
-                f"{run.prepared} has no {name} among its training interactions, but "
-                f"{' and '.join(needs)}; change data.feedback, and prepare into a new folder"
-            )
-
-
-def _without_dislikes(run: TrainingRun) -> str:
-    """Return what to do about a log that has no dislikes, for a message."""
-    if run.model.spec.output != "log_odds":
-        return ""
-    return "; for a log without dislikes, choose objective 'sampled_negatives' or 'bpr'"
-
-
 def _selection_faults(run: TrainingRun) -> Iterator[str]:
     """Refuse metrics that are not measured."""
     known = set(run.evaluate.metric_names)
@@ -201,6 +167,7 @@ def _objective_faults(run: TrainingRun, scheme: IterativeScheme) -> Iterator[str
         kind.model_fields["name"].default
         for kind in OBJECTIVES
         if _accepts(kind.spec, spec.output)
+        and kind.spec.model_scheme in {None, spec.scheme}
         and (spec.is_tied or not kind.spec.needs_tied)
         and (scheme.decodes_inputs or not kind.spec.decodes_inputs)
     ]
@@ -234,6 +201,8 @@ def _taken(spec: ObjectiveSpec) -> str:
     """Return what an objective takes, for a message."""
     taken = (spec.accepts,) if isinstance(spec.accepts, str) else spec.accepts
     what = "embeddings of tied weights" if spec.needs_tied else " or ".join(taken)
+    if spec.model_scheme:
+        what = f"{what} of models of scheme {spec.model_scheme!r}"
     return f"{what} of the histories that it decodes" if spec.decodes_inputs else what
 
 

@@ -21,7 +21,6 @@ from distrib.data.dataset import Dataset
 from distrib.data.feeds.base import Reads
 from distrib.data.feeds.loader import expected_bytes, kind_of
 from distrib.data.history_arrays import HistoryArrays
-from distrib.data.schema import Role
 from distrib.errors import ConfigError, DataError, MemoryLimitError, causes
 from distrib.events import table
 from distrib.rng import CounterRng
@@ -215,9 +214,8 @@ def _estimate(config: TrainingRun, dataset: Dataset) -> dict[str, str | int]:
         raise
     manifest = dataset.manifest
     sizes = sizes_of_counts(manifest.counts)
-    trained = manifest.counts.interactions(Role.INPUT, Role.TRAIN_TARGET)
     scheme = iterative_scheme_of(config)
-    steps = scheme.steps_per_epoch(config, sizes._replace(interactions=trained))
+    steps = scheme.steps_per_epoch(config, sizes)
     planned = estimate(config, sizes)
     kind = kind_of(train.feed, manifest)
     rows_gb = expected_bytes(manifest) / _GB

@@ -57,8 +57,8 @@ _FLOPS_OF_CORE = {"fp32": 35e9, "bf16": 100e9, "fp16": 35e9}
 
 def sizes_of_counts(counts: RowCounts) -> Sizes:
     """Return the sizes of prepared data."""
-    interactions = sum(counts.interactions_by_role.values())
-    return Sizes(counts.training_users, counts.items, interactions)
+    trained = counts.interactions(Role.INPUT, Role.TRAIN_TARGET)
+    return Sizes(counts.training_users, counts.items, trained)
 
 
 class Estimate(NamedTuple):

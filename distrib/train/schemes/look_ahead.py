@@ -3,6 +3,7 @@
 Decisions follow from sums over all ranks, so every rank takes the same one.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from distrib.train.ranks import sum_over_ranks
 DIRECT, INVERSE, STAY = 1, -1, 0
 NAMES = {DIRECT: "direct", INVERSE: "inverse", STAY: "stay"}
 COSINE = "cosine of the gradients"
+NOT_FINITE = "share of decisions on gradients that are not finite"
 
 _SKETCH_SEED = 20_231_108
 _ROWS = 32
@@ -47,15 +49,16 @@ def decide(dot: float, unlabeled: float, held_out: float, dead_zone: float) -> D
         The decision.
     """
     size = (max(unlabeled, 0.0) * max(held_out, 0.0)) ** 0.5
-    cosine = dot / size if size > 0.0 else 0.0
+    cosine = dot / size if size != 0.0 else 0.0
     choice = DIRECT if cosine > dead_zone else INVERSE if cosine < -dead_zone else STAY
     return Decision(choice, cosine)
 
 
-def record(choice: int, recorder: Recorder) -> None:
-    """Record a decision, to show the share of each."""
+def record(choice: int, recorder: Recorder, *, is_finite: bool) -> None:
+    """Record a decision, to show the share of each, and of those on numbers that are not finite."""
     for kind, name in NAMES.items():
         recorder.add(f"share {name}", torch.tensor([float(choice == kind)]))
+    recorder.add(NOT_FINITE, torch.tensor([float(not is_finite)]))
 
 
 def flat(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
@@ -160,13 +163,15 @@ class FirstOrder:
         one, other = sum_over_ranks(torch.stack(both)).double()
         dot, of_one, of_other = torch.stack([one @ other, one @ one, other @ other]).tolist()
         choice, cosine = decide(dot, of_one, of_other, self.dead_zone)
-        record(choice, recorder)
-        recorder.add(COSINE, torch.tensor([cosine]))
+        is_finite = math.isfinite(cosine)
+        record(choice, recorder, is_finite=is_finite)
+        recorder.add(COSINE, torch.tensor([cosine] if is_finite else []))
         weight = choice * ratio
         pairs = zip(of_held_out, of_unlabeled, strict=True)
         joined = [_weighted_sum(*pair, weight) for pair in pairs]
         found: Tensor = _GivenGradient.apply(held_out.detach(), joined, *parameters)  # type: ignore[no-untyped-call]
-        return found, unlabeled.detach() * weight
+        value = unlabeled.detach()
+        return found, value * weight if choice else torch.zeros_like(value)
 
     def extra_bytes(self, num_parameters: int) -> int:
         """Return the bytes of what a rank contributes to the exchange of a step."""
@@ -256,10 +261,12 @@ class Exact:
                 loss, number = held_out()
                 sums.append(loss.double())
             mine = torch.stack([*sums, sums[0].new_tensor(float(number))])
-            direct, inverse, stay, everyone = sum_over_ranks(mine).tolist()
-            choice = best_choice(direct, inverse, stay) if everyone else STAY
+            direct, inverse, stay, num_held_out = sum_over_ranks(mine).tolist()
+            is_finite = all(map(math.isfinite, (direct, inverse, stay)))
+            can_choose = is_finite and num_held_out > 0
+            choice = best_choice(direct, inverse, stay) if can_choose else STAY
             _place(parameters, origin, steps, choice)
-        record(choice, recorder)
+        record(choice, recorder, is_finite=is_finite)
 
     @staticmethod
     def extra_bytes(num_parameters: int) -> int:
@@ -279,4 +286,4 @@ def _place(
 ) -> None:
     """Set the parameters to where a choice leads."""
     for held, start, step in zip(parameters, origin, steps, strict=True):
-        held.copy_(start - choice * step)
+        held.copy_(start - choice * step if choice else start)  # a step may be NaN

@@ -1,5 +1,6 @@
 """Inverse gradient on pairs: an epoch of supervised updates, then of updates that look ahead."""
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -7,8 +8,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from distrib.batch import Batch, TrainInput
-from distrib.data.feeds.base import ResidentRows
+from distrib.data.feeds.base import RankBatch, ResidentRows
 from distrib.data.feeds.pairs import PairInput, Phase, labeled_places
+from distrib.data.history_arrays import HistoryArrays
 from distrib.models.base import Model
 from distrib.objectives import Objective
 from distrib.objectives.inverse_gradient import (
@@ -23,6 +25,7 @@ from distrib.train.schemes.base import Sizes
 from distrib.train.schemes.look_ahead import Exact, FirstOrder
 from distrib.train.schemes.pairs import Pairs, PairStep
 from distrib.train.step import TrainStep
+from distrib.vocabulary import Vocabulary
 
 _HOLD_OUT = 121  # random stream
 _LOOK_AHEAD = 1
@@ -40,7 +43,8 @@ class MetaStep(PairStep):
             if config.form == "exact"
             else FirstOrder(config, is_sketched=config.form == "sketched")
         )
-        self.ratio = config.ratio
+        self.ratio = config.ratio / config.num_sampled
+        """Weight of the sum over unlabeled pairs, beside a sum over labeled ones."""
 
     @override
     def forward(
@@ -87,11 +91,6 @@ class Meta(Pairs):
                 f"precision {engine.precision!r}: it moves whole parameters; set zero_stage = 0 "
                 "and precision = 'fp32', or objective.form = 'sketched'"
             )
-        if run.model.spec.scheme != "pairs":
-            yield (
-                f"objective {run.objective.name!r} with model {run.model.name!r}, which is not "
-                "trained on pairs; use 'inverse_gradient_rows'"
-            )
 
     @override
     def phases(self, run: TrainingRun, rows: ResidentRows) -> list[Phase]:
@@ -103,13 +102,28 @@ class Meta(Pairs):
         items = torch.from_numpy(train.item_N[place_M])
         is_held_out_M = held_out_pairs(run.objective, users, items).numpy()
         sampled = run.objective.num_sampled
-        return [Phase(place_M[~is_held_out_M], 0), Phase(place_M[is_held_out_M], sampled)]
+        return [
+            Phase(place_M[~is_held_out_M], 0),
+            Phase(place_M[is_held_out_M], sampled, counts_sampled=False),
+        ]
 
     @override
     def step(self, model: Model, objective: Objective, engine: EngineConfig) -> TrainStep:
         """Make the step of both phases; see `IterativeScheme`."""
         assert isinstance(objective, InverseGradient)
         return MetaStep(model, objective, block_items=engine.block_items)
+
+    @override
+    def sample_batches(
+        self, run: TrainingRun, train: HistoryArrays, vocabulary: Vocabulary, workers: int
+    ) -> Iterator[RankBatch]:
+        """Yield batches of both phases in turn; see `Scheme`."""
+        share = -(-run.train.batch_users // workers)
+        feed = self.feed_of_sample(run, train, vocabulary, share)
+        for epoch in itertools.count():
+            batches = list(feed.batches(epoch))
+            for pair in zip(batches, reversed(batches), strict=True):
+                yield from pair
 
     @override
     def steps_per_epoch(self, run: TrainingRun, sizes: Sizes) -> int:

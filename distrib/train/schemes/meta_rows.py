@@ -69,11 +69,6 @@ class MetaRows(UserRows):
         """Refuse where a decision would not be that of all ranks; see `Scheme`."""
         yield from super().faults(run)
         yield from decision_faults(run)
-        if run.model.spec.scheme != "user_rows":
-            yield (
-                f"objective 'inverse_gradient_rows' with model {run.model.name!r}, which is not "
-                "trained on histories of users; choose another objective"
-            )
 
     @override
     def step(self, model: Model, objective: Objective, engine: EngineConfig) -> TrainStep:

@@ -102,12 +102,17 @@ class Pairs:
         self, run: TrainingRun, train: HistoryArrays, vocabulary: Vocabulary, workers: int
     ) -> Iterator[RankBatch]:
         """Repeat the pairs of some histories endlessly; see `Scheme`."""
-        share = -(-run.train.batch_users // workers)
-        nothing, columns = empty_like(train), (len(vocabulary), vocabulary.user_index_size)
-        rows = ResidentRows(train, nothing, nothing, columns, vocabulary.feedback)
-        feed = self._feed(run, rows, BatchSharding(share, run.seed, 0, 1))
+        feed = self.feed_of_sample(run, train, vocabulary, -(-run.train.batch_users // workers))
         for epoch in itertools.count():
             yield from feed.batches(epoch)
+
+    def feed_of_sample(
+        self, run: TrainingRun, train: HistoryArrays, vocabulary: Vocabulary, share: int
+    ) -> PairFeed:
+        """Return a feed of some histories, for one worker's share of a batch."""
+        nothing, columns = empty_like(train), (len(vocabulary), vocabulary.user_index_size)
+        rows = ResidentRows(train, nothing, nothing, columns, vocabulary.feedback)
+        return self._feed(run, rows, BatchSharding(share, run.seed, 0, 1))
 
     def shape(self, run: TrainingRun, sizes: Sizes) -> Shape:
         """Return users and items; see `Scheme`."""

@@ -45,7 +45,10 @@ _CALIBRATION_TOLERANCE = 0.2
 _EXPLOSION_FACTOR = 4.0
 """Training has diverged where its loss is this many times that of predicting the mean rating."""
 
-_COLLAPSE_ADVICE = "raise objective.warmup_steps, or lower the weight of the unlabeled loss"
+_COLLAPSE_ADVICE = (
+    "raise objective.warmup_steps, lower the weight of the unlabeled loss, or allow more with "
+    "objective.collapse_factor"
+)
 
 _PREEMPTION_S = 5.0  # between preemption checks
 
