@@ -1,4 +1,4 @@
-"""Steps on likes, dislikes and silence: ratios of time in one run, and bytes communicated.
+"""Steps on likes, dislikes and unlabeled pairs: ratios of time in one run, and bytes communicated.
 
 ``python -m tests.benchmarks.pairs configs/ml1m_gmf.toml --recbole .recbole/bin/python``. The data
 must be prepared. Engines of all objectives make a step each in turn, one thread, so that noise
