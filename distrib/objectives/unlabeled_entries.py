@@ -172,12 +172,7 @@ class EntryLosses:
 
 
 class UnlabeledRows:
-    """What objectives have in common that add to the loss of an autoencoder.
-
-    Args:
-        config: Settings.
-        catalog: Items and rating scale.
-    """
+    """What objectives have in common that add to the loss of an autoencoder."""
 
     decodes_pairs = False
 

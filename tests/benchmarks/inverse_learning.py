@@ -1,4 +1,4 @@
-"""Objectives on likes, dislikes and unlabeled pairs side by side: several seeds, errors, a paired test.
+"""Objectives on likes, dislikes and unlabeled pairs: several seeds, errors, a paired test.
 
 ``python -m tests.benchmarks.inverse_learning configs/ml1m_gmf.toml configs/ml1m_neumf.toml --seeds
 0 1 2 3 4``. The data must be prepared (``jobs/prepare.py``). Each run trains in a process of its
