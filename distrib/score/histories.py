@@ -115,7 +115,7 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
         torch.full((len(table),), -1),
         torch.from_numpy(pointer_P),
         torch.from_numpy(position_N),
-        torch.from_numpy(np.nan_to_num(value_N.astype(np.float32))),
+        torch.from_numpy(np.nan_to_num(_as_float32(value_N))),
     )
     status_N = np.select([~is_known_N, ~is_scaled_N, ~is_last_N], [1, 2, 3], 0)
     used_N = status_N == 0
@@ -231,6 +231,12 @@ def _ratings(table: pa.Table) -> npt.NDArray[Any]:
     return np.asarray(values.to_numpy(zero_copy_only=False))
 
 
+def _as_float32(value_N: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return ratings in single precision; beyond its range they are infinite, and off the scale."""
+    with np.errstate(over="ignore"):
+        return value_N.astype(np.float32)
+
+
 def _positions(vocabulary: Vocabulary, item_N: pa.Array, source: Vocabulary | None) -> IntArray:
     if source is None:
         has_type = not pa.types.is_null(item_N.type)  # else integer or string is unknown
@@ -274,7 +280,7 @@ def _digests(
 ) -> HashArray:
     """Return a hash of each user id and history, the same for prepared data and for raw ids."""
     hash_N = _hashed(source)[item_N.to_numpy()] if source else _hashes(item_N, 1)
-    bits_N = value_N.astype(np.float32).view(np.uint32).astype(np.uint64)
+    bits_N = _as_float32(value_N).view(np.uint32).astype(np.uint64)
     place_N = np.arange(len(item_N)) - np.repeat(pointer_P[:-1], np.diff(pointer_P))
     with np.errstate(over="ignore"):
         cell_N = mixed(hash_N + mixed(bits_N + (place_N.astype(np.uint64) << np.uint64(32))))

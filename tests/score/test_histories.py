@@ -1,0 +1,36 @@
+"""Histories as people send them, to the model's items."""
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from distrib.batch import Batch
+from distrib.score.histories import NEW_USER, read_histories, without_new_users
+from distrib.vocabulary import Vocabulary
+
+STARS = (1.0, 2.0, 3.0, 4.0, 5.0)
+VOCABULARY = Vocabulary(pa.array([10, 20, 30]), STARS, np.ones((3, 5), np.int64), 4)
+
+
+def read(*rows):
+    return read_histories(VOCABULARY, pa.Table.from_pylist(rows), None)
+
+
+def test_a_rating_beyond_single_precision_is_off_the_scale():
+    found = read({"user": 1, "items": [10, 20], "ratings": [4.0, 3.5e38]})
+    assert found.source.item_N.tolist() == [0]
+    assert found.row_status["rating outside scale"] == 1
+
+
+def test_users_that_training_did_not_see_are_rejected_by_row():
+    rows = [{"user": user, "items": [10], "ratings": [4.0]} for user in range(4)]
+    found = read(*rows, {"user": 4, "items": None, "ratings": None})
+    numbers = torch.tensor([7, -1, 3, -1])
+    found = found._replace(source=found.source._replace(user_B=numbers))
+    left = without_new_users(found)
+    assert left.user.to_pylist() == [0, 2]
+    assert isinstance(left.source, Batch)
+    assert left.source.user_B.tolist() == [7, 3]
+    assert left.rejected == {"no list of items": 1, NEW_USER: 2}
+    assert left.kept_B.tolist() == [True, False, True, False, False]
+    assert without_new_users(left) is left
