@@ -40,10 +40,6 @@ class Measured(NamedTuple):
         vectors = {name: value.double().numpy() for name, value in by_user.items()}
         return cls(sums, score_N, is_like_N, vectors)
 
-    def merged(self, other: "Measured") -> "Measured":
-        """Join with the results on further users."""
-        return joined([self, other])
-
     def summaries(self) -> dict[str, Summary]:
         """Return means with errors by metric."""
         area = area_under_curve(self.score_N, self.is_like_N)

@@ -50,6 +50,6 @@ class Bpr:
         pairs = signed_pairs(model, users, target, self.feedback)
         like_B = pairs.sum_by_user(pairs.logit_N * pairs.is_like_N)  # a row has one labeled pair
         has_like_B = pairs.sum_by_user(pairs.is_like_N.to(like_B.dtype))
-        row_N = target.row_N
+        row_N = pairs.row_N
         loss_N = F.softplus(pairs.logit_N - like_B[row_N]) * has_like_B[row_N]
         return pairs.sum_by_user(loss_N * pairs.is_unlabeled_N)[None]

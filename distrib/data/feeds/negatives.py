@@ -87,8 +87,8 @@ class UnlabeledSampler:
         rest = np.setdiff1d(np.arange(self._item_count), known)
         if not len(rest):
             return -1
-        mass = np.ones(len(rest)) if self._below_I is None else np.diff(self._below_I, prepend=0.0)
-        below = mass[: len(rest)].cumsum() if self._below_I is None else mass[rest].cumsum()
+        mass = 1.0 if self._below_I is None else np.diff(self._below_I, prepend=0.0)[rest]
+        below = np.broadcast_to(mass, len(rest)).cumsum()
         place = np.searchsorted(below, share * below[-1], side="right")
         return int(rest[min(place, len(rest) - 1)])
 

@@ -61,13 +61,6 @@ class Phase(NamedTuple):
     """Whether losses are means over the sampled pairs, too, not over the labeled ones only."""
 
 
-class _Drawn(NamedTuple):
-    """Pairs of some steps."""
-
-    inputs: PairInput
-    target: Batch
-
-
 class PairFeed:
     """See `Feed`. Batches are slices of a permutation of the labeled pairs of each phase in turn.
 
@@ -119,17 +112,18 @@ class PairFeed:
         starts = range(0, len(chosen), sharding.batch_users)
         steps = [chosen[start : start + sharding.batch_users] for start in starts]
         shares = [np.array_split(step, sharding.world_size)[sharding.rank] for step in steps]
-        drawn = self._drawn(np.concatenate(shares), number, rng)
+        whole = self._drawn(np.concatenate(shares), number, rng)
         batches, low = [], 0
         for step, share in zip(steps, shares, strict=True):
             high = low + len(share)
-            users, target = (part.slice(low, high) for part in (drawn.inputs.users, drawn.target))
+            users, target = (part.slice(low, high) for part in whole)
             count = len(step) * (1 + phase.num_sampled * phase.counts_sampled)
             batches.append(RankBatch(PairInput(users, number), target, count))
             low = high
         return batches
 
-    def _drawn(self, place_M: IntArray, number: int, rng: CounterRng) -> "_Drawn":
+    def _drawn(self, place_M: IntArray, number: int, rng: CounterRng) -> tuple[Batch, Batch]:
+        """Return the users of some labeled pairs, and the pairs with the items drawn for them."""
         train, num_sampled = self._train, self.phases[number].num_sampled
         row_M = np.searchsorted(train.pointer_P, place_M, side="right") - 1
         user_M, item_M = train.number_B[row_M], train.item_N[place_M].astype(np.int64)
@@ -151,7 +145,7 @@ class PairFeed:
             torch.from_numpy(values[is_there]),
         )
         users = Batch(user_B, no_history, nothing, torch.zeros(0))
-        return _Drawn(PairInput(users, number), target)
+        return users, target
 
     def training_parts(self) -> Iterator[tuple[HistoryArrays, IntArray]]:
         """Yield one part; see `Feed`."""
