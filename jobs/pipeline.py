@@ -26,9 +26,9 @@ def pipeline(file: RunFile) -> JsonObject:
     run, prepared = file.run, file.data.prepared
     prepare(file.data)
     trained = launch(file.training())
-    plots = [draw_curves(run, trained.best_epoch), draw_map(run, prepared)]
-    evaluated = evaluate(run, prepared, file.evaluate)
-    scored = score(run, prepared, file.score)
+    curves = draw_curves(run, trained.best_epoch, file.train.compare_with)
+    plots = [curves, draw_map(run, prepared)]
+    evaluated, scored = evaluate(run, prepared, file.evaluate), score(run, prepared, file.score)
     show_evaluation(evaluated)
     show_recommendations(scored.output)
     found = {"trained": trained, "evaluated": evaluated, "scored": scored}

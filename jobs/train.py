@@ -13,7 +13,8 @@ from distrib.train.workers.launch import launch
 def train(file: RunFile) -> JsonObject:
     """Train, or resume training, and draw the curves."""
     result = launch(file.training())
-    return {**result.to_json(), "curves": draw_curves(file.run, result.best_epoch)}
+    curves = draw_curves(file.run, result.best_epoch, file.train.compare_with)
+    return {**result.to_json(), "curves": curves}
 
 
 def main() -> int:

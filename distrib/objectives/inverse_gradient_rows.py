@@ -45,6 +45,16 @@ class InverseGradientRowsConfig(LearnsFromUnlabeled, DecidesByGradient):
         return InverseGradientRows(self, catalog)
 
 
+class SplitRows(NamedTuple):
+    """Histories of the same users."""
+
+    whole: Batch
+    inputs: Batch
+    """Without what is held out."""
+
+    held_out: Batch
+
+
 class RowLosses(NamedTuple):
     """The three losses of each user."""
 
@@ -77,25 +87,25 @@ class InverseGradientRows(UnlabeledRows):
     ) -> Tensor:
         """Compute the losses with nothing held out; see `Objective`."""
         nothing = target.keep(torch.zeros_like(target.item_N, dtype=torch.bool))
-        found = self.parts(model, users, target, nothing, context)
+        found = self.parts(model, users, SplitRows(target, target, nothing), context)
         weight = self.config.ratio * self.config.schedule(context.step)
         return torch.cat([found.supervised_TB, weight * found.unlabeled_B[None]])
 
     def parts(
-        self, model: Decoder, users: Tensors, inputs: Batch, held_out: Batch, context: LossContext
+        self, model: Decoder, users: Tensors, rows: SplitRows, context: LossContext
     ) -> RowLosses:
         """Compute the three losses on one graph.
 
         Args:
             model: The model to train.
-            users: From the model's ``encode`` of ``inputs``.
-            inputs: Histories without what is held out.
-            held_out: Held-out entries of the same users.
+            users: From the model's ``encode`` of ``rows.inputs``.
+            rows: The histories.
             context: From the engine.
 
         Returns:
             The losses of each user.
         """
+        _, inputs, held_out = rows
         length_B = inputs.length_B
         terms_TB, normalizer_B = self.losses.of_histories(model, users, inputs, context)
         held = self.losses(model, users, held_out, normalizer_B, length_B)
@@ -103,19 +113,10 @@ class InverseGradientRows(UnlabeledRows):
             # To the base objective, whatever is not in the target was not observed.
             correction_B = sum_by_user(held.dislike_N, held_out)
             terms_TB = torch.cat([(terms_TB[0] - correction_B)[None], terms_TB[1:]])
-        everything = joined_rows(inputs, held_out)
         share = self.config.sampled_share
-        sampled = unlabeled_entries(everything, context.rng, share, self.item_count)
+        sampled = unlabeled_entries(rows.whole, context.rng, share, self.item_count)
         sides = self.losses(model, users, sampled, normalizer_B, length_B)
         dual_N = dual_terms(sides, self.config, context)
         return RowLosses(
             terms_TB, sum_by_user(held.given_N, held_out), sum_by_user(dual_N, sampled)
         )
-
-
-def joined_rows(one: Batch, other: Batch) -> Batch:
-    """Return the entries of both batches, of the same users."""
-    row_N = torch.cat([one.row_N, other.row_N])
-    order = torch.argsort(row_N, stable=True)
-    item_N, value_N = torch.cat([one.item_N, other.item_N]), torch.cat([one.value_N, other.value_N])
-    return Batch(one.user_B, one.pointer_P + other.pointer_P, item_N[order], value_N[order])

@@ -1,7 +1,7 @@
 """Plots of a run, as PNG bytes: learning curves, searches, and probability against rating."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -14,15 +14,22 @@ from matplotlib.ticker import MaxNLocator
 from distrib.train.records import EpochRecord
 from distrib.tuning.job import Trial
 
+_NOTHING: Mapping[str, Sequence[EpochRecord]] = {}
+_VALID = "valid: "
 _DECADE = 10.0  # ratio of values above which an axis is logarithmic
 
 
-def learning_curves(history: Sequence[EpochRecord], best_epoch: int) -> bytes:
+def learning_curves(
+    history: Sequence[EpochRecord],
+    best_epoch: int,
+    others: Mapping[str, Sequence[EpochRecord]] = _NOTHING,
+) -> bytes:
     """Draw losses, what the objective recorded, and validation metrics by epoch.
 
     Args:
         history: Epochs of a run.
         best_epoch: Marked by a vertical line.
+        others: Epochs of other runs by name, whose validation metrics are drawn beside.
 
     Returns:
         A PNG.
@@ -33,14 +40,21 @@ def learning_curves(history: Sequence[EpochRecord], best_epoch: int) -> bytes:
     metrics = _series([record.valid for record in history])
     panels = [(f"loss: {name}", values) for name, values in losses.items()]
     panels += curves.items()
-    panels += [(f"valid: {name}", values) for name, values in metrics.items()]
+    panels += [(f"{_VALID}{name}", values) for name, values in metrics.items()]
     columns = 3
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
     for place, (name, values) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, place + 1)
         axes.plot(epochs, values, marker="." if len(epochs) < 40 else None, color="tab:blue")
+        for other, records in others.items():
+            metric = name.removeprefix(_VALID)
+            found = [(r.epoch, r.valid[metric]) for r in records if metric in r.valid]
+            if found and name.startswith(_VALID):
+                axes.plot(*zip(*found, strict=True), label=other, linestyle=":", linewidth=1)
         axes.axvline(best_epoch, color="tab:orange", linewidth=1, linestyle="--")
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(fontsize=7)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

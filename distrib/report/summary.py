@@ -1,10 +1,11 @@
 """The summary tables of a run, and its plots in the run folder."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from distrib.evaluate.job import Evaluation
 from distrib.evaluate.truth import interaction_rating_map
-from distrib.events import table
+from distrib.events import emit, table
 from distrib.metrics import Summary
 from distrib.report.plots import learning_curves, likely_and_liked, study, unlabeled_weights
 from distrib.storage import Folder
@@ -18,15 +19,37 @@ WEIGHTS = "unlabeled_weights.png"
 MAP = "likely_and_liked.png"
 
 
-def draw_curves(run: str, best_epoch: int) -> str:
-    """Draw the learning curves of a run into its folder and return their path."""
+def draw_curves(run: str, best_epoch: int, compare_with: Sequence[str] = ()) -> str:
+    """Draw the learning curves of a run into its folder and return their path.
+
+    Args:
+        run: Run folder.
+        best_epoch: From 1.
+        compare_with: Folders of other runs; those without a finished epoch are left out.
+
+    Returns:
+        The path.
+    """
     folder = Folder(run)
-    history = [EpochRecord.model_validate(entry) for entry in folder.read_json(HISTORY)]
-    folder.write(CURVES, learning_curves(history, best_epoch))
+    history = _history(folder)
+    others = {other: Folder(other) for other in compare_with}
+    drawn = {
+        other.rstrip("/").rsplit("/", 1)[-1]: _history(held)
+        for other, held in others.items()
+        if held.exists(HISTORY)
+    }
+    missing = [other for other, held in others.items() if not held.exists(HISTORY)]
+    if missing:
+        emit("runs_to_compare_with_missing", runs=missing)
+    folder.write(CURVES, learning_curves(history, best_epoch, drawn))
     weights = unlabeled_weights(history)
     if weights is not None:
         folder.write(WEIGHTS, weights)
     return str(folder / CURVES)
+
+
+def _history(folder: Folder) -> list[EpochRecord]:
+    return [EpochRecord.model_validate(entry) for entry in folder.read_json(HISTORY)]
 
 
 def draw_map(run: str, prepared: str) -> str | None:

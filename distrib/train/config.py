@@ -115,6 +115,9 @@ class TrainConfig(Config):
     warm_start: str | None = None
     """Run folder of an earlier model of the same kind to start from, e.g. on older data."""
 
+    compare_with: tuple[str, ...] = ()
+    """Run folders whose validation curves are drawn beside this run's, e.g. of a baseline."""
+
     log_every_s: PositiveFloat = 10.0
     """Seconds between lines of progress in a job log."""
 

@@ -28,6 +28,17 @@ def test_learning_curves_are_drawn_from_the_history(tmp_path):
     assert (tmp_path / CURVES).read_bytes().startswith(b"\x89PNG")
 
 
+def test_curves_of_other_runs_are_drawn_beside(tmp_path, capfd):
+    runs = [str(tmp_path / name) for name in ("mine", "baseline", "untrained")]
+    mine, baseline, _ = (Folder(run) for run in runs)
+    mine.write_json("history.json", [entry(1), entry(2)])
+    baseline.write_json("history.json", [entry(epoch) for epoch in (1, 2, 3)])
+    alone = (tmp_path / "mine" / CURVES, draw_curves(runs[0], 2))[0].read_bytes()
+    draw_curves(runs[0], 2, runs[1:])
+    assert (tmp_path / "mine" / CURVES).read_bytes() != alone
+    assert runs[2] in capfd.readouterr().err
+
+
 def test_metrics_of_model_and_popularity_stand_side_by_side(capfd):
     def of(mean):
         return Summary(mean=mean, standard_error=0.01, num_observations=7)

@@ -114,8 +114,8 @@ def test_a_looking_step_is_a_whole_supervised_one_whatever_is_sampled(form, num_
     special = {"look_ahead_rate": 1e-12} if form == "exact" else {"ratio": 0.0}
     objective = InverseGradientConfig(form=form, num_sampled=num_sampled, hold_out=0.3, **special)
     run = run_of(GmfConfig(latent_width=4), objective)
-    batch = list(feed_of(iterative_scheme_of(run), run, small).batches(0))[-1]
-    assert batch.inputs.phase == 1
+    batches = feed_of(iterative_scheme_of(run), run, small).batches(0)
+    batch = next(batch for batch in batches if batch.inputs.phase == 1)
     step = step_of(run, small)
     engine = LocalEngine(step, OptimizerConfig(name="sgd", learning_rate=1.0))
     sign_N = small.catalog.feedback.sign(batch.target.value_N)
@@ -189,12 +189,18 @@ def test_what_a_step_communicates_is_what_the_form_says():
     assert Exact.extra_bytes(1000) == 4 * 1001 + 32
 
 
-def test_phases_split_the_labels_and_only_the_second_samples(small):
-    run = run_of(GmfConfig(latent_width=4), InverseGradientConfig(hold_out=0.3), batch_users=16)
+@pytest.mark.parametrize("alternate", ["batches", "epochs"])
+def test_phases_split_the_labels_and_only_the_second_samples(alternate, small):
+    objective = InverseGradientConfig(hold_out=0.3, alternate=alternate)
+    run = run_of(GmfConfig(latent_width=4), objective, batch_users=16)
     feed = feed_of(iterative_scheme_of(run), run, small)
     batches = list(feed.batches(0))
     phases = [batch.inputs.phase for batch in batches]
-    assert phases == sorted(phases)
+    if alternate == "epochs":
+        assert phases == sorted(phases)
+    else:
+        share = sum(phases) / len(phases)
+        assert all(abs(sum(phases[:n]) - share * n) <= 1.0 for n in range(len(phases)))
     pairs = {0: set(), 1: set()}
     for batch in batches:
         is_sampled_N = batch.target.value_N.isnan()
@@ -208,8 +214,11 @@ def test_phases_split_the_labels_and_only_the_second_samples(small):
     assert pairs[0] | pairs[1] == everything
     assert not pairs[0] & pairs[1]
     assert 0.2 < len(pairs[1]) / len(everything) < 0.4
-    later = [batch.inputs.phase for batch in feed.batches(0, first_step=len(batches) - 2)]
-    assert later == phases[-2:]
+    for first in range(len(batches) + 1):
+        later = list(feed.batches(0, first_step=first))
+        assert [batch.inputs.phase for batch in later] == phases[first:]
+        for batch, wanted in zip(later, batches[first:], strict=True):
+            assert torch.equal(batch.target.item_N, wanted.target.item_N)
 
 
 def test_held_out_entries_are_in_no_input_and_leave_something_to_read(small):

@@ -1,5 +1,6 @@
 """A feed of labeled user-item pairs, each with sampled unlabeled items of the same user."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ class PairInput(NamedTuple):
     """A row for each pair, without history."""
 
     phase: int
+    """Position among the phases."""
 
     @property
     def num_rows(self) -> int:
@@ -49,7 +51,7 @@ class PairInput(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """A part of an epoch."""
+    """Batches of an epoch that are of one kind."""
 
     place_M: IntArray
     """Labeled interactions among those of the training histories."""
@@ -62,21 +64,29 @@ class Phase(NamedTuple):
 
 
 class PairFeed:
-    """See `Feed`. Batches are slices of a permutation of the labeled pairs of each phase in turn.
+    """See `Feed`. Batches are slices of a permutation of the labeled pairs of each phase.
 
     A row of the target is a labeled pair and the items sampled for it, whose value is NaN.
 
     Args:
         rows: All training histories, and those of validation users.
         sharding: Rank, and the labeled pairs of a global batch.
-        phases: Parts of an epoch.
+        phases: Kinds of batches of an epoch.
         power: See `UnlabeledSampler`.
+        mixes_phases: Whether the batches of each phase are spread evenly over the epoch; otherwise
+            phases follow each other.
     """
 
     def __init__(
-        self, rows: ResidentRows, sharding: BatchSharding, phases: Sequence[Phase], power: float
+        self,
+        rows: ResidentRows,
+        sharding: BatchSharding,
+        phases: Sequence[Phase],
+        power: float,
+        *,
+        mixes_phases: bool = False,
     ) -> None:
-        self.sharding, self.phases = sharding, phases
+        self.sharding, self.phases, self.mixes_phases = sharding, phases, mixes_phases
         self._train, self._valid = rows.train, rows.valid
         self.num_users = rows.train.num_users
         is_sampled = any(phase.num_sampled for phase in phases)
@@ -87,23 +97,41 @@ class PairFeed:
     def num_steps(self, epoch: int) -> int:
         """Return the batches of all phases; see `Feed`."""
         del epoch
-        return sum(self.sharding.num_steps(len(phase.place_M)) for phase in self.phases)
+        return sum(self._steps_of(phase) for phase in self.phases)
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
-        """Yield pairs of the phases in turn; see `Feed`."""
-        for block in ahead(self._blocks(epoch, first_step), _BLOCKS_AHEAD):
-            yield from block
+        """Yield the batches of all phases; see `Feed`."""
+        phase_S = self._phase_of_steps()
+        made_K = np.bincount(phase_S[:first_step], minlength=len(self.phases))
+        coming = [
+            itertools.chain.from_iterable(ahead(self._blocks(epoch, number, made), _BLOCKS_AHEAD))
+            for number, made in enumerate(made_K.tolist())
+        ]
+        for number in phase_S[first_step:].tolist():
+            yield next(coming[number])
 
-    def _blocks(self, epoch: int, first_step: int) -> Iterator[list[RankBatch]]:
+    def _steps_of(self, phase: Phase) -> int:
+        return self.sharding.num_steps(len(phase.place_M))
+
+    def _phase_of_steps(self) -> IntArray:
+        """Return the phase of each step of an epoch."""
+        steps = [self._steps_of(phase) for phase in self.phases]
+        phase_S = np.repeat(np.arange(len(steps)), steps)
+        if not self.mixes_phases:
+            return phase_S
+        place_S = np.concatenate([(np.arange(number) + 0.5) / number for number in steps])
+        return phase_S[np.argsort(place_S, kind="stable")]
+
+    def _blocks(self, epoch: int, number: int, first_step: int) -> Iterator[list[RankBatch]]:
+        """Yield the batches of a phase, those of some steps at once."""
         size, rng = self.sharding.batch_users, CounterRng.of(self.sharding.seed, epoch)
-        for number, phase in enumerate(self.phases):
-            num_steps = self.sharding.num_steps(len(phase.place_M))
-            order = LazyOrder(len(phase.place_M), self.sharding.seed, epoch, number)
-            together = max(1, _BLOCK_PAIRS // size)
-            for step in range(min(first_step, num_steps), num_steps, together):
-                stop = min(step + together, num_steps)
-                yield self._block(order.part(step * size, stop * size), number, rng)
-            first_step = max(0, first_step - num_steps)
+        phase = self.phases[number]
+        num_steps = self._steps_of(phase)
+        order = LazyOrder(len(phase.place_M), self.sharding.seed, epoch, number)
+        together = max(1, _BLOCK_PAIRS // size)
+        for step in range(first_step, num_steps, together):
+            stop = min(step + together, num_steps)
+            yield self._block(order.part(step * size, stop * size), number, rng)
 
     def _block(self, order_M: IntArray, number: int, rng: CounterRng) -> list[RankBatch]:
         """Return the batches of some steps, whose pairs are drawn at once to save time."""

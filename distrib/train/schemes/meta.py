@@ -1,4 +1,4 @@
-"""Inverse gradient on pairs: an epoch of supervised updates, then of updates that look ahead."""
+"""Inverse gradient on pairs: supervised updates, and among them updates that look ahead."""
 
 import itertools
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from distrib.batch import Batch, TrainInput
-from distrib.data.feeds.base import RankBatch, ResidentRows
-from distrib.data.feeds.pairs import PairInput, Phase, labeled_places
+from distrib.data.feeds.base import BatchSharding, RankBatch, ResidentRows
+from distrib.data.feeds.pairs import PairFeed, PairInput, Phase, labeled_places
 from distrib.data.history_arrays import HistoryArrays
 from distrib.models.base import Model
 from distrib.objectives import Objective
@@ -29,7 +29,7 @@ from distrib.vocabulary import Vocabulary
 
 _HOLD_OUT = 121  # random stream
 _LOOK_AHEAD = 1
-"""The phase of an epoch whose batches are held-out pairs."""
+"""The phase whose batches are held-out pairs."""
 
 
 class MetaStep(PairStep):
@@ -106,6 +106,13 @@ class Meta(Pairs):
             Phase(place_M[~is_held_out_M], 0),
             Phase(place_M[is_held_out_M], sampled, counts_sampled=False),
         ]
+
+    @override
+    def _feed(self, run: TrainingRun, rows: ResidentRows, sharding: BatchSharding) -> PairFeed:
+        assert isinstance(run.objective, InverseGradientConfig)
+        is_mixed = run.objective.alternate == "batches"
+        phases, power = self.phases(run, rows), run.objective.sampling_power
+        return PairFeed(rows, sharding, phases, power, mixes_phases=is_mixed)
 
     @override
     def step(self, model: Model, objective: Objective, engine: EngineConfig) -> TrainStep:

@@ -10,7 +10,11 @@ from distrib.batch import Batch, TrainInput
 from distrib.models.base import Model
 from distrib.objectives import Objective
 from distrib.objectives.base import Recorder
-from distrib.objectives.inverse_gradient_rows import InverseGradientRows, InverseGradientRowsConfig
+from distrib.objectives.inverse_gradient_rows import (
+    InverseGradientRows,
+    InverseGradientRowsConfig,
+    SplitRows,
+)
 from distrib.rng import CounterRng
 from distrib.train.config import TrainingRun
 from distrib.train.engines.config import EngineConfig
@@ -49,7 +53,7 @@ class MetaRowsStep(TrainStep):
         self.recorder = Recorder()
         users = self.model.encode(kept, rng)
         context = self.context(rng, step)._replace(repeats_backward=True)
-        found = self.rows.parts(self.model, users, kept, held_out, context)
+        found = self.rows.parts(self.model, users, SplitRows(target, kept, held_out), context)
         terms = self.terms_of(found.supervised_TB, self.rows.losses.terms, users, step)
         held_out_loss, unlabeled = self.look_ahead.combined(
             found.held_out_B.sum(),
