@@ -9,6 +9,7 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as a signed 64-bit integer
 _FIRST = -4658895280553007687
 _SECOND = -7723592293110705685
+_WORD_BYTES = 8
 _MASK_64 = (1 << 64) - 1
 
 
@@ -50,6 +51,21 @@ class CounterRng(NamedTuple):
         radius = (((bits >> 40) & 0xFFFFFF).to(torch.float32) + 1.0) / float(1 << 24)
         angle = ((bits >> 16) & 0xFFFFFF).to(torch.float32) * (2.0 * math.pi / float(1 << 24))
         return torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(angle)
+
+    def bytes(self, stream: int, width: int, *counters: Tensor) -> Tensor:
+        """Draw bytes, at an eighth of the cost of `uniform`.
+
+        Args:
+            stream: Distinguishes the uses within one model.
+            width: Bytes for each combination of the counters.
+            *counters: As in `uniform`.
+
+        Returns:
+            uint8, of the broadcast shape and ``width``.
+        """
+        word_W = torch.arange(-(-width // _WORD_BYTES), device=counters[0].device)
+        bits = self._bits(stream, (*(counter[..., None] for counter in counters), word_W))
+        return bits.view(torch.uint8)[..., :width]
 
     def _bits(self, stream: int, counters: tuple[Tensor, ...]) -> Tensor:
         start = _signed(_scramble(self.key ^ (stream * 0xD1342543DE82EF95 & _MASK_64)))

@@ -14,6 +14,10 @@ from distrib.models.ncf.conv_ncf import ConvNcfConfig
 from distrib.models.ncf.gmf import GmfConfig
 from distrib.models.ncf.mlp import MlpConfig
 from distrib.models.ncf.neumf import NeuMfConfig
+from distrib.models.sequential.deep_fm import DeepFmConfig
+from distrib.models.sequential.gru4rec import Gru4RecConfig
+from distrib.models.sequential.sas_rec import SasRecConfig
+from distrib.models.sequential.youtube_dnn import YoutubeDnnConfig
 from distrib.models.shallow.biased_mf import BiasedMfConfig
 from distrib.models.shallow.ease import EaseConfig
 from distrib.models.shallow.item_knn import ItemKnnConfig
@@ -24,9 +28,11 @@ ModelConfig = Annotated[
     | BiasedMfConfig
     | Conv4RecConfig
     | ConvNcfConfig
+    | DeepFmConfig
     | EaseConfig
     | ElsaConfig
     | GmfConfig
+    | Gru4RecConfig
     | ItemKnnConfig
     | MlpConfig
     | MultDaeConfig
@@ -34,7 +40,9 @@ ModelConfig = Annotated[
     | NeuMfConfig
     | PopularityConfig
     | RecVaeConfig
-    | VaeBmfConfig,
+    | SasRecConfig
+    | VaeBmfConfig
+    | YoutubeDnnConfig,
     Field(discriminator="name"),
 ]
 """Settings of a model, selected by ``name``."""

@@ -204,22 +204,24 @@ class _SoftmaxAttention(torch.autograd.Function):
 
 
 def linear(latent_BZ: Tensor, rows: ItemRows) -> Tensor:
-    """Decode by a linear layer: rows of its weights and their biases."""
-    weight_IZ, bias_I = rows
-    return torch.addmm(bias_I, latent_BZ, weight_IZ.T)
+    """Decode by a linear layer: rows of its weights and, where it has some, their biases."""
+    weight_IZ, *biases = rows
+    if not biases:
+        return latent_BZ @ weight_IZ.T
+    return torch.addmm(biases[0], latent_BZ, weight_IZ.T)
 
 
 def linear_pairs(latent_BZ: Tensor, tables: ItemRows, pairs: Batch) -> Tensor:
     """Decode the stored pairs only, ``[N]``, by the same layer."""
-    weight_IZ, bias_I = tables
+    weight_IZ, *biases = tables
     products_N = pair_products(latent_BZ, weight_IZ, pairs.item_N, pairs.pointer_P)
-    return products_N + bias_I[pairs.item_N]
+    return products_N + biases[0][pairs.item_N] if biases else products_N
 
 
 class LinearDecoder:
     """Mixin of models whose scores are a linear layer over ``users[0]``.
 
-    The model's `item_tables` are the weights, with one row per item, and the biases.
+    The model's `item_tables` are the weights, with one row per item, and maybe biases.
     """
 
     @abstractmethod

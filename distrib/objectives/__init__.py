@@ -8,6 +8,7 @@ from distrib.objectives.base import Objective
 from distrib.objectives.binary import BinaryConfig
 from distrib.objectives.bpr import BprConfig
 from distrib.objectives.cosine import CosineConfig
+from distrib.objectives.gbce import GbceConfig
 from distrib.objectives.inverse_dual import InverseDualConfig
 from distrib.objectives.inverse_dual_rows import InverseDualRowsConfig
 from distrib.objectives.inverse_gradient import InverseGradientConfig
@@ -15,14 +16,18 @@ from distrib.objectives.inverse_gradient_rows import InverseGradientRowsConfig
 from distrib.objectives.labeled import LabeledConfig, SampledNegativesConfig
 from distrib.objectives.multinomial import MultinomialConfig
 from distrib.objectives.positive_unlabeled import PositiveUnlabeledConfig
+from distrib.objectives.ranking_max import BprMaxConfig, Top1MaxConfig
 from distrib.objectives.rating_classes import RatingClassesConfig
 from distrib.objectives.robust_cross_entropy import ReweightedConfig, TruncatedConfig
+from distrib.objectives.softmax import SoftmaxConfig
 from distrib.objectives.squared_error import SquaredErrorConfig
 
 ObjectiveConfig = Annotated[
     BinaryConfig
     | BprConfig
+    | BprMaxConfig
     | CosineConfig
+    | GbceConfig
     | InverseDualConfig
     | InverseDualRowsConfig
     | InverseGradientConfig
@@ -33,7 +38,9 @@ ObjectiveConfig = Annotated[
     | RatingClassesConfig
     | ReweightedConfig
     | SampledNegativesConfig
+    | SoftmaxConfig
     | SquaredErrorConfig
+    | Top1MaxConfig
     | TruncatedConfig,
     Field(discriminator="name"),
 ]
@@ -41,7 +48,9 @@ ObjectiveConfig = Annotated[
 __all__ = [
     "BinaryConfig",
     "BprConfig",
+    "BprMaxConfig",
     "CosineConfig",
+    "GbceConfig",
     "InverseDualConfig",
     "InverseDualRowsConfig",
     "InverseGradientConfig",
@@ -54,6 +63,8 @@ __all__ = [
     "RatingClassesConfig",
     "ReweightedConfig",
     "SampledNegativesConfig",
+    "SoftmaxConfig",
     "SquaredErrorConfig",
+    "Top1MaxConfig",
     "TruncatedConfig",
 ]

@@ -37,17 +37,34 @@ class ItemSampler:
         Returns:
             Items and their weights.
         """
-        num_drawn, device = self.num_sampled, target.item_N.device
+        device = target.item_N.device
+        drawn_S = self._draws(rng, step, device)
+        item_J = torch.unique(torch.cat([drawn_S, target.item_N]))
+        times_J = torch.zeros(len(item_J), device=device)
+        times_J.index_add_(
+            0, torch.searchsorted(item_J, drawn_S), torch.ones_like(drawn_S, dtype=torch.float32)
+        )
+        log_share_J = self._log_share_I.to(device)[item_J]
+        return Candidates(item_J, torch.log(times_J / self.num_sampled) - log_share_J)
+
+    def items(
+        self, rng: CounterRng, step: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw items for an update; return them in ascending order, and how often each was drawn.
+
+        Args:
+            rng: The epoch's randomness; ranks of one step draw the same.
+            step: Updates made so far.
+            device: Where to return them.
+        """
+        item_J, times_J = torch.unique(self._draws(rng, step, device), return_counts=True)
+        return item_J, times_J.to(torch.float32)
+
+    def _draws(self, rng: CounterRng, step: int, device: torch.device) -> torch.Tensor:
+        num_drawn = self.num_sampled
         # 24 bits are too few to reach the rare ones of a million items; two draws give 48 bits.
         counter_S = torch.arange(2 * num_drawn, device=device) + 2 * num_drawn * step
         high_S, low_S = rng.uniform(_NEGATIVES, counter_S).to(torch.float64).chunk(2)
         below_I = self._below_I.to(device)
         drawn_S = torch.searchsorted(below_I, high_S + low_S / (1 << 24), right=True)
-        drawn_S = drawn_S.clamp(max=len(below_I) - 1)
-        item_J = torch.unique(torch.cat([drawn_S, target.item_N]))
-        times_J = torch.zeros(len(item_J), device=device)
-        times_J.index_add_(
-            0, torch.searchsorted(item_J, drawn_S), torch.ones_like(times_J[:1]).expand(num_drawn)
-        )
-        log_share_J = self._log_share_I.to(device)[item_J]
-        return Candidates(item_J, torch.log(times_J / num_drawn) - log_share_J)
+        return drawn_S.clamp(max=len(below_I) - 1)

@@ -13,9 +13,11 @@ from distrib.models import (
     BiasedMfConfig,
     Conv4RecConfig,
     ConvNcfConfig,
+    DeepFmConfig,
     EaseConfig,
     ElsaConfig,
     GmfConfig,
+    Gru4RecConfig,
     ItemKnnConfig,
     MlpConfig,
     ModelConfig,
@@ -24,7 +26,9 @@ from distrib.models import (
     NeuMfConfig,
     PopularityConfig,
     RecVaeConfig,
+    SasRecConfig,
     VaeBmfConfig,
+    YoutubeDnnConfig,
 )
 from distrib.models.capabilities import EncodesItems, TiedLinear, begin_epoch, phases_of
 from distrib.rng import CounterRng
@@ -80,6 +84,14 @@ CASES += [
     MlpConfig(latent_width=8, hidden_widths=(8, 4)),
     NeuMfConfig(gmf_width=4, mlp_width=8, hidden_widths=(8, 4)),
     ConvNcfConfig(latent_width=8, channels=4),
+]
+CASES += [
+    SasRecConfig(max_length=9, latent_width=8, heads=2),
+    SasRecConfig(max_length=9, latent_width=8, block="pre_norm", is_tied=False),
+    SasRecConfig(max_length=9, latent_width=8, block="gated", hidden_width=12),
+    Gru4RecConfig(max_length=9, latent_width=8, dropout=0.2, input_dropout=0.1),
+    YoutubeDnnConfig(max_length=9, targets="every", latent_width=8, hidden_widths=(16,)),
+    DeepFmConfig(max_length=9, targets="every", latent_width=4, hidden_widths=(16,), dropout=0.3),
 ]
 every_model = pytest.mark.parametrize("config", CASES, ids=repr)
 TRAINED = [case for case in CASES if is_iterative(run_of(case))]
@@ -212,13 +224,16 @@ def test_permuting_items_permutes_scores(config, small):
 
 
 def board(is_rated):
-    """Users of two kinds, each with some of the even or odd items; rated: some of all items."""
+    """Users of two kinds, each with some of the even or odd items; rated: some of all items.
+
+    In random order, which is all the same to most models.
+    """
     rng = np.random.default_rng(0)
     kinds = [n % 2 for n in range(120)]
     if is_rated:
         items = [sorted(rng.permutation(20)[:12].tolist()) for _ in kinds]
     else:
-        items = [sorted((rng.permutation(10)[:6] * 2 + kind).tolist()) for kind in kinds]
+        items = [(rng.permutation(10)[:6] * 2 + kind).tolist() for kind in kinds]
     values = [
         [5.0 if item % 2 == kind else 1.0 for item in row]
         for row, kind in zip(items, kinds, strict=True)

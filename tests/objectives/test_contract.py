@@ -5,11 +5,21 @@ from typing import get_args
 import pytest
 import torch
 
-from distrib.models import Conv4RecConfig, ElsaConfig, GmfConfig, MultVaeConfig
+from distrib.models import (
+    Conv4RecConfig,
+    ElsaConfig,
+    GmfConfig,
+    Gru4RecConfig,
+    MultVaeConfig,
+    SasRecConfig,
+)
+from distrib.models.sequential.config import SequenceConfig
 from distrib.objectives import (
     BinaryConfig,
     BprConfig,
+    BprMaxConfig,
     CosineConfig,
+    GbceConfig,
     InverseDualConfig,
     InverseDualRowsConfig,
     InverseGradientConfig,
@@ -21,15 +31,19 @@ from distrib.objectives import (
     RatingClassesConfig,
     ReweightedConfig,
     SampledNegativesConfig,
+    SoftmaxConfig,
     SquaredErrorConfig,
+    Top1MaxConfig,
     TruncatedConfig,
 )
 from distrib.objectives.base import Candidates, Chunks, LossContext
 from distrib.objectives.signed_pairs import SamplesUnlabeled
 from distrib.parameters import roles_of, with_role
 from distrib.rng import CounterRng
+from distrib.sequences import with_targets
 
 WIDTHS = {"hidden_width": 8, "latent_width": 4}
+SEQUENCE = {"max_length": 9, "latent_width": 4}
 CASES = [
     (BinaryConfig(), MultVaeConfig(**WIDTHS)),
     (CosineConfig(), ElsaConfig(latent_width=4)),
@@ -40,6 +54,13 @@ CASES = [
         Conv4RecConfig(latent_width=4, rating_width=0, decoder="linear"),
     ),
     (SquaredErrorConfig(), MultVaeConfig(reads="ratings", **WIDTHS)),
+    (SoftmaxConfig(), SasRecConfig(**SEQUENCE)),
+    (SoftmaxConfig(against="sampled", num_sampled=12), SasRecConfig(**SEQUENCE)),
+    (SoftmaxConfig(against="batch"), SasRecConfig(**SEQUENCE)),
+    (GbceConfig(), SasRecConfig(**SEQUENCE)),
+    (GbceConfig(num_sampled=5, shared=True, calibration=0.75), Gru4RecConfig(**SEQUENCE)),
+    (BprMaxConfig(num_sampled=12), Gru4RecConfig(**SEQUENCE)),
+    (Top1MaxConfig(num_sampled=12), Gru4RecConfig(**SEQUENCE)),
     (LabeledConfig(), GmfConfig(latent_width=4)),
     (SampledNegativesConfig(), GmfConfig(latent_width=4)),
     (BprConfig(), GmfConfig(latent_width=4)),
@@ -110,8 +131,16 @@ def batch_for(objective, small):
 
 def terms_of(objective, model, batch, context):
     """Terms, and their gradient by every parameter, weighted differently for each user."""
-    terms_TB = objective(model, model.encode(batch), batch, context)
+    inputs, target = fed(model, batch)
+    terms_TB = objective(model, model.encode(inputs), target, context)
     return terms_TB, gradients_of(terms_TB, model)
+
+
+def fed(model, batch):
+    """What a model reads and decodes."""
+    if isinstance(model.config, SequenceConfig) if hasattr(model, "config") else False:
+        return with_targets(batch, model.config.max_length, every=True)
+    return batch, batch
 
 
 def gradients_of(terms_TB, model):
@@ -130,8 +159,9 @@ def test_every_objective_has_a_case():
 @every_objective
 def test_every_user_has_a_finite_loss_for_each_term(objective, model, small):
     loss, made = built(objective, model, small)
-    terms_TB, _ = terms_of(loss, made, batch_for(objective, small), context_of())
-    assert terms_TB.shape == (len(loss.terms), 37)
+    batch = batch_for(objective, small)
+    terms_TB, _ = terms_of(loss, made, batch, context_of())
+    assert terms_TB.shape == (len(loss.terms), fed(made, batch)[1].num_users)
     assert terms_TB.isfinite().all()
     assert isinstance(loss.decodes_pairs, bool)
     assert loss.kl.weight(0) <= loss.kl.weight(10**9) == loss.kl.cap
@@ -154,7 +184,8 @@ def test_the_gradient_is_that_of_small_differences(objective, model, small):
         sides = []
         for sign in (1.0, -1.0):
             held.data.add_(sign * 1e-3 * direction)
-            terms_TB = loss(made, made.encode(batch), batch, context).detach().double()
+            inputs, target = fed(made, batch)
+            terms_TB = loss(made, made.encode(inputs), target, context).detach().double()
             weight_TB = torch.linspace(0.5, 2.0, terms_TB.numel()).reshape(terms_TB.shape)
             sides.append((terms_TB * weight_TB).sum().item())
             held.data.sub_(sign * 1e-3 * direction)
@@ -178,13 +209,14 @@ def test_chunks_of_any_size_give_the_same_loss(objective, model, chunk_items, ke
 @every_objective
 def test_users_do_not_depend_on_who_else_is_in_the_batch(objective, model, small):
     loss, made = built(objective, model, small)
-    if isinstance(objective, OF_BATCHES):
+    if isinstance(objective, OF_BATCHES) or getattr(objective, "against", "") == "batch":
         pytest.skip("pairs are compared with those of the batch")
     batch = batch_for(objective, small)
     whole_TB, _ = terms_of(loss, made, batch, context_of())
     for user in (0, 7, 36):
         alone_TB, _ = terms_of(loss, made, batch.slice(user, user + 1), context_of())
-        torch.testing.assert_close(alone_TB[:, 0], whole_TB[:, user], rtol=1e-5, atol=1e-5)
+        rows = fed(made, batch)[1].user_B == user
+        torch.testing.assert_close(alone_TB, whole_TB[:, rows], rtol=1e-5, atol=1e-5)
 
 
 class Shard:

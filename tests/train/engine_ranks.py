@@ -18,15 +18,22 @@ from distrib.models import (
     AutoRecConfig,
     BiasedMfConfig,
     Conv4RecConfig,
+    DeepFmConfig,
     ElsaConfig,
     GmfConfig,
+    Gru4RecConfig,
     MultVaeConfig,
     NeuMfConfig,
     RecVaeConfig,
+    SasRecConfig,
     VaeBmfConfig,
+    YoutubeDnnConfig,
 )
+from distrib.models.sequential.config import SequenceConfig
 from distrib.objectives import (
+    BprMaxConfig,
     CosineConfig,
+    GbceConfig,
     InverseDualConfig,
     InverseDualRowsConfig,
     InverseGradientConfig,
@@ -34,10 +41,12 @@ from distrib.objectives import (
     MultinomialConfig,
     PositiveUnlabeledConfig,
     RatingClassesConfig,
+    SoftmaxConfig,
     SquaredErrorConfig,
     TruncatedConfig,
 )
 from distrib.rng import CounterRng
+from distrib.sequences import with_targets
 from distrib.train.engines.base import Update
 from distrib.train.engines.config import EngineConfig
 from distrib.train.engines.deepspeed import DeepSpeedEngine
@@ -97,15 +106,37 @@ CASES = {
     "gmf-unlabeled": (GmfConfig(latent_width=8), PositiveUnlabeledConfig()),
     "gmf-gradient": (
         GmfConfig(latent_width=8),
-        InverseGradientConfig(hold_out=0.3, form="sketched", sketch_size=512, dead_zone=0.0),
+        InverseGradientConfig(
+            hold_out=0.3, form="sketched", sketch_size=512, dead_zone=0.0, alternate="epochs"
+        ),
     ),
     "gmf-exact_gradient": (
         GmfConfig(latent_width=8),
-        InverseGradientConfig(hold_out=0.3, look_ahead="sign"),
+        InverseGradientConfig(hold_out=0.3, look_ahead="sign", alternate="epochs"),
     ),
     "neumf-exact_gradient": (
         NeuMfConfig(gmf_width=4, mlp_width=8, hidden_widths=(8, 4)),
-        InverseGradientConfig(hold_out=0.3, look_ahead_rate=0.1),
+        InverseGradientConfig(hold_out=0.3, look_ahead_rate=0.1, alternate="epochs"),
+    ),
+    "sas_rec": (
+        SasRecConfig(max_length=9, latent_width=8, block="gated", is_tied=False),
+        SoftmaxConfig(),
+    ),
+    "sas_rec-in_batch": (
+        SasRecConfig(max_length=9, latent_width=8, targets="last"),
+        SoftmaxConfig(against="batch"),
+    ),
+    "gru4rec": (
+        Gru4RecConfig(max_length=9, latent_width=8, dropout=0.2, input_dropout=0.2),
+        BprMaxConfig(num_sampled=20),
+    ),
+    "youtube_dnn": (
+        YoutubeDnnConfig(max_length=9, latent_width=8, hidden_widths=(16,)),
+        GbceConfig(),
+    ),
+    "deep_fm": (
+        DeepFmConfig(max_length=9, latent_width=8, targets="every", hidden_widths=(16,)),
+        GbceConfig(num_sampled=7, shared=True, calibration=0.5),
     ),
     "mult_vae-inverse_dual": (
         MultVaeConfig(hidden_width=16, latent_width=8),
@@ -172,8 +203,9 @@ def losses(
     Each step is an epoch to the model, so that those trained in turns take them.
     """
     small, found = Small(), []
+    model, _ = CASES[case]
     for step in range(first, last):
-        if CASES[case][0].spec.scheme == "pairs":
+        if model.spec.scheme == "pairs":
             batch = pairs_of(case, small, step, rank, world_size)
         elif case == "vae_bmf":
             feed = small.tile_feed(BATCH_USERS, rank, world_size, items=13)
@@ -185,6 +217,10 @@ def losses(
             users = small.users(mine) if mine else Batch.from_lists([])
             read = users.keep(users.item_N % 3 > 0) if case == "mult_vae-denoised" else users
             batch = RankBatch(read, users, size)
+            if isinstance(model, SequenceConfig):
+                batch = RankBatch(
+                    *with_targets(users, model.max_length, every=model.targets == "every"), size
+                )
         engine.begin_epoch(step)
         update = engine.train_batch(batch, CounterRng.of(1, 0), step=step)
         summed = torch.stack([update.terms[name].double() for name in sorted(update.terms)])

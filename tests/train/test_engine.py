@@ -36,6 +36,11 @@ ENGINES_OF = {
     "mult_vae-inverse_dual": ("zero0", "zero3"),
     "mult_vae-gradient": ("zero0", "zero1", "zero2"),
     "conv4rec-gradient": ("zero0", "zero1", "zero2"),
+    "sas_rec": ("zero0", "zero1", "zero2", "zero3"),
+    "sas_rec-in_batch": ("zero1",),
+    "gru4rec": ("zero0", "zero2", "zero3"),
+    "youtube_dnn": ("zero1", "zero3"),
+    "deep_fm": ("zero0", "zero3"),
 }
 SPECIAL = {
     "items-accumulated": {"precision": "fp32", "parallel": "items", "micro_batch_users": 2},
@@ -55,6 +60,7 @@ SPECIAL_PAIRS = [
     *product(HALVED_CASES, SPECIAL),
     ("mult_vae-denoised", "accumulated"),
     ("mult_vae-denoised", "items-accumulated"),
+    ("sas_rec", "accumulated"),
 ]
 HALVES = {
     f"{p}/{s}": {"precision": p, "zero_stage": s} for p in ("bf16", "fp16") for s in (1, 2, 3)

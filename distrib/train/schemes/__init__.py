@@ -9,6 +9,7 @@ from distrib.train.schemes.closed_form import ClosedForm
 from distrib.train.schemes.item_rows import ItemRows
 from distrib.train.schemes.meta import Meta
 from distrib.train.schemes.meta_rows import MetaRows
+from distrib.train.schemes.next_item import NextItem
 from distrib.train.schemes.pairs import Pairs
 from distrib.train.schemes.two_sided import TwoSided
 from distrib.train.schemes.user_rows import UserRows
@@ -18,6 +19,7 @@ SCHEMES: Mapping[str, Scheme] = {
     "item_rows": ItemRows(),
     "meta": Meta(),
     "meta_rows": MetaRows(),
+    "next_item": NextItem(),
     "pairs": Pairs(),
     "two_sided": TwoSided(),
     "user_rows": UserRows(),

@@ -1,0 +1,139 @@
+"""Binary cross-entropy of the next item against sampled ones, plain or generalized (gBCE)."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor
+
+from distrib.batch import Batch
+from distrib.config import Config
+from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
+from distrib.objectives.decoder import Decoder, Tensors
+from distrib.vocabulary import Catalog
+
+_STREAM = 241  # random stream
+_STEPS = 1 << 24  # of a uniform number
+
+
+class GbceConfig(Config):
+    """Settings of the binary cross-entropy; one sample and no calibration are SASRec's."""
+
+    name: Literal["gbce"] = "gbce"
+
+    spec: ClassVar[ObjectiveSpec] = ObjectiveSpec(
+        "scores", needs_whole_catalog=True, model_scheme="next_item"
+    )
+
+    num_sampled: PositiveInt = 1
+    """Items drawn uniformly, k in the source."""
+
+    shared: bool = False
+    """Whether the targets of a user share the drawn items, which saves memory with many of them;
+    otherwise each target has its own."""
+
+    calibration: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """t in the source: 0 for the plain loss; 1 for scores whose sigmoid is a probability."""
+
+    @model_validator(mode="after")
+    def _one_sample_is_not_shared(self) -> "GbceConfig":
+        if self.shared and self.num_sampled == 1:
+            raise ValueError(
+                "shared = true with num_sampled = 1: all targets of a user would have the same "
+                "one; set it to false, or draw more"
+            )
+        return self
+
+    def build(self, catalog: Catalog) -> "Gbce":
+        """Make the objective."""
+        return Gbce(self, catalog)
+
+
+class Gbce:
+    """-beta log sigmoid(s) of a target, and -log(1 - sigmoid(s)) of each drawn item, nats.
+
+    beta = a (t (1 - 1 / a) + 1 / a), with the sampling rate a = k / (items - 1). Drawn items that
+    are targets of the user in the same update do not count.
+
+    Source: Kang, McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018; generalized:
+    Petrov, Macdonald, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with
+    Negative Sampling", RecSys 2023, eq. 7 and 11. Differs from the sources: draws depend on the
+    epoch, the user and the target alone.
+    """
+
+    terms = ("targets", "sampled")
+    kl = KlSchedule(0.0, 0)
+    decodes_pairs = True
+    limits: Mapping[str, float] = NO_LIMITS
+
+    def __init__(self, config: GbceConfig, catalog: Catalog) -> None:
+        self.config, self.item_count = config, catalog.item_count
+        rate = config.num_sampled / max(catalog.item_count - 1, 1)
+        self.beta = rate * (config.calibration * (1.0 - 1.0 / rate) + 1.0 / rate)
+
+    def __call__(
+        self, model: Decoder, users: Tensors, target: Batch, context: LossContext
+    ) -> Tensor:
+        """Compute both parts of the loss; see `Objective`."""
+        group_R, place_R = _groups(target)
+        drawn_RK = self._draw(target, place_R, context)
+        if self.config.shared:
+            first_G = torch.nonzero(place_R == 0)[:, 0]
+            score_RK = _shared_scores(model, users, drawn_RK[first_G], group_R)
+            drawn_RK = drawn_RK[first_G][group_R]
+        else:
+            score_RK = _own_scores(model, users, drawn_RK, target)
+        known = torch.sort(group_R * self.item_count + target.item_N).values
+        is_known_RK = _is_among(group_R[:, None] * self.item_count + drawn_RK, known)
+        score_R = model.score_pairs(users, target).float()
+        sampled_RK = F.softplus(score_RK.float()).masked_fill(is_known_RK, 0.0)
+        return torch.stack([self.beta * F.softplus(-score_R), sampled_RK.sum(1)])
+
+    def _draw(self, target: Batch, place_R: Tensor, context: LossContext) -> Tensor:
+        """Draw items for each target, int64 ``[R, K]``."""
+        sample_K = torch.arange(self.config.num_sampled, device=place_R.device)
+        keys = target.user_B[:, None], place_R[:, None], sample_K
+        high, low = (
+            context.rng.uniform(_STREAM, *keys, sample_K.new_tensor(half)).double()
+            for half in (0, 1)
+        )
+        return ((high + low / _STEPS) * self.item_count).long()
+
+
+def _groups(target: Batch) -> tuple[Tensor, Tensor]:
+    """Return the number of the user of each target, and the target's place among the user's."""
+    user_R = target.user_B
+    is_new_R = torch.ones_like(user_R, dtype=torch.bool)
+    is_new_R[1:] = user_R[1:] != user_R[:-1]
+    group_R = is_new_R.cumsum(0) - 1
+    first_G = torch.nonzero(is_new_R)[:, 0]
+    return group_R, torch.arange(len(user_R), device=user_R.device) - first_G[group_R]
+
+
+def _own_scores(model: Decoder, users: Tensors, drawn_RK: Tensor, target: Batch) -> Tensor:
+    num_rows, num_sampled = drawn_RK.shape
+    pointer_P = torch.arange(num_rows + 1, device=drawn_RK.device) * num_sampled
+    nothing = torch.zeros(drawn_RK.numel(), device=drawn_RK.device)
+    pairs = Batch(target.user_B, pointer_P, drawn_RK.flatten(), nothing)
+    return model.score_pairs(users, pairs).view(num_rows, num_sampled)
+
+
+def _shared_scores(model: Decoder, users: Tensors, drawn_GK: Tensor, group_R: Tensor) -> Tensor:
+    """Decode, for the states of each user, the items drawn for that user."""
+    sizes = torch.bincount(group_R, minlength=len(drawn_GK)).tolist()
+    tables = model.item_tables()
+    states = [part.split(sizes) for part in users]
+    found = [
+        model.decode_rows(tuple(state), tuple(table[item_K] for table in tables))
+        for *state, item_K in zip(*states, drawn_GK, strict=True)
+    ]
+    return torch.cat(found) if found else drawn_GK.new_zeros(0, drawn_GK.shape[1]).float()
+
+
+def _is_among(key_RK: Tensor, known: Tensor) -> Tensor:
+    if not len(known):
+        return torch.zeros_like(key_RK, dtype=torch.bool)
+    place = torch.searchsorted(known, key_RK).clamp(max=len(known) - 1)
+    return known[place] == key_RK

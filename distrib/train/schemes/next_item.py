@@ -1,0 +1,61 @@
+"""Training on sequences: what a model reads comes before what it decodes."""
+
+from collections.abc import Iterator
+
+import torch
+from typing_extensions import override
+
+from distrib.data.feeds.base import BatchSharding, Feed, RankBatch
+from distrib.data.feeds.sequences import SequenceFeed
+from distrib.data.history_arrays import HistoryArrays
+from distrib.models.sequential.config import SequenceConfig
+from distrib.sequences import with_targets
+from distrib.train.config import TrainingRun
+from distrib.train.schemes.base import TrainingData
+from distrib.train.schemes.user_rows import UserRows, row_batches
+from distrib.vocabulary import Vocabulary
+
+
+class NextItem(UserRows):
+    """See `Scheme`; a step is of whole users, whose losses are sums over their targets."""
+
+    decodes_inputs = False
+
+    @override
+    def faults(self, run: TrainingRun) -> Iterator[str]:
+        """Refuse a last layer that is split over ranks; see `Scheme`."""
+        yield from super().faults(run)
+        if run.engine.parallel == "items":
+            yield (
+                f"engine.parallel = 'items' with model {run.model.name!r}: a user has a state for "
+                "each target; set it to 'data'"
+            )
+
+    @override
+    def open_feed(
+        self,
+        data: TrainingData,
+        sharding: BatchSharding,
+        run: TrainingRun,
+        device: torch.device | None,
+    ) -> Feed:
+        """Open a feed of histories, and split each into input and targets; see `Scheme`."""
+        config = _config_of(run)
+        whole = super().open_feed(data, sharding, run, device)
+        return SequenceFeed(whole, config.max_length, every=config.targets == "every")
+
+    @override
+    def sample_batches(
+        self, run: TrainingRun, train: HistoryArrays, vocabulary: Vocabulary, workers: int
+    ) -> Iterator[RankBatch]:
+        """Slice the histories in turn; see `Scheme`."""
+        config = _config_of(run)
+        for whole in row_batches(run, train, workers):
+            every = config.targets == "every"
+            inputs, target = with_targets(whole.target, config.max_length, every=every)
+            yield RankBatch(inputs, target, whole.size)
+
+
+def _config_of(run: TrainingRun) -> SequenceConfig:
+    assert isinstance(run.model, SequenceConfig)
+    return run.model
