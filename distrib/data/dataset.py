@@ -55,6 +55,8 @@ class ShardEntry(Record):
     unseen_items: int
     roles: dict[str, int]
     subsets: dict[str, int]
+    tied: int | None = None
+    """See `RowCounts`; None in shards of earlier versions."""
 
 
 class ItemShardEntry(Record):
@@ -97,6 +99,9 @@ class RowCounts(Record):
     training_users: int
     interactions_by_role: dict[str, int]
     users_by_subset: dict[str, int]
+    tied: int | None = None
+    """Interactions at the time of another one of the same user, which a hash puts in order; None
+    without times."""
 
     def interactions(self, *roles: Role) -> int:
         """Return the number of interactions with any of the given roles."""

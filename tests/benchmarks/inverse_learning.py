@@ -240,7 +240,7 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
             decisions.set_title(f"share of decisions: {name}")
         bins = [key for key in recorded[-1] if " from " in key]
         if bins and not weights.images and "share direct" not in recorded[-1]:
-            shares = np.array([[epoch[key] for key in bins] for epoch in recorded]).T
+            shares = np.array([[epoch.get(key, np.nan) for key in bins] for epoch in recorded]).T
             extent = (0.5, len(recorded) + 0.5, 0.0, 1.0)
             image = weights.imshow(shares, origin="lower", aspect="auto", extent=extent)
             figure.colorbar(image, label="share of unlabeled pairs")

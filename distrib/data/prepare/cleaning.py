@@ -7,19 +7,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distrib.data.arrow import IntArray, dense_ids, to_numpy
+from distrib.data.arrow import IntArray, dense_ids, to_numpy, whole
 from distrib.data.config import CleaningConfig
+from distrib.data.hashing import hash_ids, mixed
 from distrib.data.logs.rating_scale import FloatArray, Scale
 from distrib.data.schema import Status
 
 _KEY_LIMIT = 2**63
+_TIES = 7  # use of hashes
 
 
 class Cleaned(NamedTuple):
     """Cleaned interactions of some users."""
 
     kept: pa.Table
-    """`schema.interactions`, ordered by shard, user, time and item."""
+    """`schema.interactions`, ordered by shard, user and time; at equal times by a hash."""
 
     counts: Counter[int]
     """Rows by `Status`, including those rejected earlier."""
@@ -58,7 +60,12 @@ def cleaned(
     for status in np.unique(status_N[status_N != Status.KEPT]):
         counts[int(status)] += int((status_N == status).sum())
     chosen_N, rating_N = chosen_N[status_N == 0], scale.apply(rating_N[status_N == 0])
-    order_N = by_user_and_time(user_N[chosen_N], time_N[chosen_N])
+    user_N, time_N = user_N[chosen_N], time_N[chosen_N]
+    order_N = by_user_and_time(user_N, time_N)
+    is_tied_N = tied(user_N[order_N], time_N[order_N])
+    if is_tied_N.any():
+        at_once_N = chosen_N[order_N[is_tied_N]]
+        order_N[is_tied_N] = order_N[is_tied_N][_shuffled(rows.take(pa.array(at_once_N)))]
     kept = rows.take(pa.array(chosen_N[order_N]))
     place = kept.schema.get_field_index("rating")
     kept = kept.set_column(place, kept.schema.field(place), pa.array(rating_N[order_N]))
@@ -106,6 +113,25 @@ def by_user_and_time(user_N: IntArray, time_N: IntArray) -> IntArray:
     if users * times >= _KEY_LIMIT:
         return np.lexsort((time_N, user_N))
     return stable_order(user_N * times + (time_N - first_s), users * times)
+
+
+def tied(user_N: IntArray, time_N: IntArray) -> npt.NDArray[np.bool_]:
+    """Return which interactions, ordered by user and time, have the time of another of the user."""
+    same_N = (user_N[1:] == user_N[:-1]) & (time_N[1:] == time_N[:-1])
+    return np.asarray(np.append(same_N, False) | np.append(False, same_N))
+
+
+def _shuffled(rows: pa.Table) -> IntArray:
+    """Return the order of interactions in which those of the same user and time are shuffled.
+
+    By a hash of user and item: were they ordered by item, a model that predicts the next item would
+    learn that order, and hold-outs of the last one would be easier than they are.
+    """
+    users, time_N = whole(rows["user"]), to_numpy(rows["time"])
+    user_N = dense_ids(users)
+    starts_N = np.append(True, (user_N[1:] != user_N[:-1]) | (time_N[1:] != time_N[:-1]))
+    hash_N = mixed(hash_ids(users, _TIES) ^ mixed(hash_ids(whole(rows["item"]), _TIES)))
+    return np.lexsort((hash_N, starts_N.cumsum()))
 
 
 def stable_order(key_N: IntArray, bound: int) -> IntArray:

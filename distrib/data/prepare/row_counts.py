@@ -138,6 +138,8 @@ def _accounted(survey: Survey, shards: list[ShardEntry], vocabulary: Vocabulary)
     counts = survey.counts
     read, rejected = sum(counts.values()), _rejected(counts)
     unseen = sum(shard.unseen_items for shard in shards)
+    ties = [shard.tied for shard in shards if shard.tied is not None]
+    has_ties = survey.first_s is not None and len(ties) == len(shards)
     if unseen:
         rejected[Status.ITEM_UNSEEN_IN_TRAINING.reason] = unseen
     kept = sum(shard.interactions for shard in shards)
@@ -154,6 +156,7 @@ def _accounted(survey: Survey, shards: list[ShardEntry], vocabulary: Vocabulary)
         training_users=vocabulary.num_users,
         interactions_by_role=_added_up(shard.roles for shard in shards),
         users_by_subset=_added_up(shard.subsets for shard in shards),
+        tied=sum(ties) if has_ties else None,
     )
 
 

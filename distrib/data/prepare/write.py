@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from distrib.data.arrow import to_numpy
+from distrib.data.arrow import flat_list, to_numpy
 from distrib.data.dataset import ItemShardEntry, QuarantineEntry, ShardEntry, numbering, read_table
 from distrib.data.logs.text import LogFile, chunks, count_lines
+from distrib.data.prepare.cleaning import tied
 from distrib.data.prepare.histories import (
     ShardHistories,
     build_histories,
@@ -73,6 +74,8 @@ def write_histories(name: str, shard: int, found: ShardHistories, target: Folder
     content = target.write_parquet(name, histories)
     role_N = to_numpy(pc.list_flatten(histories["roles"]))
     subset_B = to_numpy(histories["subset"])
+    pointer_P, time_N = flat_list(histories, "times")
+    user_N = np.repeat(np.arange(len(histories)), np.diff(pointer_P))
     return ShardEntry(
         name=name,
         sha256=hashlib.sha256(content).hexdigest(),
@@ -83,6 +86,7 @@ def write_histories(name: str, shard: int, found: ShardHistories, target: Folder
         unseen_items=found.num_unseen,
         roles={role.name.lower(): int((role_N == role).sum()) for role in Role},
         subsets={subset.name.lower(): int((subset_B == subset).sum()) for subset in Subset},
+        tied=int(tied(user_N, time_N).sum()),
     )
 
 
