@@ -118,7 +118,8 @@ class _PairProducts(torch.autograd.Function):
         if ctx.is_short:
             row_N = _rows(pointer_P, index_N.shape[0])
             ctx.save_for_backward(latent_BZ, table, index_N, row_N)
-            return (latent_BZ[row_N] * table[index_N]).sum(1)
+            picked_NZ = latent_BZ.index_select(0, row_N)
+            return picked_NZ.mul_(table.index_select(0, index_N)).sum(1)
         ctx.save_for_backward(latent_BZ, table, index_N, pointer_P)
         return _products(latent_BZ, table, index_N, pointer_P)
 
@@ -130,10 +131,10 @@ class _PairProducts(torch.autograd.Function):
         if ctx.is_short:
             row_N, gradient_N1 = pointer_P, gradient_N[:, None]
             if ctx.needs_input_grad[0]:
-                added_NZ = gradient_N1 * table[index_N]
+                added_NZ = table.index_select(0, index_N).mul_(gradient_N1)
                 by_code = torch.zeros_like(latent_BZ).index_add_(0, row_N, added_NZ)
             if ctx.needs_input_grad[1]:
-                added_NZ = gradient_N1 * latent_BZ[row_N]
+                added_NZ = latent_BZ.index_select(0, row_N).mul_(gradient_N1)
                 by_table = torch.zeros_like(table).index_add_(0, index_N, added_NZ)
             return by_code, by_table, None, None, None
         if ctx.needs_input_grad[0]:
