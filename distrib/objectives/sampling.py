@@ -50,12 +50,15 @@ class ItemSampler:
     def items(
         self, rng: CounterRng, step: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw items for an update; return them in ascending order, and how often each was drawn.
+        """Draw items for an update, whatever is observed.
 
         Args:
             rng: The epoch's randomness; ranks of one step draw the same.
             step: Updates made so far.
             device: Where to return them.
+
+        Returns:
+            Items in ascending order, and how often each was drawn.
         """
         item_J, times_J = torch.unique(self._draws(rng, step, device), return_counts=True)
         return item_J, times_J.to(torch.float32)

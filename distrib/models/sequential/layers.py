@@ -238,6 +238,9 @@ class Tower(nn.Module):
             share: Of numbers to drop.
             rng: The epoch's randomness; None for inference.
             stream: Random stream of the first layer; those that follow are taken by the others.
+
+        Returns:
+            The output.
         """
         *hidden, last = self.layers
         for place, layer in enumerate(hidden):
