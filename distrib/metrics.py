@@ -74,6 +74,37 @@ def ndcg(hit_BK: Tensor, length_B: Tensor, cutoff: int) -> Tensor:
     return gained_B / ideal_N[length_B.clamp(max=cutoff)]
 
 
+def hit_rate(hit_BK: Tensor, length_B: Tensor, cutoff: int) -> Tensor:
+    """Hit rate@N: 1 for a user with a target in the first N, else 0; Recall@N with one target.
+
+    Args:
+        hit_BK: bool, from `hits`; K at least the cutoff.
+        length_B: Targets of each user.
+        cutoff: N.
+
+    Returns:
+        float64 ``[B]``; NaN for a user without targets.
+    """
+    found_B = hit_BK[:, :cutoff].any(1).to(torch.float64)
+    return found_B.masked_fill(length_B == 0, torch.nan)
+
+
+def mrr(hit_BK: Tensor, length_B: Tensor, cutoff: int) -> Tensor:
+    """MRR@N: 1 / rank of the first target in the first N, 0 if there is none.
+
+    Args:
+        hit_BK: bool, from `hits`, best first; K at least the cutoff.
+        length_B: Targets of each user.
+        cutoff: N.
+
+    Returns:
+        float64 ``[B]``, 0..1; NaN for a user without targets.
+    """
+    rank_N = torch.arange(1, hit_BK[:, :cutoff].shape[1] + 1, device=hit_BK.device)
+    best_B = (hit_BK[:, :cutoff].to(torch.float64) / rank_N).amax(1)
+    return best_B.masked_fill(length_B == 0, torch.nan)
+
+
 class Summary(Record):
     """A mean with its standard error."""
 

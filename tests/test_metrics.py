@@ -5,14 +5,15 @@ import pytest
 import torch
 
 from distrib.batch import Batch
-from distrib.metrics import hits, ndcg, recall, sums_of, total_variation
+from distrib.metrics import hit_rate, hits, mrr, ndcg, recall, sums_of, total_variation
 
 
 def naive(ranked, wanted, n):
     found = [item in wanted for item in ranked[:n] if item >= 0]
     gained = sum(hit / math.log2(rank + 2) for rank, hit in enumerate(found))
     ideal = sum(1 / math.log2(rank + 2) for rank in range(min(n, len(wanted))))
-    return sum(found) / min(n, len(wanted)), gained / ideal
+    first = found.index(True) + 1 if True in found else math.inf
+    return sum(found) / min(n, len(wanted)), gained / ideal, float(any(found)), 1 / first
 
 
 @pytest.mark.parametrize("n", [1, 3, 10])
@@ -24,16 +25,18 @@ def test_ranking_metrics_equal_the_formulas(n):
     target = Batch.from_lists(targets)
     hit = hits(torch.tensor(ranked), target, 30)
     wanted = [naive(r, set(t), n) for r, t in zip(ranked, targets, strict=True)]
-    assert recall(hit, target.length_B, n).tolist() == pytest.approx([w[0] for w in wanted])
-    assert ndcg(hit, target.length_B, n).tolist() == pytest.approx([w[1] for w in wanted])
+    for place, metric in enumerate((recall, ndcg, hit_rate, mrr)):
+        found = metric(hit, target.length_B, n).tolist()
+        assert found == pytest.approx([values[place] for values in wanted])
 
 
 def test_a_user_without_targets_does_not_count():
     target = Batch.from_lists([[3], []])
     hit = hits(torch.tensor([[3, 1], [3, 1]]), target, 5)
-    sums = sums_of({"recall@2": recall(hit, target.length_B, 2)})
-    assert sums.summaries()["recall@2"].num_observations == 1
-    assert sums.summaries()["recall@2"].mean == 1.0
+    for metric in (recall, ndcg, hit_rate, mrr):
+        found = sums_of({"x": metric(hit, target.length_B, 2)}).summaries()["x"]
+        assert found.num_observations == 1
+        assert found.mean == 1.0
 
 
 def test_sums_merge_like_one_batch_and_give_standard_errors():

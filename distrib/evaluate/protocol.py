@@ -18,7 +18,7 @@ from distrib.errors import ConfigError
 from distrib.evaluate.measured import Measured, joined
 from distrib.feedback import Feedback
 from distrib.labeled_metrics import LABELED_METRICS, LOG_LOSS, metrics_by_user
-from distrib.metrics import SQUARED_ERROR_UNCUT, hits, ndcg, recall
+from distrib.metrics import SQUARED_ERROR_UNCUT, hit_rate, hits, mrr, ndcg, recall
 from distrib.score.scorer import Scorer, pair_scores
 
 Cutoffs = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
@@ -26,6 +26,7 @@ Cutoffs = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 EXPECTED, KNOWN = "interactions_expected", "interactions_known"
 """Calibration: the sum of a user's probabilities, and the number of encoded interactions."""
 
+_RANKING = {"recall": recall, "ndcg": ndcg, "hit_rate": hit_rate, "mrr": mrr}
 _LOWER_IS_BETTER = ("rmse", "mae", LOG_LOSS)
 
 
@@ -37,6 +38,16 @@ class EvaluateConfig(Config):
 
     ndcg_at: Cutoffs = (100,)
     """Cutoffs of NDCG."""
+
+    hit_rate_at: tuple[PositiveInt, ...] = ()
+    """Cutoffs of the hit rate, which is Recall for users with one target."""
+
+    mrr_at: tuple[PositiveInt, ...] = ()
+    """Cutoffs of MRR."""
+
+    exclude_seen: bool = True
+    """Whether lists leave out what the user has met already, unless it is a target; set it to false
+    where people consume the same item again."""
 
     lists: Literal["always", "test", "never"] = "always"
     """When lists from the whole catalog are measured: in validation and test, in the test only, or
@@ -51,9 +62,19 @@ class EvaluateConfig(Config):
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Names of all metrics that can select the best checkpoint."""
-        ranking = [f"recall@{n}" for n in self.recall_at] + [f"ndcg@{n}" for n in self.ndcg_at]
+        ranking = [f"{name}@{n}" for name, at in self.ranking_metrics.items() for n in at]
         ranking = ranking if self.lists == "always" else []
         return (*ranking, "rmse", "mae", *LABELED_METRICS)
+
+    @property
+    def ranking_metrics(self) -> dict[str, tuple[int, ...]]:
+        """Cutoffs of the metrics of lists, by name."""
+        return {
+            "recall": self.recall_at,
+            "ndcg": self.ndcg_at,
+            "hit_rate": self.hit_rate_at,
+            "mrr": self.mrr_at,
+        }
 
 
 def measure(
@@ -148,14 +169,17 @@ class Measurer(NamedTuple):
 
 
 def _ranking(scorer: Scorer, asked: Example, config: EvaluateConfig) -> dict[str, Tensor]:
-    longest = max(*config.recall_at, *config.ndcg_at)
-    item_BK = scorer.recommend(asked.source, asked.seen, longest).item_BK
+    cutoffs = config.ranking_metrics
+    longest = max(n for at in cutoffs.values() for n in at)
+    seen = asked.seen if config.exclude_seen else None
+    item_BK = scorer.recommend(asked.source, seen, longest, with_predictions=False).item_BK
     wanted = _likes(asked.target, scorer.vocabulary.feedback)
     hit_BK = hits(item_BK, wanted, len(scorer.vocabulary))
     length_B = wanted.length_B
     return {
-        **{f"recall@{n}": recall(hit_BK, length_B, n) for n in config.recall_at},
-        **{f"ndcg@{n}": ndcg(hit_BK, length_B, n) for n in config.ndcg_at},
+        f"{name}@{n}": _RANKING[name](hit_BK, length_B, n)
+        for name, at in cutoffs.items()
+        for n in at
     }
 
 

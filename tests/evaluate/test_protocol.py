@@ -67,6 +67,24 @@ def test_targets_are_never_among_what_the_model_reads(small):
     assert not read & targets
 
 
+def test_what_a_user_has_met_is_in_lists_only_where_that_is_set(small):
+    rows = eval_rows(rows_of(small), Role.TEST_TARGET)
+    scorer = scorer_of(PopularityConfig(), small)
+    held_out = example(rows, np.arange(rows.num_users), Role.TEST_TARGET)
+    again = held_out._replace(target=held_out.source, seen=held_out.source)  # all is met again
+    config = EvaluateConfig(recall_at=(5,), hit_rate_at=(5,), mrr_at=(1, 5))
+    without = measure(scorer, again, config).means()
+    with_seen = measure(scorer, again, config.model_copy(update={"exclude_seen": False})).means()
+    assert {name: without[name] for name in ("recall@5", "hit_rate@5", "mrr@5")} == {
+        "recall@5": 0.0,
+        "hit_rate@5": 0.0,
+        "mrr@5": 0.0,
+    }
+    assert with_seen["hit_rate@5"] >= with_seen["recall@5"] > 0.0
+    assert with_seen["mrr@5"] >= max(with_seen["mrr@1"], 1e-9)
+    assert {"hit_rate@5", "mrr@1"} <= set(config.metric_names)
+
+
 def test_the_selection_score_is_a_geometric_mean_with_errors_inverted():
     assert selection_score({"ndcg@10": 0.5, "rmse": 2.0}, ("ndcg@10", "rmse")) == 0.5
     with pytest.raises(ConfigError, match=r"'rmse', but only \['ndcg@10'\] were measured"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from distrib.batch import Batch
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.config import load
 from distrib.data.config import DataConfig
@@ -14,7 +15,9 @@ from distrib.data.dataset import Dataset
 from distrib.data.feeds.base import BatchSharding
 from distrib.data.feeds.loader import load_training_data
 from distrib.data.logs.config import SyntheticLog
+from distrib.data.logs.formats.delimited import CsvSource
 from distrib.data.prepare.job import prepare
+from distrib.data.splits.rules import GlobalTimeSplit, NoSplit
 from distrib.errors import ConfigError
 from distrib.evaluate.job import evaluate
 from distrib.evaluate.protocol import EvaluateConfig
@@ -99,6 +102,41 @@ def test_popularity_is_a_model_like_others(prepared, tmp_path):
     bundle = load_bundle(Folder(str(tmp_path / "run")) / BUNDLE)
     counted = Popularity(Dataset.open(prepared).vocabulary.catalog)
     assert torch.equal(bundle.model.logit_IC, counted.logit_IC)
+
+
+def logged(tmp_path, has_time):
+    """A log in which item 1 was popular long ago, and item 2 is now; item 3 is held out."""
+    day = 86_400
+    rows = [(user, 1, 10 * day + user) for user in range(20)]
+    rows += [(user, 2, 60 * day + user) for user in range(9)]
+    rows += [(user, 3, 80 * day + user) for user in range(15)]
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,time\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows))
+    columns = {"user": "user", "item": "item", **({"time": "time"} if has_time else {})}
+    split = GlobalTimeSplit(valid_from=70 * day, test_from=75 * day) if has_time else NoSplit()
+    source = CsvSource(path=str(path), columns=columns)
+    folder = str(tmp_path / "prepared")
+    prepare(DataConfig(prepared=folder, source=source, num_shards=2, split=split))
+    return folder
+
+
+def test_popularity_of_the_last_days_counts_no_others_and_nothing_held_out(cluster, tmp_path):
+    folder = logged(tmp_path, has_time=True)
+    for days, wanted in ((7.0, [1, 0, 2]), (None, [0, 1, 2]), (51.0, [0, 1, 2])):
+        run = tmp_path / f"run-{days}"
+        launch(config_of(run, folder, PopularityConfig(window_days=days)))
+        scorer = Scorer.from_bundle(Folder(str(run)) / BUNDLE)
+        found = scorer.recommend(Batch.from_lists([[]], [[]]), None, 3)
+        assert found.item_BK[0].tolist() == wanted
+
+
+def test_a_window_needs_times(cluster, tmp_path):
+    folder = logged(tmp_path, has_time=False)
+    run = config_of(tmp_path / "run", folder, PopularityConfig(window_days=7.0))
+    with pytest.raises(
+        ConfigError, match="log has no times; remove it, or set"
+    ):
+        preflight(run)
 
 
 def test_item_autorec_trains_on_rows_of_items_and_every_way_of_scoring_agrees(prepared, tmp_path):

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 from typing_extensions import override
 
@@ -18,11 +19,15 @@ _PRIOR_RATINGS = 1e-3
 
 
 class PopularityConfig(Config):
-    """Popularity has no settings."""
+    """Settings of popularity."""
 
     name: Literal["popularity"] = "popularity"
 
     spec: ClassVar[ModelSpec] = ModelSpec("rating_classes", None, "closed_form")
+
+    window_days: PositiveFloat | None = None
+    """Count only this many days before the last training interaction; by default all. Of a split
+    by time, the last days often beat models of sequences."""
 
     def build(self, catalog: Catalog) -> "Popularity":
         """Make the model from the counts."""

@@ -22,6 +22,7 @@ from distrib.train.preflight.labels import feedback_faults
 from distrib.train.run_folder import identity_faults
 from distrib.train.schemes import can_warm_start, is_iterative, scheme_of
 from distrib.train.schemes.base import IterativeScheme
+from distrib.train.schemes.closed_form import CountsWindow
 from distrib.train.warm_start import kind_faults, load_pretrained, pretrained_faults
 
 OBJECTIVES = get_args(get_args(ObjectiveConfig)[0])
@@ -112,6 +113,12 @@ def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
         faults.append(
             f"model {run.model.name!r} reads histories of items, which {run.prepared} lacks; set "
             "data.item_histories = true and run prepare again"
+        )
+    has_window = isinstance(run.model, CountsWindow) and run.model.window_days is not None
+    if has_window and manifest.times.last is None:
+        faults.append(
+            f"model.window_days with {run.prepared}, whose log has no times; remove it, or set "
+            "data.source.columns.time and run prepare again"
         )
     faults += feedback_faults(run, dataset)
     if train.warm_start and is_iterative(run) and not can_warm_start(run):

@@ -22,6 +22,14 @@ class SolvesGram(Protocol):
         """Return the state of the model from X^T X of the binary interactions."""
 
 
+@runtime_checkable
+class CountsWindow(Protocol):
+    """Configuration of a model that is built from the counts of the latest interactions."""
+
+    window_days: float | None
+    """None: of all."""
+
+
 class ClosedForm:
     """See `Scheme`; makes no updates."""
 

@@ -23,12 +23,15 @@ from distrib.train.config import TrainingRun
 from distrib.train.oom import is_of_memory
 from distrib.train.records import EpochRecord, RunResult, Speed
 from distrib.train.run_folder import HISTORY, RUN, identity
-from distrib.train.schemes.closed_form import SolvesGram
+from distrib.train.schemes import window
+from distrib.train.schemes.closed_form import CountsWindow, SolvesGram
 from distrib.train.schemes.gram import added, partial_gram
-from distrib.vocabulary import Vocabulary
+from distrib.vocabulary import IntArray, Vocabulary
 
 _TASKS_TO_GROW = 8
 """Number of tasks where an autoscaling cluster has no cores yet."""
+
+_DAY_S = 86_400.0
 
 _RETRY_S = 120.0  # for storage that does not answer
 
@@ -59,10 +62,13 @@ def solve(
     shared = ray.put(dataset.vocabulary)
     num_items = len(dataset.vocabulary)
     gram = _summed_gram(dataset, num_items) if isinstance(run.model, SolvesGram) else None
+    counts = None
+    if isinstance(run.model, CountsWindow) and run.model.window_days is not None:
+        counts = _recent_counts(dataset, run.model.window_days)
     task = ray.remote(max_retries=0, num_cpus=run.train.cpus_per_worker)(_solved)
     try:
         metrics: dict[str, float] = ray.get(
-            task.remote(run.model_dump_json(), dataset, shared, gram)
+            task.remote(run.model_dump_json(), dataset, shared, gram, counts)
         )
     except (ray.exceptions.OutOfMemoryError, ray.exceptions.RayTaskError) as error:
         cause = getattr(error, "cause", error)
@@ -123,6 +129,25 @@ def _summed_gram(dataset: Dataset, item_count: int) -> ray.ObjectRef:
     return parts[0]
 
 
+def _recent_counts(dataset: Dataset, window_days: float) -> IntArray:
+    """Count the training interactions of the last days, a task for each shard."""
+    shards, items = dataset.manifest.shards, len(dataset.vocabulary)
+    last, count = ray.remote(_last_moment), ray.remote(_counts_since)
+    moments = ray.get([last.remote(dataset, entry) for entry in shards])
+    first_s = max(moment for moment in moments if moment is not None) - window_days * _DAY_S
+    parts = [count.remote(dataset, entry, first_s, items) for entry in shards]
+    return np.asarray(np.sum(ray.get(parts), axis=0))
+
+
+def _last_moment(dataset: Dataset, entry: ShardEntry) -> int | None:
+    return window.last_moment(dataset.table(entry, window.COLUMNS))
+
+
+def _counts_since(dataset: Dataset, entry: ShardEntry, first_s: float, item_count: int) -> IntArray:
+    table = dataset.table(entry, window.COLUMNS)
+    return window.counts_since(table, first_s, item_count, dataset.manifest.levels)
+
+
 def _partial(dataset: Dataset, entries: Sequence[ShardEntry], item_count: int) -> csr_array:
     """Sum over some shards, one in memory at a time."""
     total = csr_array((item_count, item_count), dtype=np.int32)
@@ -132,7 +157,11 @@ def _partial(dataset: Dataset, entries: Sequence[ShardEntry], item_count: int) -
 
 
 def _solved(
-    run_json: str, dataset: Dataset, vocabulary: Vocabulary, gram: csr_array | None
+    run_json: str,
+    dataset: Dataset,
+    vocabulary: Vocabulary,
+    gram: csr_array | None,
+    count_IL: IntArray | None,
 ) -> dict[str, float]:
     """Solve, write the bundle, return the validation metrics."""
     run = TrainingRun.model_validate_json(run_json)
@@ -140,7 +169,10 @@ def _solved(
     if isinstance(run.model, SolvesGram):
         weights = run.model.solve(gram)
     else:
-        weights = dict(run.model.build(vocabulary.catalog).state_dict())
+        catalog = vocabulary.catalog
+        if count_IL is not None:
+            catalog = catalog._replace(train_count_IL=count_IL)
+        weights = dict(run.model.build(catalog).state_dict())
     model = restored(run.model, vocabulary, weights)
     scorers = {"model": Scorer(model, vocabulary)}
     measurer = Measurer(scorers, Role.VALID_TARGET, run.evaluate)
