@@ -133,9 +133,7 @@ def test_popularity_of_the_last_days_counts_no_others_and_nothing_held_out(clust
 def test_a_window_needs_times(cluster, tmp_path):
     folder = logged(tmp_path, has_time=False)
     run = config_of(tmp_path / "run", folder, PopularityConfig(window_days=7.0))
-    with pytest.raises(
-        ConfigError, match="log has no times; remove it, or set"
-    ):
+    with pytest.raises(ConfigError, match="log has no times; remove it, or set"):
         preflight(run)
 
 
