@@ -99,13 +99,13 @@ class Task(NamedTuple):
 class Memory:
     """See `TrainingData`."""
 
-    def __init__(self, url: str, label_share: float) -> None:
+    def __init__(self, url: str, label_share: float, seed: int = 0) -> None:
         self.dataset = Dataset.open(url)
         manifest = self.dataset.manifest
         parts = [self.dataset.train_and_valid(entry) for entry in manifest.shards]
         train, valid = (merge([part[place] for part in parts]) for place in (0, 1))
         if label_share < 1.0:
-            train = _thinned(train, label_share)
+            train = _thinned(train, label_share, seed)
         columns = (manifest.counts.items, manifest.user_index_size)
         feedback = manifest.made_from.feedback
         self.rows = ResidentRows(train, valid, empty_like(train), columns, feedback)
@@ -123,11 +123,11 @@ class Memory:
         return merge([self.dataset.held_out(entry, role) for entry in shards])
 
 
-def _thinned(rows: HistoryArrays, share: float) -> HistoryArrays:
-    """Keep a share of the training interactions, by a hash of the pair: nested for any shares."""
+def _thinned(rows: HistoryArrays, share: float, seed: int) -> HistoryArrays:
+    """Keep a share of the training interactions, by a hash of seed and pair: nested for shares."""
     user_N = np.repeat(rows.number_B, np.diff(rows.pointer_P))
     keys = torch.from_numpy(user_N), torch.from_numpy(rows.item_N)
-    kept_N = (CounterRng.of(0, 0).uniform(_SHARE, *keys) < share).numpy()
+    kept_N = (CounterRng.of(seed, 0).uniform(_SHARE, *keys) < share).numpy()
     before = np.concatenate([[0], kept_N.cumsum()])
     return select(rows, kept_N, np.diff(before[rows.pointer_P]) > 0)
 
@@ -162,7 +162,7 @@ def measured(task: Task) -> dict[str, Any]:
         return json.loads(task.path.read_text())
     torch.set_num_threads(1)
     run = run_of(task)
-    data = Memory(run.prepared, task.label_share)
+    data = Memory(run.prepared, task.label_share, task.seed)
     scheme, vocabulary = iterative_scheme_of(run), data.dataset.vocabulary
     torch.manual_seed(run.seed)
     network = scheme.build(run.model, vocabulary)
