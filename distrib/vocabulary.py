@@ -143,6 +143,16 @@ class Vocabulary:
         )
         return Catalog(self.user_index_size, self.levels, count_UL, len(self))
 
+    @property
+    def sign_counts(self) -> dict[str, int]:
+        """Training interactions that are likes, dislikes, or neither; empty without feedback."""
+        if self.feedback is None:
+            return {}
+        sign_L = self.feedback.sign(np.asarray(self.levels, dtype=np.float32))
+        count_L = self.train_count_IL.sum(0)
+        names = {"likes": 1, "dislikes": -1, "without_sign": 0}
+        return {name: int(count_L[sign_L == sign].sum()) for name, sign in names.items()}
+
     def positions(self, ids: pa.Array) -> IntArray:
         """Return the position of each id, -1 where the vocabulary does not hold it.
 

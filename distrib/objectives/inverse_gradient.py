@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from distrib.config import Config
 from distrib.objectives.base import ObjectiveSpec
@@ -14,7 +14,7 @@ from distrib.vocabulary import Catalog
 class DecidesByGradient(Config):
     """Fields of an objective that decides by the gradients of two losses."""
 
-    hold_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    hold_out: Annotated[float, Field(ge=0.001, le=0.9)] = 0.1
     """Share of the labels that decide; fixed for the whole run."""
 
     hold_out_seed: int = 0
@@ -24,11 +24,11 @@ class DecidesByGradient(Config):
     """Weight of the unlabeled loss relative to the supervised one, alpha / gamma in the source;
     for the forms of first order."""
 
-    dead_zone: Annotated[float, Field(ge=0.0)] = 0.01
+    dead_zone: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
     """Absolute cosine of the two gradients below which the unlabeled loss is left out; for the
     forms of first order. Sketches raise it to 2 / sqrt(sketch_size) at least."""
 
-    sketch_size: PositiveInt = 4096
+    sketch_size: Annotated[int, Field(ge=64)] = 4096
     """Numbers that a gradient is sketched to before ranks exchange it."""
 
 

@@ -46,14 +46,16 @@ def learning_curves(
     figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
     for place, (name, values) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, place + 1)
-        axes.plot(epochs, values, marker="." if len(epochs) < 40 else None, color="tab:blue")
-        for other, records in others.items():
+        marker = "." if len(epochs) < 40 else None
+        axes.plot(epochs, values, marker=marker, color="tab:blue", label="this run")
+        for place, (other, records) in enumerate(others.items()):
             metric = name.removeprefix(_VALID)
             found = [(r.epoch, r.valid[metric]) for r in records if metric in r.valid]
             if found and name.startswith(_VALID):
-                axes.plot(*zip(*found, strict=True), label=other, linestyle=":", linewidth=1)
+                color = f"C{2 + place % 8}"  # after those of this run and of the best epoch
+                axes.plot(*zip(*found, strict=True), label=other, linestyle="--", color=color)
         axes.axvline(best_epoch, color="tab:orange", linewidth=1, linestyle="--")
-        if axes.get_legend_handles_labels()[1]:
+        if len(axes.get_legend_handles_labels()[1]) > 1:
             axes.legend(fontsize=7)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("epoch")

@@ -33,9 +33,11 @@ def draw_curves(run: str, best_epoch: int, compare_with: Sequence[str] = ()) -> 
     folder = Folder(run)
     history = _history(folder)
     others = {other: Folder(other) for other in compare_with}
+    last_parts = [other.rstrip("/").rsplit("/", 1)[-1] for other in others]
+    are_apart = len(set(last_parts)) == len(last_parts)
     drawn = {
-        other.rstrip("/").rsplit("/", 1)[-1]: _history(held)
-        for other, held in others.items()
+        short if are_apart else other: _history(held)
+        for short, (other, held) in zip(last_parts, others.items(), strict=True)
         if held.exists(HISTORY)
     }
     missing = [other for other, held in others.items() if not held.exists(HISTORY)]

@@ -116,7 +116,8 @@ class TrainConfig(Config):
     """Run folder of an earlier model of the same kind to start from, e.g. on older data."""
 
     compare_with: tuple[str, ...] = ()
-    """Run folders whose validation curves are drawn beside this run's, e.g. of a baseline."""
+    """Run folders whose validation curves are drawn beside this run's, e.g. of training on the
+    labels alone."""
 
     log_every_s: PositiveFloat = 10.0
     """Seconds between lines of progress in a job log."""

@@ -190,10 +190,17 @@ def test_bad_labels_are_refused_before_anything_is_read(folder, overrides, why, 
         prepare_preflight(run_file(folder, f'data.prepared="{tmp_path}/x"', *overrides).data)
 
 
-def test_data_without_two_classes_are_refused_by_what_needs_them(trained, folder, tmp_path):
+def test_data_without_two_classes_are_refused_by_what_needs_them(trained, folder, tmp_path, capfd):
     rated = [f'data.prepared="{tmp_path}/one"', f'run="{tmp_path}/run"', "engine.zero_stage=0"]
     one = run_file(folder, *rated, 'data.feedback={likes=["like", "hide"], dislikes=["gone"]}')
     prepare(one.data)
+    events = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line[:1] == "{"]
+    prepared = next(event for event in events if event["event"] == "prepared")
+    counts = prepared["training_feedback"]
+    assert counts["dislikes"] == 0 < counts["without_sign"] < counts["likes"]
+    assert sum(counts.values()) == prepared["counts"]["interactions_by_role"]["input"]
+    warned = next(event for event in events if event["event"] == "no_feedback_of_a_kind")
+    assert warned["none"] == ["dislikes"]
     with pytest.raises(ConfigError, match="has no dislikes in training, but objective"):
         preflight(one.training())
     none = run_file(
@@ -206,9 +213,12 @@ def test_data_without_two_classes_are_refused_by_what_needs_them(trained, folder
     prepare(none.data)
     with pytest.raises(ConfigError, match="has no likes in training, but model 'gmf' learns from"):
         preflight(none.training())
-    tiny = 'objective={name="inverse_gradient", form="sketched", hold_out=1e-6}'
+    tiny = 'objective={name="inverse_gradient", form="sketched", hold_out=0.001}'
     with pytest.raises(ConfigError, match="holds out none, so nothing would be decided"):
         preflight(run_file(folder, f'run="{tmp_path}/run"', tiny).training())
+    beside = f'train.compare_with=["{trained.run}", "{tmp_path}/absent"]'
+    with pytest.raises(ConfigError, match=r"compare_with names .*absent, which holds no"):
+        preflight(run_file(folder, f'run="{tmp_path}/run"', beside).training())
     plain = [
         f'data.prepared="{tmp_path}/two"',
         'data.source.columns={user="user", item="item"}',

@@ -136,7 +136,7 @@ def test_without_held_out_pairs_nothing_moves():
 def test_the_first_order_form_carries_the_gradient_of_the_combination(is_sketched, target, choice):
     held, unlabeled = quadratic([1.0] * 5, [0.0] * 5)
     held_out = (held - target).square().sum()
-    config = InverseGradientConfig(form="sketched", sketch_size=8)
+    config = InverseGradientConfig(form="sketched", sketch_size=64)
     look_ahead = FirstOrder(config, is_sketched=is_sketched)
     one, other = look_ahead.combined(held_out, unlabeled(), [held], Recorder(), 0.5)
     (one + other).backward()

@@ -14,7 +14,7 @@ from distrib.data.logs.rating_scale import scale_of
 from distrib.data.logs.readers import log_pieces, with_held_out
 from distrib.data.prepare import append, stages, write
 from distrib.data.prepare.histories import counts_matrix
-from distrib.data.prepare.row_counts import check_counts, contents, warn_of_times
+from distrib.data.prepare.row_counts import check_counts, contents, warn_of_signs, warn_of_times
 from distrib.data.prepare.stages import ReadPlan, Survey
 from distrib.data.schema import Origin, Status
 from distrib.data.splits.liang_2018 import ML20M_ROWS, require_published
@@ -136,7 +136,9 @@ def prepare(config: DataConfig) -> DatasetManifest:
         _hold_to_source(plan, survey, vocabulary)
     folder.write_json(MANIFEST, manifest.to_json())
     folder.remove(_BEGUN)
-    emit("prepared", folder=str(folder), counts=manifest.counts.to_json())
+    signs = {"training_feedback": vocabulary.sign_counts} if config.feedback else {}
+    emit("prepared", folder=str(folder), counts=manifest.counts.to_json(), **signs)
+    warn_of_signs(vocabulary)
     return manifest
 
 

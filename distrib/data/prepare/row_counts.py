@@ -116,6 +116,18 @@ def check_counts(counts: Counter[int], config: DataConfig, *, may_be_empty: bool
         )
 
 
+def warn_of_signs(vocabulary: Vocabulary) -> None:
+    """Warn when no training interaction is a like, or none a dislike, as after a typing error."""
+    none = [name for name in ("likes", "dislikes") if vocabulary.sign_counts.get(name) == 0]
+    if none:
+        emit(
+            "no_feedback_of_a_kind",
+            none=none,
+            training_feedback=vocabulary.sign_counts,
+            check="data.feedback: do its values occur in the rating column as they are written?",
+        )
+
+
 def warn_of_times(survey: Survey, layout: Layout) -> None:
     """Warn when times look as if they had another unit."""
     if not layout.has_time or survey.last_s is None:

@@ -19,7 +19,7 @@ from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 from distrib.train.engines.deepspeed import deepspeed_faults
 from distrib.train.preflight.labels import feedback_faults
-from distrib.train.run_folder import identity_faults
+from distrib.train.run_folder import HISTORY, identity_faults
 from distrib.train.schemes import can_warm_start, is_iterative, scheme_of
 from distrib.train.schemes.base import IterativeScheme
 from distrib.train.schemes.closed_form import CountsWindow
@@ -120,6 +120,12 @@ def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
             f"model.window_days with {run.prepared}, whose log has no times; remove it, or set "
             "data.source.columns.time and run prepare again"
         )
+    faults += [
+        f"train.compare_with names {other}, which holds no finished epoch; train it first, or "
+        "remove it"
+        for other in run.train.compare_with
+        if not Folder(other).exists(HISTORY)
+    ]
     faults += feedback_faults(run, dataset)
     if train.warm_start and is_iterative(run) and not can_warm_start(run):
         faults.append(

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from distrib.data.dataset import Dataset
 from distrib.labeled_metrics import LABELED_METRICS
-from distrib.objectives import InverseGradientConfig, SquaredErrorConfig
+from distrib.objectives import SquaredErrorConfig
+from distrib.objectives.inverse_gradient import DecidesByGradient
 from distrib.objectives.unlabeled_entries import LearnsFromUnlabeled
 from distrib.train.config import TrainingRun
 
@@ -32,9 +31,7 @@ def feedback_faults(run: TrainingRun, dataset: Dataset) -> Iterator[str]:
                 f"{_SET}{_without_dislikes(run)}"
             )
         return
-    sign_L = feedback.sign(np.asarray(dataset.manifest.levels, dtype=np.float32))
-    count_L = dataset.vocabulary.train_count_IL.sum(0)
-    counts = {"likes": count_L[sign_L > 0].sum(), "dislikes": count_L[sign_L < 0].sum()}
+    counts = dataset.vocabulary.sign_counts
     of_one = f"model {run.model.name!r} learns from likes" if _learns_from_pairs(run) else ""
     means = isinstance(run.objective, LearnsFromUnlabeled) and isinstance(
         run.objective.base, SquaredErrorConfig
@@ -42,8 +39,9 @@ def feedback_faults(run: TrainingRun, dataset: Dataset) -> Iterator[str]:
     of_both = needs or ("the objective compares with the mean of each" if means else "")
     for name, why in (("likes", of_both or of_one), ("dislikes", of_both)):
         if why and not counts[name]:
-            yield f"{run.prepared} has no {name} in training, but {why}; {_CHANGE}"
-    yield from _hold_out_faults(run, int(sum(counts.values())))
+            instead = _without_dislikes(run) if name == "dislikes" else ""
+            yield f"{run.prepared} has no {name} in training, but {why}; {_CHANGE}{instead}"
+    yield from _hold_out_faults(run, counts["likes"] + counts["dislikes"])
 
 
 def _needs(run: TrainingRun) -> Iterator[str]:
@@ -72,7 +70,7 @@ def _without_dislikes(run: TrainingRun) -> str:
 def _hold_out_faults(run: TrainingRun, num_labels: int) -> Iterator[str]:
     """Refuse a share of labels that holds out none."""
     objective = run.objective
-    if isinstance(objective, InverseGradientConfig) and objective.hold_out * num_labels < 1:
+    if isinstance(objective, DecidesByGradient) and objective.hold_out * num_labels < 1:
         yield (
             f"objective.hold_out = {objective.hold_out:g} of {num_labels} labels holds out none, "
             "so nothing would be decided; raise it"
