@@ -20,6 +20,7 @@ from distrib.data.history_arrays import (
 )
 from distrib.data.logs.feedback import FeedbackConfig
 from distrib.data.schema import Role
+from distrib.data.splits.rules import CHRONOLOGICAL
 from distrib.errors import DataError
 from distrib.feedback import Feedback
 from distrib.storage import Folder, with_retries
@@ -129,6 +130,12 @@ class Recipe(NamedTuple):
     def split(self) -> str:
         """Name of the split."""
         return str(self.document["split"]["name"])
+
+    @property
+    def is_chronological(self) -> bool:
+        """Whether test targets follow the validation targets, which may then be model input."""
+        split = self.document["split"]
+        return split["name"] in CHRONOLOGICAL or bool(split.get("is_chronological", False))
 
     @property
     def format(self) -> str:

@@ -17,7 +17,7 @@ from distrib.data.dataset import Dataset
 from distrib.data.history_arrays import eval_rows, history_arrays
 from distrib.data.logs.config import SyntheticLog
 from distrib.data.schema import Role
-from distrib.data.splits.rules import CHRONOLOGICAL, NoSplit, Split
+from distrib.data.splits.rules import NoSplit, Split
 from distrib.errors import ConfigError, DataError
 from distrib.evaluate.baseline import model_and_popularity
 from distrib.evaluate.measured import Measured, joined
@@ -161,7 +161,7 @@ class _ShardMeasurer:
         self.dataset, self.folder = dataset, folder
         device = "cuda" if config.gpus_per_actor else "cpu"
         scorers = model_and_popularity(bundle, device)
-        is_chronological = dataset.manifest.made_from.split in CHRONOLOGICAL
+        is_chronological = dataset.manifest.made_from.is_chronological
         self.measurer = Measurer(scorers, Role.TEST_TARGET, config, is_chronological)
 
     def __call__(self, piece: pa.Table) -> pa.Table:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distrib.data.dataset import Recipe
 from distrib.data.hashing import hash_ids
 from distrib.data.prepare.quantile import added, digit_counts, smallest
 from distrib.data.schema import Role, Subset, interactions
@@ -200,6 +201,18 @@ def test_global_time_cuts_at_moments_and_keeps_a_second_together():
     named = splits.GlobalTimeSplit(valid_from=0, test_from=5)
     _, roles = splits.assign(table, named, SplitState(splits.moments(named)))
     assert roles.tolist() == [Role.INPUT] + [Role.VALID_TARGET] * 6 + [Role.TEST_TARGET] * 3
+
+
+def test_splits_say_whether_tests_follow_validation():
+    found = [
+        splits.LeaveLastSplit(),
+        splits.GlobalTimeSplit(),
+        splits.GivenSplit(test="t", valid="v", is_chronological=True),
+        splits.GivenSplit(test="t", valid="v"),
+        splits.EntrywiseSplit(),
+    ]
+    said = [Recipe({"split": split.model_dump()}).is_chronological for split in found]
+    assert said == [True, True, True, False, False]
 
 
 def test_a_given_split_goes_by_the_file():

@@ -77,6 +77,8 @@ def recipe(config: DataConfig, plan: ReadPlan) -> JsonObject:
     """Return what the result depends on: the settings and the stamps of the log files."""
     unset = {"feedback"} if config.feedback is None else set[str]()
     found: JsonObject = json.loads(config.model_dump_json(exclude={"prepared", "extend"} | unset))
+    if not found["split"].get("is_chronological", True):
+        del found["split"]["is_chronological"]  # as in folders of earlier versions
     files = {file.label: Folder(file.url).stamp() for file in plan.layout.files}
     return {**found, "files": files}
 

@@ -158,6 +158,9 @@ class GivenSplit(Config):
     valid: str | None = None
     """Path or URL of the validation file; None: no validation."""
 
+    is_chronological: bool = False
+    """Whether validation targets precede the test targets, so that a model may read them then."""
+
     known: Literal["keep", "drop"] = "keep"
     """Whether to keep held-out pairs that the log or the validation file also contains, as in
     Coat. Such a pair remains a target although the model has seen it."""
