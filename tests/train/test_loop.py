@@ -14,9 +14,11 @@ from distrib.data.dataset import Dataset, DatasetManifest, ShardEntry
 from distrib.data.feeds.base import BatchSharding, ahead
 from distrib.data.feeds.collate import gather
 from distrib.data.feeds.resident import ResidentFeed
+from distrib.data.feeds.sequences import SequenceFeed
 from distrib.data.feeds.streaming import Shard, StreamingFeed
 from distrib.data.schema import Role, Subset
 from distrib.errors import CheckpointError, DataError
+from distrib.models.sequential.config import SequenceConfig
 from distrib.storage import Folder
 from distrib.train.engines.local import LocalEngine
 from distrib.train.loop import TrainState, run_epochs
@@ -223,6 +225,8 @@ def test_stopping_after_any_step_and_going_on_changes_nothing(
             pytest.skip("pairs are drawn from all histories")
         run = run_of(model, objective, batch_users=64)
         feed = feed_of(iterative_scheme_of(run), run, small)
+    if isinstance(model, SequenceConfig):
+        feed = SequenceFeed(feed, model.max_length, every=model.targets == "every")
     whole, first, second = (Run(case, feed) for _ in range(3))
     whole.train(4)
     first.train(4, until_step=step)
@@ -253,3 +257,15 @@ def test_a_listener_can_end_training(small, tmp_path):
         on_epoch=lambda state: state.epoch < 3,
     )
     assert run.state.epoch == 3
+
+
+def test_histories_that_are_cut_are_counted_once(small, tmp_path, capfd):
+    feed = SequenceFeed(resident(small, tmp_path, BatchSharding(8, 3, 0, 1)), 5, every=True)
+    targets = sum(batch.target.num_users for batch in feed.batches(0))
+    event = json.loads(capfd.readouterr().err)
+    lengths = [len(items) for items in small.items]
+    assert event["users"] == sum(length > 6 for length in lengths)
+    assert event["oldest_interactions_not_read"] == sum(max(n - 6, 0) for n in lengths)
+    assert targets == sum(min(n, 6) - (n > 6) for n in lengths)
+    list(feed.batches(1))
+    assert not capfd.readouterr().err
