@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from distrib.checkpoint.bundle import restored
-from distrib.models import AutoRecConfig, EaseConfig, GmfConfig, MultVaeConfig, VaeBmfConfig
+from distrib.models import (
+    AutoRecConfig,
+    EaseConfig,
+    GmfConfig,
+    MultVaeConfig,
+    SasRecConfig,
+    VaeBmfConfig,
+)
 from distrib.objectives import (
     InverseDualConfig,
     InverseGradientConfig,
@@ -12,6 +19,7 @@ from distrib.objectives import (
     MultinomialConfig,
 )
 from distrib.rng import CounterRng
+from distrib.sequences import Sequences
 from distrib.tiles import Tile
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
@@ -28,6 +36,7 @@ CASES = {
         MultVaeConfig(hidden_width=8, latent_width=4),
         InverseGradientRowsConfig(base=MultinomialConfig(anneal_steps=10), warmup_steps=0),
     ),
+    "next_item": (SasRecConfig(max_length=9, latent_width=4), None),
     "pairs": (GmfConfig(latent_width=4), InverseDualConfig()),
     "two_sided": (VaeBmfConfig(latent_width=4, branch_width=4, hidden_width=4), None),
     "user_rows": (MultVaeConfig(hidden_width=8, latent_width=4), None),
@@ -188,7 +197,8 @@ def test_samples_are_a_workers_share_of_batches_without_end(name, small):
     samples = scheme.sample_batches(run, rows, vocabulary, 2)
     for _ in range(2 * feed.num_steps(0)):
         batch = next(samples)
-        assert 0 < batch.target.num_users <= -(-BATCH // 2)
+        read = batch.inputs.histories if isinstance(batch.inputs, Sequences) else batch.target
+        assert 0 < read.num_users <= -(-BATCH // 2)
         assert len(batch.target.item_N) > 0
         losses = step(batch.inputs, batch.target, CounterRng.of(0, 0), 5)
         assert all(loss.isfinite() for loss in losses.values())
