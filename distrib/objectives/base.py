@@ -129,6 +129,14 @@ class KlSchedule(NamedTuple):
         return min(self.cap, step / self.anneal_steps) if self.anneal_steps else self.cap
 
 
+class Defaults:
+    """What most objectives have in common; see `Objective`."""
+
+    kl: KlSchedule = KlSchedule()
+    decodes_pairs: bool = False
+    limits: Mapping[str, float] = NO_LIMITS
+
+
 class ObjectiveSpec(NamedTuple):
     """Properties of an objective that are needed before it is built."""
 

@@ -13,7 +13,6 @@ from distrib.config import Config
 from distrib.objectives.base import (
     Candidates,
     Carry,
-    KlSchedule,
     ObjectiveSpec,
     add_to_entries,
     added_up,
@@ -53,7 +52,6 @@ class Binary(ChunkedObjective):
     """
 
     terms = ("interaction",)
-    kl = KlSchedule()
 
     def __init__(self, catalog: Catalog, num_sampled: int = 0, sampling_power: float = 0.5) -> None:
         self.sampler = ItemSampler(num_sampled, sampling_power, catalog) if num_sampled else None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.feedback import Feedback
-from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
+from distrib.objectives.base import Defaults, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.objectives.signed_pairs import SamplesUnlabeled, signed_pairs
 from distrib.vocabulary import Catalog
@@ -25,7 +25,7 @@ class BprConfig(SamplesUnlabeled):
         return Bpr(catalog.feedback)
 
 
-class Bpr:
+class Bpr(Defaults):
     """Sum over likes i and the items j sampled for them of -log sigmoid(s_i - s_j), nats.
 
     Dislikes are not used, as in the source.
@@ -35,9 +35,7 @@ class Bpr:
     """
 
     terms = ("ranking",)
-    kl = KlSchedule()
     decodes_pairs = True
-    limits = NO_LIMITS
 
     def __init__(self, feedback: Feedback | None) -> None:
         self.feedback = feedback

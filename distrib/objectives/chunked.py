@@ -7,7 +7,7 @@ follows from the chunk and from what was accumulated over all of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from distrib.batch import Batch, ChunkEntries, entries_by_chunk, item_chunks
-from distrib.objectives.base import NO_LIMITS, Candidates, Carry, LossContext
+from distrib.objectives.base import Candidates, Carry, Defaults, LossContext
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.parameters import roles_of
 from distrib.rng import CounterRng
@@ -49,16 +49,13 @@ class ChunkDecoder(NamedTuple):
         return cls(model.item_tables(), model.decode_rows, tuple(roles_of(model).shared.values()))
 
 
-class ChunkedObjective(ABC):
+class ChunkedObjective(Defaults, ABC):
     """A loss over all items of each user, computed without ever holding all items at once.
 
     The forward pass calls `observe` and `accumulate` on each chunk, then `finish`. The backward
     pass visits each chunk again and calls `fill_gradient` with what `finish` returned. If ranks
     hold different items, `merged` joins what they accumulated.
     """
-
-    decodes_pairs = False
-    limits: Mapping[str, float] = NO_LIMITS
 
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
+from distrib.objectives.base import Defaults, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors, TiedLinear
 from distrib.vocabulary import Catalog
 
@@ -26,7 +26,7 @@ class CosineConfig(Config):
         return Cosine()
 
 
-class Cosine:
+class Cosine(Defaults):
     """1 - cos(x A A^T - x, x) of each user, from x A and A^T A alone.
 
     With z = x A for a binary history of n items and M = A^T A, rows of A of unit length, the
@@ -39,9 +39,6 @@ class Cosine:
     """
 
     terms = ("cosine",)
-    kl = KlSchedule()
-    decodes_pairs = False
-    limits = NO_LIMITS
 
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext

@@ -1,6 +1,5 @@
 """Binary cross-entropy of the next item against sampled ones, plain or generalized (gBCE)."""
 
-from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
+from distrib.objectives.base import Defaults, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.vocabulary import Catalog
 
@@ -51,7 +50,7 @@ class GbceConfig(Config):
         return Gbce(self, catalog)
 
 
-class Gbce:
+class Gbce(Defaults):
     """-beta log sigmoid(s) of a target, and -log(1 - sigmoid(s)) of each drawn item, nats.
 
     beta = a (t (1 - 1 / a) + 1 / a), with the sampling rate a = k / (items - 1). Drawn items that
@@ -64,9 +63,7 @@ class Gbce:
     """
 
     terms = ("targets", "sampled")
-    kl = KlSchedule(0.0, 0)
     decodes_pairs = True
-    limits: Mapping[str, float] = NO_LIMITS
 
     def __init__(self, config: GbceConfig, catalog: Catalog) -> None:
         self.config, self.item_count = config, catalog.item_count

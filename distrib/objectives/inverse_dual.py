@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.feedback import Feedback
-from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
+from distrib.objectives.base import Defaults, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.objectives.signed_pairs import SamplesUnlabeled, signed_pairs
 from distrib.vocabulary import Catalog
@@ -101,7 +101,7 @@ def record_weights(weight_N: Tensor, context: LossContext) -> None:
         context.recorder.add_shares([weight_bin(k) for k in range(WEIGHT_BINS)], count_K)
 
 
-class InverseDual:
+class InverseDual(Defaults):
     """Cross-entropy of labeled pairs, plus the inverse dual loss of sampled unlabeled ones.
 
     Source: see `dual_loss`. Differs from the source: a batch holds the unlabeled pairs of its own
@@ -109,9 +109,7 @@ class InverseDual:
     """
 
     terms = ("labeled", "unlabeled")
-    kl = KlSchedule()
     decodes_pairs = True
-    limits = NO_LIMITS
 
     def __init__(self, power: float, feedback: Feedback | None) -> None:
         self.power, self.feedback = power, feedback

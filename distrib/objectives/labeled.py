@@ -7,7 +7,7 @@ from torch import Tensor
 from distrib.batch import Batch
 from distrib.config import Config
 from distrib.feedback import Feedback
-from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
+from distrib.objectives.base import Defaults, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.objectives.signed_pairs import SamplesUnlabeled, signed_pairs
 from distrib.vocabulary import Catalog
@@ -39,7 +39,7 @@ class SampledNegativesConfig(SamplesUnlabeled):
         return CrossEntropy(catalog.feedback)
 
 
-class CrossEntropy:
+class CrossEntropy(Defaults):
     """Sum over pairs of softplus(s) - s [like], nats, where s are log-odds of a like.
 
     Sampled pairs, if the feed draws any, count as dislikes.
@@ -48,9 +48,7 @@ class CrossEntropy:
     """
 
     terms = ("labeled", "unlabeled")
-    kl = KlSchedule()
     decodes_pairs = True
-    limits = NO_LIMITS
 
     def __init__(self, feedback: Feedback | None) -> None:
         self.feedback = feedback

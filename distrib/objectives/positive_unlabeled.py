@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.feedback import Feedback
-from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
+from distrib.objectives.base import Defaults, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.objectives.signed_pairs import SamplesUnlabeled, signed_pairs
 from distrib.vocabulary import Catalog
@@ -29,7 +29,7 @@ class PositiveUnlabeledConfig(SamplesUnlabeled):
         return PositiveUnlabeled(self.prior, catalog.feedback)
 
 
-class PositiveUnlabeled:
+class PositiveUnlabeled(Defaults):
     """Cross-entropy of labeled pairs, plus the non-negative risk of the unlabeled ones.
 
     With mean losses l+ and l- over likes (P) and over unlabeled pairs (U), and prior pi, the risk
@@ -43,9 +43,7 @@ class PositiveUnlabeled:
     """
 
     terms = ("labeled", "unlabeled")
-    kl = KlSchedule()
     decodes_pairs = True
-    limits = NO_LIMITS
 
     def __init__(self, prior: float, feedback: Feedback | None) -> None:
         self.prior, self.feedback = prior, feedback

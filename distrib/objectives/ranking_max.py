@@ -1,6 +1,5 @@
 """BPR-max and TOP1-max: the next item above the best-scored of sampled ones."""
 
-from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
+from distrib.objectives.base import Defaults, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.objectives.sampling import ItemSampler
 from distrib.vocabulary import Catalog
@@ -60,7 +59,7 @@ class Top1MaxConfig(RanksAboveSampled):
         return Top1Max(self, catalog)
 
 
-class BprMax:
+class BprMax(Defaults):
     """-log sum_j w_j sigmoid(s - s_j) + penalty sum_j w_j s_j^2, w the softmax of sampled scores.
 
     Source: Hidasi, Karatzoglou, "Recurrent Neural Networks with Top-k Gains for Session-based
@@ -69,9 +68,6 @@ class BprMax:
     """
 
     terms = ("bpr_max", "score_penalty")
-    kl = KlSchedule(0.0, 0)
-    decodes_pairs = False
-    limits: Mapping[str, float] = NO_LIMITS
 
     def __init__(self, config: BprMaxConfig, catalog: Catalog) -> None:
         self.config = config
@@ -89,16 +85,13 @@ class BprMax:
         return torch.stack([-torch.logsumexp(above_RJ, 1), self.config.score_penalty * penalty_R])
 
 
-class Top1Max:
+class Top1Max(Defaults):
     """sum_j w_j (sigmoid(s_j - s) + sigmoid(s_j^2)), w the softmax of sampled scores.
 
     Source: see `BprMax`, eq. 9.
     """
 
     terms = ("top1_max",)
-    kl = KlSchedule(0.0, 0)
-    decodes_pairs = False
-    limits: Mapping[str, float] = NO_LIMITS
 
     def __init__(self, config: Top1MaxConfig, catalog: Catalog) -> None:
         self.sampler = ItemSampler(config.num_sampled, config.sampling_power, catalog)

@@ -14,7 +14,6 @@ from distrib.config import Config
 from distrib.objectives.base import (
     Candidates,
     Carry,
-    KlSchedule,
     LossContext,
     ObjectiveSpec,
     added_up,
@@ -69,7 +68,6 @@ class RatingClasses(ChunkedObjective):
     """
 
     terms = ("interaction", "rating")
-    kl = KlSchedule()
 
     def __init__(self, config: RatingClassesConfig, catalog: Catalog) -> None:
         self.config = config

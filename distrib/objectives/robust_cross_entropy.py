@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.feedback import Feedback
-from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
+from distrib.objectives.base import Defaults, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.objectives.signed_pairs import SamplesUnlabeled, SignedPairs, signed_pairs
 from distrib.vocabulary import Catalog
@@ -49,7 +49,7 @@ class ReweightedConfig(SamplesUnlabeled):
         return Reweighted(self.power, catalog.feedback)
 
 
-class Truncated:
+class Truncated(Defaults):
     """The cross-entropy of a batch without its least plausible likes; others are never dropped.
 
     The share that is dropped grows linearly to its final value. The losses of all ranks decide.
@@ -59,9 +59,7 @@ class Truncated:
     """
 
     terms = ("cross_entropy",)
-    kl = KlSchedule()
     decodes_pairs = True
-    limits = NO_LIMITS
 
     def __init__(self, config: TruncatedConfig, feedback: Feedback | None) -> None:
         self.config, self.feedback = config, feedback
@@ -85,7 +83,7 @@ class Truncated:
         return pairs.sum_by_user(loss_N * is_kept_N)[None]
 
 
-class Reweighted:
+class Reweighted(Defaults):
     """The cross-entropy, each pair weighted by a power of the probability of its label.
 
     No gradient flows through the weights.
@@ -95,9 +93,7 @@ class Reweighted:
     """
 
     terms = ("cross_entropy",)
-    kl = KlSchedule()
     decodes_pairs = True
-    limits = NO_LIMITS
 
     def __init__(self, power: float, feedback: Feedback | None) -> None:
         self.power, self.feedback = power, feedback

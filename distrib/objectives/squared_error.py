@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
+from distrib.objectives.base import Defaults, KlSchedule, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors, Uncertain
 from distrib.vocabulary import Catalog
 
@@ -32,7 +32,7 @@ class SquaredErrorConfig(Config):
         return SquaredError(self)
 
 
-class SquaredError:
+class SquaredError(Defaults):
     """Sum over a user's ratings of (score - rating)^2; only observed pairs are decoded.
 
     Source: Sedhain et al., "AutoRec: Autoencoders Meet Collaborative Filtering", WWW 2015, eq. 2
@@ -41,7 +41,6 @@ class SquaredError:
 
     terms = ("squared_error",)
     decodes_pairs = True
-    limits = NO_LIMITS
 
     def __init__(self, config: SquaredErrorConfig) -> None:
         self.kl = KlSchedule(config.divergence_cap, config.anneal_steps)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.objectives.base import NO_LIMITS, KlSchedule, LossContext, ObjectiveSpec
+from distrib.objectives.base import Defaults, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.vocabulary import Catalog
 
@@ -28,16 +28,14 @@ class LikedConfig(Config):
         return Liked(self.least)
 
 
-class Liked:
+class Liked(Defaults):
     """Sum over a user's ratings of the logistic loss of like or dislike.
 
     Only observed pairs are decoded. They may lie on several ranks; `LossContext.complete` adds up.
     """
 
     terms = ("liked",)
-    kl = KlSchedule()
     decodes_pairs = True
-    limits = NO_LIMITS
 
     def __init__(self, least: float) -> None:
         self.least = least
