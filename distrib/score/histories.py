@@ -29,7 +29,7 @@ NO_USER = "no user id"
 
 NO_HISTORY = "no list of items"
 
-UNEVEN = "items and ratings differ in number"
+UNEVEN = "items, ratings and times differ in number"
 
 NEW_USER = "user not seen in training"
 
@@ -104,6 +104,9 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
         table = table.filter(pa.array(kept_B))
     pointer_P, item_N = flat_column(table, "items")
     value_N = np.ones(len(item_N), np.float32) if is_unrated else _ratings(table)
+    if source is None and "times" in table.column_names:
+        order_N = _by_time(table, pointer_P)
+        item_N, value_N = item_N.take(pa.array(order_N)), value_N[order_N]
     position_N = _positions(vocabulary, item_N, source)
     is_known_N = position_N >= 0
     is_scaled_N = is_known_N if is_unrated else on_scale(value_N.astype(np.float64), levels)
@@ -189,16 +192,17 @@ def _scorable(table: pa.Table, *, is_rated: bool) -> tuple[npt.NDArray[np.bool_]
         pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
     ):
         raise DataError(f"column 'user' is {table['user'].type}, not integers or strings; cast it")
-    for name in ("items", "ratings", "candidates"):
+    for name in ("items", "ratings", "times", "candidates"):
         if name in table.column_names:
             _require_list(name, table[name].type)
     no_user_B = pc.is_null(table["user"]).to_numpy()
     lengths_B = pc.list_value_length(table["items"])
     no_history_B = pc.is_null(lengths_B).to_numpy()
     uneven_B = np.zeros(len(table), dtype=bool)
-    if is_rated:
-        rated_B = pc.fill_null(pc.list_value_length(table["ratings"]), -1)
-        uneven_B = pc.not_equal(pc.fill_null(lengths_B, -1), rated_B).to_numpy()
+    beside = ["ratings"] if is_rated else []
+    for name in [*beside, *({"times"} & {*table.column_names})]:
+        other_B = pc.fill_null(pc.list_value_length(table[name]), -1)
+        uneven_B |= pc.not_equal(pc.fill_null(lengths_B, -1), other_B).to_numpy()
     rejected, left_B = {}, np.ones(len(table), dtype=bool)
     for reason, is_so_B in ((NO_USER, no_user_B), (NO_HISTORY, no_history_B), (UNEVEN, uneven_B)):
         count = int((left_B & is_so_B).sum())
@@ -229,6 +233,18 @@ def _ratings(table: pa.Table) -> npt.NDArray[Any]:
     if values.null_count:
         values = pc.fill_null(values.cast(pa.float64()), np.nan)
     return np.asarray(values.to_numpy(zero_copy_only=False))
+
+
+def _by_time(table: pa.Table, pointer_P: IntArray) -> IntArray:
+    """Return the order of interactions by user, then time; those of the same time stay."""
+    _, times = flat_column(table, "times")
+    is_time = pa.types.is_integer(times.type) or pa.types.is_floating(times.type)
+    if len(times) and not (is_time or pa.types.is_timestamp(times.type)):
+        raise DataError(f"column 'times' holds {times.type}, not numbers or timestamps; cast it")
+    if times.null_count:
+        raise DataError(f"column 'times' has {times.null_count} null value(s); remove them")
+    row_N = np.repeat(np.arange(len(table)), np.diff(pointer_P))
+    return np.lexsort((times.to_numpy(zero_copy_only=False), row_N))
 
 
 def _as_float32(value_N: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -73,9 +73,9 @@ class ScoreConfig(Config):
 
     histories: str | None = None
     """Users to score: a prepared folder, or Parquet with ``user``, a list ``items`` of original
-    item ids and, if the model reads ratings, a list ``ratings``; a list ``candidates`` of ids
-    restricts a user to these. By default, all users of the run's own prepared data, whether
-    training saw them or not."""
+    item ids, oldest first or with a list ``times``, and, if the model reads ratings, a list
+    ``ratings``; a list ``candidates`` of ids restricts a user to these. By default, all users of
+    the run's own prepared data, whether training saw them or not."""
 
     events: DataConfig | None = None
     """Instead of ``histories``: a log of raw events, described as in ``[data]``, that is prepared

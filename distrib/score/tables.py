@@ -28,7 +28,7 @@ def recommend_table(
 
     Args:
         scorer: The model.
-        table: ``user``, ``items`` and optionally ``ratings`` and ``candidates``.
+        table: ``user``, ``items`` and optionally ``ratings``, ``times`` and ``candidates``.
         source: The vocabulary that ``items`` are positions in; None if they are original ids.
         config: Settings of the lists; its policy applies if no rules are given.
         rules: The compiled policy.

@@ -69,13 +69,22 @@ def read(vocabulary: Vocabulary, histories: Sequence[History]) -> Histories:
     lengths = [0, *(len(history.items) for history in histories)]
     pointer = pa.array(np.cumsum(lengths), pa.int32())
     kind = pa.int64() if _kind(vocabulary) is int else pa.string()
-    items = pa.array([item for history in histories for item in history.items], kind)
+    orders = [history.order for history in histories]
+    items = pa.array(
+        [h.items[place] for h, order in zip(histories, orders, strict=True) for place in order],
+        kind,
+    )
     columns = {
         "user": pa.array(range(len(histories)), pa.int64()),
         "items": pa.ListArray.from_arrays(pointer, items),
     }
     if len(vocabulary.levels) > 1:
-        ratings = [rating for history in histories for rating in history.ratings or ()]
+        ratings = [
+            h.ratings[place]
+            for h, order in zip(histories, orders, strict=True)
+            for place in order
+            if h.ratings is not None
+        ]
         columns["ratings"] = pa.ListArray.from_arrays(pointer, pa.array(ratings, pa.float64()))
     return read_histories(vocabulary, pa.table(columns), None)
 

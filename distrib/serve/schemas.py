@@ -14,6 +14,7 @@ ItemId = Annotated[
 """Ids are integers or strings, as in the log that the model was trained on."""
 
 Rating = Annotated[float, Field(allow_inf_nan=False)]
+Time = Annotated[float, Field(allow_inf_nan=False)]
 _Ids = list[ItemId]
 
 
@@ -32,11 +33,21 @@ class History(_Message):
     ratings: list[Rating] | None = None
     """One per item; required by models that read ratings."""
 
+    times: list[Time] | None = None
+    """One per item, in any unit; without them, the items are in the order of time."""
+
     @model_validator(mode="after")
     def _equally_long(self) -> "History":
-        if self.ratings is not None and len(self.ratings) != len(self.items):
-            raise ValueError(f"{len(self.items)} items but {len(self.ratings)} ratings")
+        for name, found in (("ratings", self.ratings), ("times", self.times)):
+            if found is not None and len(found) != len(self.items):
+                raise ValueError(f"{len(self.items)} items but {len(found)} {name}")
         return self
+
+    @property
+    def order(self) -> list[int]:
+        """Places of the interactions by time, those of the same time as they were given."""
+        times = self.times or [0] * len(self.items)
+        return sorted(range(len(times)), key=times.__getitem__)
 
 
 class RecommendOptions(_Message):

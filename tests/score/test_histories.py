@@ -2,9 +2,11 @@
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 
 from distrib.batch import Batch
+from distrib.errors import DataError
 from distrib.score.histories import NEW_USER, read_histories, without_new_users
 from distrib.vocabulary import Vocabulary
 
@@ -34,3 +36,26 @@ def test_users_that_training_did_not_see_are_rejected_by_row():
     assert left.rejected == {"no list of items": 1, NEW_USER: 2}
     assert left.kept_B.tolist() == [True, False, True, False, False]
     assert without_new_users(left) is left
+
+
+def test_times_put_interactions_in_order_and_the_last_of_an_item_counts():
+    rows = [
+        {"user": 1, "items": [10, 20, 30, 20], "ratings": [1, 2, 3, 5], "times": [30, 40, 10, 20]},
+        {"user": 2, "items": [30, 10], "ratings": [1, 2], "times": [5, 5]},
+        {"user": 3, "items": [30, 10], "ratings": [1, 2], "times": [5]},
+    ]
+    found = read(*rows)
+    assert found.source.item_N.tolist() == [2, 0, 1, 2, 0]
+    assert found.source.value_N.tolist() == [3.0, 1.0, 2.0, 1.0, 2.0]
+    assert found.row_status["duplicate"] == 1
+    assert found.rejected == {"items, ratings and times differ in number": 1}
+    ordered = read({"user": 1, "items": [30, 20, 10, 20], "ratings": [3, 5, 1, 2]})
+    assert ordered.digest_B[0] == found.digest_B[0]
+
+
+@pytest.mark.parametrize(
+    ("times", "why"), [(["a", "b"], "holds string, not numbers"), ([1, None], "has 1 null value")]
+)
+def test_times_that_are_none_are_refused(times, why):
+    with pytest.raises(DataError, match=why):
+        read({"user": 1, "items": [10, 20], "ratings": [1, 2], "times": times})

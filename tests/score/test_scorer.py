@@ -297,7 +297,7 @@ def test_users_without_what_a_list_needs_are_rejected_by_reason(small):
     assert read.rejected == {
         "no user id": 1,
         "no list of items": 1,
-        "items and ratings differ in number": 1,
+        "items, ratings and times differ in number": 1,
     }
     assert read.row_status["used"] == 1
     assert (

@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import BUNDLE, BundleFacts, write_bundle
+from distrib.models import SasRecConfig
 from distrib.score.bulk.fragments import FragmentScorer, InputFile, fragments_of
 from distrib.score.commit import Publication
 from distrib.score.policy import ScoreConfig
@@ -50,6 +51,32 @@ def assert_same(bulk, found, direct, row):
             np.testing.assert_allclose(reported, bulk[column], **TOLERANCE, err_msg=name)
     if direct.prediction is not None:
         np.testing.assert_allclose(bulk["ratings"], direct.prediction.rating_BI[row], **TOLERANCE)
+
+
+def test_a_live_sequence_counts_in_its_order_or_by_its_times(small, tmp_path):
+    config = SasRecConfig(max_length=9, latent_width=8)
+    counts, levels = small.catalog.train_count_IL, small.catalog.levels
+    vocabulary = Vocabulary(IDS, levels, counts, 37, 37)
+    run, facts = str(tmp_path / "run"), BundleFacts(data="none")
+    weights = filled(config, small).state_dict()
+    write_bundle(Folder(run) / BUNDLE, weights, config, vocabulary, facts)
+    items, ratings = [1000, 990, 980, 970], [5.0, 4.0, 3.0, 2.0]
+    with TestClient(served({"m": run}).app) as client:
+
+        def scores(**history):
+            answer = client.post("/v1/models/m/recommendations", json={"history": history})
+            return [(found["item"], found["score"]) for found in answer.json()["items"]]
+
+        plain = scores(items=items, ratings=ratings)
+        turned = scores(items=items[::-1], ratings=ratings[::-1])
+        timed = scores(items=items[::-1], ratings=ratings[::-1], times=[4, 3, 2.5, 1])
+        uneven = client.post(
+            "/v1/models/m/recommendations",
+            json={"history": {"items": items, "ratings": ratings, "times": [1]}},
+        )
+    assert timed == plain != turned
+    assert uneven.status_code == 422
+    assert "4 items but 1 times" in uneven.text
 
 
 @every_model
