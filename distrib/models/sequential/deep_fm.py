@@ -18,7 +18,7 @@ from distrib.models.sequential.config import SequenceConfig, Share
 from distrib.models.sequential.layers import SequenceDecoder, SequenceState, Tower, slots
 from distrib.objectives import SoftmaxConfig
 from distrib.rng import CounterRng
-from distrib.sequences import Sequences, sequences_of
+from distrib.sequences import NOTHING_READ, Sequences, sequences_of
 from distrib.vocabulary import Catalog
 
 _TOWER = 231  # random stream
@@ -59,13 +59,15 @@ class DeepFm(SequenceDecoder, Model):
     Differs from the source: it scores all items at once, by a softmax, instead of one candidate.
     """
 
+    config: DeepFmConfig
+
     def __init__(self, config: DeepFmConfig, catalog: Catalog) -> None:
         super().__init__()
         self.config = config
-        self.make_tables(config, catalog, has_bias=True)
+        self.make_tables(config, catalog)
         inputs = config.max_length * config.latent_width
         self.tower = Tower((inputs, *config.hidden_widths, config.latent_width))
-        for table in [self.input_IZ, *([] if config.is_tied else [self.output_IZ])]:
+        for table in self.vectors():
             nn.init.normal_(table, std=config.latent_width**-0.5)
 
     @override
@@ -77,5 +79,5 @@ class DeepFm(SequenceDecoder, Model):
         slot_RLZ = slots(embedded_NZ, sequences, config.max_length)
         products_RZ = 0.5 * (slot_RLZ.sum(1).square() - slot_RLZ.square().sum(1))
         deep_RZ = self.tower(slot_RLZ.flatten(1), sequences, config.dropout, rng, _TOWER)
-        is_empty_R1 = (sequences.place_R < 0)[:, None]
+        is_empty_R1 = (sequences.place_R == NOTHING_READ)[:, None]
         return SequenceState(torch.where(is_empty_R1, self.start_1Z, products_RZ + deep_RZ))

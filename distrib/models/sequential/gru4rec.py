@@ -59,14 +59,16 @@ class Gru4Rec(SequenceDecoder, Model):
     a user without interactions has a learned state.
     """
 
+    config: Gru4RecConfig
+
     def __init__(self, config: Gru4RecConfig, catalog: Catalog) -> None:
         super().__init__()
         self.config = config
-        self.make_tables(config, catalog, has_bias=True)
+        self.make_tables(config, catalog)
         self.layers = nn.ModuleList(
             _Recurrent(config.latent_width) for _ in range(config.num_layers)
         )
-        for table in [self.input_IZ, *([] if config.is_tied else [self.output_IZ])]:
+        for table in self.vectors():
             nn.init.xavier_uniform_(table)
 
     @override

@@ -15,7 +15,7 @@ from distrib.models.layers import LinearDecoder
 from distrib.models.sequential.config import SequenceConfig
 from distrib.parameters import ParameterRole, parameter, with_role
 from distrib.rng import CounterRng
-from distrib.sequences import Sequences
+from distrib.sequences import NOTHING_READ, Sequences
 from distrib.vocabulary import Catalog
 
 _LEVELS = 256  # of a byte
@@ -31,31 +31,32 @@ class SequenceState(NamedTuple):
 class SequenceDecoder(LinearDecoder):
     """Mixin of models of sequences: tables of items, and what a user without history is."""
 
-    def make_tables(self, config: SequenceConfig, catalog: Catalog, *, has_bias: bool) -> None:
-        """Make the tables, not initialized; biases are 0.
+    config: SequenceConfig
+    has_bias = True
+    """Whether a score includes a bias of the item."""
 
-        Args:
-            config: Settings of the model.
-            catalog: The items.
-            has_bias: Whether a score includes a bias of the item.
-        """
+    def make_tables(self, config: SequenceConfig, catalog: Catalog) -> None:
+        """Make the tables of vectors, not initialized; biases are 0."""
         size = (catalog.item_count, config.latent_width)
         role = ParameterRole(encoder=True, decoder=config.is_tied, decayed=True)
         self.input_IZ = parameter(*size, role=role)
         if not config.is_tied:
             self.output_IZ = parameter(*size, role=ParameterRole(decoder=True, decayed=True))
-        if has_bias:
+        if self.has_bias:
             self.output_bias_I = parameter(size[0], role=ParameterRole(decoder=True))
             nn.init.zeros_(self.output_bias_I)
         self.start_1Z = parameter(1, size[1])
         """State of a user without interactions."""
         nn.init.zeros_(self.start_1Z)
-        self._tables = ["input_IZ" if config.is_tied else "output_IZ"]
-        self._tables += ["output_bias_I"] if has_bias else []
+
+    def vectors(self) -> list[nn.Parameter]:
+        """Return the tables of vectors: one, or one to read and one to decode by."""
+        return [self.input_IZ] if self.config.is_tied else [self.input_IZ, self.output_IZ]
 
     def item_tables(self) -> ItemRows:
-        """Return the vectors, and biases where there are some; see `Model`."""
-        return tuple(getattr(self, name) for name in self._tables)
+        """Return what is decoded by: vectors, and biases where there are some; see `Model`."""
+        weight_IZ = self.vectors()[-1]
+        return (weight_IZ, self.output_bias_I) if self.has_bias else (weight_IZ,)
 
     def states(self, latent_NZ: Tensor, sequences: Sequences) -> SequenceState:
         """Select the states from what was computed after each interaction."""
@@ -179,10 +180,16 @@ def state_rows(sequences: Sequences) -> Tensor:
     return rows.repeat_interleave(sequences.state_P.diff(), output_size=sequences.num_rows)
 
 
+def read_bounds(sequences: Sequences) -> tuple[Tensor, Tensor]:
+    """Return where the interactions that each state has read begin and end among the N."""
+    start_R = sequences.histories.pointer_P[state_rows(sequences)]
+    is_nothing_R = sequences.place_R == NOTHING_READ
+    return start_R, torch.where(is_nothing_R, start_R, sequences.place_R + 1)
+
+
 def read_means(hidden_NZ: Tensor, sequences: Sequences) -> Tensor:
     """Return the mean of what each state has read, ``[R, Z]``; 0 where it has read nothing."""
-    start_R = sequences.histories.pointer_P[state_rows(sequences)]
-    stop_R = torch.where(sequences.place_R < 0, start_R, sequences.place_R + 1)
+    start_R, stop_R = read_bounds(sequences)
     before = torch.zeros(1, hidden_NZ.shape[1], dtype=torch.float64, device=hidden_NZ.device)
     # In float64, since sums over a whole batch are subtracted from each other.
     sums = torch.cat([before, hidden_NZ.cumsum(0, dtype=torch.float64)])
@@ -201,10 +208,9 @@ def slots(hidden_NZ: Tensor, sequences: Sequences, length: int) -> Tensor:
     Returns:
         ``[R, L, Z]``, 0 where there is no interaction.
     """
-    start_R = sequences.histories.pointer_P[state_rows(sequences)]
-    back_L = torch.arange(length - 1, -1, -1, device=start_R.device)
-    place_RL = sequences.place_R[:, None] - back_L
-    is_there_RL = (place_RL >= start_R[:, None]) & (sequences.place_R >= 0)[:, None]
+    start_R, stop_R = read_bounds(sequences)
+    place_RL = stop_R[:, None] - torch.arange(length, 0, -1, device=stop_R.device)
+    is_there_RL = place_RL >= start_R[:, None]
     padded = torch.cat([hidden_NZ.new_zeros(1, hidden_NZ.shape[1]), hidden_NZ])
     found = padded.index_select(0, torch.where(is_there_RL, place_RL + 1, 0).flatten())
     return found.view(*place_RL.shape, hidden_NZ.shape[1])
@@ -242,12 +248,11 @@ class Tower(nn.Module):
         Returns:
             The output.
         """
+        start_R, stop_R = read_bounds(sequences)
+        keys = sequences.histories.user_B[state_rows(sequences)], stop_R - start_R
         *hidden, last = self.layers
         for place, layer in enumerate(hidden):
-            hidden_RZ = F.relu(layer(hidden_RZ))
-            user_R = sequences.histories.user_B[state_rows(sequences)]
-            keys = user_R, sequences.place_R - sequences.histories.pointer_P[state_rows(sequences)]
-            hidden_RZ = masked(hidden_RZ, share, rng, stream + place, keys)
+            hidden_RZ = masked(F.relu(layer(hidden_RZ)), share, rng, stream + place, keys)
         found: Tensor = last(hidden_RZ)
         return found
 

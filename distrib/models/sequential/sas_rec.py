@@ -85,15 +85,17 @@ class SasRec(SequenceDecoder, Model):
     but of what attention returns; a user without interactions has a learned state.
     """
 
+    config: SasRecConfig
+    has_bias = False
+
     def __init__(self, config: SasRecConfig, catalog: Catalog) -> None:
         super().__init__()
         self.config = config
-        self.make_tables(config, catalog, has_bias=False)
+        self.make_tables(config, catalog)
         self.position_LZ = parameter(config.max_length, config.latent_width)
         self.blocks = nn.ModuleList(_Block(config, place) for place in range(config.blocks))
         self.last_norm = nn.LayerNorm(config.latent_width, eps=1e-8)
-        tables = [self.input_IZ, self.position_LZ, *([] if config.is_tied else [self.output_IZ])]
-        for table in tables:
+        for table in (*self.vectors(), self.position_LZ):
             nn.init.normal_(table, std=config.latent_width**-0.5)
 
     @override

@@ -18,7 +18,7 @@ from distrib.models.sequential.config import SequenceConfig, Share
 from distrib.models.sequential.layers import SequenceDecoder, SequenceState, Tower, read_means
 from distrib.objectives import SoftmaxConfig
 from distrib.rng import CounterRng
-from distrib.sequences import Sequences, sequences_of
+from distrib.sequences import NOTHING_READ, Sequences, sequences_of
 from distrib.vocabulary import Catalog
 
 _TOWER = 221  # random stream
@@ -52,12 +52,14 @@ class YoutubeDnn(SequenceDecoder, Model):
     Differs from the source: histories are all that is known of a user; no age of the example.
     """
 
+    config: YoutubeDnnConfig
+
     def __init__(self, config: YoutubeDnnConfig, catalog: Catalog) -> None:
         super().__init__()
         self.config = config
-        self.make_tables(config, catalog, has_bias=True)
+        self.make_tables(config, catalog)
         self.tower = Tower((config.latent_width, *config.hidden_widths, config.latent_width))
-        for table in [self.input_IZ, *([] if config.is_tied else [self.output_IZ])]:
+        for table in self.vectors():
             nn.init.normal_(table, std=config.latent_width**-0.5)
 
     @override
@@ -67,5 +69,5 @@ class YoutubeDnn(SequenceDecoder, Model):
         sequences = sequences_of(inputs, config.max_length)
         mean_RZ = read_means(F.embedding(sequences.histories.item_N, self.input_IZ), sequences)
         hidden_RZ = self.tower(mean_RZ, sequences, config.dropout, rng, _TOWER)
-        is_empty_R1 = (sequences.place_R < 0)[:, None]
+        is_empty_R1 = (sequences.place_R == NOTHING_READ)[:, None]
         return SequenceState(torch.where(is_empty_R1, self.start_1Z, hidden_RZ))
