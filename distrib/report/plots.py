@@ -48,11 +48,11 @@ def learning_curves(
         axes = figure.add_subplot(rows, columns, place + 1)
         marker = "." if len(epochs) < 40 else None
         axes.plot(epochs, values, marker=marker, color="tab:blue", label="this run")
-        for place, (other, records) in enumerate(others.items()):
+        for number, (other, records) in enumerate(others.items()):
             metric = name.removeprefix(_VALID)
             found = [(r.epoch, r.valid[metric]) for r in records if metric in r.valid]
             if found and name.startswith(_VALID):
-                color = f"C{2 + place % 8}"  # after those of this run and of the best epoch
+                color = f"C{2 + number % 8}"  # after those of this run and of the best epoch
                 axes.plot(*zip(*found, strict=True), label=other, linestyle="--", color=color)
         axes.axvline(best_epoch, color="tab:orange", linewidth=1, linestyle="--")
         if len(axes.get_legend_handles_labels()[1]) > 1:
