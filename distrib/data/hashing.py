@@ -26,6 +26,11 @@ def hash_ids(ids: pa.Array, use: int, seed: int = 0) -> HashArray:
     return mixed(base + mixed(np.asarray([seed * 1_000_003 + use], dtype=np.int64).view(np.uint64)))
 
 
+def hash_pairs(users: pa.Array, items: pa.Array, use: int, seed: int = 0) -> HashArray:
+    """Hash pairs of a user's and an item's id; see `hash_ids`."""
+    return mixed(hash_ids(users, use, seed) ^ mixed(hash_ids(items, use, seed)))
+
+
 def mixed(state: HashArray) -> HashArray:
     """Mix 64-bit numbers with a bijection: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
     with np.errstate(over="ignore"):

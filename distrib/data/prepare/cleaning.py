@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from distrib.data.arrow import IntArray, dense_ids, to_numpy, whole
 from distrib.data.config import CleaningConfig
-from distrib.data.hashing import hash_ids, mixed
+from distrib.data.hashing import hash_pairs
 from distrib.data.logs.rating_scale import FloatArray, Scale
 from distrib.data.schema import Status
 
@@ -64,8 +64,14 @@ def cleaned(
     order_N = by_user_and_time(user_N, time_N)
     is_tied_N = tied(user_N[order_N], time_N[order_N])
     if is_tied_N.any():
-        at_once_N = chosen_N[order_N[is_tied_N]]
-        order_N[is_tied_N] = order_N[is_tied_N][_shuffled(rows.take(pa.array(at_once_N)))]
+        # By a hash: were ties ordered by item, a model that predicts the next item would learn that
+        # order, and hold-outs of the last one would be easier than they are.
+        tied_N = order_N[is_tied_N]
+        users, items = (
+            whole(rows[name].take(pa.array(chosen_N[tied_N]))) for name in ("user", "item")
+        )
+        hash_N = hash_pairs(users, items, _TIES)
+        order_N[is_tied_N] = tied_N[np.lexsort((hash_N, time_N[tied_N], user_N[tied_N]))]
     kept = rows.take(pa.array(chosen_N[order_N]))
     place = kept.schema.get_field_index("rating")
     kept = kept.set_column(place, kept.schema.field(place), pa.array(rating_N[order_N]))
@@ -119,19 +125,6 @@ def tied(user_N: IntArray, time_N: IntArray) -> npt.NDArray[np.bool_]:
     """Return which interactions, ordered by user and time, have the time of another of the user."""
     same_N = (user_N[1:] == user_N[:-1]) & (time_N[1:] == time_N[:-1])
     return np.asarray(np.append(same_N, False) | np.append(False, same_N))
-
-
-def _shuffled(rows: pa.Table) -> IntArray:
-    """Return the order of interactions in which those of the same user and time are shuffled.
-
-    By a hash of user and item: were they ordered by item, a model that predicts the next item would
-    learn that order, and hold-outs of the last one would be easier than they are.
-    """
-    users, time_N = whole(rows["user"]), to_numpy(rows["time"])
-    user_N = dense_ids(users)
-    starts_N = np.append(True, (user_N[1:] != user_N[:-1]) | (time_N[1:] != time_N[:-1]))
-    hash_N = mixed(hash_ids(users, _TIES) ^ mixed(hash_ids(whole(rows["item"]), _TIES)))
-    return np.lexsort((hash_N, starts_N.cumsum()))
 
 
 def stable_order(key_N: IntArray, bound: int) -> IntArray:

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from distrib.config import Config
 from distrib.data.arrow import equals_next, whole
-from distrib.data.hashing import HashArray, hash_ids, mixed
+from distrib.data.hashing import HashArray, hash_ids, hash_pairs
 from distrib.data.schema import Origin, Role, Subset
 from distrib.data.splits.liang_2018 import LiangDraw
 from distrib.errors import DataError
@@ -209,7 +209,7 @@ def user_hash(users: pa.Array, split: Split) -> HashArray:
 def pair_hash(users: pa.Array, items: pa.Array, split: Split) -> HashArray:
     """Return the hash that decides the role of a user-item pair."""
     seed = getattr(split, "seed", 0)
-    return mixed(hash_ids(users, _PAIR, seed) ^ mixed(hash_ids(items, _PAIR, seed)))
+    return hash_pairs(users, items, _PAIR, seed)
 
 
 def removes_unseen(split: Split) -> bool:

@@ -10,7 +10,10 @@ from distrib.data.schema import Role, Subset
 from distrib.vocabulary import IntArray, nearest_level
 
 COLUMNS = ["subset", "items", "ratings", "times", "roles"]
-"""Columns of histories that are read."""
+"""Columns of histories that `counts_since` reads."""
+
+TIME_COLUMNS = ["subset", "times", "roles"]
+"""Columns of histories that `last_moment` reads."""
 
 
 def last_moment(table: pa.Table) -> int | None:

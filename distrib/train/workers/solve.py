@@ -140,7 +140,7 @@ def _recent_counts(dataset: Dataset, window_days: float) -> IntArray:
 
 
 def _last_moment(dataset: Dataset, entry: ShardEntry) -> int | None:
-    return window.last_moment(dataset.table(entry, window.COLUMNS))
+    return window.last_moment(dataset.table(entry, window.TIME_COLUMNS))
 
 
 def _counts_since(dataset: Dataset, entry: ShardEntry, first_s: float, item_count: int) -> IntArray:
