@@ -45,6 +45,22 @@ class CounterRng(NamedTuple):
         bits = self._bits(stream, counters)
         return ((bits >> 40) & 0xFFFFFF).to(torch.float32) / float(1 << 24)
 
+    def below(self, stream: int, limit: int, *counters: Tensor, attempt: int = 0) -> Tensor:
+        """Draw integers from 0 to ``limit`` - 1, by 48 bits: 24 miss the rare of a million.
+
+        Args:
+            stream: Distinguishes the uses within one model.
+            limit: At least 1.
+            *counters: As in `uniform`.
+            attempt: Another one draws other integers.
+
+        Returns:
+            int64, of the broadcast shape.
+        """
+        halves = (counters[0].new_tensor(2 * attempt + half) for half in (0, 1))
+        high, low = (self.uniform(stream, *counters, half).double() for half in halves)
+        return ((high + low / (1 << 24)) * limit).long()
+
     def normal(self, stream: int, *counters: Tensor) -> Tensor:
         """Draw standard normal numbers (Box-Muller), with counters as in `uniform`."""
         bits = self._bits(stream, counters)

@@ -14,7 +14,6 @@ from distrib.objectives.decoder import Decoder, Tensors
 from distrib.vocabulary import Catalog
 
 _STREAM = 241  # random stream
-_STEPS = 1 << 24  # of a uniform number
 
 
 class GbceConfig(Config):
@@ -75,15 +74,16 @@ class Gbce(Defaults):
     ) -> Tensor:
         """Compute both parts of the loss; see `Objective`."""
         group_R, place_R = _groups(target)
-        drawn_RK = self._draw(target, place_R, context)
         if self.config.shared:
             first_G = torch.nonzero(place_R == 0)[:, 0]
-            score_RK = _shared_scores(model, users, drawn_RK[first_G], group_R)
-            drawn_RK = drawn_RK[first_G][group_R]
+            drawn_GK = self._draw(target.chosen(first_G), place_R[first_G], context)
+            score_RK = _shared_scores(model, users, drawn_GK, group_R)
+            drawn_RK = drawn_GK[group_R]
         else:
+            drawn_RK = self._draw(target, place_R, context)
             score_RK = _own_scores(model, users, drawn_RK, target)
-        known = torch.sort(group_R * self.item_count + target.item_N).values
-        is_known_RK = _is_among(group_R[:, None] * self.item_count + drawn_RK, known)
+        known_R = group_R * self.item_count + target.item_N
+        is_known_RK = torch.isin(group_R[:, None] * self.item_count + drawn_RK, known_R)
         score_R = model.score_pairs(users, target).float()
         sampled_RK = F.softplus(score_RK.float()).masked_fill(is_known_RK, 0.0)
         return torch.stack([self.beta * F.softplus(-score_R), sampled_RK.sum(1)])
@@ -92,11 +92,7 @@ class Gbce(Defaults):
         """Draw items for each target, int64 ``[R, K]``."""
         sample_K = torch.arange(self.config.num_sampled, device=place_R.device)
         keys = target.user_B[:, None], place_R[:, None], sample_K
-        high, low = (
-            context.rng.uniform(_STREAM, *keys, sample_K.new_tensor(half)).double()
-            for half in (0, 1)
-        )
-        return ((high + low / _STEPS) * self.item_count).long()
+        return context.rng.below(_STREAM, self.item_count, *keys)
 
 
 def _groups(target: Batch) -> tuple[Tensor, Tensor]:
@@ -127,10 +123,3 @@ def _shared_scores(model: Decoder, users: Tensors, drawn_GK: Tensor, group_R: Te
         for *state, item_K in zip(*states, drawn_GK, strict=True)
     ]
     return torch.cat(found) if found else drawn_GK.new_zeros(0, drawn_GK.shape[1]).float()
-
-
-def _is_among(key_RK: Tensor, known: Tensor) -> Tensor:
-    if not len(known):
-        return torch.zeros_like(key_RK, dtype=torch.bool)
-    place = torch.searchsorted(known, key_RK).clamp(max=len(known) - 1)
-    return known[place] == key_RK

@@ -37,15 +37,26 @@ class ItemSampler:
         Returns:
             Items and their weights.
         """
-        device = target.item_N.device
-        drawn_S = self._draws(rng, step, device)
+        return self.weighted(self._draws(rng, step, target.item_N.device), target)
+
+    def weighted(self, drawn_S: torch.Tensor, target: Batch) -> Candidates:
+        """Return drawn and observed items, weighted as if the former had been drawn here.
+
+        Args:
+            drawn_S: Items, some several times.
+            target: What to decode.
+
+        Returns:
+            Items and their weights.
+        """
+        device = drawn_S.device
         item_J = torch.unique(torch.cat([drawn_S, target.item_N]))
         times_J = torch.zeros(len(item_J), device=device)
         times_J.index_add_(
             0, torch.searchsorted(item_J, drawn_S), torch.ones_like(drawn_S, dtype=torch.float32)
         )
         log_share_J = self._log_share_I.to(device)[item_J]
-        return Candidates(item_J, torch.log(times_J / self.num_sampled) - log_share_J)
+        return Candidates(item_J, torch.log(times_J / max(len(drawn_S), 1)) - log_share_J)
 
     def items(
         self, rng: CounterRng, step: int, device: torch.device

@@ -3,8 +3,6 @@
 import copy
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
-import torch
 from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor
 from typing_extensions import override
@@ -15,6 +13,7 @@ from distrib.objectives.base import Candidates, LossContext, ObjectiveSpec
 from distrib.objectives.chunked import ChunkDecoder, chunked_terms
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.objectives.multinomial import Multinomial, MultinomialConfig
+from distrib.objectives.sampling import ItemSampler
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 
@@ -78,10 +77,7 @@ class Softmax(Multinomial):
             sampling_power=config.sampling_power,
         )
         super().__init__(plain, catalog)
-        self.is_in_batch = config.against == "batch"
-        count_I = np.asarray(catalog.train_count_IL, dtype=np.float64).sum(1)
-        share_I = (1.0 + count_I) / (1.0 + count_I).sum()
-        self._log_share_I = torch.from_numpy(np.log(share_I)).to(torch.float32)
+        self.by_popularity = ItemSampler(1, 1.0, catalog) if config.against == "batch" else None
 
     @override
     def __call__(
@@ -89,21 +85,20 @@ class Softmax(Multinomial):
     ) -> Tensor:
         """Compute the loss by chunks; see `Objective`."""
         objective = self
-        if self.is_in_batch:
+        if self.by_popularity is not None:
             objective = copy.copy(self)
-            objective.sampler = _BatchItems(context.gather(target.item_N), self._log_share_I)  # type: ignore[assignment]
+            item_D = context.gather(target.item_N)
+            objective.sampler = _BatchItems(item_D, self.by_popularity)  # type: ignore[assignment]
         return chunked_terms(ChunkDecoder.of(model), objective, users, target, context)
 
 
 class _BatchItems:
     """Stands in for `ItemSampler`; the items are the targets of all ranks."""
 
-    def __init__(self, item_D: Tensor, log_share_I: Tensor) -> None:
-        self.item_D, self.log_share_I = item_D, log_share_I
+    def __init__(self, item_D: Tensor, by_popularity: ItemSampler) -> None:
+        self.item_D, self.by_popularity = item_D, by_popularity
 
     def draw(self, target: Batch, rng: CounterRng, step: int) -> Candidates:
         """Return the items, each weighted by its draws over the expected number."""
-        del target, rng, step
-        item_J, times_J = torch.unique(self.item_D, return_counts=True)
-        expected_J = self.log_share_I.to(item_J.device)[item_J] + np.log(max(len(self.item_D), 1))
-        return Candidates(item_J, torch.log(times_J.float()) - expected_J)
+        del rng, step
+        return self.by_popularity.weighted(self.item_D, target)

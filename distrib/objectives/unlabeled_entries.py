@@ -29,7 +29,6 @@ from distrib.vocabulary import Catalog
 
 _STREAM = 131  # random stream
 _ATTEMPTS = 8
-_STEPS = 1 << 24  # of a uniform number
 _LEAST_EXPECTED = 1e-12
 
 BaseConfig = Annotated[
@@ -225,11 +224,7 @@ def unlabeled_entries(target: Batch, rng: CounterRng, share: float, item_count: 
     left = torch.arange(len(row_S), device=row_S.device)
     for attempt in range(_ATTEMPTS):
         keys = target.user_B[row_S[left]], place_S[left]
-        high, low = (
-            rng.uniform(_STREAM, *keys, place_S.new_tensor(2 * attempt + half)).double()
-            for half in (0, 1)
-        )
-        drawn = ((high + low / _STEPS) * item_count).long()
+        drawn = rng.below(_STREAM, item_count, *keys, attempt=attempt)
         pair = row_S[left] * item_count + drawn
         place = torch.searchsorted(known, pair).clamp(max=max(len(known) - 1, 0))
         is_known = known[place] == pair if len(known) else torch.zeros_like(pair, dtype=torch.bool)
