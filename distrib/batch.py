@@ -81,18 +81,22 @@ class Batch(NamedTuple):
 
     def chosen(self, row_R: Tensor) -> "Batch":
         """Return the users of some rows, in the order given."""
-        length_R = self.length_B[row_R]
+        return self._runs(self.user_B[row_R], self.pointer_P[row_R], self.length_B[row_R])
+
+    def latest(self, length: int) -> "Batch":
+        """Return the last interactions of each user, at most ``length``."""
+        length_B = self.length_B.clamp(max=length)
+        if int(length_B.sum()) == len(self.item_N):
+            return self
+        return self._runs(self.user_B, self.pointer_P[1:] - length_B, length_B)
+
+    def _runs(self, user_R: Tensor, start_R: Tensor, length_R: Tensor) -> "Batch":
+        """Return runs of interactions, one for each of some users."""
         pointer_P = torch.cat([length_R.new_zeros(1), length_R.cumsum(0)])
-        shift_R = self.pointer_P[row_R] - pointer_P[:-1]
         count = int(pointer_P[-1])
-        place_N = torch.arange(count, device=row_R.device)
-        place_N += shift_R.repeat_interleave(length_R, output_size=count)
-        return Batch(
-            self.user_B[row_R],
-            pointer_P,
-            self.item_N[place_N],
-            self.value_N[place_N],
-        )
+        place_N = torch.arange(count, device=start_R.device)
+        place_N += (start_R - pointer_P[:-1]).repeat_interleave(length_R, output_size=count)
+        return Batch(user_R, pointer_P, self.item_N[place_N], self.value_N[place_N])
 
     def split(self, num_parts: int) -> list["Batch"]:
         """Split the users into parts of nearly equal size; some are empty if users are few."""

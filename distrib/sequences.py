@@ -55,24 +55,11 @@ class Sequences(NamedTuple):
         )
 
 
-def latest(batch: Batch, length: int) -> Batch:
-    """Return the last interactions of each user, at most ``length``."""
-    length_B = batch.length_B.clamp(max=length)
-    pointer_P = torch.cat([length_B.new_zeros(1), length_B.cumsum(0)])
-    count = int(pointer_P[-1])
-    if count == len(batch.item_N):
-        return batch
-    place_N = torch.arange(count, device=length_B.device)
-    shift_B = batch.pointer_P[1:] - pointer_P[1:]
-    place_N += shift_B.repeat_interleave(length_B, output_size=count)
-    return Batch(batch.user_B, pointer_P, batch.item_N[place_N], batch.value_N[place_N])
-
-
 def sequences_of(inputs: Batch | Sequences, max_length: int) -> Sequences:
     """Return what a model reads: in training as fed; of plain histories, the state after all."""
     if isinstance(inputs, Sequences):
         return inputs
-    read = latest(inputs, max_length)
+    read = inputs.latest(max_length)
     state_P = torch.arange(read.num_users + 1, device=read.pointer_P.device)
     place_R = torch.where(read.length_B > 0, read.pointer_P[1:] - 1, NOTHING_READ)
     return Sequences(read, state_P, place_R)
@@ -90,7 +77,7 @@ def with_targets(batch: Batch, max_length: int, *, every: bool) -> tuple[Sequenc
     Returns:
         The input, and a row with one item for each of its states.
     """
-    whole = latest(batch, max_length + 1)
+    whole = batch.latest(max_length + 1)
     length_B = whole.length_B
     row_N, is_cut_B = whole.row_N, batch.length_B > length_B
     place_N = torch.arange(len(row_N), device=row_N.device)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distrib.batch import Batch
-from distrib.sequences import latest, sequences_of, with_targets
+from distrib.sequences import sequences_of, with_targets
 
 HISTORIES = st.lists(st.lists(st.integers(0, 9), max_size=7), max_size=5)
 
@@ -58,7 +58,7 @@ def test_parts_hold_the_states_of_the_whole(histories, num_parts):
 def test_a_history_alone_has_one_state_after_its_last_interactions(histories, max_length):
     found = sequences_of(batch_of(histories), max_length)
     assert read_of(found) == [(n + 10, h[-max_length:]) for n, h in enumerate(histories)]
-    values = latest(batch_of(histories), max_length)
+    values = batch_of(histories).latest(max_length)
     assert values.value_N.tolist() == [1.0] * len(values.item_N)
 
 

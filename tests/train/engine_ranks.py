@@ -14,6 +14,7 @@ import torch.distributed
 from distrib.batch import Batch
 from distrib.checkpoint.state import SavedState, write_pieces
 from distrib.data.feeds.base import RankBatch
+from distrib.data.feeds.sequences import split_off_targets
 from distrib.models import (
     AutoRecConfig,
     BiasedMfConfig,
@@ -46,7 +47,6 @@ from distrib.objectives import (
     TruncatedConfig,
 )
 from distrib.rng import CounterRng
-from distrib.sequences import with_targets
 from distrib.train.engines.base import Update
 from distrib.train.engines.config import EngineConfig
 from distrib.train.engines.deepspeed import DeepSpeedEngine
@@ -218,9 +218,7 @@ def losses(
             read = users.keep(users.item_N % 3 > 0) if case == "mult_vae-denoised" else users
             batch = RankBatch(read, users, size)
             if isinstance(model, SequenceConfig):
-                batch = RankBatch(
-                    *with_targets(users, model.max_length, every=model.targets == "every"), size
-                )
+                batch = split_off_targets(batch, model.max_length, every=model.every)
         engine.begin_epoch(step)
         update = engine.train_batch(batch, CounterRng.of(1, 0), step=step)
         summed = torch.stack([update.terms[name].double() for name in sorted(update.terms)])

@@ -226,7 +226,7 @@ def test_stopping_after_any_step_and_going_on_changes_nothing(
         run = run_of(model, objective, batch_users=64)
         feed = feed_of(iterative_scheme_of(run), run, small)
     if isinstance(model, SequenceConfig):
-        feed = SequenceFeed(feed, model.max_length, every=model.targets == "every")
+        feed = SequenceFeed(feed, model.max_length, every=model.every)
     whole, first, second = (Run(case, feed) for _ in range(3))
     whole.train(4)
     first.train(4, until_step=step)

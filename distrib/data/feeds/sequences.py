@@ -8,6 +8,11 @@ from distrib.events import emit
 from distrib.sequences import with_targets
 
 
+def split_off_targets(whole: RankBatch, max_length: int, *, every: bool) -> RankBatch:
+    """Turn a batch of histories into what is read and what comes next; see `with_targets`."""
+    return RankBatch(*with_targets(whole.target, max_length, every=every), whole.size)
+
+
 class SequenceFeed:
     """See `Feed`; cuts the batches of a feed of histories, and splits off what is to come.
 
@@ -28,13 +33,11 @@ class SequenceFeed:
         """
         cut_users = cut = 0
         for whole in self.feed.batches(epoch, first_step):
-            batch = whole.target
-            beyond_B = (batch.length_B - self.max_length - 1).clamp(min=0)
+            beyond_B = (whole.target.length_B - self.max_length - 1).clamp(min=0)
             if not epoch:
                 cut_users += int((beyond_B > 0).sum())
                 cut += int(beyond_B.sum())
-            inputs, target = with_targets(batch, self.max_length, every=self.every)
-            yield RankBatch(inputs, target, whole.size)
+            yield split_off_targets(whole, self.max_length, every=self.every)
         if cut_users:
             emit(
                 "histories_cut",

@@ -24,3 +24,8 @@ class SequenceConfig(Config):
 
     is_tied: bool = True
     """Whether items are read and decoded by the same table."""
+
+    @property
+    def every(self) -> bool:
+        """Whether each interaction is a target; see `with_targets`."""
+        return self.targets == "every"

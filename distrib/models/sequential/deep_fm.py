@@ -6,7 +6,6 @@ Prediction", IJCAI 2017. For the next item: as a backbone of DeSoRec (arXiv 2410
 
 from typing import ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import nn
@@ -18,7 +17,7 @@ from distrib.models.sequential.config import SequenceConfig, Share
 from distrib.models.sequential.layers import SequenceDecoder, SequenceState, Tower, slots
 from distrib.objectives import SoftmaxConfig
 from distrib.rng import CounterRng
-from distrib.sequences import NOTHING_READ, Sequences, sequences_of
+from distrib.sequences import Sequences, sequences_of
 from distrib.vocabulary import Catalog
 
 _TOWER = 231  # random stream
@@ -79,5 +78,4 @@ class DeepFm(SequenceDecoder, Model):
         slot_RLZ = slots(embedded_NZ, sequences, config.max_length)
         products_RZ = 0.5 * (slot_RLZ.sum(1).square() - slot_RLZ.square().sum(1))
         deep_RZ = self.tower(slot_RLZ.flatten(1), sequences, config.dropout, rng, _TOWER)
-        is_empty_R1 = (sequences.place_R == NOTHING_READ)[:, None]
-        return SequenceState(torch.where(is_empty_R1, self.start_1Z, products_RZ + deep_RZ))
+        return self.or_start(products_RZ + deep_RZ, sequences)

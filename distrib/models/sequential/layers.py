@@ -63,6 +63,11 @@ class SequenceDecoder(LinearDecoder):
         both = torch.cat([self.start_1Z.to(latent_NZ.dtype), latent_NZ])
         return SequenceState(both.index_select(0, sequences.place_R + 1))
 
+    def or_start(self, latent_RZ: Tensor, sequences: Sequences) -> SequenceState:
+        """Replace what was computed for states that have read nothing."""
+        is_nothing_R1 = (sequences.place_R == NOTHING_READ)[:, None]
+        return SequenceState(torch.where(is_nothing_R1, self.start_1Z, latent_RZ))
+
 
 def dropout(
     hidden_NZ: Tensor, share: float, rng: CounterRng | None, stream: int, batch: Batch

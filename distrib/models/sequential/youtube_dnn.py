@@ -6,7 +6,6 @@ candidate generation.
 
 from typing import ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import nn
@@ -18,7 +17,7 @@ from distrib.models.sequential.config import SequenceConfig, Share
 from distrib.models.sequential.layers import SequenceDecoder, SequenceState, Tower, read_means
 from distrib.objectives import SoftmaxConfig
 from distrib.rng import CounterRng
-from distrib.sequences import NOTHING_READ, Sequences, sequences_of
+from distrib.sequences import Sequences, sequences_of
 from distrib.vocabulary import Catalog
 
 _TOWER = 221  # random stream
@@ -69,5 +68,4 @@ class YoutubeDnn(SequenceDecoder, Model):
         sequences = sequences_of(inputs, config.max_length)
         mean_RZ = read_means(F.embedding(sequences.histories.item_N, self.input_IZ), sequences)
         hidden_RZ = self.tower(mean_RZ, sequences, config.dropout, rng, _TOWER)
-        is_empty_R1 = (sequences.place_R == NOTHING_READ)[:, None]
-        return SequenceState(torch.where(is_empty_R1, self.start_1Z, hidden_RZ))
+        return self.or_start(hidden_RZ, sequences)

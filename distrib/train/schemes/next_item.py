@@ -6,13 +6,12 @@ import torch
 from typing_extensions import override
 
 from distrib.data.feeds.base import BatchSharding, Feed, RankBatch
-from distrib.data.feeds.sequences import SequenceFeed
+from distrib.data.feeds.sequences import SequenceFeed, split_off_targets
 from distrib.data.history_arrays import HistoryArrays
 from distrib.models.sequential.config import SequenceConfig
-from distrib.sequences import with_targets
 from distrib.train.config import TrainingRun
 from distrib.train.schemes.base import TrainingData
-from distrib.train.schemes.user_rows import UserRows, row_batches
+from distrib.train.schemes.user_rows import UserRows
 from distrib.vocabulary import Vocabulary
 
 
@@ -42,7 +41,7 @@ class NextItem(UserRows):
         """Open a feed of histories, and split each into input and targets; see `Scheme`."""
         config = _config_of(run)
         whole = super().open_feed(data, sharding, run, device)
-        return SequenceFeed(whole, config.max_length, every=config.targets == "every")
+        return SequenceFeed(whole, config.max_length, every=config.every)
 
     @override
     def sample_batches(
@@ -50,10 +49,8 @@ class NextItem(UserRows):
     ) -> Iterator[RankBatch]:
         """Slice the histories in turn; see `Scheme`."""
         config = _config_of(run)
-        for whole in row_batches(run, train, workers):
-            every = config.targets == "every"
-            inputs, target = with_targets(whole.target, config.max_length, every=every)
-            yield RankBatch(inputs, target, whole.size)
+        for whole in super().sample_batches(run, train, vocabulary, workers):
+            yield split_off_targets(whole, config.max_length, every=config.every)
 
 
 def _config_of(run: TrainingRun) -> SequenceConfig:
