@@ -16,9 +16,10 @@ LogFormat = Literal["inter", "csv", "parquet"]
 class CleaningConfig(Config):
     """Filters on interactions, applied in this order: duplicates, thresholds, k-core."""
 
-    duplicates: Literal["last", "first", "max", "mean", "sum"] = "last"
+    duplicates: Literal["last", "first", "max", "mean", "sum", "keep"] = "last"
     """How several interactions of a user with an item are reduced to one. At equal times the
-    higher rating counts as later; without times the later line does."""
+    higher rating counts as later; without times the later line does. ``keep`` keeps all, for models
+    of sequences in which people consume an item again."""
 
     keep_above: float | None = None
     """Keep only ratings above this; Mult-VAE's protocol uses 3.5."""

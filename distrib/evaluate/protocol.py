@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.config import Config
-from distrib.data.feeds.collate import Example, example
+from distrib.data.feeds.collate import Example, Targets, example
 from distrib.data.history_arrays import HistoryArrays, IntArray
 from distrib.data.schema import Role
 from distrib.errors import ConfigError
@@ -46,8 +46,9 @@ class EvaluateConfig(Config):
     """Cutoffs of MRR."""
 
     exclude_seen: bool = True
-    """Whether lists leave out what the user has met already, unless it is a target; set it to false
-    where people consume the same item again."""
+    """Whether lists leave out what the user has met already, unless it is a target. Where the data
+    keep repeats (``data.cleaning.duplicates``), what the user has met already is then no target;
+    set it to false to measure the next item whether or not it is a repeat."""
 
     lists: Literal["always", "test", "never"] = "always"
     """When lists from the whole catalog are measured: in validation and test, in the test only, or
@@ -105,7 +106,7 @@ def measure(
         if predicted.uncut_N is not None:
             uncut_N = (predicted.uncut_N - asked.target.value_N).to(torch.float64)
             by_pair[SQUARED_ERROR_UNCUT] = uncut_N**2
-    feedback = scorer.vocabulary.feedback
+    feedback = scorer.vocabulary.traits.feedback
     if feedback is None:
         return Measured.of(by_user, by_pair, np.zeros(0, np.float32), np.zeros(0, np.bool_))
     signed = asked.target.keep(feedback.sign(asked.target.value_N) != 0)
@@ -162,10 +163,22 @@ class Measurer(NamedTuple):
         for start in range(0, len(wanted_B), self.config.batch_users):
             on_batch()
             part_B = wanted_B[start : start + self.config.batch_users]
-            held_out = example(rows, part_B, self.role, is_chronological=self.is_chronological)
+            held_out = example(
+                rows,
+                part_B,
+                self.role,
+                is_chronological=self.is_chronological,
+                targets=self._targets,
+            )
             for name, scorer in self.scorers.items():
                 found[name].append(measure(scorer, held_out, self.config, has_lists=has_lists))
         return {name: joined(parts) for name, parts in found.items()}
+
+    @property
+    def _targets(self) -> Targets:
+        if not any(scorer.vocabulary.traits.has_repeats for scorer in self.scorers.values()):
+            return "stored"
+        return "new" if self.config.exclude_seen else "distinct"
 
 
 def _ranking(scorer: Scorer, asked: Example, config: EvaluateConfig) -> dict[str, Tensor]:
@@ -173,7 +186,7 @@ def _ranking(scorer: Scorer, asked: Example, config: EvaluateConfig) -> dict[str
     longest = max(n for at in cutoffs.values() for n in at)
     seen = asked.seen if config.exclude_seen else None
     item_BK = scorer.recommend(asked.source, seen, longest, with_predictions=False).item_BK
-    wanted = _likes(asked.target, scorer.vocabulary.feedback)
+    wanted = _likes(asked.target, scorer.vocabulary.traits.feedback)
     hit_BK = hits(item_BK, wanted, len(scorer.vocabulary))
     length_B = wanted.length_B
     return {

@@ -45,6 +45,9 @@ class ModelSpec(NamedTuple):
     is_tied: bool = False
     """Whether encoder and decoder read the same table; see `TiedLinear`."""
 
+    reads_repeats: bool = False
+    """Whether a history may hold an item more than once; others read which items a user has met."""
+
     divergence_advice: str = ""
     """What to change when training diverges, if a setting of the model makes that likely; training
     then stops as soon as the loss explodes, even while it is finite."""

@@ -186,7 +186,7 @@ def test_another_preparation_or_a_changed_file_is_not_extended(cluster, tmp_path
         assert reason in str(found.value)
 
 
-@pytest.mark.parametrize("policy", ["last", "first", "max"])
+@pytest.mark.parametrize("policy", ["last", "first", "max", "keep"])
 def test_doubles_over_several_files_are_settled_as_at_once(cluster, tmp_path, policy):
     cleaning = CleaningConfig(duplicates=policy)
     grown = config_of(tmp_path, "grown", cleaning=cleaning, extend=True)

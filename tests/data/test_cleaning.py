@@ -52,7 +52,7 @@ ROW = st.tuples(
 @settings(max_examples=150, deadline=None)
 @given(
     rows=st.lists(ROW, max_size=40),
-    policy=st.sampled_from(["last", "first", "max", "mean", "sum"]),
+    policy=st.sampled_from(["last", "first", "max", "mean", "sum", "keep"]),
     above=st.sampled_from([None, 2.0]),
 )
 def test_cleaning_is_that_of_plain_python(rows, policy, above):
@@ -65,6 +65,9 @@ def test_cleaning_is_that_of_plain_python(rows, policy, above):
     wanted = []
     for (user, item), said in cells.items():
         said.sort()
+        if policy == "keep":
+            wanted += [(user, item, rating, time) for time, rating in said]
+            continue
         ratings = [rating for _, rating in said]
         value = {
             "last": ratings[-1],
@@ -76,7 +79,9 @@ def test_cleaning_is_that_of_plain_python(rows, policy, above):
         time = said[0][0] if policy == "first" else said[-1][0]
         wanted.append((user, item, value, time))
     passed = [row for row in wanted if above is None or row[2] > above]
-    assert history_arrays(found) == sorted(passed, key=lambda row: (row[0], row[3], tie(row)))
+    assert history_arrays(found) == sorted(
+        passed, key=lambda row: (row[0], row[3], tie(row), row[2])
+    )
     assert sum(found.counts.values()) == len(rows)
     assert found.counts[Status.DUPLICATE] == len(rows) - len(wanted)
     assert found.counts[Status.NOT_ABOVE_THRESHOLD] == len(wanted) - len(passed)

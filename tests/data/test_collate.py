@@ -93,6 +93,24 @@ def test_what_is_known_and_asked_at_once_stays_a_candidate():
     assert asked.seen.item_N.tolist() == [3]
 
 
+def test_repeats_are_new_targets_or_not_and_count_once():
+    roles = [IN, VALID, TEST, TEST, TEST, TEST]
+    table = pa.table(
+        {
+            "items": [[7, 3, 5, 3, 5, 9], [7]],
+            "ratings": [[1.0] * 6, [1.0]],
+            "roles": pa.array([roles, [TEST]], pa.list_(pa.int8())),
+        }
+    )
+    rows, both = history_arrays(table), np.array([0, 1])
+    new = example(rows, both, Role.TEST_TARGET, targets="new")
+    assert new.target.item_N.tolist() == [5, 9, 7]
+    assert new.target.length_B.tolist() == [2, 1]
+    assert new.seen.item_N.tolist() == [7, 3]
+    distinct = example(rows, both, Role.TEST_TARGET, targets="distinct")
+    assert distinct.target.item_N.tolist() == [5, 3, 9, 7]
+
+
 def test_a_chronological_split_shows_what_came_before():
     roles = [[IN, Role.TRAIN_TARGET, VALID, TEST]]
     table = pa.table(

@@ -12,7 +12,7 @@ from distrib.evaluate.protocol import EvaluateConfig, Measurer, measure, selecti
 from distrib.metrics import Sums
 from distrib.models import Conv4RecConfig, PopularityConfig
 from distrib.score.scorer import Scorer
-from distrib.vocabulary import Vocabulary
+from distrib.vocabulary import LogTraits, Vocabulary
 from tests.conftest import LEVELS
 from tests.training import filled
 
@@ -65,6 +65,21 @@ def test_targets_are_never_among_what_the_model_reads(small):
     targets = set(zip(held_out.target.row_N.tolist(), held_out.target.item_N.tolist(), strict=True))
     assert targets
     assert not read & targets
+
+
+@pytest.mark.parametrize(("exclude_seen", "hits"), [(True, [1.0]), (False, [1.0, 1.0])])
+def test_where_data_keep_repeats_they_are_targets_or_not_measured(exclude_seen, hits, small):
+    scorer = scorer_of(PopularityConfig(), small)
+    scorer.vocabulary.traits = LogTraits(has_repeats=True)
+    best = int(small.catalog.train_count_IL.sum(1).argmax())
+    other = 1 if best == 0 else 0
+    item_N = np.array([best, best, other, best], np.int32)  # one user comes back, the other is new
+    roles = np.array([Role.TRAIN_TARGET, Role.TEST_TARGET] * 2, np.int8)
+    rows = HistoryArrays(np.arange(2), np.array([0, 2, 4]), item_N, np.ones(4, np.float32), roles)
+    config = EvaluateConfig(hit_rate_at=(1,), exclude_seen=exclude_seen)
+    measurer = Measurer({"m": scorer}, Role.TEST_TARGET, config)
+    found = measurer.added(measurer.nothing(), rows, np.arange(2))["m"].summaries()["hit_rate@1"]
+    assert (found.mean, found.num_observations) == (np.mean(hits), len(hits))
 
 
 def test_what_a_user_has_met_is_in_lists_only_where_that_is_set(small):

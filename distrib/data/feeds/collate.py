@@ -1,6 +1,6 @@
 """Collate flat history arrays into batches, without a Python loop over users."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -8,6 +8,10 @@ import torch
 from distrib.batch import Batch
 from distrib.data.history_arrays import HistoryArrays, IntArray
 from distrib.data.schema import Role
+
+Targets = Literal["stored", "distinct", "new"]
+"""Which held-out interactions are targets: all as the data hold them, even of known items; each
+item once; or only items that are not known, each once."""
 
 
 class Example(NamedTuple):
@@ -20,7 +24,7 @@ class Example(NamedTuple):
     """Held-out targets."""
 
     seen: Batch
-    """Interactions to exclude from recommendations: all known ones except targets."""
+    """Interactions to exclude from recommendations: all known ones that are no targets."""
 
 
 def gather(rows: HistoryArrays, wanted_B: IntArray) -> tuple[Batch, torch.Tensor]:
@@ -46,7 +50,12 @@ def gather(rows: HistoryArrays, wanted_B: IntArray) -> tuple[Batch, torch.Tensor
 
 
 def example(
-    rows: HistoryArrays, wanted_B: IntArray, role: Role, *, is_chronological: bool = False
+    rows: HistoryArrays,
+    wanted_B: IntArray,
+    role: Role,
+    *,
+    is_chronological: bool = False,
+    targets: Targets = "stored",
 ) -> Example:
     """Gather some users of `eval_rows` for evaluation.
 
@@ -56,24 +65,32 @@ def example(
         role: Role of the targets.
         is_chronological: Whether the model may read all roles below ``role``, including
             validation targets; otherwise only training interactions.
+        targets: Which held-out interactions count.
 
     Returns:
         The evaluation batch.
     """
     batch, role_N = gather(rows, wanted_B)
     last_read = role - 1 if is_chronological else Role.TRAIN_TARGET
+    item_count = int(batch.item_N.max()) + 1 if len(batch.item_N) else 1
+    pair_N = batch.row_N * item_count + batch.item_N
+    is_known_N, is_target_N = role_N < role, role_N == role
+    if targets == "new":
+        is_target_N &= ~torch.isin(pair_N, pair_N[is_known_N])
+    if targets != "stored":
+        is_target_N &= _are_first(pair_N, is_target_N)
     return Example(
         source=batch.keep(role_N <= last_read),
-        target=batch.keep(role_N == role),
-        seen=batch.keep((role_N < role) & ~_held_out_pairs(batch, role_N == role)),
+        target=batch.keep(is_target_N),
+        # What is both known and a target must remain a candidate.
+        seen=batch.keep(is_known_N & ~torch.isin(pair_N, pair_N[is_target_N])),
     )
 
 
-def _held_out_pairs(batch: Batch, is_held_out_N: torch.Tensor) -> torch.Tensor:
-    """Return which interactions are pairs that are also targets, bool ``[N]``.
-
-    With a given split a pair may be both known and a target; it must remain a candidate.
-    """
-    item_count = int(batch.item_N.max()) + 1 if len(batch.item_N) else 1
-    pair_N = batch.row_N * item_count + batch.item_N
-    return torch.isin(pair_N, pair_N[is_held_out_N])
+def _are_first(pair_N: torch.Tensor, is_among_N: torch.Tensor) -> torch.Tensor:
+    """Return which of some pairs are the first of their kind among them, bool ``[N]``."""
+    place_M = np.flatnonzero(is_among_N.numpy())
+    _, first = np.unique(pair_N.numpy()[place_M], return_index=True)
+    is_first_N = torch.zeros_like(is_among_N)
+    is_first_N[torch.from_numpy(place_M[first])] = True
+    return is_first_N

@@ -224,7 +224,7 @@ def _grown(vocabulary: Vocabulary, summary: _Summary) -> Vocabulary:
         vocabulary.levels,
         counts,
         vocabulary.num_users,
-        feedback=vocabulary.feedback,
+        traits=vocabulary.traits,
     )
     for sign, part in ((-1, summary.before), (1, summary.after)):
         places = grown.positions(whole(part.table["item"]))

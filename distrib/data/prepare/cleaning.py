@@ -160,12 +160,15 @@ def _unique(
     rating_N: FloatArray,
     policy: str,
 ) -> tuple[IntArray, FloatArray]:
-    """Return one row per user, item and origin, in this order, and its rating.
+    """Return one row per user, item and origin, in this order, and its rating; or keep all rows.
 
     Only duplicates are compared; most logs have few.
     """
     if not len(user_N):
         return np.zeros(0, dtype=np.int64), rating_N
+    if policy == "keep":  # by all values, so that the order of files and blocks has no effect
+        every_N = np.lexsort((rating_N, time_N, origin_N, item_N, user_N))
+        return every_N, rating_N[every_N]
     sizes = [int(part.max()) + 1 for part in (user_N, item_N, origin_N)]
     key_N = (user_N * sizes[1] + item_N) * sizes[2] + origin_N
     order_N = stable_order(key_N, sizes[0] * sizes[1] * sizes[2])

@@ -22,7 +22,7 @@ from distrib.data.splits.rules import GivenSplit, GlobalTimeSplit, LiangSplit
 from distrib.errors import ConfigError, DataError
 from distrib.events import emit
 from distrib.storage import Folder
-from distrib.vocabulary import Vocabulary
+from distrib.vocabulary import LogTraits, Vocabulary
 
 _BEGUN = "_begun.json"
 _OURS = ("histories", "item_histories", "quarantine")
@@ -117,7 +117,10 @@ def prepare(config: DataConfig) -> DatasetManifest:
         plan.scale.levels,
         counts_matrix(counted.table["train_count"]),
         counted.num_users,
-        feedback=config.feedback.feedback if config.feedback else None,
+        traits=LogTraits(
+            config.feedback.feedback if config.feedback else None,
+            has_repeats=config.cleaning.duplicates == "keep",
+        ),
     )
     shared = ray.put(vocabulary)
     split_state = stages.with_drawn_targets(blocks, split_state, plan.split, shared)

@@ -28,7 +28,9 @@ class DeepFmConfig(SequenceConfig):
 
     name: Literal["deep_fm"] = "deep_fm"
 
-    spec: ClassVar[ModelSpec] = ModelSpec("scores", SoftmaxConfig(), "next_item")
+    spec: ClassVar[ModelSpec] = ModelSpec(
+        "scores", SoftmaxConfig(), "next_item", reads_repeats=True
+    )
 
     max_length: PositiveInt = 20
     """Slots: the last interactions that it reads. The tower has weights for each of them."""

@@ -33,7 +33,9 @@ class Gru4RecConfig(SequenceConfig):
 
     name: Literal["gru4rec"] = "gru4rec"
 
-    spec: ClassVar[ModelSpec] = ModelSpec("scores", SoftmaxConfig(), "next_item")
+    spec: ClassVar[ModelSpec] = ModelSpec(
+        "scores", SoftmaxConfig(), "next_item", reads_repeats=True
+    )
 
     num_layers: PositiveInt = 1
     """Recurrent layers, each of ``latent_width`` units."""

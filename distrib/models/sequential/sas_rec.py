@@ -40,7 +40,9 @@ class SasRecConfig(SequenceConfig):
 
     name: Literal["sas_rec"] = "sas_rec"
 
-    spec: ClassVar[ModelSpec] = ModelSpec("scores", SoftmaxConfig(), "next_item")
+    spec: ClassVar[ModelSpec] = ModelSpec(
+        "scores", SoftmaxConfig(), "next_item", reads_repeats=True
+    )
 
     blocks: PositiveInt = 2
     """Blocks of attention and feed-forward network."""

@@ -28,7 +28,9 @@ class YoutubeDnnConfig(SequenceConfig):
 
     name: Literal["youtube_dnn"] = "youtube_dnn"
 
-    spec: ClassVar[ModelSpec] = ModelSpec("scores", SoftmaxConfig(), "next_item")
+    spec: ClassVar[ModelSpec] = ModelSpec(
+        "scores", SoftmaxConfig(), "next_item", reads_repeats=True
+    )
 
     targets: Literal["every", "last"] = "last"
     latent_width: PositiveInt = 128

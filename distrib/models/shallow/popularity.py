@@ -23,7 +23,7 @@ class PopularityConfig(Config):
 
     name: Literal["popularity"] = "popularity"
 
-    spec: ClassVar[ModelSpec] = ModelSpec("rating_classes", None, "closed_form")
+    spec: ClassVar[ModelSpec] = ModelSpec("rating_classes", None, "closed_form", reads_repeats=True)
 
     window_days: PositiveFloat | None = None
     """Count only this many days before the last training interaction; by default all. Of a split

@@ -114,6 +114,12 @@ def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
             f"model {run.model.name!r} reads histories of items, which {run.prepared} lacks; set "
             "data.item_histories = true and run prepare again"
         )
+    if dataset.vocabulary.traits.has_repeats and not spec.reads_repeats:
+        faults.append(
+            f"model {run.model.name!r} reads an item of a user once, but {run.prepared} keeps "
+            "repeats; prepare another folder with data.cleaning.duplicates = 'last', or choose a "
+            "model of sequences"
+        )
     has_window = isinstance(run.model, CountsWindow) and run.model.window_days is not None
     if has_window and manifest.times.last is None:
         faults.append(
