@@ -37,20 +37,20 @@ class ItemSampler:
         Returns:
             Items and their weights.
         """
-        return self.weighted(self._draws(rng, step, target.item_N.device), target)
+        drawn_S = self.drawn(rng, step, target.item_N.device)
+        return self.weighted(drawn_S, torch.unique(torch.cat([drawn_S, target.item_N])))
 
-    def weighted(self, drawn_S: torch.Tensor, target: Batch) -> Candidates:
-        """Return drawn and observed items, weighted as if the former had been drawn here.
+    def weighted(self, drawn_S: torch.Tensor, item_J: torch.Tensor) -> Candidates:
+        """Return items with their weights, as if those drawn had been drawn here.
 
         Args:
             drawn_S: Items, some several times.
-            target: What to decode.
+            item_J: Ascending; those drawn are among them, and the others have weight 0.
 
         Returns:
             Items and their weights.
         """
         device = drawn_S.device
-        item_J = torch.unique(torch.cat([drawn_S, target.item_N]))
         times_J = torch.zeros(len(item_J), device=device)
         times_J.index_add_(
             0, torch.searchsorted(item_J, drawn_S), torch.ones_like(drawn_S, dtype=torch.float32)
@@ -71,10 +71,11 @@ class ItemSampler:
         Returns:
             Items in ascending order, and how often each was drawn.
         """
-        item_J, times_J = torch.unique(self._draws(rng, step, device), return_counts=True)
+        item_J, times_J = torch.unique(self.drawn(rng, step, device), return_counts=True)
         return item_J, times_J.to(torch.float32)
 
-    def _draws(self, rng: CounterRng, step: int, device: torch.device) -> torch.Tensor:
+    def drawn(self, rng: CounterRng, step: int, device: torch.device) -> torch.Tensor:
+        """Draw items for an update, int64 ``[S]``, some several times; see `items`."""
         num_drawn = self.num_sampled
         # 24 bits are too few to reach the rare ones of a million items; two draws give 48 bits.
         counter_S = torch.arange(2 * num_drawn, device=device) + 2 * num_drawn * step

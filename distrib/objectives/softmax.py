@@ -1,21 +1,24 @@
 """Cross-entropy of the next item: the whole catalog, a sample of it, or the items of a batch."""
 
-import copy
 from typing import Annotated, ClassVar, Literal
 
+import torch
+import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor
 from typing_extensions import override
 
-from distrib.batch import Batch
+from distrib.batch import Batch, ChunkEntries
 from distrib.config import Config
 from distrib.objectives.base import Candidates, LossContext, ObjectiveSpec
-from distrib.objectives.chunked import ChunkDecoder, chunked_terms
+from distrib.objectives.chunked import ChunkDecoder, Observed, chunked_terms
 from distrib.objectives.decoder import Decoder, Tensors
-from distrib.objectives.multinomial import Multinomial, MultinomialConfig
+from distrib.objectives.multinomial import LogNormalizer, Multinomial, MultinomialConfig
 from distrib.objectives.sampling import ItemSampler
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
+
+_NEVER = -1e30  # a score whose exponential is 0; no infinity, whose differences are not numbers
 
 
 class SoftmaxConfig(Config):
@@ -70,35 +73,50 @@ class Softmax(Multinomial):
     terms = ("softmax",)
 
     def __init__(self, config: SoftmaxConfig, catalog: Catalog) -> None:
-        plain = MultinomialConfig(
-            divergence_cap=0.0,
-            anneal_steps=0,
-            num_sampled=config.num_sampled,
-            sampling_power=config.sampling_power,
-        )
-        super().__init__(plain, catalog)
-        self.by_popularity = ItemSampler(1, 1.0, catalog) if config.against == "batch" else None
+        super().__init__(MultinomialConfig(divergence_cap=0.0, anneal_steps=0), catalog)
+        self.against = config.against
+        power = 1.0 if config.against == "batch" else config.sampling_power
+        self.item_sampler = ItemSampler(config.num_sampled, power, catalog)
 
     @override
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext
     ) -> Tensor:
         """Compute the loss by chunks; see `Objective`."""
-        objective = self
-        if self.by_popularity is not None:
-            objective = copy.copy(self)
-            item_D = context.gather(target.item_N)
-            objective.sampler = _BatchItems(item_D, self.by_popularity)  # type: ignore[assignment]
-        return chunked_terms(ChunkDecoder.of(model), objective, users, target, context)
+        if self.against == "all":
+            return super().__call__(model, users, target, context)
+        drawn_S = (
+            context.gather(target.item_N)
+            if self.against == "batch"
+            else self.item_sampler.drawn(context.rng, context.step, target.item_N.device)
+        )
+        others = _Others(self.item_sampler.weighted(drawn_S, torch.unique(drawn_S)))
+        among = target.keep(torch.isin(target.item_N, drawn_S))
+        others_R = chunked_terms(ChunkDecoder.of(model), others, users, among, context)[0]
+        # -log e^s / (e^s + e^o), with the log-sum-exp o over the others: log(1 + e^(o - s)).
+        return F.softplus(others_R - model.score_pairs(users, target).float())[None]
 
 
-class _BatchItems:
-    """Stands in for `ItemSampler`; the items are the targets of all ranks."""
+class _Others(LogNormalizer):
+    """Weighted log-sum-exp over some items, of which a row's targets are left out.
 
-    def __init__(self, item_D: Tensor, by_popularity: ItemSampler) -> None:
-        self.item_D, self.by_popularity = item_D, by_popularity
+    Targets are decoded as pairs: most are not among the items, so to add those of all rows would
+    decode many times as many for each.
+    """
 
-    def draw(self, target: Batch, rng: CounterRng, step: int) -> Candidates:
-        """Return the items, each weighted by its draws over the expected number."""
-        del rng, step
-        return self.by_popularity.weighted(self.item_D, target)
+    def __init__(self, candidates: Candidates) -> None:
+        self.chosen = candidates
+
+    @override
+    def candidates(self, target: Batch, rng: CounterRng, step: int) -> Candidates | None:
+        return self.chosen
+
+    @override
+    def observe(self, output: Tensor, entries: ChunkEntries) -> Observed:
+        weighted_BJ = output.float()
+        if entries.log_weight_J is not None:
+            weighted_BJ = weighted_BJ + entries.log_weight_J
+        weighted_BJ[entries.row_M, entries.column_M] = _NEVER
+        softmax_BJ = torch.softmax(weighted_BJ, dim=1)
+        log_normalizer_B = weighted_BJ.amax(1) - softmax_BJ.amax(1).log()
+        return log_normalizer_B, softmax_BJ, weighted_BJ.new_zeros(len(entries.row_M))

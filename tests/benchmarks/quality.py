@@ -18,8 +18,6 @@ from distrib.events import table
 from distrib.run_file import RunFile
 from distrib.train.workers.launch import launch
 
-SHOWN = ("rmse", "recall@20", "recall@50", "recall@100", "ndcg@100")
-
 
 def measured(path: str, settings: list[str], seed: int, runs: str) -> dict[str, Any]:
     """Train and evaluate one seed of a run file; at once where that is done."""
@@ -67,14 +65,18 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=["train.num_workers=1"])
     parser.add_argument("--runs", default="runs/quality", help="folder for the runs")
     given = parser.parse_args()
-    rows = []
+    found = {}
     with connected():
         for path in given.configs:
-            found = [measured(path, given.set, seed, given.runs) for seed in given.seeds]
-            rows.append([Path(path).stem, *(over_seeds(found, name) for name in SHOWN)])
-            print(json.dumps(found), flush=True)
+            found[path] = [measured(path, given.set, seed, given.runs) for seed in given.seeds]
+            print(json.dumps(found[path]), flush=True)
+    shown = list(dict.fromkeys(name for (first, *_) in found.values() for name in first["test"]))
+    rows = [
+        [Path(path).stem, *(over_seeds(results, name) for name in shown)]
+        for path, results in found.items()
+    ]
     title = "Test metrics: mean (standard error over seeds; over test users or cells)"
-    table(title, ["run file", *SHOWN], rows)
+    table(title, ["run file", *shown], rows)
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def loss_memory(item_count: int, *, is_chunked: bool) -> dict:
         state = model.encode(batch)
     state = tuple(tensor.detach().requires_grad_() for tensor in state)
     context = LossContext(CounterRng.of(0, 0), 0, Chunks(4096))
-    with _watched() as peak:
+    with watched() as peak:
         if is_chunked:
             loss_B = objective(model, state, batch, context)[0]
         else:
@@ -191,7 +191,7 @@ def loss_memory(item_count: int, *, is_chunked: bool) -> dict:
     return {"peak_mb": peak(), "gradients_mb": gradients / 2**20}
 
 
-class _watched:
+class watched:
     """Highest resident memory of this process while inside, above where it began, MiB."""
 
     def __enter__(self) -> Any:

@@ -56,7 +56,7 @@ def test_a_sampled_softmax_weighs_each_item_by_draws_over_expected_ones(power, w
     config = SoftmaxConfig(against="sampled", num_sampled=40, sampling_power=power)
     count_I = torch.from_numpy(small.catalog.train_count_IL.sum(1)).double()
     share_I = (1 + count_I) ** power / ((1 + count_I) ** power).sum()
-    sampler = config.build(small.catalog).sampler
+    sampler = config.build(small.catalog).item_sampler
     item_J, times_J = sampler.items(CounterRng.of(0, 0), 3, torch.device("cpu"))
     weight_I = torch.zeros(50, dtype=torch.float64)
     weight_I[item_J] = times_J.double() / (40 * share_I[item_J])
