@@ -155,6 +155,9 @@ class ChunkEntries(NamedTuple):
     place_M: Tensor
     """int64 place among the N interactions of the batch."""
 
+    first_item: int
+    """Item of the chunk's first column."""
+
     log_weight_J: Tensor | None = None
     """float32; of each item in the chunk, if the items are a sample; see `Candidates`."""
 
@@ -175,7 +178,7 @@ def entries_by_chunk(batch: Batch, chunks: Sequence[tuple[int, int]]) -> Iterato
     cuts = torch.searchsorted(item_N, edges).tolist()
     for (low, _), start, stop in zip(chunks, cuts[:-1], cuts[1:], strict=True):
         part = slice(start, stop)
-        yield ChunkEntries(row_N[part], item_N[part] - low, value_N[part], order_N[part])
+        yield ChunkEntries(row_N[part], item_N[part] - low, value_N[part], order_N[part], low)
 
 
 def item_chunks(item_count: int, chunk_items: int) -> list[tuple[int, int]]:

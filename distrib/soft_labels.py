@@ -1,0 +1,145 @@
+"""Soft labels: for each user a distribution over a few items, kept sparse."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from distrib.batch import Batch
+from distrib.config import JsonObject, Record
+from distrib.errors import DataError
+from distrib.storage import Folder
+
+ABOUT = "soft_labels.json"
+"""Manifest of a folder of soft labels; written last."""
+
+COLUMNS = ["number", "items", "weights"]
+"""Columns that training reads: the user's number in the prepared data, positions of items, and
+weights that add up to 1."""
+
+
+class LabelFile(Record):
+    """A Parquet file of soft labels."""
+
+    name: str
+    sha256: str
+    bytes: int
+    users: int
+
+
+class LabelStatistics(Record):
+    """What soft labels are like, over all users."""
+
+    users: int
+    mass_on_target: float
+    """Mean weight of what the user interacted with next."""
+
+    entropy_of_others: float
+    """Mean entropy, nats, of the weights of all other items, scaled to add up to 1."""
+
+    items: float
+    """Mean number of items with a weight."""
+
+
+class SoftLabelsManifest(Record):
+    """The manifest of a folder of soft labels."""
+
+    recipe: JsonObject
+    """Everything that the labels depend on."""
+
+    data: str
+    """Hash of the prepared dataset whose users and items the numbers are."""
+
+    statistics: LabelStatistics
+    clusters: tuple[int, ...] = ()
+    """Users of each cluster, the largest first."""
+
+    files: tuple[LabelFile, ...]
+
+
+def label_manifest(url: str) -> SoftLabelsManifest:
+    """Read the manifest of a folder of soft labels.
+
+    Args:
+        url: Path or URL of the folder.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataError: There is none, or it is not valid.
+    """
+    folder = Folder(url)
+    if not folder.exists(ABOUT):
+        raise DataError(f"{folder}: no {ABOUT}, so no complete soft labels; run jobs/soften.py")
+    try:
+        return SoftLabelsManifest.model_validate(folder.read_json(ABOUT))
+    except ValidationError as error:
+        raise DataError(f"{folder / ABOUT}: is not a manifest of soft labels ({error})") from error
+
+
+class SoftLabels:
+    """The soft labels of all users, in memory.
+
+    Args:
+        labels: A row for each user number from 0; users without a label have an empty row.
+    """
+
+    def __init__(self, labels: Batch) -> None:
+        nobody = labels.pointer_P[-1:]  # an empty row, which index -1 selects
+        self._labels = labels._replace(
+            user_B=torch.cat([labels.user_B, labels.user_B.new_full((1,), -1)]),
+            pointer_P=torch.cat([labels.pointer_P, nobody]),
+        )
+
+    @classmethod
+    def open(cls, url: str) -> "SoftLabels":
+        """Read a folder that `jobs/soften.py` wrote.
+
+        Args:
+            url: Path or URL of the folder.
+
+        Returns:
+            The labels.
+
+        Raises:
+            DataError: The folder is not complete.
+        """
+        folder, manifest = Folder(url), label_manifest(url)
+        tables = [
+            pq.read_table(io.BytesIO(folder.read(file.name)), columns=COLUMNS)
+            for file in manifest.files
+        ]
+        return cls.from_table(pa.concat_tables(tables))
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "SoftLabels":
+        """Return the labels of a table with `COLUMNS`, in any order of users."""
+        number_B = table["number"].to_numpy()
+        length_B = np.zeros(int(number_B.max(initial=-1)) + 1, np.int64)
+        table = table.take(pa.array(np.argsort(number_B, kind="stable")))
+        lists = [table[name].combine_chunks() for name in ("items", "weights")]
+        length_B[np.sort(number_B)] = lists[0].value_lengths().to_numpy()
+        item_N, weight_N = (torch.from_numpy(part.flatten().to_numpy().copy()) for part in lists)
+        pointer_P = torch.from_numpy(np.concatenate([[0], length_B.cumsum()]))
+        return cls(Batch(torch.arange(len(length_B)), pointer_P, item_N, weight_N))
+
+    def of(self, user_B: Tensor) -> Batch:
+        """Return the labels of some users.
+
+        Args:
+            user_B: Numbers in the prepared data; those without a label get an empty row.
+
+        Returns:
+            A row for each; ``value_N`` are the weights.
+        """
+        if self._labels.item_N.device != user_B.device:
+            self._labels = self._labels.to(user_B.device)
+        last = self._labels.num_users - 1
+        row_B = torch.where((user_B < 0) | (user_B > last), last, user_B)
+        found = self._labels.chosen(row_B)
+        return found._replace(user_B=user_B, item_N=found.item_N.long())
