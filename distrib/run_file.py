@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from distrib.config import Config, checked
 from distrib.data.config import ConvertConfig, DataConfig
+from distrib.distill.config import SoftenConfig
 from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig
@@ -41,6 +42,7 @@ class RunFile(Config):
     export: ExportConfig = Field(default_factory=ExportConfig)
     serve: ServeConfig = Field(default_factory=ServeConfig)
     convert: ConvertConfig = Field(default_factory=ConvertConfig)
+    soften: SoftenConfig = Field(default_factory=SoftenConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)
 
     @model_validator(mode="after")

@@ -14,54 +14,30 @@ from distrib.config import JsonObject, Record
 from distrib.errors import DataError
 from distrib.storage import Folder
 
-ABOUT = "soft_labels.json"
-"""Manifest of a folder of soft labels; written last."""
-
 COLUMNS = ["number", "items", "weights"]
 """Columns that training reads: the user's number in the prepared data, positions of items, and
 weights that add up to 1."""
 
+_SUCCESS = "_SUCCESS"  # written last
 
-class LabelFile(Record):
-    """A Parquet file of soft labels."""
 
+class _File(Record):
     name: str
-    sha256: str
-    bytes: int
-    users: int
 
 
-class LabelStatistics(Record):
-    """What soft labels are like, over all users."""
-
-    users: int
-    mass_on_target: float
-    """Mean weight of what the user interacted with next."""
-
-    entropy_of_others: float
-    """Mean entropy, nats, of the weights of all other items, scaled to add up to 1."""
-
-    items: float
-    """Mean number of items with a weight."""
-
-
-class SoftLabelsManifest(Record):
-    """The manifest of a folder of soft labels."""
+class LabelManifest(Record):
+    """What training needs of the manifest of a folder of soft labels."""
 
     recipe: JsonObject
-    """Everything that the labels depend on."""
+    files: tuple[_File, ...]
 
-    data: str
-    """Hash of the prepared dataset whose users and items the numbers are."""
-
-    statistics: LabelStatistics
-    clusters: tuple[int, ...] = ()
-    """Users of each cluster, the largest first."""
-
-    files: tuple[LabelFile, ...]
+    @property
+    def data(self) -> str:
+        """Hash of the prepared dataset whose users and items the numbers are."""
+        return str(self.recipe["data"])
 
 
-def label_manifest(url: str) -> SoftLabelsManifest:
+def label_manifest(url: str) -> LabelManifest:
     """Read the manifest of a folder of soft labels.
 
     Args:
@@ -71,15 +47,18 @@ def label_manifest(url: str) -> SoftLabelsManifest:
         The manifest.
 
     Raises:
-        DataError: There is none, or it is not valid.
+        DataError: There is none, or it is not one of soft labels.
     """
     folder = Folder(url)
-    if not folder.exists(ABOUT):
-        raise DataError(f"{folder}: no {ABOUT}, so no complete soft labels; run jobs/soften.py")
+    if not folder.exists(_SUCCESS):
+        raise DataError(f"{folder}: no {_SUCCESS}, so no complete soft labels; run jobs/soften.py")
     try:
-        return SoftLabelsManifest.model_validate(folder.read_json(ABOUT))
+        found = LabelManifest.model_validate(folder.read_json(_SUCCESS))
     except ValidationError as error:
-        raise DataError(f"{folder / ABOUT}: is not a manifest of soft labels ({error})") from error
+        raise DataError(f"{folder / _SUCCESS}: is not a valid manifest ({error})") from error
+    if "soften" not in found.recipe:
+        raise DataError(f"{folder}: holds no soft labels; set the folder that jobs/soften.py wrote")
+    return found
 
 
 class SoftLabels:

@@ -55,6 +55,8 @@ class ScoreCounts(Record):
     users_with_empty_lists: dict[str, int] | None = None
     interactions: dict[str, int] | None = None
     versions: tuple[str, ...] | None = None
+    statistics: dict[str, float] | None = None
+    """Means over users of what was written, by name."""
 
 
 class ScoreResult(Record):

@@ -19,6 +19,7 @@ from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 from distrib.train.engines.deepspeed import deepspeed_faults
 from distrib.train.preflight.labels import feedback_faults
+from distrib.train.preflight.soft_labels import soft_label_faults
 from distrib.train.run_folder import HISTORY, identity_faults
 from distrib.train.schemes import can_warm_start, is_iterative, scheme_of
 from distrib.train.schemes.base import IterativeScheme
@@ -53,6 +54,7 @@ def preflight(run: TrainingRun) -> Dataset:
     faults += [ConfigError(fault) for fault in data_faults(run, dataset)]
     faults += warm_start_faults(run, dataset)
     faults += _pretrained_faults(run, dataset)
+    faults += soft_label_faults(run, dataset)
     raise_all(faults)
     return dataset
 

@@ -1,0 +1,1 @@
+"""Soft labels: users are embedded and clustered, and their labels propagated inside clusters."""

@@ -1,0 +1,70 @@
+"""The ``soften`` section of a run file."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from distrib.config import Config
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Part = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class SoftenConfig(Config):
+    """How soft labels are made from a trained run; the defaults are DeSoRec's."""
+
+    output: str | None = None
+    """Output folder; ``soft_labels`` inside the run folder by default."""
+
+    method: Literal["propagation", "neighbors", "teacher"] = "propagation"
+    """``propagation``: labels of users in the same cluster, propagated by distance; ``neighbors``:
+    the training histories of the users of most similar embedding in it (CSN); ``teacher``: the
+    softmax of the run's own model (self-distillation)."""
+
+    num_clusters: NonNegativeInt = 0
+    """0 for one per 5,000 users, at least 16."""
+
+    start: Literal["k-means||", "random"] = "k-means||"
+    """Initial centers; ``random`` users are the source's."""
+
+    key: int = 0
+    """Key of all draws."""
+
+    max_rounds: PositiveInt = 100
+    """Rounds of k-means at most."""
+
+    num_neighbors: PositiveInt = 64
+    """Nearest users of the same cluster that a user's label is propagated from."""
+
+    temperature: PositiveFloat = 1.0
+    """Of the softmax over negative distances; lower prefers the nearest."""
+
+    scale: Literal["absolute", "relative"] = "absolute"
+    """``relative``: the temperature is a multiple of the median distance to the 10th neighbor, so
+    that it does not depend on the norm of embeddings."""
+
+    spread: Part = 0.5
+    """Share of a label that comes from neighbors in each round, eta in the source."""
+
+    rounds: NonNegativeInt = 20
+    """Rounds of propagation."""
+
+    smallest: Annotated[float, Field(ge=0.0, lt=0.1)] = 1e-6
+    """Weights below this are dropped after each round."""
+
+    max_items: PositiveInt = 128
+    """Items kept in a label, the heaviest ones."""
+
+    shuffled_share: Share = 0.0
+    """Share of users that are put into another cluster at random, to study bad clusters."""
+
+    min_mass_on_target: Share = 0.52
+    """Labels with less on the true target on average are refused: they come from a model that has
+    learned nothing. Of propagation only."""
+
+    max_entropy: PositiveFloat = 5.0
+    """Nats; labels with a higher mean entropy of the other items are refused, being nearly uniform.
+    Of propagation only."""
+
+    batch_users: PositiveInt = 512
+    """Users embedded at a time."""

@@ -1,0 +1,86 @@
+"""Neighbors, propagation and what is kept of labels, against plain forms and golden numbers."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from distrib.distill.propagation import (
+    affinity,
+    by_blocks,
+    by_faiss,
+    cosine_affinity,
+    heaviest,
+    neighbors,
+    propagated,
+)
+
+GOLDEN_A = [[0, 0.880797, 0.119203], [0.731059, 0, 0.268941], [0.268941, 0.731059, 0]]
+GOLDEN_D = [[0.698284, 0.301716], [0.352428, 0.647572], [0.722722, 0.277278]]
+LINE = np.array([[0.0], [1.0], [3.0]], np.float32)
+
+
+def vectors(num_users=300, width=6):
+    found = np.random.default_rng(0).standard_normal((num_users, width)).astype(np.float32)
+    found[50:60] = found[40:50]  # some are at the same place
+    return found
+
+
+def test_golden_numbers_of_propagation():
+    near = affinity(LINE, 64, 1.0, "absolute")
+    np.testing.assert_allclose(near.toarray(), GOLDEN_A, atol=1e-6)
+    labels = csr_array(np.array([[1.0, 0], [0, 1], [1, 0]]))
+    found = propagated(near, labels, 0.5, 20, 0.0)
+    np.testing.assert_allclose(found.toarray(), GOLDEN_D, atol=1e-6)
+
+
+def test_many_rounds_reach_the_closed_form():
+    near = affinity(vectors(40), 8, 0.7, "absolute")
+    labels = csr_array(np.eye(40))
+    wanted = 0.5 * np.linalg.inv(np.eye(40) - 0.5 * near.toarray())
+    found = propagated(near, labels, 0.5, 60, 0.0).toarray()
+    np.testing.assert_allclose(found, wanted, atol=1e-9)
+    cut = propagated(near, labels, 0.5, 60, 1e-6).toarray()
+    np.testing.assert_allclose(cut, wanted, atol=2e-4)
+    np.testing.assert_allclose(cut.sum(1), 1.0)
+
+
+@pytest.mark.parametrize("count", [1, 7, 299, 400])
+def test_both_searches_find_the_neighbors_of_a_plain_one(count, monkeypatch):
+    points = vectors()
+    distance = np.sqrt(((points[:, None].astype(float) - points) ** 2).sum(-1))
+    np.fill_diagonal(distance, np.inf)
+    wanted = np.argsort(distance, axis=1, kind="stable")[:, : min(count, 299)]
+    for search in (by_blocks, by_faiss):
+        monkeypatch.setattr("distrib.distill.propagation.by_faiss", search)
+        index, found = neighbors(points, count)
+        np.testing.assert_array_equal(index, wanted)
+        np.testing.assert_allclose(found, np.take_along_axis(distance, wanted, 1), atol=1e-12)
+
+
+def test_a_relative_temperature_does_not_depend_on_the_norm():
+    points = vectors(80)
+    one = affinity(points, 16, 0.1, "relative").toarray()
+    other = affinity(100 * points, 16, 0.1, "relative").toarray()
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
+    absolute = affinity(100 * points, 16, 0.1, "absolute").toarray()
+    assert abs(absolute - one).max() > 0.1
+
+
+def test_a_user_alone_keeps_its_label():
+    for near in (affinity(LINE[:1], 5, 1.0, "absolute"), cosine_affinity(LINE[:1], 5)):
+        assert near.toarray().tolist() == [[1.0]]
+
+
+def test_cosines_do_not_depend_on_the_norm_and_rows_add_up():
+    points = vectors(60)
+    near = cosine_affinity(points, 5).toarray()
+    np.testing.assert_allclose(near, cosine_affinity(7 * points, 5).toarray(), atol=1e-6)
+    np.testing.assert_allclose(near.sum(1), 1.0)
+    assert ((near > 0).sum(1) <= 5).all()
+
+
+def test_the_heaviest_items_stay_and_targets_in_any_case():
+    found = csr_array(np.array([[0.5, 0.1, 0.3, 0.1], [0.25, 0.25, 0.25, 0.25]]))
+    target = csr_array(np.array([[0, 0, 0, 1.0], [1.0, 0, 0, 0]]))
+    kept = heaviest(found, 2, target).toarray()
+    np.testing.assert_allclose(kept, [[5 / 9, 0, 3 / 9, 1 / 9], [0.5, 0.5, 0, 0]])
