@@ -122,3 +122,26 @@ class SoftLabels:
         row_B = torch.where((user_B < 0) | (user_B > last), last, user_B)
         found = self._labels.chosen(row_B)
         return found._replace(user_B=user_B, item_N=found.item_N.long())
+
+
+def joined(target: Batch, label: Batch) -> tuple[Batch, Tensor, Tensor]:
+    """Join targets and sparse labels: the entries of either, each once.
+
+    Args:
+        target: The targets.
+        label: Soft labels of the same rows.
+
+    Returns:
+        The entries by row, whether each is a target, and the weight of each in the label.
+    """
+    stride = int(torch.cat([target.item_N, label.item_N, target.item_N.new_zeros(1)]).max()) + 1
+    own_N = target.row_N * stride + target.item_N
+    soft_N = label.row_N * stride + label.item_N
+    key_N = torch.unique(torch.cat([own_N, soft_N]))
+    row_N, item_N = torch.div(key_N, stride, rounding_mode="floor"), key_N % stride
+    pointer_P = torch.searchsorted(row_N, torch.arange(target.num_users + 1, device=row_N.device))
+    weight_N = torch.zeros(len(key_N), device=key_N.device)
+    weight_N[torch.searchsorted(key_N, soft_N)] = label.value_N
+    is_target_N = torch.zeros(len(key_N), dtype=torch.bool, device=key_N.device)
+    is_target_N[torch.searchsorted(key_N, own_N)] = True
+    return Batch(target.user_B, pointer_P, item_N, weight_N), is_target_N, weight_N

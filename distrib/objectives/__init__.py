@@ -19,6 +19,7 @@ from distrib.objectives.positive_unlabeled import PositiveUnlabeledConfig
 from distrib.objectives.ranking_max import BprMaxConfig, Top1MaxConfig
 from distrib.objectives.rating_classes import RatingClassesConfig
 from distrib.objectives.robust_cross_entropy import ReweightedConfig, TruncatedConfig
+from distrib.objectives.soft_rating_classes import SoftRatingClassesConfig
 from distrib.objectives.soft_target import SoftTargetConfig
 from distrib.objectives.softmax import SoftmaxConfig
 from distrib.objectives.squared_error import SquaredErrorConfig
@@ -39,6 +40,7 @@ ObjectiveConfig = Annotated[
     | RatingClassesConfig
     | ReweightedConfig
     | SampledNegativesConfig
+    | SoftRatingClassesConfig
     | SoftTargetConfig
     | SoftmaxConfig
     | SquaredErrorConfig
@@ -65,6 +67,7 @@ __all__ = [
     "RatingClassesConfig",
     "ReweightedConfig",
     "SampledNegativesConfig",
+    "SoftRatingClassesConfig",
     "SoftTargetConfig",
     "SoftmaxConfig",
     "SquaredErrorConfig",

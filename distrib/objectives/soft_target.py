@@ -29,7 +29,7 @@ from distrib.objectives.chunked import (
 )
 from distrib.objectives.decoder import Decoder, Tensors
 from distrib.rng import CounterRng
-from distrib.soft_labels import SoftLabels
+from distrib.soft_labels import SoftLabels, joined
 from distrib.vocabulary import Catalog
 
 _NEVER = -1e30  # a score whose exponential is 0; no infinity, whose differences are not numbers
@@ -143,7 +143,7 @@ class SoftTarget(Defaults):
             task = _Chunked.with_prior(self.config, target, label, self.prior_I)
             return chunked_terms(ChunkDecoder.of(model), task, users, target, context)
         assert self.labels is not None  # one of the two is set
-        both, is_target_N, weight_N = _joined(target, self.labels.of(target.user_B))
+        both, is_target_N, weight_N = joined(target, self.labels.of(target.user_B))
         task = _Chunked.sparse(self.config, both, is_target_N, weight_N)
         return chunked_terms(ChunkDecoder.of(model), task, users, both, context)
 
@@ -379,22 +379,3 @@ def _log_sum_exp(score_M: Tensor, row_M: Tensor, num_rows: int) -> Tensor:
     most_B = score_M.new_full((num_rows,), _NEVER).scatter_reduce(0, row_M, score_M, "amax")
     sums_B = score_M.new_zeros(num_rows).index_add(0, row_M, (score_M - most_B[row_M]).exp())
     return torch.where(sums_B > 0, most_B + sums_B.clamp(min=1.0).log(), most_B)
-
-
-def _joined(target: Batch, label: Batch) -> tuple[Batch, Tensor, Tensor]:
-    """Join targets and sparse labels: the entries of either, each once.
-
-    Returns:
-        The entries by row, whether each is a target, and the weight of each in the label.
-    """
-    stride = int(torch.cat([target.item_N, label.item_N, target.item_N.new_zeros(1)]).max()) + 1
-    own_N = target.row_N * stride + target.item_N
-    soft_N = label.row_N * stride + label.item_N
-    key_N = torch.unique(torch.cat([own_N, soft_N]))
-    row_N, item_N = torch.div(key_N, stride, rounding_mode="floor"), key_N % stride
-    pointer_P = torch.searchsorted(row_N, torch.arange(target.num_users + 1, device=row_N.device))
-    weight_N = torch.zeros(len(key_N), device=key_N.device)
-    weight_N[torch.searchsorted(key_N, soft_N)] = label.value_N
-    is_target_N = torch.zeros(len(key_N), dtype=torch.bool, device=key_N.device)
-    is_target_N[torch.searchsorted(key_N, own_N)] = True
-    return Batch(target.user_B, pointer_P, item_N, weight_N), is_target_N, weight_N
