@@ -9,8 +9,11 @@ from distrib.checkpoint.bundle import BUNDLE, copy_bundle
 from distrib.config import Record
 from distrib.data.prepare.job import preflight as check_log
 from distrib.data.prepare.job import prepare
-from distrib.errors import run_checks
+from distrib.distill.job import soften
+from distrib.errors import ConfigError, run_checks
 from distrib.events import emit
+from distrib.objectives import SoftRatingClassesConfig, SoftTargetConfig
+from distrib.objectives.soft_target import StoredLabel
 from distrib.run_file import RunFile
 from distrib.score.bulk.job import check_histories, note_published, score
 from distrib.score.commit import ScoreResult
@@ -23,6 +26,8 @@ from distrib.train.workers.launch import launch
 
 NIGHTLY_RUNS = "nights.json"
 """In the run folder: the nightly runs kept; the last one may be unfinished."""
+
+LEARNS_FROM_STORED = (SoftTargetConfig, SoftRatingClassesConfig)
 
 _KEPT = 3
 """Number of nightly runs whose folders are kept for rollback."""
@@ -63,6 +68,7 @@ def preflight(file: RunFile) -> None:
     """
     run_checks(
         lambda: check_run(file.training()),
+        lambda: _check_labels(file),
         lambda: check_histories(file.score),
         lambda: check_log(file.data),
     )
@@ -114,6 +120,8 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
             "train": file.train.model_copy(update={"warm_start": _earlier(file, folder, before)}),
         }
     )
+    if tonight.soften.nightly:
+        tonight = _softened(tonight)
     trained = launch(tonight.training())
     output = file.score.output or str(folder / "recommendations")
     lists = file.score.model_copy(update={"output": output})
@@ -126,6 +134,29 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     folder.write_json(NIGHTLY_RUNS, [entry._asdict() for entry in nightly_runs[-_KEPT:]])
     emit("night_done", night=nightly_run.name, run=tonight.run, lists=output)
     return NightResult(night=nightly_run.name, new=True, trained=trained, scored=scored)
+
+
+def _softened(tonight: RunFile) -> RunFile:
+    """Train a base run with the model's own objective, and make the labels that tonight's needs."""
+    base = tonight.model_copy(update={"run": f"{tonight.run}/base", "objective": None})
+    launch(base.training())
+    settings = tonight.soften.model_copy(update={"output": f"{tonight.run}/soft_labels"})
+    made = soften(base.run, tonight.data.prepared, settings)
+    assert isinstance(tonight.objective, LEARNS_FROM_STORED)  # `preflight` has checked it
+    label = StoredLabel(path=made.output)
+    objective = tonight.objective.model_copy(update={"label": label})
+    return tonight.model_copy(update={"objective": objective})
+
+
+def _check_labels(file: RunFile) -> None:
+    if not file.soften.nightly:
+        return
+    label = file.objective.label if isinstance(file.objective, LEARNS_FROM_STORED) else None
+    if not isinstance(label, StoredLabel):
+        raise ConfigError(
+            "soften.nightly = true, but the objective has no stored label; set objective.label = "
+            "{ kind = 'stored', path = '...' }, or soften.nightly = false"
+        )
 
 
 def _free(name: str, taken: set[str]) -> str:

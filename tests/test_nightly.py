@@ -10,7 +10,7 @@ import pytest
 
 from distrib.checkpoint.bundle import load_bundle
 from distrib.config import load
-from distrib.errors import CheckpointError
+from distrib.errors import CheckpointError, ConfigError
 from distrib.nightly import NIGHTLY_RUNS, nightly, preflight
 from distrib.run_file import RunFile
 from distrib.score.commit import SUCCESS
@@ -105,6 +105,32 @@ def test_nights_follow_each_other(cluster, file, monkeypatch, capfd):
     run = folder.read_json("nights/2026-01-02/run.json")
     assert run["loop"]["warm_start"].endswith("nights/2026-01-01")
     assert [nightly_run["is_done"] for nightly_run in ledger(file)] == [True, True]
+
+
+def test_a_night_makes_its_soft_labels_itself(cluster, file, tmp_path):
+    text = (tmp_path / "run.toml").read_text()
+    text += """
+[objective]
+name = "soft_target"
+label = { kind = "stored", path = "of each night" }
+[soften]
+nightly = true
+num_clusters = 2
+num_neighbors = 4
+min_mass_on_target = 0.0
+"""
+    (tmp_path / "run.toml").write_text(text)
+    file = load(RunFile, tmp_path / "run.toml")
+    preflight(file)
+    assert nightly(file, "one").new
+    night = Path(file.run) / "nights/one"
+    history = Folder(str(night)).read_json("history.json")
+    assert history[-1]["losses"]["others"] > 0
+    assert (night / "soft_labels" / SUCCESS).exists()
+    assert load_bundle(Folder(str(night / "base/bundle"))).config == file.model
+    plain = load(RunFile, tmp_path / "run.toml", overrides=('objective={name="multinomial"}',))
+    with pytest.raises(ConfigError, match="but the objective has no stored label"):
+        preflight(plain)
 
 
 def test_three_nights_are_kept_and_a_day_may_have_two(tmp_path, monkeypatch):

@@ -66,5 +66,9 @@ class SoftenConfig(Config):
     """Nats; labels with a higher mean entropy of the other items are refused, being nearly uniform.
     Of propagation only."""
 
+    nightly: bool = False
+    """Whether a nightly run makes its soft labels itself, from a base run that it trains first with
+    the model's own objective."""
+
     batch_users: PositiveInt = 512
     """Users embedded at a time."""

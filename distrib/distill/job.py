@@ -33,7 +33,7 @@ from distrib.storage import Folder
 
 _USERS_A_CLUSTER, _FEWEST_CLUSTERS = 5000, 16
 _MOVED, _ELSEWHERE = 253, 254  # random streams
-_NOT_OF_LABELS = {"output", "batch_users"}
+_NOT_OF_LABELS = {"output", "batch_users", "nightly"}
 _HELD_OUT, _SHORT = "not in training", "nothing to read before the target"
 _SCHEMA = pa.schema(
     {

@@ -16,7 +16,7 @@ from distrib.train.preflight.estimate import sizes_of_counts
 from distrib.train.schemes.base import Sizes
 
 JOBS = (
-    *("prepare", "train", "evaluate", "score", "export", "search"),
+    *("prepare", "train", "soften", "evaluate", "score", "export", "search"),
     *("pipeline", "nightly", "convert", "doctor"),
 )
 """Jobs that take a run file and run to completion."""

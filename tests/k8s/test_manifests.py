@@ -166,7 +166,7 @@ def test_entrypoints_and_run_files_are_there(documents, monkeypatch):
             text = maps[volume["configMap"]["name"]][Path(run_file).name]
             tomllib.loads(text)
     assert seen <= set(JOBS)
-    assert seen >= {"prepare", "train", "evaluate", "score", "export", "search", "nightly"}
+    assert seen >= {"prepare", "train", "soften", "evaluate", "score", "export", "nightly"}
     load(RunFile, ROOT / "k8s/base/run.toml", environment=os.environ)
 
 

@@ -19,6 +19,8 @@ from distrib.data.feeds.collate import gather
 from distrib.data.history_arrays import BYTES_PER_INTERACTION, BYTES_PER_USER, HistoryArrays
 from distrib.data.schema import Role
 from distrib.errors import ConfigError
+from distrib.objectives import ObjectiveConfig, SoftRatingClassesConfig, SoftTargetConfig
+from distrib.objectives.soft_target import UniformLabel
 from distrib.rng import CounterRng
 from distrib.train.config import TrainingRun
 from distrib.train.engines.local import LocalEngine
@@ -241,7 +243,7 @@ def _traced(config: TrainingRun, rows: int, columns: int) -> float:
     vocabulary = _small(*((rows, columns) if scheme.reads == "items" else (columns, rows)))
     model = scheme.build(config.model, vocabulary)
     assert config.objective is not None  # every iterative model has one
-    objective = config.objective.build(vocabulary.catalog)
+    objective = _without_files(config.objective).build(vocabulary.catalog)
     engine_config = config.engine.model_copy(update={"block_items": columns})
     step = scheme.step(model, objective, engine_config)
     engine = LocalEngine(step, config.optimizer)
@@ -253,6 +255,13 @@ def _traced(config: TrainingRun, rows: int, columns: int) -> float:
         engine.begin_epoch(0)
         engine.train_batch(batch, CounterRng.of(0, 0), step=0)
     return float(counter.get_total_flops())
+
+
+def _without_files(objective: ObjectiveConfig) -> ObjectiveConfig:
+    """Return an objective of the same cost that reads no soft labels, which may not exist yet."""
+    if isinstance(objective, SoftTargetConfig):
+        return objective.model_copy(update={"label": UniformLabel()})
+    return objective.base if isinstance(objective, SoftRatingClassesConfig) else objective
 
 
 @torch.inference_mode()
