@@ -49,8 +49,9 @@ class SoftenConfig(Config):
     rounds: NonNegativeInt = 20
     """Rounds of propagation."""
 
-    smallest: Annotated[float, Field(ge=0.0, lt=0.1)] = 1e-6
-    """Weights below this are dropped after each round."""
+    smallest: Annotated[float, Field(ge=0.0, lt=0.1)] = 3e-4
+    """Weights below this are dropped after each round, and rounds that would add less are left out;
+    0 drops nothing, at many times the cost."""
 
     max_items: PositiveInt = 128
     """Items kept in a label, the heaviest ones."""

@@ -2,11 +2,12 @@
 
 import importlib
 import importlib.util
+import math
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array, diags_array, eye_array
+from scipy.sparse import csr_array, eye_array
 
 from distrib.distill.k_means import FloatArray, IntArray
 
@@ -129,49 +130,59 @@ def propagated(
         smallest: Entries below this are dropped after each.
 
     Returns:
-        float64 ``[B, I]``, rows of sum 1.
+        float64 ``[B, I]``; rows of sum 1, or less by what was dropped.
     """
     kept_BI = (1.0 - spread) * label_BI
     found_BI = label_BI
+    if smallest:
+        rounds = min(rounds, math.ceil(math.log(smallest) / math.log(spread)))
     for _ in range(rounds):
         found_BI = csr_array(spread * (affinity_BB @ found_BI) + kept_BI)
         if smallest:
             found_BI.data[found_BI.data < smallest] = 0.0
             found_BI.eliminate_zeros()
-    return normalized(found_BI)
+    return found_BI
 
 
 def normalized(found_BI: csr_array) -> csr_array:
     """Scale rows to a sum of 1; rows of zeros stay."""
     sums_B = np.asarray(found_BI.sum(1)).ravel()
-    return csr_array(diags_array(1.0 / np.where(sums_B > 0, sums_B, 1.0)) @ found_BI)
+    scale_N = np.repeat(1.0 / np.where(sums_B > 0, sums_B, 1.0), np.diff(found_BI.indptr))
+    cells = (found_BI.data * scale_N, found_BI.indices, found_BI.indptr)
+    return csr_array(cells, shape=found_BI.shape)
 
 
-def heaviest(found_BI: csr_array, count: int, always_BI: csr_array) -> csr_array:
-    """Keep the heaviest entries of each row, and those that another matrix has.
+def heaviest(found_BI: csr_array, count: int, target_BI: csr_array) -> csr_array:
+    """Keep the targets of each row, and the heaviest of its other entries.
+
+    The weights of targets stay; those of others are scaled so that a row adds up to 1. So the
+    confidence in targets is not touched by what is cut off.
 
     Args:
-        found_BI: Rows of sum 1.
-        count: Entries kept of each row; of equal ones the first.
-        always_BI: What is kept in any case, such as targets, is where this is positive.
+        found_BI: Rows of sum 1, or less where entries were dropped before.
+        count: Other entries kept of each row; of equal ones the first.
+        target_BI: Targets are where this is positive.
 
     Returns:
         Rows of sum 1, with ascending indices.
     """
     found_BI.sort_indices()
     length_B = np.diff(found_BI.indptr)
-    row_N = np.repeat(np.arange(len(length_B)), length_B)
-    order_N = np.lexsort((-found_BI.data, row_N))
+    num_rows, stride = found_BI.shape
+    row_N = np.repeat(np.arange(num_rows), length_B)
+    target = target_BI.tocoo()
+    own_N = target.row.astype(np.int64)[target.data > 0] * stride + target.col[target.data > 0]
+    is_target_N = np.isin(row_N * stride + found_BI.indices, own_N)
+    order_N = np.lexsort((-found_BI.data, is_target_N, row_N))
     rank_N = np.empty(len(order_N), np.int64)
     rank_N[order_N] = np.arange(len(order_N)) - np.repeat(found_BI.indptr[:-1], length_B)
-    stride = found_BI.shape[1]
-    other = always_BI.tocoo()
-    own_N = other.row.astype(np.int64)[other.data > 0] * stride + other.col[other.data > 0]
-    is_kept_N = (rank_N < count) | np.isin(row_N * stride + found_BI.indices, own_N)
-    kept = csr_array(
-        (found_BI.data[is_kept_N], (row_N[is_kept_N], found_BI.indices[is_kept_N])),
-        shape=found_BI.shape,
-    )
-    kept = normalized(kept)
-    kept.sort_indices()  # a product leaves them in another order
-    return kept
+    is_kept_N = is_target_N | (rank_N < count)
+    row_N, is_target_N = row_N[is_kept_N], is_target_N[is_kept_N]
+    weight_N, item_N = found_BI.data[is_kept_N], found_BI.indices[is_kept_N]
+    own_B = np.bincount(row_N, weight_N * is_target_N, num_rows)
+    rest_B = np.bincount(row_N, weight_N * ~is_target_N, num_rows)
+    has_rest_B = rest_B > 0
+    scale_B = np.where(has_rest_B, (1.0 - own_B) / np.where(has_rest_B, rest_B, 1.0), 1.0)
+    weight_N = np.where(is_target_N & has_rest_B[row_N], weight_N, weight_N * scale_B[row_N])
+    pointer_P = np.concatenate([[0], np.bincount(row_N, minlength=num_rows).cumsum()])
+    return normalized(csr_array((weight_N, item_N, pointer_P), shape=found_BI.shape))

@@ -33,6 +33,7 @@ from distrib.soft_labels import SoftLabels, joined
 from distrib.vocabulary import Catalog
 
 _NEVER = -1e30  # a score whose exponential is 0; no infinity, whose differences are not numbers
+_MOST = 80.0  # the exponential of a larger number is beyond float32
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -238,18 +239,20 @@ class _Chunked(ChunkedObjective):
     @override
     def observe(self, output: Tensor, entries: ChunkEntries) -> Observed:
         score_M = output[entries.row_M, entries.column_M].float()
-        masked_BJ = output.float() if output.dtype != torch.float32 else output.clone()
-        is_target_M = self.label.is_target_N[entries.place_M]
-        row_T, column_T = entries.row_M[is_target_M], entries.column_M[is_target_M]
-        masked_BJ[row_T, column_T] = _NEVER
-        prior_B = masked_BJ.new_zeros(len(output))
+        prior_B = score_M.new_zeros(len(output))
         if self.label.prior_I is not None:
             prior_B = output.float() @ self._prior_of(entries, output.shape[1])
         if output.shape[1] == 0:
-            return prior_B.new_full((len(output),), _NEVER), masked_BJ, score_M, prior_B
-        softmax_BJ = torch.softmax(masked_BJ, dim=1)
-        log_normalizer_B = masked_BJ.amax(1) - softmax_BJ.amax(1).log()
-        return log_normalizer_B, softmax_BJ, score_M, prior_B
+            nothing_B = prior_B.new_full((len(output),), _NEVER)
+            return nothing_B, output.float(), score_M, prior_B, nothing_B
+        softmax_BJ = torch.softmax(output, dim=1, dtype=torch.float32)
+        log_normalizer_B = output.amax(1).float() - softmax_BJ.amax(1).log()
+        is_target_M = self.label.is_target_N[entries.place_M]
+        softmax_BJ[entries.row_M[is_target_M], entries.column_M[is_target_M]] = 0.0
+        # Summed without the targets: 1 less their share would round to 0 where they have nearly
+        # all of it.
+        others_B = log_normalizer_B + softmax_BJ.sum(1).log()
+        return others_B.clamp(min=_NEVER), softmax_BJ, score_M, prior_B, log_normalizer_B
 
     def _prior_of(self, entries: ChunkEntries, count: int) -> Tensor:
         assert self.label.prior_I is not None  # the caller knows
@@ -257,8 +260,8 @@ class _Chunked(ChunkedObjective):
 
     @override
     def accumulate(self, carry: Carry | None, observed: Observed, entries: ChunkEntries) -> Carry:
-        log_normalizer_B, _, score_M, prior_B = observed
-        num_rows = len(log_normalizer_B)
+        others_B, _, score_M, prior_B, _ = observed
+        num_rows = len(others_B)
         weight_M = self.label.weight_N[entries.place_M]
         is_target_M = self.label.is_target_N[entries.place_M]
         own_M = torch.where(is_target_M, score_M, 0.0)
@@ -268,7 +271,7 @@ class _Chunked(ChunkedObjective):
             label_B = prior_B - own_label_B
         block = _Carry(
             _log_sum_exp(score_M[is_target_M], entries.row_M[is_target_M], num_rows),
-            log_normalizer_B,
+            others_B,
             sum_by_row(own_M, entries, num_rows),
             own_label_B,
             label_B,
@@ -310,10 +313,10 @@ class _Chunked(ChunkedObjective):
         self, out: Tensor, observed: Observed, entries: ChunkEntries, weights: Weights
     ) -> None:
         label, config = self.label, self.config
-        chunk_normalizer_B, softmax_BJ, score_M, _ = observed
+        _, softmax_BJ, score_M, _, chunk_normalizer_B = observed
         others_B, all_B = weights.learned
         factor = _factors(config, label, others_B - all_B, weights.gradient_TB)
-        mass_B = (chunk_normalizer_B - others_B).exp_().mul_(factor.others_B)
+        mass_B = (chunk_normalizer_B - others_B).clamp(max=_MOST).exp_().mul_(factor.others_B)
         torch.mul(softmax_BJ, mass_B[:, None], out=out)
         if label.prior_I is not None:
             prior_J = self._prior_of(entries, out.shape[1])
