@@ -178,12 +178,12 @@ def test_other_labels_are_distributions_over_items_too(trained, tmp_path, method
 
 
 def test_bad_clusters_can_be_made_on_purpose(trained, tmp_path):
-    dataset = Dataset.open(trained.data.prepared)
-    for share in (0.0, 1.0):
+    clusters = []
+    for share in (0.0, 0.5, 1.0):
         made(trained, tmp_path / f"{share:g}", shuffled_share=share)
-    good, bad = (table(tmp_path / name) for name in ("0", "1"))
-    assert good["cluster"] != bad["cluster"]
-    assert mass_of_own_kind(dataset, good) > mass_of_own_kind(dataset, bad)
+        clusters.append(table(tmp_path / f"{share:g}")["cluster"].to_numpy())
+    moved = [(clusters[0] != other).mean() for other in clusters[1:]]
+    assert 0.2 < moved[0] < 0.5 < moved[1] < 0.9  # one in four stays by chance
 
 
 def test_worthless_labels_are_refused_with_their_figures(trained, tmp_path):
