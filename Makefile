@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast slow test-stores lint types imports bench bench-data bench-blocks bench-models bench-quality bench-scoring bench-serving bench-training clean kuberay-crds rehearsal
+.PHONY: demo test test-fast slow test-stores lint types imports bench bench-data bench-blocks bench-models bench-next-item bench-quality bench-scoring bench-serving bench-training clean kuberay-crds rehearsal
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --config configs/demo.toml
@@ -73,6 +73,9 @@ bench-quality: $(READY)
 
 bench-training: $(READY) .recbole/.ready
 	$(BIN)/python -m tests.benchmarks.training --recbole .recbole/bin/python
+
+bench-next-item: $(READY) .recbole/.ready
+	$(BIN)/python -m tests.benchmarks.next_item --recbole .recbole/bin/python
 
 bench-scoring: $(READY) .recbole/.ready
 	$(BIN)/pip install --quiet --constraint constraints.txt implicit==0.7.3

@@ -80,7 +80,7 @@ class Catalog(NamedTuple):
     """Which ratings are likes and dislikes; None for a log without two signs."""
 
 
-class LogTraits(NamedTuple):
+class LogFacts(NamedTuple):
     """What holds of all interactions of a log."""
 
     feedback: Feedback | None = None
@@ -90,7 +90,7 @@ class LogTraits(NamedTuple):
     """Whether a history may hold an item more than once; see ``data.cleaning.duplicates``."""
 
 
-PLAIN_LOG = LogTraits()
+PLAIN_LOG = LogFacts()
 
 
 class Vocabulary:
@@ -103,7 +103,7 @@ class Vocabulary:
         train_count_IL: IntArray,
         num_users: int,
         user_index_size: int = 0,
-        traits: LogTraits = PLAIN_LOG,
+        facts: LogFacts = PLAIN_LOG,
     ) -> None:
         if len(ids) != len(train_count_IL):
             raise DataError(
@@ -115,7 +115,7 @@ class Vocabulary:
         self.train_count_IL = train_count_IL
         self.num_users = num_users
         self.user_index_size = user_index_size
-        self.traits = traits
+        self.facts = facts
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -142,7 +142,7 @@ class Vocabulary:
             self.train_count_IL,
             self.num_users,
             self.user_index_size,
-            self.traits.feedback,
+            self.facts.feedback,
         )
 
     @property
@@ -159,9 +159,9 @@ class Vocabulary:
     @property
     def sign_counts(self) -> dict[str, int]:
         """Training interactions that are likes, dislikes, or neither; empty without feedback."""
-        if self.traits.feedback is None:
+        if self.facts.feedback is None:
             return {}
-        sign_L = self.traits.feedback.sign(np.asarray(self.levels, dtype=np.float32))
+        sign_L = self.facts.feedback.sign(np.asarray(self.levels, dtype=np.float32))
         count_L = self.train_count_IL.sum(0)
         names = {"likes": 1, "dislikes": -1, "without_sign": 0}
         return {name: int(count_L[sign_L == sign].sum()) for name, sign in names.items()}
@@ -200,9 +200,9 @@ class Vocabulary:
             "num_users": str(self.num_users),
             "user_numbers": str(self.user_index_size),
         }
-        if self.traits.feedback is not None:
-            metadata["feedback"] = ",".join(map(repr, self.traits.feedback))
-        if self.traits.has_repeats:
+        if self.facts.feedback is not None:
+            metadata["feedback"] = ",".join(map(repr, self.facts.feedback))
+        if self.facts.has_repeats:
             metadata["has_repeats"] = "true"
         return table.replace_schema_metadata(metadata)
 
@@ -222,7 +222,7 @@ class Vocabulary:
             flat.to_numpy().reshape(-1, len(levels)),
             int(metadata[b"num_users"]),
             int(metadata.get(b"user_numbers", b"0")),
-            LogTraits(
+            LogFacts(
                 Feedback(*map(float, metadata[b"feedback"].decode().split(",")))
                 if b"feedback" in metadata
                 else None,

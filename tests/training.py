@@ -20,7 +20,7 @@ from distrib.train.schemes.base import ExportContext, IterativeScheme, State
 from distrib.train.schemes.closed_form import SolvesGram
 from distrib.train.schemes.gram import partial_gram
 from distrib.train.step import TrainStep
-from distrib.vocabulary import LogTraits, Vocabulary
+from distrib.vocabulary import LogFacts, Vocabulary
 from tests.conftest import LEVELS, Small, rows_of
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def vocabulary_of(small: Small) -> Vocabulary:
     """The items under ids that are not their positions."""
     item_count, _, counts, num_users, index_size, feedback = small.catalog
     ids = pa.array(range(100, 100 + item_count))
-    return Vocabulary(ids, LEVELS, counts, num_users, index_size, LogTraits(feedback))
+    return Vocabulary(ids, LEVELS, counts, num_users, index_size, LogFacts(feedback))
 
 
 class MemoryData:

@@ -106,7 +106,7 @@ def measure(
         if predicted.uncut_N is not None:
             uncut_N = (predicted.uncut_N - asked.target.value_N).to(torch.float64)
             by_pair[SQUARED_ERROR_UNCUT] = uncut_N**2
-    feedback = scorer.vocabulary.traits.feedback
+    feedback = scorer.vocabulary.facts.feedback
     if feedback is None:
         return Measured.of(by_user, by_pair, np.zeros(0, np.float32), np.zeros(0, np.bool_))
     signed = asked.target.keep(feedback.sign(asked.target.value_N) != 0)
@@ -176,7 +176,7 @@ class Measurer(NamedTuple):
 
     @property
     def _targets(self) -> Targets:
-        if not any(scorer.vocabulary.traits.has_repeats for scorer in self.scorers.values()):
+        if not any(scorer.vocabulary.facts.has_repeats for scorer in self.scorers.values()):
             return "stored"
         return "new" if self.config.exclude_seen else "distinct"
 
@@ -186,7 +186,7 @@ def _ranking(scorer: Scorer, asked: Example, config: EvaluateConfig) -> dict[str
     longest = max(n for at in cutoffs.values() for n in at)
     seen = asked.seen if config.exclude_seen else None
     item_BK = scorer.recommend(asked.source, seen, longest, with_predictions=False).item_BK
-    wanted = _likes(asked.target, scorer.vocabulary.traits.feedback)
+    wanted = _likes(asked.target, scorer.vocabulary.facts.feedback)
     hit_BK = hits(item_BK, wanted, len(scorer.vocabulary))
     length_B = wanted.length_B
     return {

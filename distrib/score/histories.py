@@ -112,7 +112,7 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
     is_scaled_N = is_known_N if is_unrated else on_scale(value_N.astype(np.float64), levels)
     row_N = np.repeat(np.arange(len(table)), np.diff(pointer_P))
     is_last_N = np.ones(len(item_N), dtype=bool)
-    if not vocabulary.traits.has_repeats and (source is None or source.traits.has_repeats):
+    if not vocabulary.facts.has_repeats and (source is None or source.facts.has_repeats):
         is_last_N = _last_of_each(row_N * (item_count + 1) + position_N + 1)
     whole_batch = Batch(
         torch.full((len(table),), -1),

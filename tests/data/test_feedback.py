@@ -10,7 +10,7 @@ from distrib.data.logs.feedback import FeedbackConfig
 from distrib.data.logs.rating_scale import RatingsConfig, scale_of
 from distrib.errors import ConfigError
 from distrib.feedback import Feedback, sign_of
-from distrib.vocabulary import LogTraits, Vocabulary
+from distrib.vocabulary import LogFacts, Vocabulary
 
 STARS = (1.0, 2.0, 3.0, 4.0, 5.0)
 RATED = Columns(user="user", item="item", rating="rating")
@@ -106,9 +106,9 @@ def test_marks_make_a_scale_of_their_own():
 def test_a_vocabulary_keeps_what_likes_are():
     counts = np.ones((2, 5), np.int64)
     feedback = Feedback(3.0, 2.5)
-    kept = Vocabulary(pa.array([1, 2]), STARS, counts, 3, 4, LogTraits(feedback))
+    kept = Vocabulary(pa.array([1, 2]), STARS, counts, 3, 4, LogFacts(feedback))
     found = Vocabulary.from_table(kept.to_table())
-    assert found.traits.feedback == found.catalog.feedback == feedback
+    assert found.facts.feedback == found.catalog.feedback == feedback
     plain = Vocabulary(pa.array([1, 2]), STARS, counts, 3, 4)
-    assert Vocabulary.from_table(plain.to_table()).traits == LogTraits()
+    assert Vocabulary.from_table(plain.to_table()).facts == LogFacts()
     assert plain.fingerprint == kept.fingerprint

@@ -12,7 +12,7 @@ from distrib.evaluate.protocol import EvaluateConfig, Measurer, measure, selecti
 from distrib.metrics import Sums
 from distrib.models import Conv4RecConfig, PopularityConfig
 from distrib.score.scorer import Scorer
-from distrib.vocabulary import LogTraits, Vocabulary
+from distrib.vocabulary import LogFacts, Vocabulary
 from tests.conftest import LEVELS
 from tests.training import filled
 
@@ -70,7 +70,7 @@ def test_targets_are_never_among_what_the_model_reads(small):
 @pytest.mark.parametrize(("exclude_seen", "hits"), [(True, [1.0]), (False, [1.0, 1.0])])
 def test_where_data_keep_repeats_they_are_targets_or_not_measured(exclude_seen, hits, small):
     scorer = scorer_of(PopularityConfig(), small)
-    scorer.vocabulary.traits = LogTraits(has_repeats=True)
+    scorer.vocabulary.facts = LogFacts(has_repeats=True)
     best = int(small.catalog.train_count_IL.sum(1).argmax())
     other = 1 if best == 0 else 0
     item_N = np.array([best, best, other, best], np.int32)  # one user comes back, the other is new

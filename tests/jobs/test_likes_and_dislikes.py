@@ -87,7 +87,7 @@ def trained(cluster, folder):
 def test_what_was_prepared_says_what_likes_are(trained):
     dataset = Dataset.open(trained.data.prepared)
     assert dataset.manifest.levels == (-1.0, 0.0, 1.0)
-    assert dataset.manifest.made_from.feedback == dataset.vocabulary.traits.feedback == (0.0, -1.0)
+    assert dataset.manifest.made_from.feedback == dataset.vocabulary.facts.feedback == (0.0, -1.0)
     counts = dataset.manifest.counts
     assert counts.interactions(Role.INPUT) == int(0.6 * counts.kept)
 

@@ -71,7 +71,7 @@ def file(cluster, tmp_path_factory):
 def test_every_interaction_is_kept_and_the_bundle_notes_it(file):
     dataset = Dataset.open(file.data.prepared)
     assert dataset.manifest.counts.kept == dataset.manifest.counts.read == 60 * 12
-    assert load_bundle(Folder(file.run) / "bundle").vocabulary.traits.has_repeats
+    assert load_bundle(Folder(file.run) / "bundle").vocabulary.facts.has_repeats
 
 
 def test_the_next_item_is_found_though_all_items_are_known(file):

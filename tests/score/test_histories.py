@@ -8,7 +8,7 @@ import torch
 from distrib.batch import Batch
 from distrib.errors import DataError
 from distrib.score.histories import NEW_USER, read_histories, without_new_users
-from distrib.vocabulary import LogTraits, Vocabulary
+from distrib.vocabulary import LogFacts, Vocabulary
 
 STARS = (1.0, 2.0, 3.0, 4.0, 5.0)
 VOCABULARY = Vocabulary(pa.array([10, 20, 30]), STARS, np.ones((3, 5), np.int64), 4)
@@ -56,7 +56,7 @@ def test_times_put_interactions_in_order_and_the_last_of_an_item_counts():
 def test_repeats_stay_where_the_model_was_trained_on_them():
     ids, counts = pa.array([10, 20, 30]), np.ones((3, 1), np.int64)
     once = Vocabulary(ids, (1.0,), counts, 4)
-    again = Vocabulary(ids, (1.0,), counts, 4, traits=LogTraits(has_repeats=True))
+    again = Vocabulary(ids, (1.0,), counts, 4, facts=LogFacts(has_repeats=True))
     sent = pa.Table.from_pylist([{"user": 1, "items": [10, 20, 10]}])
     stored = pa.Table.from_pylist([{"user": 1, "items": [0, 1, 0]}])
     for table, source in ((sent, None), (stored, again)):

@@ -20,7 +20,7 @@ from distrib.score.vectors import (
     write_items,
 )
 from distrib.storage import Folder
-from distrib.vocabulary import LogTraits, Vocabulary
+from distrib.vocabulary import LogFacts, Vocabulary
 from tests.models.test_contract import every_model
 from tests.training import filled
 
@@ -31,7 +31,7 @@ def bundle_of(config, small, tmp_path):
     counts = small.catalog.train_count_IL
     catalog = small.catalog
     ids = pa.array(range(100, 150))
-    vocabulary = Vocabulary(ids, catalog.levels, counts, 37, 37, LogTraits(catalog.feedback))
+    vocabulary = Vocabulary(ids, catalog.levels, counts, 37, 37, LogFacts(catalog.feedback))
     weights = filled(config, small).state_dict()
     folder = Folder(str(tmp_path)) / BUNDLE
     write_bundle(folder, weights, config, vocabulary, BundleFacts(data="none"))

@@ -16,7 +16,7 @@ from distrib.score.scorer import Scorer
 from distrib.score.tables import SINGULAR
 from distrib.serve.arrow_stream import stream_of, table_of
 from distrib.storage import Folder
-from distrib.vocabulary import LogTraits, Vocabulary
+from distrib.vocabulary import LogFacts, Vocabulary
 from tests.models.test_contract import every_model
 from tests.serve.conftest import IDS, history, served
 from tests.training import filled
@@ -82,7 +82,7 @@ def test_a_live_sequence_counts_in_its_order_or_by_its_times(small, tmp_path):
 @every_model
 def test_direct_bulk_and_served_answers_are_equal(config, small, tmp_path):
     counts, levels = small.catalog.train_count_IL, small.catalog.levels
-    vocabulary = Vocabulary(IDS, levels, counts, 37, 37, LogTraits(small.catalog.feedback))
+    vocabulary = Vocabulary(IDS, levels, counts, 37, 37, LogFacts(small.catalog.feedback))
     model, run = filled(config, small), str(tmp_path / "run")
     write_bundle(
         Folder(run) / BUNDLE, model.state_dict(), config, vocabulary, BundleFacts(data="none")

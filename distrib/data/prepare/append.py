@@ -224,7 +224,7 @@ def _grown(vocabulary: Vocabulary, summary: _Summary) -> Vocabulary:
         vocabulary.levels,
         counts,
         vocabulary.num_users,
-        traits=vocabulary.traits,
+        facts=vocabulary.facts,
     )
     for sign, part in ((-1, summary.before), (1, summary.after)):
         places = grown.positions(whole(part.table["item"]))

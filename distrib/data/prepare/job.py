@@ -22,7 +22,7 @@ from distrib.data.splits.rules import GivenSplit, GlobalTimeSplit, LiangSplit
 from distrib.errors import ConfigError, DataError
 from distrib.events import emit
 from distrib.storage import Folder
-from distrib.vocabulary import LogTraits, Vocabulary
+from distrib.vocabulary import LogFacts, Vocabulary
 
 _BEGUN = "_begun.json"
 _OURS = ("histories", "item_histories", "quarantine")
@@ -117,10 +117,7 @@ def prepare(config: DataConfig) -> DatasetManifest:
         plan.scale.levels,
         counts_matrix(counted.table["train_count"]),
         counted.num_users,
-        traits=LogTraits(
-            config.feedback.feedback if config.feedback else None,
-            has_repeats=config.cleaning.duplicates == "keep",
-        ),
+        facts=_facts(config),
     )
     shared = ray.put(vocabulary)
     split_state = stages.with_drawn_targets(blocks, split_state, plan.split, shared)
@@ -145,6 +142,11 @@ def prepare(config: DataConfig) -> DatasetManifest:
     emit("prepared", folder=str(folder), counts=manifest.counts.to_json(), **signs)
     warn_of_signs(vocabulary)
     return manifest
+
+
+def _facts(config: DataConfig) -> LogFacts:
+    feedback = config.feedback.feedback if config.feedback else None
+    return LogFacts(feedback, has_repeats=config.cleaning.duplicates == "keep")
 
 
 def read_plan(config: DataConfig) -> ReadPlan:

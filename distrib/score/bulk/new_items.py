@@ -78,6 +78,6 @@ def with_new_items(scorer: Scorer, prepared: Folder) -> Scorer:
         grown.train_count_IL,
         known.num_users,
         known.user_index_size,
-        known.traits,
+        known.facts,
     )
     return Scorer(model, joined, device=scorer.device)

@@ -116,7 +116,7 @@ def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
             f"model {run.model.name!r} reads histories of items, which {run.prepared} lacks; set "
             "data.item_histories = true and run prepare again"
         )
-    if dataset.vocabulary.traits.has_repeats and not spec.reads_repeats:
+    if dataset.vocabulary.facts.has_repeats and not spec.reads_repeats:
         faults.append(
             f"model {run.model.name!r} reads an item of a user once, but {run.prepared} keeps "
             "repeats; prepare another folder with data.cleaning.duplicates = 'last', or choose a "

@@ -111,7 +111,7 @@ class Pairs:
     ) -> PairFeed:
         """Return a feed of some histories, for one worker's share of a batch."""
         nothing, columns = empty_like(train), (len(vocabulary), vocabulary.user_index_size)
-        rows = ResidentRows(train, nothing, nothing, columns, vocabulary.traits.feedback)
+        rows = ResidentRows(train, nothing, nothing, columns, vocabulary.facts.feedback)
         return self._feed(run, rows, BatchSharding(share, run.seed, 0, 1))
 
     def shape(self, run: TrainingRun, sizes: Sizes) -> Shape:
