@@ -69,10 +69,10 @@ class SoftLabels:
     """
 
     def __init__(self, labels: Batch) -> None:
-        nobody = labels.pointer_P[-1:]  # an empty row, which index -1 selects
+        last = labels.pointer_P[-1:]  # an empty row, which index -1 selects
         self._labels = labels._replace(
             user_B=torch.cat([labels.user_B, labels.user_B.new_full((1,), -1)]),
-            pointer_P=torch.cat([labels.pointer_P, nobody]),
+            pointer_P=torch.cat([labels.pointer_P, last]),
         )
 
     @classmethod

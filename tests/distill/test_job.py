@@ -1,4 +1,4 @@
-"""Soft labels through the jobs: made in pieces, the same whoever makes them, and trained with."""
+"""Soft labels through the jobs: made in pieces, by any number of workers, and trained with."""
 
 import json
 from pathlib import Path

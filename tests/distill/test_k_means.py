@@ -1,4 +1,4 @@
-"""K-means of parts: that of all users at once, whoever computes the parts."""
+"""K-means of parts: that of all users at once, wherever parts are computed."""
 
 import numpy as np
 import pytest
