@@ -1,10 +1,13 @@
 """The ``soften`` section of a run file."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from distrib.config import Config
+
+_USERS_A_CLUSTER, _FEWEST_CLUSTERS = 5000, 16
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Part = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -73,3 +76,14 @@ class SoftenConfig(Config):
 
     batch_users: PositiveInt = 512
     """Users embedded at a time."""
+
+    def clusters_of(self, num_users: int) -> int:
+        """Return the number of clusters of so many users."""
+        return self.num_clusters or max(_FEWEST_CLUSTERS, num_users // _USERS_A_CLUSTER)
+
+    @property
+    def needed_rounds(self) -> int:
+        """Rounds of propagation, without those that would add less than `smallest`."""
+        if not self.smallest:
+            return self.rounds
+        return min(self.rounds, math.ceil(math.log(self.smallest) / math.log(self.spread)))

@@ -31,7 +31,6 @@ from distrib.rng import CounterRng
 from distrib.score.commit import PartManifest, Publication, ScoreCounts, ScoreResult, add_counts
 from distrib.storage import Folder
 
-_USERS_A_CLUSTER, _FEWEST_CLUSTERS = 5000, 16
 _MOVED, _ELSEWHERE = 253, 254  # random streams
 _NOT_OF_LABELS = {"output", "batch_users", "nightly"}
 _HELD_OUT, _SHORT = "not in training", "nothing to read before the target"
@@ -167,11 +166,7 @@ def _applied(users: Embedded, function: Any, *arguments: Any) -> Any:
 def _grouped(work: Work, refs: list[ray.ObjectRef]) -> list[tuple[ray.ObjectRef, ray.ObjectRef]]:
     """Make the labels of all clusters, several clusters in a task; return tables and sums."""
     config, users = work.config, _Users(refs)
-    wanted = config.num_clusters
-    if not wanted:
-        num_users = sum(users.map(_count))
-        wanted = max(_FEWEST_CLUSTERS, num_users // _USERS_A_CLUSTER)
-    found = _clustered(work, users, wanted)
+    found = _clustered(work, users, config.clusters_of(sum(users.map(_count))))
     labels = users.map(_assigned, found.center_KZ, config)
     counts = [np.bincount(label_B, minlength=len(found.center_KZ)) for label_B in labels]
     count_K = np.sum(counts, axis=0)

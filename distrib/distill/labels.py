@@ -59,7 +59,7 @@ def labels_of(cluster: Embedded, config: SoftenConfig) -> csr_array:
         near_BB = cosine_affinity(vectors, config.num_neighbors)
         return heaviest(csr_array(near_BB @ cluster.history_BI), config.max_items, _no(cluster))
     near_BB = affinity(vectors, config.num_neighbors, config.temperature, config.scale)
-    settings = config.spread, config.rounds, config.smallest
+    settings = config.spread, config.needed_rounds, config.smallest
     target_BI = cluster.target_BI
     if target_BI.nnz == target_BI.shape[0]:  # one each: what is equal adds up on the way
         found_BI = propagated(near_BB, target_BI, *settings)

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import math
 from typing import Literal
 
 import numpy as np
@@ -134,8 +133,6 @@ def propagated(
     """
     kept_BI = (1.0 - spread) * label_BI
     found_BI = label_BI
-    if smallest:
-        rounds = min(rounds, math.ceil(math.log(smallest) / math.log(spread)))
     for _ in range(rounds):
         found_BI = csr_array(spread * (affinity_BB @ found_BI) + kept_BI)
         if smallest:

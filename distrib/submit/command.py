@@ -6,6 +6,7 @@ from pathlib import Path
 
 from distrib.cli import run_and_report, run_file_arguments
 from distrib.config import JsonObject, load
+from distrib.distill.estimate import core_hours, node_gb
 from distrib.errors import ConfigError, DistribError
 from distrib.events import emit, table
 from distrib.run_file import RunFile
@@ -68,8 +69,20 @@ def _estimated(file: RunFile, given: argparse.Namespace) -> Estimate | None:
     if sizes is None:
         return None
     found = estimate(file.training(), sizes, given.gpu)
-    table("Estimate", ["", ""], [[name, value] for name, value in found.lines().items()])
+    lines = {**found.lines(), **_soft_labels(file, sizes.users)}
+    table("Estimate", ["", ""], [[name, value] for name, value in lines.items()])
     return found
+
+
+def _soft_labels(file: RunFile, num_users: int) -> dict[str, str]:
+    """Return what soft labels take, if the run file sets how they are made."""
+    if "soften" not in file.model_fields_set:
+        return {}
+    lines = {"soft labels": f"{core_hours(file.soften, num_users):.3g} core h"}
+    width = getattr(file.model, "latent_width", None)
+    if width is not None:
+        lines["embeddings, each node"] = f"{node_gb(num_users, width):.3g} GB"
+    return lines
 
 
 def _say_cost(file: RunFile, given: argparse.Namespace) -> None:

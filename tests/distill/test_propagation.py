@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
+from distrib.distill.config import SoftenConfig
+from distrib.distill.estimate import core_hours
 from distrib.distill.propagation import (
     affinity,
     by_blocks,
@@ -87,3 +89,16 @@ def test_the_heaviest_items_stay_and_targets_in_any_case():
     np.testing.assert_allclose(kept, [[9 / 16, 0, 27 / 80, 0.1], [0.25, 0.375, 0.375, 0]])
     none = heaviest(csr_array((2, 4)), 2, target)
     assert none.nnz == 0
+
+
+def test_rounds_that_would_add_nothing_are_left_out_and_cost_grows_with_clusters():
+    assert SoftenConfig(smallest=0.0).needed_rounds == 20
+    assert SoftenConfig(smallest=1e-3).needed_rounds == 10  # 0.5**10 < 1e-3
+    assert SoftenConfig(rounds=3).needed_rounds == 3
+    assert SoftenConfig().clusters_of(1_000_000) == 200
+    assert SoftenConfig(num_clusters=7).clusters_of(10) == 7
+    few, many = (core_hours(SoftenConfig(num_clusters=k), 100_000) for k in (10, 100))
+    assert few > many
+    assert core_hours(SoftenConfig(), 2_000_000) == pytest.approx(
+        2 * core_hours(SoftenConfig(), 1_000_000)
+    )
