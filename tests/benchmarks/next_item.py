@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -49,6 +48,7 @@ from distrib.train.optimizer import OptimizerConfig
 from distrib.train.run_folder import HISTORY
 from distrib.train.workers.launch import launch
 from distrib.vocabulary import Catalog
+from tests.benchmarks.recbole_settings import run_recbole
 from tests.benchmarks.training import apart, watched
 
 LENGTH, WIDTH, USERS, WARM_UP = 50, 64, 128, 2
@@ -184,13 +184,8 @@ def recbole(python: str, prepared: DataConfig, batches: int) -> dict:
     if not Path(folder).exists():
         convert(prepared, ConvertConfig(output=folder))
     (inter,) = Path(folder).glob("*.inter")
-    script = Path(__file__).with_name("recbole_sas_rec.py")
-    command = [python, script, inter, "--batches", str(batches)]
-    one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env={**os.environ, **one}, capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    sizes = {"batch_rows": 2048, "batches": batches}
+    return {"events_per_s": run_recbole(python, inter, "sas_rec", threads=1, **sizes)}
 
 
 def synthetic(users: int) -> HistoryArrays:

@@ -7,10 +7,8 @@ meets all alike. Nothing here asserts a figure.
 
 import argparse
 import itertools
-import json
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -41,6 +39,7 @@ from distrib.train.schemes import iterative_scheme_of
 from distrib.train.schemes.meta import MetaStep
 from distrib.train.schemes.meta_rows import MetaRowsStep
 from tests.benchmarks.inverse_learning import Memory
+from tests.benchmarks.recbole_settings import run_recbole
 
 WARM_UP = 5
 PAIRS = {
@@ -116,10 +115,8 @@ def recbole(python: str, data: Memory, parts: str) -> float:
         lines = zip(user_N.tolist(), train.item_N.tolist(), train.value_N.tolist(), strict=True)
         text = "\n".join(f"{user}\t{item}\t{value:g}" for user, item, value in lines)
         path.write_text(f"user_id:token\titem_id:token\trating:float\n{text}\n")
-        script = Path(__file__).parent / "recbole_pairs.py"
-        command = [python, str(script), str(path), "--parts", parts]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1])["pairs_per_s"])
+        sizes = {"batch_rows": 1024, "batches": 300}
+        return run_recbole(python, path.absolute(), parts, threads=1, **sizes)
 
 
 def ours(run: TrainingRun, data: Memory, steps: int = 300) -> float:

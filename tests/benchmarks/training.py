@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import threading
@@ -50,6 +49,7 @@ from distrib.train.optimizer import OptimizerConfig
 from distrib.train.run_folder import HISTORY
 from distrib.train.workers.launch import launch
 from distrib.vocabulary import Catalog
+from tests.benchmarks.recbole_settings import run_recbole
 
 BATCH_USERS, WARM_UP = 500, 2
 
@@ -157,14 +157,9 @@ def recbole(python: str, prepared: DataConfig, batches: int) -> dict:
     if not Path(folder).exists():
         convert(prepared, ConvertConfig(output=folder))
     (inter,) = Path(folder).glob("*.inter")
-    script = Path(__file__).with_name("recbole_multivae.py")
-    command = [python, script, inter, "--batches", str(batches)]
-    threads = {"OMP_NUM_THREADS": str(os.cpu_count()), "MKL_NUM_THREADS": str(os.cpu_count())}
-    quiet = {"MALLOC_MMAP_MAX_": ON_CPU["MALLOC_MMAP_MAX_"], "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-    done = subprocess.run(
-        command, env={**os.environ, **threads, **quiet}, capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    threads = os.cpu_count() or 1
+    sizes = {"batch_rows": BATCH_USERS, "batches": batches}
+    return {"users_per_s": run_recbole(python, inter, "mult_vae", threads=threads, **sizes)}
 
 
 def loss_memory(item_count: int, *, is_chunked: bool) -> dict:
