@@ -40,9 +40,9 @@ def measured(path: str, settings: list[str], seed: int, runs: str) -> dict[str, 
         "seed": seed,
         "best_epoch": trained.best_epoch,
         "valid": trained.valid,
-        "test": {key: value["mean"] for key, value in metrics["model"].items()},
-        "error_of_users": {k: v["standard_error"] for k, v in metrics["model"].items()},
-        "popularity": {key: value["mean"] for key, value in metrics["popularity"].items()},
+        "test": {key: value.mean for key, value in metrics["model"].items()},
+        "error_of_users": {k: v.standard_error for k, v in metrics["model"].items()},
+        "popularity": {key: value.mean for key, value in metrics["popularity"].items()},
     }
     done.write_text(json.dumps(result))
     return result
