@@ -104,6 +104,11 @@ class RowCounts(Record):
     """Interactions at the time of another one of the same user, which a hash puts in order; None
     without times."""
 
+    @property
+    def tied_share(self) -> float | None:
+        """Share of the kept interactions that are tied; None without times."""
+        return None if self.tied is None else self.tied / max(self.kept, 1)
+
     def interactions(self, *roles: Role) -> int:
         """Return the number of interactions with any of the given roles."""
         return sum(self.interactions_by_role.get(role.name.lower(), 0) for role in roles)

@@ -25,6 +25,7 @@ __all__ = [
     "HasInteractionHead",
     "InteractionHead",
     "ItemVectors",
+    "ReadsLatest",
     "StartsFromModels",
     "TiedLinear",
     "TracksEpochs",
@@ -59,6 +60,15 @@ class HasEmbeddings(Protocol):
 
     def item_vectors(self) -> ItemVectors | None:
         """Return vectors whose products with `user_embedding` rank items as the scores do."""
+
+
+@runtime_checkable
+class ReadsLatest(Protocol):
+    """A model of sequences, which reads the end of a history."""
+
+    @property
+    def max_length(self) -> int:
+        """Interactions that it reads at most, the last ones."""
 
 
 @runtime_checkable

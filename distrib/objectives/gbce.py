@@ -58,7 +58,7 @@ class Gbce(Defaults):
     Source: Kang, McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018; generalized:
     Petrov, Macdonald, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with
     Negative Sampling", RecSys 2023, eq. 7 and 11. Differs from the sources: draws depend on the
-    epoch, the user and the target alone.
+    epoch, the user and the target alone; all targets of the user are left out, not only the next.
     """
 
     terms = ("targets", "sampled")

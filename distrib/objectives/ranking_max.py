@@ -81,8 +81,10 @@ class BprMax(Defaults):
             self.sampler, model, users, target, context, elu=self.config.elu
         )
         above_RJ = log_weight_RJ + F.logsigmoid(score_R1 - score_RJ)
+        has_any_R = log_weight_RJ.amax(1) > torch.finfo(above_RJ.dtype).min
+        rank_R = torch.where(has_any_R, -torch.logsumexp(above_RJ, 1), 0.0)
         penalty_R = (log_weight_RJ.exp() * score_RJ.square()).sum(1)
-        return torch.stack([-torch.logsumexp(above_RJ, 1), self.config.score_penalty * penalty_R])
+        return torch.stack([rank_R, self.config.score_penalty * penalty_R])
 
 
 class Top1Max(Defaults):
@@ -127,7 +129,8 @@ def _scores(
     if elu:
         score_RJ, score_R1 = F.elu(score_RJ, elu), F.elu(score_R1, elu)
     is_target_RJ = item_J == target.item_N[:, None]
-    weighted_RJ = (score_RJ + times_J.log()).masked_fill(
-        is_target_RJ, torch.finfo(score_RJ.dtype).min
-    )
-    return score_R1, score_RJ, torch.log_softmax(weighted_RJ, dim=1)
+    never = torch.finfo(score_RJ.dtype).min
+    weighted_RJ = (score_RJ + times_J.log()).masked_fill(is_target_RJ, never)
+    # Masked again: of equal ones, as when nothing but the target was drawn, each has a share.
+    log_weight_RJ = torch.log_softmax(weighted_RJ, dim=1).masked_fill(is_target_RJ, never)
+    return score_R1, score_RJ, log_weight_RJ

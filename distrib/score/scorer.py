@@ -10,6 +10,7 @@ from distrib.checkpoint.bundle import load_bundle
 from distrib.errors import CheckpointError, DataError
 from distrib.models.base import Model, UserState
 from distrib.models.capabilities import (
+    ReadsLatest,
     interaction_head,
     item_vectors,
     pair_variance,
@@ -286,11 +287,14 @@ class Scorer:
         length = len(source.item_N)
         whole_BK = self._scores_of(source, item_K)
         size = max(1, _EXPLAINED_PAIRS // max(length, 1))
-        parts = []
-        for low in range(0, length, size):
+        first = 0  # a model of sequences does not read what comes before
+        if isinstance(self.model, ReadsLatest):
+            first = max(0, length - self.model.max_length)
+        parts = [whole_BK.new_zeros(first, whole_BK.shape[1])]
+        for low in range(first, length, size):
             left_out = torch.arange(low, min(low + size, length))
             parts.append(whole_BK - self._scores_of(_without(source, left_out), item_K))
-        return torch.cat(parts) if parts else whole_BK[:0]
+        return torch.cat(parts)
 
     @torch.inference_mode()
     def expected_interactions(self, source: Batch) -> Tensor | None:

@@ -11,6 +11,7 @@ import torch
 from distrib.batch import Batch
 from distrib.config import JsonObject
 from distrib.errors import DataError, DistribError
+from distrib.models.capabilities import ReadsLatest
 from distrib.score.histories import read_histories, require_columns
 from distrib.score.policy import Output, PolicyConfig, ScoreConfig
 from distrib.score.scorer import Recommendations
@@ -109,7 +110,9 @@ class Answers(NamedTuple):
     def alone(self, job: RatingsRequest | ExplainRequest | MapRequest) -> JsonObject:
         """Answer a request that is not batched with others."""
         limit = self.config.max_history
-        if isinstance(job, ExplainRequest):
+        model = self.loaded.scorer.model
+        reads = model.max_length if isinstance(model, ReadsLatest) else limit
+        if isinstance(job, ExplainRequest) and reads > self.config.max_explained:
             limit = min(limit, self.config.max_explained)
         require_history(self.loaded.vocabulary, job.history, limit)
         if isinstance(job, RatingsRequest):

@@ -1,5 +1,6 @@
 import math
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +37,10 @@ def table(rows):
 def tie(row):
     """What puts interactions of the same user and time in order."""
     user, item = (hash_ids(pa.array([part]), 7) for part in row[:2])
-    return int(mixed(user ^ mixed(item))[0])
+    once = mixed(np.zeros(1, np.uint64))  # no repeat
+    with np.errstate(over="ignore"):
+        moment = mixed(np.array([row[3]], np.int64).view(np.uint64) + once)
+    return int(mixed(mixed(user ^ mixed(item)) ^ moment)[0])
 
 
 def history_arrays(found):
@@ -94,6 +98,17 @@ def test_equal_times_are_in_no_order_of_items_whoever_else_is_there():
     assert 60 < firsts.count(3) < 140
     alone = cleaned(table(rows[14:16]), CleaningConfig(), STARS).kept
     assert alone["item"].to_pylist()[0] == firsts[7]
+
+
+def test_the_same_items_at_once_have_another_order_at_another_time():
+    config = CleaningConfig(duplicates="keep")
+    basket = [(1, item, 1.0, time) for time in range(60) for item in (3, 5, 7)]
+    items = cleaned(table(basket), config, STARS).kept["item"].to_pylist()
+    orders = [tuple(items[place : place + 3]) for place in range(0, 180, 3)]
+    assert len(set(orders)) == 6
+    copies = [(1, item, 1.0, 0) for item in (3, 5) for _ in range(20)]
+    items = cleaned(table(copies), config, STARS).kept["item"].to_pylist()
+    assert sum(one != other for one, other in pairwise(items)) > 8
 
 
 @settings(max_examples=60, deadline=None)

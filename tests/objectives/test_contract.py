@@ -32,6 +32,7 @@ from distrib.objectives import (
     ReweightedConfig,
     SampledNegativesConfig,
     SoftmaxConfig,
+    SoftRatingClassesConfig,
     SoftTargetConfig,
     SquaredErrorConfig,
     Top1MaxConfig,
@@ -42,6 +43,7 @@ from distrib.objectives.signed_pairs import SamplesUnlabeled
 from distrib.parameters import roles_of, with_role
 from distrib.rng import CounterRng
 from distrib.sequences import with_targets
+from tests.objectives.labels import label_folder
 
 WIDTHS = {"hidden_width": 8, "latent_width": 4}
 SEQUENCE = {"max_length": 9, "latent_width": 4}
@@ -59,6 +61,14 @@ CASES = [
     (SoftmaxConfig(against="sampled", num_sampled=12), SasRecConfig(**SEQUENCE)),
     (SoftmaxConfig(against="batch"), SasRecConfig(**SEQUENCE)),
     (SoftTargetConfig(label={"kind": "uniform"}), SasRecConfig(**SEQUENCE)),
+    (
+        SoftTargetConfig(label={"kind": "stored", "path": label_folder()}),
+        MultVaeConfig(**WIDTHS),
+    ),
+    (
+        SoftRatingClassesConfig(label={"kind": "stored", "path": label_folder()}),
+        Conv4RecConfig(latent_width=4, rating_width=2),
+    ),
     (
         SoftTargetConfig(label={"kind": "popularity"}, form="coupled"),
         MultVaeConfig(**WIDTHS),

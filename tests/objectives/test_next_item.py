@@ -167,3 +167,15 @@ def test_extreme_scores_give_no_infinite_loss_and_no_nan(config, world, small):
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("config", [BprMaxConfig(num_sampled=1), Top1MaxConfig(num_sampled=1)])
+def test_a_target_that_alone_was_drawn_is_no_sample_of_itself(config, world, small):
+    model, users, target, _ = world
+    objective = config.build(small.catalog)
+    item_J, _ = objective.sampler.items(CounterRng.of(0, 0), 3, torch.device("cpu"))
+    only = target._replace(item_N=item_J.expand_as(target.item_N))
+    found_TR = objective(model, users, only, context())
+    assert not found_TR.any()
+    found_TR.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

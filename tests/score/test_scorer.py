@@ -10,6 +10,7 @@ from distrib.evaluate.protocol import EvaluateConfig, measure, selection_score
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig
 from distrib.models.autoencoders.mult_vae import MultVaeConfig
 from distrib.models.capabilities import item_vectors
+from distrib.models.sequential.sas_rec import SasRecConfig
 from distrib.models.shallow.biased_mf import BiasedMfConfig
 from distrib.models.shallow.ease import EaseConfig
 from distrib.models.shallow.popularity import Popularity
@@ -247,7 +248,10 @@ def test_lists_by_log_odds_alone_tell_what_whole_outcomes_tell(small):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [MultVaeConfig(), BiasedMfConfig(), EaseConfig()])
+REASONED = [MultVaeConfig(), BiasedMfConfig(), EaseConfig(), SasRecConfig(max_length=4)]
+
+
+@pytest.mark.parametrize("config", REASONED)
 def test_reasons_are_scores_with_and_without_an_interaction(config, small):
     scorer = scorer_of(small, config)
     for weight in scorer.model.state_dict().values():

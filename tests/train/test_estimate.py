@@ -8,6 +8,7 @@ from distrib.config import load
 from distrib.data.dataset import RowCounts
 from distrib.errors import ConfigError
 from distrib.run_file import RunFile
+from distrib.train.preflight.checks import run_faults
 from distrib.train.preflight.estimate import _small, estimate, sizes_of_counts
 from distrib.train.schemes import scheme_of
 from distrib.train.schemes.base import Sizes
@@ -98,3 +99,12 @@ def test_sizes_are_those_of_a_manifest():
         users_by_subset={},
     )
     assert sizes_of_counts(counts) == (5, 7, 11)
+
+
+def test_what_cannot_train_a_model_of_sequences_is_refused():
+    """A correction by the popularity of all interactions does not fit last ones as targets."""
+    wrong = {"objective.against": '"batch"', "model.targets": '"last"'}
+    why = "against = 'batch' with model.targets = 'last'"
+    assert any(why in fault for fault in run_faults(config_of("ml1m_sas_rec", **wrong)))
+    right = config_of("ml1m_sas_rec", **{"objective.against": '"batch"'})
+    assert not any(why in fault for fault in run_faults(right))

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from distrib.data.arrow import IntArray, dense_ids, to_numpy, whole
 from distrib.data.config import CleaningConfig
-from distrib.data.hashing import hash_pairs
+from distrib.data.hashing import HashArray, hash_pairs, mixed
 from distrib.data.logs.rating_scale import FloatArray, Scale
 from distrib.data.schema import Status
 
@@ -64,19 +64,36 @@ def cleaned(
     order_N = by_user_and_time(user_N, time_N)
     is_tied_N = tied(user_N[order_N], time_N[order_N])
     if is_tied_N.any():
-        # By a hash: were ties ordered by item, a model that predicts the next item would learn that
-        # order, and hold-outs of the last one would be easier than they are.
         tied_N = order_N[is_tied_N]
-        users, items = (
-            whole(rows[name].take(pa.array(chosen_N[tied_N]))) for name in ("user", "item")
-        )
-        hash_N = hash_pairs(users, items, _TIES)
-        order_N[is_tied_N] = tied_N[np.lexsort((hash_N, time_N[tied_N], user_N[tied_N]))]
+        moment_N, of_user_N = time_N[tied_N], user_N[tied_N]
+        hash_N = _tie_hashes(rows.take(pa.array(chosen_N[tied_N])), of_user_N)
+        order_N[is_tied_N] = tied_N[np.lexsort((hash_N, moment_N, of_user_N))]
     kept = rows.take(pa.array(chosen_N[order_N]))
     place = kept.schema.get_field_index("rating")
     kept = kept.set_column(place, kept.schema.field(place), pa.array(rating_N[order_N]))
     counts[Status.KEPT] += len(kept)
     return Cleaned(kept, +counts)
+
+
+def _tie_hashes(rows: pa.Table, user_N: IntArray) -> HashArray:
+    """Return what puts interactions of the same user and time in order.
+
+    Were they ordered by item, a model that predicts the next item would learn that order, and
+    hold-outs of the last one would be easier than they are. The time and the number of a repeat are
+    part of the hash, so that the same items have another order at another time.
+    """
+    users, items = (whole(rows[name]) for name in ("user", "item"))
+    time_N, item_N = to_numpy(rows["time"]), dense_ids(rows["item"])
+    order_N = np.lexsort((item_N, time_N, user_N))
+    is_new_N = np.ones(len(order_N), dtype=bool)
+    for part_N in (user_N, time_N, item_N):
+        is_new_N[1:] &= part_N[order_N[1:]] == part_N[order_N[:-1]]
+    is_new_N[1:] = ~is_new_N[1:]
+    places = np.arange(len(order_N))
+    repeat_N = np.empty(len(order_N), np.int64)
+    repeat_N[order_N] = places - np.maximum.accumulate(np.where(is_new_N, places, 0))
+    when_N = mixed(time_N.astype(np.int64).view(np.uint64) + mixed(repeat_N.view(np.uint64)))
+    return mixed(hash_pairs(users, items, _TIES) ^ when_N)
 
 
 def rejected_counts(rows: pa.Table) -> Counter[int]:

@@ -139,7 +139,9 @@ def prepare(config: DataConfig) -> DatasetManifest:
     folder.write_json(MANIFEST, manifest.to_json())
     folder.remove(_BEGUN)
     signs = {"training_feedback": vocabulary.sign_counts} if config.feedback else {}
-    emit("prepared", folder=str(folder), counts=manifest.counts.to_json(), **signs)
+    counts, share = manifest.counts, manifest.counts.tied_share
+    ties = {} if share is None else {"tied_share": round(share, 4)}
+    emit("prepared", folder=str(folder), counts=counts.to_json(), **ties, **signs)
     warn_of_signs(vocabulary)
     return manifest
 

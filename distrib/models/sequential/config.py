@@ -17,7 +17,7 @@ class SequenceConfig(Config):
 
     targets: Literal["every", "last"] = "every"
     """``every``: each interaction of a training history is predicted from those before; ``last``:
-    only a history's last one."""
+    only a history's last one. Of the last ``max_length`` in either case."""
 
     latent_width: PositiveInt = 64
     """Dimensions of items and users."""

@@ -57,7 +57,8 @@ class DeepFm(SequenceDecoder, Model):
     slots dimension by dimension, ((sum h)^2 - sum h^2) / 2, plus the output of the tower over the
     concatenated slots. The most recent interaction is always in the last slot.
 
-    Differs from the source: it scores all items at once, by a softmax, instead of one candidate.
+    Differs from the source: it scores all items at once, by a softmax, instead of one candidate,
+    which is no field of the input; a user has no first-order term, an item has its bias.
     """
 
     config: DeepFmConfig

@@ -35,6 +35,11 @@ class SequenceDecoder(LinearDecoder):
     has_bias = True
     """Whether a score includes a bias of the item."""
 
+    @property
+    def max_length(self) -> int:
+        """Interactions that a state depends on at most; see `ReadsLatest`."""
+        return self.config.max_length
+
     def make_tables(self, config: SequenceConfig, catalog: Catalog) -> None:
         """Make the tables of vectors, not initialized; biases are 0."""
         size = (catalog.item_count, config.latent_width)

@@ -84,7 +84,8 @@ class SasRec(SequenceDecoder, Model):
     (LiGR, 2025).
 
     Differs from the source: the loss is chosen in the run file; no dropout of attention weights,
-    but of what attention returns; a user without interactions has a learned state.
+    but of what attention returns, after a linear layer; a user without interactions has a learned
+    state, from which the first one is predicted in training.
     """
 
     config: SasRecConfig

@@ -116,6 +116,7 @@ def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
             f"model {run.model.name!r} reads histories of items, which {run.prepared} lacks; set "
             "data.item_histories = true and run prepare again"
         )
+    faults += _sample_faults(run, manifest.counts.items)
     if dataset.vocabulary.facts.has_repeats and not spec.reads_repeats:
         faults.append(
             f"model {run.model.name!r} reads an item of a user once, but {run.prepared} keeps "
@@ -141,6 +142,18 @@ def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
             "parameters for each user, does not transfer to other data; remove it"
         )
     return faults
+
+
+def _sample_faults(run: TrainingRun, num_items: int) -> Iterator[str]:
+    """Refuse to draw as many items as there are, for objectives of the next item."""
+    objective = run.objective
+    num_sampled = getattr(objective, "num_sampled", 0)
+    if objective is None or objective.spec.model_scheme is None or num_sampled < num_items:
+        return
+    yield (
+        f"objective.num_sampled = {num_sampled}, but the catalog has {num_items} items; draw "
+        "fewer, or use objective 'softmax' over all of them"
+    )
 
 
 def warm_start_faults(run: TrainingRun, dataset: Dataset) -> list[DistribError]:

@@ -9,6 +9,7 @@ from distrib.data.feeds.base import BatchSharding, Feed, RankBatch
 from distrib.data.feeds.sequences import SequenceFeed, split_off_targets
 from distrib.data.history_arrays import HistoryArrays
 from distrib.models.sequential.config import SequenceConfig
+from distrib.objectives import SoftmaxConfig
 from distrib.train.config import TrainingRun
 from distrib.train.schemes.base import TrainingData
 from distrib.train.schemes.user_rows import UserRows
@@ -28,6 +29,14 @@ class NextItem(UserRows):
             yield (
                 f"engine.parallel = 'items' with model {run.model.name!r}: a user has a state for "
                 "each target; set it to 'data'"
+            )
+        objective = run.objective
+        in_batch = isinstance(objective, SoftmaxConfig) and objective.against == "batch"
+        if in_batch and not _config_of(run).every:
+            yield (
+                "objective.against = 'batch' with model.targets = 'last': the correction takes "
+                "the popularity of all interactions, not of last ones; set model.targets to "
+                "'every', or objective.against to 'sampled'"
             )
 
     @override
