@@ -138,12 +138,19 @@ def prepare(config: DataConfig) -> DatasetManifest:
         _hold_to_source(plan, survey, vocabulary)
     folder.write_json(MANIFEST, manifest.to_json())
     folder.remove(_BEGUN)
-    signs = {"training_feedback": vocabulary.sign_counts} if config.feedback else {}
-    counts, share = manifest.counts, manifest.counts.tied_share
-    ties = {} if share is None else {"tied_share": round(share, 4)}
-    emit("prepared", folder=str(folder), counts=counts.to_json(), **ties, **signs)
+    emit("prepared", folder=str(folder), **_summary(manifest, vocabulary))
     warn_of_signs(vocabulary)
     return manifest
+
+
+def _summary(manifest: DatasetManifest, vocabulary: Vocabulary) -> JsonObject:
+    counts = manifest.counts
+    found: JsonObject = {"counts": counts.to_json()}
+    if counts.tied_share is not None:
+        found["tied_share"] = round(counts.tied_share, 4)
+    if vocabulary.facts.feedback is not None:
+        found["training_feedback"] = vocabulary.sign_counts
+    return found
 
 
 def _facts(config: DataConfig) -> LogFacts:
