@@ -143,6 +143,11 @@ class Recipe(NamedTuple):
         return split["name"] in CHRONOLOGICAL or bool(split.get("is_chronological", False))
 
     @property
+    def has_repeats(self) -> bool:
+        """Whether a history may hold an item more than once."""
+        return str(self.document["cleaning"]["duplicates"]) == "keep"
+
+    @property
     def format(self) -> str:
         """Format of the log."""
         return str(self.document["source"]["format"])

@@ -117,7 +117,7 @@ def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
             "data.item_histories = true and run prepare again"
         )
     faults += _sample_faults(run, manifest.counts.items)
-    if dataset.vocabulary.facts.has_repeats and not spec.reads_repeats:
+    if manifest.made_from.has_repeats and not spec.reads_repeats:
         faults.append(
             f"model {run.model.name!r} reads an item of a user once, but {run.prepared} keeps "
             "repeats; prepare another folder with data.cleaning.duplicates = 'last', or choose a "
