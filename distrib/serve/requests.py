@@ -69,23 +69,17 @@ def read(vocabulary: Vocabulary, histories: Sequence[History]) -> Histories:
     lengths = [0, *(len(history.items) for history in histories)]
     pointer = pa.array(np.cumsum(lengths), pa.int32())
     kind = pa.int64() if _kind(vocabulary) is int else pa.string()
-    orders = [history.order for history in histories]
-    items = pa.array(
-        [h.items[place] for h, order in zip(histories, orders, strict=True) for place in order],
-        kind,
-    )
+    items = pa.array([item for history in histories for item in history.items], kind)
     columns = {
         "user": pa.array(range(len(histories)), pa.int64()),
         "items": pa.ListArray.from_arrays(pointer, items),
     }
     if len(vocabulary.levels) > 1:
-        ratings = [
-            h.ratings[place]
-            for h, order in zip(histories, orders, strict=True)
-            for place in order
-            if h.ratings is not None
-        ]
+        ratings = [rating for history in histories for rating in history.ratings or ()]
         columns["ratings"] = pa.ListArray.from_arrays(pointer, pa.array(ratings, pa.float64()))
+    if any(history.times for history in histories):
+        times = [t for history in histories for t in history.times or range(len(history.items))]
+        columns["times"] = pa.ListArray.from_arrays(pointer, pa.array(times, pa.float64()))
     return read_histories(vocabulary, pa.table(columns), None)
 
 

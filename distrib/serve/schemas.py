@@ -43,12 +43,6 @@ class History(_Message):
                 raise ValueError(f"{len(self.items)} items but {len(found)} {name}")
         return self
 
-    @property
-    def order(self) -> list[int]:
-        """Places of the interactions by time, those of the same time as they were given."""
-        times = self.times or [0] * len(self.items)
-        return sorted(range(len(times)), key=times.__getitem__)
-
 
 class RecommendOptions(_Message):
     """Options of a list; the server's policy is the default."""
