@@ -173,6 +173,15 @@ class _Label(NamedTuple):
     prior_I: Tensor | None
     """float32; the label of all other items, where it is the same for every row."""
 
+    @property
+    def mass_B(self) -> Tensor:
+        """Mass of the soft label; 0 for a row without one."""
+        return self.own_mass_B + self.rest_B
+
+    def share_B(self, config: SoftTargetConfig) -> Tensor:
+        """Return lambda 1 of each row; 0 for a row without a label."""
+        return config.label_share * (self.mass_B > 0).float()
+
 
 class _Carry(NamedTuple):
     """Sums over the chunks so far; log-sum-exps of targets and of other items."""
@@ -291,11 +300,9 @@ class _Chunked(ChunkedObjective):
         log_rest_B = found.others_B - all_B  # log(1 - p_O)
         targets_B = label.targets_B
         own_loss_B = targets_B * all_B - found.target_sum_B  # of the cross-entropy
-        has_label_B = (label.own_mass_B + label.rest_B > 0).float()
-        share_B = config.label_share * has_label_B
+        share_B = label.share_B(config)
         if config.form == "coupled":
-            mass_B = label.own_mass_B + label.rest_B
-            soft_B = mass_B * all_B - found.own_label_sum_B - found.label_sum_B
+            soft_B = label.mass_B * all_B - found.own_label_sum_B - found.label_sum_B
             terms_TB = torch.stack([(1.0 - share_B) * own_loss_B, share_B * targets_B * soft_B])
             return terms_TB, (found.others_B, all_B)
         confidence_B = 1.0 - share_B * label.rest_B
@@ -359,12 +366,10 @@ def _factors(
     first_B, second_B = gradient_TB
     count_B = label.targets_B
     rest_share_B = log_rest_B.exp()
-    has_label_B = (label.own_mass_B + label.rest_B > 0).float()
-    share_B = config.label_share * has_label_B
+    share_B = label.share_B(config)
     if config.form == "coupled":
         soft_B = share_B * count_B * second_B
-        mass_B = label.own_mass_B + label.rest_B
-        both_B = (1.0 - share_B) * count_B * first_B + soft_B * mass_B
+        both_B = (1.0 - share_B) * count_B * first_B + soft_B * label.mass_B
         return _Factors(both_B, (1.0 - share_B) * first_B, soft_B, both_B * rest_share_B, soft_B)
     confidence_B = 1.0 - share_B * label.rest_B
     first_B = config.target_weight * first_B
