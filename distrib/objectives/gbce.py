@@ -78,15 +78,21 @@ class Gbce(Defaults):
             first_G = torch.nonzero(place_R == 0)[:, 0]
             drawn_GK = self._draw(target.chosen(first_G), place_R[first_G], context)
             score_RK = _shared_scores(model, users, drawn_GK, group_R)
-            drawn_RK = drawn_GK[group_R]
+            is_known_RK = self._is_known(drawn_GK, group_R[first_G], target, group_R)[group_R]
         else:
             drawn_RK = self._draw(target, place_R, context)
             score_RK = _own_scores(model, users, drawn_RK, target)
-        known_R = group_R * self.item_count + target.item_N
-        is_known_RK = torch.isin(group_R[:, None] * self.item_count + drawn_RK, known_R)
+            is_known_RK = self._is_known(drawn_RK, group_R, target, group_R)
         score_R = model.score_pairs(users, target).float()
         sampled_RK = F.softplus(score_RK.float()).masked_fill(is_known_RK, 0.0)
         return torch.stack([self.beta * F.softplus(-score_R), sampled_RK.sum(1)])
+
+    def _is_known(
+        self, drawn_DK: Tensor, group_D: Tensor, target: Batch, group_R: Tensor
+    ) -> Tensor:
+        """Return which drawn items are targets of the user that they were drawn for."""
+        drawn_DK = group_D[:, None] * self.item_count + drawn_DK
+        return torch.isin(drawn_DK, group_R * self.item_count + target.item_N)
 
     def _draw(self, target: Batch, place_R: Tensor, context: LossContext) -> Tensor:
         """Draw items for each target, int64 ``[R, K]``."""
