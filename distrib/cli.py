@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from distrib.config import JsonObject, Record, load
-from distrib.errors import ConfigError, StoppedError, known
+from distrib.errors import ClusterError, ConfigError, StoppedError, known
 from distrib.events import is_terminal
 from distrib.run_file import RunFile
 from distrib.serve.client import Endpoint, score_through
@@ -184,7 +184,12 @@ def parse(description: str, arguments: list[str] | None = None) -> RunFile:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Connect to the cluster in RAY_ADDRESS, or start a local one; shut down on exit."""
+    """Connect to the cluster in RAY_ADDRESS, or start a local one; shut down on exit.
+
+    Raises:
+        ConfigError: The cluster in RAY_ADDRESS cannot be reached.
+        ClusterError: No local one starts.
+    """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     for name in _REPEATERS:
@@ -210,7 +215,14 @@ def connected() -> Iterator[None]:
         # end the workers of the previous stage and wait seconds for new ones.
         limit = _WORKERS_PER_CORE * (os.cpu_count() or 1)
         os.environ.setdefault("RAY_num_workers_soft_limit", str(limit))
-        ray.init("local", include_dashboard=False, **quiet)
+        try:
+            ray.init("local", include_dashboard=False, **quiet)
+        except Exception as error:  # Ray has no class for it
+            raise ClusterError(
+                f"Ray did not start on this machine ({error}); free memory, disk space or "
+                "processors, then rerun the same command. Logs: ray/session_latest/logs in the "
+                "folder for temporary files"
+            ) from error
     ray.data.DataContext.get_current().raise_original_map_exception = True  # keep our messages
     try:
         yield

@@ -28,6 +28,10 @@ class MemoryLimitError(DistribError):
     """A computation does not fit in memory."""
 
 
+class ClusterError(DistribError):
+    """Ray did not start on this machine."""
+
+
 class WorkersLostError(DistribError):
     """More workers were lost than ``max_failures`` allows."""
 

@@ -108,6 +108,7 @@ class ModelHost:
             "model": loaded.bundle.config.model_dump(mode="json"),
             "tells": list(loaded.outputs),
             "reads_ratings": len(loaded.vocabulary.levels) > 1,
+            "reads_repeats": loaded.vocabulary.facts.has_repeats,
             "levels": list(loaded.vocabulary.levels),
             "item_count": len(loaded.vocabulary),
             "num_users": loaded.vocabulary.num_users,

@@ -168,6 +168,7 @@ class Read(BaseModel):
     """Interactions of the request by status."""
 
     used: int
+    """Accepted; a model with a ``max_length`` reads the last ones of these."""
     unknown_items: int
     duplicates: int
     ratings_off_scale: int
@@ -270,6 +271,8 @@ class ModelCard(BaseModel):
     """Model configuration."""
     tells: list[str]
     reads_ratings: bool
+    reads_repeats: bool
+    """Whether a history may hold an item more than once."""
     levels: list[float]
     item_count: int
     num_users: int

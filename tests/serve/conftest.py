@@ -15,7 +15,7 @@ from distrib.serve.config import ServeConfig
 from distrib.serve.model_host import ModelHost
 from distrib.serve.replica import Replica
 from distrib.storage import Folder
-from distrib.vocabulary import Vocabulary
+from distrib.vocabulary import PLAIN_LOG, Vocabulary
 from tests.conftest import LEVELS
 
 IDS = pa.array([1000 - n for n in range(50)])
@@ -55,11 +55,13 @@ class LocalRouter:
         return await self.replicas[model].submit(what, *arguments)
 
 
-def write_run(run, small, config=None, *, ids=IDS, levels=LEVELS, seed=0, scale=None):
+def write_run(
+    run, small, config=None, *, ids=IDS, levels=LEVELS, seed=0, scale=None, facts=PLAIN_LOG
+):
     """Write the bundle of a model that no one trained."""
     torch.manual_seed(seed)
     counts = small.catalog.train_count_IL[:, : len(levels)]
-    vocabulary = Vocabulary(ids, levels, counts, 37, 37)
+    vocabulary = Vocabulary(ids, levels, counts, 37, 37, facts)
     config = config or Conv4RecConfig(latent_width=8, rating_width=4)
     model = config.build(vocabulary.catalog)
     if scale:

@@ -8,6 +8,8 @@ import time
 import pytest
 import uvicorn
 
+from distrib.models import SasRecConfig
+from distrib.vocabulary import LogFacts
 from tests.serve.conftest import history, served, write_run
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -44,11 +46,15 @@ def browser():
 
 
 @pytest.fixture
-def url(small, tmp_path):
+def run(small, tmp_path):
+    return write_run(tmp_path / "run", small, scale=0.4)
+
+
+@pytest.fixture
+def url(run, tmp_path):
     titles = tmp_path / "titles.csv"
     lines = "\n".join(f'{1000 - n},"Film {n}"' for n in range(50))
     titles.write_text(f"item,title\n{lines}\n")
-    run = write_run(tmp_path / "run", small, scale=0.4)
     server = served({"conv": run}, titles=str(titles), token=TOKEN)
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -87,12 +93,15 @@ class Person:
         self.wait.until(lambda _: len(self.all_of("#found button")) == 8)
         assert not self.browser.find_element(By.ID, "fault").is_displayed()
 
-    def rates(self, title, rating):
+    def finds(self, title):
         query = self.browser.find_element(By.ID, "query")
         query.clear()
         query.send_keys(title)
         self.sees("#found button span", title)
         self.browser.find_element(By.CSS_SELECTOR, "#found button").click()
+
+    def rates(self, title, rating):
+        self.finds(title)
         self.wait.until(lambda _: title in self.texts("#history .row span"))
         Select(self.all_of("#history select")[-1]).select_by_value(f"{rating:g}")
 
@@ -115,6 +124,25 @@ def test_items_are_picked_and_rated_and_recommendations_follow(browser, url, sma
     assert len(person.all_of("#map circle.seen")) == len(known["items"])
     assert len(person.all_of("#map circle.all")) == 50 - len(known["items"])
     browser.save_screenshot(str(tmp_path / "page.png"))
+
+
+class TestRepeats:
+    @pytest.fixture
+    def run(self, small, tmp_path):
+        config = SasRecConfig(latent_width=8, max_length=10)
+        facts = LogFacts(has_repeats=True)
+        return write_run(tmp_path / "run", small, config, levels=(1.0,), facts=facts)
+
+    def test_an_item_can_be_picked_again(self, browser, url):
+        address, _ = url
+        person = Person(browser)
+        browser.get(address)
+        person.gives_the_token()
+        for title in ("Film 5", "Film 6", "Film 5"):
+            rows = len(person.all_of("#history .row"))
+            person.finds(title)
+            person.wait.until(lambda _, rows=rows: len(person.all_of("#history .row")) == rows + 1)
+        assert person.texts("#history .row span") == ["Film 5", "Film 6", "Film 5"]
 
 
 def test_the_api_page_describes_every_request(browser, url):

@@ -72,8 +72,8 @@ async function search() {
 }
 
 function pick(entry) {
-  const levels = card().levels;
-  state.history = state.history.filter((one) => one.item !== entry.item);
+  const { levels, reads_repeats: again } = card();
+  if (!again) state.history = state.history.filter((one) => one.item !== entry.item);
   state.history.push({ ...entry, rating: levels[levels.length - 1] });
   showHistory();
   guarded(recommend);
