@@ -81,9 +81,9 @@ class SoftTargetConfig(Config):
     label_share: Share = 0.3
     """Lambda 1: share of the soft label in the mixture, from which the confidence follows."""
 
-    target_weight: Share = 0.7
-    """Lambda 2: weight of the confidence in the targets; the distribution over the other items has
-    the rest."""
+    target_weight: Share | None = None
+    """Lambda 2: weight of the confidence in the targets, 0.7 if not set; the distribution over the
+    other items has the rest. Of the decoupled form only."""
 
     divergence_cap: Annotated[float, Field(ge=0.0)] = 0.2
     """Of a variational autoencoder; see the objective ``multinomial``."""
@@ -93,9 +93,15 @@ class SoftTargetConfig(Config):
 
     @model_validator(mode="after")
     def _weight_is_used(self) -> "SoftTargetConfig":
-        if self.form == "coupled" and "target_weight" in self.model_fields_set:
+        if self.form == "coupled" and self.target_weight is not None:
             raise ValueError("target_weight has no effect with form = 'coupled'; remove it")
         return self
+
+    @property
+    def split(self) -> tuple[float, float]:
+        """Weights of the confidence and of the other items."""
+        weight = 0.7 if self.target_weight is None else self.target_weight
+        return weight, 1.0 - weight
 
     def build(self, catalog: Catalog) -> "SoftTarget":
         """Make the objective; reads stored labels."""
@@ -311,8 +317,8 @@ class _Chunked(ChunkedObjective):
         rest_B = label.rest_B.clamp(min=torch.finfo(torch.float32).tiny)
         divergence_B = (label.rest_log_B - found.label_sum_B) / rest_B - rest_B.log()
         divergence_B = torch.where(label.rest_B > 0, divergence_B + found.others_B, 0.0)
-        weight = config.target_weight
-        terms_TB = torch.stack([weight * first_B, (1.0 - weight) * targets_B * divergence_B])
+        first, second = config.split
+        terms_TB = torch.stack([first * first_B, second * targets_B * divergence_B])
         return terms_TB, (found.others_B, all_B)
 
     @override
@@ -372,8 +378,9 @@ def _factors(
         both_B = (1.0 - share_B) * count_B * first_B + soft_B * label.mass_B
         return _Factors(both_B, (1.0 - share_B) * first_B, soft_B, both_B * rest_share_B, soft_B)
     confidence_B = 1.0 - share_B * label.rest_B
-    first_B = config.target_weight * first_B
-    second_B = torch.where(label.rest_B > 0, (1.0 - config.target_weight) * second_B, 0.0)
+    first, second = config.split
+    first_B = first * first_B
+    second_B = torch.where(label.rest_B > 0, second * second_B, 0.0)
     own_share_B = 1.0 - rest_share_B
     others_B = count_B * (first_B * (confidence_B - own_share_B) + second_B)
     tiny = torch.finfo(torch.float32).tiny

@@ -2,7 +2,7 @@
 
 ``python -m tests.benchmarks.soft_target configs/diginetica_youtube_dnn.toml --seeds 0 1 2``. For
 each seed a base run is trained, and soft labels are made from it. The strength of smoothing is
-the best of its grid on validation. What is done already is not done again.
+the best of its grid on validation with the first seed. What is done already is not done again.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SHARE = 0.3
 
 
 def variants(base: str) -> dict[str, list[dict[str, Any]]]:
-    """Objectives by name; of several, validation chooses."""
+    """Objectives by name; of several, validation with the first seed chooses."""
     labels, near = ({"kind": "stored", "path": f"{base}/{n}"} for n in ("soft_labels", "neighbors"))
     popular, uniform = {"kind": "popularity"}, {"kind": "uniform"}
     coupled = {"form": "coupled", "label_share": SHARE}
@@ -57,25 +57,31 @@ def softened(path: str, settings: list[str], run: str) -> None:
 
 def study(path: str, given: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Yield the results over seeds of each objective."""
-    stem, found = Path(path).stem, dict[str, list[dict[str, Any]]]()
+    found, chosen = dict[str, list[dict[str, Any]]](), dict[str, int]()
     for seed in given.seeds:
         folder = f"{given.runs}/base"
         found.setdefault("cross-entropy", []).append(measured(path, given.set, seed, folder))
-        base = f"{folder}/{stem}-{seed}"
+        base = f"{folder}/{Path(path).stem}-{seed}"
         softened(path, given.set, base)
         for name, choices in variants(base).items():
             if given.only and name not in given.only:
                 continue
+            if name in chosen:
+                choices = [choices[chosen[name]]]
             tried = []
             for choice in choices:
-                objective = inline({"name": "soft_target", **choice})
-                place = f"{given.runs}/{name.split(' (')[0].replace(', ', '-')}"
-                place = place.replace(" ", "-") + f"-{choice['label_share']}"
-                settings = [*given.set, f"objective={objective}"]
+                place = f"{given.runs}/{slug(name)}-{choice['label_share']}"
+                settings = [*given.set, f"objective={inline({'name': 'soft_target', **choice})}"]
                 tried.append(measured(path, settings, seed, place))
-            best = max(tried, key=lambda result: result["valid"]["ndcg@10"])
-            found.setdefault(name, []).append(best)
+            best = max(range(len(tried)), key=lambda n: tried[n]["valid"]["ndcg@10"])
+            chosen.setdefault(name, best)
+            found.setdefault(name, []).append(tried[best])
     yield from found.items()
+
+
+def slug(name: str) -> str:
+    """A name of folders."""
+    return "-".join(name.split(" (")[0].replace(",", "").split())
 
 
 def main() -> None:

@@ -181,6 +181,12 @@ def test_every_objective_has_a_case():
 
 
 @every_objective
+def test_settings_reach_workers_as_they_are(objective, model):
+    for config in (objective, model):
+        assert type(config).model_validate_json(config.model_dump_json()) == config
+
+
+@every_objective
 def test_every_user_has_a_finite_loss_for_each_term(objective, model, small):
     loss, made = built(objective, model, small)
     batch = batch_for(objective, small)

@@ -95,7 +95,7 @@ def label_rows(kind):
 def plain(kind, config, score_BI):
     """The two terms as the page of the source writes them, a row at a time."""
     found = []
-    l1, l2 = config.label_share, config.target_weight
+    l1, l2 = config.label_share, config.split[0]
     for score_I, own, z_I in zip(score_BI, TARGETS, label_rows(kind), strict=True):
         n, log_p_I = len(own), score_I.log_softmax(0)
         share_I = torch.zeros(ITEMS).double()
