@@ -47,12 +47,13 @@ def inline(value: Any) -> str:
     return json.dumps(value)
 
 
-def softened(path: str, settings: list[str], run: str) -> None:
-    """Make both kinds of soft labels from a base run."""
+def softened(
+    path: str, settings: list[str], run: str, name: str, **changes: Any
+) -> dict[str, float]:
+    """Make soft labels from a base run, in a folder of it; return what they are like."""
     file = load(RunFile, path, overrides=settings, environment=os.environ)
-    for method, name in (("propagation", "soft_labels"), ("neighbors", "neighbors")):
-        changes = {"method": method, "output": f"{run}/{name}"}
-        soften(run, file.data.prepared, file.soften.model_copy(update=changes))
+    config = file.soften.model_copy(update={**changes, "output": f"{run}/{name}"})
+    return soften(run, file.data.prepared, config).counts.statistics or {}
 
 
 def study(path: str, given: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -62,7 +63,8 @@ def study(path: str, given: argparse.Namespace) -> Iterator[tuple[str, list[dict
         folder = f"{given.runs}/base"
         found.setdefault("cross-entropy", []).append(measured(path, given.set, seed, folder))
         base = f"{folder}/{Path(path).stem}-{seed}"
-        softened(path, given.set, base)
+        softened(path, given.set, base, "soft_labels")
+        softened(path, given.set, base, "neighbors", method="neighbors")
         for name, choices in variants(base).items():
             if given.only and name not in given.only:
                 continue
