@@ -1,5 +1,6 @@
 """Binary cross-entropy of the next item against sampled ones, plain or generalized (gBCE)."""
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -50,15 +51,18 @@ class GbceConfig(Config):
 
 
 class Gbce(Defaults):
-    """-beta log sigmoid(s) of a target, and -log(1 - sigmoid(s)) of each drawn item, nats.
+    """-beta log sigmoid(s + b) of a target, and -log(1 - sigmoid(s + b)) of each drawn item, nats.
 
     beta = a (t (1 - 1 / a) + 1 / a), with the sampling rate a = k / (items - 1). Drawn items that
-    are targets of the user in the same update do not count.
+    are targets of the user in the same update do not count. With b = log(beta / k), scores of 0 are
+    at rest: a target pulls as much as its samples push. For one sample without calibration b = 0.
 
     Source: Kang, McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018; generalized:
     Petrov, Macdonald, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with
-    Negative Sampling", RecSys 2023, eq. 7 and 11. Differs from the sources: draws depend on the
-    epoch, the user and the target alone; all targets of the user are left out, not only the next.
+    Negative Sampling", RecSys 2023, eq. 7 and 11. Differs from the sources: b, without which the
+    first updates push all states to one direction, and many epochs pass before they part; draws
+    depend on the epoch, the user and the target alone; all targets of the user are left out, not
+    only the next.
     """
 
     terms = ("targets", "sampled")
@@ -68,6 +72,7 @@ class Gbce(Defaults):
         self.config, self.item_count = config, catalog.item_count
         rate = config.num_sampled / max(catalog.item_count - 1, 1)
         self.beta = rate * (config.calibration * (1.0 - 1.0 / rate) + 1.0 / rate)
+        self.start = math.log(self.beta / config.num_sampled)
 
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext
@@ -83,8 +88,8 @@ class Gbce(Defaults):
             drawn_RK = self._draw(target, place_R, context)
             score_RK = _own_scores(model, users, drawn_RK, target)
             is_known_RK = self._is_known(drawn_RK, group_R, target, group_R)
-        score_R = model.score_pairs(users, target).float()
-        sampled_RK = F.softplus(score_RK.float()).masked_fill(is_known_RK, 0.0)
+        score_R = model.score_pairs(users, target).float() + self.start
+        sampled_RK = F.softplus(score_RK.float() + self.start).masked_fill(is_known_RK, 0.0)
         return torch.stack([self.beta * F.softplus(-score_R), sampled_RK.sum(1)])
 
     def _is_known(
