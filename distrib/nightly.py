@@ -12,8 +12,7 @@ from distrib.data.prepare.job import prepare
 from distrib.distill.job import soften
 from distrib.errors import ConfigError, run_checks
 from distrib.events import emit
-from distrib.objectives import SoftRatingClassesConfig, SoftTargetConfig
-from distrib.objectives.soft_target import StoredLabel
+from distrib.objectives.label_config import ReadsLabels, StoredLabel
 from distrib.run_file import RunFile
 from distrib.score.bulk.job import check_histories, note_published, score
 from distrib.score.commit import ScoreResult
@@ -26,8 +25,6 @@ from distrib.train.workers.launch import launch
 
 NIGHTLY_RUNS = "nights.json"
 """In the run folder: the nightly runs kept; the last one may be unfinished."""
-
-LEARNS_FROM_STORED = (SoftTargetConfig, SoftRatingClassesConfig)
 
 _KEPT = 3
 """Number of nightly runs whose folders are kept for rollback."""
@@ -142,7 +139,7 @@ def _softened(tonight: RunFile) -> RunFile:
     launch(base.training())
     settings = tonight.soften.model_copy(update={"output": f"{tonight.run}/soft_labels"})
     made = soften(base.run, tonight.data.prepared, settings)
-    assert isinstance(tonight.objective, LEARNS_FROM_STORED)  # `preflight` has checked it
+    assert tonight.objective is not None  # `preflight` has checked that it reads labels
     label = StoredLabel(path=made.output)
     objective = tonight.objective.model_copy(update={"label": label})
     return tonight.model_copy(update={"objective": objective})
@@ -151,7 +148,7 @@ def _softened(tonight: RunFile) -> RunFile:
 def _check_labels(file: RunFile) -> None:
     if not file.soften.nightly:
         return
-    label = file.objective.label if isinstance(file.objective, LEARNS_FROM_STORED) else None
+    label = file.objective.label if isinstance(file.objective, ReadsLabels) else None
     if not isinstance(label, StoredLabel):
         raise ConfigError(
             "soften.nightly = true, but the objective has no stored label; set objective.label = "

@@ -18,6 +18,9 @@ COLUMNS = ["number", "items", "weights"]
 """Columns that training reads: the user's number in the prepared data, positions of items, and
 weights that add up to 1."""
 
+RATINGS = "ratings"
+"""Column of the ratings to impute, where the log has ratings."""
+
 _SUCCESS = "_SUCCESS"  # written last
 
 
@@ -61,6 +64,32 @@ def label_manifest(url: str) -> LabelManifest:
     return found
 
 
+def label_table(url: str, columns: list[str]) -> pa.Table:
+    """Read a folder that `jobs/soften.py` wrote.
+
+    Args:
+        url: Path or URL of the folder.
+        columns: Columns to read.
+
+    Returns:
+        A row for each user with a label.
+
+    Raises:
+        DataError: The folder is not complete, or lacks a column.
+    """
+    folder, tables = Folder(url), []
+    for file in label_manifest(url).files:
+        parquet = pq.ParquetFile(io.BytesIO(folder.read(file.name)))
+        absent = [name for name in columns if name not in parquet.schema_arrow.names]
+        if absent:
+            raise DataError(
+                f"{folder / file.name}: has no column(s) {absent}; soft labels have ratings if "
+                "jobs/soften.py propagates those of an autoencoder on a log with ratings"
+            )
+        tables.append(parquet.read(columns=columns))
+    return pa.concat_tables(tables)
+
+
 class SoftLabels:
     """The soft labels of all users, in memory.
 
@@ -88,20 +117,23 @@ class SoftLabels:
         Raises:
             DataError: The folder is not complete.
         """
-        folder, manifest = Folder(url), label_manifest(url)
-        tables = [
-            pq.read_table(io.BytesIO(folder.read(file.name)), columns=COLUMNS)
-            for file in manifest.files
-        ]
-        return cls.from_table(pa.concat_tables(tables))
+        return cls.from_table(label_table(url, COLUMNS))
 
     @classmethod
-    def from_table(cls, table: pa.Table) -> "SoftLabels":
-        """Return the labels of a table with `COLUMNS`, in any order of users."""
+    def from_table(cls, table: pa.Table, value: str = "weights") -> "SoftLabels":
+        """Return the labels of a table with `COLUMNS`, in any order of users.
+
+        Args:
+            table: The table.
+            value: Column of the entries' values.
+
+        Returns:
+            The labels.
+        """
         number_B = table["number"].to_numpy()
         length_B = np.zeros(int(number_B.max(initial=-1)) + 1, np.int64)
         table = table.take(pa.array(np.argsort(number_B, kind="stable")))
-        lists = [table[name].combine_chunks() for name in ("items", "weights")]
+        lists = [table[name].combine_chunks() for name in ("items", value)]
         length_B[np.sort(number_B)] = lists[0].value_lengths().to_numpy()
         item_N, weight_N = (torch.from_numpy(part.flatten().to_numpy().copy()) for part in lists)
         pointer_P = torch.from_numpy(np.concatenate([[0], length_B.cumsum()]))

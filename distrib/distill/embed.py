@@ -33,16 +33,19 @@ class Embedded(NamedTuple):
     history_BI: csr_array
     """Training histories, rows of sum 1."""
 
+    rated_BI: csr_array
+    """Histories as targets, times their ratings; empty where there is nothing to impute."""
+
     def chosen(self, row_R: np.ndarray) -> "Embedded":
         """Return some of the users."""
         points = Points(self.points.number_B[row_R], self.points.vector_BZ[row_R])
-        return Embedded(points, self.target_BI[row_R], self.history_BI[row_R])
+        return Embedded(points, *(rows_BI[row_R] for rows_BI in self[1:]))
 
     @classmethod
     def joined(cls, parts: list["Embedded"]) -> "Embedded":
         """Return the users of all parts, in order."""
         numbers, vectors = zip(*(part.points for part in parts), strict=True)
-        stacked = (_stacked([part[place] for part in parts]) for place in (1, 2))
+        stacked = (_stacked([part[place] for part in parts]) for place in (1, 2, 3))
         return cls(Points(np.concatenate(numbers), np.concatenate(vectors)), *stacked)
 
 
@@ -68,6 +71,11 @@ def read_inputs(
             yield batch, batch, batch
 
 
+def is_rated(bundle: Bundle) -> bool:
+    """Return whether soft labels of a model have ratings to impute: its histories are rated."""
+    return len(bundle.vocabulary.levels) > 1 and not isinstance(bundle.config, SequenceConfig)
+
+
 def is_long_enough(bundle: Bundle, train: HistoryArrays) -> np.ndarray:
     """Return which users have something to read and something to predict."""
     fewest = _FEWEST_READ if isinstance(bundle.config, SequenceConfig) else 1
@@ -90,6 +98,7 @@ def embedded(bundle: Bundle, train: HistoryArrays, batch_users: int) -> Embedded
         DataError: The model has no embeddings of users.
     """
     item_count, found = len(bundle.vocabulary), []
+    nothing = csr_array((0, item_count))
     for inputs, target, history in read_inputs(bundle, train, batch_users):
         vector_BZ = user_embedding(bundle.model, bundle.model.encode(inputs))
         if vector_BZ is None:
@@ -98,15 +107,18 @@ def embedded(bundle: Bundle, train: HistoryArrays, batch_users: int) -> Embedded
                 "soften.method = 'teacher', or another model"
             )
         points = Points(history.user_B.numpy(), vector_BZ.float().numpy())
-        rows = (_distribution(batch, item_count) for batch in (target, history))
-        found.append(Embedded(points, *rows))
+        target_BI, history_BI = (_distribution(batch, item_count) for batch in (target, history))
+        rated_BI = csr_array(target_BI.shape)
+        if is_rated(bundle):
+            cells = (target_BI.data * history.value_N.numpy(), target_BI.indices, target_BI.indptr)
+            rated_BI = csr_array(cells, shape=target_BI.shape)
+        found.append(Embedded(points, target_BI, history_BI, rated_BI))
     if found:
         return Embedded.joined(found)
-    nothing = csr_array((0, item_count))
     width = user_embedding(bundle.model, bundle.model.encode(Batch.from_lists([[]])))
     columns = 0 if width is None else width.shape[1]
     empty = Points(np.zeros(0, np.int64), np.zeros((0, columns), np.float32))
-    return Embedded(empty, nothing, nothing)
+    return Embedded(empty, nothing, nothing, nothing)
 
 
 @torch.inference_mode()

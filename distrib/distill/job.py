@@ -24,7 +24,7 @@ from distrib.data.history_arrays import HistoryArrays, select
 from distrib.distill.config import SoftenConfig
 from distrib.distill.embed import Embedded, embedded, is_long_enough, taught
 from distrib.distill.k_means import Clustering, Points, k_means, nearest
-from distrib.distill.labels import LabelSums, labels_of
+from distrib.distill.labels import Labels, LabelSums, labels_of
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.events import emit
 from distrib.rng import CounterRng
@@ -34,14 +34,6 @@ from distrib.storage import Folder
 _MOVED, _ELSEWHERE = 253, 254  # random streams
 _NOT_OF_LABELS = {"output", "batch_users", "nightly"}
 _HELD_OUT, _SHORT = "not in training", "nothing to read before the target"
-_SCHEMA = pa.schema(
-    {
-        "number": pa.int64(),
-        "items": pa.list_(pa.int32()),
-        "weights": pa.list_(pa.float32()),
-        "cluster": pa.int32(),
-    }
-)
 
 
 class Work(NamedTuple):
@@ -102,8 +94,9 @@ def soften(run: str, prepared: str, config: SoftenConfig) -> ScoreResult:
     """Write a soft label for each training user as Parquet; ``_SUCCESS`` is written last.
 
     Columns: ``user``, ``number`` (in the prepared data), ``items`` (positions in its
-    ``items.parquet``), ``weights`` (of sum 1), ``cluster``. Held-out users and interactions take no
-    part. A restart makes only the missing pieces; any number of workers writes the same bytes.
+    ``items.parquet``), ``weights`` (of sum 1), ``cluster``, and ``ratings`` if whole histories with
+    ratings are the targets. Held-out users and interactions take no part. A restart makes only the
+    missing pieces; any number of workers writes the same bytes.
 
     Args:
         run: Run folder with a bundle.
@@ -253,7 +246,7 @@ def _teach(work: Work, shard: int) -> pa.Table:
     bundle = load_bundle(Folder(work.bundle))
     train = _readable(work, shard, bundle)
     label_BI = taught(bundle, train, work.config.batch_users, work.config.max_items)
-    return _table(train.number_B, label_BI, 0)
+    return _table(train.number_B, Labels(label_BI), 0)
 
 
 def _readable(work: Work, shard: int, bundle: Bundle) -> HistoryArrays:
@@ -272,7 +265,9 @@ def _soften_group(
     if work.pieces.exists(about):
         table = pq.read_table(io.BytesIO(work.pieces.read(name)))
         return table, LabelSums(*work.pieces.read_json(about))
-    sums, tables = LabelSums(), [_SCHEMA.empty_table()]
+    is_rated = any(part.rated_BI.nnz for part in users)
+    nothing = Labels(csr_array((0, 1)), np.zeros(0) if is_rated else None)
+    sums, tables = LabelSums(), [_table(np.zeros(0, np.int64), nothing, 0)]
     for cluster in sorted(clusters):
         parts = [
             part.chosen(np.flatnonzero(label_B == cluster))
@@ -281,23 +276,28 @@ def _soften_group(
         members = Embedded.joined(parts)
         if not len(members.points.number_B):
             continue
-        label_BI = labels_of(members, work.config)
-        sums += LabelSums.of(label_BI, members.target_BI)
-        tables.append(_table(members.points.number_B, label_BI, cluster))
+        found = labels_of(members, work.config)
+        sums += LabelSums.of(found.weight_BI, members.target_BI)
+        tables.append(_table(members.points.number_B, found, cluster))
     table = pa.concat_tables(tables)
     work.pieces.write_parquet(name, table)
     work.pieces.write_json(about, list(sums))
     return table, sums
 
 
-def _table(number_B: np.ndarray, label_BI: csr_array, cluster: int) -> pa.Table:
-    pointer = pa.array(label_BI.indptr.astype(np.int32))
-    lists = [
-        pa.ListArray.from_arrays(pointer, pa.array(label_BI.indices.astype(np.int32))),
-        pa.ListArray.from_arrays(pointer, pa.array(label_BI.data.astype(np.float32))),
-    ]
+def _table(number_B: np.ndarray, labels: Labels, cluster: int) -> pa.Table:
+    entries = {
+        "items": labels.weight_BI.indices.astype(np.int32),
+        "weights": labels.weight_BI.data.astype(np.float32),
+    }
+    if labels.rating_N is not None:
+        entries["ratings"] = labels.rating_N.astype(np.float32)
+    pointer = pa.array(labels.weight_BI.indptr.astype(np.int32))
+    lists = {
+        name: pa.ListArray.from_arrays(pointer, pa.array(part)) for name, part in entries.items()
+    }
     clusters = pa.array(np.full(len(number_B), cluster, np.int32))
-    return pa.Table.from_arrays([pa.array(number_B), *lists, clusters], schema=_SCHEMA)
+    return pa.table({"number": pa.array(number_B), **lists, "cluster": clusters})
 
 
 @ray.remote

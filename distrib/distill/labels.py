@@ -7,7 +7,14 @@ from scipy.sparse import csr_array, eye_array
 
 from distrib.distill.config import SoftenConfig
 from distrib.distill.embed import Embedded
-from distrib.distill.propagation import affinity, cosine_affinity, heaviest, normalized, propagated
+from distrib.distill.propagation import (
+    affinity,
+    cosine_affinity,
+    entries_at,
+    heaviest,
+    normalized,
+    propagated,
+)
 
 
 class LabelSums(NamedTuple):
@@ -41,7 +48,17 @@ class LabelSums(NamedTuple):
         return LabelSums(*(one + more for one, more in zip(self, other, strict=True)))
 
 
-def labels_of(cluster: Embedded, config: SoftenConfig) -> csr_array:
+class Labels(NamedTuple):
+    """Soft labels of some users."""
+
+    weight_BI: csr_array
+    """Rows of sum 1."""
+
+    rating_N: np.ndarray | None = None
+    """Of each entry: mean rating by the users that its weight comes from; None without ratings."""
+
+
+def labels_of(cluster: Embedded, config: SoftenConfig) -> Labels:
     """Make the soft labels of the users of one cluster.
 
     Args:
@@ -49,7 +66,7 @@ def labels_of(cluster: Embedded, config: SoftenConfig) -> csr_array:
         config: Settings.
 
     Returns:
-        ``[B, I]``, rows of sum 1.
+        The labels, users in the same order.
 
     Source: DeSoRec's code; with histories as targets our extension: what is propagated is then the
     weight of each user, cut to the heaviest, before histories are mixed by it.
@@ -57,19 +74,20 @@ def labels_of(cluster: Embedded, config: SoftenConfig) -> csr_array:
     vectors = cluster.points.vector_BZ
     if config.method == "neighbors":
         near_BB = cosine_affinity(vectors, config.num_neighbors)
-        return heaviest(csr_array(near_BB @ cluster.history_BI), config.max_items, _no(cluster))
+        found_BI = csr_array(near_BB @ cluster.history_BI)
+        return Labels(heaviest(found_BI, config.max_items, csr_array(found_BI.shape)))
     near_BB = affinity(vectors, config.num_neighbors, config.temperature, config.scale)
     settings = config.spread, config.needed_rounds, config.smallest
-    target_BI = cluster.target_BI
-    if target_BI.nnz == target_BI.shape[0]:  # one each: what is equal adds up on the way
+    target_BI, is_rated = cluster.target_BI, cluster.rated_BI.nnz > 0
+    if target_BI.nnz == target_BI.shape[0] and not is_rated:  # one each: equal ones add up early
         found_BI = propagated(near_BB, target_BI, *settings)
-    else:
-        itself_BB = csr_array(eye_array(len(vectors)))
-        weight_BB = propagated(near_BB, itself_BB, *settings)
-        weight_BB = heaviest(weight_BB, 2 * config.num_neighbors, itself_BB)
-        found_BI = csr_array(weight_BB @ target_BI)
-    return heaviest(found_BI, config.max_items, target_BI)
-
-
-def _no(cluster: Embedded) -> csr_array:
-    return csr_array(cluster.target_BI.shape)
+        return Labels(heaviest(found_BI, config.max_items, target_BI))
+    itself_BB = csr_array(eye_array(len(vectors)))
+    weight_BB = propagated(near_BB, itself_BB, *settings)
+    weight_BB = heaviest(weight_BB, 2 * config.num_neighbors, itself_BB)
+    found_BI = csr_array(weight_BB @ target_BI)
+    label_BI = heaviest(found_BI, config.max_items, target_BI)
+    if not is_rated:
+        return Labels(label_BI)
+    rated_BI = csr_array(weight_BB @ cluster.rated_BI)
+    return Labels(label_BI, entries_at(rated_BI, label_BI) / entries_at(found_BI, label_BI))

@@ -9,6 +9,7 @@ from distrib.objectives.binary import BinaryConfig
 from distrib.objectives.bpr import BprConfig
 from distrib.objectives.cosine import CosineConfig
 from distrib.objectives.gbce import GbceConfig
+from distrib.objectives.imputed_squared_error import ImputedSquaredErrorConfig
 from distrib.objectives.inverse_dual import InverseDualConfig
 from distrib.objectives.inverse_dual_rows import InverseDualRowsConfig
 from distrib.objectives.inverse_gradient import InverseGradientConfig
@@ -30,6 +31,7 @@ ObjectiveConfig = Annotated[
     | BprMaxConfig
     | CosineConfig
     | GbceConfig
+    | ImputedSquaredErrorConfig
     | InverseDualConfig
     | InverseDualRowsConfig
     | InverseGradientConfig
@@ -55,6 +57,7 @@ __all__ = [
     "BprMaxConfig",
     "CosineConfig",
     "GbceConfig",
+    "ImputedSquaredErrorConfig",
     "InverseDualConfig",
     "InverseDualRowsConfig",
     "InverseGradientConfig",

@@ -10,8 +10,8 @@ from distrib.batch import Batch
 from distrib.config import Config
 from distrib.objectives.base import Defaults, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
+from distrib.objectives.label_config import Share, StoredLabel
 from distrib.objectives.rating_classes import RatingClassesConfig
-from distrib.objectives.soft_target import Share, StoredLabel
 from distrib.soft_labels import SoftLabels, joined
 from distrib.vocabulary import Catalog
 
@@ -34,6 +34,10 @@ class SoftRatingClassesConfig(Config):
 
     base: RatingClassesConfig = RatingClassesConfig()
     """The objective that it extends."""
+
+    def without_files(self) -> RatingClassesConfig:
+        """Return the base; see `ReadsLabels`."""
+        return self.base
 
     def build(self, catalog: Catalog) -> "SoftRatingClasses":
         """Make the objective; reads the labels."""

@@ -28,41 +28,13 @@ from distrib.objectives.chunked import (
     chunked_terms,
 )
 from distrib.objectives.decoder import Decoder, Tensors
+from distrib.objectives.label_config import Label, PopularityLabel, Share, StoredLabel, UniformLabel
 from distrib.rng import CounterRng
 from distrib.soft_labels import SoftLabels, joined
 from distrib.vocabulary import Catalog
 
 _NEVER = -1e30  # a score whose exponential is 0; no infinity, whose differences are not numbers
 _MOST = 80.0  # the exponential of a larger number is beyond float32
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class UniformLabel(Config):
-    """Label smoothing: every item alike."""
-
-    kind: Literal["uniform"] = "uniform"
-
-
-class PopularityLabel(Config):
-    """Items in proportion to a power of their training interactions."""
-
-    kind: Literal["popularity"] = "popularity"
-
-    power: Annotated[float, Field(gt=0.0)] = 1.0
-    """1 for the share of interactions."""
-
-
-class StoredLabel(Config):
-    """Labels of each user that `jobs/soften.py` wrote."""
-
-    kind: Literal["stored"] = "stored"
-
-    path: str
-    """Path or URL of their folder."""
-
-
-Label = Annotated[UniformLabel | PopularityLabel | StoredLabel, Field(discriminator="kind")]
 
 
 class SoftTargetConfig(Config):
@@ -102,6 +74,10 @@ class SoftTargetConfig(Config):
         """Weights of the confidence and of the other items."""
         weight = 0.7 if self.target_weight is None else self.target_weight
         return weight, 1.0 - weight
+
+    def without_files(self) -> "SoftTargetConfig":
+        """Return settings with a uniform label; see `ReadsLabels`."""
+        return self.model_copy(update={"label": UniformLabel()})
 
     def build(self, catalog: Catalog) -> "SoftTarget":
         """Make the objective; reads stored labels."""

@@ -5,7 +5,10 @@ import pytest
 from scipy.sparse import csr_array
 
 from distrib.distill.config import SoftenConfig
+from distrib.distill.embed import Embedded
 from distrib.distill.estimate import core_hours
+from distrib.distill.k_means import Points
+from distrib.distill.labels import labels_of
 from distrib.distill.propagation import (
     affinity,
     by_blocks,
@@ -102,3 +105,26 @@ def test_rounds_that_would_add_nothing_are_left_out_and_cost_grows_with_clusters
     assert core_hours(SoftenConfig(), 2_000_000) == pytest.approx(
         2 * core_hours(SoftenConfig(), 1_000_000)
     )
+
+
+def test_ratings_of_labels_are_means_over_the_users_that_weights_come_from():
+    rng = np.random.default_rng(0)
+    history = rng.random((30, 12)) < 0.3
+    history[:, 0] = True
+    rating = rng.integers(0, 6, (30, 12)) * history  # 0 is a rating too
+    target = history / history.sum(1, keepdims=True)
+    rows, columns = np.nonzero(history)
+    rated = csr_array((target[rows, columns] * rating[rows, columns], (rows, columns)), (30, 12))
+    points = Points(np.arange(30), vectors(30))
+    members = Embedded(points, csr_array(target), csr_array(target), rated)
+    config = SoftenConfig(num_neighbors=30, max_items=12, smallest=0.0)
+    found = labels_of(members, config)
+    near = affinity(points.vector_BZ, 30, 1.0, "absolute").toarray()
+    weight, kept = np.eye(30), 0.5 * np.eye(30)
+    for _ in range(20):
+        weight = 0.5 * near @ weight + kept
+    wanted = (weight @ (target * rating)) / (weight @ target)
+    rows, columns = found.weight_BI.nonzero()
+    assert len(found.rating_N) == found.weight_BI.nnz == 360
+    np.testing.assert_allclose(found.rating_N, wanted[rows, columns], atol=1e-9)
+    assert labels_of(members._replace(rated_BI=csr_array((30, 12))), config).rating_N is None

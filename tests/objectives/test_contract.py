@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from distrib.models import (
+    AutoRecConfig,
     Conv4RecConfig,
     ElsaConfig,
     GmfConfig,
@@ -21,6 +22,7 @@ from distrib.objectives import (
     BprMaxConfig,
     CosineConfig,
     GbceConfig,
+    ImputedSquaredErrorConfig,
     InverseDualConfig,
     InverseDualRowsConfig,
     InverseGradientConfig,
@@ -73,6 +75,10 @@ CASES = [
     (
         SoftTargetConfig(label={"kind": "popularity"}, form="coupled"),
         MultVaeConfig(**WIDTHS),
+    ),
+    (
+        ImputedSquaredErrorConfig(label={"kind": "stored", "path": label_folder()}),
+        AutoRecConfig(side="users", hidden_width=4),
     ),
     (GbceConfig(), SasRecConfig(**SEQUENCE)),
     (GbceConfig(num_sampled=5, shared=True, calibration=0.75), Gru4RecConfig(**SEQUENCE)),

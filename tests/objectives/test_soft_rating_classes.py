@@ -8,7 +8,7 @@ from distrib.batch import Batch, level_index
 from distrib.models import Conv4RecConfig
 from distrib.objectives import RatingClassesConfig, SoftRatingClassesConfig
 from distrib.objectives.base import Chunks, LossContext
-from distrib.objectives.soft_target import StoredLabel
+from distrib.objectives.label_config import StoredLabel
 from distrib.rng import CounterRng
 from distrib.soft_labels import SoftLabels
 from tests.conftest import LEVELS

@@ -19,8 +19,7 @@ from distrib.data.feeds.collate import gather
 from distrib.data.history_arrays import BYTES_PER_INTERACTION, BYTES_PER_USER, HistoryArrays
 from distrib.data.schema import Role
 from distrib.errors import ConfigError
-from distrib.objectives import ObjectiveConfig, SoftRatingClassesConfig, SoftTargetConfig
-from distrib.objectives.soft_target import UniformLabel
+from distrib.objectives.label_config import ReadsLabels
 from distrib.rng import CounterRng
 from distrib.train.config import TrainingRun
 from distrib.train.engines.local import LocalEngine
@@ -243,9 +242,12 @@ def _traced(config: TrainingRun, rows: int, columns: int) -> float:
     vocabulary = _small(*((rows, columns) if scheme.reads == "items" else (columns, rows)))
     model = scheme.build(config.model, vocabulary)
     assert config.objective is not None  # every iterative model has one
-    objective = _without_files(config.objective).build(vocabulary.catalog)
+    objective = config.objective
+    if isinstance(objective, ReadsLabels):
+        objective = objective.without_files()
+    loss = objective.build(vocabulary.catalog)
     engine_config = config.engine.model_copy(update={"block_items": columns})
-    step = scheme.step(model, objective, engine_config)
+    step = scheme.step(model, loss, engine_config)
     engine = LocalEngine(step, config.optimizer)
     train = config.train.model_copy(update={"batch_users": rows})
     small = config.model_copy(update={"train": train})
@@ -255,13 +257,6 @@ def _traced(config: TrainingRun, rows: int, columns: int) -> float:
         engine.begin_epoch(0)
         engine.train_batch(batch, CounterRng.of(0, 0), step=0)
     return float(counter.get_total_flops())
-
-
-def _without_files(objective: ObjectiveConfig) -> ObjectiveConfig:
-    """Return an objective of the same cost that reads no soft labels, which may not exist yet."""
-    if isinstance(objective, SoftTargetConfig):
-        return objective.model_copy(update={"label": UniformLabel()})
-    return objective.base if isinstance(objective, SoftRatingClassesConfig) else objective
 
 
 @torch.inference_mode()

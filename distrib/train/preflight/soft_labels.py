@@ -3,8 +3,7 @@
 from distrib.data.dataset import Dataset
 from distrib.errors import ConfigError, DistribError
 from distrib.models.sequential.config import SequenceConfig
-from distrib.objectives.soft_rating_classes import SoftRatingClassesConfig
-from distrib.objectives.soft_target import SoftTargetConfig, StoredLabel
+from distrib.objectives.label_config import ReadsLabels, StoredLabel
 from distrib.soft_labels import label_manifest
 from distrib.train.config import TrainingRun
 
@@ -12,9 +11,7 @@ from distrib.train.config import TrainingRun
 def soft_label_faults(run: TrainingRun, dataset: Dataset) -> list[DistribError]:
     """Return why a run cannot train with its soft labels, if it cannot."""
     objective, model = run.objective, run.model
-    if not isinstance(objective, SoftTargetConfig | SoftRatingClassesConfig):
-        return []
-    if not isinstance(objective.label, StoredLabel):
+    if not isinstance(objective, ReadsLabels) or not isinstance(objective.label, StoredLabel):
         return []
     faults: list[DistribError] = []
     if isinstance(model, SequenceConfig) and model.every:
