@@ -16,6 +16,7 @@ RAY_PACKAGES = (  # the rim; grows only on purpose
     "data.export",
     "data.feeds.loader",
     "data.prepare",
+    "data.recent",
     "distill.job",
     "evaluate",
     "score.bulk",

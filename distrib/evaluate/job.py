@@ -16,8 +16,9 @@ from distrib.config import Record
 from distrib.data.dataset import Dataset
 from distrib.data.history_arrays import eval_rows, history_arrays
 from distrib.data.logs.config import SyntheticLog
+from distrib.data.recent import recent_counts
 from distrib.data.schema import Role
-from distrib.data.splits.rules import NoSplit, Split
+from distrib.data.splits.rules import GlobalTimeSplit, NoSplit, Split
 from distrib.errors import ConfigError, DataError
 from distrib.evaluate.baseline import model_and_popularity
 from distrib.evaluate.measured import Measured, joined
@@ -26,6 +27,7 @@ from distrib.evaluate.truth import TruthDistance, distance_to_truth
 from distrib.events import emit
 from distrib.metrics import Summary, Sums
 from distrib.storage import Folder
+from distrib.vocabulary import IntArray
 
 RESULT = "evaluation.json"
 BY_USER = "evaluation_by_user"
@@ -42,7 +44,8 @@ class Evaluation(Record):
     """``all`` = ``measured`` + ``without test targets``."""
 
     metrics: dict[str, dict[str, Summary]]
-    """By model (``model``, ``popularity``) and metric."""
+    """By model and metric: ``model``, ``popularity`` and, where the split is ``global_time``,
+    ``recent_popularity``: that of the last days before testing."""
 
     distance_to_truth: TruthDistance | None = None
     """For a synthetic log only."""
@@ -111,6 +114,9 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> Evaluation:
     manifest = dataset.manifest
     bundle = str(Folder(run) / BUNDLE)
     load_bundle(Folder(bundle))  # fail here, clearly, rather than in an actor
+    recent_IL = None
+    if manifest.made_from.split == GlobalTimeSplit.model_fields["name"].default:
+        recent_IL = recent_counts(dataset, config.recent_days, Role.VALID_TARGET)
     shards = [{"place": place} for place in range(len(manifest.shards))]
     measured = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
         _ShardMeasurer,
@@ -119,18 +125,19 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> Evaluation:
             "dataset": dataset,
             "config": config,
             "folder": Folder(run) / BY_USER,
+            "recent_IL": recent_IL,
         },
         batch_size=1,
         batch_format="pyarrow",
         num_gpus=config.gpus_per_actor,
         compute=actor_pool(config.gpus_per_actor, len(shards)),
     )
-    parts: dict[str, list[Measured]] = {"model": [], "popularity": []}
+    parts: dict[str, list[Measured]] = {}
     num_users = 0
     for block in measured.iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in range(len(block)):
             num_users += block["num_users"][row].as_py()
-            parts[block["scorer"][row].as_py()].append(_measured(block, row))
+            parts.setdefault(block["scorer"][row].as_py(), []).append(_measured(block, row))
     everyone = manifest.counts.users
     users = {
         "all": everyone,
@@ -156,11 +163,16 @@ class _ShardMeasurer:
     """Holds the models; measures the users of one shard at a time."""
 
     def __init__(
-        self, bundle: str, dataset: Dataset, config: EvaluateConfig, folder: Folder
+        self,
+        bundle: str,
+        dataset: Dataset,
+        config: EvaluateConfig,
+        folder: Folder,
+        recent_IL: IntArray | None,
     ) -> None:
         self.dataset, self.folder = dataset, folder
         device = "cuda" if config.gpus_per_actor else "cpu"
-        scorers = model_and_popularity(bundle, device)
+        scorers = model_and_popularity(bundle, device, recent_IL)
         is_chronological = dataset.manifest.made_from.is_chronological
         self.measurer = Measurer(scorers, Role.TEST_TARGET, config, is_chronological)
 

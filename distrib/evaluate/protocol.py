@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from distrib.batch import Batch
@@ -44,6 +44,10 @@ class EvaluateConfig(Config):
 
     mrr_at: tuple[PositiveInt, ...] = ()
     """Cutoffs of MRR."""
+
+    recent_days: PositiveFloat = 7.0
+    """Days before testing whose popularity is measured beside the model, where the split is
+    ``global_time``."""
 
     exclude_seen: bool = True
     """Whether lists leave out what the user has met already, unless it is a target. Where the data

@@ -98,8 +98,9 @@ def show_evaluation(result: Evaluation) -> None:
     ]
     truth = result.distance_to_truth
     if truth is not None:
+        rest = [""] * (len(models) - 2)
         rows += [
-            [f"distance to truth: {kind}", f"{far:.4f}", f"{truth.popularity[kind]:.4f}"]
+            [f"distance to truth: {kind}", f"{far:.4f}", f"{truth.popularity[kind]:.4f}", *rest]
             for kind, far in truth.model.items()
             if kind in truth.popularity
         ]

@@ -23,6 +23,9 @@ _DUPLICATE = Status.DUPLICATE.reason
 
 _OFF_SCALE = Status.RATING_OUTSIDE_SCALE.reason
 
+HISTORY_COLUMNS = ("user", "items", "ratings", "times", "candidates")
+"""Columns of histories to score that are read, where they are there."""
+
 INTERACTION_STATUS = ("used", _UNKNOWN_ITEM, _OFF_SCALE, _DUPLICATE)
 
 NO_USER = "no user id"

@@ -16,7 +16,7 @@ from distrib.errors import ConfigError, DataError
 from distrib.events import Interval, emit
 from distrib.score.bulk.fragments import Fragment, InputFile, Part, fragments_of
 from distrib.score.commit import PartManifest, Publication, ScoreCounts, ScoreResult
-from distrib.score.histories import require_columns
+from distrib.score.histories import HISTORY_COLUMNS, require_columns
 from distrib.serve.arrow_stream import ARROW, stream_of, table_of
 from distrib.storage import Folder
 
@@ -176,8 +176,7 @@ def _tables(source: Folder, fragment: Fragment, users: int) -> Iterator[pa.Table
     with source.open(fragment.name) as stream:
         file = pq.ParquetFile(stream)
         require_columns(file.schema_arrow.names)
-        columns = ["user", "items", "ratings", "candidates"]
-        held = [name for name in columns if name in file.schema_arrow.names]
+        held = [name for name in HISTORY_COLUMNS if name in file.schema_arrow.names]
         groups = list(range(fragment.first_group, fragment.last_group))
         for batch in file.iter_batches(users, row_groups=groups, columns=held):
             yield pa.Table.from_batches([batch])

@@ -144,3 +144,14 @@ def test_what_the_server_refuses_is_told_and_not_tried_again(run, given, tmp_pat
         score_through(Endpoint(url, users=0), given, str(tmp_path / "wrong"))
     with pytest.raises(DataError, match="holds files that scoring did not write"):
         score_through(Endpoint(url), given, given)
+
+
+def test_times_reach_the_server(small, run, tmp_path):
+    table = histories(small)
+    times = [[0.0] * len(items) for items in table["items"].to_pylist()]
+    times[3] = [0.0]
+    (tmp_path / "in").mkdir()
+    pq.write_table(table.append_column("times", pa.array(times)), tmp_path / "in" / "a.parquet")
+    with Running(served({"m": run}).app) as url:
+        found = score_through(Endpoint(url), str(tmp_path / "in"), str(tmp_path / "out"))
+    assert found.counts.users_rejected == {"items, ratings and times differ in number": 1}

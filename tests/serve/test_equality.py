@@ -74,7 +74,16 @@ def test_a_live_sequence_counts_in_its_order_or_by_its_times(small, tmp_path):
             "/v1/models/m/recommendations",
             json={"history": {"items": items, "ratings": ratings, "times": [1]}},
         )
+        columns = {"user": ["p", "t"], "items": [items, items[::-1]]}
+        columns |= {"ratings": [ratings, ratings[::-1]], "times": [[1, 2, 3, 4], [4, 3, 2.5, 1]]}
+        table = pa.table(columns)
+        streamed = client.post(
+            f"/v1/models/m/recommendations.arrow?k={K}", content=stream_of(table)
+        )
     assert timed == plain != turned
+    bulk = bulk_lists(run, table, tmp_path / "out")
+    for found in (bulk, table_of(streamed.content).to_pylist()):
+        assert [row["items"] for row in found] == [[item for item, _ in plain[:K]]] * 2
     assert uneven.status_code == 422
     assert "4 items but 1 times" in uneven.text
 

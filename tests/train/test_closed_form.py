@@ -130,6 +130,28 @@ def test_popularity_of_the_last_days_counts_no_others_and_nothing_held_out(clust
         assert found.item_BK[0].tolist() == wanted
 
 
+def test_recent_popularity_in_a_table_is_that_of_the_days_before_testing(cluster, tmp_path):
+    day = 86_400
+    rows = [(user, 1, 10 * day + user) for user in range(20)]
+    rows += [(user, 2, 60 * day + user) for user in range(9)]  # the last days of training
+    rows += [(user, 3, 72 * day + user) for user in range(5)]  # of validation
+    rows += [(user, 3, 80 * day + user) for user in range(10, 15)]  # to be found in testing
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,time\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows))
+    source = CsvSource(path=str(path), columns={"user": "user", "item": "item", "time": "time"})
+    split, folder = GlobalTimeSplit(valid_from=70 * day, test_from=75 * day), str(tmp_path / "data")
+    prepare(DataConfig(prepared=folder, source=source, num_shards=2, split=split))
+    launch(config_of(tmp_path / "run", folder, PopularityConfig()))
+    found = {}
+    for days in (7.0, 1000.0):
+        config = EvaluateConfig(mrr_at=(3,), recent_days=days)
+        metrics = evaluate(str(tmp_path / "run"), folder, config).metrics
+        found[days] = {name: values["mrr@3"].mean for name, values in metrics.items()}
+    # Users 10 to 14 have met item 1 only, so that items 2 and 3 are left.
+    assert found[7.0] == {"model": 0.5, "popularity": 0.5, "recent_popularity": 1.0}
+    assert found[1000.0]["recent_popularity"] == 0.5
+
+
 def test_a_window_needs_times(cluster, tmp_path):
     folder = logged(tmp_path, has_time=False)
     run = config_of(tmp_path / "run", folder, PopularityConfig(window_days=7.0))

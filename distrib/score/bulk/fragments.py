@@ -22,6 +22,7 @@ from distrib.errors import DataError
 from distrib.score.commit import SUCCESS, PartManifest, Publication, Success
 from distrib.score.histories import (
     DIGEST,
+    HISTORY_COLUMNS,
     Histories,
     chosen,
     read_histories,
@@ -321,9 +322,9 @@ class FragmentScorer:
 
     def _tables(self, fragment: Fragment) -> Iterator[tuple[pa.Table, int]]:
         """Yield the fragment's tables, each with the number of file rows before it."""
-        columns = ["user", "items", "ratings", "candidates"]
-        if fragment.shard is not None:
-            columns += ["subset", "roles"]
+        columns = [*HISTORY_COLUMNS]
+        if fragment.shard is not None:  # prepared, so in order already
+            columns = ["subset", "roles", *(name for name in columns if name != "times")]
         with self._opened(fragment) as stream:
             file = pq.ParquetFile(stream)
             held = [name for name in columns if name in file.schema_arrow.names]

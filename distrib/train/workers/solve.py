@@ -13,6 +13,7 @@ from distrib.checkpoint.bundle import BUNDLE, BundleFacts, restored, write_bundl
 from distrib.checkpoint.manifest import MANIFEST
 from distrib.cluster.resources import present
 from distrib.data.dataset import Dataset, ShardEntry
+from distrib.data.recent import recent_counts
 from distrib.data.schema import Role
 from distrib.errors import MemoryLimitError
 from distrib.evaluate.protocol import Measurer, selection_score
@@ -23,7 +24,6 @@ from distrib.train.config import TrainingRun
 from distrib.train.oom import is_of_memory
 from distrib.train.records import EpochRecord, RunResult, Speed
 from distrib.train.run_folder import HISTORY, RUN, identity
-from distrib.train.schemes import window
 from distrib.train.schemes.closed_form import CountsWindow, SolvesGram
 from distrib.train.schemes.gram import added, partial_gram
 from distrib.vocabulary import IntArray, Vocabulary
@@ -31,7 +31,6 @@ from distrib.vocabulary import IntArray, Vocabulary
 _TASKS_TO_GROW = 8
 """Number of tasks where an autoscaling cluster has no cores yet."""
 
-_DAY_S = 86_400.0
 
 _RETRY_S = 120.0  # for storage that does not answer
 
@@ -64,7 +63,7 @@ def solve(
     gram = _summed_gram(dataset, num_items) if isinstance(run.model, SolvesGram) else None
     counts = None
     if isinstance(run.model, CountsWindow) and run.model.window_days is not None:
-        counts = _recent_counts(dataset, run.model.window_days)
+        counts = recent_counts(dataset, run.model.window_days, Role.TRAIN_TARGET)
     task = ray.remote(max_retries=0, num_cpus=run.train.cpus_per_worker)(_solved)
     try:
         metrics: dict[str, float] = ray.get(
@@ -127,25 +126,6 @@ def _summed_gram(dataset: Dataset, item_count: int) -> ray.ObjectRef:
         pairs = itertools.zip_longest(parts[::2], parts[1::2])
         parts = [one if other is None else add.remote(one, other) for one, other in pairs]
     return parts[0]
-
-
-def _recent_counts(dataset: Dataset, window_days: float) -> IntArray:
-    """Count the training interactions of the last days, a task for each shard."""
-    shards, items = dataset.manifest.shards, len(dataset.vocabulary)
-    last, count = ray.remote(_last_moment), ray.remote(_counts_since)
-    moments = ray.get([last.remote(dataset, entry) for entry in shards])
-    first_s = max(moment for moment in moments if moment is not None) - window_days * _DAY_S
-    parts = [count.remote(dataset, entry, first_s, items) for entry in shards]
-    return np.asarray(np.sum(ray.get(parts), axis=0))
-
-
-def _last_moment(dataset: Dataset, entry: ShardEntry) -> int | None:
-    return window.last_moment(dataset.table(entry, window.TIME_COLUMNS))
-
-
-def _counts_since(dataset: Dataset, entry: ShardEntry, first_s: float, item_count: int) -> IntArray:
-    table = dataset.table(entry, window.COLUMNS)
-    return window.counts_since(table, first_s, item_count, dataset.manifest.levels)
 
 
 def _partial(dataset: Dataset, entries: Sequence[ShardEntry], item_count: int) -> csr_array:
