@@ -1,6 +1,8 @@
 """Soft labels: for each user a distribution over a few items, kept sparse."""
 
+import hashlib
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +28,7 @@ _SUCCESS = "_SUCCESS"  # written last
 
 class _File(Record):
     name: str
+    sha256: str
 
 
 class LabelManifest(Record):
@@ -38,6 +41,17 @@ class LabelManifest(Record):
     def data(self) -> str:
         """Hash of the prepared dataset whose users and items the numbers are."""
         return str(self.recipe["data"])
+
+    @property
+    def targets(self) -> str:
+        """What a user's targets are: ``last`` or ``history``; see `targets_of`."""
+        return str(self.recipe["targets"])
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content of all files."""
+        found = sorted((file.name, file.sha256) for file in self.files)
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def label_manifest(url: str) -> LabelManifest:
@@ -75,11 +89,17 @@ def label_table(url: str, columns: list[str]) -> pa.Table:
         A row for each user with a label.
 
     Raises:
-        DataError: The folder is not complete, or lacks a column.
+        DataError: The folder is not complete or was changed, or lacks a column.
     """
     folder, tables = Folder(url), []
     for file in label_manifest(url).files:
-        parquet = pq.ParquetFile(io.BytesIO(folder.read(file.name)))
+        content = folder.read(file.name)
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise DataError(
+                f"{folder / file.name}: differs from its digest in {_SUCCESS}; run jobs/soften.py "
+                "into a new folder"
+            )
+        parquet = pq.ParquetFile(io.BytesIO(content))
         absent = [name for name in columns if name not in parquet.schema_arrow.names]
         if absent:
             raise DataError(

@@ -40,17 +40,19 @@ class SoftenConfig(Config):
     """Nearest users of the same cluster that a user's label is propagated from."""
 
     temperature: PositiveFloat = 1.0
-    """Of the softmax over negative distances; lower prefers the nearest."""
+    """Of the softmax over negative distances (propagation), where lower prefers the nearest, and
+    over scores (teacher)."""
 
     scale: Literal["absolute", "relative"] = "absolute"
-    """``relative``: the temperature is a multiple of the median distance to the 10th neighbor, so
-    that it does not depend on the norm of embeddings."""
+    """Of propagation. ``relative``: the temperature is a multiple of the median distance to the
+    10th neighbor, so that it does not depend on the norm of embeddings."""
 
     spread: Part = 0.5
-    """Share of a label that comes from neighbors in each round, eta in the source."""
+    """Of propagation: share of a label that comes from neighbors in each round, eta in the
+    source."""
 
     rounds: NonNegativeInt = 20
-    """Rounds of propagation."""
+    """Rounds of propagation at most; see ``smallest``."""
 
     smallest: Annotated[float, Field(ge=0.0, lt=0.1)] = 3e-4
     """Weights below this are dropped after each round, and rounds that would add less are left out;
@@ -60,15 +62,19 @@ class SoftenConfig(Config):
     """Items kept in a label, the heaviest ones."""
 
     shuffled_share: Share = 0.0
-    """Share of users that are put into another cluster at random, to study bad clusters."""
+    """Share of users that are put into another cluster at random, to study bad clusters; not of
+    teacher."""
 
     min_mass_on_target: Share = 0.52
     """Labels with less on the true target on average are refused: they come from a model that has
     learned nothing. Of propagation only."""
 
-    max_entropy: PositiveFloat = 5.0
-    """Nats; labels with a higher mean entropy of the other items are refused, being nearly uniform.
-    Of propagation only."""
+    max_mass_on_target: Share = 0.98
+    """Labels with more are refused: they hold nothing but the target. Of propagation only."""
+
+    max_evenness: Share = 0.85
+    """Labels are refused if the mean entropy of their other items is a larger share of that of
+    ``max_items`` equal ones: they are nearly uniform. Of propagation only."""
 
     nightly: bool = False
     """Whether a nightly run makes its soft labels itself, from a base run that it trains first with

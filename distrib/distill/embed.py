@@ -12,6 +12,7 @@ from distrib.batch import Batch
 from distrib.checkpoint.bundle import Bundle
 from distrib.data.feeds.collate import gather
 from distrib.data.history_arrays import HistoryArrays
+from distrib.distill.config import SoftenConfig
 from distrib.distill.k_means import Points
 from distrib.distill.propagation import normalized
 from distrib.errors import DataError
@@ -122,23 +123,23 @@ def embedded(bundle: Bundle, train: HistoryArrays, batch_users: int) -> Embedded
 
 
 @torch.inference_mode()
-def taught(bundle: Bundle, train: HistoryArrays, batch_users: int, count: int) -> csr_array:
+def taught(bundle: Bundle, train: HistoryArrays, config: SoftenConfig) -> csr_array:
     """Return the softmax of the model over its best items for each user.
 
     Args:
         bundle: The model.
         train: Training histories of users that `is_long_enough`.
-        batch_users: Users at a time.
-        count: Items of each user.
+        config: Settings.
 
     Returns:
         ``[B, I]``, rows of sum 1: scores of other items are left out of the softmax.
     """
     item_count, found = len(bundle.vocabulary), [csr_array((0, len(bundle.vocabulary)))]
-    for inputs, _, _ in read_inputs(bundle, train, batch_users):
+    for inputs, _, _ in read_inputs(bundle, train, config.batch_users):
         score_BI = bundle.model.decode(bundle.model.encode(inputs), slice(None)).float()
-        best = score_BI.topk(min(count, item_count), dim=1)
-        found.append(_of_best(best.indices, best.values.softmax(1), item_count))
+        best = score_BI.topk(min(config.max_items, item_count), dim=1)
+        share_BK = (best.values / config.temperature).softmax(1)
+        found.append(_of_best(best.indices, share_BK, item_count))
     return _stacked(found)
 
 

@@ -17,16 +17,16 @@ from scipy.sparse import csr_array
 
 from distrib import __version__
 from distrib.checkpoint.bundle import BUNDLE, Bundle, BundleFacts, load_bundle
-from distrib.checkpoint.manifest import read_manifest
 from distrib.config import JsonObject
 from distrib.data.dataset import Dataset
 from distrib.data.history_arrays import HistoryArrays, select
 from distrib.distill.config import SoftenConfig
 from distrib.distill.embed import Embedded, embedded, is_long_enough, taught
 from distrib.distill.k_means import Clustering, Points, k_means, nearest
-from distrib.distill.labels import Labels, LabelSums, labels_of
+from distrib.distill.labels import Labels, LabelSums, faults_of, labels_of
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.events import emit
+from distrib.models.sequential.config import targets_of
 from distrib.rng import CounterRng
 from distrib.score.commit import PartManifest, Publication, ScoreCounts, ScoreResult, add_counts
 from distrib.storage import Folder
@@ -72,20 +72,25 @@ def plan(run: str, prepared: str, config: SoftenConfig) -> Work:
         ConfigError: The model was trained on other data.
         DataError: The data are not prepared, or the output folder holds other files.
     """
-    dataset, bundle = Dataset.open(prepared), Folder(run) / BUNDLE
-    if not bundle.exists():
-        raise CheckpointError(f"{bundle}: no bundle to embed users with; run jobs/train.py first")
-    manifest = read_manifest(bundle)
-    trained_on = BundleFacts.model_validate(manifest.facts).data
+    dataset, folder = Dataset.open(prepared), Folder(run) / BUNDLE
+    if not folder.exists():
+        raise CheckpointError(f"{folder}: no bundle to embed users with; run jobs/train.py first")
+    bundle = load_bundle(folder)
+    trained_on = BundleFacts.model_validate(bundle.manifest.facts).data
     if trained_on != dataset.hash:
         raise ConfigError(
             f"{run} was trained on data {trained_on}, but {prepared} holds {dataset.hash}; labels "
             "are made of training histories, so use the data that it was trained on"
         )
     settings = json.loads(config.model_dump_json(exclude=_NOT_OF_LABELS))
-    recipe = {"bundle": manifest.digests, "data": dataset.hash, "soften": settings}
+    recipe = {
+        "bundle": bundle.manifest.digests,
+        "data": dataset.hash,
+        "soften": settings,
+        "targets": targets_of(bundle.config),
+    }
     output = config.output or str(Folder(run) / "soft_labels")
-    work = Work(str(bundle), prepared, output, config, recipe)
+    work = Work(str(folder), prepared, output, config, recipe)
     work.publication.require_ours()
     return work
 
@@ -130,7 +135,8 @@ def _made(work: Work, done: Mapping[str, PartManifest]) -> list[PartManifest]:
     else:
         refs = [_embed.remote(work, shard) for shard in shards]
         groups = _grouped(work, refs)
-        _require_worth(sum(ray.get([sums for _, sums in groups]), LabelSums()), work.config)
+        total = sum(ray.get([sums for _, sums in groups]), LabelSums())
+        _require_worth(total, work.config, len(Dataset.open(work.prepared).vocabulary))
         pieces = {shard: [table for table, _ in groups] for shard in shards}
     written = [
         _write_part.remote(work, shard, *pieces[shard])
@@ -209,8 +215,9 @@ def _assigned(points: Points, center_KZ: np.ndarray, config: SoftenConfig) -> np
     if config.shuffled_share:
         rng, number_B = CounterRng.of(config.key, 0), torch.tensor(points.number_B)
         is_moved_B = (rng.uniform(_MOVED, number_B) < config.shuffled_share).numpy()
-        other_B = rng.below(_ELSEWHERE, len(center_KZ), number_B).numpy()
-        label_B = np.where(is_moved_B, other_B, label_B)
+        others = max(len(center_KZ) - 1, 1)
+        step_B = 1 + rng.below(_ELSEWHERE, others, number_B).numpy()
+        label_B = np.where(is_moved_B, (label_B + step_B) % len(center_KZ), label_B)
     return label_B
 
 
@@ -245,7 +252,7 @@ def _embed(work: Work, shard: int) -> Embedded:
 def _teach(work: Work, shard: int) -> pa.Table:
     bundle = load_bundle(Folder(work.bundle))
     train = _readable(work, shard, bundle)
-    label_BI = taught(bundle, train, work.config.batch_users, work.config.max_items)
+    label_BI = taught(bundle, train, work.config)
     return _table(train.number_B, Labels(label_BI), 0)
 
 
@@ -329,28 +336,14 @@ def _write_part(work: Work, shard: int, *pieces: pa.Table) -> PartManifest:
     return part
 
 
-def _require_worth(total: LabelSums, config: SoftenConfig) -> None:
+def _require_worth(total: LabelSums, config: SoftenConfig, item_count: int) -> None:
     """Report what the labels are like, and refuse worthless ones."""
     found = total.means()
     emit("labels", users=total.users, **{name: round(mean, 4) for name, mean in found.items()})
-    if config.method != "propagation" or not total.users:
-        return
-    faults = []
-    if found["mass_on_target"] < config.min_mass_on_target:
-        faults.append(
-            f"mean mass on the target is {found['mass_on_target']:.3f}, below "
-            f"soften.min_mass_on_target = {config.min_mass_on_target:g}"
-        )
-    if found["entropy_of_others"] > config.max_entropy:
-        faults.append(
-            f"mean entropy of the other items is {found['entropy_of_others']:.2f} nats, above "
-            f"soften.max_entropy = {config.max_entropy:g}"
-        )
-    if faults:
-        raise DataError(
-            f"the soft labels are nearly the same for everyone: {'; '.join(faults)}. Train the run "
-            "for longer, lower soften.temperature, or change the bound to accept them"
-        )
+    if config.method == "propagation" and total.users:
+        faults = faults_of(total, config, item_count)
+        if faults:
+            raise DataError(f"the soft labels are worthless: {'; '.join(faults)}")
 
 
 def _counts(work: Work, parts: list[PartManifest]) -> ScoreCounts:

@@ -58,6 +58,39 @@ class Labels(NamedTuple):
     """Of each entry: mean rating by the users that its weight comes from; None without ratings."""
 
 
+def faults_of(total: LabelSums, config: SoftenConfig, item_count: int) -> list[str]:
+    """Return why propagated labels are worthless, if they are.
+
+    Args:
+        total: Of all users.
+        config: The bounds.
+        item_count: Size of the catalog.
+
+    Returns:
+        Sentences with figures and remedies.
+    """
+    found, faults = total.means(), []
+    mass, most = found["mass_on_target"], min(config.max_items, item_count)
+    evenness = found["entropy_of_others"] / np.log(max(most, 2))
+    if mass < config.min_mass_on_target:
+        faults.append(
+            f"mean mass on the target is {mass:.3f}, below soften.min_mass_on_target = "
+            f"{config.min_mass_on_target:g}; train the run for longer"
+        )
+    if mass > config.max_mass_on_target:
+        faults.append(
+            f"mean mass on the target is {mass:.3f}, above soften.max_mass_on_target = "
+            f"{config.max_mass_on_target:g}; make fewer clusters, or raise soften.temperature"
+        )
+    if evenness > config.max_evenness:
+        faults.append(
+            f"the other items are nearly even: {evenness:.2f} of the largest entropy, above "
+            f"soften.max_evenness = {config.max_evenness:g}; train the run for longer, or lower "
+            "soften.temperature"
+        )
+    return faults
+
+
 def labels_of(cluster: Embedded, config: SoftenConfig) -> Labels:
     """Make the soft labels of the users of one cluster.
 

@@ -36,6 +36,9 @@ class GbceConfig(Config):
     calibration: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """t in the source: 0 for the plain loss; 1 for scores whose sigmoid is a probability."""
 
+    starts_at_rest: bool = True
+    """Whether scores are shifted by b, so that training does not have to find it; see `Gbce`."""
+
     @model_validator(mode="after")
     def _one_sample_is_not_shared(self) -> "GbceConfig":
         if self.shared and self.num_sampled == 1:
@@ -61,8 +64,8 @@ class Gbce(Defaults):
     Petrov, Macdonald, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with
     Negative Sampling", RecSys 2023, eq. 7 and 11. Differs from the sources: b, without which the
     first updates push all states to one direction, and many epochs pass before they part; draws
-    depend on the epoch, the user and the target alone; all targets of the user are left out, not
-    only the next.
+    depend on the epoch, the user and the target alone; all targets of the user in the update are
+    left out, not only the next, and not drawn again.
     """
 
     terms = ("targets", "sampled")
@@ -72,7 +75,7 @@ class Gbce(Defaults):
         self.config, self.item_count = config, catalog.item_count
         rate = config.num_sampled / max(catalog.item_count - 1, 1)
         self.beta = rate * (config.calibration * (1.0 - 1.0 / rate) + 1.0 / rate)
-        self.start = math.log(self.beta / config.num_sampled)
+        self.start = math.log(self.beta / config.num_sampled) if config.starts_at_rest else 0.0
 
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext

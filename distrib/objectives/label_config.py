@@ -49,3 +49,9 @@ class ReadsLabels(Protocol):
 
     def without_files(self) -> "ObjectiveConfig":
         """Return settings of about the same cost that read no labels, which may not exist yet."""
+
+
+def stored_path(objective: "ObjectiveConfig | None") -> str | None:
+    """Return the folder of the stored labels that an objective learns from, if it does."""
+    label = objective.label if isinstance(objective, ReadsLabels) else None
+    return label.path if isinstance(label, StoredLabel) else None

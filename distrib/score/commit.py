@@ -127,7 +127,7 @@ class Publication:
         done = self.published()
         if done is None:
             return None
-        emit("already_scored", folder=self.target.url)
+        emit("already_published", folder=self.target.url)
         return ScoreResult(output=self.target.url, counts=done.counts)
 
     def published(self) -> Success | None:
@@ -176,7 +176,7 @@ class Publication:
         made = sorted([*found.values(), *make(found)], key=lambda part: part.name)
         counts = count(made)
         self.publish(made, counts, version)
-        emit("scored", folder=self.target.url, counts=counts.to_json())
+        emit("published", folder=self.target.url, counts=counts.to_json())
         return ScoreResult(output=self.target.url, counts=counts)
 
     def publish(

@@ -4,7 +4,9 @@ import json
 from typing import Any
 
 from distrib.config import JsonObject
-from distrib.errors import CheckpointError
+from distrib.errors import CheckpointError, DataError
+from distrib.objectives.label_config import stored_path
+from distrib.soft_labels import label_manifest
 from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 
@@ -36,7 +38,18 @@ def identity(run: TrainingRun, data: str) -> JsonObject:
     named = _FIXED_IN_TRAIN | ({"pretrained"} if run.train.pretrained else set())
     fixed[_TRAIN] = {name: train[name] for name in sorted(named)}
     fixed["engine"] = {name: engine[name] for name in sorted(_FIXED_IN_ENGINE)}
-    return {**fixed, "data": data}
+    return {**fixed, **_labels(run), "data": data}
+
+
+def _labels(run: TrainingRun) -> JsonObject:
+    """Return the digest of the soft labels that a run learns from, if it does."""
+    path = stored_path(run.objective)
+    if path is None:
+        return {}
+    try:
+        return {"labels": label_manifest(path).digest}
+    except DataError:
+        return {"labels": None}  # `soft_label_faults` reports it
 
 
 def identity_faults(run: TrainingRun, data: str | None) -> list[str]:

@@ -22,7 +22,11 @@ from tests.benchmarks.soft_target import inline, softened
 METRIC, LABEL = "ndcg@10", "validation NDCG@10"
 SHARES, WEIGHTS = (0.1, 0.3, 0.5, 0.7, 0.9), (0.3, 0.5, 0.7, 0.8, 0.9)
 CLUSTERS, SHUFFLED = (1, 4, 16, 64, 256), (0.0, 0.25, 0.5, 0.75, 1.0)
-ANY_LABEL = {"min_mass_on_target": 0.0, "max_entropy": 100.0}  # bad ones are the point here
+ANY_LABEL = {
+    "min_mass_on_target": 0.0,
+    "max_mass_on_target": 1.0,
+    "max_evenness": 1.0,
+}  # bad ones are the point here
 
 Spread = tuple[float, float]
 """Mean over seeds, and its standard error."""

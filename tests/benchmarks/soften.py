@@ -82,7 +82,7 @@ def measured(num_users: int, folder: Path) -> dict[str, Any]:
     model = MODEL.build(dataset.vocabulary.catalog)
     facts = BundleFacts(data=dataset.hash)
     write_bundle(Folder(run) / BUNDLE, model.state_dict(), MODEL, dataset.vocabulary, facts)
-    any_label = {"min_mass_on_target": 0.0, "max_entropy": 1e9}
+    any_label = {"min_mass_on_target": 0.0, "max_mass_on_target": 1.0, "max_evenness": 1.0}
     config = SoftenConfig(scale="relative", temperature=0.1, **any_label)
     with tempfile.TemporaryDirectory(dir=folder) as output, AllProcesses() as memory:
         started_s = time.perf_counter()

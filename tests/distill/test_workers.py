@@ -40,7 +40,7 @@ def test_one_two_and_four_workers_write_the_same_bytes(tmp_path, method):
     for nodes in (1, 2, 4):
         output = tmp_path / f"labels-{nodes}"
         soften = {"output": str(output), "method": method, "num_clusters": 7}
-        soften |= {"min_mass_on_target": 0.0, "max_entropy": 100.0}
+        soften |= {"min_mass_on_target": 0.0, "max_mass_on_target": 1.0, "max_evenness": 1.0}
         given = {"run": run, "prepared": data.prepared, "soften": soften}
         command = [sys.executable, "-c", SOFTEN, str(nodes), json.dumps(given)]
         subprocess.run(command, check=True, timeout=300, cwd=Path(__file__).parents[2])

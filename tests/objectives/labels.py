@@ -1,6 +1,7 @@
 """A folder of soft labels, as `jobs/soften.py` writes them."""
 
 import functools
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -27,12 +28,14 @@ def label_folder(num_users: int = 37, item_count: int = 50, *, ratings: bool = T
     types |= {name: pa.list_(pa.float32()) for name in ("weights", "ratings")}
     schema, files = pa.schema({"number": pa.int64(), **types}), []
     for place in range(2):
-        files.append({"name": f"part-{place}.parquet"})
+        name = f"part-{place}.parquet"
         table = pa.Table.from_pylist(rows[place::2], schema=schema)
         if not ratings:
             table = table.drop("ratings")
-        pq.write_table(table, folder / files[-1]["name"])
-    success = {"recipe": {"soften": {}, "data": "none"}, "files": files}
+        pq.write_table(table, folder / name)
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        files.append({"name": name, "sha256": digest})
+    success = {"recipe": {"soften": {}, "data": "none", "targets": "last"}, "files": files}
     (folder / "_SUCCESS").write_text(json.dumps(success))
     return str(folder)
 

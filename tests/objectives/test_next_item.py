@@ -90,15 +90,21 @@ def test_targets_of_the_batch_are_corrected_by_their_popularity(world, small):
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("starts_at_rest", [False, True])
 @pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
-def test_the_generalized_cross_entropy_is_that_of_the_paper(calibration, is_shared, world, small):
+def test_the_generalized_cross_entropy_is_that_of_the_paper(
+    calibration, starts_at_rest, is_shared, world, small
+):
     _, _, target, score_RI = world
-    config = GbceConfig(num_sampled=5, calibration=calibration, shared=is_shared)
+    config = GbceConfig(
+        num_sampled=5, calibration=calibration, shared=is_shared, starts_at_rest=starts_at_rest
+    )
     found_TR = loss_of(config, world, small)
     rate = 5 / 49
     beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
     assert beta == pytest.approx({0.0: 1.0, 1.0: rate}.get(calibration, beta))
-    score_RI = score_RI + math.log(beta / 5)  # so that scores of 0 are at rest
+    if starts_at_rest:
+        score_RI = score_RI + math.log(beta / 5)
     probability_R = torch.sigmoid(score_RI.gather(1, target.item_N[:, None]))[:, 0]
     torch.testing.assert_close(found_TR[0], -(probability_R**beta).log(), rtol=1e-4, atol=1e-5)
     drawn_RK = config.build(small.catalog)._draw(target, places(target), context())

@@ -152,6 +152,6 @@ def test_times_reach_the_server(small, run, tmp_path):
     times[3] = [0.0]
     (tmp_path / "in").mkdir()
     pq.write_table(table.append_column("times", pa.array(times)), tmp_path / "in" / "a.parquet")
-    with Running(served({"m": run}).app) as url:
+    with Running(served({"default": run}).app) as url:
         found = score_through(Endpoint(url), str(tmp_path / "in"), str(tmp_path / "out"))
     assert found.counts.users_rejected == {"items, ratings and times differ in number": 1}

@@ -29,3 +29,8 @@ class SequenceConfig(Config):
     def every(self) -> bool:
         """Whether each interaction is a target; see `with_targets`."""
         return self.targets == "every"
+
+
+def targets_of(config: Config) -> str:
+    """Return what soft labels of a model are of: a user's ``last`` target, or the ``history``."""
+    return "last" if isinstance(config, SequenceConfig) else "history"

@@ -2,35 +2,42 @@
 
 from distrib.data.dataset import Dataset
 from distrib.errors import ConfigError, DistribError
-from distrib.models.sequential.config import SequenceConfig
-from distrib.objectives.label_config import ReadsLabels, StoredLabel
+from distrib.models.sequential.config import SequenceConfig, targets_of
+from distrib.objectives.label_config import stored_path
 from distrib.soft_labels import label_manifest
 from distrib.train.config import TrainingRun
 
 
 def soft_label_faults(run: TrainingRun, dataset: Dataset) -> list[DistribError]:
     """Return why a run cannot train with its soft labels, if it cannot."""
-    objective, model = run.objective, run.model
-    if not isinstance(objective, ReadsLabels) or not isinstance(objective.label, StoredLabel):
+    path, model = stored_path(run.objective), run.model
+    if path is None:
         return []
     faults: list[DistribError] = []
     if isinstance(model, SequenceConfig) and model.every:
         faults.append(
             ConfigError(
-                f"model.targets = 'every' with objective {objective.name!r}: a stored label is of "
-                "a user's last target; set it to 'last'"
+                "model.targets = 'every' with stored soft labels, which are of a user's last "
+                "target; set it to 'last'"
             )
         )
-    path = objective.label.path
     try:
-        made_of = label_manifest(path).data
+        manifest = label_manifest(path)
     except DistribError as error:
         return [*faults, error]
-    if made_of != dataset.hash:
+    if manifest.data != dataset.hash:
         faults.append(
             ConfigError(
-                f"the soft labels in {path} were made of data {made_of}, but {run.prepared} holds "
-                f"{dataset.hash}; run jobs/soften.py with a run on these data"
+                f"the soft labels in {path} were made of data {manifest.data}, but {run.prepared} "
+                f"holds {dataset.hash}; run jobs/soften.py with a run on these data"
+            )
+        )
+    if manifest.targets != targets_of(model):
+        faults.append(
+            ConfigError(
+                f"the soft labels in {path} are of targets {manifest.targets!r}, but "
+                f"{model.name} is trained on {targets_of(model)!r}; run jobs/soften.py with a run "
+                "of the same kind of model"
             )
         )
     return faults
