@@ -134,8 +134,15 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
 
 
 def _softened(tonight: RunFile) -> RunFile:
-    """Train a base run with the model's own objective, and make the labels that tonight's needs."""
-    base = tonight.model_copy(update={"run": f"{tonight.run}/base", "objective": None})
+    """Train a base run with the model's own objective, and make the labels that tonight's needs.
+
+    The base starts from last night's base, not from the run that soft labels have trained.
+    """
+    train, last = tonight.train, f"{tonight.train.warm_start}/base"
+    if train.warm_start is not None and (Folder(last) / BUNDLE).exists():
+        train = train.model_copy(update={"warm_start": last})
+    changes = {"run": f"{tonight.run}/base", "objective": None, "train": train}
+    base = tonight.model_copy(update=changes)
     launch(base.training())
     settings = tonight.soften.model_copy(update={"output": f"{tonight.run}/soft_labels"})
     made = soften(base.run, tonight.data.prepared, settings)

@@ -128,6 +128,11 @@ min_mass_on_target = 0.0
     assert history[-1]["losses"]["others"] > 0
     assert (night / "soft_labels" / SUCCESS).exists()
     assert load_bundle(Folder(str(night / "base/bundle"))).config == file.model
+    write_day(tmp_path, 2, np.arange(30, 60))
+    assert nightly(file, "two").new
+    for run, start in (("two", "nights/one"), ("two/base", "nights/one/base")):
+        started = Folder(file.run).read_json(f"nights/{run}/run.json")["loop"]["warm_start"]
+        assert started.endswith(start)
     plain = load(RunFile, tmp_path / "run.toml", overrides=('objective={name="multinomial"}',))
     with pytest.raises(ConfigError, match="but the objective has no stored label"):
         preflight(plain)

@@ -30,8 +30,8 @@ class SoftenConfig(Config):
     start: Literal["k-means||", "random"] = "k-means||"
     """Initial centers; ``random`` users are the source's."""
 
-    key: int = 0
-    """Key of all draws."""
+    seed: int = 0
+    """Seed of all draws."""
 
     max_rounds: PositiveInt = 100
     """Rounds of k-means at most."""

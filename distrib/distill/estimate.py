@@ -8,6 +8,9 @@ _NEAR_S = 4e-8
 _SPREAD_S = 1.2e-6
 """Seconds of a core for each neighbor in each round; measured."""
 
+_ENTRY = 8
+"""Bytes of an item and its weight."""
+
 _HOUR_S, _GB = 3600.0, 2**30
 
 
@@ -27,6 +30,11 @@ def core_hours(config: SoftenConfig, num_users: int) -> float:
     return num_users * (_NEAR_S * a_cluster + spreading_s) / _HOUR_S
 
 
+def labels_gb(config: SoftenConfig, num_users: int) -> float:
+    """Return the most memory that the labels take in each worker that trains with them."""
+    return float(num_users) * (config.max_items + 1) * _ENTRY / _GB
+
+
 def node_gb(num_users: int, width: int) -> float:
-    """Return the memory of the embeddings, which every node reads."""
+    """Return the memory of the embeddings, which every node reads beside the targets."""
     return 4.0 * num_users * width / _GB

@@ -213,7 +213,7 @@ def _assigned(points: Points, center_KZ: np.ndarray, config: SoftenConfig) -> np
     """Return the cluster of each user; with ``shuffled_share`` some have another at random."""
     label_B, _ = nearest(points.vector_BZ, center_KZ)
     if config.shuffled_share:
-        rng, number_B = CounterRng.of(config.key, 0), torch.tensor(points.number_B)
+        rng, number_B = CounterRng.of(config.seed, 0), torch.tensor(points.number_B)
         is_moved_B = (rng.uniform(_MOVED, number_B) < config.shuffled_share).numpy()
         others = max(len(center_KZ) - 1, 1)
         step_B = 1 + rng.below(_ELSEWHERE, others, number_B).numpy()
@@ -229,7 +229,7 @@ def _clustered(work: Work, users: _Users, num_clusters: int) -> Clustering:
         about = held["about"].tolist()
         return Clustering(held["centers"], held["counts"], int(about[0]), about[1])
     found = k_means(
-        users, num_clusters, start=config.start, key=config.key, max_rounds=config.max_rounds
+        users, num_clusters, start=config.start, seed=config.seed, max_rounds=config.max_rounds
     )
     held = {
         "centers": np.ascontiguousarray(found.center_KZ),

@@ -62,7 +62,7 @@ def k_means(
     num_clusters: int,
     *,
     start: Literal["k-means||", "random"],
-    key: int,
+    seed: int,
     max_rounds: int,
 ) -> Clustering:
     """Cluster users by squared Euclidean distance; Lloyd's rounds until no center moves.
@@ -74,17 +74,17 @@ def k_means(
         parts: The users.
         num_clusters: K; fewer if there are fewer users.
         start: How initial centers are chosen.
-        key: Key of the draws.
+        seed: Seed of the draws.
         max_rounds: Rounds at most.
 
     Returns:
         Centers and sizes.
     """
-    rng = CounterRng.of(key, 0)
+    rng = CounterRng.of(seed, 0)
     if start == "random":
         center_KZ = _smallest(parts, num_clusters, rng)
     else:
-        center_KZ = _drawn(parts, num_clusters, rng, key)
+        center_KZ = _drawn(parts, num_clusters, rng, seed)
     rounds, sums = 0, added(parts.map(sums_of, center_KZ))
     while rounds < max_rounds:
         moved_KZ = center_KZ.copy()
@@ -151,7 +151,7 @@ def _draws(points: Points, rng: CounterRng, stream: int, *more: int) -> npt.NDAr
     return np.asarray(found.double().numpy())
 
 
-def _drawn(parts: Parts, count: int, rng: CounterRng, key: int) -> FloatArray:
+def _drawn(parts: Parts, count: int, rng: CounterRng, seed: int) -> FloatArray:
     """Return centers by k-means||: rounds of draws by distance, then k-means++ among those.
 
     Source: Bahmani et al., "Scalable K-Means++", VLDB 2012, with l = 2 k.
@@ -169,7 +169,7 @@ def _drawn(parts: Parts, count: int, rng: CounterRng, key: int) -> FloatArray:
 
     weight_C = added(parts.map(sums_of, center_CZ)).count_K
     weights = np.maximum(weight_C, 1e-9)  # a copy of another center has none
-    chosen, _ = kmeans_plusplus(center_CZ, count, sample_weight=weights, random_state=key)
+    chosen, _ = kmeans_plusplus(center_CZ, count, sample_weight=weights, random_state=seed)
     return np.asarray(chosen, np.float32)
 
 

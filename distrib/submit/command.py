@@ -6,9 +6,10 @@ from pathlib import Path
 
 from distrib.cli import run_and_report, run_file_arguments
 from distrib.config import JsonObject, load
-from distrib.distill.estimate import core_hours, node_gb
+from distrib.distill.estimate import core_hours, labels_gb, node_gb
 from distrib.errors import ConfigError, DistribError
 from distrib.events import emit, table
+from distrib.objectives.label_config import stored_path
 from distrib.run_file import RunFile
 from distrib.submit import kubernetes, ray_jobs
 from distrib.submit.request import JOBS, JobResult, Request, sizes_of
@@ -76,12 +77,15 @@ def _estimated(file: RunFile, given: argparse.Namespace) -> Estimate | None:
 
 def _soft_labels(file: RunFile, num_users: int) -> dict[str, str]:
     """Return what soft labels take, if the run file sets how they are made."""
-    if "soften" not in file.model_fields_set:
+    if "soften" not in file.model_fields_set and stored_path(file.objective) is None:
         return {}
     lines = {"soft labels": f"{core_hours(file.soften, num_users):.3g} core h"}
     width = getattr(file.model, "latent_width", None)
     if width is not None:
         lines["embeddings, each node"] = f"{node_gb(num_users, width):.3g} GB"
+    if stored_path(file.objective) is not None:
+        most = f"at most {labels_gb(file.soften, num_users):.3g} GB"
+        lines["soft labels, each training worker"] = most
     return lines
 
 

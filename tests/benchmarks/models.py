@@ -60,7 +60,7 @@ MODELS: dict[str, Any] = {
 }
 FITTED: dict[str, Any] = {
     "ease": EaseConfig(),
-    "ease 200 neighbors": EaseConfig(num_neighbours=200),
+    "ease 200 neighbors": EaseConfig(num_neighbors=200),
     "item_knn": ItemKnnConfig(),
 }
 

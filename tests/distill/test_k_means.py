@@ -36,7 +36,7 @@ def cut(points, num_parts):
 @pytest.mark.parametrize("start", ["k-means||", "random"])
 def test_rounds_end_where_those_of_a_library_do(start):
     points = blobs(num_blobs=1)  # whole, so that no cluster becomes empty
-    found = k_means(cut(points, 3), 5, start=start, key=3, max_rounds=100)
+    found = k_means(cut(points, 3), 5, start=start, seed=3, max_rounds=100)
     label_B, distance_B = nearest(points.vector_BZ, found.center_KZ)
     again = KMeans(5, init=found.center_KZ, n_init=1, max_iter=100).fit(points.vector_BZ)
     np.testing.assert_allclose(found.center_KZ, again.cluster_centers_, rtol=1e-4, atol=1e-4)
@@ -46,13 +46,13 @@ def test_rounds_end_where_those_of_a_library_do(start):
 
 
 def test_good_centers_to_start_from_find_every_blob():
-    found = k_means(cut(blobs(), 2), 5, start="k-means||", key=0, max_rounds=100)
+    found = k_means(cut(blobs(), 2), 5, start="k-means||", seed=0, max_rounds=100)
     assert found.mean_distance < 10  # 8 dimensions of variance 1
     assert found.count_K.min() > 40
 
 
 def test_the_same_parts_give_the_same_bits_and_others_nearly_the_same():
-    settings = {"start": "k-means||", "key": 1, "max_rounds": 50}
+    settings = {"start": "k-means||", "seed": 1, "max_rounds": 50}
     one, again = (k_means(cut(blobs(), 4), 5, **settings) for _ in range(2))
     np.testing.assert_array_equal(one.center_KZ, again.center_KZ)
     other = k_means(cut(blobs(), 7), 5, **settings)
@@ -64,10 +64,10 @@ def test_the_same_parts_give_the_same_bits_and_others_nearly_the_same():
 
 @pytest.mark.parametrize("start", ["k-means||", "random"])
 def test_fewer_users_than_clusters_and_equal_users(start):
-    few = k_means(cut(blobs(3), 2), 8, start=start, key=0, max_rounds=9)
+    few = k_means(cut(blobs(3), 2), 8, start=start, seed=0, max_rounds=9)
     assert few.count_K.sum() == 3
     same = Points(np.arange(30), np.ones((30, 4), np.float32))
-    found = k_means(cut(same, 2), 4, start=start, key=0, max_rounds=9)
+    found = k_means(cut(same, 2), 4, start=start, seed=0, max_rounds=9)
     assert found.count_K.sum() == 30
     assert found.mean_distance == 0
 

@@ -54,8 +54,8 @@ MODELS = {
     "biased_mf": BiasedMfConfig(**SMALL),
     "vae_bmf": VaeBmfConfig(branch_width=8, hidden_width=8, **SMALL),
     "ease": EaseConfig(penalty=10.0),
-    "ease_neighbours": EaseConfig(penalty=10.0, num_neighbours=20),
-    "item_knn": ItemKnnConfig(num_neighbours=20),
+    "ease_neighbors": EaseConfig(penalty=10.0, num_neighbors=20),
+    "item_knn": ItemKnnConfig(num_neighbors=20),
     "popularity": PopularityConfig(),
 }
 

@@ -65,8 +65,8 @@ CASES = [
     AutoRecConfig(side="items", hidden_width=16),
     BiasedMfConfig(latent_width=8),
     EaseConfig(penalty=10.0),
-    EaseConfig(penalty=10.0, num_neighbours=50),
-    ItemKnnConfig(num_neighbours=50),
+    EaseConfig(penalty=10.0, num_neighbors=50),
+    ItemKnnConfig(num_neighbors=50),
     PopularityConfig(),
     VaeBmfConfig(latent_width=8, branch_width=8, hidden_width=8),
     VaeBmfConfig(

@@ -7,7 +7,7 @@ from scipy.sparse import csr_array
 
 from distrib.data.history_arrays import HistoryArrays
 from distrib.models import EaseConfig, ItemKnnConfig
-from distrib.models.shallow.ease import neighbour_weights, whole_weights
+from distrib.models.shallow.ease import neighbor_weights, whole_weights
 from distrib.models.shallow.item_knn import most_similar
 from distrib.train.schemes.gram import added, partial_gram
 from tests.conftest import Small
@@ -56,20 +56,20 @@ def test_scores_are_history_times_weights(small):
     np.testing.assert_allclose(score_BI, x_BI @ plain_ease(x_BI, 3.0), atol=1e-5)
 
 
-def test_neighbourhoods_of_all_items_are_the_whole():
+def test_neighborhoods_of_all_items_are_the_whole():
     dense = Small(num_users=600, item_count=16)  # each pair of items has a common user
     x_BI = np.zeros((600, 16))
     x_BI[dense.batch.row_N, dense.batch.item_N] = 1.0
-    config = EaseConfig(penalty=3.0, num_neighbours=16)
+    config = EaseConfig(penalty=3.0, num_neighbors=16)
     model = config.build(dense.catalog)
     model.load_state_dict(config.solve(csr_array((x_BI.T @ x_BI).astype(np.int32))))
     score_BI = model.decode(model.encode(dense.batch), slice(None)).numpy()
     np.testing.assert_allclose(score_BI, x_BI @ plain_ease(x_BI, 3.0), atol=1e-5)
 
 
-def test_a_neighbourhood_is_solved_for_as_if_it_were_all(small):
+def test_a_neighborhood_is_solved_for_as_if_it_were_all(small):
     x_BI = multi_hot(small)
-    few = neighbour_weights(gram(small), 3.0, 5)
+    few = neighbor_weights(gram(small), 3.0, 5)
     item = 7
     around = [item, *few["index_IM"][item].tolist()]
     column = plain_ease(x_BI[:, around], 3.0)[1:, 0]
@@ -77,8 +77,8 @@ def test_a_neighbourhood_is_solved_for_as_if_it_were_all(small):
 
 
 @pytest.mark.parametrize("block_items", [7, 50])
-def test_item_neighbours_equal_a_loop_over_pairs(block_items, small):
-    config = ItemKnnConfig(num_neighbours=6, shrink=2.0)
+def test_item_neighbors_equal_a_loop_over_pairs(block_items, small):
+    config = ItemKnnConfig(num_neighbors=6, shrink=2.0)
     model = config.build(small.catalog)
     model.load_state_dict(config.solve(gram(small)))
     x_BI = multi_hot(small)
@@ -96,7 +96,7 @@ def test_item_neighbours_equal_a_loop_over_pairs(block_items, small):
     np.testing.assert_allclose(torch.cat(parts, dim=1).numpy(), wanted_BI, atol=1e-5)
 
 
-def test_an_item_that_nobody_met_has_no_neighbours():
+def test_an_item_that_nobody_met_has_no_neighbors():
     lonely = csr_array(np.array([[4, 2, 0], [2, 3, 0], [0, 0, 0]], dtype=np.int32))
     near = most_similar(lonely, 2, shrink=0.0)
     assert near.weight_IM[2].tolist() == [0.0, 0.0]

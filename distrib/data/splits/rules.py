@@ -115,8 +115,9 @@ class LeaveLastSplit(Config):
     name: Literal["leave_last"] = "leave_last"
 
     count: Literal[1, 2, 3] = 3
-    """1: the last is for testing. 2: also, the one before is for validation. 3: also, the one
-    before that is the training target of a next-item model."""
+    """1: the last is for testing. 2: also, the one before is for validation. 3: as 2, and the one
+    before that is marked as a training target in the prepared data; training reads both alike,
+    and models of sequences with ``targets = "last"`` predict it in either case."""
 
 
 class GlobalTimeSplit(Config):

@@ -34,7 +34,7 @@ class EaseConfig(Config):
     penalty: PositiveFloat = 500.0
     """L2 penalty on all weights, lambda in the paper; larger for denser logs."""
 
-    num_neighbours: NonNegativeInt = 0
+    num_neighbors: NonNegativeInt = 0
     """0 solves for all items together, in 16 x items^2 bytes of memory; otherwise for each item by
     itself, among this many items nearest to it by cosine, in items x neighbors x 12 bytes plus the
     Gram matrix, which grows with the number of co-occurring item pairs."""
@@ -44,14 +44,14 @@ class EaseConfig(Config):
 
     def build(self, catalog: Catalog) -> "Ease | Neighbors":
         """Make an unfitted model."""
-        if self.num_neighbours:
-            return Neighbors(catalog.item_count, min(self.num_neighbours, catalog.item_count))
+        if self.num_neighbors:
+            return Neighbors(catalog.item_count, min(self.num_neighbors, catalog.item_count))
         return Ease(catalog.item_count)
 
     def solve(self, gram: csr_array) -> dict[str, Tensor]:
         """Compute the state of the model from X^T X; see `whole_weights`."""
-        if self.num_neighbours:
-            return neighbour_weights(gram, self.penalty, self.num_neighbours)
+        if self.num_neighbors:
+            return neighbor_weights(gram, self.penalty, self.num_neighbors)
         return {"weight_II": whole_weights(gram, self.penalty, getattr(torch, self.precision))}
 
 
@@ -103,7 +103,7 @@ def whole_weights(gram: csr_array, penalty: float, precision: torch.dtype) -> Te
     return inverse_II.to(torch.float32)
 
 
-def neighbour_weights(gram: csr_array, penalty: float, num_neighbours: int) -> dict[str, Tensor]:
+def neighbor_weights(gram: csr_array, penalty: float, num_neighbors: int) -> dict[str, Tensor]:
     """Solve for each item by itself, among its nearest items by cosine.
 
     An item's column of the full inverse equals that of its neighborhood's inverse if the item is
@@ -113,12 +113,12 @@ def neighbour_weights(gram: csr_array, penalty: float, num_neighbours: int) -> d
     Args:
         gram: X^T X of the binary interactions.
         penalty: Lambda.
-        num_neighbours: Neighbors of each item.
+        num_neighbors: Neighbors of each item.
 
     Returns:
         State of `Neighbors`.
     """
-    near = most_similar(gram, num_neighbours, shrink=0.0)
+    near = most_similar(gram, num_neighbors, shrink=0.0)
     num_items, width = near.index_IM.shape
     weight_IM = torch.zeros(num_items, width)
     for low, high in _ranges(num_items):

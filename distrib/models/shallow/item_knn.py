@@ -28,7 +28,7 @@ class ItemKnnConfig(Config):
 
     spec: ClassVar[ModelSpec] = ModelSpec("scores", None, "closed_form")
 
-    num_neighbours: PositiveInt = 100
+    num_neighbors: PositiveInt = 100
     """Neighbors to keep of each item."""
 
     shrink: Annotated[float, Field(ge=0.0)] = 10.0
@@ -36,11 +36,11 @@ class ItemKnnConfig(Config):
 
     def build(self, catalog: Catalog) -> "Neighbors":
         """Make an unfitted model."""
-        return Neighbors(catalog.item_count, min(self.num_neighbours, catalog.item_count))
+        return Neighbors(catalog.item_count, min(self.num_neighbors, catalog.item_count))
 
     def solve(self, gram: csr_array) -> dict[str, Tensor]:
         """Compute the state of the model from X^T X of the binary interactions."""
-        return most_similar(gram, self.num_neighbours, shrink=self.shrink)._asdict()
+        return most_similar(gram, self.num_neighbors, shrink=self.shrink)._asdict()
 
 
 class Similar(NamedTuple):
@@ -63,10 +63,10 @@ class HistoryState(NamedTuple):
 class Neighbors(Model):
     """The score of an item is the sum of the weights of its neighbors in the history."""
 
-    def __init__(self, item_count: int, num_neighbours: int) -> None:
+    def __init__(self, item_count: int, num_neighbors: int) -> None:
         super().__init__()
         self.item_count = item_count
-        shape = (item_count, num_neighbours)
+        shape = (item_count, num_neighbors)
         self.register_buffer("index_IM", torch.zeros(shape, dtype=torch.int64))
         self.register_buffer("weight_IM", torch.zeros(shape))
         self.index_IM: Tensor
@@ -104,19 +104,19 @@ class Neighbors(Model):
         return score.view(num_users, num_scored)
 
 
-def most_similar(gram: csr_array, num_neighbours: int, *, shrink: float) -> Similar:
+def most_similar(gram: csr_array, num_neighbors: int, *, shrink: float) -> Similar:
     """Find the most similar items: n_ij / (sqrt(n_i n_j) + shrink).
 
     Args:
         gram: n_ij, X^T X of the binary interactions.
-        num_neighbours: Neighbors of each item, capped at the number of items.
+        num_neighbors: Neighbors of each item, capped at the number of items.
         shrink: See `ItemKnnConfig`.
 
     Returns:
         Neighbors; ties go to the lower position.
     """
     num_items = gram.shape[0]
-    width = min(num_neighbours, num_items)
+    width = min(num_neighbors, num_items)
     root_I = np.sqrt(gram.diagonal().astype(np.float64))
     index_IM = np.full((num_items, width), num_items, dtype=np.int64)
     weight_IM = np.zeros((num_items, width), dtype=np.float32)

@@ -75,7 +75,7 @@ def solve(
             raise
         raise MemoryLimitError(
             f"{num_items} items do not fit into the memory of a node ({_needed(run)}); set "
-            "or lower model.num_neighbours (ease), or use a larger node"
+            "or lower model.num_neighbors (ease), or use a larger node"
         ) from error
     elapsed_s = time.perf_counter() - started_s
     record = EpochRecord(
@@ -110,8 +110,8 @@ def _result(
 
 def _needed(run: TrainingRun) -> str:
     """Return how memory grows with the catalog, in words."""
-    if getattr(run.model, "num_neighbours", 0):
-        return "the Gram matrix, and items x num_neighbours x 12 bytes"
+    if getattr(run.model, "num_neighbors", 0):
+        return "the Gram matrix, and items x num_neighbors x 12 bytes"
     return "16 x items^2 bytes in float64, 8 in float32"
 
 
