@@ -156,7 +156,9 @@ def _substitute(node: Any, environment: Mapping[str, str], faults: list[str], wh
 
 def _describe(kind: type[BaseModel], fault: Any) -> str:
     location = [str(part) for part in fault["loc"]]
-    message = fault["msg"]
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "missing":
+        message = "is required; set it"
     if fault["type"] == "extra_forbidden":
         known = [key for key in _keys_beside(kind, location) if key != location[-1]]
         near = difflib.get_close_matches(location[-1], known, n=1)

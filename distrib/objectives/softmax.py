@@ -44,8 +44,8 @@ class SoftmaxConfig(Config):
     def _samples_are_used(self) -> "SoftmaxConfig":
         if (self.against == "sampled") != (self.num_sampled > 0):
             raise ValueError(
-                f"against = {self.against!r} with num_sampled = {self.num_sampled}: set "
-                "against = 'sampled' and num_sampled to 256 or more, or neither"
+                f"against = {self.against!r} with num_sampled = {self.num_sampled}: 'sampled' "
+                "needs a number of items (256 to 3000 are common), the others need 0"
             )
         if self.sampling_power and self.against != "sampled":
             raise ValueError("sampling_power has no effect without against = 'sampled'; remove it")
