@@ -48,6 +48,11 @@ class LabelManifest(Record):
         return str(self.recipe["targets"])
 
     @property
+    def has_ratings(self) -> bool:
+        """Whether there is a column of ratings to impute."""
+        return bool(self.recipe["has_ratings"])
+
+    @property
     def digest(self) -> str:
         """Digest of the content of all files."""
         found = sorted((file.name, file.sha256) for file in self.files)

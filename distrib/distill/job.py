@@ -21,7 +21,7 @@ from distrib.config import JsonObject
 from distrib.data.dataset import Dataset
 from distrib.data.history_arrays import HistoryArrays, select
 from distrib.distill.config import SoftenConfig
-from distrib.distill.embed import Embedded, embedded, is_long_enough, taught
+from distrib.distill.embed import Embedded, embedded, is_long_enough, is_rated, taught
 from distrib.distill.k_means import Clustering, Points, k_means, nearest
 from distrib.distill.labels import Labels, LabelSums, faults_of, labels_of
 from distrib.errors import CheckpointError, ConfigError, DataError
@@ -88,6 +88,7 @@ def plan(run: str, prepared: str, config: SoftenConfig) -> Work:
         "data": dataset.hash,
         "soften": settings,
         "targets": targets_of(bundle.config),
+        "has_ratings": config.method == "propagation" and is_rated(bundle),
     }
     output = config.output or str(Folder(run) / "soft_labels")
     work = Work(str(folder), prepared, output, config, recipe)
@@ -244,8 +245,9 @@ def _clustered(work: Work, users: _Users, num_clusters: int) -> Clustering:
 def _embed(work: Work, shard: int) -> Embedded:
     bundle = load_bundle(Folder(work.bundle))
     found = embedded(bundle, _readable(work, shard, bundle), work.config.batch_users)
-    needs_history = work.config.method == "neighbors"
-    return found if needs_history else found._replace(history_BI=found.target_BI)
+    if work.config.method == "neighbors":  # which imputes nothing
+        return found._replace(rated_BI=csr_array(found.target_BI.shape))
+    return found._replace(history_BI=found.target_BI)
 
 
 @ray.remote

@@ -12,14 +12,23 @@ from distrib.config import load
 from distrib.data.dataset import Dataset
 from distrib.data.prepare.job import prepare
 from distrib.distill import job
+from distrib.distill.config import SoftenConfig
 from distrib.distill.job import soften
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.evaluate.job import evaluate
+from distrib.evaluate.protocol import EvaluateConfig
+from distrib.models import AutoRecConfig
+from distrib.objectives import ImputedSquaredErrorConfig
+from distrib.objectives.label_config import StoredLabel
 from distrib.run_file import RunFile
 from distrib.soft_labels import SoftLabels
 from distrib.storage import Folder
+from distrib.train.config import TrainConfig, TrainingRun
+from distrib.train.engines.config import EngineConfig
+from distrib.train.optimizer import OptimizerConfig
 from distrib.train.preflight.checks import preflight
 from distrib.train.workers.launch import launch
+from tests.world import data_of, write_log, write_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 RUN_FILE = """
@@ -176,6 +185,39 @@ def test_other_labels_are_distributions_over_items_too(trained, tmp_path, method
     assert len(found) == counts.users
     assert all(sum(row["weights"]) == pytest.approx(1.0, abs=1e-5) for row in found)
     assert max(len(row["items"]) for row in found) <= 7
+
+
+def test_labels_of_a_log_with_ratings_hold_ratings_to_impute(cluster, tmp_path):
+    write_log(tmp_path / "log.csv", range(80))
+    data = data_of(tmp_path / "data", tmp_path / "log.csv")
+    prepare(data)
+    model = AutoRecConfig(side="users", hidden_width=8)
+    run, labels = write_model(tmp_path / "run", data, config=model), tmp_path / "labels"
+    any_label = {"min_mass_on_target": 0.0, "max_evenness": 1.0, "num_clusters": 3}
+    soften(run, data.prepared, SoftenConfig(output=str(labels), **any_label))
+    for row in table(labels).to_pylist():
+        assert len(row["ratings"]) == len(row["weights"]) == len(row["items"])
+        assert all(1.0 <= rating <= 5.0 for rating in row["ratings"])
+    near = SoftenConfig(output=str(tmp_path / "near"), method="neighbors", **any_label)
+    soften(run, data.prepared, near)
+    assert "ratings" not in table(tmp_path / "near").column_names
+    objective = ImputedSquaredErrorConfig(label={"kind": "stored", "path": str(labels)})
+    trained = TrainingRun(
+        run=str(tmp_path / "soft"),
+        prepared=data.prepared,
+        seed=0,
+        model=model,
+        objective=objective,
+        optimizer=OptimizerConfig(),
+        engine=EngineConfig(precision="fp32"),
+        train=TrainConfig(num_epochs=2, batch_users=16),
+        evaluate=EvaluateConfig(),
+    )
+    launch(trained)
+    assert Folder(trained.run).read_json("history.json")[-1]["losses"]["imputed"] > 0
+    other = objective.model_copy(update={"label": StoredLabel(path=str(tmp_path / "near"))})
+    with pytest.raises(ConfigError, match="have no ratings to impute; run jobs/soften"):
+        preflight(trained.model_copy(update={"run": str(tmp_path / "no"), "objective": other}))
 
 
 def test_bad_clusters_can_be_made_on_purpose(trained, tmp_path):

@@ -35,7 +35,10 @@ def label_folder(num_users: int = 37, item_count: int = 50, *, ratings: bool = T
         pq.write_table(table, folder / name)
         digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         files.append({"name": name, "sha256": digest})
-    success = {"recipe": {"soften": {}, "data": "none", "targets": "last"}, "files": files}
+    success = {
+        "recipe": {"soften": {}, "data": "none", "targets": "last", "has_ratings": ratings},
+        "files": files,
+    }
     (folder / "_SUCCESS").write_text(json.dumps(success))
     return str(folder)
 

@@ -40,4 +40,12 @@ def soft_label_faults(run: TrainingRun, dataset: Dataset) -> list[DistribError]:
                 "of the same kind of model"
             )
         )
+    imputes = run.objective is not None and run.objective.spec.accepts == "ratings"
+    if imputes and not manifest.has_ratings:
+        faults.append(
+            ConfigError(
+                f"the soft labels in {path} have no ratings to impute; run jobs/soften.py with "
+                "soften.method = 'propagation' and an autoencoder on a log with ratings"
+            )
+        )
     return faults
