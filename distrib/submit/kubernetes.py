@@ -30,6 +30,9 @@ _POLL_S = 2.0
 _PATIENCE_S = 300.0
 """Time limit for an unresponsive cluster while following a job."""
 
+_LAST_LINES_S = 30.0
+"""Time that the log of a pod that has ended may take to its last line."""
+
 _EXIT_CODE = re.compile(r"^Job entrypoint command failed with exit code (-?\d+)")
 _GPU = "nvidia.com/gpu"
 _KUBECTL = "kubectl"
@@ -183,20 +186,26 @@ def _followed(kubectl: "_Kubectl", name: str, namespace: str) -> JobResult:
                 since = [] if log is None else [f"--since={_POLL_S:.0f}s"]
                 log = kubectl.following("logs", "--follow", *since, f"job/{name}", "-n", namespace)
             if state.get("jobDeploymentStatus") == "Retrying" and log is not None:
-                log.terminate()
-                log.wait()
+                _end(log)
                 log = None  # the next attempt has its own log
         if state.get("jobDeploymentStatus") not in _LAST:
             raise JobTrackingLostError(f"{name}: was deleted while being followed")
         if log is not None:
-            log.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        pass  # the pod ended before its log; the status has the result
+            _end(log)
     finally:
         if log is not None and log.poll() is None:
             log.terminate()
             log.wait()
     return _ended(name, state)
+
+
+def _end(log: "subprocess.Popen[bytes]") -> None:
+    """Let the log of a pod that has ended come to its last line."""
+    try:
+        log.wait(timeout=_LAST_LINES_S)
+    except subprocess.TimeoutExpired:
+        log.terminate()
+        log.wait()
 
 
 def _states(kubectl: "_Kubectl", name: str, namespace: str) -> Iterator[Document]:
