@@ -96,15 +96,14 @@ def measure(
     Returns:
         Results by user (ranking; if the model predicts probabilities, also the numbers of expected
         and of encoded interactions; in a log with likes and dislikes, how they are ranked) and
-        by pair (``squared_error`` and ``mae`` of a log with ratings, ``log_loss``).
+        by pair (``squared_error``, ``mae``, ``log_loss``).
     """
     by_user: dict[str, Tensor] = _ranking(scorer, asked, config) if has_lists else {}
     by_pair: dict[str, Tensor] = {}
     expected_B = scorer.expected_interactions(asked.source) if has_lists else None
     if expected_B is not None:
         by_user |= {EXPECTED: expected_B, KNOWN: asked.source.length_B.double()}
-    has_ratings = len(scorer.vocabulary.levels) > 1
-    predicted = scorer.predict(asked.source, asked.target) if has_ratings else None
+    predicted = scorer.predict(asked.source, asked.target)
     if predicted is not None:
         error_N = (predicted.rating_N - asked.target.value_N).to(torch.float64)
         by_pair |= {"squared_error": error_N**2, "mae": error_N.abs()}
