@@ -191,9 +191,7 @@ def joined(target: Batch, label: Batch) -> tuple[Batch, Tensor, Tensor]:
     Returns:
         The entries by row, whether each is a target, and the weight of each in the label.
     """
-    stride = int(torch.cat([target.item_N, label.item_N, target.item_N.new_zeros(1)]).max()) + 1
-    own_N = target.row_N * stride + target.item_N
-    soft_N = label.row_N * stride + label.item_N
+    stride, own_N, soft_N = _keys(target, label)
     key_N = torch.unique(torch.cat([own_N, soft_N]))
     row_N, item_N = torch.div(key_N, stride, rounding_mode="floor"), key_N % stride
     pointer_P = torch.searchsorted(row_N, torch.arange(target.num_users + 1, device=row_N.device))
@@ -202,3 +200,15 @@ def joined(target: Batch, label: Batch) -> tuple[Batch, Tensor, Tensor]:
     is_target_N = torch.zeros(len(key_N), dtype=torch.bool, device=key_N.device)
     is_target_N[torch.searchsorted(key_N, own_N)] = True
     return Batch(target.user_B, pointer_P, item_N, weight_N), is_target_N, weight_N
+
+
+def without(label: Batch, target: Batch) -> Tensor:
+    """Return which entries of sparse labels are no targets of their row."""
+    _, own_N, soft_N = _keys(target, label)
+    return ~torch.isin(soft_N, own_N)
+
+
+def _keys(target: Batch, label: Batch) -> tuple[int, Tensor, Tensor]:
+    """Return a number for each row and item, of targets and of labels, and the step of rows."""
+    stride = int(torch.cat([target.item_N, label.item_N, target.item_N.new_zeros(1)]).max()) + 1
+    return stride, target.row_N * stride + target.item_N, label.row_N * stride + label.item_N

@@ -16,6 +16,10 @@ from distrib.storage import Folder
 COLUMNS = Columns(user="user", item="item", rating="rating", time="time")
 
 
+ANY_LABEL = {"min_mass_on_target": 0.0, "max_mass_on_target": 1.0, "max_evenness": 1.0}
+"""Settings of `SoftenConfig` that refuse no labels, however bad."""
+
+
 def write_log(path, users, seed=0):
     rng = np.random.default_rng(seed)
     rows = [

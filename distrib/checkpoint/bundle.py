@@ -135,6 +135,21 @@ def load_bundle(folder: Folder) -> Bundle:
     return Bundle(model.eval().requires_grad_(False), vocabulary, config, manifest)
 
 
+def model_config(folder: Folder) -> ModelConfig:
+    """Read which model a bundle holds, without its weights.
+
+    Args:
+        folder: A bundle.
+
+    Returns:
+        The settings of the model.
+
+    Raises:
+        CheckpointError: They are not those of a model of this version.
+    """
+    return _config(folder, folder.read(_MODEL))
+
+
 def _vocabulary(folder: Folder, files: dict[str, bytes], manifest: Manifest) -> Vocabulary:
     try:
         vocabulary = Vocabulary.from_table(pq.read_table(io.BytesIO(files[_VOCABULARY])))
@@ -154,18 +169,23 @@ def _vocabulary(folder: Folder, files: dict[str, bytes], manifest: Manifest) -> 
 def _unfilled(
     folder: Folder, files: dict[str, bytes], vocabulary: Vocabulary
 ) -> tuple[ModelConfig, Model]:
+    config = _config(folder, files[_MODEL])
     try:
-        config = _ADAPTER.validate_json(files[_MODEL])
         return config, config.build(vocabulary.catalog)
+    except (RuntimeError, MemoryError) as error:
+        raise CheckpointError(
+            f"{folder / _MODEL}: the model cannot be built here ({error}); check its widths"
+        ) from error
+
+
+def _config(folder: Folder, content: bytes) -> ModelConfig:
+    try:
+        return _ADAPTER.validate_json(content)
     except ValidationError as error:
         fault = error.errors()[0]
         raise CheckpointError(
             f"{folder / _MODEL}: is not a valid model of this version ({fault['msg']} at "
             f"{'.'.join(map(str, fault['loc']))}); export it again"
-        ) from error
-    except (RuntimeError, MemoryError) as error:
-        raise CheckpointError(
-            f"{folder / _MODEL}: the model cannot be built here ({error}); check its widths"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """What soft labels are made of: embeddings and targets of training users, from a trained model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +16,9 @@ from distrib.distill.config import SoftenConfig
 from distrib.distill.k_means import Points
 from distrib.distill.propagation import normalized
 from distrib.errors import DataError
+from distrib.models import ModelConfig
 from distrib.models.capabilities import user_embedding
-from distrib.models.sequential.config import SequenceConfig
+from distrib.models.sequential.config import SequenceConfig, targets_of
 from distrib.sequences import Sequences, with_targets
 
 _FEWEST_READ = 2  # one to read, one to predict
@@ -72,9 +73,9 @@ def read_inputs(
             yield batch, batch, batch
 
 
-def is_rated(bundle: Bundle) -> bool:
+def is_rated(config: ModelConfig, levels: Sequence[float]) -> bool:
     """Return whether soft labels of a model have ratings to impute: its histories are rated."""
-    return len(bundle.vocabulary.levels) > 1 and not isinstance(bundle.config, SequenceConfig)
+    return len(levels) > 1 and targets_of(config) == "history"
 
 
 def is_long_enough(bundle: Bundle, train: HistoryArrays) -> np.ndarray:
@@ -110,7 +111,7 @@ def embedded(bundle: Bundle, train: HistoryArrays, batch_users: int) -> Embedded
         points = Points(history.user_B.numpy(), vector_BZ.float().numpy())
         target_BI, history_BI = (_distribution(batch, item_count) for batch in (target, history))
         rated_BI = csr_array(target_BI.shape)
-        if is_rated(bundle):
+        if is_rated(bundle.config, bundle.vocabulary.levels):
             cells = (target_BI.data * history.value_N.numpy(), target_BI.indices, target_BI.indptr)
             rated_BI = csr_array(cells, shape=target_BI.shape)
         found.append(Embedded(points, target_BI, history_BI, rated_BI))

@@ -16,7 +16,8 @@ import torch
 from scipy.sparse import csr_array
 
 from distrib import __version__
-from distrib.checkpoint.bundle import BUNDLE, Bundle, BundleFacts, load_bundle
+from distrib.checkpoint.bundle import BUNDLE, Bundle, BundleFacts, load_bundle, model_config
+from distrib.checkpoint.manifest import read_manifest
 from distrib.config import JsonObject
 from distrib.data.dataset import Dataset
 from distrib.data.history_arrays import HistoryArrays, select
@@ -75,8 +76,8 @@ def plan(run: str, prepared: str, config: SoftenConfig) -> Work:
     dataset, folder = Dataset.open(prepared), Folder(run) / BUNDLE
     if not folder.exists():
         raise CheckpointError(f"{folder}: no bundle to embed users with; run jobs/train.py first")
-    bundle = load_bundle(folder)
-    trained_on = BundleFacts.model_validate(bundle.manifest.facts).data
+    manifest, model = read_manifest(folder), model_config(folder)
+    trained_on = BundleFacts.model_validate(manifest.facts).data
     if trained_on != dataset.hash:
         raise ConfigError(
             f"{run} was trained on data {trained_on}, but {prepared} holds {dataset.hash}; labels "
@@ -84,11 +85,11 @@ def plan(run: str, prepared: str, config: SoftenConfig) -> Work:
         )
     settings = json.loads(config.model_dump_json(exclude=_NOT_OF_LABELS))
     recipe = {
-        "bundle": bundle.manifest.digests,
+        "bundle": manifest.digests,
         "data": dataset.hash,
         "soften": settings,
-        "targets": targets_of(bundle.config),
-        "has_ratings": config.method == "propagation" and is_rated(bundle),
+        "targets": targets_of(model),
+        "has_ratings": config.method == "propagation" and is_rated(model, dataset.manifest.levels),
     }
     output = config.output or str(Folder(run) / "soft_labels")
     work = Work(str(folder), prepared, output, config, recipe)
@@ -137,7 +138,7 @@ def _made(work: Work, done: Mapping[str, PartManifest]) -> list[PartManifest]:
         refs = [_embed.remote(work, shard) for shard in shards]
         groups = _grouped(work, refs)
         total = sum(ray.get([sums for _, sums in groups]), LabelSums())
-        _require_worth(total, work.config, len(Dataset.open(work.prepared).vocabulary))
+        _require_worth(total, work.config, Dataset.open(work.prepared).manifest.counts.items)
         pieces = {shard: [table for table, _ in groups] for shard in shards}
     written = [
         _write_part.remote(work, shard, *pieces[shard])

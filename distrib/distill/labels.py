@@ -10,7 +10,6 @@ from distrib.distill.embed import Embedded
 from distrib.distill.propagation import (
     affinity,
     cosine_affinity,
-    entries_at,
     heaviest,
     normalized,
     propagated,
@@ -123,4 +122,6 @@ def labels_of(cluster: Embedded, config: SoftenConfig) -> Labels:
     if not is_rated:
         return Labels(label_BI)
     rated_BI = csr_array(weight_BB @ cluster.rated_BI)
-    return Labels(label_BI, entries_at(rated_BI, label_BI) / entries_at(found_BI, label_BI))
+    row_N = np.repeat(np.arange(len(vectors)), np.diff(label_BI.indptr))
+    entries = row_N, label_BI.indices
+    return Labels(label_BI, rated_BI[entries] / found_BI[entries])

@@ -141,19 +141,6 @@ def propagated(
     return found_BI
 
 
-def entries_at(found_BI: csr_array, wanted_BI: csr_array) -> Distances:
-    """Return the entries of one matrix at the places of another's, 0 where it has none."""
-    keys = [
-        np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr)) * rows.shape[1] + rows.indices
-        for rows in (found_BI, wanted_BI)
-    ]
-    order = np.argsort(keys[0], kind="stable")
-    place = np.searchsorted(keys[0], keys[1], sorter=order).clip(max=max(len(order) - 1, 0))
-    if not len(order):
-        return np.zeros(len(keys[1]))
-    return np.where(keys[0][order][place] == keys[1], found_BI.data[order][place], 0.0)
-
-
 def normalized(found_BI: csr_array) -> csr_array:
     """Scale rows to a sum of 1; rows of zeros stay."""
     sums_B = np.asarray(found_BI.sum(1)).ravel()

@@ -6,16 +6,15 @@ import torch
 from torch import Tensor
 
 from distrib.batch import Batch
-from distrib.config import Config
 from distrib.objectives.base import Defaults, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors, Uncertain
-from distrib.objectives.label_config import Share, StoredLabel
+from distrib.objectives.label_config import SoftenedConfig
 from distrib.objectives.squared_error import SquaredErrorConfig
-from distrib.soft_labels import COLUMNS, RATINGS, SoftLabels, joined, label_table
+from distrib.soft_labels import COLUMNS, RATINGS, SoftLabels, label_table, without
 from distrib.vocabulary import Catalog
 
 
-class ImputedSquaredErrorConfig(Config):
+class ImputedSquaredErrorConfig(SoftenedConfig):
     """Settings of the squared error with imputed ratings."""
 
     name: Literal["imputed_squared_error"] = "imputed_squared_error"
@@ -23,15 +22,6 @@ class ImputedSquaredErrorConfig(Config):
     spec: ClassVar[ObjectiveSpec] = ObjectiveSpec(
         "ratings", needs_whole_catalog=True, model_scheme="user_rows"
     )
-
-    label: StoredLabel
-    """Labels with ratings that `jobs/soften.py` wrote."""
-
-    label_share: Share = 0.3
-    """Lambda 1: share of the soft label; see the objective ``soft_target``."""
-
-    target_weight: Share = 0.5
-    """Lambda 2: weight of observed ratings; imputed ones have the rest."""
 
     base: SquaredErrorConfig = SquaredErrorConfig()
     """The objective that it extends."""
@@ -70,15 +60,17 @@ class ImputedSquaredError(Defaults):
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext
     ) -> Tensor:
         """Compute both terms from observed and imputed pairs; see `Objective`."""
-        observed_B = 2.0 * self.config.target_weight * self.base(model, users, target, context)[0]
-        pairs, is_target_N, weight_N = joined(target, self.labels.of(target.user_B))
-        _, _, rating_N = joined(target, self.ratings.of(target.user_B))
-        share_N = (self.config.label_share * target.length_B[pairs.row_N] * weight_N).clamp(max=1.0)
-        share_N = share_N.masked_fill(is_target_N, 0.0)
+        own, other = self.config.weights
+        observed_B = own * self.base(model, users, target, context)[0]
+        label = self.labels.of(target.user_B)
+        is_imputed_N = without(label, target)
+        pairs = label.keep(is_imputed_N)
+        rating_N = self.ratings.of(target.user_B).value_N[is_imputed_N]
+        share_N = self.config.shares(target.length_B[pairs.row_N], pairs.value_N)
         score_N = model.score_pairs(users, pairs).to(observed_B.dtype)
         square_N = (score_N - rating_N).square()
         variance_N = model.pair_variance(users, pairs) if isinstance(model, Uncertain) else None
         if variance_N is not None:
             square_N = square_N + variance_N
         imputed_B = torch.zeros_like(observed_B).index_add(0, pairs.row_N, share_N * square_N)
-        return torch.stack([observed_B, 2.0 * (1.0 - self.config.target_weight) * imputed_B])
+        return torch.stack([observed_B, other * imputed_B])

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
+from torch import Tensor
 
 from distrib.config import Config
 
@@ -49,6 +50,28 @@ class ReadsLabels(Protocol):
 
     def without_files(self) -> "ObjectiveConfig":
         """Return settings of about the same cost that read no labels, which may not exist yet."""
+
+
+class SoftenedConfig(Config):
+    """Settings that objectives share which add stored soft labels to another objective."""
+
+    label: StoredLabel
+    """Labels that `jobs/soften.py` wrote."""
+
+    label_share: Share = 0.3
+    """Lambda 1: share of the soft label; see the objective ``soft_target``."""
+
+    target_weight: Share = 0.5
+    """Lambda 2: weight of observed pairs; others have the rest."""
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Weights of observed pairs and of others, 1 where the base is."""
+        return 2.0 * self.target_weight, 2.0 * (1.0 - self.target_weight)
+
+    def shares(self, length_N: Tensor, weight_N: Tensor) -> Tensor:
+        """Return min(1, l1 n z) of pairs with weight z in the label of users with n targets."""
+        return (self.label_share * length_N * weight_N).clamp(max=1.0)
 
 
 def stored_path(objective: "ObjectiveConfig | None") -> str | None:

@@ -7,30 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distrib.batch import Batch
-from distrib.config import Config
 from distrib.objectives.base import Defaults, LossContext, ObjectiveSpec
 from distrib.objectives.decoder import Decoder, Tensors
-from distrib.objectives.label_config import Share, StoredLabel
+from distrib.objectives.label_config import SoftenedConfig
 from distrib.objectives.rating_classes import RatingClassesConfig
 from distrib.soft_labels import SoftLabels, joined
 from distrib.vocabulary import Catalog
 
 
-class SoftRatingClassesConfig(Config):
+class SoftRatingClassesConfig(SoftenedConfig):
     """Settings of the rating-class objective with soft labels."""
 
     name: Literal["soft_rating_classes"] = "soft_rating_classes"
 
     spec: ClassVar[ObjectiveSpec] = ObjectiveSpec("rating_classes", needs_whole_catalog=True)
-
-    label: StoredLabel
-    """Labels that `jobs/soften.py` wrote."""
-
-    label_share: Share = 0.3
-    """Lambda 1: share of the soft label; see the objective ``soft_target``."""
-
-    target_weight: Share = 0.5
-    """Lambda 2: weight of observed pairs; others have the rest."""
 
     base: RatingClassesConfig = RatingClassesConfig()
     """The objective that it extends."""
@@ -71,8 +61,7 @@ class SoftRatingClasses(Defaults):
         Of a pair with log-odds s and soft target q the loss is softplus(s) - q s. The base has this
         for all pairs with q = 0 or 1; the third term corrects those that soft labels name.
         """
-        other = 2.0 * (1.0 - self.config.target_weight)
-        own = 2.0 * self.config.target_weight
+        own, other = self.config.weights
         interaction_B, rating_B = self.base(model, users, target, context)
         pairs, is_target_N, weight_N = joined(target, self.labels.of(target.user_B))
         row_N = pairs.row_N
@@ -83,7 +72,7 @@ class SoftRatingClasses(Defaults):
         label_B = summed(weight_N)
         rest_B = summed(weight_N.masked_fill(is_target_N, 0.0))
         confidence_B = 1.0 - self.config.label_share * rest_B * (label_B > 0)
-        soft_N = (self.config.label_share * target.length_B[row_N] * weight_N).clamp(max=1.0)
+        soft_N = self.config.shares(target.length_B[row_N], weight_N)
         output_NC = model.score_pairs(users, pairs).float()
         odds_N = torch.logsumexp(output_NC[:, 1:], dim=1) - output_NC[:, 0]
         own_N = own * (F.softplus(odds_N) - confidence_B[row_N] * odds_N)

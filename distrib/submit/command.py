@@ -77,13 +77,14 @@ def _estimated(file: RunFile, given: argparse.Namespace) -> Estimate | None:
 
 def _soft_labels(file: RunFile, num_users: int) -> dict[str, str]:
     """Return what soft labels take, if the run file sets how they are made."""
-    if "soften" not in file.model_fields_set and stored_path(file.objective) is None:
+    learns = stored_path(file.objective) is not None
+    if "soften" not in file.model_fields_set and not learns:
         return {}
     lines = {"soft labels": f"{core_hours(file.soften, num_users):.3g} core h"}
     width = getattr(file.model, "latent_width", None)
     if width is not None:
         lines["embeddings, each node"] = f"{node_gb(num_users, width):.3g} GB"
-    if stored_path(file.objective) is not None:
+    if learns:
         most = f"at most {labels_gb(file.soften, num_users):.3g} GB"
         lines["soft labels, each training worker"] = most
     return lines

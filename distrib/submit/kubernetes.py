@@ -186,23 +186,22 @@ def _followed(kubectl: "_Kubectl", name: str, namespace: str) -> JobResult:
                 since = [] if log is None else [f"--since={_POLL_S:.0f}s"]
                 log = kubectl.following("logs", "--follow", *since, f"job/{name}", "-n", namespace)
             if state.get("jobDeploymentStatus") == "Retrying" and log is not None:
-                _end(log)
+                _end(log, _LAST_LINES_S)
                 log = None  # the next attempt has its own log
         if state.get("jobDeploymentStatus") not in _LAST:
             raise JobTrackingLostError(f"{name}: was deleted while being followed")
         if log is not None:
-            _end(log)
+            _end(log, _LAST_LINES_S)
     finally:
-        if log is not None and log.poll() is None:
-            log.terminate()
-            log.wait()
+        if log is not None:
+            _end(log, 0.0)
     return _ended(name, state)
 
 
-def _end(log: "subprocess.Popen[bytes]") -> None:
-    """Let the log of a pod that has ended come to its last line."""
+def _end(log: "subprocess.Popen[bytes]", patience_s: float) -> None:
+    """Stop to forward a log, unless it comes to its last line in time."""
     try:
-        log.wait(timeout=_LAST_LINES_S)
+        log.wait(timeout=patience_s)
     except subprocess.TimeoutExpired:
         log.terminate()
         log.wait()

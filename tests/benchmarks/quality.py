@@ -18,6 +18,8 @@ from distrib.events import table
 from distrib.run_file import RunFile
 from distrib.train.workers.launch import launch
 
+Spread = tuple[float, float]
+
 
 def measured(path: str, settings: list[str], seed: int, runs: str) -> dict[str, Any]:
     """Train and evaluate one seed of a run file; at once where that is done."""
@@ -54,8 +56,14 @@ def over_seeds(results: list[dict[str, Any]], name: str) -> str:
     if not values:
         return "-"
     users = statistics.mean(result["error_of_users"][name] for result in results)
-    spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.4f} ({spread:.4f}; {users:.4f})"
+    mean, error = spread(values)
+    return f"{mean:.4f} ({error:.4f}; {users:.4f})"
+
+
+def spread(values: list[float]) -> Spread:
+    """Mean over seeds, and its standard error."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return statistics.mean(values), error
 
 
 def main() -> None:

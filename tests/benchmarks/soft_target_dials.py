@@ -7,8 +7,6 @@ lambda as its share and z its mean mass on the target, lambda_2 = 1 / (1 + lambd
 """
 
 import argparse
-import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +14,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from distrib.cli import connected
-from tests.benchmarks.quality import measured
+from tests.benchmarks.quality import Spread, measured, spread
 from tests.benchmarks.soft_target import inline, softened
+from tests.world import ANY_LABEL
 
 METRIC, LABEL = "ndcg@10", "validation NDCG@10"
 SHARES, WEIGHTS = (0.1, 0.3, 0.5, 0.7, 0.9), (0.3, 0.5, 0.7, 0.8, 0.9)
 CLUSTERS, SHUFFLED = (1, 4, 16, 64, 256), (0.0, 0.25, 0.5, 0.75, 1.0)
-ANY_LABEL = {
-    "min_mass_on_target": 0.0,
-    "max_mass_on_target": 1.0,
-    "max_evenness": 1.0,
-}  # bad ones are the point here
-
-Spread = tuple[float, float]
-"""Mean over seeds, and its standard error."""
 
 
 class Dials:
@@ -76,11 +67,6 @@ class Dials:
         return spread(found)
 
 
-def spread(values: list[float]) -> Spread:
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return statistics.mean(values), error
-
-
 def surface(dials: Dials, path: Path) -> None:
     """Draw both weights, and what coupled labels can reach."""
     first = dials.given.seeds[:1]
@@ -111,14 +97,13 @@ def lines(dials: Dials, path: Path, share: float, weight: float) -> None:
     by_clusters = [dials.at(share, weight, num_clusters=n) for n in CLUSTERS]
     _line(axes[0], CLUSTERS, by_clusters, "clusters")
     axes[0].set_xscale("log")
-    halves: dict[str, Callable[[], Spread]] = {
-        "cross-\nentropy": lambda: base,
-        "confidence\nonly": lambda: dials.at(share, 1.0),
-        "others\nonly": lambda: dials.at(0.0, weight),
-        "both": lambda: dials.at(share, weight),
+    halves = {
+        "cross-\nentropy": base,
+        "confidence\nonly": dials.at(share, 1.0),
+        "others\nonly": dials.at(0.0, weight),
+        "both": dials.at(share, weight),
     }
-    found = [half() for half in halves.values()]
-    means, errors = zip(*found, strict=True)
+    means, errors = zip(*halves.values(), strict=True)
     axes[1].errorbar(range(len(halves)), means, errors, fmt="o", capsize=4)
     axes[1].set_xticks(range(len(halves)), halves)
     axes[1].set_xlabel("half of the loss that is softened")

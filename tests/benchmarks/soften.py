@@ -41,6 +41,7 @@ from distrib.train.engines.config import EngineConfig
 from distrib.train.engines.local import LocalEngine
 from distrib.train.optimizer import OptimizerConfig
 from distrib.train.schemes.next_item import NextItem
+from tests.world import ANY_LABEL
 
 ITEMS, A_USER, WARM_UP = 20_000, 12, 3
 MODEL = YoutubeDnnConfig(max_length=20, latent_width=64)
@@ -82,8 +83,7 @@ def measured(num_users: int, folder: Path) -> dict[str, Any]:
     model = MODEL.build(dataset.vocabulary.catalog)
     facts = BundleFacts(data=dataset.hash)
     write_bundle(Folder(run) / BUNDLE, model.state_dict(), MODEL, dataset.vocabulary, facts)
-    any_label = {"min_mass_on_target": 0.0, "max_mass_on_target": 1.0, "max_evenness": 1.0}
-    config = SoftenConfig(scale="relative", temperature=0.1, **any_label)
+    config = SoftenConfig(scale="relative", temperature=0.1, **ANY_LABEL)
     with tempfile.TemporaryDirectory(dir=folder) as output, AllProcesses() as memory:
         started_s = time.perf_counter()
         found = soften(run, prepared, config.model_copy(update={"output": output}))

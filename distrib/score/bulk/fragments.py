@@ -322,9 +322,9 @@ class FragmentScorer:
 
     def _tables(self, fragment: Fragment) -> Iterator[tuple[pa.Table, int]]:
         """Yield the fragment's tables, each with the number of file rows before it."""
-        columns = [*HISTORY_COLUMNS]
+        columns = {*HISTORY_COLUMNS}
         if fragment.shard is not None:  # prepared, so in order already
-            columns = ["subset", "roles", *(name for name in columns if name != "times")]
+            columns = columns - {"times"} | {"subset", "roles"}
         with self._opened(fragment) as stream:
             file = pq.ParquetFile(stream)
             held = [name for name in columns if name in file.schema_arrow.names]
