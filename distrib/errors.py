@@ -8,6 +8,18 @@ class DistribError(Exception):
     """Base class; the message states the fault, the value, the location and the remedy."""
 
 
+def excerpt(text: str, longest: int = 80) -> str:
+    """Return text of a file as a message quotes it: one line, cut short."""
+    plain = "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text[: longest + 1])
+    return plain if len(text) <= longest else plain[:longest] + "..."
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Return some names of a file as a message quotes them."""
+    shown = [excerpt(name, 40) for name in names[:most]]
+    return f"{shown}" + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 class ConfigError(DistribError):
     """A run file, a setting or a combination of settings is invalid."""
 

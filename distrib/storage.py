@@ -7,12 +7,11 @@ import json
 import os
 import posixpath
 import re
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple, TypeVar, cast
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import fsspec
 import pyarrow as pa
@@ -24,11 +23,11 @@ from distrib.errors import DataError
 
 _CLIENTS = {"aiohttp", "azure", "botocore", "gcsfs", "google"}
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Errors of a store without space."""
+
 _PIECE_BYTES = 8 << 20
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
-
-T = TypeVar("T")
 
 
 class Transferred(NamedTuple):
@@ -51,8 +50,7 @@ class Folder:
                 f"{_CREDENTIALS.sub('://***@', url)}: a URL must not contain credentials; set them "
                 "in the environment or in the store's credential chain"
             )
-        if "://" not in url and "::" not in url:
-            url = str(Path(url).absolute())
+        url = absolute(url)
         self.url = url.rstrip("/") or url
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
@@ -140,6 +138,16 @@ class Folder:
             for name, size in sizes.items()
             if size and not any(part[0] in "._" for part in name.split("/") if part)
         )
+
+    def matching(self) -> list[str]:
+        """Return the sorted URLs that match this one as a pattern (``*``, ``?``, ``[a-z]``)."""
+        with self._explained():
+            self._fs.invalidate_cache()
+            found = [str(path) for path in self._fs.glob(self._root)]
+        if self.is_local:
+            return sorted(found)
+        head = self.url[: self.url.index("://") + 3] if "://" in self.url else ""
+        return sorted(head + path.removeprefix(head) for path in found)
 
     def stamp(self, name: str = "") -> str:
         """Return size, modification time and, where a store has one, ETag of a file as text."""
@@ -319,7 +327,7 @@ class Folder:
         except Exception as error:
             if not _is_of_a_store(error):
                 raise
-            if getattr(error, "errno", None) in _FULL:
+            if getattr(error, "errno", None) in FULL:
                 raise DataError(
                     f"{self.url}: no space left ({error}); free some, or keep fewer checkpoints"
                 ) from error
@@ -328,41 +336,9 @@ class Folder:
             ) from error
 
 
-def may_pass(error: DataError) -> bool:
-    """Return whether a store's failure may be transient, so that a retry can help."""
-    cause = error.__cause__
-    lasting = FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
-    if cause is None or isinstance(cause, lasting):
-        return False
-    return isinstance(cause, Exception) and getattr(cause, "errno", None) not in _FULL
-
-
-def with_retries(
-    action: Callable[[], T], *, timeout_s: float, on_retry: Callable[[str], None] = lambda _: None
-) -> T:
-    """Run a store operation; retry failures with exponential backoff.
-
-    Args:
-        action: Called on each attempt; may raise `DataError`.
-        timeout_s: Time limit for retries, in seconds.
-        on_retry: Receives each error message before the wait.
-
-    Returns:
-        What ``action`` returned.
-
-    Raises:
-        DataError: The last failure; immediately if a retry cannot help (denied, full, missing).
-    """
-    started_s, wait_s = time.monotonic(), 0.5
-    while True:
-        try:
-            return action()
-        except DataError as error:
-            if not may_pass(error) or time.monotonic() - started_s + wait_s > timeout_s:
-                raise
-            on_retry(str(error))
-        time.sleep(wait_s)
-        wait_s = min(2 * wait_s, 30.0)
+def absolute(url: str) -> str:
+    """Return a path that means the same in every process; other URLs do."""
+    return url if "://" in url or "::" in url else str(Path(url).absolute())
 
 
 def _unfinished(target: Path) -> Path:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from distrib.config import JsonObject
 from distrib.errors import CheckpointError, DataError
-from distrib.storage import Folder, with_retries
+from distrib.retries import with_retries
+from distrib.storage import Folder
 
 CHECKPOINTS = "checkpoints"
 """Checkpoint folder, inside a run."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from distrib.checkpoint.state import StatePiece, write_pieces
 from distrib.checkpoint.store import CheckpointStore
 from distrib.events import emit
-from distrib.storage import with_retries
+from distrib.retries import with_retries
 
 
 class Rank(NamedTuple):

@@ -23,7 +23,8 @@ from distrib.data.schema import Role
 from distrib.data.splits.rules import CHRONOLOGICAL
 from distrib.errors import DataError
 from distrib.feedback import Feedback
-from distrib.storage import Folder, with_retries
+from distrib.retries import with_retries
+from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
 MANIFEST = "manifest.json"

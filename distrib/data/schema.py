@@ -23,6 +23,8 @@ class Status(IntEnum):
     ITEM_TOO_RARE = 12
     ALREADY_KNOWN = 13
     ITEM_UNSEEN_IN_TRAINING = 14
+    LEFT_OUT_BY_WHERE = 15
+    NOT_RATED = 16
 
     @property
     def reason(self) -> str:

@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from distrib.config import Config
+from distrib.storage import absolute
 
 if TYPE_CHECKING:
     from distrib.objectives import ObjectiveConfig
@@ -33,7 +34,7 @@ class StoredLabel(Config):
 
     kind: Literal["stored"] = "stored"
 
-    path: str
+    path: Annotated[str, AfterValidator(absolute)]
     """Path or URL of their folder."""
 
 

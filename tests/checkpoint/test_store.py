@@ -10,7 +10,8 @@ from distrib.checkpoint.state import SavedState, StatePiece
 from distrib.checkpoint.store import CheckpointStore, checkpoint_name
 from distrib.checkpoint.writer import CheckpointWriter, Rank
 from distrib.errors import CheckpointError, DataError
-from distrib.storage import Folder, with_retries
+from distrib.retries import with_retries
+from distrib.storage import Folder
 from tests.stores.door import door
 
 

@@ -98,7 +98,7 @@ def test_likes_that_no_row_can_be_are_refused(feedback, ratings, columns, why):
 def test_marks_make_a_scale_of_their_own():
     scale = scale_of(RatingsConfig(), None, RATED, "last", MARKS)
     assert scale.levels == (-1.0, 0.0, 1.0)
-    read = scale.read(pa.chunked_array([["hate", "like", "click", ""]]))
+    read, _ = scale.read(pa.chunked_array([["hate", "like", "click", ""]]))
     assert scale.holds(read[:3]).all()
     assert np.isnan(read[3])
 

@@ -1,12 +1,15 @@
-"""Which columns of a log hold what."""
+"""Which columns of a log hold what, and which rows count."""
 
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from distrib.config import Config
+from distrib.ids import IdKind
 
-IdKind = Literal["int", "string"]
+__all__ = ["Columns", "IdKind", "TimeFormat", "TimeUnit", "Where", "wanted_values"]
+
 TimeUnit = Literal["s", "ms", "us", "ns", "iso8601"]
 
 
@@ -35,3 +38,40 @@ class Columns(Config):
     def names(self) -> list[str]:
         """Return the mapped columns."""
         return [name for name in (self.user, self.item, self.rating, self.time) if name is not None]
+
+
+Values = tuple[bool | int | float | str, ...]
+
+
+def _some(where: dict[str, Values]) -> dict[str, Values]:
+    empty = sorted(name for name, values in where.items() if not values)
+    if empty:
+        raise ValueError(f"no values for column(s) {empty}, so no row would count; list some")
+    return where
+
+
+Where = Annotated[dict[str, Values], AfterValidator(_some)]
+"""Values by column; only rows with one of the values in each of the columns count."""
+
+
+def _known_letters(form: str) -> str:
+    try:
+        written = datetime(2001, 2, 3, 4, 5, 6, tzinfo=UTC).strftime(form)
+        is_date = datetime.strptime(written, form).year == 2001
+    except ValueError as error:
+        raise ValueError(f"{form!r}: {error}; write it in strptime's letters") from error
+    if not is_date:
+        raise ValueError(f"{form!r}: no year; write it in strptime's letters, such as %Y-%m-%d")
+    return form
+
+
+TimeFormat = Annotated[str, AfterValidator(_known_letters)]
+"""How dates are written, in the letters of Python's strptime."""
+
+
+def wanted_values(where: Where) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return values as text by column, for `Layout.where`."""
+    return tuple(
+        (name, tuple(str(v).lower() if isinstance(v, bool) else str(v) for v in values))
+        for name, values in where.items()
+    )

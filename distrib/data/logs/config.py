@@ -12,6 +12,7 @@ from distrib.data.logs.formats.hetrec import HetRecSource
 from distrib.data.logs.formats.jsonl import JsonLinesSource
 from distrib.data.logs.formats.matrix import MatrixSource
 from distrib.data.logs.formats.movielens import MovieLensSource
+from distrib.data.logs.formats.netflix import NetflixSource
 from distrib.data.logs.formats.parquet import ParquetSource
 from distrib.data.logs.formats.recbole import RecBoleSource
 from distrib.data.logs.formats.sessions import SessionsSource
@@ -19,8 +20,8 @@ from distrib.data.logs.synthetic import SyntheticSource
 
 __all__ = [
     "AmazonSource", "Columns", "CsvSource", "ExpandedLog", "FileSource", "HetRecSource",
-    "JsonLinesSource", "MatrixSource", "MovieLensSource", "ParquetSource", "RecBoleSource",
-    "SessionsSource", "Source", "SyntheticLog",
+    "JsonLinesSource", "MatrixSource", "MovieLensSource", "NetflixSource", "ParquetSource",
+    "RecBoleSource", "SessionsSource", "Source", "SyntheticLog",
 ]  # fmt: skip
 
 
@@ -35,6 +36,7 @@ FileSource = (
     | RecBoleSource
     | SessionsSource
     | MatrixSource
+    | NetflixSource
     | CsvSource
     | JsonLinesSource
     | ParquetSource

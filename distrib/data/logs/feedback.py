@@ -4,12 +4,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import model_validator
 
 from distrib.config import Config
-from distrib.data.arrow import to_numpy, whole
-from distrib.data.logs.parse_values import is_null, parse_numbers
+from distrib.data.logs.parse_values import is_among
 from distrib.feedback import Feedback
 
 MARK_LEVELS = (-1.0, 0.0, 1.0)
@@ -83,26 +81,8 @@ class FeedbackConfig(Config):
         Returns:
             float32 `MARK_LEVELS`; NaN for missing values.
         """
-        array = whole(column)
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        number_N, text = parse_numbers(column, pa.float64()), None
-        if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
-            text = pc.utf8_trim_whitespace(array.cast(pa.string()))
-
-        def are_among(given: tuple[str, ...]) -> Any:
-            marks = [mark.strip() for mark in given]
-            numbers = parse_numbers(pa.chunked_array([pa.array(marks)]), pa.float64())
-            found_N = np.isin(number_N, numbers[~np.isnan(numbers)])
-            if text is not None:
-                found_N |= to_numpy(pc.is_in(text, value_set=pa.array(marks)))
-            return found_N
-
-        rating_N = are_among(self.likes).astype(np.float32) - are_among(self.dislikes)
-        is_missing_N = is_null(array)
-        if text is not None:
-            is_missing_N |= to_numpy(pc.equal(text, "").fill_null(True))
-        return np.where(is_missing_N, np.float32(np.nan), rating_N).astype(np.float32)
+        rating_N = is_among(column, self.likes).astype(np.float32) - is_among(column, self.dislikes)
+        return np.where(is_among(column, ("",)), np.float32(np.nan), rating_N).astype(np.float32)
 
 
 def _plain(mark: str) -> str:

@@ -22,6 +22,26 @@ Part = tuple[int, int | None, int]
 """Start, stop and first row of a `LogPiece`."""
 
 
+class Dialect(NamedTuple):
+    """How the fields of delimited text are written."""
+
+    escape: str = ""
+    """Character that takes its meaning from the next one."""
+
+    null_values: tuple[str, ...] = ()
+    """Fields that stand for no value."""
+
+    decimal: str = "."
+    comment: str = ""
+    """Lines that begin with it are none."""
+
+    has_blanks: bool = False
+    """Whether fields are apart by runs of blanks."""
+
+    has_line_breaks: bool = False
+    """Whether a quoted field may hold line breaks."""
+
+
 class RawRows(NamedTuple):
     """Rows as they stand in the text, not yet checked."""
 
@@ -75,12 +95,35 @@ class Layout(NamedTuple):
     """Whether the names in the header carry a type, after a colon."""
 
     is_quoted: bool = True
+    dialect: Dialect = Dialect()
+    from_path: tuple[str, ...] = ()
+    """Columns that stand in the path of each file."""
+
     time_unit: TimeUnit = "s"
+    time_format: str | None = None
+    """How dates are written, in strptime's letters; overrides the unit."""
+
+    where: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Columns and their values in the rows that count."""
+
     json_types: tuple[str, ...] = ()
     """Arrow types of the columns in the first JSON line."""
 
+    leading_columns: int = 0
+    """Columns of a matrix that hold no ratings."""
+
     absent: str = ""
     """What stands for no item in a sequence, or for no rating in a matrix."""
+
+    @property
+    def names(self) -> list[str]:
+        """All columns that are read."""
+        return list(dict.fromkeys([*self.columns.names(), *(name for name, _ in self.where)]))
+
+    @property
+    def stored_names(self) -> list[str]:
+        """Columns that are read from the files themselves."""
+        return [name for name in self.names if name not in self.from_path]
 
     @property
     def id_type(self) -> pa.DataType:
@@ -121,7 +164,7 @@ class Reader(Protocol):
             layout: Of the log.
 
         Returns:
-            Columns by the names of ``layout.columns``; lines count from the start of the file where
+            Columns by ``layout.stored_names``; lines count from the start of the file where
             the piece starts there.
 
         Raises:

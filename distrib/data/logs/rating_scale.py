@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import AfterValidator, PositiveFloat, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, model_validator
 
 from distrib.config import Config
 from distrib.data.logs.columns import Columns
 from distrib.data.logs.feedback import MARK_LEVELS, FeedbackConfig
-from distrib.data.logs.parse_values import parse_numbers
+from distrib.data.logs.parse_values import is_among, parse_numbers
 from distrib.errors import ConfigError
 from distrib.vocabulary import nearest_level, on_scale
 
@@ -51,11 +51,33 @@ class RatingsConfig(Config):
     epsilon: PositiveFloat = 1.0
     """See ``confidence``."""
 
+    values: dict[str, float] = Field(default_factory=dict)
+    """Ratings or weights of what the rating column holds, such as names of events:
+    ``{ view = 1, purchase = 5 }``. Anything else is no number; leave it out with
+    ``data.source.where``. Without ``levels`` and ``confidence``, these numbers are the levels."""
+
+    unrated: tuple[float | str, ...] = ()
+    """Values that mean "not rated", such as -1 or 0; ``""`` is an empty entry. Their rows are left
+    out and counted as ``not rated``, not as damage."""
+
+    unrated_as: float | None = None
+    """Rating of rows that are not rated, to keep them, for models that only rank."""
+
     @model_validator(mode="after")
     def _classes_or_weights(self) -> "RatingsConfig":
         if self.levels is not None and self.confidence != "none":
             raise ValueError("levels and confidence exclude each other; leave one out")
+        if self.unrated_as is not None and not self.unrated:
+            raise ValueError("unrated_as needs unrated, the values that mean 'not rated'; set both")
         return self
+
+    @property
+    def known_levels(self) -> tuple[float, ...] | None:
+        """The levels, as given or as the values have them."""
+        if self.levels is not None or self.confidence != "none" or not self.values:
+            return self.levels
+        more = () if self.unrated_as is None else (self.unrated_as,)
+        return tuple(sorted({*self.values.values(), *more}))
 
 
 class Scale(NamedTuple):
@@ -67,12 +89,36 @@ class Scale(NamedTuple):
     alpha: float = 1.0
     epsilon: float = 1.0
     feedback: FeedbackConfig | None = None
+    values: tuple[tuple[str, float], ...] = ()
+    """See `RatingsConfig`."""
 
-    def read(self, column: pa.ChunkedArray) -> FloatArray:
-        """Return the numbers of a rating column; NaN where there is none."""
+    unrated: tuple[str, ...] = ()
+    unrated_as: float | None = None
+
+    def read(self, column: pa.ChunkedArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        """Return the numbers of a rating column, and which entries are not rated.
+
+        Args:
+            column: Of the log.
+
+        Returns:
+            float32, NaN where there is no number; bool, of rows to leave out.
+        """
         if self.feedback is not None and self.feedback.is_marked:
-            return np.asarray(self.feedback.ratings_of(column))
-        return np.asarray(parse_numbers(column, pa.float32()))
+            rating_N = np.asarray(self.feedback.ratings_of(column))
+        elif self.values:
+            rating_N = np.full(len(column), np.nan, dtype=np.float32)
+            for name, number in self.values:
+                rating_N[is_among(column, (name,))] = number
+        else:
+            rating_N = np.asarray(parse_numbers(column, pa.float32()))
+        if not self.unrated:
+            return rating_N, np.zeros(len(column), dtype=bool)
+        is_unrated_N = is_among(column, self.unrated)
+        if self.unrated_as is None:
+            return rating_N, is_unrated_N
+        rating_N = np.where(is_unrated_N, np.float32(self.unrated_as), rating_N)
+        return rating_N, np.zeros(len(column), dtype=bool)
 
     def holds(self, rating_N: FloatArray) -> npt.NDArray[np.bool_]:
         """Return which ratings can be mapped to a level; counts must be positive."""
@@ -126,17 +172,22 @@ def scale_of(
         ConfigError: The scale is ambiguous, or settings conflict.
     """
     faults: list[str] = []
-    is_weighted, levels = config.confidence != "none", config.levels or known
+    is_weighted, levels = config.confidence != "none", config.known_levels or known
     if feedback is not None:
         faults += _feedback_faults(feedback, config, levels, columns)
         levels = MARK_LEVELS if feedback.is_marked else levels
-    if columns.rating is None and (config.levels or is_weighted):
+    is_set = config.levels or is_weighted or config.values or config.unrated
+    if columns.rating is None and is_set:
         faults.append("data.ratings is set, but data.source.columns has no rating column")
     if columns.rating is not None and not levels and not is_weighted:
         faults.append(
             f"column {columns.rating!r} holds ratings or counts: set data.ratings.levels, or "
             "data.ratings.confidence for counts, or leave the column out"
         )
+    unrated_as = config.unrated_as
+    has_levels = bool(levels) and not is_weighted
+    if unrated_as is not None and has_levels and unrated_as not in (levels or ()):
+        faults.append(f"data.ratings.unrated_as = {unrated_as:g}: not a level of {levels}")
     if duplicates in {"mean", "sum"} and not is_weighted and config.rounding == "exact" and levels:
         faults.append(
             f"data.cleaning.duplicates = {duplicates!r} gives ratings between levels; set "
@@ -151,6 +202,9 @@ def scale_of(
         config.alpha,
         config.epsilon,
         feedback,
+        tuple(config.values.items()),
+        tuple(map(str, config.unrated)),
+        config.unrated_as,
     )
 
 

@@ -13,7 +13,8 @@ from distrib.data.logs.rating_scale import Scale
 from distrib.data.logs.text import LogFile
 from distrib.data.logs.validate import checked
 from distrib.data.schema import QUARANTINE, Status, interactions
-from distrib.errors import DataError
+from distrib.errors import DataError, excerpt
+from distrib.storage import Folder
 
 _LONGEST_TEXT = 1000
 _PIECE_BITS = 36  # a row's place in the log: piece, then row within it
@@ -65,16 +66,37 @@ def read_log(piece: LogPiece, layout: Layout, scale: Scale) -> Iterator[CheckedR
     reader, num_rows = _reader_of(layout), 0
     try:
         for raw in reader.tables(piece, layout):
+            raw = _with_path(raw, layout, piece.file)
             order_N = (piece.number << _PIECE_BITS) + num_rows + np.arange(len(raw.table))
             yield _checked(raw, layout, scale, order_N, piece.file)
             num_rows += len(raw.table)
+        _require_unchanged(piece.file)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
             f"{piece.file.label}: cannot be read as {reader.name} with columns "
-            f"{layout.columns.names()}: {error}; convert or leave out the file"
+            f"{layout.stored_names}: {excerpt(str(error), 300)}; convert or leave out the file"
         ) from error
     if num_rows == 0:
         yield CheckedRows(interactions(layout.id_type).empty_table(), QUARANTINE.empty_table())
+
+
+def _with_path(raw: RawRows, layout: Layout, file: LogFile) -> RawRows:
+    """Add the columns that stand in the path of a file."""
+    table = raw.table
+    for name in layout.from_path:
+        value = pa.scalar(file.partition[name], pa.string())
+        table = table.append_column(name, pa.repeat(value, len(table)))
+    return raw._replace(table=table)
+
+
+def _require_unchanged(file: LogFile) -> None:
+    """Refuse a file that was written while it was read: its rows are of two states."""
+    now = Folder(file.url).stamp()
+    if now != file.stamp:
+        raise DataError(
+            f"{file.label}: changed while it was read ({file.stamp}, then {now}); run the job "
+            "again when the log is complete"
+        )
 
 
 def counts_as_rows(counts: dict[int, int], id_type: pa.DataType) -> pa.Table:
@@ -132,12 +154,17 @@ def with_held_out(layout: Layout, source: FileSource, paths: Sequence[tuple[str,
     files = list(layout.files)
     for path, origin in paths:
         other = source.model_copy(update={"path": path}).inspect()
-        if other._replace(files=(), header=None) != layout._replace(files=(), header=None):
+        if _dialect(other) != _dialect(layout):
             raise DataError(
                 f"{path}: is not laid out like {source.path}; convert it to that layout"
             )
         files += [file._replace(origin=origin) for file in other.files]
     return layout._replace(files=tuple(files))
+
+
+def _dialect(layout: Layout) -> Layout:
+    """Return a layout without what may differ from file to file."""
+    return layout._replace(files=(), header=None, json_types=())
 
 
 def _reader_of(layout: Layout) -> Reader:

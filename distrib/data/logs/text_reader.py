@@ -1,5 +1,6 @@
 """Reads text in chunks of whole lines, for all formats that are text."""
 
+import csv
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -9,8 +10,22 @@ import pyarrow.compute as pc
 
 from distrib.data.logs.files import require_columns
 from distrib.data.logs.layout import IntArray, Layout, LogPiece, Part, RawRows
+from distrib.data.logs.quotes import closed_head, joined_records, open_tail
 from distrib.data.logs.text import LogFile, chunks, count_lines, first_lines, line_bounds, ranges
 from distrib.data.schema import Origin
+
+UNIT_SEPARATOR = "\x1f"
+
+
+class _Lines(NamedTuple):
+    """Whole lines of a file."""
+
+    text: bytes
+    first: int
+    """Number of the first line in the piece, from 0."""
+
+    are_open: bool = False
+    """Whether they are inside a quote that no line of the piece closes, or opens."""
 
 
 class TextReader(NamedTuple):
@@ -23,49 +38,106 @@ class TextReader(NamedTuple):
     is_user_per_line: bool = False
     """Whether the number of a line is its user, so that a file cannot be cut."""
 
+    is_whole: bool = False
+    """Whether records may take several lines, so that a file cannot be cut."""
+
     def parts(self, file: LogFile) -> list[Part]:
         """See `Reader.parts`."""
-        if self.is_user_per_line:
+        if self.is_user_per_line or self.is_whole:
             return [(0, None, 0)]
         return [(start, stop, 0) for start, stop in ranges(file)]
 
     def tables(self, piece: LogPiece, layout: Layout) -> Iterator[RawRows]:
         """See `Reader.tables`."""
-        first_line = 0
         if layout.has_header:
             layout = layout._replace(header=header_of(piece.file, layout))
-        for text in chunks(piece.file, piece.start, piece.stop):
-            if layout.has_header and piece.start == 0 and first_line == 0:
-                cut = text.find(b"\n") + 1
-                body, first_line = (text[cut:] if cut else b""), 1
-            else:
-                body = text
-            is_blank = not body or (body.isspace() and not body.strip(b"\r\n"))
-            if not is_blank:
-                raw = self.parse(body, layout)
-                yield self._moved(raw, first_line, piece.file, layout)
-            first_line += count_lines(body)
+        for lines in _records(piece, layout):
+            if lines.are_open:
+                yield _none_of(lines, layout)
+                continue
+            text = lines.text
+            if layout.dialect.has_line_breaks:
+                text = joined_records(text, layout)
+            raw = self.parse(text, layout)
+            yield self._moved(raw, _counter(lines, text), piece.file, layout)
 
-    def _moved(self, raw: RawRows, by: int, file: LogFile, layout: Layout) -> RawRows:
+    def _moved(
+        self, raw: RawRows, number: Callable[[IntArray], IntArray], file: LogFile, layout: Layout
+    ) -> RawRows:
         """Count lines from the start of the file."""
 
         def places(rows: IntArray) -> tuple[IntArray, pa.Array]:
             lines, texts = raw.places(rows)
-            return lines + by, texts
+            return number(lines), texts
 
-        def bounds(lines: IntArray) -> pa.Array:
-            return raw.bounds(lines - by)
-
+        texts = raw.bounds(raw.malformed_M) if len(raw.malformed_M) else pa.array([], pa.string())
         table = raw.table
         if self.is_user_per_line:
-            user = pc.add(table[layout.columns.user], by)
+            user = pc.add(table[layout.columns.user], int(number(np.zeros(1, np.int64))[0]))
             if sum(each.origin == Origin.LOG for each in layout.files) > 1:
                 name = file.name.rsplit("/", 1)[-1]
                 user = pc.binary_join_element_wise(name, user.cast(pa.string()), ":")
             table = table.set_column(0, layout.columns.user, user)
         return raw._replace(
-            table=table, places=places, bounds=bounds, malformed_M=raw.malformed_M + by
+            table=table,
+            places=places,
+            bounds=lambda _: texts,
+            malformed_M=number(raw.malformed_M),
         )
+
+
+def _counter(lines: _Lines, text: bytes) -> Callable[[IntArray], IntArray]:
+    """Return what turns numbers of parsed lines into numbers of lines of the piece."""
+    if text is lines.text:
+        return lambda numbers: numbers + lines.first
+    starts, ends = line_bounds(text)[0], line_bounds(lines.text)[0]
+    return lambda numbers: np.searchsorted(ends, starts[numbers]) + lines.first
+
+
+def _none_of(lines: _Lines, layout: Layout) -> RawRows:
+    """Return no rows, and all lines as malformed."""
+    filled, taken = filled_lines(lines.text)
+    texts = taken(filled)
+    empty = pa.table({name: pa.array([], pa.string()) for name in layout.stored_names})
+    return RawRows(empty, lambda rows: (rows, taken(rows)), filled + lines.first, lambda _: texts)
+
+
+def _records(piece: LogPiece, layout: Layout) -> Iterator[_Lines]:
+    """Yield the lines of a piece without its header, cut between records."""
+    first, rest, is_first = 0, b"", True
+    texts = chunks(piece.file, piece.start, piece.stop)
+    upcoming = next(texts, None)
+    while upcoming is not None:
+        text, upcoming = rest + upcoming, next(texts, None)
+        rest = b""
+        if is_first and piece.start:
+            head = closed_head(text, layout)
+            if head:
+                yield _Lines(text[:head], first, are_open=True)
+                first, text = first + count_lines(text[:head]), text[head:]
+        if is_first and layout.has_header and piece.start == 0:
+            text, first = _without_header(text, layout)
+        is_first = False
+        cut = open_tail(text, layout, is_end=upcoming is None and piece.stop is None)
+        text, tail = text[:cut], text[cut:]
+        is_blank = not text or (text.isspace() and not text.strip(b"\r\n"))
+        if not is_blank:
+            yield _Lines(text, first)
+        first += count_lines(text)
+        if upcoming is None and tail:
+            yield _Lines(tail, first, are_open=True)
+        rest = tail
+
+
+def _without_header(text: bytes, layout: Layout) -> tuple[bytes, int]:
+    """Return the lines after the header, and how many lines were left out."""
+    mark, count = layout.dialect.comment.encode(), 0
+    while text:
+        line, _, text = text.partition(b"\n")
+        count += 1
+        if line.strip(b"\r") and not (mark and line.startswith(mark)):
+            break
+    return text, count
 
 
 def header_of(file: LogFile, layout: Layout) -> tuple[str, ...]:
@@ -81,12 +153,29 @@ def header_of(file: LogFile, layout: Layout) -> tuple[str, ...]:
     Raises:
         DataError: A column that is read is not there.
     """
-    names = tuple(
-        name.strip().strip('"').partition(":")[0] if layout.is_typed else name.strip().strip('"')
-        for name in first_lines(file, 1)[0].split(layout.separator)
-    )
-    require_columns(layout.columns, names, file)
+    names = header_names(first_lines(file, 1, layout.dialect.comment)[0], layout)
+    require_columns(layout.names, names, file)
     return names
+
+
+def header_names(line: str, layout: Layout) -> tuple[str, ...]:
+    """Return the names in a header line, without types."""
+    names = fields_of(line, layout)
+    if layout.is_typed:
+        names = [name.partition(":")[0] for name in names]
+    return tuple(name.strip() for name in names)
+
+
+def fields_of(line: str, layout: Layout) -> list[str]:
+    """Return the fields of a line, by the same rules as all rows."""
+    if layout.dialect.has_blanks:
+        return line.split()
+    if not layout.is_quoted:
+        return line.split(layout.separator)
+    separator = layout.separator if len(layout.separator) == 1 else UNIT_SEPARATOR
+    plain = line.replace(layout.separator, separator)
+    escape = layout.dialect.escape or None
+    return next(csv.reader([plain], delimiter=separator, escapechar=escape), [""])
 
 
 def filled_lines(text: bytes) -> tuple[IntArray, Callable[[IntArray], pa.Array]]:

@@ -25,6 +25,16 @@ from distrib.storage import Folder
 from distrib.vocabulary import LogFacts, Vocabulary
 
 _BEGUN = "_begun.json"
+_LATER: dict[str, JsonObject] = {
+    "ratings": {"values": {}, "unrated": [], "unrated_as": None},
+    "source": {
+        "where": {}, "time_format": None, "has_line_breaks": False, "escape": None,
+        "null_values": [], "decimal": ".", "comment": "", "encoding": "utf-8",
+        "user_first": False, "leading_columns": 0,
+    },
+}  # fmt: skip
+"""Settings that earlier versions did not have, and what leaves the result as it was."""
+
 _OURS = ("histories", "item_histories", "quarantine")
 
 
@@ -79,8 +89,11 @@ def recipe(config: DataConfig, plan: ReadPlan) -> JsonObject:
     found: JsonObject = json.loads(config.model_dump_json(exclude={"prepared", "extend"} | unset))
     if not found["split"].get("is_chronological", True):
         del found["split"]["is_chronological"]  # as in folders of earlier versions
-    files = {file.label: Folder(file.url).stamp() for file in plan.layout.files}
-    return {**found, "files": files}
+    for section, later in _LATER.items():
+        for key, default in later.items():
+            if found[section].get(key, default) == default:
+                found[section].pop(key, None)  # as in folders of earlier versions
+    return {**found, "files": {file.label: file.stamp for file in plan.layout.files}}
 
 
 def prepare(config: DataConfig) -> DatasetManifest:

@@ -13,13 +13,27 @@ from distrib.data.logs.layout import Layout
 from distrib.data.prepare import write
 from distrib.data.prepare.stages import Survey
 from distrib.data.schema import DAMAGED, Status
-from distrib.errors import DataError
+from distrib.errors import DataError, excerpt
 from distrib.events import emit
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
 _LATE_S = 4_102_444_800  # the year 2100
 _EARLY_S = 10**8  # 1973; an earlier time is more likely in days or hours
+
+
+_REMEDIES = {
+    Status.MALFORMED: "check data.source.separator, is_quoted and has_line_breaks",
+    Status.NOT_UTF8: 'set data.source.encoding, such as "latin-1"',
+    Status.MISSING_ID: "check data.source.columns and null_values",
+    Status.ID_NOT_AN_INTEGER: 'set data.source.ids = "string"',
+    Status.RATING_NOT_A_NUMBER: "check data.source.decimal, data.ratings.values and unrated",
+    Status.RATING_OUTSIDE_SCALE: "check data.ratings.levels, or name what means 'not rated' in "
+    "data.ratings.unrated",
+    Status.TIME_NOT_A_TIME: "these are no dates of ISO 8601, or no numbers; set "
+    "data.source.time_format in strptime's letters, such as '%m/%d/%Y %H:%M', or time_unit",
+}
+_FILES_LOOKED_AT = 8
 
 
 class Contents(NamedTuple):
@@ -107,13 +121,28 @@ def check_counts(counts: Counter[int], config: DataConfig, *, may_be_empty: bool
     if damaged > config.max_damaged_share * total:
         raise DataError(
             f"{damaged} of {total} rows are damaged, more than data.max_damaged_share = "
-            f"{config.max_damaged_share}: {reasons}{where}; check layout and levels, or raise the "
-            "share"
+            f"{config.max_damaged_share}: {reasons}{where}; {_advice(counts, config.prepared)}; or "
+            "raise the share"
         )
     if counts[Status.KEPT] == 0 and not may_be_empty:
-        raise DataError(
-            f"no rows left of {total}: {reasons}{where}; check layout, levels and filters"
-        )
+        advice = _advice(counts, config.prepared) or "check layout, levels and filters"
+        raise DataError(f"no rows left of {total}: {reasons}{where}; {advice}")
+
+
+def _advice(counts: Counter[int], prepared: str) -> str:
+    """Return what to set, with a row of the log for each of the commonest kinds of damage."""
+    damage = [(status, counts[status]) for status in DAMAGED if counts[status]]
+    commonest = [status for status, _ in sorted(damage, key=lambda each: -each[1])[:2]]
+    folder, examples = Folder(prepared) / "quarantine", dict[str, str]()
+    for name in folder.files(".parquet")[:_FILES_LOOKED_AT]:
+        for row in folder.read_parquet(name).slice(0, 1000).to_pylist():
+            examples.setdefault(row["reason"], row["text"] or "")
+    advice = []
+    for status in commonest:
+        text = examples.get(status.reason)
+        shown = f" such as {excerpt(text)!r}" if text else ""
+        advice.append(f"{status.reason}{shown}: {_REMEDIES[status]}")
+    return "; ".join(advice)
 
 
 def warn_of_signs(vocabulary: Vocabulary) -> None:

@@ -17,7 +17,8 @@ from distrib.checkpoint.store import CheckpointStore, checkpoint_name
 from distrib.checkpoint.writer import CheckpointWriter, Rank
 from distrib.errors import CheckpointError, DataError
 from distrib.events import emit
-from distrib.storage import Folder, with_retries
+from distrib.retries import with_retries
+from distrib.storage import Folder
 from distrib.train.best_bundle import write_best
 from distrib.train.config import TrainingRun
 from distrib.train.engines.base import Engine

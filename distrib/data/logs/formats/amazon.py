@@ -5,9 +5,9 @@ from typing import Literal
 
 from distrib.config import Config
 from distrib.data.logs.columns import Columns, TimeUnit
-from distrib.data.logs.files import SAMPLE_LINES, log_files, require_columns, sample_rows
+from distrib.data.logs.files import SAMPLE_LINES, Path, log_files, require_columns, sample_rows
 from distrib.data.logs.formats.delimited import DELIMITED
-from distrib.data.logs.formats.jsonl import first_object, json_layout
+from distrib.data.logs.formats.jsonl import JSON_LINES, with_json_types
 from distrib.data.logs.layout import WHOLE_STARS, Layout
 from distrib.data.logs.text import LogFile, first_lines
 from distrib.errors import DataError
@@ -23,7 +23,7 @@ class AmazonSource(Config):
 
     format: Literal["amazon"] = "amazon"
 
-    path: str
+    path: Path
     """Path or URL of a file or folder; the first lines determine the layout."""
 
     order: Literal["auto", "user_first", "item_first"] = "auto"
@@ -31,16 +31,16 @@ class AmazonSource(Config):
 
     def inspect(self) -> Layout:
         """Return how to read the log; raise `DataError` where its first lines do not show it."""
-        files = log_files(self.path)
+        files = log_files(self.path, unlike=frozenset({".parquet"}))
         lines = first_lines(files[0], SAMPLE_LINES)
         if lines[0].startswith("{"):
-            fields = first_object(lines[0], files[0])
-            columns = _COLUMNS_2018 if _COLUMNS_2018.user in fields else _COLUMNS_2023
+            columns = _COLUMNS_2018 if f'"{_COLUMNS_2018.user}"' in lines[0] else _COLUMNS_2023
             unit: TimeUnit = "s" if columns is _COLUMNS_2018 else "ms"
-            return json_layout(files, columns, "string", unit)._replace(levels=WHOLE_STARS)
+            layout = Layout(files, JSON_LINES, columns, "string", WHOLE_STARS, time_unit=unit)
+            return with_json_types(layout)
         if lines[0].split(",")[0] == _COLUMNS_2023.user:
             header = tuple(lines[0].split(","))
-            require_columns(_COLUMNS_2023, header, files[0])
+            require_columns(_COLUMNS_2023.names(), header, files[0])
             unit, columns = "ms", _COLUMNS_2023
             has_header = True
         else:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from distrib.config import Config
 from distrib.data.logs.columns import Columns, TimeUnit
-from distrib.data.logs.files import log_files
+from distrib.data.logs.files import Path, log_files
 from distrib.data.logs.formats.delimited import DELIMITED
 from distrib.data.logs.layout import HALF_STARS, Layout
 from distrib.data.logs.text import first_lines
@@ -25,7 +25,7 @@ class HetRecSource(Config):
 
     format: Literal["hetrec"] = "hetrec"
 
-    path: str
+    path: Path
     """Path or URL of the file; the header determines the layout."""
 
     def inspect(self) -> Layout:

@@ -1,16 +1,17 @@
 """A dense text matrix of ratings."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field, NonNegativeInt
 
 from distrib.config import Config
 from distrib.data.arrow import to_numpy, whole
 from distrib.data.logs.columns import Columns
 from distrib.data.logs.files import log_files
-from distrib.data.logs.layout import Layout, RawRows
+from distrib.data.logs.layout import Dialect, Layout, RawRows
 from distrib.data.logs.text import first_lines
 from distrib.data.logs.text_reader import TextReader, filled_lines
 from distrib.errors import DataError
@@ -27,20 +28,36 @@ class MatrixSource(Config):
     unobserved: float = 0.0
     """Value of unrated entries."""
 
+    separator: Annotated[str, Field(min_length=1)] = "whitespace"
+    """Characters between entries; ``whitespace`` for any run of blanks and tabs."""
+
+    leading_columns: NonNegativeInt = 0
+    """Columns to leave out at the start of each row, such as the number of ratings in Jester."""
+
     def inspect(self) -> Layout:
         """Return how to read the log; raise `DataError` if it is absent, empty or several files."""
         files = log_files(self.path)
+        has_blanks = self.separator == "whitespace"
         first_lines(files[0], 1)
         columns = Columns(user="row", item="column", rating="value")
         if len(files) > 1:
             raise DataError(f"{self.path}: holds {len(files)} files; name the one matrix")
-        return Layout(files, MATRIX, columns, "int", absent=repr(self.unobserved))
+        return Layout(
+            files, MATRIX, columns, "int", None, self.separator, absent=repr(self.unobserved),
+            dialect=Dialect(has_blanks=has_blanks), leading_columns=self.leading_columns,
+        )  # fmt: skip
 
 
 def _parse(text: bytes, layout: Layout) -> RawRows:
     """Parse a dense matrix of ratings, one user per line."""
     filled, taken = filled_lines(text)
-    entries = pc.split_pattern_regex(pc.utf8_trim_whitespace(taken(filled)), r"\s+")
+    lines = pc.utf8_trim_whitespace(taken(filled))
+    if layout.dialect.has_blanks:
+        entries = pc.split_pattern_regex(lines, r"\s+")
+    else:
+        entries = pc.split_pattern(lines, layout.separator)
+    if layout.leading_columns:
+        entries = pc.list_slice(entries, layout.leading_columns)
     length = to_numpy(pc.list_value_length(entries))
     width = int(np.bincount(length).argmax()) if len(length) else 0  # the commonest
     is_whole = length == width

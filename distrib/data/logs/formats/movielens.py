@@ -4,7 +4,7 @@ from typing import Literal
 
 from distrib.config import Config
 from distrib.data.logs.columns import Columns
-from distrib.data.logs.files import log_files, sample_rows
+from distrib.data.logs.files import Path, log_files, sample_rows
 from distrib.data.logs.formats.delimited import DELIMITED
 from distrib.data.logs.layout import HALF_STARS, WHOLE_STARS, Layout
 from distrib.data.logs.text import first_lines
@@ -20,7 +20,7 @@ class MovieLensSource(Config):
 
     format: Literal["movielens"] = "movielens"
 
-    path: str
+    path: Path
     """Path or URL of the file; the first line determines the layout."""
 
     def inspect(self) -> Layout:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from distrib.config import Config
 from distrib.data.logs.columns import Columns, IdKind
-from distrib.data.logs.files import log_files, require_columns
+from distrib.data.logs.files import Path, log_files, require_columns
 from distrib.data.logs.formats.delimited import DELIMITED
 from distrib.data.logs.layout import Layout
 from distrib.data.logs.text import first_lines
@@ -20,7 +20,7 @@ class RecBoleSource(Config):
 
     format: Literal["recbole"] = "recbole"
 
-    path: str
+    path: Path
     """Path or URL of a file or folder."""
 
     columns: Columns = Field(default=Columns(user="user_id", item="item_id"))
@@ -40,7 +40,7 @@ class RecBoleSource(Config):
         if columns == RecBoleSource.model_fields["columns"].default:
             usual = {use: name for use, name in _USUAL.items() if name in header}
             columns = Columns(**{**columns.model_dump(), **usual})
-        require_columns(columns, header, files[0])
+        require_columns(columns.names(), header, files[0])
         return Layout(
             files, DELIMITED, columns, self.ids, None, "\t", header,
             has_header=True, is_typed=True, is_quoted=False,
