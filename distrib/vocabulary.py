@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from distrib.errors import DataError
 from distrib.feedback import Feedback
+from distrib.ids import IdKind, id_column, plain
 
 IntArray = npt.NDArray[np.int64]
 
@@ -130,8 +131,13 @@ class Vocabulary:
     @cached_property
     def _index(self) -> pd.Index:
         """Index for lookups of a few ids, built once rather than hashing all items each time."""
-        kind = np.int64 if pa.types.is_integer(self.ids.type) else object
+        kind = np.int64 if self.id_kind == "int" else object
         return pd.Index(self.ids.to_numpy(zero_copy_only=False), dtype=kind)
+
+    @property
+    def id_kind(self) -> IdKind:
+        """Whether the ids are integers or text."""
+        return "int" if pa.types.is_integer(self.ids.type) else "string"
 
     @property
     def catalog(self) -> Catalog:
@@ -170,19 +176,24 @@ class Vocabulary:
         """Return the position of each id, -1 where the vocabulary does not hold it.
 
         Args:
-            ids: Original item ids.
+            ids: Original item ids, of any type that `id_column` reads.
 
         Returns:
             int64, one for each id.
 
         Raises:
-            DataError: The ids are of another type (text or numbers) than the vocabulary's.
+            DataError: The ids are numbers and the vocabulary's are text, or the other way round.
         """
-        if pa.types.is_integer(ids.type) != pa.types.is_integer(self.ids.type):
+        found = plain(ids)
+        is_text = pa.types.is_string(found.type)
+        if is_text == (self.id_kind == "int") and not pa.types.is_null(ids.type):
             raise DataError(
-                f"item ids are {ids.type}, but the vocabulary holds {self.ids.type}; "
-                "cast the column to the type that the training log had"
+                f"item ids are {ids.type}, but the vocabulary holds {self.ids.type}, such as "
+                f"{self.ids[0].as_py()!r}; cast the column to the type that the training log had"
             )
+        if not is_text or self.id_kind == "int":
+            found = id_column(found, self.id_kind).ids
+        ids = found
         if len(ids) * _FEW < len(self) and not ids.null_count:
             few = ids.to_numpy(zero_copy_only=False)
             return np.asarray(self._index.get_indexer(few), dtype=np.int64)

@@ -1,8 +1,13 @@
+from decimal import Decimal
+
 import numpy as np
+import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distrib.vocabulary import nearest_level, on_scale
+from distrib.errors import DataError
+from distrib.vocabulary import Vocabulary, nearest_level, on_scale
 
 VALUES = st.one_of(st.floats(-3, 12, width=32), st.integers(-4, 24).map(lambda n: n / 4))
 
@@ -32,3 +37,20 @@ def test_uneven_levels_and_nan():
             False,
             False,
         ]
+
+
+def test_ids_of_any_type_find_their_items_and_no_kind_is_bent_to_another():
+    counts = np.ones((3, 1), np.int64)
+    numbers = Vocabulary(pa.array([7, 8, 9]), (1.0,), counts, 1)
+    texts = Vocabulary(pa.array(["007", "8", "x"]), (1.0,), counts, 1)
+    for ids in (pa.array([9.0, 7.5, 7]), pa.array([Decimal(9), Decimal("7.5"), Decimal(7)])):
+        assert numbers.positions(ids).tolist() == [2, -1, 0]
+    coded = pa.dictionary(pa.int8(), pa.string())
+    for kind in (pa.string_view(), pa.large_string(), pa.binary(), coded):
+        assert texts.positions(pa.array(["x", "7", "007"]).cast(kind)).tolist() == [2, -1, 0]
+    assert texts.positions(pa.nulls(2)).tolist() == [-1, -1]
+    for ids in (pa.array([8]), pa.array([8.0]), pa.array([Decimal(8)]), pa.array([], pa.float64())):
+        with pytest.raises(DataError, match=r"the vocabulary holds string, such as '007'"):
+            texts.positions(ids)
+    with pytest.raises(DataError, match="the vocabulary holds int64, such as 7"):
+        numbers.positions(pa.array(["7"]))

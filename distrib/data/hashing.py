@@ -6,6 +6,7 @@ import pandas as pd
 import pyarrow as pa
 
 HashArray = npt.NDArray[np.uint64]
+IntArray = npt.NDArray[np.int64]
 
 
 def hash_ids(ids: pa.Array, use: int, seed: int = 0) -> HashArray:
@@ -29,6 +30,13 @@ def hash_ids(ids: pa.Array, use: int, seed: int = 0) -> HashArray:
 def hash_pairs(users: pa.Array, items: pa.Array, use: int, seed: int = 0) -> HashArray:
     """Hash pairs of a user's and an item's id; see `hash_ids`."""
     return mixed(hash_ids(users, use, seed) ^ mixed(hash_ids(items, use, seed)))
+
+
+def sampled(position_B: IntArray, share: float) -> IntArray:
+    """Return a share of some positions, the same on every machine."""
+    if share >= 1.0:
+        return position_B
+    return position_B[mixed(position_B.astype(np.uint64)) < np.uint64(share * 2.0**64)]
 
 
 def mixed(state: HashArray) -> HashArray:

@@ -41,6 +41,10 @@ def learning_curves(
     panels = [(f"loss: {name}", values) for name, values in losses.items()]
     panels += curves.items()
     panels += [(f"{_VALID}{name}", values) for name, values in metrics.items()]
+    if not panels:  # of a model in closed form, trained on all there is
+        figure = Figure(figsize=(6, 1.5), layout="constrained")
+        figure.text(0.5, 0.5, "no losses and no validation to draw", ha="center", va="center")
+        return _png(figure)
     columns = 3
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")

@@ -14,6 +14,7 @@ from distrib.data.arrow import whole
 from distrib.data.hashing import HashArray, hash_ids, mixed
 from distrib.data.schema import Status
 from distrib.errors import DataError
+from distrib.ids import id_column, plain
 from distrib.score.search import Limits
 from distrib.vocabulary import IntArray, Vocabulary, on_scale
 
@@ -95,6 +96,7 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
         DataError: See `recommend_table`.
     """
     require_columns(table.column_names)
+    table = _decoded(table)
     levels, item_count = vocabulary.levels, len(vocabulary)
     is_unrated = "ratings" not in table.column_names or (source and len(source.levels) == 1)
     if is_unrated and len(levels) > 1:
@@ -189,15 +191,6 @@ def require_columns(names: list[str]) -> None:
 
 def _scorable(table: pa.Table, *, is_rated: bool) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
     """Return the mask of rows that are a user with a history, and count the others by reason."""
-    kind = table["user"].type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (
-        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    ):
-        raise DataError(f"column 'user' is {table['user'].type}, not integers or strings; cast it")
-    for name in ("items", "ratings", "times", "candidates"):
-        if name in table.column_names:
-            _require_list(name, table[name].type)
     no_user_B = pc.is_null(table["user"]).to_numpy()
     lengths_B = pc.list_value_length(table["items"])
     no_history_B = pc.is_null(lengths_B).to_numpy()
@@ -215,9 +208,54 @@ def _scorable(table: pa.Table, *, is_rated: bool) -> tuple[npt.NDArray[np.bool_]
     return left_B, rejected
 
 
-def _require_list(name: str, kind: pa.DataType) -> None:
-    if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
+def _decoded(table: pa.Table) -> pa.Table:
+    """Return users as integers or text, and lists of any kind as lists of plain values."""
+    users = plain(table["user"])
+    kind = users.type
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        users = id_column(users, "int" if pa.types.is_floating(kind) else "string").ids
+    elif not (pa.types.is_integer(kind) or pa.types.is_string(kind)):
+        raise DataError(f"column 'user' is {table['user'].type}, not integers or strings; cast it")
+    found = {"user": users}
+    for name in HISTORY_COLUMNS[1:]:
+        if name in table.column_names:
+            found[name] = _lists(name, table[name])
+    return pa.table(found)
+
+
+def _lists(name: str, column: pa.ChunkedArray) -> pa.Array:
+    array, kind = whole(column), column.type
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        array = _without_views(array)
+    elif pa.types.is_fixed_size_list(kind):
+        array = array.cast(pa.large_list(kind.value_type))
+    elif not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
         raise DataError(f"column {name!r} is {kind}, not a list; give one list per user")
+    if _is_plain(kind.value_type):
+        return array
+    lengths = pc.fill_null(pc.list_value_length(array), 0).cast(pa.int64())
+    pointer = np.concatenate([[0], lengths.to_numpy()]).cumsum()
+    values = plain(pc.list_flatten(array))
+    mask = array.is_null() if array.null_count else None
+    return pa.LargeListArray.from_arrays(pa.array(pointer), values, mask=mask)
+
+
+def _without_views(array: pa.Array) -> pa.Array:
+    """Return list views as lists, value by value: Arrow 26 casts them wrongly."""
+    size_B = np.where(array.is_null().to_numpy(zero_copy_only=False), 0, array.sizes.to_numpy())
+    pointer_P = np.concatenate([[0], size_B]).cumsum().astype(np.int64)
+    first_B = array.offsets.to_numpy().astype(np.int64)[: len(array)]
+    place_N = np.arange(pointer_P[-1]) + np.repeat(first_B - pointer_P[:-1], size_B)
+    mask = array.is_null() if array.null_count else None
+    values = array.values.take(pa.array(place_N))
+    return pa.LargeListArray.from_arrays(pa.array(pointer_P), values, mask=mask)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Return whether values need no decoding."""
+    return bool(
+        pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    )
 
 
 def flat_column(table: pa.Table, name: str) -> tuple[IntArray, pa.Array]:

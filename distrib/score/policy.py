@@ -122,6 +122,10 @@ class ScoreConfig(Config):
     """Training ratings that an item of the second list must have; with fewer, its expected rating
     is unreliable."""
 
+    max_unseen_share: Annotated[float, _UNIT] = 0.9
+    """Fail when a larger share of the interactions is with items that the model does not know: the
+    ids are probably written in another way."""
+
     precision: Precision = "fp32"
     """``bf16`` selects twice as many candidates by bfloat16 products and ranks them by float32
     scores; about 1.5 times as fast; see `Scorer`."""

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distrib.data.arrow import whole
-from distrib.errors import ConfigError, DataError
+from distrib.errors import ConfigError, DataError, excerpt, listed
+from distrib.ids import IdKind, id_column
 from distrib.models.base import Model
 from distrib.models.capabilities import item_vectors
 from distrib.score.policy import ItemSet, PolicyConfig
@@ -230,12 +231,13 @@ def positions_of(ids: pa.Array, vocabulary: Vocabulary, what: str) -> IntArray:
     return np.unique(position[position >= 0])
 
 
-def item_table(url: str, columns: tuple[str, ...]) -> pa.Table:
+def item_table(url: str, columns: tuple[str, ...], kind: IdKind) -> pa.Table:
     """Read a small table of items.
 
     Args:
         url: Parquet, CSV with a header, or a text file with one id per line.
         columns: Columns to read, ``item`` first.
+        kind: What ids written as text are; leading zeros of text stay.
 
     Returns:
         The columns.
@@ -246,11 +248,11 @@ def item_table(url: str, columns: tuple[str, ...]) -> pa.Table:
     content = Folder(url).read()
     try:
         if url.endswith(".txt"):
-            ids = [line.strip() for line in content.decode().splitlines() if line.strip()]
-            is_number = all(text.lstrip("-").isdigit() for text in ids)
-            table = pa.table({"item": [int(text) for text in ids] if is_number else ids})
+            lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
+            table = pa.table({"item": pa.array([text for text in lines if text], pa.string())})
         elif url.endswith(".csv"):
-            table = pyarrow.csv.read_csv(io.BytesIO(content))
+            options = pyarrow.csv.ConvertOptions(column_types={"item": pa.string()})
+            table = pyarrow.csv.read_csv(io.BytesIO(content), convert_options=options)
         else:
             table = pq.read_table(pa.BufferReader(content))
     except (pa.ArrowException, UnicodeDecodeError) as error:
@@ -259,8 +261,20 @@ def item_table(url: str, columns: tuple[str, ...]) -> pa.Table:
         ) from error
     absent = [name for name in columns if name not in table.column_names]
     if absent:
-        raise DataError(f"{url}: lacks column(s) {absent}; it has {table.column_names}")
-    return table.select(list(columns))
+        raise DataError(f"{url}: lacks column(s) {absent}; it has {listed(table.column_names)}")
+    twice = [name for name in columns if table.column_names.count(name) > 1]
+    if twice:
+        raise DataError(f"{url}: has column(s) {twice} more than once; keep one of each")
+    table = table.select(list(columns))
+    if not url.endswith((".txt", ".csv")):
+        return table
+    found = id_column(table["item"], kind)
+    if found.ids.null_count:
+        wrong = table["item"][pc.index(found.ids.is_null(), pa.scalar(value=True)).as_py()].as_py()
+        raise DataError(
+            f"{url}: {excerpt(str(wrong))!r} is not an integer, as the model's ids are; correct it"
+        )
+    return table.set_column(0, "item", found.ids)
 
 
 def _allowed(policy: PolicyConfig, vocabulary: Vocabulary) -> Tensor | None:
@@ -280,7 +294,8 @@ def _allowed(policy: PolicyConfig, vocabulary: Vocabulary) -> Tensor | None:
 
 def _positions(items: ItemSet, vocabulary: Vocabulary, what: str) -> IntArray:
     if isinstance(items, str):
-        return positions_of(whole(item_table(items, ("item",))["item"]), vocabulary, what)
+        ids = item_table(items, ("item",), vocabulary.id_kind)["item"]
+        return positions_of(whole(ids), vocabulary, what)
     try:
         ids = pa.array(items) if items else pa.array([], vocabulary.ids.type)
     except pa.ArrowException as error:
@@ -289,7 +304,10 @@ def _positions(items: ItemSet, vocabulary: Vocabulary, what: str) -> IntArray:
 
 
 def _group_of(url: str, vocabulary: Vocabulary) -> Tensor:
-    table = item_table(url, ("item", "group"))
+    table = item_table(url, ("item", "group"), vocabulary.id_kind)
+    kind = table["group"].type
+    if not (pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise DataError(f"{url}: column 'group' holds {kind}, not text or numbers; cast it")
     position_N = vocabulary.positions(whole(table["item"]))
     if not (position_N >= 0).any():
         raise DataError(f"{url}: none of its ids is an item of the model; check the ids")

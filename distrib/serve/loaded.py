@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import Bundle, load_bundle
 from distrib.checkpoint.manifest import Manifest
+from distrib.ids import IdKind, id_column
 from distrib.models.capabilities import user_embedding
 from distrib.score.policy import PolicyConfig
 from distrib.score.rules import Rules, item_table
@@ -73,7 +74,7 @@ def load(folder: Folder, config: ServeConfig) -> Loaded:
         return rules.with_numbers(policy, scorer.model, scorer.vocabulary)
 
     scorer.require_numbers()
-    titles = _titles(config.titles)
+    titles = _titles(config.titles, scorer.vocabulary.id_kind)
     return Loaded(
         scorer,
         bundle,
@@ -91,12 +92,12 @@ def version_of(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(manifest.to_json(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _titles(url: str | None) -> dict[Any, str]:
+def _titles(url: str | None, kind: IdKind) -> dict[Any, str]:
     if url is None:
         return {}
-    table = item_table(url, ("item", "title"))
+    table = item_table(url, ("item", "title"), kind)
     titles = table["title"].cast(pa.string()).to_pylist()
-    return dict(zip(table["item"].to_pylist(), titles, strict=True))
+    return dict(zip(id_column(table["item"], kind).ids.to_pylist(), titles, strict=True))
 
 
 def _by_popularity(vocabulary: Vocabulary, titles: dict[Any, str]) -> pa.Table:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from distrib.errors import DataError
+from distrib.errors import DataError, excerpt
 from distrib.events import emit
 from distrib.serve.arrow_stream import stream_of, table_of
 from distrib.serve.batching import Batcher, BusyError
@@ -129,7 +129,7 @@ class Replica:
         except DataError as error:
             return Answer(503, {"detail": str(error)})
         if found is None:
-            return Answer(404, {"detail": "no such user in the prepared data"})
+            return Answer(404, {"detail": f"no such user in the prepared data: {excerpt(user)!r}"})
         return await self._batcher.submit(found)
 
     async def _recommend_arrow(self, content: bytes, options: RecommendOptions) -> Answer:

@@ -189,7 +189,7 @@ async def recommend(context: Context, model: ModelName, request: RecommendReques
 
 
 @models.get(
-    "/models/{model}/users/{user}/recommendations",
+    "/models/{model}/users/{user:path}/recommendations",
     response_model=RecommendAnswer,
     tags=["recommendations"],
 )

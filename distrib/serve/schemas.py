@@ -2,14 +2,23 @@
 
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from distrib.config import JsonObject
+from distrib.ids import id_of
 from distrib.score.policy import Output
 
+
+def _whole(value: Any) -> Any:
+    """Return whole floats as integers; some writers of JSON know no others."""
+    return id_of(value, "int") if isinstance(value, float) and value.is_integer() else value
+
+
 ItemId = Annotated[
-    Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[str, Field(max_length=1024)],
+    Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)]
+    | Annotated[str, Field(max_length=1024, strict=True)],
     Field(union_mode="left_to_right"),
+    BeforeValidator(_whole),
 ]
 """Ids are integers or strings, as in the log that the model was trained on."""
 

@@ -1,6 +1,5 @@
 """Lookup of users in a prepared folder by id."""
 
-import re
 import threading
 from collections import OrderedDict
 from functools import cached_property
@@ -12,9 +11,9 @@ import pyarrow.compute as pc
 from distrib.data.dataset import Dataset
 from distrib.data.schema import Role, Subset
 from distrib.data.splits.rules import shard_of
+from distrib.ids import id_of
 from distrib.serve.schemas import History
 
-_NUMBER = re.compile(r"^-?[0-9]{1,19}$", re.ASCII)
 _COLUMNS = ["user", "items", "ratings", "roles", "subset"]
 
 
@@ -57,7 +56,7 @@ class StoredUsers:
             DataError: The shard is damaged or cannot be read.
         """
         kind = self._kind
-        key = _as_id(user, kind)
+        key = id_of(user, "int" if pa.types.is_integer(kind) else "string")
         if key is None:
             return None
         shard = int(shard_of(pa.array([key], kind), self._num_shards)[0])
@@ -97,12 +96,3 @@ class StoredUsers:
         while len(self._cache) > max(self._cached_shards, 1):
             self._cache.popitem(last=False)
         return table
-
-
-def _as_id(user: str, kind: pa.DataType) -> int | str | None:
-    if not pa.types.is_integer(kind):
-        return user
-    if not _NUMBER.match(user):
-        return None
-    number = int(user)
-    return number if -(2**63) <= number < 2**63 else None

@@ -56,6 +56,10 @@ class TrainConfig(Config):
     patience: NonNegativeInt = 0
     """Epochs without improvement after which training ends early; 0 for never."""
 
+    valid_users: NonNegativeInt = 0
+    """About how many users each validation measures, the same sample every epoch; 0 for all. Lists
+    from a large catalog cost more than an epoch of training."""
+
     batch_users: PositiveInt = 256
     """Users (of models trained on pairs: labeled pairs) of a global batch, over all workers; the
     result does not depend on the workers."""

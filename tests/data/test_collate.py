@@ -3,6 +3,7 @@ import pyarrow as pa
 import pytest
 
 from distrib.data.feeds.collate import example, gather
+from distrib.data.hashing import sampled
 from distrib.data.history_arrays import (
     eval_rows,
     flat_list,
@@ -139,3 +140,12 @@ def test_only_users_who_were_trained_on_keep_a_number():
     assert [n if n in trained else -1 for n in rows.number_B.tolist()] == known.number_B.tolist()
     assert -1 in known.number_B.tolist()
     assert len(trained) > 0
+
+
+def test_a_sample_of_positions_is_even_and_the_same_for_any_part():
+    whole = sampled(np.arange(100_000), 0.1)
+    assert abs(len(whole) - 10_000) < 300
+    assert abs(whole.mean() - 50_000) < 1_000
+    parts = [sampled(np.arange(start, 100_000, 4), 0.1) for start in range(4)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), whole)
+    assert len(sampled(np.arange(7), 1.0)) == 7

@@ -72,3 +72,10 @@ def test_first_lists_show_what_there_is(more, shown, tmp_path, capfd):
 def test_an_empty_output_shows_nothing(tmp_path, capfd):
     show_recommendations(str(tmp_path))
     assert capfd.readouterr().err == ""
+
+
+def test_a_run_without_losses_and_validation_has_a_picture_that_says_so(tmp_path):
+    nothing = {**entry(1), "losses": {}, "valid": {}}
+    Folder(str(tmp_path)).write_json("history.json", [nothing])
+    draw_curves(str(tmp_path), best_epoch=1)
+    assert (tmp_path / CURVES).read_bytes().startswith(b"\x89PNG")

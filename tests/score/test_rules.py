@@ -11,7 +11,7 @@ from distrib.errors import ConfigError, DataError
 from distrib.models.autoencoders.mult_vae import MultVaeConfig
 from distrib.models.shallow.ease import EaseConfig
 from distrib.score.policy import PolicyConfig
-from distrib.score.rules import Rules
+from distrib.score.rules import Rules, item_table
 from tests.score.test_scorer import IDS, scorer_of
 
 K = 8
@@ -154,3 +154,22 @@ def test_policies_that_make_no_sense_are_refused(small, tmp_path):
         rules_of(scorer_of(small, EaseConfig()), diversity=0.5)
     with pytest.raises(ValueError, match="groups and max_per_group belong together"):
         PolicyConfig(groups="x")
+
+
+def test_files_of_text_ids_keep_their_leading_zeros(tmp_path):
+    (tmp_path / "a.txt").write_text("007\n\n 8 \n")
+    (tmp_path / "a.csv").write_text("item,group\n007,1\n8,2\n")
+    pq.write_table(pa.table({"item": ["007", "8"]}), tmp_path / "a.parquet")
+    for name in ("a.txt", "a.csv", "a.parquet"):
+        found = item_table(str(tmp_path / name), ("item",), "string")
+        assert found["item"].to_pylist() == ["007", "8"]
+    assert item_table(str(tmp_path / "a.csv"), ("item",), "int")["item"].to_pylist() == [7, 8]
+    (tmp_path / "b.txt").write_text("7\n\N{SUPERSCRIPT TWO}\n")
+    with pytest.raises(DataError, match="is not an integer, as the model's ids are"):
+        item_table(str(tmp_path / "b.txt"), ("item",), "int")
+    (tmp_path / "b.txt").write_text("9223372036854775808\n")
+    with pytest.raises(DataError, match="is not an integer"):
+        item_table(str(tmp_path / "b.txt"), ("item",), "int")
+    (tmp_path / "b.csv").write_text("item,item\n7,8\n")
+    with pytest.raises(DataError, match="more than once"):
+        item_table(str(tmp_path / "b.csv"), ("item",), "int")

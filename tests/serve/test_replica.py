@@ -282,7 +282,9 @@ def test_stored_users_are_found_by_their_id_with_what_training_knew(world, tmp_p
     assert users.find("no") is users.find("100000") is users.find(str(2**80)) is None
     host = ModelHost("m", run, data.prepared, ServeConfig())
     with TestClient(served({"m": run}, data.prepared).app) as client:
-        assert client.get("/v1/models/m/users/no one/recommendations").status_code == 404
+        for name in ("no one", "auth%2F7", "https:%2F%2Fa.example%2Fb"):
+            found = client.get(f"/v1/models/m/users/{name}/recommendations")
+            assert (found.status_code, name.replace("%2F", "/") in found.text) == (404, True)
         for user in (3, 77):
             found, number = users.find(str(user))
             assert number >= 0

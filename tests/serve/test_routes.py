@@ -380,3 +380,25 @@ def test_what_is_told_is_counted(client, server, small):
     assert server.noted.batches == [1]
     assert server.noted.unknowns == 2
     assert len(IDS) == 50
+
+
+def test_ids_of_digits_stay_text_on_every_way(tmp_path, small):
+    ids = pa.array([f"{n:03d}" for n in range(50)])
+    (tmp_path / "titles.csv").write_text("item,title\n007,Seven\n")
+    run = write_run(tmp_path / "run", small, EaseConfig(), ids=ids, levels=(1.0,))
+    with TestClient(served({"default": run}, titles=str(tmp_path / "titles.csv")).app) as client:
+        found = client.get("/v1/models/default/items", params={"query": "seven"}).json()["items"]
+        assert [(entry["item"], entry["title"]) for entry in found] == [("007", "Seven")]
+        found = post(client, "recommendations", {"history": {"items": [found[0]["item"]]}})
+        assert found.status_code == 200
+        assert found.json()["read"]["used"] == 1
+        refused = post(client, "recommendations", {"history": {"items": [7]}})
+        assert refused.status_code == 422
+
+
+def test_whole_floats_are_integers(client):
+    body = {"history": {"items": [1000.0, 999.0], "ratings": [5, 4]}}
+    found = post(client, "recommendations", body)
+    assert found.json()["read"]["used"] == 2
+    body["history"]["items"][0] = 1000.5
+    assert post(client, "recommendations", body).status_code == 422

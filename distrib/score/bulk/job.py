@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ from distrib.score.bulk.fragments import (
     fragments_of,
 )
 from distrib.score.bulk.new_items import require_extended, with_new_items
+from distrib.score.bulk.unseen import first_items, known_counts
 from distrib.score.commit import (
     SUCCESS,
     PartManifest,
@@ -45,7 +47,8 @@ from distrib.storage import Folder
 
 _PROGRESS_S = 10.0
 _NOT_OF_LISTS = {
-    *("output", "batch_users", "fragment_users", "gpus_per_actor", "since", "events", "histories")
+    *("output", "batch_users", "fragment_users", "gpus_per_actor", "since", "events", "histories"),
+    "max_unseen_share",
 }
 
 
@@ -133,14 +136,23 @@ def score(run: str, prepared: str, config: ScoreConfig) -> ScoreResult:
         return done
     _rehearse(work, config)
     fragments = fragments_of(Folder(work.histories), work.files, config.fragment_users)
+    ids_of = partial(_some_ids, work)
     result = work.publication.complete(
         {fragment.part for fragment in fragments},
         lambda found: _scored(work, config, fragments, found),
-        add_counts,
+        lambda parts: known_counts(add_counts(parts), ids_of, config.max_unseen_share),
         __version__,
     )
     note_published()
     return result
+
+
+def _some_ids(work: Work) -> tuple[pa.Array, pa.Array]:
+    """Return some item ids of the histories, and those of the model."""
+    vocabulary, histories = load_bundle(Folder(work.bundle)).vocabulary, Folder(work.histories)
+    if work.is_prepared:
+        return Dataset.open(histories).vocabulary.ids, vocabulary.ids
+    return first_items(histories, work.files[0].name), vocabulary.ids
 
 
 def note_published() -> None:

@@ -17,6 +17,7 @@ from distrib.checkpoint.bundle import BundleFacts, restored
 from distrib.checkpoint.writer import Rank
 from distrib.data.feeds.base import BatchSharding, Feed, RankBatch
 from distrib.data.feeds.loader import TrainingData
+from distrib.data.hashing import sampled
 from distrib.data.schema import Role
 from distrib.errors import MemoryLimitError
 from distrib.evaluate.measured import joined
@@ -341,8 +342,11 @@ class Worker:
         scorer = Scorer(model, self.vocabulary, device=self.device, chunk_items=chunk_items)
         measurer = Measurer({"model": scorer}, Role.VALID_TARGET, self.run.evaluate)
         found = measurer.nothing()
+        limit, everyone = self.run.train.valid_users, self.inputs.data.num_valid
+        share = min(limit / everyone, 1.0) if limit else 1.0
         for rows, mine_B in self.feed.valid_parts():
-            found = measurer.added(found, rows, mine_B, self.watchdog.touch)
+            wanted_B = sampled(mine_B, share)
+            found = measurer.added(found, rows, wanted_B, self.watchdog.touch)
         return joined(gather_objects(found["model"])).means()
 
     def _save(self, best: dict[str, Tensor] | None = None) -> None:
