@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,8 +15,9 @@ from typing import TYPE_CHECKING
 import ray
 
 from distrib.config import JsonObject, Record, load
-from distrib.errors import ClusterError, ConfigError, StoppedError, known
+from distrib.errors import ClusterError, ConfigError, StoppedError, excerpt, known
 from distrib.events import is_terminal
+from distrib.redaction import redacted
 from distrib.run_file import RunFile
 from distrib.serve.client import Endpoint, score_through
 
@@ -27,6 +30,11 @@ _REPEATERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_exe
 
 STOPPED = 75
 """Exit code of a run that stopped on request; EX_TEMPFAIL of sysexits.h: retry later."""
+
+UNEXPECTED = 70
+"""Exit code of an error that nothing foresaw; EX_SOFTWARE of sysexits.h."""
+
+_LONGEST_MESSAGE = 8000
 
 Check = Callable[[RunFile], object]
 Result = Record | JsonObject
@@ -142,9 +150,6 @@ def run_and_report(work: Callable[[], Result]) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         result = work()
-    except ConfigError as error:
-        sys.stderr.write(f"ConfigError: {error}\n")
-        return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; rerun the same command to continue\n")
         return 130
@@ -152,15 +157,43 @@ def run_and_report(work: Callable[[], Result]) -> int:
         sys.stderr.write("terminated; rerun the same command to continue\n")
         return 143
     except Exception as error:
-        plain = known(error)
-        if plain is None:
-            raise
-        message = str(plain).partition("\nFailed to apply UDF")[0]  # appended by Ray Data
-        sys.stderr.write(f"{type(plain).__name__}: {message}\n")
-        return STOPPED if isinstance(plain, StoppedError) else 1
+        return _failed(error)
     document = result.to_json() if isinstance(result, Record) else result
     sys.stdout.write(json.dumps(document, default=str) + "\n")
     return 0
+
+
+def _report(message: str) -> None:
+    shown = redacted(message)
+    cut = "\n  (cut short)" if len(shown) > _LONGEST_MESSAGE else ""
+    sys.stderr.write(shown[:_LONGEST_MESSAGE] + cut + "\n")
+
+
+def _failed(error: Exception) -> int:
+    """Report an error in one line; return the exit code."""
+    plain = known(error)
+    if plain is None:
+        return _unexpected(error)
+    message = str(plain).partition("\nFailed to apply UDF")[0]  # appended by Ray Data
+    _report(f"{type(plain).__name__}: {message}")
+    if plain is error and isinstance(plain, ConfigError):
+        return 2
+    return STOPPED if isinstance(plain, StoppedError) else 1
+
+
+def _unexpected(error: Exception) -> int:
+    """Report an error that nothing foresaw, in one line, with its traceback in a file."""
+    trace = redacted("".join(traceback.format_exception(error)))
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="distrib-", suffix=".log", delete=False, encoding="utf-8", errors="replace"
+    ) as log:
+        log.write(trace)
+    what = excerpt(str(error), 300)
+    _report(
+        f"UnexpectedError: {type(error).__name__}: {what}; the traceback is in {log.name}; report "
+        "it as a bug, or check what is special here (storage, memory, versions)"
+    )
+    return UNEXPECTED
 
 
 def parse(description: str, arguments: list[str] | None = None) -> RunFile:

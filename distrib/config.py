@@ -6,11 +6,12 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from distrib.errors import ConfigError
+from distrib.errors import ConfigError, DataError, excerpt
+from distrib.redaction import hide, is_secret
 
 JsonObject = dict[str, Any]
 """A JSON document without a schema."""
@@ -26,6 +27,7 @@ class Config(BaseModel):
         frozen=True,
         extra="forbid",
         strict=True,
+        allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
 
@@ -41,11 +43,49 @@ class Record(BaseModel):
         return found
 
 
+def _plain(name: str) -> str:
+    parts = name.split("/")
+    is_inside = all(part not in ("", ".", "..") for part in parts)
+    if not is_inside or {"\\", "\0", ":"} & {*name}:
+        raise ValueError(f"{excerpt(name)!r} is not the name of a file inside its folder")
+    return name
+
+
+PlainName = Annotated[str, AfterValidator(_plain)]
+"""Name of a file or folder inside the folder whose manifest names it; never leads outside."""
+
 ConfigT = TypeVar("ConfigT", bound=Config)
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+def read_record(kind: type[RecordT], content: Any, where: object) -> RecordT:
+    """Read what another job wrote.
+
+    Args:
+        kind: What it is.
+        content: The JSON document.
+        where: Path or URL of the file.
+
+    Returns:
+        The record.
+
+    Raises:
+        DataError: The document is of another shape.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors(include_input=False)[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise DataError(
+            f"{where}: {f'{place}: ' if place else ''}{fault['msg']}; the file was damaged or "
+            "changed; restore it, or start in a new folder"
+        ) from error
+
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
-_SECRET = re.compile(r"tok|secret|passw|credential", re.IGNORECASE)
-"""Keys (misspelled ones too) whose values never appear in messages."""
+_LONGEST_VALUE = 200
+_MOST_FAULTS = 50
 
 
 def load(
@@ -80,13 +120,24 @@ def load(
         ) from None
     except OSError as error:
         raise ConfigError(f"run file {path} cannot be read: {error}; pass a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"run file {path} is not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or numbers without an end
+        raise ConfigError(
+            f"run file {excerpt(str(path), _LONGEST_VALUE)} is not valid TOML: "
+            f"{excerpt(str(error), _LONGEST_VALUE)}"
+        ) from error
     faults: list[str] = []
     for text in overrides:
         _apply(raw, text, faults)
     known = {} if environment is None else environment
-    raw = _substitute(raw, known, faults, where="")
+    for name, value in known.items():
+        if is_secret(name) and not value.startswith("/"):  # a path such as SSH_AUTH_SOCK
+            hide(value)
+    try:
+        _hide_secrets(raw)
+        raw = _substitute(raw, known, faults, where="")
+        _hide_secrets(raw)
+    except RecursionError:
+        raise ConfigError(f"run file {path}: nested too deep; it has few levels") from None
     return checked(kind, raw, where=str(path), faults=faults)
 
 
@@ -110,23 +161,44 @@ def checked(
     found, config = list(faults), None
     try:
         config = kind.model_validate_json(json.dumps(document, default=str))
+    except RecursionError:
+        found.append("nested too deep; a run file has few levels")
     except ValidationError as error:
-        found += [_describe(kind, fault) for fault in error.errors()]
+        faults_of = error.errors()
+        found += [_describe(kind, fault) for fault in faults_of[:_MOST_FAULTS]]
+        if len(faults_of) > _MOST_FAULTS:
+            found.append(f"and {len(faults_of) - _MOST_FAULTS} more")
     if found or config is None:
         listing = "\n".join(f"  {fault}" for fault in found)
         raise ConfigError(f"{where}: {len(found)} fault(s)\n{listing}")
     return config
 
 
+def _hide_secrets(node: Any, *, is_inside: bool = False) -> None:
+    """Remember the values of keys that hold secrets, at any depth."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            _hide_secrets(value, is_inside=is_inside or is_secret(key))
+    elif isinstance(node, list):
+        for value in node:
+            _hide_secrets(value, is_inside=is_inside)
+    elif is_inside and not (isinstance(node, str) and _VARIABLE.search(node)):
+        hide(node)
+
+
 def _apply(raw: JsonObject, text: str, faults: list[str]) -> None:
     """Set one value; a table replaces the existing table instead of merging into it."""
+    name = text.partition("=")[0]
     try:
         value: Any = tomllib.loads(text)
-        place: Any = tomllib.loads(text.partition("=")[0] + "= 0")
-    except tomllib.TOMLDecodeError:
-        name = text.partition("=")[0]
-        shown = f"{name}=..." if _SECRET.search(name) else text
-        faults.append(f"--set {shown}: not valid TOML; write section.key=value, quote strings")
+        place: Any = tomllib.loads(f"{name}= 0")
+    except (ValueError, RecursionError):
+        value = place = {}
+    if not value or not place:
+        shown = f"{name}=..." if "=" in text else text
+        faults.append(
+            f"--set {excerpt(shown)}: not valid TOML; write section.key=value, quote strings"
+        )
         return
     target: Any = raw
     while isinstance(target, dict):
@@ -136,7 +208,7 @@ def _apply(raw: JsonObject, text: str, faults: list[str]) -> None:
             target[key] = value
             return
         target = target.setdefault(key, {})
-    faults.append(f"--set {text}: {target!r} is a value, not a section")
+    faults.append(f"--set {excerpt(name)}: {excerpt(repr(target))} is a value, not a section")
 
 
 def _substitute(node: Any, environment: Mapping[str, str], faults: list[str], where: str) -> Any:
@@ -149,8 +221,15 @@ def _substitute(node: Any, environment: Mapping[str, str], faults: list[str], wh
         return [_substitute(value, environment, faults, where) for value in node]
     if not isinstance(node, str):
         return node
-    unset = [name for name in _VARIABLE.findall(node) if name not in environment]
-    faults += [f"{where} = {node!r}: environment variable {name} is not set" for name in unset]
+    wanted = _VARIABLE.findall(node)
+    shown = "" if is_secret(where) else f" = {excerpt(node)!r}"
+    for name in wanted:
+        value = environment.get(name, "")
+        if name not in environment:
+            faults.append(f"{where}{shown}: environment variable {name} is not set")
+        elif any("\ud800" <= character <= "\udfff" for character in value):
+            faults.append(f"{where}: environment variable {name} is not valid UTF-8; correct it")
+            return ""
     return _VARIABLE.sub(lambda match: environment.get(match[1], match[0]), node)
 
 
@@ -164,9 +243,9 @@ def _describe(kind: type[BaseModel], fault: Any) -> str:
         near = difflib.get_close_matches(location[-1], known, n=1)
         message = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
     value = fault.get("input")
-    is_shown = fault["type"] != "missing" and not isinstance(value, dict)
-    is_shown = is_shown and not _SECRET.search(".".join(location))
-    shown = f" = {value!r}" if is_shown else ""
+    is_shown = fault["type"] != "missing" and not isinstance(value, dict) and bool(location)
+    is_shown = is_shown and not is_secret(".".join(location))
+    shown = f" = {excerpt(repr(value), _LONGEST_VALUE)}" if is_shown else ""
     return f"{'.'.join(location) or 'run file'}{shown}: {message}"
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from distrib.redaction import redacted
+
 
 def emit(event: str, **fields: Any) -> None:
     """Write one event as a JSON line to standard error.
@@ -18,7 +20,7 @@ def emit(event: str, **fields: Any) -> None:
         **fields: Numbers, strings, and lists and mappings of these.
     """
     line = {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S"), **fields}
-    sys.stderr.write(json.dumps(line, default=str) + "\n")
+    sys.stderr.write(redacted(json.dumps(line, default=str)) + "\n")
     sys.stderr.flush()
 
 

@@ -3,10 +3,9 @@
 import itertools
 import time
 import uuid
-from typing import NamedTuple
 
 from distrib.checkpoint.bundle import BUNDLE, copy_bundle
-from distrib.config import Record
+from distrib.config import PlainName, Record, read_record
 from distrib.data.prepare.job import preflight as check_log
 from distrib.data.prepare.job import prepare
 from distrib.distill.job import soften
@@ -41,10 +40,10 @@ class NightResult(Record):
     scored: ScoreResult | None = None
 
 
-class NightlyRun(NamedTuple):
+class NightlyRun(Record):
     """One entry of ``nights.json``."""
 
-    name: str
+    name: PlainName
     """Start date, UTC."""
 
     data: str | None = None
@@ -71,6 +70,12 @@ def preflight(file: RunFile) -> None:
     )
 
 
+class _NightlyRuns(Record):
+    """Content of ``nights.json``."""
+
+    runs: tuple[NightlyRun, ...]
+
+
 def nightly(file: RunFile, today: str | None = None) -> NightResult:
     """Prepare, train in a folder of its own, score, and publish lists and model.
 
@@ -95,22 +100,22 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     folder.write_json(TOKEN, {"token": token})
     nightly_runs = _nightly_runs(folder)
     if not nightly_runs or nightly_runs[-1].is_done:
-        nightly_runs.append(NightlyRun(today or time.strftime("%Y-%m-%d", time.gmtime())))
+        nightly_runs.append(NightlyRun(name=today or time.strftime("%Y-%m-%d", time.gmtime())))
     nightly_run, before = nightly_runs[-1], nightly_runs[:-1]
     data = prepare(file.data).hash
     if before and before[-1].data == data:
         emit("nothing_new", night=nightly_run.name, since=before[-1].name)
         note_published()
         return NightResult(night=before[-1].name, new=False)
-    nightly_run = nightly_run._replace(
-        name=_free(nightly_run.name, {earlier.name for earlier in before})
+    nightly_run = nightly_run.model_copy(
+        update={"name": _free(nightly_run.name, {earlier.name for earlier in before})}
     )
     place = _place(folder, nightly_run)
     require_ours(folder, token)
     if nightly_run.data not in {None, data}:
         place.remove()  # the log has grown since the interruption; that training data is outdated
-    nightly_runs[-1] = nightly_run._replace(data=data)
-    folder.write_json(NIGHTLY_RUNS, [entry._asdict() for entry in nightly_runs])
+    nightly_runs[-1] = nightly_run.model_copy(update={"data": data})
+    folder.write_json(NIGHTLY_RUNS, [entry.model_dump() for entry in nightly_runs])
     tonight = file.model_copy(
         update={
             "run": str(place),
@@ -125,10 +130,10 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     scored = score(tonight.run, file.data.prepared, lists)
     require_ours(folder, token)
     copy_bundle(place / BUNDLE, folder / BUNDLE)
-    nightly_runs[-1] = nightly_runs[-1]._replace(is_done=True)
+    nightly_runs[-1] = nightly_runs[-1].model_copy(update={"is_done": True})
     for old in nightly_runs[:-_KEPT]:
         _place(folder, old).remove()
-    folder.write_json(NIGHTLY_RUNS, [entry._asdict() for entry in nightly_runs[-_KEPT:]])
+    folder.write_json(NIGHTLY_RUNS, [entry.model_dump() for entry in nightly_runs[-_KEPT:]])
     emit("night_done", night=nightly_run.name, run=tonight.run, lists=output)
     return NightResult(night=nightly_run.name, new=True, trained=trained, scored=scored)
 
@@ -172,7 +177,8 @@ def _free(name: str, taken: set[str]) -> str:
 def _nightly_runs(folder: Folder) -> list[NightlyRun]:
     if not folder.exists(NIGHTLY_RUNS):
         return []
-    return [NightlyRun(**entry) for entry in folder.read_json(NIGHTLY_RUNS)]
+    found = {"runs": folder.read_json(NIGHTLY_RUNS)}
+    return list(read_record(_NightlyRuns, found, folder / NIGHTLY_RUNS).runs)
 
 
 def _place(folder: Folder, nightly_run: NightlyRun) -> Folder:

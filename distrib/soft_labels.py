@@ -8,11 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from distrib.batch import Batch
-from distrib.config import JsonObject, Record
+from distrib.config import JsonObject, PlainName, Record, read_record
 from distrib.errors import DataError
 from distrib.storage import Folder
 
@@ -27,7 +26,7 @@ _SUCCESS = "_SUCCESS"  # written last
 
 
 class _File(Record):
-    name: str
+    name: PlainName
     sha256: str
 
 
@@ -74,10 +73,7 @@ def label_manifest(url: str) -> LabelManifest:
     folder = Folder(url)
     if not folder.exists(_SUCCESS):
         raise DataError(f"{folder}: no {_SUCCESS}, so no complete soft labels; run jobs/soften.py")
-    try:
-        found = LabelManifest.model_validate(folder.read_json(_SUCCESS))
-    except ValidationError as error:
-        raise DataError(f"{folder / _SUCCESS}: is not a valid manifest ({error})") from error
+    found = read_record(LabelManifest, folder.read_json(_SUCCESS), folder / _SUCCESS)
     if "soften" not in found.recipe:
         raise DataError(f"{folder}: holds no soft labels; set the folder that jobs/soften.py wrote")
     return found

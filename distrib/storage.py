@@ -6,7 +6,6 @@ import io
 import json
 import os
 import posixpath
-import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +18,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from distrib.errors import DataError
+from distrib.errors import DataError, excerpt
+from distrib.redaction import has_credentials, redacted
 
 _CLIENTS = {"aiohttp", "azure", "botocore", "gcsfs", "google"}
-_CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """Errors of a store without space."""
 
@@ -45,18 +44,21 @@ class Folder:
     """
 
     def __init__(self, url: str) -> None:
-        if _CREDENTIALS.search(url):
+        if has_credentials(url):
             raise DataError(
-                f"{_CREDENTIALS.sub('://***@', url)}: a URL must not contain credentials; set them "
-                "in the environment or in the store's credential chain"
+                f"{redacted(url)}: a URL must not contain credentials; set them in the environment "
+                "or in the store's credential chain"
             )
+        if "\0" in url or url.rstrip("/").endswith(":") or url.startswith("memory://"):
+            raise DataError(f"{excerpt(url)!r}: is not a path or URL of files; correct it")
         url = absolute(url)
         self.url = url.rstrip("/") or url
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError) as error:
+        except Exception as error:  # each of many file systems has its own
             raise DataError(
-                f"{url}: {error}; use a path or a URL of an installed fsspec scheme"
+                f"{excerpt(url, 200)}: {excerpt(str(error), 200)}; use a path or a URL of an "
+                "installed fsspec scheme"
             ) from error
 
     def __reduce__(self) -> tuple[type["Folder"], tuple[str]]:
@@ -269,7 +271,7 @@ class Folder:
         Raises:
             DataError: The store denies access, or the disk is full.
         """
-        name = f"_probe-{uuid.uuid4().hex[:8]}"
+        name = f".probe-{uuid.uuid4().hex[:8]}"  # hidden, in case it is left behind
         self.write(name, b"distrib\n")
         self.remove(name)
 
@@ -338,7 +340,7 @@ class Folder:
 
 def absolute(url: str) -> str:
     """Return a path that means the same in every process; other URLs do."""
-    return url if "://" in url or "::" in url else str(Path(url).absolute())
+    return url if "://" in url or "::" in url else str(Path(url).expanduser().absolute())
 
 
 def _unfinished(target: Path) -> Path:

@@ -134,6 +134,12 @@ class Vocabulary:
         kind = np.int64 if self.id_kind == "int" else object
         return pd.Index(self.ids.to_numpy(zero_copy_only=False), dtype=kind)
 
+    @cached_property
+    def _is_of_numbers(self) -> bool:
+        """Whether the ids are numbers written as text, without leading zeros that numbers lack."""
+        is_number = pc.match_substring_regex(self.ids.cast(pa.string()), r"^-?(0|[1-9]\d*)$")
+        return bool(pc.all(is_number, min_count=0).as_py())
+
     @property
     def id_kind(self) -> IdKind:
         """Whether the ids are integers or text."""
@@ -182,11 +188,14 @@ class Vocabulary:
             int64, one for each id.
 
         Raises:
-            DataError: The ids are numbers and the vocabulary's are text, or the other way round.
+            DataError: The ids are text and the vocabulary's are numbers, or the other way round
+                and some of the vocabulary's are not the text of a number.
         """
         found = plain(ids)
         is_text = pa.types.is_string(found.type)
-        if is_text == (self.id_kind == "int") and not pa.types.is_null(ids.type):
+        is_int = self.id_kind == "int"
+        is_wrong = is_int if is_text else not (is_int or self._is_of_numbers)
+        if is_wrong and not pa.types.is_null(ids.type):
             raise DataError(
                 f"item ids are {ids.type}, but the vocabulary holds {self.ids.type}, such as "
                 f"{self.ids[0].as_py()!r}; cast the column to the type that the training log had"

@@ -92,12 +92,30 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert folder.read("a") == b"old"
 
 
-@pytest.mark.parametrize("url", ["s3://key:secret@bucket/data", "https://user:secret@host/x"])
+WITH_CREDENTIALS = [
+    "s3://key:secret@bucket/data", "https://user:secret@host/x", "s3://key:se/secret@bucket/data",
+    "https://host/x?sig=secret", "https://host/x?sv=1&sig=secret&a=b",
+    "https://host/x?X-Amz-Signature=secret", "https://host/x?access_token=secret",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", WITH_CREDENTIALS)
 def test_credentials_in_a_url_are_refused_and_not_repeated(url):
     with pytest.raises(DataError, match="must not contain credentials") as found:
         Folder(url)
     assert "secret" not in str(found.value)
-    Folder("memory://account@host/is/no/credential")
+    Folder("http://host:8080/at/a@b.csv")
+
+
+@pytest.mark.parametrize("url", ["s3://", "memory://a/b", "a\0b", "nonsense://a/b", "gs://"])
+def test_what_is_no_place_for_files_is_refused(url):
+    with pytest.raises(DataError, match=r"correct it|use a path or a URL"):
+        Folder(url)
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Folder("~/runs").url == f"{tmp_path}/runs"
 
 
 def test_a_bucket_that_denies_writing_is_found_before_the_work(object_store, tmp_path, monkeypatch):

@@ -54,3 +54,9 @@ def test_ids_of_any_type_find_their_items_and_no_kind_is_bent_to_another():
             texts.positions(ids)
     with pytest.raises(DataError, match="the vocabulary holds int64, such as 7"):
         numbers.positions(pa.array(["7"]))
+
+
+def test_numbers_find_text_ids_where_all_are_the_text_of_numbers():
+    texts = Vocabulary(pa.array(["7", "18446744073709551615", "0"]), (1.0,), np.ones((3, 1)), 1)
+    assert texts.positions(pa.array([2**64 - 1, 7, 1], pa.uint64())).tolist() == [1, 0, -1]
+    assert texts.positions(pa.array([7.0, 0.0])).tolist() == [0, 2]

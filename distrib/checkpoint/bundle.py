@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distrib import __version__
 from distrib.checkpoint.manifest import Manifest, open_sealed, seal
-from distrib.config import Record
+from distrib.config import Record, read_record
 from distrib.errors import CheckpointError, DataError
 from distrib.models import ModelConfig
 from distrib.models.base import Model
@@ -66,7 +66,7 @@ class Bundle(NamedTuple):
     @property
     def facts(self) -> BundleFacts:
         """Epoch, metrics, and hash of the data."""
-        return BundleFacts.model_validate(self.manifest.facts)
+        return read_record(BundleFacts, self.manifest.facts, BUNDLE)
 
 
 def write_bundle(

@@ -5,15 +5,31 @@ so a restart depends on no service, database or process that may be dead.
 """
 
 import functools
+import re
 from pathlib import Path
+from typing import Annotated
 
-from distrib.config import JsonObject
+from pydantic import Field
+
+from distrib.checkpoint.manifest import FileEntry
+from distrib.config import PlainName, Record, read_record
 from distrib.errors import CheckpointError, DataError
 from distrib.retries import with_retries
 from distrib.storage import Folder
 
 CHECKPOINTS = "checkpoints"
 """Checkpoint folder, inside a run."""
+
+
+_OURS = re.compile(r"step-\d{10}-[0-9a-z]+")
+"""Names of checkpoints; folders of other programs are never read or removed."""
+
+
+class _RankPart(Record):
+    """Manifest of the files that a rank wrote."""
+
+    world_size: Annotated[int, Field(ge=1, le=1_000_000)]
+    files: dict[PlainName, FileEntry]
 
 
 class CheckpointStore:
@@ -24,7 +40,7 @@ class CheckpointStore:
 
     def complete(self) -> list[str]:
         """Return the names of the complete checkpoints, newest first."""
-        names = [name for name in self.folder.folders() if name.startswith("step-")]
+        names = [name for name in self.folder.folders() if _OURS.fullmatch(name)]
         return [name for name in reversed(names) if self._is_complete(name)]
 
     def write(self, name: str, files: list[Path], *, rank: int, world_size: int) -> None:
@@ -61,7 +77,7 @@ class CheckpointStore:
                 found = with_retries(get, timeout_s=retry_s)
             except DataError as error:
                 raise CheckpointError(f"{source / file}: cannot be read: {error}") from error
-            if found._asdict() != entry:
+            if found._asdict() != entry.model_dump():
                 raise CheckpointError(
                     f"{source / file}: content differs from what was written; the checkpoint is "
                     "damaged"
@@ -78,6 +94,8 @@ class CheckpointStore:
         kept = set(complete[:keep])
         for name in self.folder.folders():
             is_unfinished = name not in complete
+            if not _OURS.fullmatch(name):
+                continue
             if name in kept or (is_unfinished and name.endswith(f"-{attempt}")):
                 continue
             (self.folder / name).remove(_part_name(0))  # makes it incomplete first
@@ -86,30 +104,30 @@ class CheckpointStore:
     def _is_complete(self, name: str) -> bool:
         folder = self.folder / name
         try:
-            world_size = folder.read_json(_part_name(0))["world_size"]
+            first = _part(folder, 0)
         except DataError:
             return False
-        parts = {_part_name(rank) for rank in range(world_size)}
+        parts = {_part_name(rank) for rank in range(first.world_size)}
         return parts <= set(folder.files(".json"))
 
-    def _files(self, name: str) -> JsonObject:
+    def _files(self, name: str) -> dict[str, FileEntry]:
         """Return the manifest entries of the files of all ranks."""
         folder = self.folder / name
-        files: JsonObject = {}
+        files: dict[str, FileEntry] = {}
         world_size, rank = 1, 0
         while rank < world_size:
             try:
-                part = folder.read_json(_part_name(rank))
+                part = _part(folder, rank)
             except DataError as error:
                 raise CheckpointError(
-                    f"{folder / _part_name(rank)} is absent: the checkpoint is incomplete"
+                    f"{folder / _part_name(rank)}: absent or damaged, the checkpoint is incomplete"
                 ) from error
-            if rank and part["world_size"] != world_size:
+            if rank and part.world_size != world_size:
                 raise CheckpointError(
-                    f"{folder}: parts of {part['world_size']} and {world_size} ranks are mixed"
+                    f"{folder}: parts of {part.world_size} and {world_size} ranks are mixed"
                 )
-            world_size = part["world_size"]
-            files |= part["files"]
+            world_size = part.world_size
+            files |= part.files
             rank += 1
         return files
 
@@ -117,6 +135,11 @@ class CheckpointStore:
 def checkpoint_name(step: int, attempt: str) -> str:
     """Return the name of a checkpoint, unique per attempt so that files never mix."""
     return f"step-{step:010d}-{attempt}"
+
+
+def _part(folder: Folder, rank: int) -> _RankPart:
+    name = _part_name(rank)
+    return read_record(_RankPart, folder.read_json(name), folder / name)
 
 
 def _part_name(rank: int) -> str:

@@ -7,9 +7,8 @@ from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
-from distrib.config import JsonObject, Record
+from distrib.config import JsonObject, PlainName, Record, read_record
 from distrib.data.history_arrays import (
     HistoryArrays,
     eval_rows,
@@ -48,7 +47,7 @@ class StoredFile(Protocol):
 class ShardEntry(Record):
     """Manifest entry of the histories of one user shard."""
 
-    name: str
+    name: PlainName
     sha256: str
     bytes: int
     shard: int
@@ -64,7 +63,7 @@ class ShardEntry(Record):
 class ItemShardEntry(Record):
     """Manifest entry of the histories of a range of items."""
 
-    name: str
+    name: PlainName
     sha256: str
     bytes: int
     first_item: int
@@ -75,7 +74,7 @@ class ItemShardEntry(Record):
 class VocabularyEntry(Record):
     """Manifest entry of the vocabulary."""
 
-    name: str
+    name: PlainName
     sha256: str
     bytes: int
     fingerprint: str
@@ -84,7 +83,7 @@ class VocabularyEntry(Record):
 class QuarantineEntry(Record):
     """Manifest entry of a file of damaged rows."""
 
-    name: str
+    name: PlainName
     sha256: str
     bytes: int
     rows: int
@@ -191,6 +190,13 @@ class DatasetManifest(Record):
         return Recipe(self.recipe)
 
     @property
+    def file_names(self) -> set[str]:
+        """Names of all files beside the manifest."""
+        items = {entry.name for entry in self.item_histories or ()}
+        damaged = {entry.name for entry in self.quarantine}
+        return {self.vocabulary.name, *(entry.name for entry in self.shards), *items, *damaged}
+
+    @property
     def num_valid(self) -> int:
         """Number of validation targets."""
         return self.counts.interactions(Role.VALID_TARGET)
@@ -251,15 +257,7 @@ class Dataset:
                 f"{folder}: prepared in format {found}, but this version reads format {FORMAT}; "
                 "run prepare again"
             )
-        try:
-            return cls(folder, DatasetManifest.model_validate(document), retry_s)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            place = ".".join(map(str, fault["loc"]))
-            raise DataError(
-                f"{folder / MANIFEST}: {place}: {fault['msg']}; the file was damaged or "
-                "changed, run prepare again"
-            ) from error
+        return cls(folder, read_record(DatasetManifest, document, folder / MANIFEST), retry_s)
 
     @property
     def hash(self) -> str:

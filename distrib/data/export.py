@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +30,7 @@ RESULT = "_manifest.json"
 """Written last; readers of folders skip names that start with ``_``."""
 
 _BEGUN = "_begun.json"
+_PART = re.compile(r"part-\d{5}\.(inter|csv|parquet)")
 _TYPES = {"user_id": "token", "item_id": "token", "rating": "float", "timestamp": "float"}
 
 
@@ -46,7 +48,8 @@ def preflight(data: DataConfig, config: ConvertConfig) -> None:
     if config.output is None:
         raise ConfigError("convert.output is not set; set it to a new folder")
     target = Folder(config.output)
-    if target.exists(RESULT) or (target.files() and not target.exists(_BEGUN)):
+    others = [name for name in target.files() if not name.startswith(".")]
+    if others and not target.exists(_BEGUN):
         raise DataError(f"{target}: already holds files; set convert.output to a new folder")
     if config.of == "prepared":
         Dataset.open(data.prepared)
@@ -86,9 +89,10 @@ def convert(data: DataConfig, config: ConvertConfig) -> ConvertResult:
     """
     preflight(data, config)
     target = Folder(str(config.output))
-    for name in target.files():  # left by an unfinished conversion
-        target.remove(name)
     target.write_json(_BEGUN, {"distrib": __version__})
+    for name in target.files():  # left by an unfinished conversion
+        if name == RESULT or _PART.fullmatch(name):
+            target.remove(name)
     is_prepared = config.of == "prepared"
     numbers, table_of = _prepared_tables(data) if is_prepared else _source_tables(data)
 

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from distrib import __version__
 from distrib.checkpoint.bundle import BUNDLE, Bundle, BundleFacts, load_bundle, model_config
 from distrib.checkpoint.manifest import read_manifest
-from distrib.config import JsonObject
+from distrib.config import JsonObject, read_record
 from distrib.data.dataset import Dataset
 from distrib.data.history_arrays import HistoryArrays, select
 from distrib.distill.config import SoftenConfig
@@ -77,7 +77,7 @@ def plan(run: str, prepared: str, config: SoftenConfig) -> Work:
     if not folder.exists():
         raise CheckpointError(f"{folder}: no bundle to embed users with; run jobs/train.py first")
     manifest, model = read_manifest(folder), model_config(folder)
-    trained_on = BundleFacts.model_validate(manifest.facts).data
+    trained_on = read_record(BundleFacts, manifest.facts, run).data
     if trained_on != dataset.hash:
         raise ConfigError(
             f"{run} was trained on data {trained_on}, but {prepared} holds {dataset.hash}; labels "

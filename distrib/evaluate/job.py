@@ -12,7 +12,7 @@ import ray.data
 from distrib.checkpoint.bundle import BUNDLE, BundleFacts, load_bundle
 from distrib.checkpoint.manifest import MANIFEST, read_manifest
 from distrib.cluster.actors import actor_pool
-from distrib.config import Record
+from distrib.config import Record, read_record
 from distrib.data.dataset import Dataset
 from distrib.data.history_arrays import eval_rows, history_arrays
 from distrib.data.logs.config import SyntheticLog
@@ -73,7 +73,7 @@ def preflight(run: str, prepared: str) -> Dataset:
         )
     bundle = Folder(run) / BUNDLE
     if bundle.exists(MANIFEST):
-        trained_on = BundleFacts.model_validate(read_manifest(bundle).facts).data
+        trained_on = read_record(BundleFacts, read_manifest(bundle).facts, bundle).data
         if trained_on != dataset.hash:
             raise ConfigError(
                 f"{run} was trained on data {trained_on}, but {prepared} holds {dataset.hash}; "

@@ -9,7 +9,7 @@ from distrib.events import emit, table
 from distrib.metrics import Summary
 from distrib.report.plots import learning_curves, likely_and_liked, study, unlabeled_weights
 from distrib.storage import Folder
-from distrib.train.records import EpochRecord
+from distrib.train.records import EpochRecord, history_of
 from distrib.train.run_folder import HISTORY
 from distrib.tuning.job import SearchResult
 
@@ -51,7 +51,7 @@ def draw_curves(run: str, best_epoch: int, compare_with: Sequence[str] = ()) -> 
 
 
 def _history(folder: Folder) -> list[EpochRecord]:
-    return [EpochRecord.model_validate(entry) for entry in folder.read_json(HISTORY)]
+    return history_of(folder.read_json(HISTORY), folder / HISTORY)
 
 
 def draw_map(run: str, prepared: str) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from pydantic import Field
 
-from distrib.config import JsonObject, Record
+from distrib.config import JsonObject, PlainName, Record, read_record
 from distrib.errors import DataError
 from distrib.events import emit
 from distrib.storage import Folder
@@ -24,7 +24,7 @@ _STALE_S = 2 * 24 * 3600.0
 class PartManifest(Record):
     """Manifest of one written part file."""
 
-    name: str
+    name: PlainName
     bytes: int
     sha256: str
     users: dict[str, int]
@@ -41,6 +41,18 @@ class PartManifest(Record):
 
     versions: tuple[str, ...] = ()
     """Versions of the served models that made the lists."""
+
+
+class _Begun(Record):
+    """When a work folder was started."""
+
+    time: float
+
+
+class _Moving(Record):
+    """Files that a publication replaces."""
+
+    replaces: tuple[PlainName, ...]
 
 
 class ScoreCounts(Record):
@@ -104,7 +116,8 @@ class Publication:
         for name in self.target.folders():
             mark = self.target / name
             if name.startswith("_work-") and mark.exists(_BEGUN):
-                age_s = time.time() - mark.read_json(_BEGUN)["time"]
+                begun = read_record(_Begun, mark.read_json(_BEGUN), mark / _BEGUN)
+                age_s = time.time() - begun.time
                 if age_s > _STALE_S and mark.url != self.work.url:
                     mark.remove()
         self.work.write_json(_BEGUN, {"time": time.time()})
@@ -134,14 +147,15 @@ class Publication:
         """Return the published manifest if it has this recipe, else None."""
         if not self.target.exists(SUCCESS):
             return None
-        found = Success.model_validate(self.target.read_json(SUCCESS))
+        found = read_record(Success, self.target.read_json(SUCCESS), self.target / SUCCESS)
         return found if found.recipe == self.recipe else None
 
     def finished(self, parts: Collection[str]) -> dict[str, PartManifest]:
         """Return the manifests of the parts that an earlier attempt finished, by part."""
         folder = self.work / _RECEIPTS
         found = (
-            PartManifest.model_validate(folder.read_json(name)) for name in folder.files(".json")
+            read_record(PartManifest, folder.read_json(name), folder / name)
+            for name in folder.files(".json")
         )
         return {part.name: part for part in found if part.name in parts and self._is_there(part)}
 
@@ -206,7 +220,9 @@ class Publication:
                 self.work.move(part.name, self.target, self.final(part.name))
         entries = [part.model_copy(update={"name": self.final(part.name)}) for part in parts]
         wanted = {entry.name for entry in entries}
-        for name in self.work.read_json(_MOVING)["replaces"]:
+        for name in read_record(
+            _Moving, self.work.read_json(_MOVING), self.work / _MOVING
+        ).replaces:
             if name not in wanted:
                 self.target.remove(name)
         there = {name for name in self.target.files(".parquet") if name.startswith("part-")}
@@ -226,7 +242,7 @@ class Publication:
             return
         replaced: list[str] = []
         if self.target.exists(SUCCESS):
-            found = Success.model_validate(self.target.read_json(SUCCESS))
+            found = read_record(Success, self.target.read_json(SUCCESS), self.target / SUCCESS)
             replaced = [entry.name for entry in found.files]
         self.work.write_json(_MOVING, {"replaces": replaced})
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -28,6 +29,7 @@ from distrib.serve.requests import (
     read,
     require_history,
     require_kind,
+    require_options,
 )
 from distrib.serve.schemas import ExplainRequest, MapRequest, RatingsRequest, RecommendOptions
 from distrib.vocabulary import Vocabulary
@@ -115,6 +117,8 @@ class Answers(NamedTuple):
         if isinstance(job, ExplainRequest) and reads > self.config.max_explained:
             limit = min(limit, self.config.max_explained)
         require_history(self.loaded.vocabulary, job.history, limit)
+        if isinstance(job, ExplainRequest):
+            require_options(self.loaded.vocabulary, job.options)
         if isinstance(job, RatingsRequest):
             return self._ratings(job)
         if isinstance(job, ExplainRequest):
@@ -132,7 +136,7 @@ class Answers(NamedTuple):
         )
         try:
             require_columns(job.table.column_names)
-            self._require_short(job.table["items"])
+            self._require_short(job.table)
             found = read_histories(self.loaded.vocabulary, job.table, None)
             rules = self.loaded.rules_of(wanted.policy)
             parts = [lists for lists, _ in lists_of(self.loaded.scorer, found, score, rules)]
@@ -145,18 +149,29 @@ class Answers(NamedTuple):
         }
         return pa.concat_tables(parts).replace_schema_metadata(about)
 
-    def _require_short(self, items: pa.ChunkedArray) -> None:
-        if not pa.types.is_list(items.type) and not pa.types.is_large_list(items.type):
-            return  # `read_histories` reports column errors
-        longest, limit = pc.max(pc.list_value_length(items)).as_py() or 0, self.config.max_history
-        if longest > limit:
-            raise RefusedError(f"{longest} interactions of one user, at most {limit}")
+    def _require_short(self, table: pa.Table) -> None:
+        """Refuse lists that are too long; those of nulls take no room in the body."""
+        item_count, held = len(self.loaded.vocabulary), 0
+        for name in {"items", "ratings", "times", "candidates"} & {*table.column_names}:
+            kind = table[name].type
+            if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
+                raise RefusedError(f"column {name!r} is {kind}, not a list; give one list per user")
+            lengths = pc.list_value_length(table[name])
+            longest = pc.max(lengths).as_py() or 0
+            limit = item_count if name == "candidates" else self.config.max_history
+            if longest > limit:
+                raise RefusedError(f"{name}: {longest} entries of one user, at most {limit}")
+            held += pc.sum(lengths).as_py() or 0
+        most = int(self.config.max_body_mb * 2**20)
+        if held > most:
+            raise RefusedError(f"the lists hold {held} entries, at most {most}; send fewer users")
 
     def _ratings(self, job: RatingsRequest) -> JsonObject:
         require_kind(self.loaded.vocabulary, job.targets, "targets")
         found = read(self.loaded.vocabulary, [job.history])
         position_N = self.loaded.vocabulary.positions(pa.array(job.targets))
-        target = Batch.from_lists([position_N[position_N >= 0].tolist()])
+        known, place_N = np.unique(position_N[position_N >= 0], return_inverse=True)
+        target = Batch.from_lists([known.tolist()])
         predicted = self.loaded.scorer.predict(found.source, target)
         if predicted is None:
             raise RefusedError(
@@ -165,7 +180,7 @@ class Answers(NamedTuple):
         deviation_N = predicted.deviation_N
         ratings = predicted.rating_N.tolist()
         spreads = [None] * len(ratings) if deviation_N is None else deviation_N.tolist()
-        columns = zip(ratings, spreads, strict=True)
+        columns = iter([(ratings[place], spreads[place]) for place in place_N])
         entries = [
             {"item": item, **dict(zip(("rating", "deviation"), values, strict=True))}
             for item, values in (

@@ -1,5 +1,6 @@
 """The FastAPI application: authentication, body size limit, and error responses."""
 
+import asyncio
 import hmac
 import json
 import math
@@ -16,12 +17,21 @@ from starlette.exceptions import HTTPException
 
 from distrib import __version__
 from distrib.events import emit
+from distrib.redaction import redacted
 from distrib.serve import routes
 from distrib.serve.config import ServeConfig
 from distrib.serve.routes import ModelRouter, RouteContext
 
 _BEARER = HTTPBearer(auto_error=False, description="The token that the server was started with")
 """For the OpenAPI schema only; the middleware checks the token before reading the body."""
+
+_SECURITY = [
+    (b"content-security-policy", b"default-src 'self'; style-src 'self' 'unsafe-inline'; "
+     b"img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+]  # fmt: skip
 
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 
@@ -79,17 +89,24 @@ async def _broken(request: Request, _error: Exception) -> JSONResponse:
 
 
 def _fault(request: Request, status: int, detail: str, headers: Any = None) -> JSONResponse:
-    body = {"detail": detail, "request_id": request.scope["state"]["request_id"]}
+    body = {"detail": redacted(detail), "request_id": request.scope["state"]["request_id"]}
     return JSONResponse(body, status, headers)
 
 
 class _RequestMiddleware:
-    """Checks the token, assigns a request id, limits the body size, and times each request."""
+    """Checks the token, assigns a request id, limits bodies, and times each request.
+
+    A body is read only where one is wanted, within limits of size and time for each request, and of
+    the bytes that all requests hold together.
+    """
 
     def __init__(self, app: Any, config: ServeConfig, metrics: HttpMetrics) -> None:
         self.app = app
         self.metrics = metrics
         self.max_bytes = math.ceil(config.max_body_mb * 2**20)
+        self.max_held = max(math.ceil(config.max_held_mb * 2**20), self.max_bytes)
+        self.limit_s = config.body_timeout_s
+        self.held = 0
         self.token = config.token
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -106,7 +123,7 @@ class _RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"].append((b"x-request-id", request_id.encode()))
+                message["headers"] += [(b"x-request-id", request_id.encode()), *_SECURITY]
             await send(message)
 
         try:
@@ -133,29 +150,68 @@ class _RequestMiddleware:
     async def _bounded(
         self, scope: Any, headers: dict[bytes, bytes], receive: Any, send: Any
     ) -> None:
-        """Read the whole body first, so that a too large one is refused before any other work."""
+        """Read the whole body first, so that a bad one is refused before any other work."""
+        if scope["method"] != "POST" or not scope["path"].startswith(routes.models.prefix):
+            await self.app(scope, _nothing, send)
+            return
+        body, content = _Body(self, headers), None
+        try:
+            async with asyncio.timeout(self.limit_s):
+                content = await body.read(receive)
+        except TimeoutError:
+            body.refusal = 408, f"no whole body within {self.limit_s:g} s"
+        try:
+            if body.refusal is not None:
+                extra = [(b"connection", b"close"), (b"retry-after", b"1")]
+                await _turned_away(scope, send, *body.refusal, extra)
+            elif content is not None:
+                whole = iter([{"type": "http.request", "body": content, "more_body": False}])
+
+                async def replayed() -> Any:
+                    return next(whole, None) or await receive()
+
+                await self.app(scope, replayed, send)
+        finally:
+            self.held -= body.size
+
+
+class _Body:
+    """The body of a request as it arrives."""
+
+    def __init__(self, owner: _RequestMiddleware, headers: dict[bytes, bytes]) -> None:
         declared = headers.get(b"content-length", b"0")
-        pieces, size = [], int(declared) if declared.isdigit() else 0
-        more = size <= self.max_bytes
-        read = 0
+        self.declared = int(declared) if declared.isdigit() and len(declared) < 20 else 0
+        self.owner = owner
+        self.size = 0
+        self.refusal: tuple[int, str] | None = None
+
+    async def read(self, receive: Any) -> bytes | None:
+        """Return the body; None if it is refused, or the client is gone."""
+        pieces: list[bytes] = []
+        more = self._fits(self.declared)
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return
+                return None
             pieces.append(message.get("body", b""))
-            read += len(pieces[-1])
-            more = message.get("more_body", False) and read <= self.max_bytes
-        if max(size, read) > self.max_bytes:
-            limit = f"{self.max_bytes / 2**20:g} MB"
-            detail = f"the body is larger than {limit}; send less at a time"
-            await _turned_away(scope, send, 413, detail, [(b"connection", b"close")])
-            return
-        body = iter([{"type": "http.request", "body": b"".join(pieces), "more_body": False}])
+            self.size += len(pieces[-1])
+            self.owner.held += len(pieces[-1])
+            more = self._fits(self.size) and message.get("more_body", False)
+        return None if self.refusal else b"".join(pieces)
 
-        async def replayed() -> Any:
-            return next(body, None) or await receive()
+    def _fits(self, size: int) -> bool:
+        owner = self.owner
+        if size > owner.max_bytes:
+            limit = f"{owner.max_bytes / 2**20:g} MB"
+            self.refusal = 413, f"the body is larger than {limit}; send less at a time"
+        elif owner.held > owner.max_held:
+            self.refusal = 429, "too many bodies at a time; retry later"
+        return self.refusal is None
 
-        await self.app(scope, replayed, send)
+
+async def _nothing() -> Any:
+    """Receive no body."""
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 async def _turned_away(

@@ -63,6 +63,12 @@ class ServeConfig(Config):
     max_body_mb: PositiveFloat = 64.0
     """Largest request body in MB; larger ones are refused (413)."""
 
+    max_held_mb: PositiveFloat = 256.0
+    """Most MB of request bodies that a front holds at a time; more are refused (429)."""
+
+    body_timeout_s: PositiveFloat = 20.0
+    """Time limit for receiving a body, then 408."""
+
     max_k: PositiveInt = 1000
     """Longest list of a request."""
 

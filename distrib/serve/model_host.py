@@ -15,7 +15,13 @@ from distrib.errors import DataError, DistribError
 from distrib.serve.answers import Answers, Wanted
 from distrib.serve.config import ServeConfig
 from distrib.serve.loaded import Loaded, load, version_of
-from distrib.serve.requests import ArrowJob, RecommendJob, RefusedError, require_history
+from distrib.serve.requests import (
+    ArrowJob,
+    RecommendJob,
+    RefusedError,
+    require_history,
+    require_options,
+)
 from distrib.serve.schemas import (
     Answer,
     ExplainRequest,
@@ -167,6 +173,7 @@ class ModelHost:
             try:
                 if isinstance(job, RecommendJob):
                     require_history(make.loaded.vocabulary, job.history, self.config.max_history)
+                    require_options(make.loaded.vocabulary, job.options)
                     together.setdefault(make.wanted(job.options), {})[place] = job
                 elif isinstance(job, ArrowJob):
                     answers[place] = Answer(200, make.table(job))

@@ -127,7 +127,8 @@ class Replica:
         try:
             found = await loop.run_in_executor(None, self.host.stored, user, options)
         except DataError as error:
-            return Answer(503, {"detail": str(error)})
+            emit("stored_users_unavailable", error=str(error))
+            return Answer(503, {"detail": "the stored users cannot be read; retry later"})
         if found is None:
             return Answer(404, {"detail": f"no such user in the prepared data: {excerpt(user)!r}"})
         return await self._batcher.submit(found)

@@ -55,6 +55,12 @@ def require_history(vocabulary: Vocabulary, history: History, limit: int) -> Non
     require_kind(vocabulary, history.items, "history.items")
 
 
+def require_options(vocabulary: Vocabulary, options: RecommendOptions) -> None:
+    """Refuse ids of another type in the options of a list; ignored, they would do nothing."""
+    require_kind(vocabulary, options.deny, "wishes.deny")
+    require_kind(vocabulary, options.candidates or (), "wishes.candidates")
+
+
 def require_kind(vocabulary: Vocabulary, ids: Sequence[int | str], what: str) -> None:
     """Refuse ids of another type than the model's: integers or strings."""
     kind = _kind(vocabulary)

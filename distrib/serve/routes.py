@@ -35,6 +35,7 @@ _RETRY_AFTER = {"Retry-After": "1"}
 _FAULTS: dict[int | str, dict[str, Any]] = {
     401: {"model": Fault, "description": "Missing or invalid bearer token"},
     404: {"model": Fault, "description": "No such model or user"},
+    408: {"model": Fault, "description": "The body did not arrive in time"},
     413: {"model": Fault, "description": "The body is too large, or has too many users"},
     422: {"model": Fault, "description": "The request is invalid"},
     429: {"model": Fault, "description": "Too many queued requests; retry later"},

@@ -23,8 +23,11 @@ ItemId = Annotated[
 """Ids are integers or strings, as in the log that the model was trained on."""
 
 Rating = Annotated[float, Field(allow_inf_nan=False)]
-Time = Annotated[float, Field(allow_inf_nan=False)]
-_Ids = list[ItemId]
+_MOST_IDS = 10_000_000
+_Ids = Annotated[list[ItemId], Field(max_length=_MOST_IDS, fail_fast=True)]
+"""The first wrong id ends the check: a fault for each of a million would take a gigabyte."""
+
+_Numbers = Annotated[list[Rating], Field(max_length=_MOST_IDS, fail_fast=True)]
 
 
 class _Message(BaseModel):
@@ -39,10 +42,10 @@ class History(_Message):
     items: _Ids
     """Original ids; unknown ones are ignored."""
 
-    ratings: list[Rating] | None = None
+    ratings: _Numbers | None = None
     """One per item; required by models that read ratings."""
 
-    times: list[Time] | None = None
+    times: _Numbers | None = None
     """One per item, in any unit; without them, the items are in the order of time."""
 
     @model_validator(mode="after")
@@ -80,7 +83,7 @@ class RecommendOptions(_Message):
     diversity: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     """MMR weight: 0 ranks by score alone; towards 1, dissimilarity to items above counts more."""
 
-    outputs: list[Output] | None = None
+    outputs: Annotated[list[Output], Field(max_length=20, fail_fast=True)] | None = None
     """Outputs per item; ``embedding`` adds the user embedding."""
 
 

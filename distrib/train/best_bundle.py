@@ -1,5 +1,7 @@
 """The bundle of the best epoch: written by the workers, published by the driver."""
 
+import re
+
 from torch import Tensor
 
 from distrib.checkpoint.bundle import BUNDLE, BundleFacts, copy_bundle, write_bundle
@@ -7,6 +9,8 @@ from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 from distrib.train.records import EpochRecord, best_record
 from distrib.vocabulary import Vocabulary
+
+_OURS = re.compile(r"epoch-\d{6,}")
 
 BEST = "best"
 """Folder of the bundles of the best epochs so far, inside a run."""
@@ -31,7 +35,8 @@ def write_best(
     best = Folder(run.run) / BEST
     about = facts.model_copy(update={"epoch": record.epoch, "valid": record.valid})
     write_bundle(best / _name(record.epoch), weights, run.model, vocabulary, about)
-    for name in best.folders()[: -run.train.checkpoint.keep - 1]:
+    ours = [name for name in best.folders() if _OURS.fullmatch(name)]
+    for name in ours[: -run.train.checkpoint.keep - 1]:
         (best / name).remove()
 
 

@@ -10,7 +10,7 @@ from pydantic import (
     model_validator,
 )
 
-from distrib.config import JsonObject, Record
+from distrib.config import JsonObject, Record, read_record
 
 
 class Speed(NamedTuple):
@@ -96,6 +96,17 @@ class EpochRecord(Record):
         """Share of each bin of the recorded histogram by its lower bound; empty without one."""
         found = [name.rpartition(_BIN) for name in self.recorded if _BIN in name]
         return {float(low): self.recorded[f"{name}{_BIN}{low}"] for name, _, low in found}
+
+
+def history_of(content: Any, where: object) -> list[EpochRecord]:
+    """Read the epochs that a run wrote; raise `DataError` where they are of another shape."""
+    return list(read_record(_History, {"epochs": content}, where).epochs)
+
+
+class _History(Record):
+    """Epochs of a run."""
+
+    epochs: tuple[EpochRecord, ...]
 
 
 class RunResult(Record):

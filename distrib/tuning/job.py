@@ -14,7 +14,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from distrib.config import JsonObject, Record
+from distrib.config import JsonObject, Record, read_record
 from distrib.data.dataset import Dataset
 from distrib.errors import ConfigError, known
 from distrib.events import emit
@@ -214,7 +214,7 @@ def _measured(folder: Folder) -> TrialEpochs:
     """Return what a trial has measured so far."""
     if not folder.exists(_EPOCHS):
         return TrialEpochs(epochs=())
-    return TrialEpochs.model_validate(folder.read_json(_EPOCHS))
+    return read_record(TrialEpochs, folder.read_json(_EPOCHS), folder / _EPOCHS)
 
 
 def _is_whole(config: TrainingRun, epochs: list[EpochRecord]) -> bool:

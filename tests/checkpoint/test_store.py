@@ -14,6 +14,8 @@ from distrib.retries import with_retries
 from distrib.storage import Folder
 from tests.stores.door import door
 
+NAME = "step-0000000001-x"
+
 
 @pytest.fixture
 def store(tmp_path):
@@ -46,11 +48,11 @@ def test_a_checkpoint_counts_when_every_rank_has_written(store, tmp_path):
 def test_what_is_written_is_a_copy(store, tmp_path, monkeypatch):
     tensor, going = torch.ones(3), threading.Event()
     writer = CheckpointWriter(store, Rank(0, 1), retry_s=0, in_background=True)
-    writer.start("step-1-x", [StatePiece("p", 0, {"value": tensor}, {})], {}, before=going.wait)
+    writer.start(NAME, [StatePiece("p", 0, {"value": tensor}, {})], {}, before=going.wait)
     tensor.fill_(7.0)  # training goes on
     going.set()
     writer.wait()
-    store.fetch("step-1-x", tmp_path / "local")
+    store.fetch(NAME, tmp_path / "local")
     assert SavedState(tmp_path / "local").read("p", "value", 0, 3).tolist() == [1.0] * 3
 
 
@@ -81,9 +83,9 @@ def test_a_failure_is_kept_for_all_to_hear(store, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").write_text("in the way")
     writer = CheckpointWriter(store, Rank(0, 1), retry_s=0, in_background=True)
-    writer.start("step-1-x", [StatePiece("p", 0, {"value": torch.ones(2)}, {})], {})
+    writer.start(NAME, [StatePiece("p", 0, {"value": torch.ones(2)}, {})], {})
     writer.wait()
-    assert "checkpoint step-1-x could not be written" in writer.fault
+    assert "checkpoint step-0000000001-x could not be written" in writer.fault
 
 
 def failing(times, cause):
@@ -124,11 +126,11 @@ def test_a_store_that_fails_for_a_while_costs_only_time(object_store, monkeypatc
         store = CheckpointStore(Folder(f"{object_store}/{tmp_path.name}"))
         writer = CheckpointWriter(store, Rank(0, 1), retry_s=60, in_background=True)
         controls.refused["PUT"] = 500
-        writer.start("step-1-x", [StatePiece("p", 0, {"value": torch.ones(2)}, {})], {})
+        writer.start(NAME, [StatePiece("p", 0, {"value": torch.ones(2)}, {})], {})
         time.sleep(2.0)
         assert store.complete() == []
         controls.refused.clear()
         writer.wait()
         assert not writer.fault
-        assert store.complete() == ["step-1-x"]
+        assert store.complete() == [NAME]
     fsspec.get_filesystem_class("s3").clear_instance_cache()

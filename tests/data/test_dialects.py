@@ -415,3 +415,39 @@ def test_times_do_not_wrap_around():
         pa.array([1], pa.time32("s")), pa.array([1], pa.duration("s")),
     ):  # fmt: skip
         assert not parse_times(pa.chunked_array([array]), "s")[1][0]
+
+
+def test_a_stray_quote_near_the_end_of_a_plain_file_costs_its_own_line(tmp_path):
+    content = 'u,i,r\na,x,5\nb,"y,5\nc,z,4\nd,w,3\n'
+    (tmp_path / "log.csv").write_text(content)
+    (tmp_path / "log.csv.gz").write_bytes(pa.compress(content.encode(), "gzip", asbytes=True))
+    for name in ("log.csv", "log.csv.gz"):
+        table, quarantine = readings(csv_source(tmp_path / name))
+        assert pairs(table) == [("a", "x"), ("c", "z"), ("d", "w")]
+        assert quarantine["line"].to_pylist() == [3]
+
+
+def test_a_long_record_is_read_whole(tmp_path):
+    note = "word,more words\nv,j,k\n" * 100_000
+    (tmp_path / "log.csv").write_text(f'u,i,note\na,x,"{note}"\nb,y,short\n')
+    source = csv_source(tmp_path / "log.csv", has_line_breaks=True)
+    assert pairs(readings(source)[0]) == [("a", "x"), ("b", "y")]
+    assert pairs(readings(csv_source(tmp_path / "log.csv"))[0]) == [("b", "y")]
+
+
+def test_tables_with_removed_rows_are_refused_by_any_path(tmp_path):
+    (tmp_path / "t" / "_delta_log").mkdir(parents=True)
+    (tmp_path / "t" / "_delta_log" / "0.json").write_text("{}")
+    (tmp_path / "t" / "part.csv").write_text("u,i\na,x\n")
+    for path in (tmp_path / "t", tmp_path / "t" / "*.csv", tmp_path / "*"):
+        with pytest.raises(
+            DataError, match="is a Delta Lake table, whose folder also holds removed"
+        ):
+            csv_source(path).inspect()
+
+
+def test_json_ids_do_not_depend_on_damage_in_other_lines(tmp_path):
+    for more in ("", "damaged\n"):
+        (tmp_path / "log.json").write_text('{"u": 10.0, "i": 1}\n' + more)
+        table, _ = readings(JsonLinesSource(path=str(tmp_path / "log.json"), columns=PAIRS))
+        assert pairs(table) == [("10", "1")]

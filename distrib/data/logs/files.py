@@ -92,6 +92,9 @@ def _files_of(path: str, unlike: frozenset[str]) -> list[LogFile]:
         if not urls:
             raise DataError(f"{path}: no such file, folder or bucket; check data.source.path")
         deep = [Folder(url) for url in urls]
+        tables = {url.rsplit("/", 1)[0] for url in urls} | {*urls}
+        for table in sorted(tables):
+            _refuse_tables(Folder(table))
         inside = [str(one / n) for one in deep if one.is_folder() for n in one.data_files()]
         single = [str(one) for one in deep if not one.is_folder() and one.size()]
         return _members(_alike(sorted([*single, *inside]), unlike, path))
@@ -128,15 +131,12 @@ def _alike(urls: list[str], unlike: frozenset[str], path: str) -> list[str]:
 
 def _refuse_tables(folder: Folder) -> None:
     """Refuse the folder of a table whose files are not all of the table."""
-    if folder.exists("_delta_log"):
+    is_iceberg = any(n.endswith(".metadata.json") for n in (folder / "metadata").files())
+    kind = "a Delta Lake" if folder.exists("_delta_log") else "an Iceberg" if is_iceberg else None
+    if kind is not None:
         raise DataError(
-            f"{folder}: is a Delta Lake table, whose folder also holds removed rows; set "
-            'data.source.format = "delta"'
-        )
-    if any(n.endswith(".metadata.json") for n in (folder / "metadata").files()):
-        raise DataError(
-            f"{folder}: is an Iceberg table, whose folder also holds removed rows; set "
-            'data.source.format = "iceberg"'
+            f"{folder}: is {kind} table, whose folder also holds removed rows; write the rows of "
+            "one version to Parquet with the table's own reader, and name that folder"
         )
 
 

@@ -73,7 +73,8 @@ def is_among(column: pa.ChunkedArray, values: Sequence[str]) -> BoolArray:
     else:
         found_N = np.zeros(len(array), dtype=bool)
     if "" in wanted:
-        found_N |= is_null(array)
+        is_number = pa.types.is_floating(array.type)
+        found_N |= is_null(pc.if_else(pc.is_nan(array), None, array) if is_number else array)
     numbers = parse_numbers(pa.chunked_array([pa.array(wanted, pa.string())]), pa.float64())
     numbers = numbers[~np.isnan(numbers)]
     if len(numbers):

@@ -14,8 +14,6 @@ import numpy as np
 from distrib.data.logs.layout import IntArray, Layout
 from distrib.data.logs.text import LONGEST_LINE, line_bounds
 
-_LONGEST_RECORD = 1 << 20
-
 
 class _Grammar(NamedTuple):
     closed: re.Pattern[bytes]
@@ -101,7 +99,7 @@ def _breaks(text: bytes, layout: Layout, *, is_thorough: bool) -> list[tuple[int
     for line in np.flatnonzero(count > 0 if is_thorough else count % 2 == 1).tolist():
         if line < reached or grammar.closed.fullmatch(text, starts[line], ends[line]):
             continue
-        limit = min(starts[line] + _LONGEST_RECORD, len(text))
+        limit = min(starts[line] + LONGEST_LINE, len(text))
         record = grammar.record.match(text, starts[line], limit)
         reached = line + 1
         if record and (record.end() < limit or limit == len(text)):
@@ -125,8 +123,7 @@ def open_tail(text: bytes, layout: Layout, *, is_end: bool) -> int:
     """
     if not is_quoted(text, layout):
         return len(text)
-    longest = LONGEST_LINE if layout.dialect.has_line_breaks else _LONGEST_RECORD
-    low = text.rfind(b"\n", 0, max(len(text) - longest, 0)) + 1
+    low = text.rfind(b"\n", 0, max(len(text) - LONGEST_LINE, 0)) + 1
     grammar = _of(layout)
     starts, _ = line_bounds(text[low:])
     for first, after in _breaks(text[low:], layout, is_thorough=False):
@@ -149,7 +146,7 @@ def closed_head(text: bytes, layout: Layout) -> int:
     """
     if not is_quoted(text, layout):
         return 0
-    found = _of(layout).closing.match(text, 0, _LONGEST_RECORD)
+    found = _of(layout).closing.match(text, 0, LONGEST_LINE)
     if not found:
         return 0
     last = text[text.rfind(b"\n", 0, found.end() - 1) + 1 : found.end()]

@@ -12,7 +12,7 @@ from distrib.data.logs.layout import IntArray, Layout, LogPiece, RawRows, Reader
 from distrib.data.logs.rating_scale import Scale
 from distrib.data.logs.text import LogFile
 from distrib.data.logs.validate import checked
-from distrib.data.schema import QUARANTINE, Status, interactions
+from distrib.data.schema import DAMAGED, QUARANTINE, Status, interactions
 from distrib.errors import DataError, excerpt
 from distrib.storage import Folder
 
@@ -114,8 +114,9 @@ def _checked(
     raw: RawRows, layout: Layout, scale: Scale, order_N: IntArray, file: LogFile
 ) -> CheckedRows:
     found = checked(raw.table, layout, scale, order_N, file.origin)
-    bad_N = np.flatnonzero(found.status_N)
-    if not len(bad_N) and not len(raw.malformed_M):
+    bad_N = np.flatnonzero(np.isin(found.status_N, DAMAGED))
+    left_out = found.status_N[~np.isin(found.status_N, (Status.KEPT, *DAMAGED))]
+    if not len(left_out) and not len(bad_N) and not len(raw.malformed_M):
         return CheckedRows(found.kept, QUARANTINE.empty_table())
     line_M, text_M = raw.places(bad_N)
     lines = np.concatenate([line_M, raw.malformed_M])
@@ -131,7 +132,7 @@ def _checked(
         pc.utf8_slice_codeunits(texts, 0, _LONGEST_TEXT),
     ]
     quarantine = pa.table(columns, schema=QUARANTINE).sort_by("line")
-    values, numbers = np.unique(status, return_counts=True)
+    values, numbers = np.unique(np.concatenate([status, left_out]), return_counts=True)
     counts = dict(zip(values.tolist(), numbers.tolist(), strict=True))
     table = pa.concat_tables([found.kept, counts_as_rows(counts, layout.id_type)])
     return CheckedRows(table, quarantine)

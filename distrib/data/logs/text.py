@@ -37,7 +37,7 @@ _MAGIC = {
     b"\xfd7zXZ\x00": "xz",
 }
 _ARCHIVES = {
-    b"PK\x03\x04": "a zip archive inside another one; unpack it",
+    b"PK\x03\x04": "a zip archive or a workbook; unpack it, or save it as CSV",
     b"7z\xbc\xaf": "a 7z archive; unpack it (7z x)",
     b"Rar!": "a RAR archive; unpack it (unrar x)",
     b"PAR1": 'a Parquet file; set data.source.format = "parquet"',
@@ -246,10 +246,8 @@ def ranges(file: LogFile) -> list[tuple[int, int | None]]:
     """Cut a file into byte ranges; a compressed one stays whole."""
     if not file.is_plain:
         return [(0, None)]
-    size = Folder(file.url).size()
-    return [
-        (start, min(start + RANGE_BYTES, size)) for start in range(0, max(size, 1), RANGE_BYTES)
-    ]
+    starts = range(0, max(Folder(file.url).size(), 1), RANGE_BYTES)
+    return [(start, start + RANGE_BYTES if start != starts[-1] else None) for start in starts]
 
 
 def count_lines(text: bytes) -> int:

@@ -12,7 +12,7 @@ from distrib import __version__
 from distrib.config import JsonObject
 from distrib.data.arrow import dense_ids, to_numpy, whole
 from distrib.data.config import CleaningConfig, DataConfig
-from distrib.data.dataset import MANIFEST, Dataset, DatasetManifest, ShardEntry, read_table
+from distrib.data.dataset import Dataset, DatasetManifest, ShardEntry, read_table
 from distrib.data.logs.rating_scale import ALREADY_APPLIED, Scale
 from distrib.data.prepare import stages, write
 from distrib.data.prepare.cleaning import cleaned
@@ -25,6 +25,7 @@ from distrib.data.prepare.histories import (
     interactions_of,
     item_counts,
 )
+from distrib.data.prepare.parts import begin, finish, remove_parts
 from distrib.data.prepare.row_counts import Contents, check_counts, contents, warn_of_times
 from distrib.data.prepare.stages import Blocks, ReadPlan, Survey, part_name
 from distrib.data.schema import Status
@@ -144,6 +145,7 @@ def extend(
     manifest = dataset.manifest
     known = manifest.recipe["files"]
     new = {label: stamp for label, stamp in recipe["files"].items() if label not in known}
+    remove_parts(folder, manifest.file_names)  # of an unfinished extension
     if not new:
         emit("already_prepared", folder=str(folder))
         return manifest
@@ -151,7 +153,7 @@ def extend(
         pieces=tuple(piece for piece in plan.pieces if piece.file.label in new),
         generation=manifest.generation + 1,
     )
-    _clear_generation(folder, plan.generation)
+    attempt = begin(folder, manifest.file_names)
     blocks = stages.cleaned_blocks(plan, folder)
     survey = stages.survey(blocks, has_time=plan.layout.has_time)
     check_counts(survey.counts, config, may_be_empty=True)
@@ -167,9 +169,7 @@ def extend(
         quarantine=(*manifest.quarantine, *write.seal_quarantine(plan, folder)),
         **found.set_fields(),
     )
-    folder.write_json(MANIFEST, made.to_json())
-    for name in _names(manifest) - _names(made):
-        folder.remove(name)
+    finish(folder, attempt, made)
     written = {shard.name for shard in made.shards} - {shard.name for shard in manifest.shards}
     counts = made.counts.to_json()
     emit("extended", folder=str(folder), files=len(new), shards=len(written), counts=counts)
@@ -252,19 +252,6 @@ def _joined_survey(manifest: DatasetManifest, survey: Survey, summary: _Summary)
     times = manifest.times
     earlier = Survey(+total, 0, times.first, times.last)
     return earlier.merged(survey._replace(counts=Counter()))
-
-
-def _clear_generation(folder: Folder, generation: int) -> None:
-    """Remove files left by an unfinished extension."""
-    for kind in ("histories", "item_histories", "quarantine"):
-        for name in (folder / kind).files(f"-g{generation}.parquet"):
-            folder.remove(f"{kind}/{name}")
-
-
-def _names(manifest: DatasetManifest) -> set[str]:
-    shards = {entry.name for entry in manifest.shards}
-    items = {entry.name for entry in manifest.item_histories or ()}
-    return {*shards, *items, manifest.vocabulary.name}
 
 
 def _old_rows(old: _Old, shard: int, plan: ReadPlan) -> tuple[pa.Table | None, pa.Table | None]:

@@ -14,6 +14,7 @@ from distrib.data.logs.rating_scale import scale_of
 from distrib.data.logs.readers import log_pieces, with_held_out
 from distrib.data.prepare import append, stages, write
 from distrib.data.prepare.histories import counts_matrix
+from distrib.data.prepare.parts import BEGUN, begin, finish, remove_parts
 from distrib.data.prepare.row_counts import check_counts, contents, warn_of_signs, warn_of_times
 from distrib.data.prepare.stages import ReadPlan, Survey
 from distrib.data.schema import Origin, Status
@@ -24,7 +25,6 @@ from distrib.events import emit
 from distrib.storage import Folder
 from distrib.vocabulary import LogFacts, Vocabulary
 
-_BEGUN = "_begun.json"
 _LATER: dict[str, JsonObject] = {
     "ratings": {"values": {}, "unrated": [], "unrated_as": None},
     "source": {
@@ -34,8 +34,6 @@ _LATER: dict[str, JsonObject] = {
     },
 }  # fmt: skip
 """Settings that earlier versions did not have, and what leaves the result as it was."""
-
-_OURS = ("histories", "item_histories", "quarantine")
 
 
 def preflight(config: DataConfig) -> ReadPlan:
@@ -73,10 +71,10 @@ def _preflight(config: DataConfig) -> tuple[ReadPlan, JsonObject]:
                 "set data.prepared to a new folder or remove this one; to add new files of the "
                 "same log, set data.extend = true"
             )
-    elif not folder.exists(_BEGUN) and (folder.files() or (folder / "histories").files()):
+    elif not folder.exists(BEGUN) and (others := _others(folder)):
         raise DataError(
-            f"{folder}: holds files that prepare did not write "
-            f"({', '.join(folder.files()[:3])}); set data.prepared to a new folder"
+            f"{folder}: holds files that prepare did not write ({', '.join(others[:3])}); set "
+            "data.prepared to a new folder"
         )
     if config.extend or not folder.exists(MANIFEST):
         folder.require_writable()
@@ -117,8 +115,11 @@ def prepare(config: DataConfig) -> DatasetManifest:
         if config.extend:
             return append.extend(config, plan, made_from, folder)
         emit("already_prepared", folder=str(folder))
-        return Dataset.open(folder).manifest
-    _begin(folder)
+        found_there = Dataset.open(folder).manifest
+        remove_parts(folder, found_there.file_names)
+        folder.remove(BEGUN)
+        return found_there
+    attempt = begin(folder)
     blocks = stages.cleaned_blocks(plan, folder)
     survey = stages.survey(blocks, has_time=plan.layout.has_time)
     check_counts(survey.counts, config)
@@ -149,8 +150,7 @@ def prepare(config: DataConfig) -> DatasetManifest:
     )
     if isinstance(plan.split, LiangSplit):
         _hold_to_source(plan, survey, vocabulary)
-    folder.write_json(MANIFEST, manifest.to_json())
-    folder.remove(_BEGUN)
+    finish(folder, attempt, manifest)
     emit("prepared", folder=str(folder), **_summary(manifest, vocabulary))
     warn_of_signs(vocabulary)
     return manifest
@@ -217,12 +217,10 @@ def read_plan(config: DataConfig) -> ReadPlan:
     return ReadPlan(source, layout, scale, config.cleaning, split, tuple(found), config.num_shards)
 
 
-def _begin(folder: Folder) -> None:
-    """Mark the folder as started, and remove what an unfinished run left."""
-    if folder.exists(_BEGUN):
-        for name in _OURS:
-            folder.remove(name)
-    folder.write_json(_BEGUN, {"distrib": __version__})
+def _others(folder: Folder) -> list[str]:
+    """Return the files of others in a folder; hidden ones were left by interrupted writers."""
+    inside = [f"histories/{name}" for name in (folder / "histories").files()]
+    return [name for name in [*folder.files(), *inside] if not name.startswith(".")]
 
 
 def _hold_to_source(plan: ReadPlan, survey: Survey, vocabulary: Vocabulary) -> None:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from distrib.config import read_record
 from distrib.data.dataset import numbering
 from distrib.data.hashing import HashArray
 from distrib.data.history_arrays import history_arrays, trained_numbers
@@ -161,7 +162,7 @@ class PreviousRun(NamedTuple):
         tables = [
             folder.read_parquet(entry.name, ["user", DIGEST])
             for folder in folders
-            for entry in Success.model_validate(folder.read_json(SUCCESS)).files
+            for entry in read_record(Success, folder.read_json(SUCCESS), folder / SUCCESS).files
         ]
         users = [user_hashes(table["user"]) for table in tables]
         digests = [table[DIGEST].to_numpy() for table in tables]

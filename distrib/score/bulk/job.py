@@ -16,7 +16,7 @@ from distrib.checkpoint.bundle import BUNDLE, BundleFacts, load_bundle
 from distrib.checkpoint.manifest import Manifest, read_manifest
 from distrib.cluster.actors import actor_pool
 from distrib.cluster.prometheus import keep, show
-from distrib.config import JsonObject
+from distrib.config import JsonObject, read_record
 from distrib.data.config import DataConfig
 from distrib.data.dataset import MANIFEST, Dataset
 from distrib.data.prepare import job as preparation
@@ -179,7 +179,7 @@ def plan_scoring(run: str, prepared: str, config: ScoreConfig) -> Work:
     """
     bundle = Folder(run) / BUNDLE
     manifest = _bundle_manifest(run)
-    facts = BundleFacts.model_validate(manifest.facts)
+    facts = read_record(BundleFacts, manifest.facts, bundle)
     histories = Folder(config.histories or prepared)
     if config.new_items:
         require_extended(facts, histories)
@@ -262,7 +262,7 @@ def _require_same(previous: Folder, made_by: Mapping[str, Any]) -> dict[str, str
     """Return the identity of a previous run; refuse one with another model or policy."""
     if not previous.exists(SUCCESS):
         raise DataError(f"{previous}: no {SUCCESS}, not a complete scoring run; check score.since")
-    found = Success.model_validate(previous.read_json(SUCCESS)).recipe
+    found = read_record(Success, previous.read_json(SUCCESS), previous / SUCCESS).recipe
     for what in made_by:
         if found.get(what) != made_by[what]:
             raise DataError(
@@ -388,7 +388,7 @@ def _followed(previous: Folder) -> list[Folder]:
     """Return a previous run and the earlier runs it builds on, the latest first."""
     found = [previous]
     while (
-        before := Success.model_validate(found[-1].read_json(SUCCESS)).recipe.get("since")
+        before := read_record(Success, found[-1].read_json(SUCCESS), found[-1]).recipe.get("since")
     ) is not None:
         found.append(Folder(before["folder"]))
     return found

@@ -22,7 +22,7 @@ from distrib.score.scorer import Scorer
 from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 from distrib.train.oom import is_of_memory
-from distrib.train.records import EpochRecord, RunResult, Speed
+from distrib.train.records import EpochRecord, RunResult, Speed, history_of
 from distrib.train.run_folder import HISTORY, RUN, identity
 from distrib.train.schemes.closed_form import CountsWindow, SolvesGram
 from distrib.train.schemes.gram import added, partial_gram
@@ -53,7 +53,7 @@ def solve(
     """
     folder = Folder(run.run)
     if folder.exists(HISTORY) and (folder / BUNDLE).exists(MANIFEST):
-        return _result(run, EpochRecord.model_validate(folder.read_json(HISTORY)[-1]), on_epoch)
+        return _result(run, history_of(folder.read_json(HISTORY), folder / HISTORY)[-1], on_epoch)
     folder.write_json(RUN, identity(run, dataset.hash))
     started_s = time.perf_counter()
     run = run.absolute()

@@ -195,6 +195,8 @@ def _text(value: Any) -> str | None:
     """Return a value of JSON as text; lists and objects are none."""
     if value is None or isinstance(value, list | dict | tuple | set | bytes):
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # as in lines without damage
     text = value if isinstance(value, str) else json.dumps(value)
     return text if text.isascii() else _sound(text)
 
