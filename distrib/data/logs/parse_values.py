@@ -148,11 +148,12 @@ def _by_format(text: pa.Array, form: str) -> tuple[Any, BoolArray]:
 def _parse_dates(text: pa.Array) -> pa.Array:
     """Parse dates, with or without time and zone; invalid ones become null."""
     clean = pc.replace_substring_regex(pc.utf8_trim_whitespace(text), r"([.,]\d{6})\d+", r"\1")
-    if pc.any(pc.match_substring_regex(clean, r":\d\d.*[ ,a-zU]"), min_count=0).as_py():
+    is_date = pc.match_substring_regex(clean, _DATE)
+    if not pc.all(is_date, min_count=0).as_py():  # other ways to write zones
         clean = pc.replace_substring_regex(clean, r"(:\d\d),(\d)", r"\1.\2")
         clean = pc.replace_substring_regex(clean, r"(:\d\d.*?) ?(UTC|GMT|[zZ])$", r"\1Z")
         clean = pc.replace_substring_regex(clean, r"(:\d\d.*?) ([+-]\d\d)", r"\1\2")
-    is_date = pc.match_substring_regex(clean, _DATE)
+        is_date = pc.match_substring_regex(clean, _DATE)
     days = pc.struct_field(pc.extract_regex(clean, _DAY), [0]).cast(pa.int32())
     month = pc.struct_field(pc.extract_regex(clean, _MONTH), [0])
     first = pc.binary_join_element_wise(month, "01", "-").cast(pa.timestamp("us"))

@@ -14,6 +14,8 @@ import numpy as np
 from distrib.data.logs.layout import IntArray, Layout
 from distrib.data.logs.text import LONGEST_LINE, line_bounds
 
+_USUAL_RECORD = 1 << 18
+
 
 class _Grammar(NamedTuple):
     closed: re.Pattern[bytes]
@@ -123,8 +125,11 @@ def open_tail(text: bytes, layout: Layout, *, is_end: bool) -> int:
     """
     if not is_quoted(text, layout):
         return len(text)
-    low = text.rfind(b"\n", 0, max(len(text) - LONGEST_LINE, 0)) + 1
     grammar = _of(layout)
+    low = text.rfind(b"\n", 0, max(len(text) - _USUAL_RECORD, 0)) + 1
+    place = text.find(b'"', low)
+    if low and (place < 0 or grammar.closing.match(text, low)):  # something may be open from before
+        low = text.rfind(b"\n", 0, max(len(text) - LONGEST_LINE, 0)) + 1
     starts, _ = line_bounds(text[low:])
     for first, after in _breaks(text[low:], layout, is_thorough=False):
         place = low + int(starts[first])

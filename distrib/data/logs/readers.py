@@ -114,10 +114,10 @@ def _checked(
     raw: RawRows, layout: Layout, scale: Scale, order_N: IntArray, file: LogFile
 ) -> CheckedRows:
     found = checked(raw.table, layout, scale, order_N, file.origin)
+    if not len(raw.malformed_M) and not found.status_N.any():
+        return CheckedRows(found.kept, QUARANTINE.empty_table())
     bad_N = np.flatnonzero(np.isin(found.status_N, DAMAGED))
     left_out = found.status_N[~np.isin(found.status_N, (Status.KEPT, *DAMAGED))]
-    if not len(left_out) and not len(bad_N) and not len(raw.malformed_M):
-        return CheckedRows(found.kept, QUARANTINE.empty_table())
     line_M, text_M = raw.places(bad_N)
     lines = np.concatenate([line_M, raw.malformed_M])
     texts = pa.concat_arrays([text_M, raw.bounds(raw.malformed_M)])

@@ -38,6 +38,9 @@ class TextReader(NamedTuple):
     is_user_per_line: bool = False
     """Whether the number of a line is its user, so that a file cannot be cut."""
 
+    has_quotes: bool = False
+    """Whether quotes may hold separators and line breaks."""
+
     is_whole: bool = False
     """Whether records may take several lines, so that a file cannot be cut."""
 
@@ -51,7 +54,8 @@ class TextReader(NamedTuple):
         """See `Reader.tables`."""
         if layout.has_header:
             layout = layout._replace(header=header_of(piece.file, layout))
-        for lines in _records(piece, layout):
+        cut_by = layout if self.has_quotes else layout._replace(is_quoted=False)
+        for lines in _records(piece, cut_by):
             if lines.are_open:
                 yield _none_of(lines, layout)
                 continue

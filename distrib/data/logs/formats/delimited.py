@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -142,23 +142,29 @@ class CsvSource(Config):
         return layout._replace(header=header, from_path=of_path(layout.names, header, files[0]))
 
 
+class _Parsed(NamedTuple):
+    """Rows of some lines."""
+
+    table: pa.Table
+    numbers: list[int]
+    """From 1, of the lines without as many fields as the header, among those not skipped."""
+
+    skipped_M: IntArray
+    """Lines that were not parsed."""
+
+    broken_M: IntArray
+    """Those of them that are damaged."""
+
+
 def _parse(text: bytes, layout: Layout) -> RawRows:
     """Parse delimited lines without a header."""
-    out_M, malformed_M = _lines_left_out(text, layout)
-    for is_thorough in (False, True):
-        broken_M = np.union1d(malformed_M, broken_lines(text, layout, is_thorough=is_thorough))
-        skipped_M = np.union1d(out_M, broken_M)
-        clean, separator = _one_separator(_without(text, skipped_M), layout)
-        table, numbers = _parsed_as_guessed(clean, layout, separator)
-        if not layout.is_quoted or b'"' not in text:
-            break
-        if len(table) + len(numbers) + len(skipped_M) == len(filled_lines(text)[0]):
-            break
-    else:
-        raise pa.ArrowInvalid(
-            "quotes open that no line closes (if they are no quotes: data.source.is_quoted = "
-            "false; if fields hold line breaks: data.source.has_line_breaks = true)"
-        )
+    out_M = _remarks(text, layout)
+    found = _parsed_lines(text, layout, out_M)
+    if found.numbers or found.table[layout.stored_names[0]].null_count:
+        blank_M = _separators_alone(text, layout)
+        if len(blank_M):
+            found = _parsed_lines(text, layout, np.union1d(out_M, blank_M))
+    table, numbers, skipped_M, broken_M = found
     lines: list[Any] = []
 
     def known() -> list[Any]:
@@ -180,29 +186,49 @@ def _parse(text: bytes, layout: Layout) -> RawRows:
     return RawRows(table, places, malformed, lambda wanted: known()[2](wanted))
 
 
-def _lines_left_out(text: bytes, layout: Layout) -> tuple[IntArray, IntArray]:
-    """Return the lines that are none: remarks and separators only; and those Arrow would cut.
+def _parsed_lines(text: bytes, layout: Layout, out_M: IntArray) -> _Parsed:
+    """Parse all but some lines."""
+    cut_M = _cut_by_arrow(text)
+    for is_thorough in (False, True):
+        broken_M = np.union1d(cut_M, broken_lines(text, layout, is_thorough=is_thorough))
+        skipped_M = np.union1d(out_M, broken_M)
+        clean, separator = _one_separator(_without(text, skipped_M), layout)
+        table, numbers = _parsed_as_guessed(clean, layout, separator)
+        if not layout.is_quoted or b'"' not in text:
+            break
+        if len(table) + len(numbers) + len(skipped_M) == len(filled_lines(text)[0]):
+            break
+    else:
+        raise pa.ArrowInvalid(
+            "quotes open that no line closes (if they are no quotes: data.source.is_quoted = "
+            "false; if fields hold line breaks: data.source.has_line_breaks = true)"
+        )
+    return _Parsed(table, numbers, skipped_M, broken_M)
 
-    A carriage return that no line feed follows ends a row for Arrow, and not for us.
-    """
-    out, apart = list[IntArray](), layout.separator.encode()
-    patterns = []
-    if layout.dialect.comment:
-        patterns.append(rb"^%b.*$" % re.escape(layout.dialect.comment.encode()))
-    if not layout.dialect.has_blanks and (text.startswith(apart) or b"\n" + apart in text):
-        patterns.append(rb"^(?:%b)+\r?$" % re.escape(apart))
-    for pattern in patterns:
-        places = [found.start() for found in re.finditer(pattern, text, re.MULTILINE)]
-        out.append(_lines_at(text, places))
-    has_lone = text.count(b"\r") > text.count(b"\r\n")
-    lone = [found.start() for found in _LONE_RETURN.finditer(text)] if has_lone else []
-    cut = _lines_at(text, lone)
-    nothing = np.zeros(0, dtype=np.int64)
-    return np.unique(np.concatenate([*out, nothing])).astype(np.int64), np.unique(cut)
+
+def _remarks(text: bytes, layout: Layout) -> IntArray:
+    mark = layout.dialect.comment.encode()
+    if not mark:
+        return np.zeros(0, dtype=np.int64)
+    return _lines_at(text, re.compile(rb"^%b" % re.escape(mark), re.MULTILINE))
 
 
-def _lines_at(text: bytes, places: list[int]) -> IntArray:
-    """Return the lines of some bytes."""
+def _separators_alone(text: bytes, layout: Layout) -> IntArray:
+    """Return the lines of separators only, as Excel leaves them; they are blank."""
+    apart = re.escape(layout.separator.encode())
+    return _lines_at(text, re.compile(rb"^(?:%b)+\r?$" % apart, re.MULTILINE))
+
+
+def _cut_by_arrow(text: bytes) -> IntArray:
+    """Return the lines with a carriage return alone, which ends a row for Arrow."""
+    if b"\r" not in text or text.count(b"\r") == text.count(b"\r\n"):
+        return np.zeros(0, dtype=np.int64)
+    return np.unique(_lines_at(text, _LONE_RETURN))
+
+
+def _lines_at(text: bytes, pattern: re.Pattern[bytes]) -> IntArray:
+    """Return the lines in which a pattern begins."""
+    places = [found.start() for found in pattern.finditer(text)]
     if not places:
         return np.zeros(0, dtype=np.int64)
     starts, _ = line_bounds(text)
@@ -235,7 +261,7 @@ def _without(text: bytes, lines: IntArray) -> bytes:
 
 def _parsed_as_guessed(text: bytes, layout: Layout, separator: str) -> tuple[pa.Table, list[int]]:
     """Parse by the likeliest types that fit all rows, else as text, which always does."""
-    if not text.strip(b"\r\n"):
+    if not text or (text.isspace() and not text.strip(b"\r\n")):
         return pa.table({name: pa.array([], pa.string()) for name in layout.stored_names}), []
     proper = _proper(text)
     for types in [] if _HEXADECIMAL.search(text) else _guesses(layout):
@@ -324,8 +350,8 @@ def _parsed(
     return table, malformed
 
 
-DELIMITED = TextReader("text", _parse)
+DELIMITED = TextReader("text", _parse, has_quotes=True)
 """Reader of all formats whose lines are fields between separators."""
 
-SPANNING = TextReader("text", _parse, is_whole=True)
+SPANNING = TextReader("text", _parse, has_quotes=True, is_whole=True)
 """The same for records that take several lines."""
