@@ -30,7 +30,7 @@ def measured(path: str, settings: list[str], seed: int, runs: str) -> dict[str, 
     settings_text = file.model_dump_json()
     if done.exists():
         found = json.loads(done.read_text())
-        if found["settings"] != settings_text:
+        if RunFile.model_validate_json(found["settings"]) != file:  # settings may have been added
             raise SystemExit(f"{file.run} was measured with other settings; remove it")
         return found
     prepare(file.data)
