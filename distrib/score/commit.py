@@ -209,24 +209,32 @@ class Publication:
             DataError: A part is missing, or another recipe was published concurrently.
         """
         if self.published() is not None:
+            self.work.remove()
             return  # another attempt of the same job finished first
         absent = [part.name for part in parts if not self._is_there(part)]
         if absent:
             raise DataError(f"{self.work}: {', '.join(absent[:_LISTED])} missing; start again")
-        self._begin_to_move()
-        self.target.remove(SUCCESS)
+        try:
+            self._move(parts, counts, version)
+        except DataError:
+            if self.published() is None:
+                raise
+            self.work.remove()  # another attempt of the same job has moved the parts meanwhile
+
+    def _move(self, parts: list[PartManifest], counts: ScoreCounts, version: str | None) -> None:
+        replaced = self._begin_to_move()
+        if self.published() is None:
+            self.target.remove(SUCCESS)
         for part in parts:
             if self.work.exists(part.name):
                 self.work.move(part.name, self.target, self.final(part.name))
         entries = [part.model_copy(update={"name": self.final(part.name)}) for part in parts]
         wanted = {entry.name for entry in entries}
-        for name in read_record(
-            _Moving, self.work.read_json(_MOVING), self.work / _MOVING
-        ).replaces:
-            if name not in wanted:
-                self.target.remove(name)
+        for name in {*replaced} - wanted:
+            self.target.remove(name)
         there = {name for name in self.target.files(".parquet") if name.startswith("part-")}
-        if there != wanted or self.target.exists(SUCCESS):
+        is_taken = self.target.exists(SUCCESS) and self.published() is None
+        if there != wanted or is_taken:
             raise DataError(
                 f"{self.target}: a scoring run with other settings is publishing here; give each "
                 "its own output, and start this one again"
@@ -236,15 +244,17 @@ class Publication:
         self.target.write_json(SUCCESS, success.to_json())
         self.work.remove()
 
-    def _begin_to_move(self) -> None:
-        """Record the files to remove before their manifest is removed."""
+    def _begin_to_move(self) -> list[str]:
+        """Record the files to remove before their manifest is removed; return their names."""
         if self._is_being_moved():
-            return
+            found = read_record(_Moving, self.work.read_json(_MOVING), self.work / _MOVING)
+            return list(found.replaces)
         replaced: list[str] = []
         if self.target.exists(SUCCESS):
-            found = read_record(Success, self.target.read_json(SUCCESS), self.target / SUCCESS)
-            replaced = [entry.name for entry in found.files]
+            success = read_record(Success, self.target.read_json(SUCCESS), self.target / SUCCESS)
+            replaced = [entry.name for entry in success.files]
         self.work.write_json(_MOVING, {"replaces": replaced})
+        return replaced
 
     def _is_there(self, part: PartManifest) -> bool:
         """Return whether a part is staged, or was published by an interrupted attempt."""

@@ -1,5 +1,6 @@
 """Exactly once: whatever is interrupted, the union is what one undisturbed start writes."""
 
+import contextlib
 import hashlib
 import time
 
@@ -133,6 +134,38 @@ def test_stopped_at_any_change_and_begun_again_it_publishes_the_same(
         published(small, given, torn)
         assert digests(torn) == digests(calm)
         assert torn.read_json(SUCCESS) == calm.read_json(SUCCESS)
+    assert moment > 40
+
+
+def test_of_two_attempts_of_one_job_at_once_the_lists_are_published(
+    small, given, tmp_path, monkeypatch
+):
+    """Whenever the other one runs from its start to its end."""
+    calm, shared, fuse = Folder(str(tmp_path / "calm")), Folder(str(tmp_path / "shared")), Fuse()
+    published(small, given, calm)
+    for name in ("upload", "write", "move", "remove"):
+        monkeypatch.setattr(Folder, name, fuse.around(getattr(Folder, name)))
+    moment, has_met = 0, True
+
+    def other():
+        nonlocal has_met
+        fuse.left -= 1
+        if fuse.left == 0:
+            has_met = True
+            published(small, given, shared)
+
+    fuse.burn = other
+    while has_met:
+        moment += 1
+        fuse.left, has_met = 0, False
+        shared.remove()
+        fuse.left = moment
+        with contextlib.suppress(DataError):
+            published(small, given, shared)
+        fuse.left = 0
+        assert digests(shared) == digests(calm), moment
+        assert shared.read_json(SUCCESS) == calm.read_json(SUCCESS)
+        assert shared.folders() == [], moment
     assert moment > 40
 
 

@@ -97,18 +97,19 @@ def _files_of(path: str, unlike: frozenset[str]) -> list[LogFile]:
             _refuse_tables(Folder(table))
         inside = [str(one / n) for one in deep if one.is_folder() for n in one.data_files()]
         single = [str(one) for one in deep if not one.is_folder() and one.size()]
-        return _members(_alike(sorted([*single, *inside]), unlike, path))
+        return _members(_alike(sorted([*single, *inside]), unlike, path), unlike)
     if folder.is_folder():
         _refuse_tables(folder)
-        return _members(_alike([str(folder / n) for n in folder.data_files()], unlike, path))
-    return _members([str(folder)] if folder.size() else [])
+        urls = [str(folder / name) for name in folder.data_files()]
+        return _members(_alike(urls, unlike, path), unlike)
+    return _members([str(folder)] if folder.size() else [], unlike)
 
 
-def _members(urls: Iterable[str]) -> list[LogFile]:
+def _members(urls: Iterable[str], unlike: frozenset[str]) -> list[LogFile]:
     files = []
     for url in urls:
         is_archive = url.lower().endswith(".zip")
-        names = archive_members(url) if is_archive else [""]
+        names = _alike(archive_members(url), unlike, url) if is_archive else [""]
         files += [LogFile(url, int(Origin.LOG), name) for name in names]
     return files
 

@@ -28,6 +28,7 @@ _CHUNK_BYTES = 16 << 20
 _STEP_BYTES = 64 << 10
 _SNIFFED_BYTES = 64 << 10
 _REMARKS = 1000
+_MOST_ZEROS = 0.02
 _SUFFIXES = (".gz", ".zst", ".bz2", ".lz4", ".xz")
 _MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -136,7 +137,7 @@ def sniffed(file: LogFile) -> LogFile:
             f'{file.label}: is UTF-16 text; set data.source.encoding = "utf-16" (csv), or convert '
             "it to UTF-8"
         )
-    if b"\0" in head and not file.is_wide:
+    if head.count(b"\0") > len(head) * _MOST_ZEROS and not file.is_wide:
         raise DataError(f"{file.label}: holds zero bytes, so it is not text; check data.source")
     return file._replace(has_carriage_returns=b"\r" in head[:-1] and b"\n" not in head)
 
