@@ -26,6 +26,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """Errors of a store without space."""
 
 _PIECE_BYTES = 8 << 20
+_PROBE = ".probe-"
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 
 
@@ -271,7 +272,10 @@ class Folder:
         Raises:
             DataError: The store denies access, or the disk is full.
         """
-        name = f".probe-{uuid.uuid4().hex[:8]}"  # hidden, in case it is left behind
+        for left in self.files():
+            if left.startswith(_PROBE):  # by a process that was killed
+                self.remove(left)
+        name = _PROBE + uuid.uuid4().hex[:8]
         self.write(name, b"distrib\n")
         self.remove(name)
 

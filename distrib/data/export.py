@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import ray.data
 
 from distrib import __version__
-from distrib.config import Record
+from distrib.config import JsonObject, Record, read_record
 from distrib.data.arrow import to_numpy
 from distrib.data.config import ConvertConfig, DataConfig, LogFormat
 from distrib.data.dataset import Dataset
 from distrib.data.prepare.cleaning import rejected_counts
 from distrib.data.prepare.histories import interactions_of
-from distrib.data.prepare.job import read_plan
+from distrib.data.prepare.job import read_plan, recipe
 from distrib.data.prepare.stages import kept_rows, readings
 from distrib.data.schema import Origin, Status
 from distrib.errors import ConfigError, DataError
@@ -49,13 +49,31 @@ def preflight(data: DataConfig, config: ConvertConfig) -> None:
         raise ConfigError("convert.output is not set; set it to a new folder")
     target = Folder(config.output)
     others = [name for name in target.files() if not name.startswith(".")]
-    if others and not target.exists(_BEGUN):
+    wanted = _recipe(data, config)
+    if others and not target.exists(_BEGUN) and not _is_written(target, wanted):
         raise DataError(f"{target}: already holds files; set convert.output to a new folder")
-    if config.of == "prepared":
-        Dataset.open(data.prepared)
-    else:
-        read_plan(data)
     target.require_writable()
+
+
+def _recipe(data: DataConfig, config: ConvertConfig) -> JsonObject:
+    """Return what the files depend on."""
+    about: JsonObject = {"of": config.of, "format": config.format}
+    if config.of == "prepared":
+        return {**about, "data": Dataset.open(data.prepared).hash}
+    return {**about, "log": recipe(data, read_plan(data))}
+
+
+def _is_written(target: Folder, wanted: JsonObject) -> bool:
+    if not target.exists(RESULT):
+        return False
+    return read_record(_Converted, target.read_json(RESULT), target / RESULT).recipe == wanted
+
+
+class _Converted(Record):
+    """What a finished conversion wrote last."""
+
+    recipe: JsonObject | None = None
+    counts: dict[str, int | dict[str, int]]
 
 
 class ConvertedFile(Record):
@@ -78,7 +96,7 @@ class ConvertResult(Record):
 
 
 def convert(data: DataConfig, config: ConvertConfig) -> ConvertResult:
-    """Write the files, then a manifest.
+    """Write the files, then a manifest; done at once where that is there.
 
     Args:
         data: The input.
@@ -88,7 +106,12 @@ def convert(data: DataConfig, config: ConvertConfig) -> ConvertResult:
         The output folder and the row counts.
     """
     preflight(data, config)
-    target = Folder(str(config.output))
+    target, made_from = Folder(str(config.output)), _recipe(data, config)
+    if _is_written(target, made_from):
+        target.remove(_BEGUN)
+        done = read_record(_Converted, target.read_json(RESULT), target / RESULT)
+        emit("already_converted", folder=str(target))
+        return ConvertResult(output=str(target), counts=done.counts)
     target.write_json(_BEGUN, {"distrib": __version__})
     for name in target.files():  # left by an unfinished conversion
         if name == RESULT or _PART.fullmatch(name):
@@ -121,9 +144,8 @@ def convert(data: DataConfig, config: ConvertConfig) -> ConvertResult:
     rows = sum(entry.rows for entry in entries)
     counts = {"read": rows + rejected.total(), "written": rows, "rejected": dict(rejected)}
     files = [entry.model_dump(exclude={"rejected"}) for entry in entries]
-    target.write_json(
-        RESULT, {"distrib": __version__, "files": files, "counts": counts, "of": config.of}
-    )
+    about = {"distrib": __version__, "files": files, "counts": counts, "of": config.of}
+    target.write_json(RESULT, {**about, "recipe": made_from})
     target.remove(_BEGUN)
     emit("converted", folder=str(target), counts=counts)
     return ConvertResult(output=str(target), counts=counts)

@@ -81,8 +81,9 @@ def test_damaged_rows_of_a_source_are_left_out_and_counted(cluster, tmp_path):
     assert pq.read_table(tmp_path / "out").to_pylist() == [
         {"user_id": "a", "item_id": "x", "timestamp": 1}
     ]
+    assert convert(config, to).counts == counts
     with pytest.raises(DataError, match="already holds files"):
-        preflight(config, to)
+        preflight(config, to.model_copy(update={"format": "csv"}))
 
 
 def test_a_conversion_that_was_stopped_can_be_started_again(cluster, tmp_path):

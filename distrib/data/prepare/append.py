@@ -25,7 +25,7 @@ from distrib.data.prepare.histories import (
     interactions_of,
     item_counts,
 )
-from distrib.data.prepare.parts import begin, finish, remove_parts
+from distrib.data.prepare.parts import BEGUN, begin, finish, remove_parts
 from distrib.data.prepare.row_counts import Contents, check_counts, contents, warn_of_times
 from distrib.data.prepare.stages import Blocks, ReadPlan, Survey, part_name
 from distrib.data.schema import Status
@@ -147,6 +147,7 @@ def extend(
     new = {label: stamp for label, stamp in recipe["files"].items() if label not in known}
     remove_parts(folder, manifest.file_names)  # of an unfinished extension
     if not new:
+        folder.remove(BEGUN)
         emit("already_prepared", folder=str(folder))
         return manifest
     plan = plan._replace(
