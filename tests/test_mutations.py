@@ -151,7 +151,7 @@ def as_toml(value):
 
 def run_file(place, rng):
     """Return an altered run file as text."""
-    document = tomllib.loads(RUN_FILE.replace("PLACE", str(place)).replace("SECRET", MARK))
+    document = tomllib.loads(RUN_FILE.replace("SECRET", MARK))
     content = "\n".join(
         f"{json.dumps(k)} = {as_toml(v)}" for k, v in altered(document, rng).items()
     )
@@ -160,7 +160,7 @@ def run_file(place, rng):
         content = (
             content[:cut] + rng.choice(["", "]", '"', "=", "\n[", "\u0000"]) + content[cut + 2 :]
         )
-    return content
+    return content.replace("PLACE", str(place))
 
 
 @pytest.mark.parametrize("part", range(6))

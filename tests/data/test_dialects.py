@@ -293,6 +293,13 @@ def test_a_log_that_changes_while_it_is_read_is_refused(tmp_path):
         readings(Late(**source.model_dump()))
 
 
+@pytest.mark.parametrize("header", ["u,i\rx", "u,i," + "x" * 200_000, '"u,i'])
+def test_a_header_that_is_none_is_refused(tmp_path, header):
+    (tmp_path / "log.csv").write_text(header + "\na,b\n", newline="")
+    with pytest.raises(DataError, match=r"no column|column names"):
+        csv_source(tmp_path / "log.csv").inspect()
+
+
 def test_messages_quote_no_more_than_a_line_of_a_file(tmp_path):
     (tmp_path / "log.csv").write_text(
         "x" * 50_000 + "," + ",".join(map(str, range(9000))) + "\n1\n"

@@ -179,7 +179,10 @@ def fields_of(line: str, layout: Layout) -> list[str]:
     separator = layout.separator if len(layout.separator) == 1 else UNIT_SEPARATOR
     plain = line.replace(layout.separator, separator)
     escape = layout.dialect.escape or None
-    return next(csv.reader([plain], delimiter=separator, escapechar=escape), [""])
+    try:
+        return next(csv.reader([plain], delimiter=separator, escapechar=escape), [""])
+    except csv.Error:  # a carriage return inside, or a field of 128 KB: no header of a log
+        return line.split(layout.separator)
 
 
 def filled_lines(text: bytes) -> tuple[IntArray, Callable[[IntArray], pa.Array]]:
