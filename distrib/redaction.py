@@ -12,14 +12,14 @@ _NAME = re.compile(
     r"|signature|(^|[._\-])(auth|sas)([._\-]|$)|(^|[._\-])tok(?!eniz)",
     re.IGNORECASE,
 )
-_IN_URL = re.compile(r"(://)(?!\*\*\*@)[^\s/@:'\"]*:(?!\d+/)[^\s@'\"]*@")
+_IN_URL = re.compile(r"(://)(?!\*\*\*@)[^\s/@:'\"]{0,200}:(?!\d+/)[^\s@'\"]{0,500}@")
 _IN_QUERY = re.compile(
     r"([?&;](?:sig|signature|sv|se|sp|token|access_token|auth|key|api_?key|password|secret|"
     r"x-(?:amz|goog|oss)-(?:signature|credential|security-token))=)[^&\s'\"]+",
     re.IGNORECASE,
 )
 _ASSIGNED = re.compile(
-    r"(\w*(?:token(?!iz)|secret|passw(?:or)?d|passphrase|credential|api_?key|access_?key)\w*"
+    r"((?:token(?!iz)|secret|passw(?:or)?d|passphrase|credential|api_?key|access_?key)\w{0,40}"
     r"[\"']?\s*(?:=|(?<=[\"']):)\s*[\"']?)(?!\$\{|\*\*\*|None|null|\.\.\.)[^\s\"',;}\])]+",
     re.IGNORECASE,
 )

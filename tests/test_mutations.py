@@ -30,6 +30,7 @@ from distrib.data.logs.rating_scale import Scale
 from distrib.data.prepare.job import read_plan
 from distrib.data.schema import DAMAGED, QUARANTINE, Status, interactions
 from distrib.errors import DataError
+from distrib.redaction import is_secret
 from distrib.run_file import RunFile
 from distrib.train.preflight.checks import check_run
 from tests.data.test_formats import readings
@@ -119,7 +120,8 @@ def rename(node, last, _rng):
 
 def add(node, _last, rng):
     if isinstance(node, dict):
-        node[rng.choice(["token", "api_key", "name", "tokn", "x"])] = rng.choice([MARK, *ODD])
+        name = rng.choice(["token", "api_key", "tokn", "name", "x"])
+        node[name] = rng.choice([MARK, *ODD] if is_secret(name) else ODD)
 
 
 def nest(node, last, rng):
