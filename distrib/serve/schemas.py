@@ -83,7 +83,7 @@ class RecommendOptions(_Message):
     diversity: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     """MMR weight: 0 ranks by score alone; towards 1, dissimilarity to items above counts more."""
 
-    outputs: Annotated[list[Output], Field(max_length=20, fail_fast=True)] | None = None
+    outputs: Annotated[list[Output], Field(fail_fast=True)] | None = None
     """Outputs per item; ``embedding`` adds the user embedding."""
 
 
