@@ -55,7 +55,7 @@ def id_column(column: pa.Array | pa.ChunkedArray, kind: IdKind) -> IdColumn:
     """
     array = plain(column)
     everyone = np.ones(len(array), dtype=bool)
-    is_given_N = ~_is_null(array)
+    is_given_N = ~is_null(array)
     if pa.types.is_floating(array.type):
         is_given_N &= ~np.isnan(_numpy(array.cast(pa.float64()).fill_null(0.0)))
     if pa.types.is_string(array.type):
@@ -212,7 +212,8 @@ def _is_number(kind: pa.DataType) -> bool:
     )
 
 
-def _is_null(array: pa.Array) -> BoolArray:
+def is_null(array: pa.Array) -> BoolArray:
+    """Return where an array holds null."""
     if not array.null_count:
         return np.zeros(len(array), dtype=bool)
     return np.asarray(array.is_null().to_numpy(zero_copy_only=False))

@@ -40,8 +40,7 @@ class CheckpointStore:
 
     def complete(self) -> list[str]:
         """Return the names of the complete checkpoints, newest first."""
-        names = [name for name in self.folder.folders() if _OURS.fullmatch(name)]
-        return [name for name in reversed(names) if self._is_complete(name)]
+        return [name for name in reversed(self._names()) if self._is_complete(name)]
 
     def write(self, name: str, files: list[Path], *, rank: int, world_size: int) -> None:
         """Write one rank's files into the shared checkpoint folder, then its manifest.
@@ -92,14 +91,15 @@ class CheckpointStore:
         """
         complete = self.complete()
         kept = set(complete[:keep])
-        for name in self.folder.folders():
+        for name in self._names():
             is_unfinished = name not in complete
-            if not _OURS.fullmatch(name):
-                continue
             if name in kept or (is_unfinished and name.endswith(f"-{attempt}")):
                 continue
             (self.folder / name).remove(_part_name(0))  # makes it incomplete first
             (self.folder / name).remove()
+
+    def _names(self) -> list[str]:
+        return [name for name in self.folder.folders() if _OURS.fullmatch(name)]
 
     def _is_complete(self, name: str) -> bool:
         folder = self.folder / name

@@ -45,14 +45,21 @@ def preflight(data: DataConfig, config: ConvertConfig) -> None:
         ConfigError: The output folder is not set.
         DataError: The input is missing, or the output folder is not empty or not writable.
     """
+    _preflight(data, config)
+
+
+def _preflight(data: DataConfig, config: ConvertConfig) -> tuple[JsonObject, "_Converted | None"]:
+    """Also return what the files depend on, and an earlier conversion of the same."""
     if config.output is None:
         raise ConfigError("convert.output is not set; set it to a new folder")
     target = Folder(config.output)
     others = [name for name in target.files() if not name.startswith(".")]
     wanted = _recipe(data, config)
-    if others and not target.exists(_BEGUN) and not _is_written(target, wanted):
+    done = _written(target, wanted)
+    if others and not target.exists(_BEGUN) and done is None:
         raise DataError(f"{target}: already holds files; set convert.output to a new folder")
     target.require_writable()
+    return wanted, done
 
 
 def _recipe(data: DataConfig, config: ConvertConfig) -> JsonObject:
@@ -63,10 +70,11 @@ def _recipe(data: DataConfig, config: ConvertConfig) -> JsonObject:
     return {**about, "log": recipe(data, read_plan(data))}
 
 
-def _is_written(target: Folder, wanted: JsonObject) -> bool:
+def _written(target: Folder, wanted: JsonObject) -> "_Converted | None":
     if not target.exists(RESULT):
-        return False
-    return read_record(_Converted, target.read_json(RESULT), target / RESULT).recipe == wanted
+        return None
+    found = read_record(_Converted, target.read_json(RESULT), target / RESULT)
+    return found if found.recipe == wanted else None
 
 
 class _Converted(Record):
@@ -105,11 +113,10 @@ def convert(data: DataConfig, config: ConvertConfig) -> ConvertResult:
     Returns:
         The output folder and the row counts.
     """
-    preflight(data, config)
-    target, made_from = Folder(str(config.output)), _recipe(data, config)
-    if _is_written(target, made_from):
+    made_from, done = _preflight(data, config)
+    target = Folder(str(config.output))
+    if done is not None:
         target.remove(_BEGUN)
-        done = read_record(_Converted, target.read_json(RESULT), target / RESULT)
         emit("already_converted", folder=str(target))
         return ConvertResult(output=str(target), counts=done.counts)
     target.write_json(_BEGUN, {"distrib": __version__})

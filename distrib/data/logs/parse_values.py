@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from distrib.data.arrow import to_numpy
 from distrib.data.logs.columns import TimeUnit
-from distrib.ids import plain
+from distrib.ids import is_null, plain
 
 BoolArray = npt.NDArray[np.bool_]
 _NUMBER = r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"
@@ -167,10 +167,3 @@ def _parse_dates(text: pa.Array) -> pa.Array:
     zoned = pc.if_else(pc.and_(is_date, is_zoned), clean, None)
     utc = zoned.cast(pa.timestamp("us", tz="UTC")).cast(pa.timestamp("us"))
     return pc.coalesce(local.cast(pa.timestamp("us")), utc)
-
-
-def is_null(array: pa.Array) -> BoolArray:
-    """Return where an array holds null."""
-    if not array.null_count:
-        return np.zeros(len(array), dtype=bool)
-    return np.asarray(array.is_null().to_numpy(zero_copy_only=False))

@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from distrib.data.arrow import whole
 from distrib.data.logs.layout import Layout
-from distrib.data.logs.parse_values import BoolArray, is_among, is_null, parse_times
+from distrib.data.logs.parse_values import BoolArray, is_among, parse_times
 from distrib.data.logs.rating_scale import Scale
 from distrib.data.schema import Status, interactions
-from distrib.ids import id_column
+from distrib.ids import id_column, is_null
 
 
 class Checked(NamedTuple):
