@@ -3,6 +3,7 @@
 import itertools
 import time
 import uuid
+from collections.abc import Collection
 
 from distrib.checkpoint.bundle import BUNDLE, copy_bundle
 from distrib.config import PlainName, Record, read_record
@@ -102,7 +103,8 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     if not nightly_runs or nightly_runs[-1].is_done:
         nightly_runs.append(NightlyRun(name=today or time.strftime("%Y-%m-%d", time.gmtime())))
     nightly_run, before = nightly_runs[-1], nightly_runs[:-1]
-    data = prepare(file.data).hash
+    prepared = prepare(file.data)
+    data = prepared.hash
     if before and before[-1].data == data:
         emit("nothing_new", night=nightly_run.name, since=before[-1].name)
         note_published()
@@ -116,14 +118,7 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
         place.remove()  # the log has grown since the interruption; that training data is outdated
     nightly_runs[-1] = nightly_run.model_copy(update={"data": data})
     folder.write_json(NIGHTLY_RUNS, [entry.model_dump() for entry in nightly_runs])
-    tonight = file.model_copy(
-        update={
-            "run": str(place),
-            "train": file.train.model_copy(update={"warm_start": _earlier(file, folder, before)}),
-        }
-    )
-    if tonight.soften.nightly:
-        tonight = _softened(tonight)
+    tonight = _tonight(file, place, _earlier(file, folder, before, prepared.forgets))
     trained = launch(tonight.training())
     output = file.score.output or str(folder / "recommendations")
     lists = file.score.model_copy(update={"output": output})
@@ -136,6 +131,13 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     folder.write_json(NIGHTLY_RUNS, [entry.model_dump() for entry in nightly_runs[-_KEPT:]])
     emit("night_done", night=nightly_run.name, run=tonight.run, lists=output)
     return NightResult(night=nightly_run.name, new=True, trained=trained, scored=scored)
+
+
+def _tonight(file: RunFile, place: Folder, earlier: str | None) -> RunFile:
+    """Return the run of a night; makes its soft labels first, if it learns from any."""
+    train = file.train.model_copy(update={"warm_start": earlier})
+    tonight = file.model_copy(update={"run": str(place), "train": train})
+    return _softened(tonight) if tonight.soften.nightly else tonight
 
 
 def _softened(tonight: RunFile) -> RunFile:
@@ -185,8 +187,16 @@ def _place(folder: Folder, nightly_run: NightlyRun) -> Folder:
     return folder / f"nights/{nightly_run.name}"
 
 
-def _earlier(file: RunFile, folder: Folder, before: list[NightlyRun]) -> str | None:
-    """Return the run to warm-start from, or None if the model cannot warm-start."""
+def _earlier(
+    file: RunFile, folder: Folder, before: list[NightlyRun], forgets: Collection[str]
+) -> str | None:
+    """Return the run to warm-start from, or None if the model cannot warm-start.
+
+    A model of people who have been removed since is none to start from.
+    """
     if not can_warm_start(file.training()):
+        return None
+    if before and before[-1].data in forgets:
+        emit("not_warm_started", night=before[-1].name, why="people were removed from its data")
         return None
     return str(_place(folder, before[-1])) if before else file.train.warm_start

@@ -11,6 +11,7 @@ from distrib.distill.config import SoftenConfig
 from distrib.evaluate.protocol import EvaluateConfig
 from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig
+from distrib.score.forget import ForgetConfig
 from distrib.score.policy import ScoreConfig
 from distrib.score.vectors import ExportConfig
 from distrib.serve.config import ServeConfig
@@ -43,6 +44,7 @@ class RunFile(Config):
     serve: ServeConfig = Field(default_factory=ServeConfig)
     convert: ConvertConfig = Field(default_factory=ConvertConfig)
     soften: SoftenConfig = Field(default_factory=SoftenConfig)
+    forget: ForgetConfig = Field(default_factory=ForgetConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)
 
     @model_validator(mode="after")

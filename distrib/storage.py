@@ -289,10 +289,9 @@ class Folder:
 
     def write_parquet(self, name: str, content: pa.Table) -> bytes:
         """Write a Parquet file atomically and return its bytes; equal tables give equal bytes."""
-        sink = io.BytesIO()
-        pq.write_table(content, sink, compression="zstd", row_group_size=16_384)
-        self.write(name, sink.getvalue())
-        return sink.getvalue()
+        written = parquet_bytes(content)
+        self.write(name, written)
+        return written
 
     def move(self, name: str, target: "Folder", new_name: str) -> None:
         """Move a file to another folder of the same store, replacing an existing file."""
@@ -340,6 +339,13 @@ class Folder:
             raise DataError(
                 f"{self.url}: the store failed ({error}); check it and the credentials, then retry"
             ) from error
+
+
+def parquet_bytes(content: pa.Table) -> bytes:
+    """Return a Parquet file; equal tables give equal bytes."""
+    sink = io.BytesIO()
+    pq.write_table(content, sink, compression="zstd", row_group_size=16_384)
+    return sink.getvalue()
 
 
 def absolute(url: str) -> str:

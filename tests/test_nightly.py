@@ -63,6 +63,10 @@ def file(tmp_path):
     return load(RunFile, folder / "run.toml")
 
 
+def prepared_as(digest):
+    return SimpleNamespace(hash=digest, forgets=())
+
+
 def ledger(file):
     return Folder(file.run).read_json(NIGHTLY_RUNS)
 
@@ -143,7 +147,7 @@ def test_three_nights_are_kept_and_a_day_may_have_two(tmp_path, monkeypatch):
     (tmp_path / "run.toml").write_text(TEXT.format(folder=tmp_path))
     file = load(RunFile, tmp_path / "run.toml")
     hashes = iter("abcde")
-    monkeypatch.setattr("distrib.nightly.prepare", lambda _: SimpleNamespace(hash=next(hashes)))
+    monkeypatch.setattr("distrib.nightly.prepare", lambda _: prepared_as(next(hashes)))
     monkeypatch.setattr("distrib.nightly.launch", lambda config: Folder(config.run).write("x", b""))
     monkeypatch.setattr("distrib.nightly.score", lambda *_: None)
     monkeypatch.setattr("distrib.nightly.copy_bundle", lambda *_: None)
@@ -168,7 +172,7 @@ def test_a_night_that_was_cut_off_begins_anew_when_more_came(tmp_path, monkeypat
         if len(trained) < 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("distrib.nightly.prepare", lambda _: SimpleNamespace(hash=next(hashes)))
+    monkeypatch.setattr("distrib.nightly.prepare", lambda _: prepared_as(next(hashes)))
     monkeypatch.setattr("distrib.nightly.launch", launch)
     monkeypatch.setattr("distrib.nightly.score", lambda *_: None)
     monkeypatch.setattr("distrib.nightly.copy_bundle", lambda *_: None)
@@ -187,7 +191,7 @@ def test_of_two_attempts_the_later_one_publishes(tmp_path, monkeypatch):
     def another_begins(*_):
         Folder(file.run).write_json(TOKEN, {"token": "of another"})
 
-    monkeypatch.setattr("distrib.nightly.prepare", lambda _: SimpleNamespace(hash="a"))
+    monkeypatch.setattr("distrib.nightly.prepare", lambda _: prepared_as("a"))
     monkeypatch.setattr("distrib.nightly.launch", lambda _: None)
     monkeypatch.setattr("distrib.nightly.score", another_begins)
     monkeypatch.setattr("distrib.nightly.copy_bundle", lambda *_: published.append(1))

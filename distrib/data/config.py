@@ -71,6 +71,11 @@ class DataConfig(Config):
     max_damaged_share: float = Field(default=0.1, ge=0.0, le=1.0)
     """Fail when a larger share of the log is damaged: the layout or scale is probably wrong."""
 
+    @property
+    def num_item_files(self) -> int | None:
+        """The most files of item histories; None if none are written."""
+        return self.num_shards if self.item_histories else None
+
 
 class ConvertConfig(Config):
     """Input, format and output of convert."""

@@ -22,6 +22,7 @@ from distrib.data.schema import Role
 from distrib.data.splits.rules import CHRONOLOGICAL
 from distrib.errors import DataError
 from distrib.feedback import Feedback
+from distrib.ids import IdKind
 from distrib.retries import with_retries
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
@@ -182,7 +183,10 @@ class DatasetManifest(Record):
     shards: tuple[ShardEntry, ...]
     item_histories: tuple[ItemShardEntry, ...] | None = None
     extends: tuple[str, ...] = ()
-    """Hashes of the dataset before each extension."""
+    """Hashes of the dataset before each extension, since people were last removed."""
+
+    forgets: tuple[str, ...] = ()
+    """Hashes of the dataset when it still held people who have been removed."""
 
     @property
     def made_from(self) -> Recipe:
@@ -270,6 +274,15 @@ class Dataset:
         found = Vocabulary.from_table(self.table(self.manifest.vocabulary))
         found.user_index_size = self.manifest.user_index_size
         return found
+
+    @cached_property
+    def user_kind(self) -> IdKind:
+        """Whether the users are integers or text."""
+        for entry in self.manifest.shards[:1]:
+            with self.folder.open(entry.name) as stream:
+                is_int = pa.types.is_integer(pq.read_schema(stream).field("user").type)
+            return "int" if is_int else "string"
+        return "string"
 
     def table(self, entry: StoredFile, columns: list[str] | None = None) -> pa.Table:
         """Read a file and verify its digest.

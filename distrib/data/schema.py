@@ -25,6 +25,7 @@ class Status(IntEnum):
     ITEM_UNSEEN_IN_TRAINING = 14
     LEFT_OUT_BY_WHERE = 15
     NOT_RATED = 16
+    USER_REMOVED = 17
 
     @property
     def reason(self) -> str:

@@ -265,6 +265,18 @@ class Publication:
         return self.work.exists(_MOVING)
 
 
+def previous_runs(folder: Folder) -> list[Folder]:
+    """Return a folder of published lists and the earlier ones it builds on, the latest first."""
+    found = [folder]
+    while found[-1].exists(SUCCESS):
+        content = found[-1].read_json(SUCCESS)
+        before = read_record(Success, content, found[-1] / SUCCESS).recipe.get("since")
+        if before is None:
+            break
+        found.append(Folder(before["folder"]))
+    return found
+
+
 def add_counts(parts: list[PartManifest]) -> ScoreCounts:
     """Add up the counts of all parts.
 

@@ -17,7 +17,7 @@ from distrib.train.schemes.base import Sizes
 
 JOBS = (
     *("prepare", "train", "soften", "evaluate", "score", "export", "search"),
-    *("pipeline", "nightly", "convert", "doctor"),
+    *("pipeline", "nightly", "convert", "forget", "doctor"),
 )
 """Jobs that take a run file and run to completion."""
 

@@ -6,6 +6,7 @@ import pytest
 
 from distrib.data.config import ConvertConfig
 from distrib.data.export import convert
+from distrib.data.prepare.forget import forget
 from distrib.data.prepare.job import prepare
 from distrib.storage import Folder
 from tests.data.test_append import config_of, lines, write
@@ -38,12 +39,18 @@ def converted(tmp_path, name):
     convert(config_of(tmp_path, "unused"), to)
 
 
-@pytest.mark.parametrize("job", [prepared, extended, converted])
+def forgotten(tmp_path, name):
+    forget(Folder(str(tmp_path / name)), ["u3", "u17"])
+
+
+@pytest.mark.parametrize("job", [prepared, extended, converted, forgotten])
 def test_a_job_that_was_stopped_anywhere_ends_as_if_it_was_not(cluster, tmp_path, job, monkeypatch):
     write(tmp_path / "log", "a.csv", [*lines(range(30), range(20), 200, 1), "damaged"])
 
     def fresh(name):
         Folder(str(tmp_path / name)).remove()
+        if job is forgotten:
+            prepared(tmp_path, name)
         if job is extended:
             (tmp_path / "log" / "b.csv").unlink(missing_ok=True)
             prepared(tmp_path, name)

@@ -189,7 +189,8 @@ def _extended(
     shards = old.shards | {entry.shard: entry for entry in written}
     ordered = [shards[shard] for shard in sorted(shards)]
     total = _joined_survey(dataset.manifest, survey, summary)
-    return contents(dataset.folder, total, ordered, grown, config, plan.generation)
+    num_files = config.num_item_files
+    return contents(dataset.folder, total, ordered, grown, num_files, plan.generation)
 
 
 def _old(dataset: Dataset) -> _Old:

@@ -138,7 +138,7 @@ def prepare(config: DataConfig) -> DatasetManifest:
     shards = write.write_shards(
         blocks, plan.split, split_state, shared, folder, has_time=plan.layout.has_time
     )
-    found = contents(folder, survey, shards, vocabulary, config)
+    found = contents(folder, survey, shards, vocabulary, config.num_item_files)
     manifest = DatasetManifest(
         format=FORMAT,
         distrib=__version__,

@@ -57,7 +57,7 @@ def contents(
     survey: Survey,
     shards: list[ShardEntry],
     vocabulary: Vocabulary,
-    config: DataConfig,
+    num_item_files: int | None,
     generation: int = 0,
 ) -> Contents:
     """Write everything derived from the shards, and describe the dataset.
@@ -67,7 +67,7 @@ def contents(
         survey: Survey of the rows read.
         shards: Entries of the shards.
         vocabulary: Items.
-        config: The ``data`` settings.
+        num_item_files: At most as many files of item histories are written; none when None.
         generation: Generation of the file names.
 
     Returns:
@@ -87,9 +87,9 @@ def contents(
         fingerprint=vocabulary.fingerprint,
     )
     of_items = None
-    if config.item_histories:
+    if num_item_files is not None:
         of_items = write.write_item_histories(
-            shards, config.num_shards, vocabulary, folder, generation
+            shards, num_item_files, vocabulary, folder, generation
         )
     return Contents(
         _accounted(survey, shards, vocabulary),

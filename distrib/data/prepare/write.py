@@ -178,6 +178,13 @@ def seal_quarantine(plan: ReadPlan, target: Folder) -> list[QuarantineEntry]:
     return ray.get(sealed)  # type: ignore[no-any-return]
 
 
+def write_quarantine(name: str, table: pa.Table, target: Folder) -> QuarantineEntry:
+    """Write damaged rows; equal tables give equal bytes."""
+    content = target.write_parquet(name, table)
+    digest = hashlib.sha256(content).hexdigest()
+    return QuarantineEntry(name=name, sha256=digest, bytes=len(content), rows=len(table))
+
+
 @ray.remote
 def _write_block(
     block: pa.Table,
@@ -219,6 +226,4 @@ def _seal_part(name: str, lines_before: int, url: str) -> QuarantineEntry:
     if lines_before:
         lines = pc.add(table["line"], lines_before)
         table = table.set_column(table.schema.get_field_index("line"), "line", lines)
-    content = folder.write_parquet(name, table)
-    digest = hashlib.sha256(content).hexdigest()
-    return QuarantineEntry(name=name, sha256=digest, bytes=len(content), rows=len(table))
+    return write_quarantine(name, table, folder)

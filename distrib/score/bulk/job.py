@@ -39,6 +39,7 @@ from distrib.score.commit import (
     ScoreResult,
     Success,
     add_counts,
+    previous_runs,
 )
 from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.scorer import Scorer
@@ -269,7 +270,7 @@ def _require_same(previous: Folder, made_by: Mapping[str, Any]) -> dict[str, str
                 f"{previous}: was scored with another {what}, so lists of unchanged users may "
                 "differ, too; unset score.since"
             )
-    for folder in _followed(previous)[1:]:
+    for folder in previous_runs(previous)[1:]:
         if not folder.exists(SUCCESS):
             raise DataError(
                 f"{folder}: {previous} depends on it, but it has no {SUCCESS}; unset score.since"
@@ -317,7 +318,7 @@ def _scored(
         emit("resumed", done=len(done), left=len(todo))
     if not todo:
         return []
-    previous = PreviousRun.of(_followed(Folder(config.since))) if config.since else None
+    previous = PreviousRun.of(previous_runs(Folder(config.since))) if config.since else None
     pieces = [{"fragment": json.dumps(fragment)} for fragment in todo]
     blocks = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
         _FragmentActor,
@@ -382,13 +383,3 @@ class _FragmentActor:
         fields[-1] = tuple(fields[-1]) if fields[-1] else None
         part = self.fragments.write(Fragment(*fields))
         return pa.table({"part": [part.model_dump_json(exclude_unset=True)]})
-
-
-def _followed(previous: Folder) -> list[Folder]:
-    """Return a previous run and the earlier runs it builds on, the latest first."""
-    found = [previous]
-    while (
-        before := read_record(Success, found[-1].read_json(SUCCESS), found[-1]).recipe.get("since")
-    ) is not None:
-        found.append(Folder(before["folder"]))
-    return found

@@ -165,6 +165,11 @@ def warm_start_faults(run: TrainingRun, dataset: Dataset) -> list[DistribError]:
     except DistribError as error:
         return [error]
     faults = kind_faults(earlier, run.model, dataset.manifest.levels)
+    if earlier.facts.data in dataset.manifest.forgets:
+        faults.append(
+            f"train.warm_start: {run.train.warm_start} was trained on people who have since been "
+            "removed from the data; train it again, or unset train.warm_start"
+        )
     return [ConfigError(fault) for fault in faults]
 
 

@@ -1,0 +1,164 @@
+"""Remove people from published lists, vectors and soft labels, and from tables by user."""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from distrib.config import Config, read_record
+from distrib.errors import DataError
+from distrib.ids import id_column, kind_of
+from distrib.score.commit import SUCCESS, PartManifest, Success, add_counts
+from distrib.storage import Folder, parquet_bytes
+
+USER = "user"
+_NOTES = "_forgetting"  # manifests of parts that are about to be replaced
+_AT_ONCE = 8
+
+
+class ForgetConfig(Config):
+    """Which people to remove, and where else than in the folders of the run."""
+
+    users: str | None = None
+    """Path or URL of a text file with one user id per line; required by the forget job."""
+
+    lists: tuple[str, ...] = ()
+    """More folders of published lists, such as those of a server's clients or of earlier runs."""
+
+
+class ForgottenLists(NamedTuple):
+    """What was removed from a folder."""
+
+    users: int
+    rows: int
+    files: int
+    """Files that were written again."""
+
+
+class _Left(NamedTuple):
+    """A file without some people."""
+
+    users: int
+    rows: int
+    empty: dict[str, int]
+    """Empty lists among the removed ones, by list."""
+
+    content: bytes
+
+
+def forget_lists(folder: Folder, ids: Sequence[str]) -> ForgottenLists:
+    """Remove people from what `Publication` has published; the manifest is written last.
+
+    Staged parts of an unfinished run are removed, so that it cannot publish them afterwards. An
+    interrupted removal ends as an undisturbed one when it is started again.
+
+    Args:
+        folder: The output folder; nothing is done if nothing is published there.
+        ids: Of the users, as text.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        DataError: A part has no column of users.
+    """
+    for name in folder.folders():
+        if name.startswith("_work-"):
+            (folder / name).remove()
+    if not folder.exists(SUCCESS):
+        return ForgottenLists(0, 0, 0)
+    success = read_record(Success, folder.read_json(SUCCESS), folder / SUCCESS)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        found = list(pool.map(partial(_part_without, folder, ids), success.files))
+    parts = [part for part, _ in found]
+    if parts != list(success.files):
+        added = add_counts(parts)
+        users = {"users_read": added.users_read, "users": added.users}
+        lists = {"users_with_empty_lists": added.users_with_empty_lists}
+        counts = success.counts.model_copy(update=users | lists)
+        changed = success.model_copy(update={"counts": counts, "files": tuple(parts)})
+        folder.write_json(SUCCESS, changed.to_json())
+    folder.remove(_NOTES)
+    return _total([left for _, left in found if left is not None])
+
+
+def forget_tables(folder: Folder, ids: Sequence[str]) -> ForgottenLists:
+    """Remove people from a folder of Parquet files with a column of users.
+
+    Args:
+        folder: The folder; it may be missing.
+        ids: Of the users, as text.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        DataError: A file has no column of users.
+    """
+    found = []
+    for name in folder.files(".parquet"):
+        left = _left(folder, name, ids)
+        if left is not None:
+            folder.write(name, left.content)
+            found.append(left)
+    return _total(found)
+
+
+def _part_without(
+    folder: Folder, ids: Sequence[str], part: PartManifest
+) -> tuple[PartManifest, _Left | None]:
+    """Write a part without some people, and return its manifest."""
+    notes, note = folder / _NOTES, part.name + ".json"
+    if notes.exists(note):
+        noted = read_record(PartManifest, notes.read_json(note), notes / note)
+        if hashlib.sha256(folder.read(part.name)).hexdigest() == noted.sha256:
+            part = noted  # an interrupted removal has written it
+    left = _left(folder, part.name, ids)
+    if left is None:
+        return part, None
+    users = {**part.users}
+    for name in ("read", "scored"):
+        users[name] = users.get(name, 0) - left.users
+    changes = {
+        "bytes": len(left.content),
+        "sha256": hashlib.sha256(left.content).hexdigest(),
+        "users": users,
+        "empty": {name: n - left.empty.get(name, 0) for name, n in part.empty.items()},
+    }
+    made = part.model_copy(update=changes)
+    notes.write_json(note, made.to_json())
+    folder.write(part.name, left.content)
+    return made, left._replace(content=b"")
+
+
+def _left(folder: Folder, name: str, ids: Sequence[str]) -> _Left | None:
+    """Return what is left of a file without some people; None if it holds none of them."""
+    with folder.open(name) as stream:
+        file = pq.ParquetFile(stream)
+        if USER not in file.schema_arrow.names:
+            raise DataError(f"{folder / name}: has no column {USER!r}; it is not one of users")
+        if not pc.any(_are_of(file.read([USER])[USER], ids), min_count=0).as_py():
+            return None
+        table = file.read()
+    is_gone = _are_of(table[USER], ids)
+    gone = table.filter(is_gone)
+    names = [field.name for field in table.schema if field.name.endswith("items")]
+    lengths = {n: pc.list_value_length(gone[n]) for n in names if "rank" not in gone.column_names}
+    empty = {n: int(pc.sum(pc.equal(length, 0)).as_py() or 0) for n, length in lengths.items()}
+    content = parquet_bytes(table.filter(pc.invert(is_gone)))
+    return _Left(int(pc.count_distinct(gone[USER]).as_py()), len(gone), empty, content)
+
+
+def _are_of(users: pa.ChunkedArray, ids: Sequence[str]) -> pa.Array:
+    kind = kind_of(users)
+    wanted = id_column(pa.array(ids, pa.string()), kind).ids.drop_null()
+    return pc.is_in(id_column(users, kind).ids, value_set=wanted)
+
+
+def _total(found: Sequence[_Left]) -> ForgottenLists:
+    return ForgottenLists(sum(f.users for f in found), sum(f.rows for f in found), len(found))
