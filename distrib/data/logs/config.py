@@ -8,7 +8,9 @@ from distrib.config import Config
 from distrib.data.logs.columns import Columns
 from distrib.data.logs.formats.amazon import AmazonSource
 from distrib.data.logs.formats.delimited import CsvSource
+from distrib.data.logs.formats.delta import DeltaSource
 from distrib.data.logs.formats.hetrec import HetRecSource
+from distrib.data.logs.formats.iceberg import IcebergSource
 from distrib.data.logs.formats.jsonl import JsonLinesSource
 from distrib.data.logs.formats.matrix import MatrixSource
 from distrib.data.logs.formats.movielens import MovieLensSource
@@ -19,9 +21,10 @@ from distrib.data.logs.formats.sessions import SessionsSource
 from distrib.data.logs.synthetic import SyntheticSource
 
 __all__ = [
-    "AmazonSource", "Columns", "CsvSource", "ExpandedLog", "FileSource", "HetRecSource",
-    "JsonLinesSource", "MatrixSource", "MovieLensSource", "NetflixSource", "ParquetSource",
-    "RecBoleSource", "SessionsSource", "Source", "SyntheticLog",
+    "AmazonSource", "Columns", "CsvSource", "DeltaSource", "ExpandedLog", "FileSource",
+    "HetRecSource", "IcebergSource", "JsonLinesSource", "MatrixSource", "MovieLensSource",
+    "NetflixSource", "ParquetSource", "RecBoleSource", "SessionsSource", "Source",
+    "SyntheticLog",
 ]  # fmt: skip
 
 
@@ -40,6 +43,8 @@ FileSource = (
     | CsvSource
     | JsonLinesSource
     | ParquetSource
+    | DeltaSource
+    | IcebergSource
 )
 
 

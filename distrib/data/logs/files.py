@@ -133,11 +133,12 @@ def _alike(urls: list[str], unlike: frozenset[str], path: str) -> list[str]:
 def _refuse_tables(folder: Folder) -> None:
     """Refuse the folder of a table whose files are not all of the table."""
     is_iceberg = any(n.endswith(".metadata.json") for n in (folder / "metadata").files())
-    kind = "a Delta Lake" if folder.exists("_delta_log") else "an Iceberg" if is_iceberg else None
+    kind = "delta" if folder.exists("_delta_log") else "iceberg" if is_iceberg else None
     if kind is not None:
+        name = {"delta": "a Delta Lake", "iceberg": "an Iceberg"}[kind]
         raise DataError(
-            f"{folder}: is {kind} table, whose folder also holds removed rows; write the rows of "
-            "one version to Parquet with the table's own reader, and name that folder"
+            f"{folder}: is {name} table, whose folder also holds removed rows; read it with "
+            f"data.source.format = {kind!r}"
         )
 
 

@@ -112,6 +112,9 @@ class Layout(NamedTuple):
     leading_columns: int = 0
     """Columns of a matrix that hold no ratings."""
 
+    is_versioned: bool = False
+    """Whether files never change, and those of an earlier version may be no part of the log now."""
+
     absent: str = ""
     """What stands for no item in a sequence, or for no rating in a matrix."""
 

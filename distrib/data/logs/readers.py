@@ -70,7 +70,8 @@ def read_log(piece: LogPiece, layout: Layout, scale: Scale) -> Iterator[CheckedR
             order_N = (piece.number << _PIECE_BITS) + num_rows + np.arange(len(raw.table))
             yield _checked(raw, layout, scale, order_N, piece.file)
             num_rows += len(raw.table)
-        _require_unchanged(piece.file)
+        if not layout.is_versioned:
+            _require_unchanged(piece.file)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
             f"{piece.file.label}: cannot be read as {reader.name} with columns "

@@ -13,6 +13,7 @@ from distrib.config import JsonObject
 from distrib.data.arrow import dense_ids, to_numpy, whole
 from distrib.data.config import CleaningConfig, DataConfig
 from distrib.data.dataset import Dataset, DatasetManifest, ShardEntry, read_table
+from distrib.data.logs.layout import Layout
 from distrib.data.logs.rating_scale import ALREADY_APPLIED, Scale
 from distrib.data.prepare import stages, write
 from distrib.data.prepare.cleaning import cleaned
@@ -89,16 +90,14 @@ def require_extensible(wanted: JsonObject) -> None:
         )
 
 
-def require_same_log(
-    folder: Folder, found: JsonObject, wanted: JsonObject, *, has_time: bool
-) -> None:
+def require_same_log(folder: Folder, found: JsonObject, wanted: JsonObject, layout: Layout) -> None:
     """Refuse to extend a dataset with other settings, or when known files have changed.
 
     Args:
         folder: Folder of the prepared dataset.
         found: Its recipe.
         wanted: The recipe of this run.
-        has_time: Whether the log has times.
+        layout: Of the log.
 
     Raises:
         DataError: Lists all reasons.
@@ -111,7 +110,10 @@ def require_same_log(
         for file, stamp in known.items()
         if wanted["files"].get(file, stamp) != stamp
     ]
-    if not has_time:
+    if layout.is_versioned:
+        gone = [file for file in known if file not in wanted["files"]]
+        faults += [f"{file} is no longer part of the table: its rows were changed" for file in gone]
+    if not layout.has_time:
         early = [file for file in wanted["files"] if file not in known and file < max(known)]
         faults += [f"{file} comes before known files, and the log has no times" for file in early]
     if faults:

@@ -63,7 +63,7 @@ def _preflight(config: DataConfig) -> tuple[ReadPlan, JsonObject]:
     if folder.exists(MANIFEST):
         found = Dataset.open(folder).manifest.recipe
         if config.extend:
-            append.require_same_log(folder, found, wanted, has_time=plan.layout.has_time)
+            append.require_same_log(folder, found, wanted, plan.layout)
         elif found != wanted:
             changed = sorted(key for key in wanted if found.get(key) != wanted[key])
             raise DataError(

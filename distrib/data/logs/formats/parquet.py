@@ -23,7 +23,7 @@ _OTHERS = frozenset(
     [".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".avro", ".orc", ".gz", ".zip", ".tar"]
 )
 _SAMPLE_ROWS = 10_000
-_ROWS_AT_ONCE = 1 << 20
+ROWS_AT_ONCE = 1 << 20
 
 
 class ParquetSource(Config):
@@ -85,7 +85,7 @@ class ParquetReader(NamedTuple):
         start, first_row, rows = 0, 0, 0
         for number, size in enumerate(sizes):
             rows += size
-            if rows >= _ROWS_AT_ONCE or number == len(sizes) - 1:
+            if rows >= ROWS_AT_ONCE or number == len(sizes) - 1:
                 parts.append((start, number + 1, first_row))
                 start, first_row, rows = number + 1, first_row + rows, 0
         return parts or [(0, 0, 0)]
@@ -96,7 +96,7 @@ class ParquetReader(NamedTuple):
         with Folder(piece.file.url).open() as stream:
             file = pq.ParquetFile(stream)
             groups = list(range(piece.start, piece.stop or 0))
-            for batch in file.iter_batches(_ROWS_AT_ONCE, groups, columns=names, use_threads=False):
+            for batch in file.iter_batches(ROWS_AT_ONCE, groups, columns=names, use_threads=False):
                 table = pa.Table.from_batches([batch])
                 table = pa.table({name: field_of(table, name) for name in names})
                 yield RawRows(table, _row_places(table, first), np.zeros(0, np.int64), _no_text)
