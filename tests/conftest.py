@@ -105,6 +105,21 @@ def object_store() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture
+def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """A catalog that pyiceberg's configuration names `shop`."""
+    uri, warehouse = f"sqlite:///{tmp_path}/catalog.db", f"file://{tmp_path}/warehouse"
+    sql = pytest.importorskip("pyiceberg.catalog.sql")
+    config = pytest.importorskip("pyiceberg.utils.config")
+    found = sql.SqlCatalog("shop", uri=uri, warehouse=warehouse)
+    found.create_namespace("web")
+    for name, value in (("TYPE", "sql"), ("URI", uri), ("WAREHOUSE", warehouse)):
+        monkeypatch.setenv(f"PYICEBERG_CATALOG__SHOP__{name}", value)
+    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", config.Config())  # read when imported
+    yield found
+    found.close()
+
+
 @pytest.fixture(scope="session")
 def forked_workers() -> Iterator[None]:
     """Clusters that start from now on fork their workers."""

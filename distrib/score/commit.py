@@ -11,12 +11,14 @@ from pydantic import Field
 from distrib.config import JsonObject, PlainName, Record, read_record
 from distrib.errors import DataError
 from distrib.events import emit
+from distrib.score.table_formats import table_of
 from distrib.storage import Folder
 
 SUCCESS = "_SUCCESS"
 """Manifest, written last; readers of Parquet folders ignore names with a leading underscore."""
 
 _RECEIPTS, _BEGUN, _MOVING = "receipts", "begun.json", "moving.json"
+_RECIPE = "distrib.recipe"
 _LISTED = 3
 _STALE_S = 2 * 24 * 3600.0
 
@@ -93,7 +95,8 @@ class Publication:
     """Publishes the parts of one recipe into a folder.
 
     Parts are staged in a subfolder that readers ignore, one per recipe. The previous output stays
-    intact until all parts exist, whatever fails or runs concurrently.
+    intact until all parts exist, whatever fails or runs concurrently. Where the recipe has a
+    ``table``, one commit to it makes them visible, and files of earlier versions stay.
 
     Args:
         target: The output folder.
@@ -103,9 +106,10 @@ class Publication:
     def __init__(self, target: Folder, recipe: JsonObject) -> None:
         self.target = target
         self.recipe = recipe
-        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-        self._tag = digest[:8]
-        self.work = target / f"_work-{digest[:16]}"
+        self.table = table_of(recipe)
+        self._digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        self._tag = self._digest[:8]
+        self.work = target / f"_work-{self._digest[:16]}"
 
     def final(self, part: str) -> str:
         """Return the published name of a part, unique to the recipe."""
@@ -134,21 +138,27 @@ class Publication:
                 f"{self.target}: holds files that scoring did not write "
                 f"({', '.join(others[:_LISTED])}); set the output to a new folder"
             )
+        before = self._before()
+        if before is not None and before.recipe.get("table") != self.recipe.get("table"):
+            raise DataError(
+                f"{self.target}: the lists there are {_kind(before.recipe)}, and these would be "
+                f"{_kind(self.recipe)}; set the output to a new folder, or score.table as before"
+            )
 
     def already(self) -> ScoreResult | None:
         """Return the result of an earlier `complete` with this recipe, if any."""
         done = self.published()
         if done is None:
             return None
+        self.work.remove()  # left by an attempt that was killed at the very end
         emit("already_published", folder=self.target.url)
         return ScoreResult(output=self.target.url, counts=done.counts)
 
     def published(self) -> Success | None:
         """Return the published manifest if it has this recipe, else None."""
-        if not self.target.exists(SUCCESS):
-            return None
-        found = read_record(Success, self.target.read_json(SUCCESS), self.target / SUCCESS)
-        return found if found.recipe == self.recipe else None
+        found = self._before()
+        is_ours = found is not None and found.recipe == self.recipe
+        return found if is_ours and self._is_committed() else None
 
     def finished(self, parts: Collection[str]) -> dict[str, PartManifest]:
         """Return the manifests of the parts that an earlier attempt finished, by part."""
@@ -223,13 +233,43 @@ class Publication:
 
     def _move(self, parts: list[PartManifest], counts: ScoreCounts, version: str | None) -> None:
         replaced = self._begin_to_move()
-        if self.published() is None:
+        if self.table is None and self.published() is None:
             self.target.remove(SUCCESS)
         for part in parts:
             if self.work.exists(part.name):
                 self.work.move(part.name, self.target, self.final(part.name))
         entries = [part.model_copy(update={"name": self.final(part.name)}) for part in parts]
-        wanted = {entry.name for entry in entries}
+        about = {} if version is None else {"distrib": version}
+        success = Success(recipe=self.recipe, counts=counts, files=tuple(entries), **about)
+        if self.table is None:
+            self._remove(replaced, {entry.name for entry in entries})
+        elif not self._is_committed():
+            self.commit(success)
+        self.target.write_json(SUCCESS, success.to_json())
+        self.work.remove()
+
+    def commit(self, success: Success) -> None:
+        """Commit published files to the table.
+
+        Args:
+            success: Their manifest; it becomes part of the commit.
+
+        Raises:
+            DataError: The table was changed meanwhile.
+        """
+        assert self.table is not None
+        receipt = json.dumps(success.to_json(), sort_keys=True)
+        notes = {_RECIPE: self._digest, "distrib.receipt": receipt}
+        self.table.commit(self.target, [entry.name for entry in success.files], notes)
+
+    def _is_committed(self) -> bool:
+        """Return whether the table's last commit of ours, if there is a table, is this one."""
+        return (
+            self.table is None or self.table.last_commit(self.target).get(_RECIPE) == self._digest
+        )
+
+    def _remove(self, replaced: list[str], wanted: set[str]) -> None:
+        """Remove the files of the previous output; refuse to publish beside others."""
         for name in {*replaced} - wanted:
             self.target.remove(name)
         there = {name for name in self.target.files(".parquet") if name.startswith("part-")}
@@ -239,20 +279,20 @@ class Publication:
                 f"{self.target}: a scoring run with other settings is publishing here; give each "
                 "its own output, and start this one again"
             )
-        about = {} if version is None else {"distrib": version}
-        success = Success(recipe=self.recipe, counts=counts, files=tuple(entries), **about)
-        self.target.write_json(SUCCESS, success.to_json())
-        self.work.remove()
+
+    def _before(self) -> Success | None:
+        """Return the manifest that is there, if any."""
+        if not self.target.exists(SUCCESS):
+            return None
+        return read_record(Success, self.target.read_json(SUCCESS), self.target / SUCCESS)
 
     def _begin_to_move(self) -> list[str]:
         """Record the files to remove before their manifest is removed; return their names."""
         if self._is_being_moved():
             found = read_record(_Moving, self.work.read_json(_MOVING), self.work / _MOVING)
             return list(found.replaces)
-        replaced: list[str] = []
-        if self.target.exists(SUCCESS):
-            success = read_record(Success, self.target.read_json(SUCCESS), self.target / SUCCESS)
-            replaced = [entry.name for entry in success.files]
+        before = self._before()
+        replaced = [] if before is None else [entry.name for entry in before.files]
         self.work.write_json(_MOVING, {"replaces": replaced})
         return replaced
 
@@ -263,6 +303,11 @@ class Publication:
 
     def _is_being_moved(self) -> bool:
         return self.work.exists(_MOVING)
+
+
+def _kind(recipe: JsonObject) -> str:
+    table = recipe.get("table")
+    return "plain Parquet" if table is None else f"a table ({table})"
 
 
 def previous_runs(folder: Folder) -> list[Folder]:

@@ -72,5 +72,6 @@ def _target(run: str, config: ExportConfig) -> Folder:
 
 def _of_users(run: str, config: ExportConfig, score: ScoreConfig) -> ScoreConfig:
     output = str(_target(run, config) / "users")
-    alone = {"outputs": ("embedding",), "output": output, "serendipitous_k": 0, "since": None}
-    return score.model_copy(update={**alone, "form": "nested"})
+    alone = {"outputs": ("embedding",), "output": output, "serendipitous_k": 0}
+    plain = {"form": "nested", "since": None, "table": None}
+    return score.model_copy(update=alone | plain)

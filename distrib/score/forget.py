@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from distrib.config import Config, read_record
 from distrib.errors import DataError
 from distrib.ids import id_column, kind_of
-from distrib.score.commit import SUCCESS, PartManifest, Success, add_counts
+from distrib.score.commit import SUCCESS, PartManifest, Publication, Success, add_counts
 from distrib.storage import Folder, parquet_bytes
 
 USER = "user"
@@ -54,7 +54,8 @@ class _Left(NamedTuple):
 def forget_lists(folder: Folder, ids: Sequence[str]) -> ForgottenLists:
     """Remove people from what `Publication` has published; the manifest is written last.
 
-    Staged parts of an unfinished run are removed, so that it cannot publish them afterwards. An
+    Staged parts of an unfinished run are removed, so that it cannot publish them afterwards. Of a
+    table, all files of earlier versions are removed; its history names them still. An
     interrupted removal ends as an undisturbed one when it is started again.
 
     Args:
@@ -73,18 +74,36 @@ def forget_lists(folder: Folder, ids: Sequence[str]) -> ForgottenLists:
     if not folder.exists(SUCCESS):
         return ForgottenLists(0, 0, 0)
     success = read_record(Success, folder.read_json(SUCCESS), folder / SUCCESS)
+    publication = Publication(folder, success.recipe)
+    is_table = publication.table is not None
+    without = partial(_part_without, folder, ids, is_renamed=is_table)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = list(pool.map(partial(_part_without, folder, ids), success.files))
+        found = list(pool.map(without, success.files))
     parts = [part for part, _ in found]
     if parts != list(success.files):
-        added = add_counts(parts)
-        users = {"users_read": added.users_read, "users": added.users}
-        lists = {"users_with_empty_lists": added.users_with_empty_lists}
-        counts = success.counts.model_copy(update=users | lists)
-        changed = success.model_copy(update={"counts": counts, "files": tuple(parts)})
+        changed = _counted(success, parts)
+        if is_table:
+            publication.commit(changed)
         folder.write_json(SUCCESS, changed.to_json())
+    if is_table:
+        _remove_earlier(folder, {part.name for part in parts})
     folder.remove(_NOTES)
     return _total([left for _, left in found if left is not None])
+
+
+def _counted(success: Success, parts: list[PartManifest]) -> Success:
+    added = add_counts(parts)
+    users = {"users_read": added.users_read, "users": added.users}
+    lists = {"users_with_empty_lists": added.users_with_empty_lists}
+    counts = success.counts.model_copy(update=users | lists)
+    return success.model_copy(update={"counts": counts, "files": tuple(parts)})
+
+
+def _remove_earlier(folder: Folder, current: set[str]) -> None:
+    """Remove the files of a table's earlier versions, which may hold the people, too."""
+    for name in {*folder.files(".parquet")} - current:
+        if name.startswith("part-"):
+            folder.remove(name)
 
 
 def forget_tables(folder: Folder, ids: Sequence[str]) -> ForgottenLists:
@@ -110,9 +129,12 @@ def forget_tables(folder: Folder, ids: Sequence[str]) -> ForgottenLists:
 
 
 def _part_without(
-    folder: Folder, ids: Sequence[str], part: PartManifest
+    folder: Folder, ids: Sequence[str], part: PartManifest, *, is_renamed: bool
 ) -> tuple[PartManifest, _Left | None]:
-    """Write a part without some people, and return its manifest."""
+    """Write a part without some people, and return its manifest.
+
+    A file of a table never changes: its content goes to another name.
+    """
     notes, note = folder / _NOTES, part.name + ".json"
     if notes.exists(note):
         noted = read_record(PartManifest, notes.read_json(note), notes / note)
@@ -124,15 +146,18 @@ def _part_without(
     users = {**part.users}
     for name in ("read", "scored"):
         users[name] = users.get(name, 0) - left.users
+    digest = hashlib.sha256(left.content).hexdigest()
+    stem = part.name.removesuffix(".parquet")
     changes = {
+        "name": f"{stem}-{digest[:8]}.parquet" if is_renamed else part.name,
         "bytes": len(left.content),
-        "sha256": hashlib.sha256(left.content).hexdigest(),
+        "sha256": digest,
         "users": users,
         "empty": {name: n - left.empty.get(name, 0) for name, n in part.empty.items()},
     }
     made = part.model_copy(update=changes)
     notes.write_json(note, made.to_json())
-    folder.write(part.name, left.content)
+    folder.write(made.name, left.content)
     return made, left._replace(content=b"")
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from distrib.config import Config
 from distrib.data.config import DataConfig
+from distrib.score.table_formats import TableConfig
 
 ItemSet = tuple[int | str, ...] | str
 """Item ids, or the URL of a Parquet, CSV or text file with them (column ``item``)."""
@@ -83,6 +84,10 @@ class ScoreConfig(Config):
 
     output: str | None = None
     """Output folder; ``recommendations`` inside the run folder by default."""
+
+    table: TableConfig | None = None
+    """Table to commit the lists to, as all of its rows; their files are in the output folder, and
+    those of earlier versions stay. Plain Parquet files by default."""
 
     since: str | None = None
     """Folder of a previous scoring run with the same model and policy; users whose history has not

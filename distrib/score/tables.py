@@ -57,7 +57,8 @@ def lists_of(
 
 def _table(scorer: Scorer, read: Histories, config: ScoreConfig, rules: Rules) -> pa.Table:
     """Build the output table of one batch of users."""
-    columns: dict[str, Any] = {"user": read.user, DIGEST: pa.array(read.digest_B)}
+    kind = np.uint64 if config.table is None else np.int64  # tables have no unsigned numbers
+    columns: dict[str, Any] = {"user": read.user, DIGEST: pa.array(read.digest_B.view(kind))}
     if config.outputs and "embedding" in config.outputs:
         vector_BZ = scorer.embed(read.source)
         flat = pa.array(vector_BZ.flatten().numpy())

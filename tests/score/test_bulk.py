@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distrib.checkpoint.bundle import BUNDLE
+from distrib.config import checked
 from distrib.data.config import DataConfig
 from distrib.data.dataset import Dataset
 from distrib.data.prepare.job import prepare
@@ -96,6 +97,30 @@ def test_a_second_start_goes_on_with_what_is_not_there(world, calm, tmp_path, ca
     assert [event["left"] for event in reported] == [2]
     assert digests(tmp_path / "torn") == digests(output)
     assert result.counts.users == 200
+
+
+@pytest.mark.parametrize("form", ["nested", "long"])
+@pytest.mark.parametrize("kind", ["delta", "iceberg"])
+def test_lists_are_a_table_as_they_are_files(world, tmp_path, catalog, kind, form):
+    named = {} if kind == "delta" else {"catalog": "shop", "name": "web.lists"}
+    table = checked(ScoreConfig, {"table": {"format": kind, **named}}, where="here").table
+    form = {"form": form} | ({"outputs": ("score", "embedding")} if form == "nested" else {})
+    files = tmp_path / "files"
+    scored(world, files, **form)
+    for _ in range(2):
+        assert scored(world, tmp_path / "table", table=table, **form).counts.users == 200
+    if kind == "delta":
+        found = pytest.importorskip("deltalake").DeltaTable(str(tmp_path / "table"))
+        assert found.version() == 0
+        rows = found.to_pyarrow_table()
+    else:
+        rows = catalog.load_table("web.lists").scan().to_arrow()
+    order = [(name, "ascending") for name in ("user", "rank") if name in rows.column_names]
+    plain = lists(files).sort_by(order)
+    names = [name for name in plain.column_names if name != "history_digest"]  # signed there
+    assert rows.select(names).sort_by(order).to_pylist() == plain.select(names).to_pylist()
+    later = scored(world, tmp_path / "later", since=str(tmp_path / "table"), table=None, **form)
+    assert later.counts.users_unchanged == 200
 
 
 def test_a_start_that_fails_leaves_last_nights_lists(world, calm, tmp_path):

@@ -94,15 +94,19 @@ def raw_rows(table: pa.Table, names: Sequence[str], row_N: IntArray) -> RawRows:
 
 
 @contextmanager
-def explained(path: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+def explained(
+    path: str, errors: tuple[type[Exception], ...], setting: str = "data.source"
+) -> Iterator[None]:
     """Turn the errors of a library into one of ours."""
     try:
         yield
+    except DataError:
+        raise
     except errors as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{path}: cannot be read as a table ({excerpt(first, 300)}); check data.source and the "
-            "credentials"
+            f"{path}: cannot be used as a table ({excerpt(first, 300)}); check {setting} and the "
+            "credentials, then start again"
         ) from error
 
 

@@ -165,7 +165,7 @@ class PreviousRun(NamedTuple):
             for entry in read_record(Success, folder.read_json(SUCCESS), folder / SUCCESS).files
         ]
         users = [user_hashes(table["user"]) for table in tables]
-        digests = [table[DIGEST].to_numpy() for table in tables]
+        digests = [table[DIGEST].to_numpy().view(np.uint64) for table in tables]
         none = np.zeros(0, np.uint64)
         user_U, place_U = np.unique(np.concatenate([none, *users]), return_index=True)
         return cls(user_U, np.concatenate([none, *digests])[place_U])

@@ -49,7 +49,7 @@ from distrib.storage import Folder
 _PROGRESS_S = 10.0
 _NOT_OF_LISTS = {
     *("output", "batch_users", "fragment_users", "gpus_per_actor", "since", "events", "histories"),
-    "max_unseen_share",
+    *("max_unseen_share", "table"),
 }
 
 
@@ -199,6 +199,8 @@ def plan_scoring(run: str, prepared: str, config: ScoreConfig) -> Work:
     made_by = {"bundle": manifest.digests, "policy": policy, "lists": _stamps(config.policy)}
     recipe = {**made_by, "vocabulary": facts.vocabulary, "histories": identity}
     recipe["fragment_users"] = config.fragment_users
+    if config.table is not None:
+        recipe["table"] = config.table.model_dump()
     if config.since:
         if Folder(config.since).url == Folder(output).url:
             raise ConfigError(

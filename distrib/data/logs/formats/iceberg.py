@@ -79,7 +79,7 @@ class IcebergReader(NamedTuple):
     def tables(self, piece: LogPiece, layout: Layout) -> Iterator[RawRows]:
         """See `Reader.tables`."""
         found, first = _cached(self.path, self.catalog, self.version, self.schema), 0
-        with explained(self.path, _errors()):
+        with explained(self.path, errors()):
             for batch in found.batches(piece.file, layout.names):
                 row_N = np.arange(first, first + len(batch))
                 yield raw_rows(pa.Table.from_batches([batch]), layout.names, row_N)
@@ -109,7 +109,7 @@ def _snapshot(
     path: str, catalog: str | None, version: int | None, schema: int | None = None
 ) -> _Snapshot:
     tables = library("pyiceberg.table", "iceberg")
-    with explained(path, _errors()):
+    with explained(path, errors()):
         if catalog is None:
             path = _metadata_of(path)
             table = tables.StaticTable.from_metadata(path)
@@ -156,7 +156,8 @@ def _number(name: str) -> tuple[int, str]:
     return int(found[1]) if found else -1, name
 
 
-def _errors() -> tuple[type[Exception], ...]:
-    errors = library("pyiceberg.exceptions", "iceberg")
-    own = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
+def errors() -> tuple[type[Exception], ...]:
+    """Return what the library raises where a table, catalog or store fails."""
+    module = vars(library("pyiceberg.exceptions", "iceberg"))
+    own = [e for e in module.values() if isinstance(e, type) and issubclass(e, Exception)]
     return (*own, OSError, ValueError)
