@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from distrib.config import read_record
 from distrib.evaluate.job import Evaluation
 from distrib.evaluate.truth import interaction_rating_map
 from distrib.events import emit, table
 from distrib.metrics import Summary
 from distrib.report.plots import learning_curves, likely_and_liked, study, unlabeled_weights
-from distrib.score.commit import SUCCESS, Success
+from distrib.score.commit import success_of
 from distrib.storage import Folder
 from distrib.train.records import EpochRecord, history_of
 from distrib.train.run_folder import HISTORY
@@ -113,8 +112,9 @@ def show_evaluation(result: Evaluation) -> None:
 def show_recommendations(output: str, num_users: int = 3, num_items: int = 5) -> None:
     """Print the first recommendation lists that bulk scoring wrote, if any."""
     folder = Folder(output)
-    files = read_record(Success, folder.read_json(SUCCESS), folder / SUCCESS).files
-    lists = folder.read_parquet(files[0].name).slice(0, num_users).to_pylist() if files else []
+    published = success_of(folder)
+    first = published.files[0].name if published is not None and published.files else None
+    lists = folder.read_parquet(first).slice(0, num_users).to_pylist() if first else []
     if not lists or "items" not in lists[0]:
         return
     rows = [[row["user"], *_listed(row, "", num_items)] for row in lists]

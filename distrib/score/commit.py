@@ -133,12 +133,12 @@ class Publication:
             DataError: There are such files.
         """
         others = [name for name in self.target.files() if not name.startswith(("_", "."))]
-        if others and not self.target.exists(SUCCESS) and not self._is_being_moved():
+        if others and not self.target.exists(SUCCESS) and not self.work.exists(_MOVING):
             raise DataError(
                 f"{self.target}: holds files that scoring did not write "
                 f"({', '.join(others[:_LISTED])}); set the output to a new folder"
             )
-        before = self._before()
+        before = success_of(self.target)
         if before is not None and before.recipe.get("table") != self.recipe.get("table"):
             raise DataError(
                 f"{self.target}: the lists there are {_kind(before.recipe)}, and these would be "
@@ -156,7 +156,7 @@ class Publication:
 
     def published(self) -> Success | None:
         """Return the published manifest if it has this recipe, else None."""
-        found = self._before()
+        found = success_of(self.target)
         is_ours = found is not None and found.recipe == self.recipe
         return found if is_ours and self._is_committed() else None
 
@@ -242,7 +242,7 @@ class Publication:
         about = {} if version is None else {"distrib": version}
         success = Success(recipe=self.recipe, counts=counts, files=tuple(entries), **about)
         if self.table is None:
-            self._remove(replaced, {entry.name for entry in entries})
+            _replace(self.target, replaced, {entry.name for entry in entries}, self.recipe)
         elif not self._is_committed():
             self.commit(success)
         self.target.write_json(SUCCESS, success.to_json())
@@ -268,30 +268,12 @@ class Publication:
             self.table is None or self.table.last_commit(self.target).get(_RECIPE) == self._digest
         )
 
-    def _remove(self, replaced: list[str], wanted: set[str]) -> None:
-        """Remove the files of the previous output; refuse to publish beside others."""
-        for name in {*replaced} - wanted:
-            self.target.remove(name)
-        there = {name for name in self.target.files(".parquet") if name.startswith("part-")}
-        is_taken = self.target.exists(SUCCESS) and self.published() is None
-        if there != wanted or is_taken:
-            raise DataError(
-                f"{self.target}: a scoring run with other settings is publishing here; give each "
-                "its own output, and start this one again"
-            )
-
-    def _before(self) -> Success | None:
-        """Return the manifest that is there, if any."""
-        if not self.target.exists(SUCCESS):
-            return None
-        return read_record(Success, self.target.read_json(SUCCESS), self.target / SUCCESS)
-
     def _begin_to_move(self) -> list[str]:
         """Record the files to remove before their manifest is removed; return their names."""
-        if self._is_being_moved():
+        if self.work.exists(_MOVING):
             found = read_record(_Moving, self.work.read_json(_MOVING), self.work / _MOVING)
             return list(found.replaces)
-        before = self._before()
+        before = success_of(self.target)
         replaced = [] if before is None else [entry.name for entry in before.files]
         self.work.write_json(_MOVING, {"replaces": replaced})
         return replaced
@@ -301,8 +283,26 @@ class Publication:
         places = ((self.work, part.name), (self.target, self.final(part.name)))
         return any(place.exists(at) and place.size(at) == part.bytes for place, at in places)
 
-    def _is_being_moved(self) -> bool:
-        return self.work.exists(_MOVING)
+
+def _replace(target: Folder, replaced: list[str], wanted: set[str], recipe: JsonObject) -> None:
+    """Remove the files of the previous output; refuse to publish beside others."""
+    for name in {*replaced} - wanted:
+        target.remove(name)
+    there = {name for name in target.files(".parquet") if name.startswith("part-")}
+    before = success_of(target)
+    is_taken = before is not None and before.recipe != recipe
+    if there != wanted or is_taken:
+        raise DataError(
+            f"{target}: a scoring run with other settings is publishing here; give each its own "
+            "output, and start this one again"
+        )
+
+
+def success_of(folder: Folder) -> Success | None:
+    """Return the manifest of published lists; None if nothing is published there."""
+    if not folder.exists(SUCCESS):
+        return None
+    return read_record(Success, folder.read_json(SUCCESS), folder / SUCCESS)
 
 
 def _kind(recipe: JsonObject) -> str:
@@ -313,9 +313,8 @@ def _kind(recipe: JsonObject) -> str:
 def previous_runs(folder: Folder) -> list[Folder]:
     """Return a folder of published lists and the earlier ones it builds on, the latest first."""
     found = [folder]
-    while found[-1].exists(SUCCESS):
-        content = found[-1].read_json(SUCCESS)
-        before = read_record(Success, content, found[-1] / SUCCESS).recipe.get("since")
+    while (success := success_of(found[-1])) is not None:
+        before = success.recipe.get("since")
         if before is None:
             break
         found.append(Folder(before["folder"]))

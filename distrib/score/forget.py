@@ -13,7 +13,14 @@ import pyarrow.parquet as pq
 from distrib.config import Config, read_record
 from distrib.errors import DataError
 from distrib.ids import id_column, kind_of
-from distrib.score.commit import SUCCESS, PartManifest, Publication, Success, add_counts
+from distrib.score.commit import (
+    SUCCESS,
+    PartManifest,
+    Publication,
+    Success,
+    add_counts,
+    success_of,
+)
 from distrib.storage import Folder, parquet_bytes
 
 USER = "user"
@@ -71,9 +78,9 @@ def forget_lists(folder: Folder, ids: Sequence[str]) -> ForgottenLists:
     for name in folder.folders():
         if name.startswith("_work-"):
             (folder / name).remove()
-    if not folder.exists(SUCCESS):
+    success = success_of(folder)
+    if success is None:
         return ForgottenLists(0, 0, 0)
-    success = read_record(Success, folder.read_json(SUCCESS), folder / SUCCESS)
     publication = Publication(folder, success.recipe)
     is_table = publication.table is not None
     without = partial(_part_without, folder, ids, is_renamed=is_table)

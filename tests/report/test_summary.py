@@ -6,6 +6,7 @@ import pytest
 from distrib.evaluate.job import Evaluation
 from distrib.metrics import Summary
 from distrib.report.summary import CURVES, draw_curves, show_evaluation, show_recommendations
+from distrib.score.commit import PartManifest, ScoreCounts, Success
 from distrib.storage import Folder
 
 
@@ -64,7 +65,11 @@ def test_metrics_of_model_and_popularity_stand_side_by_side(capfd):
 )
 def test_first_lists_show_what_there_is(more, shown, tmp_path, capfd):
     table = pa.table({"user": [1], "items": [[7, 9]], **more})
-    Folder(str(tmp_path)).write_parquet("part-0.parquet", table)
+    folder = Folder(str(tmp_path))
+    folder.write_parquet("part-0.parquet", table)
+    part = PartManifest(name="part-0.parquet", bytes=1, sha256="", users={}, rejected={})
+    counts = ScoreCounts(users_read=1, users=1, users_rejected={})
+    folder.write_json("_SUCCESS", Success(recipe={}, counts=counts, files=(part,)).to_json())
     show_recommendations(str(tmp_path))
     assert shown in capfd.readouterr().err
 
