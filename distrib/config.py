@@ -1,6 +1,7 @@
 """Typed, strict configuration: reads TOML into a frozen object, reports all faults at once."""
 
 import difflib
+import hashlib
 import json
 import re
 import tomllib
@@ -58,8 +59,51 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 RecordT = TypeVar("RecordT", bound=Record)
 
 
+_DIGEST = "digest"
+
+
+def sealed(document: JsonObject) -> JsonObject:
+    """Add a digest of its own to a document, so that any later change shows when it is read.
+
+    Args:
+        document: JSON.
+
+    Returns:
+        The document with one more key.
+    """
+    return {**document, _DIGEST: _digest_of(document)}
+
+
+def unsealed(content: Any, where: object) -> Any:
+    """Check a document against its digest, if it has one; those of earlier versions do not.
+
+    Args:
+        content: The JSON document.
+        where: Path or URL of the file.
+
+    Returns:
+        The document without the digest.
+
+    Raises:
+        DataError: It was changed after it was written.
+    """
+    if not isinstance(content, dict) or _DIGEST not in content:
+        return content
+    document = {key: value for key, value in content.items() if key != _DIGEST}
+    if content[_DIGEST] != _digest_of(document):
+        raise DataError(
+            f"{where}: its content differs from its digest; the file was damaged or changed; "
+            "restore it, or start in a new folder"
+        )
+    return document
+
+
+def _digest_of(document: JsonObject) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
 def read_record(kind: type[RecordT], content: Any, where: object) -> RecordT:
-    """Read what another job wrote.
+    """Read what another job wrote; see `unsealed`.
 
     Args:
         kind: What it is.
@@ -70,10 +114,10 @@ def read_record(kind: type[RecordT], content: Any, where: object) -> RecordT:
         The record.
 
     Raises:
-        DataError: The document is of another shape.
+        DataError: The document is of another shape, or differs from its digest.
     """
     try:
-        return kind.model_validate(content)
+        return kind.model_validate(unsealed(content, where))
     except ValidationError as error:
         fault = error.errors(include_input=False)[0]
         place = ".".join(map(str, fault["loc"]))

@@ -2,17 +2,22 @@
 
 import json
 
+import pyarrow as pa
 import pytest
 
+from distrib.checkpoint.bundle import BundleFacts, write_bundle
+from distrib.checkpoint.manifest import read_manifest
 from distrib.checkpoint.store import CHECKPOINTS, CheckpointStore, checkpoint_name
 from distrib.config import read_record
 from distrib.data.dataset import ShardEntry
 from distrib.data.prepare.parts import BEGUN, begin, finish, remove_parts
 from distrib.errors import CheckpointError, DataError
+from distrib.models import PopularityConfig
 from distrib.nightly import NIGHTLY_RUNS, NightlyRun, _nightly_runs
-from distrib.score.commit import PartManifest, Publication
+from distrib.score.commit import SUCCESS, PartManifest, Publication, ScoreCounts, success_of
 from distrib.storage import Folder
 from distrib.train import best_bundle
+from tests.training import vocabulary_of
 
 OUTSIDE = [
     "../victim",
@@ -26,6 +31,48 @@ OUTSIDE = [
     "a\0b",
     "s3://b/x",
 ]
+
+
+def changed(content):
+    """Copies of a JSON document, each with another value in one place."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from ({**content, key: other} for other in changed(value))
+            yield {**{k: v for k, v in content.items() if k != key}, f"{key}_": value}
+    elif isinstance(content, list):
+        for place, value in enumerate(content):
+            yield from (
+                [*content[:place], other, *content[place + 1 :]] for other in changed(value)
+            )
+        yield [*content, 1]
+    else:
+        yield f"{content} "
+        yield None if content is not None else 0
+
+
+def test_any_change_of_a_manifest_shows(tmp_path, small):
+    folder = Folder(str(tmp_path / "lists"))
+    publication = Publication(folder, {"k": 5, "policy": {"deny": [1, 2]}})
+    content = publication.work.write_parquet("part-0.parquet", pa.table({"user": [1]}))
+    part = PartManifest(
+        name="part-0.parquet", bytes=len(content), sha256="a", users={"read": 1}, rejected={}
+    )
+    publication.publish([part], ScoreCounts(users_read=1, users=1, users_rejected={}))
+    bundle = Folder(str(tmp_path / "bundle"))
+    write_bundle(bundle, {}, PopularityConfig(), vocabulary_of(small), BundleFacts(data="d"))
+    for place, name, read, error in (
+        (folder, SUCCESS, success_of, DataError),
+        (bundle, "manifest.json", read_manifest, CheckpointError),
+    ):
+        document = place.read_json(name)
+        others = [other for other in changed(document) if "digest" in other]
+        assert len(others) > 25
+        for other in others:
+            place.write_json(name, other)
+            with pytest.raises(error, match="differs from its digest"):
+                read(place)
+        place.write_json(name, document)
+        read(place)
 
 
 def files_below(path):

@@ -2,11 +2,11 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from distrib.config import JsonObject, Record
+from distrib.config import JsonObject, Record, sealed, unsealed
 from distrib.errors import CheckpointError, DataError
 from distrib.storage import Folder
 
@@ -49,7 +49,7 @@ def seal(folder: Folder, files: Mapping[str, bytes], facts: JsonObject) -> None:
     for name, content in files.items():
         folder.write(name, content)
     entries = {name: describe(content) for name, content in files.items()}
-    folder.write_json(MANIFEST, Manifest(entries, facts).to_json())
+    folder.write_json(MANIFEST, sealed(Manifest(entries, facts).to_json()))
 
 
 def open_sealed(folder: Folder) -> tuple[Manifest, dict[str, bytes]]:
@@ -99,10 +99,14 @@ def read_manifest(folder: Folder) -> Manifest:
             f"{folder}: no {MANIFEST}, so the folder is incomplete; train first, or check the URL"
         )
     try:
-        facts: Any = folder.read_json(MANIFEST)
+        facts = folder.read_json(MANIFEST)
     except DataError as error:
         if error.__cause__ is None or not isinstance(error.__cause__, ValueError):
             raise
+        raise CheckpointError(str(error)) from error
+    try:
+        facts = unsealed(facts, folder / MANIFEST)
+    except DataError as error:
         raise CheckpointError(str(error)) from error
     files = _entries(facts.pop("files", None)) if isinstance(facts, dict) else None
     if files is None:

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from distrib.checkpoint.manifest import FileEntry
-from distrib.config import PlainName, Record, read_record
+from distrib.config import PlainName, Record, read_record, sealed
 from distrib.errors import CheckpointError, DataError
 from distrib.retries import with_retries
 from distrib.storage import Folder
@@ -56,7 +56,8 @@ class CheckpointStore:
         """
         target = self.folder / name
         entries = {path.name: target.upload(path.name, path)._asdict() for path in files}
-        target.write_json(_part_name(rank), {"world_size": world_size, "files": entries})
+        document = {"world_size": world_size, "files": entries}
+        target.write_json(_part_name(rank), sealed(document))
 
     def fetch(self, name: str, target: Path, *, retry_s: float = 0.0) -> None:
         """Download a checkpoint and verify every file.

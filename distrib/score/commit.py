@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from pydantic import Field
 
-from distrib.config import JsonObject, PlainName, Record, read_record
+from distrib.config import JsonObject, PlainName, Record, read_record, sealed
 from distrib.errors import DataError
 from distrib.events import emit
 from distrib.score.table_formats import table_of
@@ -172,7 +172,7 @@ class Publication:
     def note(self, part: PartManifest) -> None:
         """Write the manifest of a staged part, which makes it finished."""
         name = part.name.removesuffix(".parquet")
-        self.work.write_json(f"{_RECEIPTS}/{name}.json", part.to_json())
+        self.work.write_json(f"{_RECEIPTS}/{name}.json", sealed(part.to_json()))
 
     def complete(
         self,
@@ -245,7 +245,7 @@ class Publication:
             _replace(self.target, replaced, {entry.name for entry in entries}, self.recipe)
         elif not self._is_committed():
             self.commit(success)
-        self.target.write_json(SUCCESS, success.to_json())
+        self.target.write_json(SUCCESS, sealed(success.to_json()))
         self.work.remove()
 
     def commit(self, success: Success) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from distrib.config import Config, read_record
+from distrib.config import Config, read_record, sealed
 from distrib.errors import DataError
 from distrib.ids import id_column, kind_of
 from distrib.score.commit import (
@@ -91,7 +91,7 @@ def forget_lists(folder: Folder, ids: Sequence[str]) -> ForgottenLists:
         changed = _counted(success, parts)
         if is_table:
             publication.commit(changed)
-        folder.write_json(SUCCESS, changed.to_json())
+        folder.write_json(SUCCESS, sealed(changed.to_json()))
     if is_table:
         _remove_earlier(folder, {part.name for part in parts})
     folder.remove(_NOTES)
@@ -163,7 +163,7 @@ def _part_without(
         "empty": {name: n - left.empty.get(name, 0) for name, n in part.empty.items()},
     }
     made = part.model_copy(update=changes)
-    notes.write_json(note, made.to_json())
+    notes.write_json(note, sealed(made.to_json()))
     folder.write(made.name, left.content)
     return made, left._replace(content=b"")
 

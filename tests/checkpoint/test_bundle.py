@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 
 from distrib.checkpoint.bundle import BundleFacts, copy_bundle, load_bundle, write_bundle
 from distrib.checkpoint.manifest import describe
+from distrib.config import sealed, unsealed
 from distrib.errors import CheckpointError
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig
 from distrib.storage import Folder
@@ -70,11 +71,11 @@ def test_altered_and_missing_files_are_named(bundle, name):
 
 def resealed(folder, **contents):
     """Put other files into a bundle, with a manifest that vouches for them."""
-    manifest = folder.read_json("manifest.json")
+    manifest = unsealed(folder.read_json("manifest.json"), folder)
     for name, content in contents.items():
         folder.write(NAMES[name], content)
         manifest["files"][NAMES[name]] = describe(content).to_json()
-    folder.write_json("manifest.json", manifest)
+    folder.write_json("manifest.json", sealed(manifest))
 
 
 NAMES = {"weights": "model.safetensors", "model": "model.json", "items": "items.parquet"}
@@ -123,11 +124,11 @@ def test_foreign_bundles_are_refused_with_the_first_difference(bundle, small, tm
 @pytest.mark.parametrize("files", [None, [], {"../../secret": {}}, {"/etc/passwd": {}}, {"": {}}])
 def test_a_manifest_leads_to_no_file_outside(bundle, files):
     folder, _ = bundle
-    manifest = folder.read_json("manifest.json")
-    folder.write_json("manifest.json", {**manifest, "files": files})
+    manifest = unsealed(folder.read_json("manifest.json"), folder)
+    folder.write_json("manifest.json", sealed({**manifest, "files": files}))
     with pytest.raises(CheckpointError, match="lists no files of this folder"):
         load_bundle(folder)
-    folder.write_json("manifest.json", {**manifest, "files": {}})
+    folder.write_json("manifest.json", sealed({**manifest, "files": {}}))
     with pytest.raises(CheckpointError, match=r"not a bundle, model.safetensors is not listed"):
         load_bundle(folder)
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distrib.config import load
+from distrib.config import load, sealed, unsealed
 from distrib.data.dataset import Dataset
 from distrib.data.prepare.job import prepare
 from distrib.distill import job
@@ -261,9 +261,9 @@ def test_a_run_trains_with_them_and_only_on_their_own_data(trained, tmp_path):
     assert history[-1]["losses"]["others"] > 0
     found = evaluate(run.run, run.prepared, run.evaluate).metrics
     assert found["model"]["recall@20"].mean > 0.2
-    success = Folder(str(labels)).read_json("_SUCCESS")
+    success = unsealed(Folder(str(labels)).read_json("_SUCCESS"), labels)
     success["recipe"] |= {"data": "other", "targets": "baskets"}
-    Folder(str(labels)).write_json("_SUCCESS", success)
+    Folder(str(labels)).write_json("_SUCCESS", sealed(success))
     wanted = "were made of data other(.|\n)* are of targets 'baskets'"
     with pytest.raises(ConfigError, match=wanted):
         preflight(run)

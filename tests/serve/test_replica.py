@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from distrib.checkpoint.bundle import BUNDLE
 from distrib.checkpoint.manifest import describe
+from distrib.config import sealed, unsealed
 from distrib.data.dataset import Dataset
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.models import BiasedMfConfig, EaseConfig
@@ -230,7 +231,7 @@ def test_a_newer_bundle_is_taken_and_a_bad_one_is_not(run, small):
     assert not host.refresh()
     assert host.fault is None
     bundle.write("model.safetensors", b"no weights")
-    bundle.write_json("manifest.json", {**manifest, "epoch": 77})
+    bundle.write_json("manifest.json", sealed({**unsealed(manifest, bundle), "epoch": 77}))
     assert not host.refresh()
     assert "content differs" in host.card()["reload_fault"]
     assert host.loaded.version == second
@@ -255,10 +256,10 @@ def test_a_model_that_gives_no_numbers_is_not_taken(run, small):
     bundle = Folder(bad) / BUNDLE
     weights = load(bundle.read("model.safetensors"))
     content = save({name: torch.full_like(w, torch.nan) for name, w in weights.items()})
-    manifest = bundle.read_json(MANIFEST)
-    manifest["files"]["model.safetensors"] = describe(content).to_json()
+    unsealed_manifest = unsealed(bundle.read_json(MANIFEST), bundle)
+    unsealed_manifest["files"]["model.safetensors"] = describe(content).to_json()
     bundle.write("model.safetensors", content)
-    bundle.write_json(MANIFEST, manifest)
+    bundle.write_json(MANIFEST, sealed(unsealed_manifest))
     assert not host.refresh()
     assert "its scores are not finite numbers" in host.fault
     assert host.loaded.version == before

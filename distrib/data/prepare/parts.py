@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Collection
 
 from distrib import __version__
-from distrib.config import Record, read_record
+from distrib.config import Record, read_record, sealed
 from distrib.data.dataset import MANIFEST, DatasetManifest
 from distrib.errors import DataError
 from distrib.storage import Folder
@@ -57,7 +57,7 @@ def finish(folder: Folder, attempt: str, manifest: DatasetManifest) -> None:
             f"{folder}: a later start of prepare writes here, or has finished; give each its own "
             "data.prepared, and run this one again"
         )
-    folder.write_json(MANIFEST, manifest.to_json())
+    folder.write_json(MANIFEST, sealed(manifest.to_json()))
     remove_parts(folder, manifest.file_names)
     folder.remove(BEGUN)
 
