@@ -32,6 +32,10 @@ class CheckpointError(DistribError):
     """A run folder, checkpoint or bundle is missing, incomplete, modified or from another run."""
 
 
+class TakenOverError(DistribError):
+    """A later start of a job writes into its folder."""
+
+
 class DivergedError(DistribError):
     """Training diverged: a number is not finite, or the loss exploded."""
 

@@ -2,7 +2,6 @@
 
 import itertools
 import time
-import uuid
 from collections.abc import Collection
 
 from distrib.checkpoint.bundle import BUNDLE, copy_bundle
@@ -12,6 +11,7 @@ from distrib.data.prepare.job import prepare
 from distrib.distill.job import soften
 from distrib.errors import ConfigError, run_checks
 from distrib.events import emit
+from distrib.fence import require_ours, take_over
 from distrib.objectives.label_config import ReadsLabels, StoredLabel
 from distrib.run_file import RunFile
 from distrib.score.bulk.job import check_histories, note_published, score
@@ -19,7 +19,6 @@ from distrib.score.commit import ScoreResult
 from distrib.storage import Folder
 from distrib.train.preflight.checks import check_run
 from distrib.train.records import RunResult
-from distrib.train.run_folder import TOKEN, require_ours
 from distrib.train.schemes import can_warm_start
 from distrib.train.workers.launch import launch
 
@@ -95,10 +94,10 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
         The result of the run.
 
     Raises:
-        CheckpointError: Another attempt of the job has started since; that one continues.
+        TakenOverError: Another attempt of the job has started since; that one continues.
     """
-    folder, token = Folder(file.run), uuid.uuid4().hex
-    folder.write_json(TOKEN, {"token": token})
+    folder = Folder(file.run)
+    token = take_over(folder)
     nightly_runs = _nightly_runs(folder)
     if not nightly_runs or nightly_runs[-1].is_done:
         nightly_runs.append(NightlyRun(name=today or time.strftime("%Y-%m-%d", time.gmtime())))

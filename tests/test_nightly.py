@@ -10,12 +10,12 @@ import pytest
 
 from distrib.checkpoint.bundle import load_bundle
 from distrib.config import load
-from distrib.errors import CheckpointError, ConfigError
+from distrib.errors import ConfigError, TakenOverError
+from distrib.fence import ATTEMPT
 from distrib.nightly import NIGHTLY_RUNS, nightly, preflight
 from distrib.run_file import RunFile
 from distrib.score.commit import SUCCESS
 from distrib.storage import Folder
-from distrib.train.run_folder import TOKEN
 
 TEXT = """
 run = "{folder}/run"
@@ -189,13 +189,13 @@ def test_of_two_attempts_the_later_one_publishes(tmp_path, monkeypatch):
     published = []
 
     def another_begins(*_):
-        Folder(file.run).write_json(TOKEN, {"token": "of another"})
+        Folder(file.run).write_json(ATTEMPT, {"token": "of another"})
 
     monkeypatch.setattr("distrib.nightly.prepare", lambda _: prepared_as("a"))
     monkeypatch.setattr("distrib.nightly.launch", lambda _: None)
     monkeypatch.setattr("distrib.nightly.score", another_begins)
     monkeypatch.setattr("distrib.nightly.copy_bundle", lambda *_: published.append(1))
-    with pytest.raises(CheckpointError, match="a later start of this run has taken it over"):
+    with pytest.raises(TakenOverError, match="a later start of this job has taken it over"):
         nightly(file, "2026-01-01")
     assert not published
     assert not ledger(file)[-1]["is_done"]

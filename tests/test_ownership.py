@@ -11,10 +11,14 @@ from distrib.checkpoint.store import CHECKPOINTS, CheckpointStore, checkpoint_na
 from distrib.config import read_record
 from distrib.data.dataset import ShardEntry
 from distrib.data.prepare.parts import BEGUN, begin, finish, remove_parts
-from distrib.errors import CheckpointError, DataError
-from distrib.models import PopularityConfig
+from distrib.errors import CheckpointError, DataError, TakenOverError
+from distrib.fence import take_over
+from distrib.models import ElsaConfig, PopularityConfig
 from distrib.nightly import NIGHTLY_RUNS, NightlyRun, _nightly_runs
 from distrib.score.commit import SUCCESS, PartManifest, Publication, ScoreCounts, success_of
+from distrib.score.export import export
+from distrib.score.policy import ScoreConfig
+from distrib.score.vectors import ExportConfig, write_items
 from distrib.storage import Folder
 from distrib.train import best_bundle
 from tests.training import vocabulary_of
@@ -183,10 +187,30 @@ def test_a_prepare_that_a_later_start_has_overtaken_publishes_nothing(tmp_path):
         def to_json(self):
             return {"by": "second"}
 
-    with pytest.raises(DataError, match="a later start of prepare writes here"):
+    with pytest.raises(TakenOverError, match="a later start of this job has taken it over"):
         finish(folder, first, Manifest())
     assert files_below(tmp_path) == [BEGUN]
     finish(folder, second, Manifest())
     assert files_below(tmp_path) == ["manifest.json"]
-    with pytest.raises(DataError, match="or has finished"):
+    with pytest.raises(TakenOverError, match="or has finished"):
         finish(folder, first, Manifest())
+
+
+def test_an_export_that_a_later_start_has_overtaken_writes_nothing(tmp_path, small, monkeypatch):
+    run, vectors = Folder(str(tmp_path / "run")), Folder(str(tmp_path / "run/vectors"))
+    vocabulary, config = vocabulary_of(small), ElsaConfig()
+    weights = dict(config.build(vocabulary.catalog).state_dict())
+    write_bundle(run / "bundle", weights, config, vocabulary, BundleFacts(data="d"))
+    settings = ExportConfig(users=False, index="exact"), ScoreConfig()
+
+    def overtaken(bundle, target, *rest):
+        take_over(vectors, "_begun.json")
+        return write_items(bundle, target, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("distrib.score.export.write_items", overtaken)
+        with pytest.raises(TakenOverError):
+            export(run.url, "none", *settings)
+    assert vectors.files() == ["_begun.json"]
+    assert export(run.url, "none", *settings).items == len(vocabulary)
+    assert vectors.files() == ["items.parquet", "manifest.json"]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import ray.data
 
 from distrib import __version__
-from distrib.config import JsonObject, Record, read_record
+from distrib.config import JsonObject, Record, read_record, sealed
 from distrib.data.arrow import to_numpy
 from distrib.data.config import ConvertConfig, DataConfig, LogFormat
 from distrib.data.dataset import Dataset
@@ -24,6 +24,7 @@ from distrib.data.prepare.stages import kept_rows, readings
 from distrib.data.schema import Origin, Status
 from distrib.errors import ConfigError, DataError
 from distrib.events import emit
+from distrib.fence import require_ours, take_over
 from distrib.storage import Folder
 
 RESULT = "_manifest.json"
@@ -112,6 +113,9 @@ def convert(data: DataConfig, config: ConvertConfig) -> ConvertResult:
 
     Returns:
         The output folder and the row counts.
+
+    Raises:
+        TakenOverError: A later start writes there.
     """
     made_from, done = _preflight(data, config)
     target = Folder(str(config.output))
@@ -119,7 +123,7 @@ def convert(data: DataConfig, config: ConvertConfig) -> ConvertResult:
         target.remove(_BEGUN)
         emit("already_converted", folder=str(target))
         return ConvertResult(output=str(target), counts=done.counts)
-    target.write_json(_BEGUN, {"distrib": __version__})
+    token = take_over(target, _BEGUN)
     for name in target.files():  # left by an unfinished conversion
         if name == RESULT or _PART.fullmatch(name):
             target.remove(name)
@@ -152,7 +156,8 @@ def convert(data: DataConfig, config: ConvertConfig) -> ConvertResult:
     counts = {"read": rows + rejected.total(), "written": rows, "rejected": dict(rejected)}
     files = [entry.model_dump(exclude={"rejected"}) for entry in entries]
     about = {"distrib": __version__, "files": files, "counts": counts, "of": config.of}
-    target.write_json(RESULT, {**about, "recipe": made_from})
+    require_ours(target, token, _BEGUN)
+    target.write_json(RESULT, sealed({**about, "recipe": made_from}))
     target.remove(_BEGUN)
     emit("converted", folder=str(target), counts=counts)
     return ConvertResult(output=str(target), counts=counts)

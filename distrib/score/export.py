@@ -1,8 +1,11 @@
 """Export of user and item embeddings for external nearest-neighbor search."""
 
+from functools import partial
+
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.config import Record
 from distrib.events import emit
+from distrib.fence import require_ours, take_over
 from distrib.score.bulk import job
 from distrib.score.commit import ScoreCounts
 from distrib.score.policy import ScoreConfig
@@ -14,6 +17,8 @@ from distrib.score.vectors import (
     write_items,
 )
 from distrib.storage import Folder
+
+_BEGUN = "_begun.json"
 
 
 class ExportResult(Record):
@@ -55,11 +60,19 @@ def export(run: str, prepared: str, config: ExportConfig, score: ScoreConfig) ->
 
     Returns:
         Output folder and counts.
+
+    Raises:
+        TakenOverError: A later start writes there.
     """
     target = _target(run, config)
     bundle = load_bundle(Folder(run) / BUNDLE)
     if not is_written(target, bundle, config):
-        emit("exported", folder=str(target), **write_items(bundle, target, config.index))
+        token = take_over(target, _BEGUN)
+        about = write_items(
+            bundle, target, config.index, partial(require_ours, target, token, _BEGUN)
+        )
+        emit("exported", folder=str(target), **about)
+    target.remove(_BEGUN)
     users = None
     if config.users:
         users = job.score(run, prepared, _of_users(run, config, score)).counts

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -74,7 +75,12 @@ def require_faiss(config: ExportConfig) -> None:
         )
 
 
-def write_items(bundle: Bundle, target: Folder, index: Literal["exact", "hnsw"]) -> JsonObject:
+def write_items(
+    bundle: Bundle,
+    target: Folder,
+    index: Literal["exact", "hnsw"],
+    check: Callable[[], object] = bool,
+) -> JsonObject:
     """Write the embeddings of all items, and an index.
 
     The last element of an item vector is the item's offset: a score is its inner product with the
@@ -84,6 +90,7 @@ def write_items(bundle: Bundle, target: Folder, index: Literal["exact", "hnsw"])
         bundle: The model.
         target: Output folder; valid once its manifest is written.
         index: Kind of index; see `ExportConfig`.
+        check: Called before the first file is written; may raise.
 
     Returns:
         Width of the vectors and number of items.
@@ -99,6 +106,7 @@ def write_items(bundle: Bundle, target: Folder, index: Literal["exact", "hnsw"])
         files[FAISS] = _graph(vector_IZ)
     about = {"items": len(vector_IZ), "width": vector_IZ.shape[1]}
     made_from = {"vocabulary": bundle.vocabulary.fingerprint, "bundle": bundle.manifest.digests}
+    check()
     seal(target, files, {**about, **made_from})
     return about
 

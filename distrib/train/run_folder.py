@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from distrib.config import JsonObject
-from distrib.errors import CheckpointError, DataError
+from distrib.errors import DataError
 from distrib.objectives.label_config import stored_path
 from distrib.soft_labels import label_manifest
 from distrib.storage import Folder
@@ -15,9 +15,6 @@ RUN = "run.json"
 
 HISTORY = "history.json"
 """One entry for each epoch."""
-
-TOKEN = "attempt.json"
-"""Names the start of the run that may write into it."""
 
 _FIXED_IN_TRAIN = {"batch_users", "blocks", "window_users", "warm_start", "select_by", "feed"}
 """Fields of `TrainConfig` that decide the result; others may change between two starts."""
@@ -99,17 +96,3 @@ def _differences(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
             for found in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
         ]
     return [] if old == new else [(path, old, new)]
-
-
-def require_ours(folder: Folder, token: str) -> None:
-    """Refuse to write into a run that a later start has taken over.
-
-    Args:
-        folder: The run.
-        token: Of this start.
-
-    Raises:
-        CheckpointError: A later start has taken it over.
-    """
-    if folder.read_json(TOKEN)["token"] != token:
-        raise CheckpointError(f"{folder}: a later start of this run has taken it over; exiting")

@@ -18,6 +18,7 @@ from distrib.config import JsonObject, Record, read_record
 from distrib.data.dataset import Dataset
 from distrib.errors import ConfigError, known
 from distrib.events import emit
+from distrib.fence import require_ours, take_over
 from distrib.storage import Folder
 from distrib.train.config import TrainingRun
 from distrib.train.preflight.checks import preflight
@@ -29,6 +30,7 @@ from distrib.tuning.space import SEARCHED, SearchConfig, Value, settings_of
 
 RESULT = "search.json"
 TRIALS = "trials"
+_BEGUN = "search_begun.json"
 _EPOCHS = "epochs.json"
 _NUMBER = "trial"
 _POLL_S = 0.5
@@ -130,8 +132,10 @@ def search(config: SearchConfig, run: str, training_of: TrainingOf) -> SearchRes
 
     Raises:
         ConfigError: See `check`; or no trial completed an epoch.
+        TakenOverError: A later start of the study writes there.
     """
     check(config, training_of)
+    token = take_over(Folder(run), _BEGUN)
     started_s = time.perf_counter()
     configs = {n: _trial(config, training_of, n) for n in range(config.num_trials)}
     longest = max(each.train.num_epochs for each in configs.values())
@@ -161,7 +165,9 @@ def search(config: SearchConfig, run: str, training_of: TrainingOf) -> SearchRes
             tuner.fit()
     finally:
         (Folder(run) / place).remove()  # the trials' own folders are the record
+    require_ours(Folder(run), token, _BEGUN)
     result = _summary(config, Folder(run), configs)
+    Folder(run).remove(_BEGUN)
     emit("searched", trials=len(configs), seconds=round(time.perf_counter() - started_s))
     return result
 

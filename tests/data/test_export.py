@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distrib.data.config import ConvertConfig, DataConfig
-from distrib.data.export import convert, encoded, preflight
+from distrib.data.export import _source_tables, convert, encoded, preflight
 from distrib.data.logs.config import (
     Columns,
     CsvSource,
@@ -17,7 +17,9 @@ from distrib.data.logs.config import (
 from distrib.data.logs.rating_scale import RatingsConfig
 from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import NoSplit
-from distrib.errors import ConfigError, DataError
+from distrib.errors import ConfigError, DataError, TakenOverError
+from distrib.fence import take_over
+from distrib.storage import Folder
 
 pytestmark = pytest.mark.ray
 HALF = RatingsConfig(levels=tuple(n / 2 for n in range(1, 11)))
@@ -96,6 +98,25 @@ def test_a_conversion_that_was_stopped_can_be_started_again(cluster, tmp_path):
     convert(config, ConvertConfig(output=str(tmp_path / "out"), of="source"))
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["_manifest.json", "part-00000.inter"]
+
+
+def test_a_conversion_that_a_later_start_has_overtaken_does_not_end(cluster, tmp_path, monkeypatch):
+    (tmp_path / "log.csv").write_text("who,what\na,x\n")
+    source = CsvSource(path=str(tmp_path / "log.csv"), columns=Columns(user="who", item="what"))
+    config, out = DataConfig(prepared="unused", source=source), str(tmp_path / "out")
+    to = ConvertConfig(output=out, of="source")
+    tables = _source_tables
+
+    def overtaken(data):
+        take_over(Folder(out), "_begun.json")
+        return tables(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("distrib.data.export._source_tables", overtaken)
+        with pytest.raises(TakenOverError, match="a later start of this job"):
+            convert(config, to)
+    assert not (tmp_path / "out" / "_manifest.json").exists()
+    assert convert(config, to).counts["written"] == 1
 
 
 def test_a_place_to_write_to_is_needed():

@@ -9,7 +9,7 @@ import torch
 
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
-from distrib.config import load
+from distrib.config import load, unsealed
 from distrib.data.config import DataConfig
 from distrib.data.dataset import Dataset
 from distrib.data.feeds.base import BatchSharding
@@ -229,7 +229,7 @@ def test_what_does_not_go_together_is_refused(model, settings, message, prepared
 
 
 def test_data_that_lack_what_a_model_reads_are_refused(prepared, tmp_path):
-    manifest = Folder(prepared).read_json("manifest.json")
+    manifest = unsealed(Folder(prepared).read_json("manifest.json"), prepared)
     config = config_of(tmp_path / "run", str(tmp_path / "data"), AutoRecConfig())
     for change, message in (
         ({"item_histories": None}, "set data.item_histories = true"),

@@ -156,7 +156,7 @@ def extend(
         pieces=tuple(piece for piece in plan.pieces if piece.file.label in new),
         generation=manifest.generation + 1,
     )
-    attempt = begin(folder, manifest.file_names)
+    token = begin(folder, manifest.file_names)
     blocks = stages.cleaned_blocks(plan, folder)
     survey = stages.survey(blocks, has_time=plan.layout.has_time)
     check_counts(survey.counts, config, may_be_empty=True)
@@ -172,7 +172,7 @@ def extend(
         quarantine=(*manifest.quarantine, *write.seal_quarantine(plan, folder)),
         **found.set_fields(),
     )
-    finish(folder, attempt, made)
+    finish(folder, token, made)
     written = {shard.name for shard in made.shards} - {shard.name for shard in manifest.shards}
     counts = made.counts.to_json()
     emit("extended", folder=str(folder), files=len(new), shards=len(written), counts=counts)

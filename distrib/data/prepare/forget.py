@@ -99,8 +99,8 @@ def forget(folder: Folder, ids: Sequence[str]) -> Forgotten:
         What was removed.
 
     Raises:
-        DataError: Nothing is prepared there, an id is of another kind, or a later start of prepare
-            writes there.
+        DataError: Nothing is prepared there, or an id is of another kind.
+        TakenOverError: A later start of prepare writes there.
     """
     dataset = Dataset.open(folder)
     manifest = dataset.manifest
@@ -120,14 +120,14 @@ def forget(folder: Folder, ids: Sequence[str]) -> Forgotten:
         remove_parts(folder, manifest.file_names)
         folder.remove(BEGUN)
         return Forgotten(0, 0, 0, 0)
-    attempt = begin(folder, manifest.file_names)
+    token = begin(folder, manifest.file_names)
     left = ray.get(
         [_left.remote(folder.url, e, users, manifest.levels, generation) for e in holding]
     )
     made = _without(dataset, {e.shard: part for e, part in zip(holding, left, strict=True)})
     quarantine, blanked = _blanked(dataset, damaged, generation)
     made = made.model_copy(update={"quarantine": quarantine})
-    finish(folder, attempt, made)
+    finish(folder, token, made)
     return Forgotten(
         sum(part.users for part in left),
         sum(part.interactions for part in left),

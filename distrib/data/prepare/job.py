@@ -119,7 +119,7 @@ def prepare(config: DataConfig) -> DatasetManifest:
         remove_parts(folder, found_there.file_names)
         folder.remove(BEGUN)
         return found_there
-    attempt = begin(folder)
+    token = begin(folder)
     blocks = stages.cleaned_blocks(plan, folder)
     survey = stages.survey(blocks, has_time=plan.layout.has_time)
     check_counts(survey.counts, config)
@@ -150,7 +150,7 @@ def prepare(config: DataConfig) -> DatasetManifest:
     )
     if isinstance(plan.split, LiangSplit):
         _hold_to_source(plan, survey, vocabulary)
-    finish(folder, attempt, manifest)
+    finish(folder, token, manifest)
     emit("prepared", folder=str(folder), **_summary(manifest, vocabulary))
     warn_of_signs(vocabulary)
     return manifest

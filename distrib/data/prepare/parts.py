@@ -1,27 +1,19 @@
 """Which files of a prepared folder prepare has written, so that nothing else is ever removed."""
 
 import re
-import uuid
 from collections.abc import Collection
 
-from distrib import __version__
-from distrib.config import Record, read_record, sealed
+from distrib.config import sealed
 from distrib.data.dataset import MANIFEST, DatasetManifest
-from distrib.errors import DataError
+from distrib.fence import require_ours, take_over
 from distrib.storage import Folder
 
 BEGUN = "_begun.json"
-"""Marks a folder that prepare writes to, and which attempt does."""
+"""Marks a folder that prepare writes to, and which start does."""
 
 _KINDS = ("histories", "item_histories", "quarantine")
 _PART = re.compile(r"part-\d{5}(-g\d+)?\.parquet")
 _ITEMS = re.compile(r"items(-g\d+)?\.parquet")
-
-
-class _Begun(Record):
-    """Content of `BEGUN`."""
-
-    attempt: str = ""
 
 
 def begin(folder: Folder, keep: Collection[str] = ()) -> str:
@@ -32,31 +24,25 @@ def begin(folder: Folder, keep: Collection[str] = ()) -> str:
         keep: Names of the files of its manifest.
 
     Returns:
-        The attempt, for `finish`.
+        The start's token, for `finish`.
     """
-    attempt = uuid.uuid4().hex
-    folder.write_json(BEGUN, {"distrib": __version__, "attempt": attempt})
+    token = take_over(folder, BEGUN)
     remove_parts(folder, keep)
-    return attempt
+    return token
 
 
-def finish(folder: Folder, attempt: str, manifest: DatasetManifest) -> None:
+def finish(folder: Folder, token: str, manifest: DatasetManifest) -> None:
     """Write the manifest, unless a later start has taken the folder over.
 
     Args:
         folder: The prepared folder.
-        attempt: From `begin`.
+        token: From `begin`.
         manifest: What was prepared.
 
     Raises:
-        DataError: A later start writes here.
+        TakenOverError: A later start writes here.
     """
-    is_there = folder.exists(BEGUN)
-    if not is_there or read_record(_Begun, folder.read_json(BEGUN), folder).attempt != attempt:
-        raise DataError(
-            f"{folder}: a later start of prepare writes here, or has finished; give each its own "
-            "data.prepared, and run this one again"
-        )
+    require_ours(folder, token, BEGUN)
     folder.write_json(MANIFEST, sealed(manifest.to_json()))
     remove_parts(folder, manifest.file_names)
     folder.remove(BEGUN)

@@ -17,6 +17,7 @@ from distrib.checkpoint.store import CheckpointStore, checkpoint_name
 from distrib.checkpoint.writer import CheckpointWriter, Rank
 from distrib.errors import CheckpointError, DataError
 from distrib.events import emit
+from distrib.fence import require_ours
 from distrib.retries import with_retries
 from distrib.storage import Folder
 from distrib.train.best_bundle import write_best
@@ -24,7 +25,6 @@ from distrib.train.config import TrainingRun
 from distrib.train.engines.base import Engine
 from distrib.train.loop import TrainState
 from distrib.train.records import EpochRecord
-from distrib.train.run_folder import require_ours
 from distrib.train.workers.collectives import broadcast_object, gather_objects
 from distrib.train.workers.loss_reducer import LossReducer
 from distrib.vocabulary import Vocabulary

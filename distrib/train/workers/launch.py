@@ -1,7 +1,6 @@
 """The driver's side of training: check, run the workers, restart lost ones, publish the best."""
 
 import time
-import uuid
 from collections.abc import Callable
 
 import ray
@@ -24,13 +23,14 @@ from distrib.errors import (
     known,
 )
 from distrib.events import emit, is_terminal
+from distrib.fence import require_ours, take_over
 from distrib.storage import Folder
 from distrib.train.best_bundle import publish_best
 from distrib.train.config import TrainingRun
 from distrib.train.oom import advice
 from distrib.train.preflight.checks import preflight, require_room
 from distrib.train.records import Divergence, EpochRecord, Outcome, RunResult
-from distrib.train.run_folder import HISTORY, RUN, TOKEN, first_feed, identity, require_ours
+from distrib.train.run_folder import HISTORY, RUN, first_feed, identity
 from distrib.train.schemes import is_iterative, iterative_scheme_of, scheme_of
 from distrib.train.workers.signals import Driver, driving
 from distrib.train.workers.solve import solve
@@ -91,7 +91,7 @@ def _train(run: TrainingRun, dataset: Dataset, on_epoch: EpochListener | None) -
     folder = Folder(run.run)
     run = _with_feed(run, dataset)
     folder.write_json(RUN, identity(run, dataset.hash))
-    token = uuid.uuid4().hex
+    token = take_over(folder)
     outcome = _run_workers(run, dataset, token, on_epoch)
     require_ours(folder, token)
     history = outcome.history
@@ -126,7 +126,6 @@ def _run_workers(
 ) -> Outcome:
     """Run the workers until they finish; restart them when some are lost."""
     folder, lost = Folder(run.run), _LostWorkers(run)
-    folder.write_json(TOKEN, {"token": token})
     with driving(on_epoch) as driver:
         while True:
             try:

@@ -18,6 +18,7 @@ from distrib.data.schema import Role
 from distrib.errors import MemoryLimitError
 from distrib.evaluate.protocol import Measurer, selection_score
 from distrib.events import emit, rounded
+from distrib.fence import require_ours, take_over
 from distrib.score.scorer import Scorer
 from distrib.storage import Folder
 from distrib.train.config import TrainingRun
@@ -54,6 +55,7 @@ def solve(
     folder = Folder(run.run)
     if folder.exists(HISTORY) and (folder / BUNDLE).exists(MANIFEST):
         return _result(run, history_of(folder.read_json(HISTORY), folder / HISTORY)[-1], on_epoch)
+    token = take_over(folder)
     folder.write_json(RUN, identity(run, dataset.hash))
     started_s = time.perf_counter()
     run = run.absolute()
@@ -67,7 +69,7 @@ def solve(
     task = ray.remote(max_retries=0, num_cpus=run.train.cpus_per_worker)(_solved)
     try:
         metrics: dict[str, float] = ray.get(
-            task.remote(run.model_dump_json(), dataset, shared, gram, counts)
+            task.remote(run.model_dump_json(), dataset, shared, gram, counts, token)
         )
     except (ray.exceptions.OutOfMemoryError, ray.exceptions.RayTaskError) as error:
         cause = getattr(error, "cause", error)
@@ -88,6 +90,7 @@ def solve(
         data_share=0.0,
         seconds=elapsed_s,
     )
+    require_ours(folder, token)
     folder.write_json(HISTORY, [record.to_json()])
     emit("fitted", model=run.model.name, seconds=round(elapsed_s, 1), **rounded(metrics))
     return _result(run, record, on_epoch)
@@ -142,6 +145,7 @@ def _solved(
     vocabulary: Vocabulary,
     gram: csr_array | None,
     count_IL: IntArray | None,
+    token: str,
 ) -> dict[str, float]:
     """Solve, write the bundle, return the validation metrics."""
     run = TrainingRun.model_validate_json(run_json)
@@ -162,5 +166,7 @@ def _solved(
         sums = measurer.added(sums, rows, np.arange(rows.num_users))
     metrics = sums["model"].means()
     facts = BundleFacts(data=dataset.hash, seed=run.seed, epoch=1, valid=metrics)
-    write_bundle(Folder(run.run) / BUNDLE, weights, run.model, vocabulary, facts)
+    folder = Folder(run.run)
+    require_ours(folder, token)
+    write_bundle(folder / BUNDLE, weights, run.model, vocabulary, facts)
     return metrics
