@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import ray
+from pydantic import SecretStr
 
 from distrib.config import JsonObject, Record, load
 from distrib.errors import ClusterError, ConfigError, StoppedError, excerpt, known
@@ -141,7 +142,7 @@ def serving(arguments: dict[str, str]) -> "Application":
         application,
     )  # slow import (1 s), only needed here
 
-    file = load(RunFile, arguments["config"], environment=os.environ)
+    file = _with_token(load(RunFile, arguments["config"], environment=os.environ))
     return application(ServePlan.of(file.run, file.data.prepared, file.serve))
 
 
@@ -212,7 +213,16 @@ def parse(description: str, arguments: list[str] | None = None) -> RunFile:
     parser = argparse.ArgumentParser(description=description)
     run_file_arguments(parser)
     given = parser.parse_args(arguments)
-    return load(RunFile, given.config, overrides=given.set, environment=os.environ)
+    return _with_token(load(RunFile, given.config, overrides=given.set, environment=os.environ))
+
+
+def _with_token(file: RunFile) -> RunFile:
+    """Take the server's token from the environment if the run file has none."""
+    token = os.environ.get("DISTRIB_TOKEN")
+    if not token or file.serve.token is not None:
+        return file
+    serve = file.serve.model_copy(update={"token": SecretStr(token)})
+    return file.model_copy(update={"serve": serve})
 
 
 @contextmanager

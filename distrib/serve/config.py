@@ -1,5 +1,6 @@
 """Settings of serving."""
 
+import ipaddress
 from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator
@@ -29,8 +30,11 @@ class ServeConfig(Config):
     """URL of a Parquet or CSV file with columns ``item`` and ``title``, shown with items."""
 
     token: Annotated[SecretStr, Field(min_length=1)] | None = None
-    """Bearer token that requests need; from the environment by ``token = "${DISTRIB_TOKEN}"``. No
-    authentication by default."""
+    """Bearer token that requests need; by default the environment variable DISTRIB_TOKEN, if it is
+    set."""
+
+    allow_anonymous: bool = False
+    """Whether a server without a token may listen on an address that other machines reach."""
 
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     """Default policy of requests; its files are read when a model is loaded."""
@@ -92,6 +96,14 @@ class ServeConfig(Config):
 
     cached_shards: NonNegativeInt = 4
     """Shards of stored users that a replica keeps in memory."""
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether other machines reach the server."""
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host != "localhost"
 
     @field_validator("replicas")
     @classmethod

@@ -63,15 +63,26 @@ def preflight(run: str, prepared: str, config: ServeConfig) -> None:
 
     Raises:
         CheckpointError: A model has no bundle, or it is damaged.
-        ConfigError: The policy does not fit a model, or the port is taken.
+        ConfigError: The policy does not fit a model, the port is taken, or anyone could use the
+            server from other machines, without a token.
         DataError: A configured file is absent or not a table.
     """
     plan = ServePlan.of(run, prepared, config)
+    _require_token(config)
     _require_port(config)
     if config.users:
         Dataset.open(config.users)
     for name, folder in plan.models.items():
         ModelHost(name, folder, plan.users, config)
+
+
+def _require_token(config: ServeConfig) -> None:
+    if config.is_exposed and config.token is None and not config.allow_anonymous:
+        raise ConfigError(
+            f"serve.host = {config.host!r}: other machines reach the server, but it has no token; "
+            "set the environment variable DISTRIB_TOKEN or serve.token, or serve.allow_anonymous = "
+            "true"
+        )
 
 
 def _require_port(config: ServeConfig) -> None:
@@ -124,8 +135,19 @@ def _require_room(plan: ServePlan) -> None:
 
 
 def application(plan: ServePlan) -> serve.Application:
-    """Build the Serve application: one deployment of fronts, and one of scorers per model."""
+    """Build the Serve application: one deployment of fronts, and one of scorers per model.
+
+    Args:
+        plan: Settings of the server.
+
+    Returns:
+        The application.
+
+    Raises:
+        ConfigError: Anyone could use it from other machines, without a token.
+    """
     config = plan.config
+    _require_token(config)
     scorers = [
         _scorers(config).options(name=_scorer_name(name)).bind(name, run, plan.users, config)
         for name, run in plan.models.items()

@@ -53,6 +53,7 @@ class Rehearsal:
             "PYTHONPATH": str(ROOT),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
+            "DISTRIB_TOKEN": "of the secret",
             **store,
         }
 
@@ -255,7 +256,7 @@ def what_the_service_says_answers(rehearsal, head, worker):
     request = urllib.request.Request(
         f"http://{worker.address}:8000/v1/models/default/recommendations",
         json.dumps(wanted).encode(),
-        {"content-type": "application/json"},
+        {"content-type": "application/json", "authorization": "Bearer of the secret"},
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         found = json.loads(answer.read())

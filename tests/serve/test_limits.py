@@ -1,12 +1,15 @@
 """What an unfriendly client can do to a front."""
 
 import asyncio
+import contextlib
 import json
 
 import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
+from distrib.cli import parse
+from distrib.errors import ConfigError
 from distrib.serve.arrow_stream import ARROW, stream_of
 from tests.serve.conftest import served
 from tests.serve.test_routes import post
@@ -129,3 +132,32 @@ def test_lists_of_nulls_do_not_expand_in_memory(run, name):
         found = client.post(path, content=content, headers=headers)
     assert found.status_code == 422
     assert f"{name}: 60000000 entries of one user" in found.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("host", "is_exposed"),
+    [("127.0.0.1", False), ("::1", False), ("localhost", False), ("0.0.0.0", True), ("::", True)],
+)
+def test_a_server_that_others_reach_needs_a_token(run, tmp_path, monkeypatch, host, is_exposed):
+    from distrib.serve.deployment import preflight
+
+    path = tmp_path / "run.toml"
+    path.write_text(
+        f'run = "{run}"\ndata = {{ prepared = "none" }}\nmodel = {{ name = "conv4rec" }}\n'
+        f'[serve]\nhost = "{host}"\nport = 0\n'
+    )
+    monkeypatch.delenv("DISTRIB_TOKEN", raising=False)
+    given = ["--config", str(path)]
+    file = parse("", given)
+    assert file.serve.is_exposed is is_exposed
+    refusal = pytest.raises(ConfigError, match="but it has no token; set the environment")
+    with refusal if is_exposed else contextlib.nullcontext():
+        preflight(file.run, "none", file.serve)
+    anyone = parse("", [*given, "--set", "serve.allow_anonymous=true"])
+    preflight(file.run, "none", anyone.serve)
+    monkeypatch.setenv("DISTRIB_TOKEN", "of the environment")
+    file = parse("", given)
+    assert file.serve.token.get_secret_value() == "of the environment"
+    preflight(file.run, "none", file.serve)
+    own = parse("", [*given, "--set", 'serve.token="own"']).serve
+    assert own.token.get_secret_value() == "own"
