@@ -64,10 +64,10 @@ class ServeConfig(Config):
     """Requests in flight per front, and queued per replica; more are refused (429). A good value is
     what a replica can answer within ``request_timeout_s``."""
 
-    max_body_mb: PositiveFloat = 64.0
+    max_body_mb: PositiveFloat = 32.0
     """Largest request body in MB; larger ones are refused (413)."""
 
-    max_held_mb: PositiveFloat = 256.0
+    max_held_mb: PositiveFloat = 128.0
     """Most MB of request bodies that a front holds at a time; more are refused (429)."""
 
     body_timeout_s: PositiveFloat = 20.0

@@ -1,11 +1,15 @@
 """HTTP routes."""
 
 import asyncio
+import json
+from collections.abc import Callable, Coroutine
 from importlib import resources
 from typing import Annotated, Any, NamedTuple, Protocol
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
 from distrib.score.policy import Output
@@ -42,8 +46,30 @@ _FAULTS: dict[int | str, dict[str, Any]] = {
     503: {"model": Fault, "description": "No answer in time; retry later"},
 }
 
+
+class _FastRequest(Request):
+    """Reads JSON several times as fast as the standard library, and no deeper than 200 levels."""
+
+    async def json(self) -> Any:
+        content = await self.body()
+        try:
+            return from_json(content)
+        except ValueError as error:
+            raise json.JSONDecodeError(str(error), "", 0) from error  # which FastAPI knows
+
+
+class _FastRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def answered(request: Request) -> Response:
+            return await handler(_FastRequest(request.scope, request.receive))
+
+        return answered
+
+
 server = APIRouter()
-models = APIRouter(prefix="/v1", responses=_FAULTS)
+models = APIRouter(prefix="/v1", responses=_FAULTS, route_class=_FastRoute)
 
 
 class ModelRouter(Protocol):

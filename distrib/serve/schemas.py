@@ -2,28 +2,48 @@
 
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetPydanticSchema,
+    model_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
 
 from distrib.config import JsonObject
 from distrib.ids import id_of
 from distrib.score.policy import Output
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: float) -> int:
     """Return whole floats as integers; some writers of JSON know no others."""
-    return id_of(value, "int") if isinstance(value, float) and value.is_integer() else value
+    found = id_of(value, "int")
+    if found is None:
+        raise ValueError("not a whole number")
+    return int(found)
+
+
+def _with_one_error(source: Any, handler: GetCoreSchemaHandler) -> Any:
+    """Report a wrong id once, not once for each type that it is not."""
+    message = "Input should be an integer of 64 bits, or a string of at most 1024 characters"
+    return handler(source) | {"custom_error_type": "item_id", "custom_error_message": message}
 
 
 ItemId = Annotated[
     Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)]
-    | Annotated[str, Field(max_length=1024, strict=True)],
+    | Annotated[str, Field(max_length=1024, strict=True)]
+    | SkipJsonSchema[Annotated[float, AfterValidator(_whole)]],
     Field(union_mode="left_to_right"),
-    BeforeValidator(_whole),
+    GetPydanticSchema(_with_one_error),
 ]
 """Ids are integers or strings, as in the log that the model was trained on."""
 
 Rating = Annotated[float, Field(allow_inf_nan=False)]
 _MOST_IDS = 10_000_000
+_MOST_KEYS = 50
 _Ids = Annotated[list[ItemId], Field(max_length=_MOST_IDS, fail_fast=True)]
 """The first wrong id ends the check: a fault for each of a million would take a gigabyte."""
 
@@ -34,6 +54,14 @@ class _Message(BaseModel):
     """Base of requests: strict, except that ratings may be integers; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, value: Any) -> Any:
+        """Refuse more keys than there can be, before a fault is built for each of them."""
+        if isinstance(value, dict) and len(value) > _MOST_KEYS:
+            raise ValueError(f"{len(value)} keys; there are {len(cls.model_fields)}")
+        return value
 
 
 class History(_Message):
