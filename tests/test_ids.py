@@ -3,11 +3,20 @@ from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distrib.ids import id_column, id_of, kind_of
+from distrib.data.logs.config import Columns, ParquetSource
+from distrib.errors import DataError
+from distrib.ids import id_column, id_of, kind_of, plain
+from distrib.score.histories import read_histories
+from distrib.score.rules import item_table, positions_of
+from distrib.serve.arrow_stream import stream_of, table_of
+from distrib.serve.loaded import _titles
+from distrib.vocabulary import Vocabulary
+from tests.data.test_formats import readings
 
 UUID = uuid.UUID("17ea8626-4fe0-4fe0-acdb-34276e3a3be8")
 NAN = float("nan")
@@ -86,3 +95,58 @@ def test_a_value_of_json_reads_like_a_column(value, kind):
 def test_what_is_no_id_is_none(value):
     assert id_of(value, "string") is None
     assert id_of(value, "int") is None
+
+
+STORED = [  # as Parquet keeps them
+    (column, integers, texts)
+    for column, integers, texts in COLUMNS
+    if not pa.types.is_null(column.type)
+    and not pa.types.is_run_end_encoded(column.type)
+    and not pa.types.is_float16(column.type)
+]
+
+
+@pytest.mark.parametrize("kind", ["int", "string"])
+@pytest.mark.parametrize(("column", "integers", "texts"), STORED, ids=lambda c: str(type(c)))
+def test_every_door_reads_a_column_by_the_one_rule(tmp_path, column, integers, texts, kind):
+    """Logs, policies, titles, histories and streams: a user's item is the same one everywhere."""
+    wanted = [value for value in (integers if kind == "int" else texts) if value is not None]
+    path = str(tmp_path / "ids.parquet")
+    length = len(column)
+    columns = {"item": column, "title": ["t"] * length, "user": ["u"] * length}
+    pq.write_table(pa.table(columns), path)
+    source = ParquetSource(path=path, columns=Columns(user="user", item="item"), ids=kind)
+    table, _ = readings(source)
+    assert [i for i in table["item"].to_pylist() if i is not None] == [w for w in wanted if w != ""]
+    ids = list(dict.fromkeys(w for w in wanted if w != ""))
+    if not ids:
+        return
+    items = pa.array(ids, pa.int64() if kind == "int" else pa.string())
+    vocabulary = Vocabulary(items, (1.0,), np.ones((len(ids), 1), np.int64), 1)
+    is_refused = kind == "int" and pa.types.is_string(plain(column).type)
+    if is_refused:  # text is no id of a model of integers
+        with pytest.raises(DataError, match="cast the column"):
+            vocabulary.positions(column)
+        return
+    found = vocabulary.positions(plain(column))
+    assert [ids[place] for place in found if place >= 0] == [w for w in wanted if w != ""]
+    chosen = positions_of(
+        item_table(path, ("item",), kind)["item"].combine_chunks(), vocabulary, ""
+    )
+    assert [ids[place] for place in chosen] == sorted(ids, key=ids.index)
+    titles = _titles(path, kind)
+    assert {item: titles[item] for item in ids} == dict.fromkeys(ids, "t")
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    lists = pa.ListArray.from_arrays(pa.array([0, length], pa.int32()), whole)
+    history = pa.table({"user": ["u"], "items": lists})
+    streamed = history if is_encoded(column) else table_of(stream_of(history))
+    for lists in (history, streamed):
+        if plain(column).null_count:
+            continue  # a list with nulls is refused as a whole
+        read = read_histories(vocabulary, lists, None)
+        assert {ids[place] for place in read.source.item_N.tolist()} == set(ids)
+
+
+def is_encoded(column):
+    """Streams with dictionaries are refused."""
+    return pa.types.is_dictionary(column.type)

@@ -54,6 +54,44 @@ def test_records_of_several_lines_read_as_the_csv_module_does(tmp_path_factory, 
     assert pairs(table) == wanted
 
 
+PLAIN = st.text(alphabet='ab1\u00e9 ,;|\t"#\\\\', min_size=1, max_size=5).map(str.strip)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.lists(st.tuples(PLAIN, PLAIN, PLAIN), min_size=1, max_size=10),
+    separator=st.sampled_from(",;|\t"),
+    escape=st.sampled_from(["", "\\"]),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    encoding=st.sampled_from(["utf-8", "latin-1", "utf-16"]),
+    everything=st.booleans(),
+    cut=st.booleans(),
+)
+def test_dialects_read_as_the_csv_module_does(
+    tmp_path_factory, rows, separator, escape, end, encoding, everything, cut
+):
+    path, sink = tmp_path_factory.mktemp("dialects") / "log.csv", io.StringIO(newline="")
+    rows = [row for row in rows if all(row) and "#" not in row[0][:1]]
+    if not escape:
+        rows = [tuple(cell.replace("\\", "") or "x" for cell in row) for row in rows]
+    dialect = {"delimiter": separator, "lineterminator": end}
+    dialect |= {"escapechar": escape, "doublequote": False} if escape else {}
+    dialect |= {"quoting": csv.QUOTE_ALL if everything else csv.QUOTE_MINIMAL}
+    writer = csv.writer(sink, **dialect)
+    writer.writerow(("u", "i", "n"))
+    for row in rows:
+        sink.write(f"# a comment{separator}{end}")
+        writer.writerow(row)
+    path.write_bytes(sink.getvalue().encode(encoding))
+    more = {"separator": separator, "encoding": encoding, "comment": "#"}
+    more |= {"escape": escape} if escape else {}
+    with pytest.MonkeyPatch.context() as patch:
+        if cut:
+            patch.setattr(text, "_CHUNK_BYTES", 16)
+        table, _ = readings(csv_source(path, **more))
+    assert pairs(table) == [row[:2] for row in rows]
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     notes=st.lists(st.text(alphabet='ab,"\n', max_size=8), min_size=1, max_size=12),
