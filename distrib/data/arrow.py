@@ -21,6 +21,13 @@ def whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
+def without_views(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Return text or bytes as Arrow's functions know them; few know views."""
+    if pa.types.is_string_view(column.type):
+        return column.cast(pa.large_string())
+    return column.cast(pa.large_binary()) if pa.types.is_binary_view(column.type) else column
+
+
 def distinct(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Return the distinct values of a column, ascending."""
     found = pc.unique(whole(column))

@@ -33,6 +33,9 @@ _SECURITY = [
     (b"referrer-policy", b"no-referrer"),
 ]  # fmt: skip
 
+_GONE = 499
+"""Status in metrics of a client that has closed the connection; it is sent to no one."""
+
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 
 
@@ -117,7 +120,7 @@ class _RequestMiddleware:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        started_s, status = time.perf_counter(), 500
+        started_s, status = time.perf_counter(), _GONE
 
         async def answered(message: Any) -> None:
             nonlocal status
@@ -132,6 +135,9 @@ class _RequestMiddleware:
             else:
                 extra = [(b"www-authenticate", b"Bearer")]
                 await _turned_away(scope, answered, 401, "missing or invalid bearer token", extra)
+        except Exception:
+            status = 500
+            raise
         finally:
             elapsed_s = time.perf_counter() - started_s
             route = getattr(scope.get("route"), "path", "none")

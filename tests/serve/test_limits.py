@@ -64,6 +64,23 @@ def test_a_body_that_does_not_arrive_is_given_up(run):
     assert status == 200
 
 
+def test_a_client_that_goes_is_no_error_of_the_server(run, capfd):
+    server = served({"default": run})
+    sent = []
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": LISTS, "headers": [], "query_string": b""}
+    asyncio.run(server.app(scope, receive, send))
+    assert sent == []
+    assert [status for _, status in server.noted.requests] == [499]
+    assert "request_failed" not in capfd.readouterr().err
+
+
 def test_all_bodies_together_are_bounded_and_given_back(run):
     server = served({"default": run}, max_body_mb=1.0, max_held_mb=1.0, body_timeout_s=1.0)
     app = server.app

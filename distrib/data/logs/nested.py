@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distrib.data.arrow import whole
+from distrib.data.arrow import whole, without_views
 
 
 def part_of(found: Mapping[str, Any], name: str) -> Any:
@@ -37,12 +37,12 @@ def field_of(table: pa.Table, name: str) -> pa.Array | pa.ChunkedArray:
         The values; null where a struct is.
     """
     if name in table.column_names:
-        return table[name]
+        return without_views(table[name])
     head, *rest = name.split(".")
     column = whole(table[head])
     for part in rest:
         column = pc.struct_field(column, part)
-    return column
+    return without_views(column)
 
 
 def leaf_names(schema: pa.Schema) -> tuple[str, ...]:
