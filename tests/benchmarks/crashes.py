@@ -141,6 +141,7 @@ class Campaign:
             **os.environ,
             "PYTHONPATH": f"{hook}:{ROOT}",
             STATE: str(self.state),
+            "RAY_AUTH_MODE": "disabled",  # it listens on this machine alone
             "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         }
 
@@ -248,7 +249,7 @@ def main() -> None:
     campaign, rows = Campaign(Path(given.folder)), []
     campaign.state.write_text("0 0   ")
     command = [f"{Path(sys.executable).parent}/ray", "start", "--head", "--block", "--num-cpus=4"]
-    command += ["--port=6399", "--ray-client-server-port=10077", "--include-dashboard=false"]
+    command += ["--port=6399", "--ray-client-server-port=20077", "--include-dashboard=false"]
     command += ["--object-store-memory=300000000", f"--temp-dir={given.folder}/ray"]
     head = subprocess.Popen(
         command, env=campaign.environment, start_new_session=True, stdout=subprocess.DEVNULL

@@ -81,7 +81,7 @@ def test_each_run_is_one_version_and_earlier_ones_stay_readable(table, tmp_path)
     assert len(commits(tmp_path / "lists")) == 2
     published(target, setting, "monday")  # back to the lists of before
     assert len(rows(tmp_path / "lists")) == 4
-    assert len(commits(tmp_path / "lists")) in {2, 3}  # iceberg's are told apart by recipe
+    assert len(commits(tmp_path / "lists")) in {2, 3}  # iceberg's are listed by recipe
     if setting["format"] == "delta":
         earlier = delta.DeltaTable(str(tmp_path / "lists"), version=1).to_pyarrow_table()
         assert len(earlier) == 6
