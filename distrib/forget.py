@@ -1,6 +1,7 @@
 """Forget people: remove them from everything that a run file names, and say what is left to do."""
 
 import time
+import uuid
 
 from distrib.checkpoint.bundle import BUNDLE, BundleFacts
 from distrib.checkpoint.manifest import MANIFEST, read_manifest
@@ -9,12 +10,18 @@ from distrib.data.dataset import Dataset
 from distrib.data.export import RESULT as CONVERTED
 from distrib.data.prepare.forget import forget as forget_prepared
 from distrib.data.prepare.forget import user_ids
-from distrib.errors import ConfigError, DataError
+from distrib.data.prepare.job import read_plan
+from distrib.errors import ConfigError, DataError, DistribError
 from distrib.evaluate.job import BY_USER
 from distrib.events import emit
 from distrib.run_file import RunFile
 from distrib.score.commit import SUCCESS, previous_runs
-from distrib.score.forget import ForgottenLists, forget_lists, forget_tables
+from distrib.score.forget import (
+    ForgottenLists,
+    forget_lists,
+    forget_tables,
+    require_forgettable,
+)
 from distrib.storage import Folder
 
 RECEIPTS = "forgotten"
@@ -49,7 +56,7 @@ class Receipt(Record):
 
     users_requested: int
     users_found: int
-    """Of these, users of the prepared data."""
+    """Of these, users of ``data.prepared``."""
 
     removed: tuple[Place, ...]
     """All folders that were searched."""
@@ -62,7 +69,7 @@ class Receipt(Record):
 
 
 def preflight(file: RunFile) -> list[str]:
-    """Check the list of people and the prepared data.
+    """Check the list of people, the prepared data and the published lists.
 
     Args:
         file: The run file.
@@ -72,29 +79,42 @@ def preflight(file: RunFile) -> list[str]:
 
     Raises:
         ConfigError: ``forget.users`` is not set, or names no one.
-        DataError: The file is missing, an id is of another kind than the users', or nothing is
-            prepared.
+        DataError: The file is missing, an id is of another kind than the users', nothing is
+            prepared, or something must be finished first; see `require_forgettable`.
     """
-    url = file.forget.users
-    if url is None:
-        raise ConfigError("forget.users is not set; set it to a text file with one id per line")
-    try:
-        lines = Folder(url).read().decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{url}: is not UTF-8; give a text file with one id per line") from error
-    ids = list(dict.fromkeys(text for line in lines if (text := line.strip())))
-    if not ids:
-        raise ConfigError(f"{url}: names no one; give one user id per line")
+    ids = _ids(file.forget.users)
+    absent = [url for url in file.forget.lists if not Folder(url).exists(SUCCESS)]
+    if absent:
+        raise DataError(f"forget.lists: {absent[0]} holds no published lists; correct it")
     for prepared in _prepared(file):
         user_ids(Dataset.open(prepared), ids)
+    for url in (*_lists(file), *(_labels(file, run) for run in _runs(file))):
+        require_forgettable(Folder(url))
+    return ids
+
+
+def _ids(url: str | None) -> list[str]:
+    """Read one id per line, as it stands; blank lines are none."""
+    if url is None:
+        raise ConfigError("forget.users is not set; set it to a text file with one id per line")
+    if Folder(url).is_folder():
+        raise ConfigError(f"forget.users = {url!r}: is a folder; name a text file")
+    try:
+        lines = Folder(url).read().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{url}: is not UTF-8; give a text file with one id per line") from error
+    ids = list(dict.fromkeys(text for line in lines if (text := line.removesuffix("\r")).strip()))
+    if not ids:
+        raise ConfigError(f"{url}: names no one; give one user id per line")
     return ids
 
 
 def forget(file: RunFile) -> Receipt:
     """Remove people from prepared data, quarantine, lists, vectors, soft labels and evaluations.
 
-    Stop other jobs of the run first: what they write meanwhile is not searched. A stopped removal
-    is finished by the same command. The raw log is not touched.
+    Stop other jobs of the run first: what they write meanwhile is not searched. A removal that was
+    stopped is finished by the same command, whose receipt counts what it removed itself. The raw
+    log is not changed.
 
     Args:
         file: The run file.
@@ -102,10 +122,10 @@ def forget(file: RunFile) -> Receipt:
     Returns:
         The receipt; also written to the run folder.
     """
-    ids, places, found = preflight(file), list[Place](), 0
+    ids, places = preflight(file), list[Place]()
     for url in _prepared(file):
-        gone = forget_prepared(Folder(url), ids)
-        found = max(found, gone.users)
+        stamps = _stamps(file) if url == file.data.prepared else {}
+        gone = forget_prepared(Folder(url), ids, stamps)
         about = {"quarantined": gone.quarantined, "files": gone.files}
         places.append(
             Place(folder=url, holds="histories", users=gone.users, rows=gone.interactions, **about)
@@ -113,22 +133,33 @@ def forget(file: RunFile) -> Receipt:
     places += [_searched(url, "lists", forget_lists(Folder(url), ids)) for url in _lists(file)]
     for run in _runs(file):
         labels, measured = Folder(_labels(file, run)), Folder(run) / BY_USER
-        if labels.exists(SUCCESS):
+        if labels.exists():
             places.append(_searched(labels.url, "soft labels", forget_lists(labels, ids)))
         if measured.exists():
             places.append(_searched(measured.url, "evaluation", forget_tables(measured, ids)))
     receipt = Receipt(
         time=time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
         users_requested=len(ids),
-        users_found=found,
+        users_found=places[0].users,
         removed=tuple(places),
         retrain=tuple(_to_retrain(file)),
         remake=tuple(_to_remake(file)),
     )
-    name = f"{RECEIPTS}/{receipt.time.replace(':', '')}.json"
+    name = f"{RECEIPTS}/{receipt.time.replace(':', '')}-{uuid.uuid4().hex[:4]}.json"
     Folder(file.run).write_json(name, receipt.to_json())
-    emit("forgotten", receipt=str(Folder(file.run) / name), users=found)
+    emit("forgotten", receipt=str(Folder(file.run) / name), users=places[0].users)
+    if not any(place.users for place in places):
+        emit("no_one_found", check="forget.users: are the ids written as in the log?")
     return receipt
+
+
+def _stamps(file: RunFile) -> dict[str, str]:
+    """Return the stamps of the log's files as they are now; none if it cannot be read."""
+    try:
+        return {one.label: one.stamp for one in read_plan(file.data).layout.files}
+    except DistribError as error:
+        emit("log_not_read", fault=str(error))
+        return {}
 
 
 def _searched(url: str, holds: str, gone: ForgottenLists) -> Place:
@@ -136,19 +167,22 @@ def _searched(url: str, holds: str, gone: ForgottenLists) -> Place:
 
 
 def _prepared(file: RunFile) -> list[str]:
-    """Return the prepared folders: of training, and of scored events if there is one yet."""
+    """Return the prepared folders: of training, and of scored events and of a server, if any."""
     events = file.score.events
-    others = [] if events is None or not Folder(events.prepared).exists() else [events.prepared]
-    return [file.data.prepared, *others]
+    others = [None if events is None else events.prepared, file.serve.users]
+    there = [url for url in others if url is not None and Folder(url).exists()]
+    return list(dict.fromkeys([file.data.prepared, *there]))
 
 
 def _runs(file: RunFile) -> list[str]:
-    """Return the folders with a model: the run's, and those of nights and trials below it."""
+    """Return the folders with a model: the run's, those below it, and those that are served."""
     run, end = Folder(file.run), f"{BUNDLE}/{MANIFEST}"
     if not run.exists():
         return []
     found = [name.removesuffix(end) for name in run.data_files() if name.endswith(end)]
-    return [(run / name).url for name in found if not {*name.split("/")} & _COPIES]
+    own = [(run / name).url for name in found if not {*name.split("/")} & _COPIES]
+    served = [Folder(url).url for url in file.serve.models.values()]
+    return list(dict.fromkeys([*own, *(url for url in served if Folder(url).exists(end))]))
 
 
 def _lists(file: RunFile) -> list[str]:
@@ -160,9 +194,6 @@ def _lists(file: RunFile) -> list[str]:
     if file.score.since:
         wanted.append(file.score.since)
     found = [folder for url in wanted for folder in previous_runs(Folder(url))]
-    absent = [url for url in file.forget.lists if not (Folder(url)).exists(SUCCESS)]
-    if absent:
-        raise DataError(f"forget.lists: {absent[0]} holds no published lists; correct it")
     return list(dict.fromkeys(folder.url for folder in found))
 
 

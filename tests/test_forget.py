@@ -1,6 +1,7 @@
 """A person is removed: from which files, what is as if they had never come, what is left to do."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from distrib.data.prepare.job import prepare
 from distrib.distill.job import soften
 from distrib.errors import ConfigError, DataError
 from distrib.evaluate.job import evaluate
-from distrib.forget import forget, preflight
+from distrib.forget import _ids, forget, preflight
 from distrib.models import EaseConfig, ItemKnnConfig, PopularityConfig
 from distrib.nightly import nightly
 from distrib.run_file import RunFile
@@ -146,14 +147,14 @@ def test_nobody_finds_a_forgotten_person_in_any_file(cluster, file, tmp_path):
     assert naming(tmp_path / "data", PERSON) == []
     assert naming(tmp_path / "run", PERSON) == []
     for place in places:
-        assert naming(tmp_path / place, NAMESAKE), place
+        assert bool(naming(tmp_path / place, NAMESAKE)) == ("quarantine" not in place), place
     assert (receipt.users_requested, receipt.users_found) == (2, 1)
     assert receipt.retrain == (file.run,)
     assert receipt.remake == (f"{file.run}/soft_labels",)
     assert {place.holds: (place.users, place.rows) for place in receipt.removed} == {
         "histories": (1, 9), "lists": (1, 1), "evaluation": (1, 1), "soft labels": (1, 1),
     }  # fmt: skip
-    assert receipt.removed[0].quarantined == 1
+    assert receipt.removed[0].quarantined == 2
 
     # The accounts balance, and a second time there is nothing to remove.
     manifest = Dataset.open(file.data.prepared).manifest
@@ -185,7 +186,7 @@ def test_what_is_left_equals_what_was_prepared_without_the_person(cluster, tmp_p
     for file in both:
         prepare(file.data)
     gone = forget_prepared(Folder(both[0].data.prepared), [PERSON])
-    assert gone[:3] == (1, 9, 1)
+    assert gone[:3] == (1, 9, 2)
     ours, fresh = (Dataset.open(file.data.prepared).manifest for file in both)
     assert ours.hash == fresh.hash
     assert [shard.sha256 for shard in ours.shards] == [shard.sha256 for shard in fresh.shards]
@@ -266,6 +267,61 @@ def test_numbers_are_forgotten_by_their_digits(cluster, tmp_path):
     (tmp_path / "people.txt").write_text("003\n5.0\n99\n")
     assert forget(file).users_found == 2
     assert Dataset.open(file.data.prepared).manifest.counts.users == 5
+
+
+def test_a_log_without_the_person_can_be_extended_afterwards(cluster, tmp_path):
+    file = file_of(tmp_path, "none")
+    data = file.data.model_copy(update={"extend": True})
+    prepare(data)
+    write_log(tmp_path / "log", with_person=False)
+    forget(file)
+    assert prepare(data).generation == 1
+    (tmp_path / "log/more.csv").write_text("who,what,stars,when\np99,item-2,4,2000000\n")
+    counts = prepare(data).counts
+    assert (counts.users, counts.rejected["user removed"]) == (62, 9)
+
+
+def test_a_person_of_damaged_rows_alone_was_in_no_model(cluster, file):
+    prepare(file.data)
+    before = Dataset.open(file.data.prepared).manifest
+    gone = forget_prepared(Folder(file.data.prepared), ["unknown"])
+    after = Dataset.open(file.data.prepared).manifest
+    assert gone[:3] == (0, 0, 2)
+    assert (after.hash, after.forgets) == (before.hash, ())
+    assert naming(file_folder(file) / "data/quarantine", PERSON) == []
+    assert forget_prepared(Folder(file.data.prepared), ["unknown"]) == (0, 0, 0, 0)
+
+
+def file_folder(file):
+    return Path(file.data.prepared).parent
+
+
+def test_not_everyone_can_be_forgotten(cluster, file, tmp_path):
+    prepare(file.data)
+    (tmp_path / "people.txt").write_text(
+        "\n".join([PERSON, NAMESAKE, *(f"p{n}" for n in range(60))])
+    )
+    with pytest.raises(DataError, match="no user would be left; remove the folder instead"):
+        forget(file)
+    assert Dataset.open(file.data.prepared).manifest.counts.users == 62
+
+
+def test_an_id_is_its_line_as_it_stands(tmp_path):
+    file = file_of(tmp_path, "none")
+    (tmp_path / "people.txt").write_bytes("x\u2028y\r\n spaces \n\n \nx\u2028y".encode())
+    assert _ids(file.forget.users) == ["x\u2028y", " spaces "]
+
+
+def test_nothing_is_removed_before_all_is_checked(cluster, file, tmp_path):
+    prepare(file.data)
+    lists = file.forget.model_copy(update={"lists": (f"{tmp_path}/none",)})
+    with pytest.raises(DataError, match="holds no published lists"):
+        forget(file.model_copy(update={"forget": lists}))
+    torn = Folder(file.run) / "recommendations/_work-1"
+    torn.write_json("moving.json", {"replaces": []})
+    with pytest.raises(DataError, match="was stopped while it published; start it again first"):
+        forget(file)
+    assert Dataset.open(file.data.prepared).manifest.counts.users == 62
 
 
 def test_clear_errors(tmp_path):

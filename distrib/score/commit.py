@@ -17,7 +17,11 @@ from distrib.storage import Folder
 SUCCESS = "_SUCCESS"
 """Manifest, written last; readers of Parquet folders ignore names with a leading underscore."""
 
-_RECEIPTS, _BEGUN, _MOVING = "receipts", "begun.json", "moving.json"
+_RECEIPTS, _BEGUN = "receipts", "begun.json"
+
+MOVING = "moving.json"
+"""In a work folder: the publication has begun to replace the previous output."""
+
 _RECIPE = "distrib.recipe"
 _LISTED = 3
 _STALE_S = 2 * 24 * 3600.0
@@ -133,11 +137,13 @@ class Publication:
             DataError: There are such files.
         """
         others = [name for name in self.target.files() if not name.startswith(("_", "."))]
-        if others and not self.target.exists(SUCCESS) and not self.work.exists(_MOVING):
+        if others and not self.target.exists(SUCCESS) and not self.work.exists(MOVING):
             raise DataError(
                 f"{self.target}: holds files that scoring did not write "
                 f"({', '.join(others[:_LISTED])}); set the output to a new folder"
             )
+        if self.table is not None:
+            self.table.require_ours(self.target)
         before = success_of(self.target)
         if before is not None and before.recipe.get("table") != self.recipe.get("table"):
             raise DataError(
@@ -270,12 +276,12 @@ class Publication:
 
     def _begin_to_move(self) -> list[str]:
         """Record the files to remove before their manifest is removed; return their names."""
-        if self.work.exists(_MOVING):
-            found = read_record(_Moving, self.work.read_json(_MOVING), self.work / _MOVING)
+        if self.work.exists(MOVING):
+            found = read_record(_Moving, self.work.read_json(MOVING), self.work / MOVING)
             return list(found.replaces)
         before = success_of(self.target)
         replaced = [] if before is None else [entry.name for entry in before.files]
-        self.work.write_json(_MOVING, {"replaces": replaced})
+        self.work.write_json(MOVING, {"replaces": replaced})
         return replaced
 
     def _is_there(self, part: PartManifest) -> bool:
@@ -315,7 +321,7 @@ def previous_runs(folder: Folder) -> list[Folder]:
     found = [folder]
     while (success := success_of(found[-1])) is not None:
         before = success.recipe.get("since")
-        if before is None:
+        if before is None or before["folder"] in {one.url for one in found}:
             break
         found.append(Folder(before["folder"]))
     return found

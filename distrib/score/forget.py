@@ -1,6 +1,7 @@
 """Remove people from published lists, vectors and soft labels, and from tables by user."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,6 +15,7 @@ from distrib.config import Config, read_record, sealed
 from distrib.errors import DataError
 from distrib.ids import id_column, kind_of
 from distrib.score.commit import (
+    MOVING,
     SUCCESS,
     PartManifest,
     Publication,
@@ -21,10 +23,12 @@ from distrib.score.commit import (
     add_counts,
     success_of,
 )
+from distrib.score.table_formats import table_of
 from distrib.storage import Folder, parquet_bytes
 
 USER = "user"
 _NOTES = "_forgetting"  # manifests of parts that are about to be replaced
+_PART = re.compile(r"part-\d+(-[0-9a-f]{8}){1,9}\.parquet")
 _AT_ONCE = 8
 
 
@@ -73,12 +77,12 @@ def forget_lists(folder: Folder, ids: Sequence[str]) -> ForgottenLists:
         What was removed.
 
     Raises:
-        DataError: A part has no column of users.
+        DataError: See `require_forgettable`; or a part has no column of users.
     """
+    success = require_forgettable(folder)
     for name in folder.folders():
         if name.startswith("_work-"):
             (folder / name).remove()
-    success = success_of(folder)
     if success is None:
         return ForgottenLists(0, 0, 0)
     publication = Publication(folder, success.recipe)
@@ -98,6 +102,42 @@ def forget_lists(folder: Folder, ids: Sequence[str]) -> ForgottenLists:
     return _total([left for _, left in found if left is not None])
 
 
+def require_forgettable(folder: Folder) -> Success | None:
+    """Refuse a folder in which a removal would leave someone behind, or damage a table.
+
+    Args:
+        folder: Of published lists; it may be missing.
+
+    Returns:
+        The manifest; None if nothing is published there.
+
+    Raises:
+        DataError: A publication was stopped between two changes, or others changed the table.
+    """
+    moving = [name for name in folder.folders() if (folder / name).exists(MOVING)]
+    if moving:
+        raise DataError(
+            f"{folder}: a run was stopped while it published; start it again first, so that "
+            "nothing of it is left"
+        )
+    success = success_of(folder)
+    table = None if success is None else table_of(success.recipe)
+    if success is None or table is None:
+        return success
+    live, ours = table.live_files(folder), {part.name for part in success.files}
+    is_interrupted = len(live) == len(ours) and all(_is_ours(name) for name in live)
+    if live != ours and not is_interrupted:
+        raise DataError(
+            f"{folder}: others have changed the table since scoring wrote it; delete the people "
+            "with its own tools, or score again first"
+        )
+    return success
+
+
+def _is_ours(name: str) -> bool:
+    return _PART.fullmatch(name) is not None
+
+
 def _counted(success: Success, parts: list[PartManifest]) -> Success:
     added = add_counts(parts)
     users = {"users_read": added.users_read, "users": added.users}
@@ -109,7 +149,7 @@ def _counted(success: Success, parts: list[PartManifest]) -> Success:
 def _remove_earlier(folder: Folder, current: set[str]) -> None:
     """Remove the files of a table's earlier versions, which may hold the people, too."""
     for name in {*folder.files(".parquet")} - current:
-        if name.startswith("part-"):
+        if _is_ours(name):
             folder.remove(name)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distrib.checkpoint.bundle import Bundle
-from distrib.checkpoint.manifest import MANIFEST, open_sealed, seal
+from distrib.checkpoint.manifest import MANIFEST, open_sealed, read_manifest, seal
 from distrib.config import Config, JsonObject
 from distrib.errors import ConfigError, DataError
 from distrib.models.base import Model
@@ -186,6 +186,6 @@ def is_written(target: Folder, bundle: Bundle, config: ExportConfig) -> bool:
     """Return whether the items of this bundle are already exported."""
     if not target.exists(MANIFEST):
         return False
-    found = target.read_json(MANIFEST)
-    has_index = (FAISS in found["files"]) == (config.index == "hnsw")
-    return bool(found["bundle"] == bundle.manifest.digests and has_index)
+    found = read_manifest(target)
+    has_index = (FAISS in found.files) == (config.index == "hnsw")
+    return bool(found.facts.get("bundle") == bundle.manifest.digests and has_index)

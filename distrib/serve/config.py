@@ -103,7 +103,7 @@ class ServeConfig(Config):
         try:
             return not ipaddress.ip_address(self.host).is_loopback
         except ValueError:
-            return self.host != "localhost"
+            return self.host.lower() != "localhost"
 
     @field_validator("replicas")
     @classmethod

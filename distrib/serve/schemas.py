@@ -1,6 +1,6 @@
 """Schemas of requests and responses; the source of the OpenAPI page."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -29,17 +29,21 @@ def _whole(value: float) -> int:
 def _with_one_error(source: Any, handler: GetCoreSchemaHandler) -> Any:
     """Report a wrong id once, not once for each type that it is not."""
     message = "Input should be an integer of 64 bits, or a string of at most 1024 characters"
-    return handler(source) | {"custom_error_type": "item_id", "custom_error_message": message}
+    error = {"custom_error_type": "item_id", "custom_error_message": message}
+    return {**handler(source), **error}
 
 
-ItemId = Annotated[
-    Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)]
-    | Annotated[str, Field(max_length=1024, strict=True)]
-    | SkipJsonSchema[Annotated[float, AfterValidator(_whole)]],
-    Field(union_mode="left_to_right"),
-    GetPydanticSchema(_with_one_error),
-]
-"""Ids are integers or strings, as in the log that the model was trained on."""
+if TYPE_CHECKING:
+    ItemId = int | str
+else:
+    ItemId = Annotated[
+        Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)]
+        | Annotated[str, Field(max_length=1024, strict=True)]
+        | SkipJsonSchema[Annotated[float, AfterValidator(_whole)]],
+        Field(union_mode="left_to_right"),
+        GetPydanticSchema(_with_one_error),
+    ]
+    """Ids are integers or strings, as in the log that the model was trained on."""
 
 Rating = Annotated[float, Field(allow_inf_nan=False)]
 _MOST_IDS = 10_000_000

@@ -121,6 +121,35 @@ def test_rows_of_a_deletion_vector_are_no_rows(tmp_path):
     assert "2 rows deleted" in file.stamp
 
 
+def test_other_rows_deleted_as_many_are_another_version(tmp_path):
+    stamps = set()
+    for rows in ([0, 7], [1, 7]):
+        path = tmp_path / f"table{rows[0]}"
+        delta.write_deltalake(str(path), log(list(range(10))))
+
+        def change(action, rows=rows):
+            if "protocol" in action:
+                features = {"readerFeatures": ["deletionVectors"]}
+                features |= {"writerFeatures": ["deletionVectors"]}
+                action["protocol"] = {"minReaderVersion": 3, "minWriterVersion": 7, **features}
+            if "add" in action:
+                action["add"]["deletionVector"] = deletion_vector(rows)
+
+        change_log(path, change)
+        (file,) = DeltaSource(path=str(path), columns=COLUMNS).inspect().files
+        stamps.add(file.stamp)
+    assert len(stamps) == 2
+
+
+def test_dates_in_partition_columns_are_times(tmp_path):
+    rows = log([1, 2]).drop_columns(["t"])
+    days = pa.array([0, 19_000], pa.date32())
+    delta.write_deltalake(str(tmp_path / "t"), rows.append_column("t", days), partition_by=["t"])
+    table, quarantine = readings(DeltaSource(path=str(tmp_path / "t"), columns=COLUMNS))
+    assert not len(quarantine)
+    assert sorted(table["time"].to_pylist()) == [0, 19_000 * 86_400]
+
+
 def test_renamed_columns_are_found_in_files_of_before(tmp_path):
     path = tmp_path / "table"
     delta.write_deltalake(str(path), log([1, 2]).rename_columns(["a", "b", "c", "d", "day"]))

@@ -142,6 +142,9 @@ def test_a_start_that_fails_leaves_last_nights_lists(world, calm, tmp_path):
             scored(world, output, **more)
     with pytest.raises(ConfigError, match="is the output folder"):
         scored(world, output, since=str(output))
+    scored(world, tmp_path / "later", since=str(output))
+    with pytest.raises(ConfigError, match="is the output folder, or builds on it"):
+        scored(world, output, since=str(tmp_path / "later"))
     assert digests(output) == digests(calm[0])
 
 

@@ -162,6 +162,37 @@ def test_a_change_by_others_is_no_reason_to_publish_twice(tmp_path):
     assert len(delta.DeltaTable(str(tmp_path)).to_pyarrow_table()) == 3
 
 
+def test_tables_of_others_are_refused(table, tmp_path, catalog):
+    setting, rows, _ = table
+    target = Folder(str(tmp_path / "lists"))
+    foreign = pa.table({"dt": ["a", "b"], "order": [1, 2]})
+    if setting["format"] == "delta":
+        delta.write_deltalake(target.url, foreign, partition_by=["dt"])
+    else:
+        catalog.create_table("web.lists", schema=foreign.schema).append(foreign)
+    with pytest.raises(DataError, match="table that scoring did not write"):
+        published(target, setting, "monday")
+    assert sorted(rows(tmp_path / "lists")["order"].to_pylist()) == [1, 2]
+
+
+def test_a_namespace_that_is_not_there_is_refused_before_any_work(tmp_path, catalog):
+    for name in ("nowhere.lists", "lists"):
+        setting = {"format": "iceberg", "catalog": "shop", "name": name}
+        with pytest.raises(DataError, match="has no namespace"):
+            Publication(Folder(str(tmp_path / "x")), {"table": setting}).require_ours()
+
+
+def test_no_one_is_removed_from_a_table_that_others_have_changed(tmp_path):
+    target = Folder(str(tmp_path))
+    published(target, {"format": "delta"}, "monday")
+    delta.DeltaTable(target.url).delete("user = 'user 0'")
+    before = sorted(path.name for path in tmp_path.glob("*.parquet"))
+    with pytest.raises(DataError, match="others have changed the table"):
+        forget_lists(target, ["user 1"])
+    assert sorted(path.name for path in tmp_path.glob("*.parquet")) == before
+    assert len(delta.DeltaTable(target.url).to_pyarrow_table()) == 3
+
+
 def test_a_folder_keeps_its_kind(table, tmp_path):
     setting, _, _ = table
     target = Folder(str(tmp_path / "lists"))

@@ -176,5 +176,9 @@ def test_a_server_that_others_reach_needs_a_token(run, tmp_path, monkeypatch, ho
     file = parse("", given)
     assert file.serve.token.get_secret_value() == "of the environment"
     preflight(file.run, "none", file.serve)
+    monkeypatch.setenv("DISTRIB_TOKEN", "of a file\n")
+    app = served({"default": run}, token=parse("", given).serve.token).app
+    headers = [(b"authorization", b"Bearer of a file")]
+    assert call(app, "/v1/models/default", [], "GET", headers)[0] == 200
     own = parse("", [*given, "--set", 'serve.token="own"']).serve
     assert own.token.get_secret_value() == "own"

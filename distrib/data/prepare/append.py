@@ -26,7 +26,7 @@ from distrib.data.prepare.histories import (
     interactions_of,
     item_counts,
 )
-from distrib.data.prepare.parts import BEGUN, begin, finish, remove_parts
+from distrib.data.prepare.parts import BEGUN, finish, take_dataset
 from distrib.data.prepare.row_counts import Contents, check_counts, contents, warn_of_times
 from distrib.data.prepare.stages import Blocks, ReadPlan, Survey, part_name
 from distrib.data.schema import Status
@@ -143,11 +143,10 @@ def extend(
     Raises:
         DataError: The new files are not usable.
     """
-    dataset = Dataset.open(folder)
+    token, dataset = take_dataset(folder)
     manifest = dataset.manifest
     known = manifest.recipe["files"]
     new = {label: stamp for label, stamp in recipe["files"].items() if label not in known}
-    remove_parts(folder, manifest.file_names)  # of an unfinished extension
     if not new:
         folder.remove(BEGUN)
         emit("already_prepared", folder=str(folder))
@@ -156,7 +155,6 @@ def extend(
         pieces=tuple(piece for piece in plan.pieces if piece.file.label in new),
         generation=manifest.generation + 1,
     )
-    token = begin(folder, manifest.file_names)
     blocks = stages.cleaned_blocks(plan, folder)
     survey = stages.survey(blocks, has_time=plan.layout.has_time)
     check_counts(survey.counts, config, may_be_empty=True)
@@ -168,6 +166,7 @@ def extend(
         recipe={**manifest.recipe, "files": {**known, **new}},
         generation=plan.generation,
         extends=(*manifest.extends, manifest.hash),
+        forgets=manifest.forgets,
         limits=manifest.limits,
         quarantine=(*manifest.quarantine, *write.seal_quarantine(plan, folder)),
         **found.set_fields(),

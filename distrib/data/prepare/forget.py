@@ -1,8 +1,7 @@
 """Remove people from a prepared dataset, as if their rows had never been in the log."""
 
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from distrib.data.dataset import (
 from distrib.data.history_arrays import IntArray, history_arrays, training_rows
 from distrib.data.prepare import write
 from distrib.data.prepare.histories import ShardHistories
-from distrib.data.prepare.parts import BEGUN, begin, finish, remove_parts
+from distrib.data.prepare.parts import BEGUN, finish, take_dataset
 from distrib.data.prepare.row_counts import contents
 from distrib.data.prepare.stages import Survey, part_name
 from distrib.data.schema import Status
@@ -32,8 +31,6 @@ from distrib.ids import id_column
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary, nearest_level
 
-_IDS_AT_ONCE = 500  # alternatives of one regular expression
-
 
 class Forgotten(NamedTuple):
     """What was removed from a prepared dataset."""
@@ -41,7 +38,7 @@ class Forgotten(NamedTuple):
     users: int
     interactions: int
     quarantined: int
-    """Damaged rows whose text was removed because an id stands in it."""
+    """Damaged rows whose text was removed."""
 
     files: int
     """Files that were replaced or removed."""
@@ -85,49 +82,54 @@ def user_ids(dataset: Dataset, ids: Sequence[str]) -> pa.Array:
     return found.ids.unique()
 
 
-def forget(folder: Folder, ids: Sequence[str]) -> Forgotten:
+def forget(
+    folder: Folder, ids: Sequence[str], stamps: Mapping[str, str] | None = None
+) -> Forgotten:
     """Remove people from histories, item histories, counts and quarantine; Ray must be running.
 
     Users after them move up, so their indices change: models with a row per user, and soft labels,
-    no longer fit the data. Items stay, also those that no one else has.
+    no longer fit the data. Items stay, also those that no one else has. Damaged rows lose their
+    text, all of them: in what way an id stands in a damaged row cannot be known.
 
     Args:
         folder: A prepared dataset.
         ids: Of the users, as text.
+        stamps: Of the log's files as they are now, by label; taken over for the files that were
+            prepared, since the people were removed from them, too.
 
     Returns:
         What was removed.
 
     Raises:
-        DataError: Nothing is prepared there, or an id is of another kind.
+        DataError: Nothing is prepared there, an id is of another kind, or no user would be left.
         TakenOverError: A later start of prepare writes there.
     """
-    dataset = Dataset.open(folder)
+    token, dataset = take_dataset(folder)
     manifest = dataset.manifest
     users = user_ids(dataset, ids)
     generation = manifest.generation + 1
     shards = set(shard_of(users, manifest.made_from.num_shards).tolist()) if len(users) else set()
-    entries = [entry for entry in manifest.shards if entry.shard in shards]
-    holding = [
-        entry
-        for entry, holds in zip(
-            entries, ray.get([_holds.remote(folder.url, e, users) for e in entries]), strict=True
-        )
-        if holds
-    ]
-    damaged = _damaged_with(dataset, ids)
-    if not holding and not damaged:
-        remove_parts(folder, manifest.file_names)
-        folder.remove(BEGUN)
-        return Forgotten(0, 0, 0, 0)
-    token = begin(folder, manifest.file_names)
-    left = ray.get(
+    near = [entry for entry in manifest.shards if entry.shard in shards]
+    are_there = ray.get([_holds.remote(folder.url, entry, users) for entry in near])
+    holding = [entry for entry, holds in zip(near, are_there, strict=True) if holds]
+    left: list[_Left] = ray.get(
         [_left.remote(folder.url, e, users, manifest.levels, generation) for e in holding]
     )
-    made = _without(dataset, {e.shard: part for e, part in zip(holding, left, strict=True)})
-    quarantine, blanked = _blanked(dataset, damaged, generation)
-    made = made.model_copy(update={"quarantine": quarantine})
-    finish(folder, token, made)
+    if sum(part.users for part in left) == manifest.counts.users:
+        raise DataError(f"{folder}: no user would be left; remove the folder instead")
+    made = manifest
+    if holding:
+        made = _without(dataset, {e.shard: part for e, part in zip(holding, left, strict=True)})
+    quarantine, blanked = _blanked(dataset, generation)
+    files = {name: (stamps or {}).get(name, at) for name, at in manifest.recipe["files"].items()}
+    recipe = {**manifest.recipe, "files": files}
+    made = made.model_copy(update={"quarantine": quarantine, "recipe": recipe})
+    if blanked:
+        made = made.model_copy(update={"generation": generation})
+    if made == manifest:
+        folder.remove(BEGUN)
+    else:
+        finish(folder, token, made)
     return Forgotten(
         sum(part.users for part in left),
         sum(part.interactions for part in left),
@@ -177,43 +179,19 @@ def _survey(manifest: DatasetManifest, gone: int) -> Survey:
     return Survey(counts, 0, manifest.times.first, manifest.times.last)
 
 
-def _damaged_with(dataset: Dataset, ids: Sequence[str]) -> dict[str, pa.Table]:
-    """Return the files of damaged rows in whose text an id stands, without that text."""
-    found = {}
-    for entry in dataset.manifest.quarantine:
-        table = read_table(dataset.folder, entry)
-        hits = _names_one(table["text"], ids)
-        if pc.any(hits).as_py():
-            place = table.schema.get_field_index("text")
-            text = pc.if_else(hits, None, table["text"])
-            found[entry.name] = table.set_column(place, "text", text)
-    return found
-
-
-def _names_one(text: pa.ChunkedArray, ids: Sequence[str]) -> pa.ChunkedArray:
-    """Return where one of the ids stands in a text, not as a part of a longer word."""
-    hits = pa.chunked_array([pa.array(np.zeros(len(text), dtype=bool))])
-    for start in range(0, len(ids), _IDS_AT_ONCE):
-        words = "|".join(re.escape(word) for word in ids[start : start + _IDS_AT_ONCE])
-        found = pc.match_substring_regex(text, rf"(^|[^\pL\pN_])({words})($|[^\pL\pN_])")
-        hits = pc.or_(hits, found.fill_null(False))
-    return hits
-
-
-def _blanked(
-    dataset: Dataset, damaged: dict[str, pa.Table], generation: int
-) -> tuple[tuple[QuarantineEntry, ...], int]:
-    """Write the files of damaged rows again; return all entries and the number of texts removed."""
+def _blanked(dataset: Dataset, generation: int) -> tuple[tuple[QuarantineEntry, ...], int]:
+    """Write damaged rows without their text; return the entries and the number of texts."""
     entries, removed = [], 0
     for number, entry in enumerate(dataset.manifest.quarantine):
-        table = damaged.get(entry.name)
-        if table is None:
-            entries.append(entry)
-            continue
-        before = read_table(dataset.folder, entry, ["text"])["text"].null_count
-        removed += table["text"].null_count - before
-        name = part_name("quarantine", number, generation)
-        entries.append(write.write_quarantine(name, table, dataset.folder))
+        table = read_table(dataset.folder, entry)
+        texts = len(table) - table["text"].null_count
+        if texts:
+            place = table.schema.get_field_index("text")
+            table = table.set_column(place, "text", pa.nulls(len(table), pa.string()))
+            name = part_name("quarantine", number, generation)
+            entry = write.write_quarantine(name, table, dataset.folder)
+            removed += texts
+        entries.append(entry)
     return tuple(entries), removed
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection
 
 from distrib.config import sealed
-from distrib.data.dataset import MANIFEST, DatasetManifest
+from distrib.data.dataset import MANIFEST, Dataset, DatasetManifest
 from distrib.fence import require_ours, take_over
 from distrib.storage import Folder
 
@@ -29,6 +29,25 @@ def begin(folder: Folder, keep: Collection[str] = ()) -> str:
     token = take_over(folder, BEGUN)
     remove_parts(folder, keep)
     return token
+
+
+def take_dataset(folder: Folder) -> tuple[str, Dataset]:
+    """Take a prepared folder over, to change it; what a later start may have changed is seen.
+
+    Args:
+        folder: The prepared folder.
+
+    Returns:
+        The start's token, for `finish`, and the dataset.
+
+    Raises:
+        DataError: Nothing is prepared there.
+    """
+    Dataset.open(folder)
+    token = take_over(folder, BEGUN)
+    dataset = Dataset.open(folder)
+    remove_parts(folder, dataset.manifest.file_names)
+    return token, dataset
 
 
 def finish(folder: Folder, token: str, manifest: DatasetManifest) -> None:

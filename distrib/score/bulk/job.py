@@ -202,10 +202,10 @@ def plan_scoring(run: str, prepared: str, config: ScoreConfig) -> Work:
     if config.table is not None:
         recipe["table"] = config.table.model_dump()
     if config.since:
-        if Folder(config.since).url == Folder(output).url:
+        if Folder(output).url in {one.url for one in previous_runs(Folder(config.since))}:
             raise ConfigError(
-                f"score.since = {config.since!r} is the output folder; set score.output to another "
-                "folder, so that the previous lists stay"
+                f"score.since = {config.since!r} is the output folder, or builds on it; set "
+                "score.output to another folder, so that the previous lists stay"
             )
         recipe["since"] = _require_same(Folder(config.since), made_by)
     work = Work(str(bundle), str(histories), output, files, histories.exists(MANIFEST), recipe)

@@ -19,6 +19,21 @@ _ADAPTER: TypeAdapter[DeltaTable | IcebergTable] = TypeAdapter(TableConfig)
 class TableFormat(Protocol):
     """A table whose versions are commits; its data files are in the output folder."""
 
+    def require_ours(self, folder: Folder) -> None:
+        """Refuse a table that was not made by `commit`, or that cannot be committed to.
+
+        Args:
+            folder: Of the data files.
+
+        Raises:
+            ConfigError: The library is not installed.
+            DataError: None of the table's commits is one of ours, or the catalog, the namespace
+                or the table cannot be read.
+        """
+
+    def live_files(self, folder: Folder) -> set[str]:
+        """Return the files of the table's current version, as named inside the folder."""
+
     def last_commit(self, folder: Folder) -> Mapping[str, str]:
         """Return what `commit` noted last, if it did.
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from distrib.config import Config
 from distrib.data.logs.formats.delta import OPTIONS
 from distrib.data.logs.versioned import explained, library
+from distrib.errors import DataError
 from distrib.storage import Folder
 
 
@@ -17,6 +18,19 @@ class DeltaTable(Config):
     """A Delta Lake table in the output folder; needs ``pip install 'distrib[delta]'``."""
 
     format: Literal["delta"] = "delta"
+
+    def require_ours(self, folder: Folder) -> None:
+        """See `TableFormat.require_ours`."""
+        if self._opened(folder) is not None and not self.last_commit(folder):
+            raise DataError(
+                f"{folder}: is a Delta Lake table that scoring did not write; set score.output to "
+                "a new folder"
+            )
+
+    def live_files(self, folder: Folder) -> set[str]:
+        """See `TableFormat.live_files`."""
+        table = self._opened(folder)
+        return set() if table is None else {url.rpartition("/")[2] for url in table.file_uris()}
 
     def last_commit(self, folder: Folder) -> Mapping[str, str]:
         """See `TableFormat.last_commit`."""

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from distrib.config import Config
 from distrib.data.logs.formats.iceberg import errors
 from distrib.data.logs.versioned import explained, library
+from distrib.errors import DataError
 from distrib.storage import Folder
 
 
@@ -23,14 +24,36 @@ class IcebergTable(Config):
     name: str
     """Of the table, such as ``shop.lists``; it is made if there is none."""
 
+    def require_ours(self, folder: Folder) -> None:
+        """See `TableFormat.require_ours`."""
+        with explained(self.name, errors(), "score.table"):
+            namespace = self.name.rpartition(".")[0]
+            if not namespace or not self._catalog().namespace_exists(namespace):
+                raise DataError(
+                    f"{self.name}: catalog {self.catalog!r} has no namespace {namespace!r}; make "
+                    "it, or correct score.table"
+                )
+        table = self._opened()
+        has_rows = table is not None and table.current_snapshot() is not None
+        if has_rows and not self.last_commit(folder):
+            raise DataError(
+                f"{self.name}: is a table that scoring did not write; set score.table.name to a "
+                "new one"
+            )
+
+    def live_files(self, folder: Folder) -> set[str]:
+        """See `TableFormat.live_files`."""
+        del folder
+        table = self._opened()
+        tasks = () if table is None else table.scan().plan_files()
+        return {str(task.file.file_path).rpartition("/")[2] for task in tasks}
+
     def last_commit(self, folder: Folder) -> Mapping[str, str]:
         """See `TableFormat.last_commit`."""
         del folder
-        with explained(self.name, errors(), "score.table"):
-            catalog = self._catalog()
-            if not catalog.table_exists(self.name):
-                return {}
-            table = catalog.load_table(self.name)
+        table = self._opened()
+        if table is None:
+            return {}
         snapshots = {snapshot.snapshot_id: snapshot for snapshot in table.metadata.snapshots}
         at = table.metadata.current_snapshot_id
         while at in snapshots:  # a rolled back table has others, too
@@ -58,6 +81,11 @@ class IcebergTable(Config):
                     snapshot_properties=dict(notes),
                     check_duplicate_files=False,
                 )
+
+    def _opened(self) -> Any:
+        with explained(self.name, errors(), "score.table"):
+            catalog = self._catalog()
+            return catalog.load_table(self.name) if catalog.table_exists(self.name) else None
 
     def _catalog(self) -> Any:
         return library("pyiceberg.catalog", "iceberg").load_catalog(self.catalog)

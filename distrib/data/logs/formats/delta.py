@@ -1,5 +1,6 @@
 """Delta Lake tables, read at one version; their log is read by the library `deltalake`."""
 
+import hashlib
 import json
 import urllib.parse
 from collections.abc import Iterator
@@ -102,7 +103,7 @@ class _Snapshot(NamedTuple):
 
     version: int
     schema: pa.Schema
-    files: dict[LogFile, dict[str, str | None]]
+    files: dict[LogFile, dict[str, Any]]
     """Its data files with the values of its partition columns."""
 
     physical: dict[str, str]
@@ -122,21 +123,20 @@ def _snapshot(path: str, version: int | None) -> _Snapshot:
         added = pa.table(table.get_add_actions(flatten=True)).to_pylist()
         deleted = [pa.record_batch(batch) for batch in table.deletion_vectors()]
     kept = {
-        _url(url, row["filepath"]): np.array(row["selection_vector"], dtype=bool)
+        _url(url, batch["filepath"][row].as_py()): _mask(batch["selection_vector"][row])
         for batch in deleted
-        for row in batch.to_pylist()
+        for row in range(len(batch))
     }
     logical = {stored: name for name, stored in physical.items()}
     files = {}
     for action in added:
         at = _url(url, urllib.parse.unquote(action["path"]))
         values = {
-            logical.get(name, name): None if value is None else str(value)
+            logical.get(name, name): value
             for key, value in action.items()
             if (name := key.removeprefix("partition.")) != key
         }
-        num_deleted = int((~kept[at]).sum()) if at in kept else 0
-        stamp = f"{action['size_bytes']} bytes, {num_deleted} rows deleted"
+        stamp = f"{action['size_bytes']} bytes, {_deleted(kept.get(at))}"
         files[LogFile(at, int(Origin.LOG), stamp=stamp)] = values
     files = {file: files[file] for file in sorted(files, key=lambda file: file.url)}
     return _Snapshot(table.version(), schema, files, physical, kept)
@@ -164,8 +164,20 @@ def _physical_names(kind: Any, at: str = "", below: str = "") -> Iterator[tuple[
             yield from _physical_names(field["type"], f"{name}.", f"{physical}.")
 
 
-def _repeated(value: str | None, length: int) -> pa.Array:
-    return pa.repeat(pa.scalar(value, pa.string()), length)
+def _repeated(value: Any, length: int) -> pa.Array:
+    return pa.repeat(pa.scalar(value, pa.string() if value is None else None), length)
+
+
+def _mask(vector: pa.Scalar) -> npt.NDArray[np.bool_]:
+    return np.array(vector.values.to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def _deleted(is_kept_R: npt.NDArray[np.bool_] | None) -> str:
+    """Say which rows are deleted: other rows, as many, are another version."""
+    if is_kept_R is None or is_kept_R.all():
+        return "0 rows deleted"
+    digest = hashlib.sha256(np.packbits(is_kept_R).tobytes()).hexdigest()[:12]
+    return f"{int((~is_kept_R).sum())} rows deleted ({digest})"
 
 
 def _kept(is_kept_R: npt.NDArray[np.bool_], row_N: Any) -> npt.NDArray[np.bool_]:
