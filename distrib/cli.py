@@ -8,9 +8,9 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import ray
 from pydantic import SecretStr
@@ -42,6 +42,13 @@ Result = Record | JsonObject
 """What a job returns; printed as JSON on the last line."""
 
 Run = Callable[[RunFile], Result]
+
+
+class Job(NamedTuple):
+    """What a job checks before Ray starts, and what it does."""
+
+    check: Check
+    run: Run
 
 
 class _Terminated(BaseException):
@@ -108,6 +115,11 @@ def through_endpoint(description: str, arguments: list[str] | None = None) -> in
     token = os.environ.get("DISTRIB_TOKEN") or None
     endpoint = Endpoint(**given, options=options, token=token)
     return run_and_report(lambda: score_through(endpoint, histories, output))
+
+
+def environment() -> Mapping[str, str]:
+    """Return the environment variables, which the library reads nowhere else."""
+    return os.environ
 
 
 def run_file_arguments(parser: argparse.ArgumentParser) -> None:

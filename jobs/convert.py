@@ -1,19 +1,8 @@
-"""Ray job: convert a log or histories. ``python jobs/convert.py --config my.toml``."""
+"""Ray job: convert a log or histories. The same as ``distrib convert``."""
 
 import sys
 
-from distrib.cli import job
-from distrib.data.export import convert, preflight
-
-
-def main() -> int:
-    """Validate, convert, print the counts."""
-    return job(
-        "Write a rating log, or prepared histories, as RecBole, CSV or Parquet files.",
-        check=lambda file: preflight(file.data, file.convert),
-        run=lambda file: convert(file.data, file.convert),
-    )
-
+from distrib.console import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(["convert", *sys.argv[1:]])

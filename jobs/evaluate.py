@@ -1,29 +1,8 @@
-"""Ray job: evaluate a trained model. ``python jobs/evaluate.py --config configs/demo.toml``."""
+"""Ray job: evaluate a trained model. The same as ``distrib evaluate``."""
 
 import sys
 
-from distrib.cli import job
-from distrib.config import JsonObject
-from distrib.evaluate.job import evaluate, preflight
-from distrib.report.summary import draw_map, show_evaluation
-from distrib.run_file import RunFile
-
-
-def measure(file: RunFile) -> JsonObject:
-    """Evaluate, print the table, plot the map."""
-    result = evaluate(file.run, file.data.prepared, file.evaluate)
-    show_evaluation(result)
-    return {**result.to_json(), "map": draw_map(file.run, file.data.prepared)}
-
-
-def main() -> int:
-    """Check, evaluate, print the metrics."""
-    return job(
-        "Evaluate a trained model on held-out interactions.",
-        check=lambda file: preflight(file.run, file.data.prepared),
-        run=measure,
-    )
-
+from distrib.console import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(["evaluate", *sys.argv[1:]])

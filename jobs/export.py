@@ -1,19 +1,8 @@
-"""Ray job: export embeddings. ``python jobs/export.py --config configs/demo.toml``."""
+"""Ray job: export embeddings. The same as ``distrib export``."""
 
 import sys
 
-from distrib.cli import job
-from distrib.score.export import export, preflight
-
-
-def main() -> int:
-    """Check, export, print the outputs."""
-    return job(
-        "Write the embeddings of all items, with an index, and of all users.",
-        check=lambda file: preflight(file.run, file.data.prepared, file.export, file.score),
-        run=lambda file: export(file.run, file.data.prepared, file.export, file.score),
-    )
-
+from distrib.console import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(["export", *sys.argv[1:]])

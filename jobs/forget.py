@@ -1,19 +1,8 @@
-"""Ray job: remove people. ``python jobs/forget.py --config my.toml --set forget.users='"f"'``."""
+"""Ray job: remove people. The same as ``distrib forget``."""
 
 import sys
 
-from distrib.cli import job
-from distrib.forget import forget, preflight
-
-
-def main() -> int:
-    """Check the list of people, remove them, print the receipt."""
-    return job(
-        "Remove people from prepared data, lists, vectors, soft labels and evaluations.",
-        check=preflight,
-        run=forget,
-    )
-
+from distrib.console import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(["forget", *sys.argv[1:]])

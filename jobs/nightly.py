@@ -1,19 +1,8 @@
-"""Ray job: update a model nightly. ``python jobs/nightly.py --config my.toml``."""
+"""Ray job: update a model nightly. The same as ``distrib nightly``."""
 
 import sys
 
-from distrib.cli import job
-from distrib.nightly import nightly, preflight
-
-
-def main() -> int:
-    """Check, then prepare, train, score and publish."""
-    return job(
-        "Ingest new log rows, warm-start training, score all users, publish.",
-        check=preflight,
-        run=nightly,
-    )
-
+from distrib.console import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(["nightly", *sys.argv[1:]])

@@ -1,39 +1,8 @@
-"""Ray job: the whole pipeline. ``python jobs/pipeline.py --config configs/demo.toml``."""
+"""Ray job: the whole pipeline. The same as ``distrib pipeline``."""
 
 import sys
 
-from distrib.cli import job
-from distrib.config import JsonObject
-from distrib.data.prepare.job import preflight, prepare, read_plan
-from distrib.errors import run_checks
-from distrib.evaluate.job import check_split, evaluate
-from distrib.report.summary import draw_curves, draw_map, show_evaluation, show_recommendations
-from distrib.run_file import RunFile
-from distrib.score.bulk.job import check_histories, score
-from distrib.train.preflight.checks import check_run
-from distrib.train.workers.launch import launch
-
-
-def check(file: RunFile) -> None:
-    """Check the settings and the log; report all faults at once. Then try the folder for data."""
-    settings = (lambda: check_run(file.training()), lambda: check_split(file.data.split))
-    run_checks(*settings, lambda: check_histories(file.score), lambda: read_plan(file.data))
-    preflight(file.data)
-
-
-def pipeline(file: RunFile) -> JsonObject:
-    """Prepare, train, evaluate, score."""
-    run, prepared = file.run, file.data.prepared
-    prepare(file.data)
-    trained = launch(file.training())
-    curves = draw_curves(run, trained.best_epoch, file.train.compare_with)
-    plots = [curves, draw_map(run, prepared)]
-    evaluated, scored = evaluate(run, prepared, file.evaluate), score(run, prepared, file.score)
-    show_evaluation(evaluated)
-    show_recommendations(scored.output)
-    found = {"trained": trained, "evaluated": evaluated, "scored": scored}
-    return {**{name: part.to_json() for name, part in found.items()}, "plots": plots}
-
+from distrib.console import main
 
 if __name__ == "__main__":
-    sys.exit(job("Prepare, train, evaluate and score.", check=check, run=pipeline))
+    main(["pipeline", *sys.argv[1:]])

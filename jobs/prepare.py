@@ -1,22 +1,8 @@
-"""Ray job: prepare a rating log. ``python jobs/prepare.py --config configs/demo.toml``."""
+"""Ray job: prepare a rating log. The same as ``distrib prepare``."""
 
 import sys
 
-from distrib.cli import job
-from distrib.data.prepare.job import preflight, prepare
-
-
-def main() -> int:
-    """Check, prepare, print the manifest's counts."""
-    return job(
-        "Convert a rating log to sharded user histories.",
-        check=lambda file: preflight(file.data),
-        run=lambda file: {
-            "prepared": file.data.prepared,
-            "counts": prepare(file.data).counts.to_json(),
-        },
-    )
-
+from distrib.console import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(["prepare", *sys.argv[1:]])

@@ -1,19 +1,8 @@
-"""Ray job: serve models over HTTP. ``python jobs/serve.py --config configs/demo.toml``."""
+"""Ray job: serve models over HTTP. The same as ``distrib serve``."""
 
 import sys
 
-from distrib.cli import job
-from distrib.serve.deployment import preflight, run_until_stopped
-
-
-def main() -> int:
-    """Check, deploy, and serve until stopped."""
-    return job(
-        "Serve recommendations over HTTP.",
-        check=lambda file: preflight(file.run, file.data.prepared, file.serve),
-        run=lambda file: run_until_stopped(file.run, file.data.prepared, file.serve),
-    )
-
+from distrib.console import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(["serve", *sys.argv[1:]])

@@ -1,19 +1,8 @@
-"""Ray job: make soft labels from a trained run. ``python jobs/soften.py --config my.toml``."""
+"""Ray job: make soft labels from a trained run. The same as ``distrib soften``."""
 
 import sys
 
-from distrib.cli import job
-from distrib.distill.job import plan, soften
-
-
-def main() -> int:
-    """Check, embed, cluster, propagate, print the counts."""
-    return job(
-        "Write a soft label for each training user as Parquet.",
-        check=lambda file: plan(file.run, file.data.prepared, file.soften),
-        run=lambda file: soften(file.run, file.data.prepared, file.soften),
-    )
-
+from distrib.console import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(["soften", *sys.argv[1:]])

@@ -1,11 +1,8 @@
-"""Submit a job. ``python jobs/submit.py train --config my.toml --address http://...``."""
+"""Submit a job to a cluster. The same as ``distrib submit``."""
 
-import os
 import sys
-from pathlib import Path
 
-from distrib.submit.command import submission
+from distrib.console import main
 
 if __name__ == "__main__":
-    about = "Submit a job to a Ray cluster, or to Kubernetes as a RayJob."
-    sys.exit(submission(about, environment=os.environ, jobs=Path(__file__).parent))
+    main(["submit", *sys.argv[1:]])

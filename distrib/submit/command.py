@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 
 from distrib.cli import run_and_report, run_file_arguments
 from distrib.config import JsonObject, load
@@ -104,7 +103,6 @@ def _say_cost(file: RunFile, given: argparse.Namespace) -> None:
 def submission(
     description: str,
     environment: Mapping[str, str],
-    jobs: Path,
     arguments: list[str] | None = None,
 ) -> int:
     """Submit a job to a cluster and follow it, from the command line.
@@ -112,7 +110,6 @@ def submission(
     Args:
         description: For ``--help``.
         environment: Variables that the run file may name.
-        jobs: Folder of the job scripts.
         arguments: Instead of ``sys.argv``.
 
     Returns:
@@ -146,7 +143,7 @@ def submission(
         elif dry:
             result = JobResult(job=request.name, status="not created")
         else:
-            result = ray_jobs.submit(request, given.address, jobs, waits=waits)
+            result = ray_jobs.submit(request, given.address, waits=waits)
         code = result.exit_code or 0
         return result
 

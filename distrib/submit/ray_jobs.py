@@ -11,8 +11,15 @@ from distrib.errors import ConfigError, JobTrackingLostError
 from distrib.events import emit
 from distrib.submit.request import JobResult, Request
 
+_SCRIPT = """import sys
 
-def submit(request: Request, address: str, jobs: Path, *, waits: bool = True) -> JobResult:
+from distrib.console import main
+
+main(["{job}", *sys.argv[1:]])
+"""
+
+
+def submit(request: Request, address: str, *, waits: bool = True) -> JobResult:
     """Submit the job script and the run file, and stream the log to standard error.
 
     The package must be installed in the cluster image, which determines its version.
@@ -20,7 +27,6 @@ def submit(request: Request, address: str, jobs: Path, *, waits: bool = True) ->
     Args:
         request: What to run.
         address: Dashboard URL, e.g. ``http://127.0.0.1:8265``; the token is RAY_AUTH_TOKEN.
-        jobs: Folder of the job scripts.
         waits: Whether to follow the job to its end.
 
     Returns:
@@ -34,8 +40,8 @@ def submit(request: Request, address: str, jobs: Path, *, waits: bool = True) ->
         client = JobSubmissionClient(address)
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "run.toml").write_text(request.run_file, encoding="utf-8")
-            script = (jobs / f"{request.job}.py").read_bytes()
-            Path(folder, f"{request.job}.py").write_bytes(script)
+            script = _SCRIPT.format(job=request.job)
+            Path(folder, f"{request.job}.py").write_text(script, encoding="utf-8")
             client.submit_job(
                 entrypoint=request.command(f"{request.job}.py", "run.toml"),
                 submission_id=request.name,

@@ -84,7 +84,8 @@ output = "{folder}/converted"
 [forget]
 users = "{folder}/people.txt"
 """
-_TIMED = {"seconds", "speed", "data_share", "time", "token", "work", "digest", "created"}
+_TIMED = {"seconds", "speed", "users_per_s", "valid_s", "time", "token", "work", "digest"}
+_TIMED |= {f"{part}_share" for part in ("data", "compute", "communication", "checkpoint")}
 
 
 def arm() -> None:

@@ -83,7 +83,7 @@ def calls(place):
 def submitted(kubectl, states, *more):
     (kubectl / "states.json").write_text(json.dumps(states))
     arguments = ["train", "--config", str(RUN_FILE), "--overlay", "somewhere", "--name", "night"]
-    return submission("x", {}, ROOT / "jobs", [*arguments, *more])
+    return submission("x", {}, [*arguments, *more])
 
 
 def test_an_overlays_job_gets_a_name_a_run_file_and_its_settings():
@@ -260,13 +260,13 @@ def test_faults_come_before_kubectl_is_asked(kubectl, capfd):
 def test_without_kubectl_the_other_way_is_named(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PATH", str(tmp_path))
     arguments = ["train", "--config", str(RUN_FILE), "--overlay", "somewhere"]
-    assert submission("x", {}, ROOT / "jobs", arguments) == 2
+    assert submission("x", {}, arguments) == 2
     assert "install kubectl, or submit to a Ray cluster" in capfd.readouterr().err
 
 
 def test_an_address_where_nobody_answers_is_told(capfd):
     arguments = ["train", "--config", str(RUN_FILE), "--address", "http://127.0.0.1:1"]
-    assert submission("x", {}, ROOT / "jobs", arguments) == 2
+    assert submission("x", {}, arguments) == 2
     assert "--address http://127.0.0.1:1" in capfd.readouterr().err
 
 

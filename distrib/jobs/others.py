@@ -1,0 +1,19 @@
+"""Commands that take more than a run file."""
+
+from distrib.cli import environment, through_endpoint
+from distrib.submit.command import plan_run, submission
+
+
+def plan(about: str, arguments: list[str]) -> int:
+    """Estimate memory and time of a run."""
+    return plan_run(about, environment(), arguments)
+
+
+def submit(about: str, arguments: list[str]) -> int:
+    """Submit a job to a cluster."""
+    return submission(about, environment(), arguments)
+
+
+def score_through(about: str, arguments: list[str]) -> int:
+    """Score users through a server."""
+    return through_endpoint(about, arguments)

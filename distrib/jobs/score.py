@@ -1,0 +1,20 @@
+"""Ray job: recommend to every user."""
+
+from distrib.cli import Job
+from distrib.report.summary import show_recommendations
+from distrib.run_file import RunFile
+from distrib.score.bulk.job import preflight, score
+from distrib.score.commit import ScoreResult
+
+
+def recommend(file: RunFile) -> ScoreResult:
+    """Score all users and print the first lists."""
+    result = score(file.run, file.data.prepared, file.score)
+    show_recommendations(result.output)
+    return result
+
+
+JOB = Job(
+    check=lambda file: preflight(file.run, file.data.prepared, file.score),
+    run=recommend,
+)
