@@ -134,11 +134,25 @@ def test_every_configuration_field_has_a_reader():
             assert re.search(rf"\.{name}\b|\"{name}\"", source), (path, name)
 
 
-def test_what_the_readme_names_is_there():
-    text = (ROOT / "README.md").read_text()
-    for path in set(re.findall(r"\b(?:jobs|configs|distrib|tests)/[\w/]+\.(?:py|toml)\b", text)):
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_links_of_the_documentation_lead_to_files():
+    for page in DOCS:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_what_the_documentation_names_is_there():
+    text = "".join(page.read_text() for page in DOCS)
+    named = re.findall(r"\b(?:jobs|configs|distrib|tests)/[a-z\d_/]+\.(?:py|toml)\b", text)
+    for path in set(named):
         assert (ROOT / path).exists(), path
     makefile = (ROOT / "Makefile").read_text()
-    for targets in re.findall(r"`?make ([a-z-]+(?: [a-z-]+)*)`?", text):
+    for targets in re.findall(r"(?:`|^)make ([a-z-]+(?: [a-z-]+)*)", text, re.MULTILINE):
         for target in targets.split():
             assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
