@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from distrib.config import load
+from distrib.config import load, sealed
 from distrib.data.config import CleaningConfig, DataConfig
 from distrib.data.dataset import Dataset
 from distrib.data.feeds.loader import load_training_data
