@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections.abc import Sequence
 
 from distrib.checkpoint.bundle import BUNDLE, BundleFacts
 from distrib.checkpoint.manifest import MANIFEST, read_manifest
@@ -131,7 +132,8 @@ def forget(file: RunFile) -> Receipt:
             Place(folder=url, holds="histories", users=gone.users, rows=gone.interactions, **about)
         )
     places += [_searched(url, "lists", forget_lists(Folder(url), ids)) for url in _lists(file)]
-    for run in _runs(file):
+    runs = _runs(file)
+    for run in runs:
         labels, measured = Folder(_labels(file, run)), Folder(run) / BY_USER
         if labels.exists():
             places.append(_searched(labels.url, "soft labels", forget_lists(labels, ids)))
@@ -142,8 +144,8 @@ def forget(file: RunFile) -> Receipt:
         users_requested=len(ids),
         users_found=places[0].users,
         removed=tuple(places),
-        retrain=tuple(_to_retrain(file)),
-        remake=tuple(_to_remake(file)),
+        retrain=tuple(_to_retrain(file, runs)),
+        remake=tuple(_to_remake(file, runs)),
     )
     name = f"{RECEIPTS}/{receipt.time.replace(':', '')}-{uuid.uuid4().hex[:4]}.json"
     Folder(file.run).write_json(name, receipt.to_json())
@@ -202,11 +204,11 @@ def _labels(file: RunFile, run: str) -> str:
     return (is_first and file.soften.output) or str(Folder(run) / "soft_labels")
 
 
-def _to_retrain(file: RunFile) -> list[str]:
+def _to_retrain(file: RunFile, runs: Sequence[str]) -> list[str]:
     """Return the runs whose model saw removed people."""
     forgets = Dataset.open(file.data.prepared).manifest.forgets
     found = []
-    for run in _runs(file):
+    for run in runs:
         bundle = Folder(run) / BUNDLE
         facts = read_record(BundleFacts, read_manifest(bundle).facts, bundle)
         if facts.data in forgets:
@@ -214,8 +216,8 @@ def _to_retrain(file: RunFile) -> list[str]:
     return found
 
 
-def _to_remake(file: RunFile) -> list[str]:
-    labels = [_labels(file, run) for run in _runs(file)]
+def _to_remake(file: RunFile, runs: Sequence[str]) -> list[str]:
+    labels = [_labels(file, run) for run in runs]
     found = [url for url in labels if Folder(url).exists(SUCCESS)]
     if file.convert.output and Folder(file.convert.output).exists(CONVERTED):
         found.append(file.convert.output)

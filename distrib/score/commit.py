@@ -22,6 +22,7 @@ _RECEIPTS, _BEGUN = "receipts", "begun.json"
 MOVING = "moving.json"
 """In a work folder: the publication has begun to replace the previous output."""
 
+_WORK = "_work-"
 _RECIPE = "distrib.recipe"
 _LISTED = 3
 _STALE_S = 2 * 24 * 3600.0
@@ -113,7 +114,7 @@ class Publication:
         self.table = table_of(recipe)
         self._digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
         self._tag = self._digest[:8]
-        self.work = target / f"_work-{self._digest[:16]}"
+        self.work = target / f"{_WORK}{self._digest[:16]}"
 
     def final(self, part: str) -> str:
         """Return the published name of a part, unique to the recipe."""
@@ -121,9 +122,8 @@ class Publication:
 
     def begin(self) -> None:
         """Mark the work folder as started, and remove stale work folders of other recipes."""
-        for name in self.target.folders():
-            mark = self.target / name
-            if name.startswith("_work-") and mark.exists(_BEGUN):
+        for mark in work_folders(self.target):
+            if mark.exists(_BEGUN):
                 begun = read_record(_Begun, mark.read_json(_BEGUN), mark / _BEGUN)
                 age_s = time.time() - begun.time
                 if age_s > _STALE_S and mark.url != self.work.url:
@@ -302,6 +302,11 @@ def _replace(target: Folder, replaced: list[str], wanted: set[str], recipe: Json
             f"{target}: a scoring run with other settings is publishing here; give each its own "
             "output, and start this one again"
         )
+
+
+def work_folders(target: Folder) -> list[Folder]:
+    """Return the folders in which parts are staged, of any recipe."""
+    return [target / name for name in target.folders() if name.startswith(_WORK)]
 
 
 def success_of(folder: Folder) -> Success | None:

@@ -22,6 +22,7 @@ from distrib.score.commit import (
     Success,
     add_counts,
     success_of,
+    work_folders,
 )
 from distrib.score.table_formats import table_of
 from distrib.storage import Folder, parquet_bytes
@@ -80,9 +81,8 @@ def forget_lists(folder: Folder, ids: Sequence[str]) -> ForgottenLists:
         DataError: See `require_forgettable`; or a part has no column of users.
     """
     success = require_forgettable(folder)
-    for name in folder.folders():
-        if name.startswith("_work-"):
-            (folder / name).remove()
+    for work in work_folders(folder):
+        work.remove()
     if success is None:
         return ForgottenLists(0, 0, 0)
     publication = Publication(folder, success.recipe)
@@ -114,8 +114,7 @@ def require_forgettable(folder: Folder) -> Success | None:
     Raises:
         DataError: A publication was stopped between two changes, or others changed the table.
     """
-    moving = [name for name in folder.folders() if (folder / name).exists(MOVING)]
-    if moving:
+    if any(work.exists(MOVING) for work in work_folders(folder)):
         raise DataError(
             f"{folder}: a run was stopped while it published; start it again first, so that "
             "nothing of it is left"

@@ -54,6 +54,25 @@ class RawRows(NamedTuple):
     """Text of lines."""
 
 
+def typed_rows(table: pa.Table, row_N: IntArray) -> RawRows:
+    """Return rows of a file with typed columns; none is malformed, and a row's text is its values.
+
+    Args:
+        table: The columns that are read.
+        row_N: Number of each row in its file, from 0.
+
+    Returns:
+        The rows.
+    """
+
+    def places(rows: IntArray) -> tuple[IntArray, pa.Array]:
+        texts = [str(row) for row in table.take(pa.array(rows)).to_pylist()]
+        return row_N[rows], pa.array(texts, pa.string())
+
+    nothing = np.zeros(0, np.int64)
+    return RawRows(table, places, nothing, lambda lines: pa.nulls(len(lines), pa.string()))
+
+
 class LogPiece(NamedTuple):
     """A part of a log that is read on its own."""
 

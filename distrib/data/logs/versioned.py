@@ -5,12 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 
 from distrib.data.logs.columns import Columns, IdKind, TimeFormat, TimeUnit, Where, wanted_values
 from distrib.data.logs.files import require_columns
-from distrib.data.logs.layout import IntArray, Layout, LogPiece, Places, RawRows, Reader
+from distrib.data.logs.layout import IntArray, Layout, LogPiece, RawRows, Reader, typed_rows
 from distrib.data.logs.nested import field_of, leaf_names, type_of
 from distrib.data.logs.text import LogFile
 from distrib.data.schema import Origin
@@ -90,7 +89,7 @@ def raw_rows(table: pa.Table, names: Sequence[str], row_N: IntArray) -> RawRows:
     present = leaf_names(table.schema)
     nothing = pa.nulls(len(table))
     found = pa.table({n: field_of(table, n) if n in present else nothing for n in names})
-    return RawRows(found, _places(found, row_N), np.zeros(0, np.int64), _no_text)
+    return typed_rows(found, row_N)
 
 
 @contextmanager
@@ -145,15 +144,3 @@ def _id_kind(layout: Layout, schema: pa.Schema) -> IdKind:
     rows = next(layout.reader.tables(LogPiece(0, first, *layout.reader.parts(first)[0]), layout))
     found = {kind_of(rows.table[name]) for name in columns}
     return "int" if found == {"int"} else "string"
-
-
-def _places(table: pa.Table, row_N: IntArray) -> Places:
-    def places(rows: IntArray) -> tuple[IntArray, pa.Array]:
-        texts = [str(row) for row in table.take(pa.array(rows)).to_pylist()]
-        return row_N[rows], pa.array(texts, pa.string())
-
-    return places
-
-
-def _no_text(lines: IntArray) -> pa.Array:
-    return pa.nulls(len(lines), pa.string())

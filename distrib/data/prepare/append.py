@@ -27,7 +27,13 @@ from distrib.data.prepare.histories import (
     item_counts,
 )
 from distrib.data.prepare.parts import BEGUN, finish, take_dataset
-from distrib.data.prepare.row_counts import Contents, check_counts, contents, warn_of_times
+from distrib.data.prepare.row_counts import (
+    Contents,
+    check_counts,
+    contents,
+    rows_by_status,
+    warn_of_times,
+)
 from distrib.data.prepare.stages import Blocks, ReadPlan, Survey, part_name
 from distrib.data.schema import Status
 from distrib.data.splits.rules import SplitState
@@ -245,11 +251,7 @@ def _written(
 
 def _joined_survey(manifest: DatasetManifest, survey: Survey, summary: _Summary) -> Survey:
     """Add up the rows of both logs by status."""
-    by_reason = {status.reason: int(status) for status in Status}
-    before = Counter({by_reason[reason]: n for reason, n in manifest.counts.rejected.items()})
-    before.pop(int(Status.ITEM_UNSEEN_IN_TRAINING), None)  # counted by shard
-    before[int(Status.KEPT)] = manifest.counts.read - sum(before.values())
-    total = before + survey.counts
+    total = rows_by_status(manifest.counts) + survey.counts
     total[int(Status.KEPT)] -= summary.num_duplicates
     total[int(Status.DUPLICATE)] += summary.num_duplicates
     times = manifest.times

@@ -1,6 +1,5 @@
 """Remove people from a prepared dataset, as if their rows had never been in the log."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from distrib.data.history_arrays import IntArray, history_arrays, training_rows
 from distrib.data.prepare import write
 from distrib.data.prepare.histories import ShardHistories
 from distrib.data.prepare.parts import BEGUN, finish, take_dataset
-from distrib.data.prepare.row_counts import contents
+from distrib.data.prepare.row_counts import contents, rows_by_status
 from distrib.data.prepare.stages import Survey, part_name
 from distrib.data.schema import Status
 from distrib.data.splits.rules import shard_of
@@ -171,11 +170,9 @@ def _counted_without(vocabulary: Vocabulary, left: list[_Left]) -> Vocabulary:
 
 def _survey(manifest: DatasetManifest, gone: int) -> Survey:
     """Return the rows of the log by status; those of removed users are a status of their own."""
-    by_reason = {status.reason: int(status) for status in Status}
-    counts = Counter({by_reason[reason]: n for reason, n in manifest.counts.rejected.items()})
-    counts.pop(int(Status.ITEM_UNSEEN_IN_TRAINING), None)  # counted by shard
+    counts = rows_by_status(manifest.counts)
     counts[int(Status.USER_REMOVED)] += gone
-    counts[int(Status.KEPT)] = manifest.counts.read - sum(counts.values())
+    counts[int(Status.KEPT)] -= gone
     return Survey(counts, 0, manifest.times.first, manifest.times.last)
 
 

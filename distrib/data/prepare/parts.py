@@ -16,18 +16,17 @@ _PART = re.compile(r"part-\d{5}(-g\d+)?\.parquet")
 _ITEMS = re.compile(r"items(-g\d+)?\.parquet")
 
 
-def begin(folder: Folder, keep: Collection[str] = ()) -> str:
+def begin(folder: Folder) -> str:
     """Mark a folder as started, and remove what interrupted preparations left.
 
     Args:
-        folder: The prepared folder.
-        keep: Names of the files of its manifest.
+        folder: The prepared folder; without a manifest.
 
     Returns:
         The start's token, for `finish`.
     """
     token = take_over(folder, BEGUN)
-    remove_parts(folder, keep)
+    remove_parts(folder)
     return token
 
 

@@ -102,6 +102,15 @@ def contents(
     )
 
 
+def rows_by_status(counts: RowCounts) -> Counter[int]:
+    """Return the rows of a manifest by `Status`; those that shards count themselves are kept."""
+    by_reason = {status.reason: int(status) for status in Status}
+    found = Counter({by_reason[reason]: n for reason, n in counts.rejected.items()})
+    found.pop(int(Status.ITEM_UNSEEN_IN_TRAINING), None)  # counted by shard
+    found[int(Status.KEPT)] = counts.read - sum(found.values())
+    return found
+
+
 def check_counts(counts: Counter[int], config: DataConfig, *, may_be_empty: bool = False) -> None:
     """Reject a log with too many damaged rows, or without any kept row.
 

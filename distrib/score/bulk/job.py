@@ -37,9 +37,9 @@ from distrib.score.commit import (
     PartManifest,
     Publication,
     ScoreResult,
-    Success,
     add_counts,
     previous_runs,
+    success_of,
 )
 from distrib.score.policy import PolicyConfig, ScoreConfig
 from distrib.score.scorer import Scorer
@@ -263,9 +263,10 @@ def _stamps(policy: PolicyConfig) -> dict[str, str]:
 
 def _require_same(previous: Folder, made_by: Mapping[str, Any]) -> dict[str, str]:
     """Return the identity of a previous run; refuse one with another model or policy."""
-    if not previous.exists(SUCCESS):
+    success = success_of(previous)
+    if success is None:
         raise DataError(f"{previous}: no {SUCCESS}, not a complete scoring run; check score.since")
-    found = read_record(Success, previous.read_json(SUCCESS), previous / SUCCESS).recipe
+    found = success.recipe
     for what in made_by:
         if found.get(what) != made_by[what]:
             raise DataError(

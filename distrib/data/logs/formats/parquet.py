@@ -12,7 +12,7 @@ from pydantic import Field
 from distrib.config import Config
 from distrib.data.logs.columns import Columns, IdKind, TimeFormat, TimeUnit, Where, wanted_values
 from distrib.data.logs.files import Path, hold_columns, log_files, of_path, require_columns
-from distrib.data.logs.layout import IntArray, Layout, LogPiece, Part, Places, RawRows
+from distrib.data.logs.layout import Layout, LogPiece, Part, RawRows, typed_rows
 from distrib.data.logs.nested import field_of, leaf_names, type_of
 from distrib.data.logs.text import LogFile
 from distrib.errors import DataError, excerpt
@@ -99,7 +99,7 @@ class ParquetReader(NamedTuple):
             for batch in file.iter_batches(ROWS_AT_ONCE, groups, columns=names, use_threads=False):
                 table = pa.Table.from_batches([batch])
                 table = pa.table({name: field_of(table, name) for name in names})
-                yield RawRows(table, _row_places(table, first), np.zeros(0, np.int64), _no_text)
+                yield typed_rows(table, np.arange(first, first + len(table)))
                 first += len(table)
 
 
@@ -150,15 +150,3 @@ def _fits_int64(file: LogFile, name: str) -> bool:
         if statistics is not None and statistics.has_min_max and statistics.max >= 2**63:
             return False
     return True
-
-
-def _row_places(table: pa.Table, first: int) -> Places:
-    def places(rows: IntArray) -> tuple[IntArray, pa.Array]:
-        texts = [str(row) for row in table.take(pa.array(rows)).to_pylist()]
-        return rows + first, pa.array(texts, pa.string())
-
-    return places
-
-
-def _no_text(lines: IntArray) -> pa.Array:
-    return pa.nulls(len(lines), pa.string())
