@@ -29,10 +29,12 @@ from distrib.train.config import TrainConfig, TrainingRun
 from distrib.train.preflight.checks import preflight as check_training
 from distrib.train.workers.launch import launch
 from tests.data.test_crashes import content
+from tests.run_files import AFTER_TRAINING, TINY_MODEL
 from tests.score.test_fragments import Fuse, Stopped
 
 PERSON, NAMESAKE = "anna.k@example.org", "anna.k@example.org2"
-TEXT = """
+TEXT = (
+    """
 run = "{folder}/run"
 [data]
 prepared = "{folder}/data"
@@ -46,13 +48,9 @@ path = "{folder}/log"
 columns = {{ user = "who", item = "what", rating = "stars", time = "when" }}
 [data.ratings]
 levels = [1, 2, 3, 4, 5]
-[model]
-name = "mult_vae"
-hidden_width = 8
-latent_width = 4
-[engine]
-precision = "fp32"
-zero_stage = 0
+"""
+    + TINY_MODEL
+    + """
 [train]
 num_epochs = 1
 batch_users = 32
@@ -60,18 +58,9 @@ num_workers = 1
 [score]
 k = 3
 new_users = "fold_in"
-[export]
-index = "exact"
-[soften]
-num_clusters = 2
-num_neighbors = 4
-min_mass_on_target = 0.0
-max_evenness = 1.0
-[convert]
-output = "{folder}/converted"
-[forget]
-users = "{folder}/people.txt"
 """
+    + AFTER_TRAINING
+)
 
 SPLITS = {
     "entrywise": 'name = "entrywise"',

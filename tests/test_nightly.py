@@ -16,8 +16,10 @@ from distrib.nightly import NIGHTLY_RUNS, nightly, preflight
 from distrib.run_file import RunFile
 from distrib.score.commit import SUCCESS
 from distrib.storage import Folder
+from tests.run_files import TINY_MODEL
 
-TEXT = """
+TEXT = (
+    """
 run = "{folder}/run"
 [data]
 prepared = "{folder}/data"
@@ -28,19 +30,16 @@ num_shards = 2
 format = "parquet"
 path = "{folder}/log/"
 columns = {{ user = "u", item = "i", time = "t" }}
-[model]
-name = "mult_vae"
-hidden_width = 8
-latent_width = 4
-[engine]
-precision = "fp32"
-zero_stage = 0
+"""
+    + TINY_MODEL
+    + """
 [train]
 num_epochs = 1
 batch_users = 32
 [score]
 k = 3
 """
+)
 
 
 def write_day(folder, day, users):

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from distrib.events import table
 from distrib.storage import Folder
+from tests.run_files import AFTER_TRAINING, TINY_MODEL
 
 ROOT = Path(__file__).parents[2]
 STATE = "CRASH_STATE"
@@ -47,7 +48,8 @@ BEFORE = {
 }
 """Jobs, and those that run before."""
 
-TEXT = """
+TEXT = (
+    """
 run = "{folder}/run"
 [data]
 prepared = "{folder}/data"
@@ -58,13 +60,9 @@ max_damaged_share = 0.5
 format = "parquet"
 path = "{folder}/log/"
 columns = {{ user = "u", item = "i", time = "t" }}
-[model]
-name = "mult_vae"
-hidden_width = 8
-latent_width = 4
-[engine]
-precision = "fp32"
-zero_stage = 0
+"""
+    + TINY_MODEL
+    + """
 [train]
 num_epochs = 2
 batch_users = 32
@@ -72,18 +70,9 @@ num_workers = 1
 max_failures = 3
 [score]
 k = 3
-[export]
-index = "exact"
-[soften]
-num_clusters = 2
-num_neighbors = 4
-min_mass_on_target = 0.0
-max_evenness = 1.0
-[convert]
-output = "{folder}/converted"
-[forget]
-users = "{folder}/people.txt"
 """
+    + AFTER_TRAINING
+)
 _TIMED = {"seconds", "speed", "users_per_s", "valid_s", "time", "token", "work", "digest"}
 _TIMED |= {f"{part}_share" for part in ("data", "compute", "communication", "checkpoint")}
 
