@@ -34,4 +34,22 @@ A 1 in place of a letter is an axis of length 1. A chunk is a range of the items
 decoded at a time. A tile is a group of users x a group of items, which VAE-BMF trains on.
 """
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distrib.api import evaluate, init, prepare, score, train
+    from distrib.recommender import Recommender
+
+__version__ = "0.2.0"
+__all__ = ["Recommender", "__version__", "evaluate", "init", "prepare", "score", "train"]
+
+_HOME = dict.fromkeys(("evaluate", "init", "prepare", "score", "train"), "distrib.api")
+_HOME["Recommender"] = "distrib.recommender"
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch and Ray take seconds."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'distrib' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

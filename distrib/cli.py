@@ -8,17 +8,20 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import ray
 from pydantic import SecretStr
 
 from distrib.config import JsonObject, Record, load
-from distrib.errors import ClusterError, ConfigError, StoppedError, excerpt, known
-from distrib.events import is_terminal
+from distrib.errors import ClusterError, ConfigError, DistribError, StoppedError, excerpt, known
+from distrib.events import emit, is_terminal
 from distrib.redaction import redacted
+from distrib.renamed import RenamedWarning
 from distrib.run_file import RunFile
 from distrib.serve.client import Endpoint, score_through
 
@@ -38,8 +41,8 @@ UNEXPECTED = 70
 _LONGEST_MESSAGE = 8000
 
 Check = Callable[[RunFile], object]
-Result = Record | JsonObject
-"""What a job returns; printed as JSON on the last line."""
+Result = Record | JsonObject | None
+"""What a job returns; printed as JSON on the last line, if anything."""
 
 Run = Callable[[RunFile], Result]
 
@@ -51,6 +54,17 @@ class Job(NamedTuple):
     run: Run
 
 
+class Plan(NamedTuple):
+    """What a job would do."""
+
+    reads: Sequence[str]
+    """Paths and URLs."""
+
+    writes: Sequence[str]
+    needs: Mapping[str, object]
+    """What the cluster must have."""
+
+
 class _Terminated(BaseException):
     """SIGTERM was received."""
 
@@ -59,31 +73,76 @@ def _terminated(_number: int, _frame: object) -> None:
     raise _Terminated
 
 
-def job(description: str, check: Check, run: Run, arguments: list[str] | None = None) -> int:
+def job(name: str, found: Job, plan: Callable[[RunFile], Plan], arguments: list[str]) -> int:
     """Run a job from the command line.
 
     The result is one JSON object on the last line of standard output; everything else goes to
     standard error.
 
     Args:
-        description: For ``--help``.
-        check: Finds faults before Ray starts.
-        run: Does the work and returns the result.
-        arguments: Replace ``sys.argv``.
+        name: Of the job.
+        found: The job.
+        plan: What it would do, for ``--dry-run``.
+        arguments: Of the command line.
 
     Returns:
         The exit code: 0, 2 for an invalid configuration, 1 for any other known error, 75 when
         stopped on request with progress saved, 130 when interrupted, 143 when terminated.
     """
+    parser = argparse.ArgumentParser(prog=f"distrib {name}")
+    run_file_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--log-file")
+    given = parser.parse_args(arguments)
 
     def work() -> Result:
-        config = parse(description, arguments)
-        check(config)
-        with connected():
-            signal.signal(signal.SIGTERM, _terminated)  # Ray has installed its own
-            return run(config)
+        config = read_run_file(given.config, given.set)
+        if given.dry_run:
+            return _dry_run(name, found, plan(config), config)
+        with _standard_error_in(os.devnull if given.quiet else given.log_file):
+            found.check(config)
+            with connected():
+                signal.signal(signal.SIGTERM, _terminated)  # Ray has installed its own
+                return found.run(config)
 
     return run_and_report(work)
+
+
+def _dry_run(name: str, found: Job, plan: Plan, config: RunFile) -> JsonObject:
+    """Check what can be checked before the job; what is not there yet is named, not refused."""
+    missing: list[str] = []
+    try:
+        found.check(config)
+    except DistribError as error:
+        missing = str(error).split("\n")
+    shown = {"reads": list(plan.reads), "writes": list(plan.writes), "needs": dict(plan.needs)}
+    return {"job": name, **shown, "not_ready": missing}
+
+
+@contextmanager
+def _standard_error_in(path: str | None) -> Iterator[None]:
+    """Send all that goes to standard error to a file, from other processes, too; None: do not."""
+    if path is None:
+        yield
+        return
+    kept = os.dup(2)
+    try:
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        raise ConfigError(f"--log-file {path}: cannot be written ({error.strerror})") from error
+    sys.stderr.flush()
+    os.dup2(log, 2)
+    os.close(log)
+    try:
+        yield
+    except DistribError as error:
+        sys.stderr.write(redacted(f"{type(error).__name__}: {error}\n"))
+        raise
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def through_endpoint(description: str, arguments: list[str] | None = None) -> int:
@@ -107,11 +166,16 @@ def through_endpoint(description: str, arguments: list[str] | None = None) -> in
         flag = f"--{field.replace('_', '-')}"
         parser.add_argument(flag, type=type(default), default=default, help="%(default)s")
     parser.add_argument(
-        "--wish", action="append", default=[], metavar="NAME=VALUE", help="e.g. exclude_seen=false"
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="e.g. exclude_seen=false",
     )
+    parser.add_argument("--wish", action="append", dest="option", help=argparse.SUPPRESS)
     given = vars(parser.parse_args(arguments))
     histories, output = given.pop("histories"), given.pop("output")
-    options = dict(text.partition("=")[::2] for text in given.pop("wish"))
+    options = dict(text.partition("=")[::2] for text in given.pop("option"))
     token = os.environ.get("DISTRIB_TOKEN") or None
     endpoint = Endpoint(**given, options=options, token=token)
     return run_and_report(lambda: score_through(endpoint, histories, output))
@@ -154,7 +218,7 @@ def serving(arguments: dict[str, str]) -> "Application":
         application,
     )  # slow import (1 s), only needed here
 
-    file = _with_token(load(RunFile, arguments["config"], environment=os.environ))
+    file = read_run_file(arguments["config"])
     return application(ServePlan.of(file.run, file.data.prepared, file.serve))
 
 
@@ -172,7 +236,8 @@ def run_and_report(work: Callable[[], Result]) -> int:
     except Exception as error:
         return _failed(error)
     document = result.to_json() if isinstance(result, Record) else result
-    sys.stdout.write(json.dumps(document, default=str) + "\n")
+    if document is not None:
+        sys.stdout.write(json.dumps(document, default=str) + "\n")
     return 0
 
 
@@ -209,12 +274,12 @@ def _unexpected(error: Exception) -> int:
     return UNEXPECTED
 
 
-def parse(description: str, arguments: list[str] | None = None) -> RunFile:
-    """Read ``--config FILE --set a.b=value ...`` into a run file.
+def read_run_file(path: str | Path, overrides: Sequence[str] = ()) -> RunFile:
+    """Read a run file, and the server's token from the environment; report earlier names.
 
     Args:
-        description: For ``--help``.
-        arguments: Replace ``sys.argv``.
+        path: The TOML file.
+        overrides: Assignments in TOML syntax.
 
     Returns:
         The validated run file.
@@ -222,10 +287,12 @@ def parse(description: str, arguments: list[str] | None = None) -> RunFile:
     Raises:
         ConfigError: The file or a setting is invalid; lists all faults.
     """
-    parser = argparse.ArgumentParser(description=description)
-    run_file_arguments(parser)
-    given = parser.parse_args(arguments)
-    return _with_token(load(RunFile, given.config, overrides=given.set, environment=os.environ))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RenamedWarning)
+        file = load(RunFile, path, overrides=overrides, environment=os.environ)
+    for one in caught:
+        emit("renamed_setting", message=str(one.message))
+    return _with_token(file)
 
 
 def _with_token(file: RunFile) -> RunFile:
@@ -239,7 +306,16 @@ def _with_token(file: RunFile) -> RunFile:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Connect to the cluster in RAY_ADDRESS, or start a local one; shut down on exit.
+    """Connect to a cluster as `connect` does; shut down on exit."""
+    connect()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def connect() -> None:
+    """Connect to the cluster in RAY_ADDRESS, or start a local one.
 
     Raises:
         ConfigError: The cluster in RAY_ADDRESS cannot be reached.
@@ -279,7 +355,3 @@ def connected() -> Iterator[None]:
                 "folder for temporary files"
             ) from error
     ray.data.DataContext.get_current().raise_original_map_exception = True  # keep our messages
-    try:
-        yield
-    finally:
-        ray.shutdown()

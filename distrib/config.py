@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import tomllib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from distrib.errors import ConfigError, DataError, excerpt
 from distrib.redaction import hide, is_secret
+from distrib.renamed import Change, RenamedWarning, renamed
 
 JsonObject = dict[str, Any]
 """A JSON document without a schema."""
@@ -170,8 +172,7 @@ def load(
             f"{excerpt(str(error), _LONGEST_VALUE)}"
         ) from error
     faults: list[str] = []
-    for text in overrides:
-        _apply(raw, text, faults)
+    raw = _with_overrides(raw, overrides, faults, where=str(path))
     known = {} if environment is None else environment
     for name, value in known.items():
         if is_secret(name) and not value.startswith("/"):  # a path such as SSH_AUTH_SOCK
@@ -230,12 +231,24 @@ def _hide_secrets(node: Any, *, is_inside: bool = False) -> None:
         hide(node)
 
 
-def _apply(raw: JsonObject, text: str, faults: list[str]) -> None:
+def _with_overrides(
+    raw: JsonObject, overrides: Sequence[str], faults: list[str], where: str
+) -> JsonObject:
+    """Apply overrides; earlier names become the present ones, with a warning."""
+    raw, changes = renamed(raw)
+    for text in overrides:
+        changes += _apply(raw, text, faults)
+    for change in dict.fromkeys(changes):
+        warnings.warn(f"{where}: {change.sentence}", RenamedWarning, stacklevel=3)
+    return raw
+
+
+def _apply(raw: JsonObject, text: str, faults: list[str]) -> list[Change]:
     """Set one value; a table replaces the existing table instead of merging into it."""
-    name = text.partition("=")[0]
+    name, changes = text.partition("=")[0], list[Change]()
     try:
-        value: Any = tomllib.loads(text)
-        place: Any = tomllib.loads(f"{name}= 0")
+        value, changes = renamed(tomllib.loads(text))
+        place, _ = renamed(tomllib.loads(f"{name}= 0"))
     except (ValueError, RecursionError):
         value = place = {}
     if not value or not place:
@@ -243,16 +256,17 @@ def _apply(raw: JsonObject, text: str, faults: list[str]) -> None:
         faults.append(
             f"--set {excerpt(shown)}: not valid TOML; write section.key=value, quote strings"
         )
-        return
+        return []
     target: Any = raw
     while isinstance(target, dict):
         key = next(iter(place))
         value, place = value[key], place[key]
         if not isinstance(place, dict):
             target[key] = value
-            return
+            return changes
         target = target.setdefault(key, {})
     faults.append(f"--set {excerpt(name)}: {excerpt(repr(target))} is a value, not a section")
+    return []
 
 
 def _substitute(node: Any, environment: Mapping[str, str], faults: list[str], where: str) -> Any:

@@ -30,6 +30,7 @@ JOBS = {
 """Jobs of a run file, each a module of `distrib.jobs`, and what they do."""
 
 OTHERS = {
+    "init": "Look at a log and write a run file for it.",
     "plan": "Estimate memory and time of a run, without cluster or data.",
     "submit": "Submit a job to a Ray cluster, or to Kubernetes.",
     "score-through": "Score users through a server.",
@@ -56,17 +57,38 @@ def cli() -> None:
     """
 
 
+def _library(name: str) -> Any:
+    """Import a module of the jobs, or say what is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in {"distrib", ""}:
+            raise
+        raise click.ClickException(
+            f"{error.name} is not installed; pip install 'distrib[ray,deepspeed]' for the jobs"
+        ) from error
+
+
 def _job_command(name: str, about: str) -> click.Command:
-    def run(config: str, settings: tuple[str, ...], **more: str | None) -> None:
-        from distrib.cli import job  # imports Ray, which takes seconds
+    def run(
+        config: str,
+        settings: tuple[str, ...],
+        dry_run: bool,
+        quiet: bool,
+        log_file: str | None,
+        **more: str | None,
+    ) -> None:
+        job = _library("distrib.cli").job  # imports Ray, which takes seconds
 
         chosen = [f"{name}.{key}={json.dumps(value)}" for key, value in more.items() if value]
         given = ["--config", config]
         for text in (*settings, *chosen):
             given += ["--set", text]
-        found = importlib.import_module(f"distrib.jobs.{name}").JOB
-        code = job(about, found.check, found.run, given)
-        click.get_current_context().exit(code)
+        given += ["--dry-run"] * dry_run + ["--quiet"] * quiet
+        given += ["--log-file", log_file] if log_file else []
+        found = _library(f"distrib.jobs.{name}").JOB
+        plans = _library("distrib.jobs.dry_run").PLANS
+        click.get_current_context().exit(job(name, found, plans[name], given))
 
     options: list[click.Parameter] = [
         click.Option(["--config"], required=True, metavar="FILE", help="Run file in TOML."),
@@ -76,6 +98,15 @@ def _job_command(name: str, about: str) -> click.Command:
             metavar="SECTION.KEY=VALUE",
             help="Override a setting, in TOML; strings in quotes. May be repeated.",
         ),
+        click.Option(
+            ["--dry-run"],
+            is_flag=True,
+            help="Print what would be read, written and needed, and what is not ready; do nothing.",
+        ),
+        click.Option(["--quiet"], is_flag=True, help="Print the result and errors only."),
+        click.Option(
+            ["--log-file"], metavar="FILE", help="Append progress to a file, not standard error."
+        ),
     ]
     if name == "forget":
         options.append(click.Option(["--users"], metavar="FILE", help="One user id per line."))
@@ -84,7 +115,7 @@ def _job_command(name: str, about: str) -> click.Command:
 
 def _other_command(name: str, about: str) -> click.Command:
     def run(given: tuple[str, ...]) -> None:
-        others: Any = importlib.import_module("distrib.jobs.others")
+        others = _library("distrib.jobs.others")
         code = getattr(others, name.replace("-", "_"))(about, list(given))
         click.get_current_context().exit(code)
 
@@ -104,3 +135,44 @@ for _name, _about in JOBS.items():
     cli.add_command(_job_command(_name, _about))
 for _name, _about in OTHERS.items():
     cli.add_command(_other_command(_name, _about))
+
+
+@cli.group("config", short_help="Show, describe and migrate run files.")
+def config_group() -> None:
+    """Show, describe and migrate run files."""
+
+
+@config_group.command("show")
+@click.option("--config", required=True, metavar="FILE", help="Run file in TOML.")
+@click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Override.")
+def show(config: str, settings: tuple[str, ...]) -> None:
+    """Print all settings of a run file, each with where its value comes from."""
+    _settings_command("show", config, settings)
+
+
+@config_group.command("reference")
+def reference() -> None:
+    """Print the page of all settings, as Markdown."""
+    _settings_command("reference")
+
+
+@config_group.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of run files, for editors."""
+    _settings_command("schema")
+
+
+@config_group.command("migrate")
+@click.argument("files", nargs=-1, required=True)
+def migrate(files: tuple[str, ...]) -> None:
+    """Rewrite run files with the present names of settings; comments stay."""
+    _settings_command("migrate", files)
+
+
+def _settings_command(name: str, *given: object) -> None:
+    commands = _library("distrib.settings.commands")
+    click.get_current_context().exit(getattr(commands, name)(*given))
+
+
+if __name__ == "__main__":
+    main()

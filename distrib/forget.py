@@ -13,11 +13,11 @@ from distrib.data.prepare.forget import forget as forget_prepared
 from distrib.data.prepare.forget import user_ids
 from distrib.data.prepare.job import read_plan
 from distrib.errors import ConfigError, DataError, DistribError
-from distrib.evaluate.job import BY_USER
+from distrib.evaluation.job import BY_USER
 from distrib.events import emit
 from distrib.run_file import RunFile
-from distrib.score.commit import SUCCESS, previous_runs
-from distrib.score.forget import (
+from distrib.scoring.commit import SUCCESS, previous_runs
+from distrib.scoring.forget import (
     ForgottenLists,
     forget_lists,
     forget_tables,
@@ -193,8 +193,8 @@ def _lists(file: RunFile) -> list[str]:
     output = file.score.output or str(run / "recommendations")
     vectors = Folder(file.export.output or str(run / "vectors")) / "users"
     wanted = [output, vectors.url, *file.forget.lists]
-    if file.score.since:
-        wanted.append(file.score.since)
+    if file.score.incremental_from:
+        wanted.append(file.score.incremental_from)
     found = [folder for url in wanted for folder in previous_runs(Folder(url))]
     return list(dict.fromkeys(folder.url for folder in found))
 

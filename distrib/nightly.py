@@ -14,13 +14,13 @@ from distrib.events import emit
 from distrib.fence import require_ours, take_over
 from distrib.objectives.label_config import ReadsLabels, StoredLabel
 from distrib.run_file import RunFile
-from distrib.score.bulk.job import check_histories, note_published, score
-from distrib.score.commit import ScoreResult
+from distrib.scoring.bulk.job import check_histories, note_published, score
+from distrib.scoring.commit import ScoreResult
 from distrib.storage import Folder
-from distrib.train.preflight.checks import check_run
-from distrib.train.records import RunResult
-from distrib.train.schemes import can_warm_start
-from distrib.train.workers.launch import launch
+from distrib.training.preflight.checks import check_run
+from distrib.training.records import RunResult
+from distrib.training.schemes import can_warm_start
+from distrib.training.workers.launch import launch
 
 NIGHTLY_RUNS = "nights.json"
 """In the run folder: the nightly runs kept; the last one may be unfinished."""

@@ -8,16 +8,16 @@ from pydantic import Field, model_validator
 from distrib.config import Config, checked
 from distrib.data.config import ConvertConfig, DataConfig
 from distrib.distill.config import SoftenConfig
-from distrib.evaluate.protocol import EvaluateConfig
+from distrib.evaluation.protocol import EvaluateConfig
 from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig
-from distrib.score.forget import ForgetConfig
-from distrib.score.policy import ScoreConfig
-from distrib.score.vectors import ExportConfig
+from distrib.scoring.forget import ForgetConfig
+from distrib.scoring.policy import ScoreConfig
+from distrib.scoring.vectors import ExportConfig
 from distrib.serve.config import ServeConfig
-from distrib.train.config import TrainConfig, TrainingRun
-from distrib.train.engines.config import EngineConfig
-from distrib.train.optimizer import OptimizerConfig
+from distrib.training.config import TrainConfig, TrainingRun
+from distrib.training.engines.config import EngineConfig
+from distrib.training.optimizer import OptimizerConfig
 from distrib.tuning.space import SearchConfig, with_settings
 
 

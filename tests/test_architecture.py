@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "distrib").rglob("*.py"))
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
 RAY_PACKAGES = (  # the rim; grows only on purpose
+    "api",
     "cli",
     "cluster",
     "data.export",
@@ -18,12 +19,12 @@ RAY_PACKAGES = (  # the rim; grows only on purpose
     "data.prepare",
     "data.recent",
     "distill.job",
-    "evaluate",
-    "score.bulk",
+    "evaluation",
+    "scoring.bulk",
     "serve.deployment",
     "submit.ray_jobs",
-    "train.preflight.doctor",
-    "train.workers",
+    "training.preflight.doctor",
+    "training.workers",
     "tuning",
 )
 LONG_CLASSES = {"Folder": 40}  # a file system, as fsspec has it
@@ -55,14 +56,14 @@ def importers(prefix: str) -> set[str]:
 def test_only_the_rim_imports_ray_deepspeed_and_collectives():
     inside = {name for name in importers("ray") if not name.startswith(RAY_PACKAGES)}
     assert not inside
-    assert importers("deepspeed") == {"train.engines.deepspeed"}
-    assert {name.partition(".")[0] for name in importers("torch.distributed")} == {"train"}
+    assert importers("deepspeed") == {"training.engines.deepspeed"}
+    assert {name.partition(".")[0] for name in importers("torch.distributed")} == {"training"}
 
 
 def test_models_and_scorer_import_without_ray_and_deepspeed():
     code = (
         "import sys, distrib.models, distrib.run_file;"
-        "import distrib.score.scorer, distrib.train.engines.local;"
+        "import distrib.scoring.scorer, distrib.training.engines.local;"
         "sys.exit(int(bool({'ray', 'deepspeed'} & set(sys.modules))))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

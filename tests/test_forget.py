@@ -15,19 +15,19 @@ from distrib.data.prepare.forget import forget as forget_prepared
 from distrib.data.prepare.job import prepare
 from distrib.distill.job import soften
 from distrib.errors import ConfigError, DataError
-from distrib.evaluate.job import evaluate
+from distrib.evaluation.job import evaluate
 from distrib.forget import _ids, forget, preflight
 from distrib.models import EaseConfig, ItemKnnConfig, PopularityConfig
 from distrib.nightly import nightly
 from distrib.run_file import RunFile
-from distrib.score.bulk.job import score
-from distrib.score.commit import PartManifest, Publication, add_counts
-from distrib.score.export import export
-from distrib.score.forget import forget_lists
+from distrib.scoring.bulk.job import score
+from distrib.scoring.commit import PartManifest, Publication, add_counts
+from distrib.scoring.export import export
+from distrib.scoring.forget import forget_lists
 from distrib.storage import Folder
-from distrib.train.config import TrainConfig, TrainingRun
-from distrib.train.preflight.checks import preflight as check_training
-from distrib.train.workers.launch import launch
+from distrib.training.config import TrainConfig, TrainingRun
+from distrib.training.preflight.checks import preflight as check_training
+from distrib.training.workers.launch import launch
 from tests.data.test_crashes import content
 from tests.run_files import AFTER_TRAINING, TINY_MODEL
 from tests.score.test_fragments import Fuse, Stopped
@@ -64,7 +64,7 @@ new_users = "fold_in"
 
 SPLITS = {
     "entrywise": 'name = "entrywise"',
-    "by user": 'name = "strong_generalisation", valid_users = 9, test_users = 9',
+    "by user": 'name = "strong_generalization", valid_users = 9, test_users = 9',
     "none": 'name = "none"',
 }
 
@@ -380,7 +380,7 @@ def test_a_stopped_removal_from_lists_is_finished(tmp_path, ids, monkeypatch):
     forget_lists(calm, ["2", "8"])
     for name in ("write", "remove"):
         monkeypatch.setattr(Folder, name, fuse.around(getattr(Folder, name)))
-    monkeypatch.setattr("distrib.score.forget._AT_ONCE", 1)
+    monkeypatch.setattr("distrib.scoring.forget._AT_ONCE", 1)
     moment, ended = 0, False
     while not ended:
         moment, fuse.left = moment + 1, 0

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from distrib.data.logs.config import Columns, ParquetSource
 from distrib.errors import DataError
 from distrib.ids import id_column, id_of, kind_of, plain
-from distrib.score.histories import read_histories
-from distrib.score.rules import item_table, positions_of
+from distrib.scoring.histories import read_histories
+from distrib.scoring.rules import item_table, positions_of
 from distrib.serve.arrow_stream import stream_of, table_of
 from distrib.serve.loaded import _titles
 from distrib.vocabulary import Vocabulary

@@ -32,7 +32,7 @@ from distrib.data.schema import DAMAGED, QUARANTINE, Status, interactions
 from distrib.errors import DataError
 from distrib.redaction import is_secret
 from distrib.run_file import RunFile
-from distrib.train.preflight.checks import check_run
+from distrib.training.preflight.checks import check_run
 from tests.data.test_formats import readings
 
 MARK = "m4rk-8fJq2"
@@ -207,7 +207,7 @@ def logs(place):
     path = str(place)
     return {
         "csv": (plain, CsvSource(path=path, columns=pairs)),
-        "breaks": (plain, CsvSource(path=path, columns=pairs, has_line_breaks=True)),
+        "breaks": (plain, CsvSource(path=path, columns=pairs, multiline=True)),
         "latin": (plain, CsvSource(path=path, columns=pairs, encoding="latin-1", escape="\\")),
         "blanks": (plain.replace(",", "  "), CsvSource(path=path, columns=pairs,
                    separator="whitespace", comment="#", null_values=("x",))),

@@ -14,7 +14,7 @@ from distrib.errors import ConfigError, TakenOverError
 from distrib.fence import ATTEMPT
 from distrib.nightly import NIGHTLY_RUNS, nightly, preflight
 from distrib.run_file import RunFile
-from distrib.score.commit import SUCCESS
+from distrib.scoring.commit import SUCCESS
 from distrib.storage import Folder
 from tests.run_files import TINY_MODEL
 

@@ -15,12 +15,12 @@ from distrib.errors import CheckpointError, DataError, TakenOverError
 from distrib.fence import take_over
 from distrib.models import ElsaConfig, PopularityConfig
 from distrib.nightly import NIGHTLY_RUNS, NightlyRun, _nightly_runs
-from distrib.score.commit import SUCCESS, PartManifest, Publication, ScoreCounts, success_of
-from distrib.score.export import export
-from distrib.score.policy import ScoreConfig
-from distrib.score.vectors import ExportConfig, write_items
+from distrib.scoring.commit import SUCCESS, PartManifest, Publication, ScoreCounts, success_of
+from distrib.scoring.export import export
+from distrib.scoring.policy import ScoreConfig
+from distrib.scoring.vectors import ExportConfig, write_items
 from distrib.storage import Folder
-from distrib.train import best_bundle
+from distrib.training import best_bundle
 from tests.training import vocabulary_of
 
 OUTSIDE = [
@@ -208,7 +208,7 @@ def test_an_export_that_a_later_start_has_overtaken_writes_nothing(tmp_path, sma
         return write_items(bundle, target, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr("distrib.score.export.write_items", overtaken)
+        patch.setattr("distrib.scoring.export.write_items", overtaken)
         with pytest.raises(TakenOverError):
             export(run.url, "none", *settings)
     assert vectors.files() == ["_begun.json"]

@@ -110,7 +110,8 @@ def test_overrides_that_are_none_are_refused_in_short(tmp_path, override):
     [
         'run = "r"\nx = ' + "[" * 250 + "]" * 250 + f'\n[serve]\ntoken = "{MARK}"\n',
         'run = "r"\nx = ' + "[" * 5000 + f'"{MARK}"', 'run = "${BAD}"\n' + BASE,
-        "seed = " + "9" * 6000, 'run = "r"\n[train]\nhang_s = inf\nlog_every_s = nan\n' + BASE,
+        "seed = " + "9" * 6000,
+        'run = "r"\n[train]\ncollective_timeout_s = inf\nlog_every_s = nan\n' + BASE,
         'run = "r"\nevil = """' + "x" * 100_000 + '"""\n' + BASE,
     ],
 )  # fmt: skip

@@ -8,18 +8,18 @@ from distrib.data.dataset import Dataset
 from distrib.data.feeds.base import BatchSharding, Feed, RankBatch, Reads, ResidentRows
 from distrib.data.feeds.resident import ResidentFeed
 from distrib.data.history_arrays import by_item, empty_like
-from distrib.evaluate.protocol import EvaluateConfig
+from distrib.evaluation.protocol import EvaluateConfig
 from distrib.models import ModelConfig
 from distrib.models.base import Model
 from distrib.objectives import ObjectiveConfig
-from distrib.train.config import TrainConfig, TrainingRun
-from distrib.train.engines.config import EngineConfig
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.schemes import is_iterative, iterative_scheme_of, scheme_of
-from distrib.train.schemes.base import ExportContext, IterativeScheme, State
-from distrib.train.schemes.closed_form import SolvesGram
-from distrib.train.schemes.gram import partial_gram
-from distrib.train.step import TrainStep
+from distrib.training.config import TrainConfig, TrainingRun
+from distrib.training.engines.config import EngineConfig
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.schemes import is_iterative, iterative_scheme_of, scheme_of
+from distrib.training.schemes.base import ExportContext, IterativeScheme, State
+from distrib.training.schemes.closed_form import SolvesGram
+from distrib.training.schemes.gram import partial_gram
+from distrib.training.step import TrainStep
 from distrib.vocabulary import LogFacts, Vocabulary
 from tests.conftest import LEVELS, Small, rows_of
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import safetensors
 import safetensors.torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
 from torch import Tensor
 
 from distrib import __version__
@@ -17,6 +18,7 @@ from distrib.config import Record, read_record
 from distrib.errors import CheckpointError, DataError
 from distrib.models import ModelConfig
 from distrib.models.base import Model
+from distrib.renamed import renamed
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
@@ -180,12 +182,17 @@ def _unfilled(
 
 def _config(folder: Folder, content: bytes) -> ModelConfig:
     try:
-        return _ADAPTER.validate_json(content)
+        document, _ = renamed(from_json(content), "model")
+        return _ADAPTER.validate_json(json.dumps(document))
     except ValidationError as error:
         fault = error.errors()[0]
         raise CheckpointError(
             f"{folder / _MODEL}: is not a valid model of this version ({fault['msg']} at "
             f"{'.'.join(map(str, fault['loc']))}); export it again"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"{folder / _MODEL}: is not a valid model of this version ({error}); export it again"
         ) from error
 
 

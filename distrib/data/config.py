@@ -33,7 +33,7 @@ class CleaningConfig(Config):
     min_item_users: NonNegativeInt = 1
     """Drop items with fewer interactions."""
 
-    is_iterated: bool = True
+    iterate_kcore: bool = True
     """Whether both minima are applied repeatedly until both hold (a k-core); otherwise items are
     dropped once, then users."""
 

@@ -3,10 +3,11 @@
 import hashlib
 import json
 from functools import cached_property, partial
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import AfterValidator
 
 from distrib.config import JsonObject, PlainName, Record, read_record
 from distrib.data.history_arrays import (
@@ -23,6 +24,7 @@ from distrib.data.splits.rules import CHRONOLOGICAL
 from distrib.errors import DataError
 from distrib.feedback import Feedback
 from distrib.ids import IdKind
+from distrib.renamed import renamed
 from distrib.retries import with_retries
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
@@ -141,7 +143,7 @@ class Recipe(NamedTuple):
     def is_chronological(self) -> bool:
         """Whether test targets follow the validation targets, which may then be model input."""
         split = self.document["split"]
-        return split["name"] in CHRONOLOGICAL or bool(split.get("is_chronological", False))
+        return split["name"] in CHRONOLOGICAL or bool(split.get("chronological", False))
 
     @property
     def has_repeats(self) -> bool:
@@ -165,7 +167,7 @@ class DatasetManifest(Record):
 
     format: int
     distrib: str
-    recipe: JsonObject
+    recipe: Annotated[JsonObject, AfterValidator(lambda found: renamed(found, "data")[0])]
     generation: int
     """How often the dataset was extended."""
 

@@ -29,7 +29,7 @@ from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.events import emit
 from distrib.models.sequential.config import targets_of
 from distrib.rng import CounterRng
-from distrib.score.commit import PartManifest, Publication, ScoreCounts, ScoreResult, add_counts
+from distrib.scoring.commit import PartManifest, Publication, ScoreCounts, ScoreResult, add_counts
 from distrib.storage import Folder
 
 _MOVED, _ELSEWHERE = 253, 254  # random streams

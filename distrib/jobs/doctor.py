@@ -2,8 +2,8 @@
 
 from distrib.cli import Job
 from distrib.run_file import RunFile
-from distrib.train.preflight.checks import preflight
-from distrib.train.preflight.doctor import examine
+from distrib.training.preflight.checks import preflight
+from distrib.training.preflight.doctor import examine
 
 
 def check(file: RunFile) -> None:

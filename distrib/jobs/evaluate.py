@@ -2,7 +2,7 @@
 
 from distrib.cli import Job
 from distrib.config import JsonObject
-from distrib.evaluate.job import evaluate, preflight
+from distrib.evaluation.job import evaluate, preflight
 from distrib.report.summary import draw_map, show_evaluation
 from distrib.run_file import RunFile
 

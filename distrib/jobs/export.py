@@ -1,7 +1,7 @@
 """Ray job: export embeddings."""
 
 from distrib.cli import Job
-from distrib.score.export import export, preflight
+from distrib.scoring.export import export, preflight
 
 JOB = Job(
     check=lambda file: preflight(file.run, file.data.prepared, file.export, file.score),

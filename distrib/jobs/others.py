@@ -1,7 +1,13 @@
 """Commands that take more than a run file."""
 
 from distrib.cli import environment, through_endpoint
+from distrib.settings import commands
 from distrib.submit.command import plan_run, submission
+
+
+def init(about: str, arguments: list[str]) -> int:
+    """Look at a log, and write a run file for it."""
+    return commands.init(about, arguments)
 
 
 def plan(about: str, arguments: list[str]) -> int:

@@ -4,12 +4,12 @@ from distrib.cli import Job
 from distrib.config import JsonObject
 from distrib.data.prepare.job import preflight, prepare, read_plan
 from distrib.errors import run_checks
-from distrib.evaluate.job import check_split, evaluate
+from distrib.evaluation.job import check_split, evaluate
 from distrib.report.summary import draw_curves, draw_map, show_evaluation, show_recommendations
 from distrib.run_file import RunFile
-from distrib.score.bulk.job import check_histories, score
-from distrib.train.preflight.checks import check_run
-from distrib.train.workers.launch import launch
+from distrib.scoring.bulk.job import check_histories, score
+from distrib.training.preflight.checks import check_run
+from distrib.training.workers.launch import launch
 
 
 def check(file: RunFile) -> None:

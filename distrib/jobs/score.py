@@ -3,8 +3,8 @@
 from distrib.cli import Job
 from distrib.report.summary import show_recommendations
 from distrib.run_file import RunFile
-from distrib.score.bulk.job import preflight, score
-from distrib.score.commit import ScoreResult
+from distrib.scoring.bulk.job import preflight, score
+from distrib.scoring.commit import ScoreResult
 
 
 def recommend(file: RunFile) -> ScoreResult:

@@ -4,8 +4,8 @@ from distrib.cli import Job
 from distrib.config import JsonObject
 from distrib.report.summary import draw_curves
 from distrib.run_file import RunFile
-from distrib.train.preflight.checks import preflight
-from distrib.train.workers.launch import launch
+from distrib.training.preflight.checks import preflight
+from distrib.training.workers.launch import launch
 
 
 def train(file: RunFile) -> JsonObject:

@@ -31,7 +31,7 @@ class ModelSpec(NamedTuple):
     """Default objective; None for a closed-form model."""
 
     scheme: str = "user_rows"
-    """Name of the training scheme, one of `distrib.train.schemes.SCHEMES`."""
+    """Name of the training scheme, one of `distrib.training.schemes.SCHEMES`."""
 
     has_user_rows: bool = False
     """Whether known users have parameters of their own; others are folded in."""

@@ -31,7 +31,7 @@ class MultinomialConfig(Config):
 
     spec: ClassVar[ObjectiveSpec] = ObjectiveSpec("scores")
 
-    divergence_cap: Annotated[float, Field(ge=0.0)] = 0.2
+    kl_weight: Annotated[float, Field(ge=0.0)] = 0.2
     """Final weight of the KL term; 1 is the evidence lower bound."""
 
     anneal_steps: NonNegativeInt = 200_000
@@ -76,7 +76,7 @@ class Multinomial(ChunkedObjective):
     terms: tuple[str, ...] = ("reconstruction",)
 
     def __init__(self, config: MultinomialConfig, catalog: Catalog) -> None:
-        self.kl = KlSchedule(config.divergence_cap, config.anneal_steps)
+        self.kl = KlSchedule(config.kl_weight, config.anneal_steps)
         self.sampler = (
             ItemSampler(config.num_sampled, config.sampling_power, catalog)
             if config.num_sampled

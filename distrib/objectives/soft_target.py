@@ -57,7 +57,7 @@ class SoftTargetConfig(Config):
     """Lambda 2: weight of the confidence in the targets, 0.7 if not set; the distribution over the
     other items has the rest. Of the decoupled form only."""
 
-    divergence_cap: Annotated[float, Field(ge=0.0)] = 0.2
+    kl_weight: Annotated[float, Field(ge=0.0)] = 0.2
     """Of a variational autoencoder; see the objective ``multinomial``."""
 
     anneal_steps: NonNegativeInt = 200_000
@@ -105,7 +105,7 @@ class SoftTarget(Defaults):
 
     def __init__(self, config: SoftTargetConfig, catalog: Catalog) -> None:
         self.config = config
-        self.kl = KlSchedule(config.divergence_cap, config.anneal_steps)
+        self.kl = KlSchedule(config.kl_weight, config.anneal_steps)
         self.labels: SoftLabels | None = None
         self.prior_I: Tensor | None = None
         if isinstance(config.label, StoredLabel):

@@ -73,7 +73,7 @@ class Softmax(Multinomial):
     terms = ("softmax",)
 
     def __init__(self, config: SoftmaxConfig, catalog: Catalog) -> None:
-        super().__init__(MultinomialConfig(divergence_cap=0.0, anneal_steps=0), catalog)
+        super().__init__(MultinomialConfig(kl_weight=0.0, anneal_steps=0), catalog)
         self.against = config.against
         power = 1.0 if config.against == "batch" else config.sampling_power
         self.item_sampler = ItemSampler(config.num_sampled, power, catalog)

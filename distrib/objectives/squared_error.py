@@ -20,7 +20,7 @@ class SquaredErrorConfig(Config):
 
     spec: ClassVar[ObjectiveSpec] = ObjectiveSpec("ratings")
 
-    divergence_cap: Annotated[float, Field(ge=0.0)] = 0.2
+    kl_weight: Annotated[float, Field(ge=0.0)] = 0.2
     """Final weight of the model's KL term, if it has one."""
 
     anneal_steps: NonNegativeInt = 0
@@ -43,7 +43,7 @@ class SquaredError(Defaults):
     decodes_pairs = True
 
     def __init__(self, config: SquaredErrorConfig) -> None:
-        self.kl = KlSchedule(config.divergence_cap, config.anneal_steps)
+        self.kl = KlSchedule(config.kl_weight, config.anneal_steps)
 
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext

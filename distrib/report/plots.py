@@ -11,7 +11,7 @@ mpl.use("Agg")  # job pods have no display
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from distrib.train.records import EpochRecord
+from distrib.training.records import EpochRecord
 from distrib.tuning.job import Trial
 
 _NOTHING: Mapping[str, Sequence[EpochRecord]] = {}

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from distrib.evaluate.job import Evaluation
-from distrib.evaluate.truth import interaction_rating_map
+from distrib.evaluation.job import Evaluation
+from distrib.evaluation.truth import interaction_rating_map
 from distrib.events import emit, table
 from distrib.metrics import Summary
 from distrib.report.plots import learning_curves, likely_and_liked, study, unlabeled_weights
-from distrib.score.commit import success_of
+from distrib.scoring.commit import success_of
 from distrib.storage import Folder
-from distrib.train.records import EpochRecord, history_of
-from distrib.train.run_folder import HISTORY
+from distrib.training.records import EpochRecord, history_of
+from distrib.training.run_folder import HISTORY
 from distrib.tuning.job import SearchResult
 
 STUDY = "search.png"

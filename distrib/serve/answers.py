@@ -13,11 +13,11 @@ from distrib.batch import Batch
 from distrib.config import JsonObject
 from distrib.errors import DataError, DistribError
 from distrib.models.capabilities import ReadsLatest
-from distrib.score.histories import read_histories, require_columns
-from distrib.score.policy import Output, PolicyConfig, ScoreConfig
-from distrib.score.scorer import Recommendations
-from distrib.score.search import Limits
-from distrib.score.tables import SINGULAR, lists_of, output_columns
+from distrib.scoring.histories import read_histories, require_columns
+from distrib.scoring.policy import Output, PolicyConfig, ScoreConfig
+from distrib.scoring.scorer import Recommendations
+from distrib.scoring.search import Limits
+from distrib.scoring.tables import SINGULAR, lists_of, output_columns
 from distrib.serve.config import ServeConfig
 from distrib.serve.loaded import Loaded
 from distrib.serve.requests import (
@@ -62,21 +62,21 @@ class Answers(NamedTuple):
     def wanted(self, options: RecommendOptions) -> Wanted:
         """Check the options of a request; the server's policy fills in missing ones."""
         if options.k > self.config.max_k:
-            raise RefusedError(f"wishes.k = {options.k}: at most {self.config.max_k}")
+            raise RefusedError(f"options.k = {options.k}: at most {self.config.max_k}")
         given = {name: getattr(options, name) for name in _OVERRIDES}
         changes = {name: value for name, value in given.items() if value is not None}
         if "max_per_group" in changes and self.config.policy.groups is None:
-            raise RefusedError("wishes.max_per_group: this server has no item groups")
+            raise RefusedError("options.max_per_group: this server has no item groups")
         policy = self.config.policy.model_copy(update=changes)
         try:
             self.loaded.rules_of(policy)
         except DistribError as error:
-            raise RefusedError(f"wishes: {error}") from error
+            raise RefusedError(f"options: {error}") from error
         outputs = None if options.outputs is None else tuple(dict.fromkeys(options.outputs))
         absent = [name for name in outputs or () if name not in self.loaded.outputs]
         if absent:
             raise RefusedError(
-                f"wishes.outputs: the model predicts {', '.join(self.loaded.outputs)}, "
+                f"options.outputs: the model predicts {', '.join(self.loaded.outputs)}, "
                 f"but not {', '.join(absent)}"
             )
         return Wanted(policy, options.k, outputs)

@@ -24,7 +24,7 @@ class Batcher(Generic[JobT, AnswerT]):
         work: Answers a batch, in order.
         max_batch: Most users per batch; a larger job is a batch of its own.
         wait_s: Time that a batch which is not full waits for more jobs.
-        max_waiting: Capacity of the queue.
+        max_queue: Capacity of the queue.
         on_batch: Called with the number of users of each batch.
     """
 
@@ -34,11 +34,11 @@ class Batcher(Generic[JobT, AnswerT]):
         *,
         max_batch: int,
         wait_s: float,
-        max_waiting: int,
+        max_queue: int,
         on_batch: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._work = work
-        self._max_batch, self._wait_s, self._max_waiting = max_batch, wait_s, max_waiting
+        self._max_batch, self._wait_s, self._max_waiting = max_batch, wait_s, max_queue
         self._on_batch = on_batch
         self._waiting: deque[_Waiting[JobT, AnswerT]] = deque()
         self._thread = ThreadPoolExecutor(1)

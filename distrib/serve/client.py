@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from distrib.errors import ConfigError, DataError
 from distrib.events import Interval, emit
-from distrib.score.bulk.fragments import Fragment, InputFile, Part, fragments_of
-from distrib.score.commit import PartManifest, Publication, ScoreCounts, ScoreResult
-from distrib.score.histories import HISTORY_COLUMNS, require_columns
+from distrib.scoring.bulk.fragments import Fragment, InputFile, Part, fragments_of
+from distrib.scoring.commit import PartManifest, Publication, ScoreCounts, ScoreResult
+from distrib.scoring.histories import HISTORY_COLUMNS, require_columns
 from distrib.serve.arrow_stream import ARROW, stream_of, table_of
 from distrib.storage import Folder
 
@@ -91,7 +91,7 @@ def score_through(
         raise DataError(f"{source}: no Parquet files; nothing to score")
     stamps = {name: source.stamp(name) for name in names}
     asked = {"url": endpoint.url, "model": endpoint.model, "k": endpoint.k}
-    recipe = {**asked, "wishes": dict(endpoint.options), "histories": stamps}
+    recipe = {**asked, "options": dict(endpoint.options), "histories": stamps}
     publication = Publication(Folder(output), {**recipe, "fragment_users": fragment_users})
     publication.require_ours()
     done = publication.already()

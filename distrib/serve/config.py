@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator
 
 from distrib.config import Config
-from distrib.score.policy import PolicyConfig, Precision
+from distrib.scoring.policy import PolicyConfig, Precision
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
@@ -42,7 +42,7 @@ class ServeConfig(Config):
     replicas: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] = 1
     """Replicas of each model: a number, or [min, max] to autoscale by queued requests."""
 
-    fronts: PositiveInt = 1
+    http_workers: PositiveInt = 1
     """HTTP worker processes, which check requests and route them to replicas."""
 
     cpus_per_replica: PositiveFloat = 1.0
@@ -60,7 +60,7 @@ class ServeConfig(Config):
     batch_wait_ms: Annotated[float, Field(ge=0.0)] = 2.0
     """Time that a batch which is not full waits for more requests."""
 
-    max_waiting: PositiveInt = 256
+    max_queue: PositiveInt = 256
     """Requests in flight per front, and queued per replica; more are refused (429). A good value is
     what a replica can answer within ``request_timeout_s``."""
 

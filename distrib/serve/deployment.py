@@ -118,7 +118,8 @@ def _require_room(plan: ServePlan) -> None:
     config = plan.config
     least = config.replicas if isinstance(config.replicas, int) else config.replicas[0]
     wanted = {
-        "CPU": len(plan.models) * least * config.cpus_per_replica + _FRONT_CPUS * config.fronts,
+        "CPU": len(plan.models) * least * config.cpus_per_replica
+        + _FRONT_CPUS * config.http_workers,
         "GPU": len(plan.models) * least * config.gpus_per_replica,
     }
     have = present()
@@ -126,8 +127,8 @@ def _require_room(plan: ServePlan) -> None:
         if count <= have.get(kind, 0.0):
             continue
         detail = (
-            f"{len(plan.models)} model(s) with {least} replica(s) and {config.fronts} front(s) "
-            f"take {count:g} {kind}, but the cluster has {have.get(kind, 0.0):g}"
+            f"{len(plan.models)} model(s) with {least} replica(s) and {config.http_workers} HTTP "
+            f"worker(s) take {count:g} {kind}, but the cluster has {have.get(kind, 0.0):g}"
         )
         if is_fixed():
             raise ConfigError(f"serve: {detail}; lower serve.cpus_per_replica (may be a fraction)")
@@ -159,9 +160,9 @@ def application(plan: ServePlan) -> serve.Application:
 
     fronts = serve.deployment(
         name="front",
-        num_replicas=config.fronts,
-        max_ongoing_requests=config.max_waiting,
-        max_queued_requests=max(1, config.max_waiting // 4),  # queued without timeout
+        num_replicas=config.http_workers,
+        max_ongoing_requests=config.max_queue,
+        max_queued_requests=max(1, config.max_queue // 4),  # queued without timeout
         graceful_shutdown_timeout_s=config.request_timeout_s,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         ray_actor_options={"num_cpus": _FRONT_CPUS},
@@ -235,8 +236,8 @@ def _scorers(config: ServeConfig) -> Any:
         }
     resources = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica}
     return serve.deployment(
-        max_ongoing_requests=config.max_waiting + config.batch_users,
-        max_queued_requests=config.max_waiting,
+        max_ongoing_requests=config.max_queue + config.batch_users,
+        max_queued_requests=config.max_queue,
         ray_actor_options=resources,
         health_check_period_s=_HEALTH_S,
         graceful_shutdown_timeout_s=config.request_timeout_s,

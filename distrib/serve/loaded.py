@@ -16,10 +16,10 @@ from distrib.checkpoint.bundle import Bundle, load_bundle
 from distrib.checkpoint.manifest import Manifest
 from distrib.ids import IdKind, id_column
 from distrib.models.capabilities import user_embedding
-from distrib.score.policy import PolicyConfig
-from distrib.score.rules import Rules, item_table
-from distrib.score.scorer import Scorer
-from distrib.score.tables import SINGULAR, output_columns
+from distrib.scoring.policy import PolicyConfig
+from distrib.scoring.rules import Rules, item_table
+from distrib.scoring.scorer import Scorer
+from distrib.scoring.tables import SINGULAR, output_columns
 from distrib.serve.config import ServeConfig
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary

@@ -112,6 +112,7 @@ class ModelHost:
             "version": loaded.version,
             "bundle": {name: entry.sha256 for name, entry in manifest.files.items()},
             "model": loaded.bundle.config.model_dump(mode="json"),
+            "outputs": list(loaded.outputs),
             "tells": list(loaded.outputs),
             "reads_ratings": len(loaded.vocabulary.levels) > 1,
             "reads_repeats": loaded.vocabulary.facts.has_repeats,

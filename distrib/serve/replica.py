@@ -52,7 +52,7 @@ class Replica:
             self._work,
             max_batch=config.batch_users,
             wait_s=config.batch_wait_ms / 1000,
-            max_waiting=config.max_waiting,
+            max_queue=config.max_queue,
             on_batch=metrics.batched,
         )
         self._questions: dict[str, Callable[..., Any]] = {

@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from distrib.batch import Batch
-from distrib.score.histories import Histories, read_histories
+from distrib.scoring.histories import Histories, read_histories
 from distrib.serve.schemas import History, RecommendOptions
 from distrib.vocabulary import IntArray, Vocabulary
 
@@ -57,8 +57,8 @@ def require_history(vocabulary: Vocabulary, history: History, limit: int) -> Non
 
 def require_options(vocabulary: Vocabulary, options: RecommendOptions) -> None:
     """Refuse ids of another type in the options of a list; ignored, they would do nothing."""
-    require_kind(vocabulary, options.deny, "wishes.deny")
-    require_kind(vocabulary, options.candidates or (), "wishes.candidates")
+    require_kind(vocabulary, options.deny, "options.deny")
+    require_kind(vocabulary, options.candidates or (), "options.candidates")
 
 
 def require_kind(vocabulary: Vocabulary, ids: Sequence[int | str], what: str) -> None:

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
-from distrib.score.policy import Output
+from distrib.scoring.policy import Output
 from distrib.serve.arrow_stream import ARROW
 from distrib.serve.config import ServeConfig
 from distrib.serve.schemas import (

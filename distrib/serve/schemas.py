@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -15,7 +16,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from distrib.config import JsonObject
 from distrib.ids import id_of
-from distrib.score.policy import Output
+from distrib.scoring.policy import Output
 
 
 def _whole(value: float) -> int:
@@ -119,22 +120,26 @@ class RecommendOptions(_Message):
     """Outputs per item; ``embedding`` adds the user embedding."""
 
 
+_Options = Annotated[RecommendOptions, Field(validation_alias=AliasChoices("options", "wishes"))]
+"""``wishes`` is the name before 0.2; read until 0.3."""
+
+
 class RecommendRequest(_Message):
     """One user's history, and options of the list."""
 
     history: History
-    options: RecommendOptions = Field(default_factory=RecommendOptions, alias="wishes")
+    options: _Options = Field(default_factory=RecommendOptions)
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {
                     "history": {"items": [1193, 661, 914], "ratings": [5, 3, 3]},
-                    "wishes": {"k": 10},
+                    "options": {"k": 10},
                 },
                 {
                     "history": {"items": ["B00005N5PF"]},
-                    "wishes": {"k": 5, "deny": ["B0000AQS0F"], "diversity": 0.3},
+                    "options": {"k": 5, "deny": ["B0000AQS0F"], "diversity": 0.3},
                 },
             ]
         }
@@ -161,7 +166,7 @@ class ExplainRequest(_Message):
     """One user's history, and options of the explained list."""
 
     history: History
-    options: RecommendOptions = Field(default_factory=RecommendOptions, alias="wishes")
+    options: _Options = Field(default_factory=RecommendOptions)
     max_reasons: Annotated[int, Field(ge=1, le=1000)] = 5
     """Most influential interactions listed per item."""
 
@@ -170,7 +175,7 @@ class ExplainRequest(_Message):
             "examples": [
                 {
                     "history": {"items": [1193, 661, 914], "ratings": [5, 3, 3]},
-                    "wishes": {"k": 3},
+                    "options": {"k": 3},
                     "max_reasons": 2,
                 }
             ]
@@ -313,7 +318,10 @@ class ModelCard(BaseModel):
     """SHA-256 digests of the bundle's files."""
     model: JsonObject
     """Model configuration."""
-    tells: list[str]
+    outputs: list[str]
+    """What the model predicts of an item."""
+
+    tells: Annotated[list[str], Field(deprecated="now outputs")]
     reads_ratings: bool
     reads_repeats: bool
     """Whether a history may hold an item more than once."""

@@ -12,8 +12,8 @@ from distrib.objectives.label_config import stored_path
 from distrib.run_file import RunFile
 from distrib.submit import kubernetes, ray_jobs
 from distrib.submit.request import JOBS, JobResult, Request, sizes_of
-from distrib.train.preflight.estimate import GPUS, Estimate, estimate
-from distrib.train.schemes.base import Sizes
+from distrib.training.preflight.estimate import GPUS, Estimate, estimate
+from distrib.training.schemes.base import Sizes
 
 
 class _OpenEnvironment(dict[str, str]):

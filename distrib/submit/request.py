@@ -12,8 +12,8 @@ from distrib.data.logs.config import SyntheticLog
 from distrib.errors import ConfigError
 from distrib.run_file import RunFile
 from distrib.storage import Folder
-from distrib.train.preflight.estimate import sizes_of_counts
-from distrib.train.schemes.base import Sizes
+from distrib.training.preflight.estimate import sizes_of_counts
+from distrib.training.schemes.base import Sizes
 
 JOBS = (
     *("prepare", "train", "soften", "evaluate", "score", "export", "search"),

@@ -20,12 +20,12 @@ from distrib.errors import ConfigError, known
 from distrib.events import emit
 from distrib.fence import require_ours, take_over
 from distrib.storage import Folder
-from distrib.train.config import TrainingRun
-from distrib.train.preflight.checks import preflight
-from distrib.train.records import EpochRecord
-from distrib.train.schemes import is_iterative
-from distrib.train.workers.control import Control
-from distrib.train.workers.launch import launch
+from distrib.training.config import TrainingRun
+from distrib.training.preflight.checks import preflight
+from distrib.training.records import EpochRecord
+from distrib.training.schemes import is_iterative
+from distrib.training.workers.control import Control
+from distrib.training.workers.launch import launch
 from distrib.tuning.space import SEARCHED, SearchConfig, Value, settings_of
 
 RESULT = "search.json"

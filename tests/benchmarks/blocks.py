@@ -27,9 +27,9 @@ from distrib.events import table
 from distrib.models import MultVaeConfig, VaeBmfConfig
 from distrib.rng import CounterRng
 from distrib.tiles import Tile
-from distrib.train.engines.local import LocalEngine
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.step import TrainStep
+from distrib.training.engines.local import LocalEngine
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.step import TrainStep
 from distrib.vocabulary import Catalog
 from tests.benchmarks.models import apart
 
@@ -54,7 +54,7 @@ SIZES = {
 FORMS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "vae_cf": (
         "plain",
-        MultVaeConfig(hidden_width=200, latent_width=50, reads="ratings"),
+        MultVaeConfig(hidden_width=200, latent_width=50, input="ratings"),
         {},
     ),
     "nested": ("fast", VaeBmfConfig(), {}),

@@ -34,17 +34,17 @@ from distrib.data.feeds.base import BatchSharding, Feed, ResidentRows
 from distrib.data.feeds.resident import ResidentFeed
 from distrib.data.history_arrays import HistoryArrays, empty_like, merge, select
 from distrib.data.schema import Role
-from distrib.evaluate.measured import Measured
-from distrib.evaluate.protocol import Measurer, selection_score
+from distrib.evaluation.measured import Measured
+from distrib.evaluation.protocol import Measurer, selection_score
 from distrib.events import table
 from distrib.labeled_metrics import GAUC
 from distrib.rng import CounterRng
 from distrib.run_file import RunFile
-from distrib.score.scorer import Scorer
-from distrib.train.config import TrainingRun
-from distrib.train.engines.local import LocalEngine
-from distrib.train.schemes import iterative_scheme_of
-from distrib.train.schemes.base import State
+from distrib.scoring.scorer import Scorer
+from distrib.training.config import TrainingRun
+from distrib.training.engines.local import LocalEngine
+from distrib.training.schemes import iterative_scheme_of
+from distrib.training.schemes.base import State
 
 PAIRS: dict[str, dict[str, Any]] = {
     "labeled only": {"name": "labeled"},

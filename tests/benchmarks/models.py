@@ -37,9 +37,9 @@ from distrib.models import (
 )
 from distrib.models.autoencoders import autorec, conv4rec, elsa, mult_vae, rec_vae
 from distrib.rng import CounterRng
-from distrib.train.engines.local import LocalEngine
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.step import TrainStep
+from distrib.training.engines.local import LocalEngine
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.step import TrainStep
 from distrib.vocabulary import Catalog
 
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
@@ -49,8 +49,8 @@ MODELS: dict[str, Any] = {
     "conv4rec linear": Conv4RecConfig(latent_width=300, decoder="linear"),
     "mult_vae": MultVaeConfig(),
     "mult_dae": MultDaeConfig(),
-    "vae_cf": MultVaeConfig(reads="ratings"),
-    "dae_cf": MultDaeConfig(reads="ratings"),
+    "vae_cf": MultVaeConfig(input="ratings"),
+    "dae_cf": MultDaeConfig(input="ratings"),
     "rec_vae encoder": RecVaeConfig(),
     "rec_vae decoder": RecVaeConfig(),
     "elsa": ElsaConfig(latent_width=800),
@@ -142,7 +142,7 @@ def fit_figures(name: str, form: str, steps: int) -> dict[str, float]:
     """Time the Gram matrix and the solution in this process."""
     del steps
     from distrib.data.history_arrays import HistoryArrays
-    from distrib.train.schemes.gram import partial_gram
+    from distrib.training.schemes.gram import partial_gram
 
     batch = histories(FIT_USERS, FIT_ITEMS, 144, 0)
     flat = batch.user_B, batch.pointer_P, batch.item_N, batch.value_N, batch.item_N

@@ -34,7 +34,7 @@ from distrib.data.history_arrays import HistoryArrays, merge
 from distrib.data.logs.config import MovieLensSource
 from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import NoSplit
-from distrib.evaluate.protocol import EvaluateConfig
+from distrib.evaluation.protocol import EvaluateConfig
 from distrib.events import table
 from distrib.models import Gru4RecConfig, SasRecConfig
 from distrib.objectives import SoftmaxConfig
@@ -42,11 +42,11 @@ from distrib.objectives.base import Chunks, LossContext
 from distrib.rng import CounterRng
 from distrib.sequences import with_targets
 from distrib.storage import Folder
-from distrib.train.config import CheckpointConfig, TrainConfig, TrainingRun
-from distrib.train.engines.config import EngineConfig
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.run_folder import HISTORY
-from distrib.train.workers.launch import launch
+from distrib.training.config import CheckpointConfig, TrainConfig, TrainingRun
+from distrib.training.engines.config import EngineConfig
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.run_folder import HISTORY
+from distrib.training.workers.launch import launch
 from distrib.vocabulary import Catalog
 from tests.benchmarks.recbole_settings import run_recbole
 from tests.benchmarks.training import apart, watched
@@ -198,8 +198,8 @@ def synthetic(users: int) -> HistoryArrays:
 
 def million(objective: SoftmaxConfig, users: int, batches: int) -> dict:
     """Train on a million items with DeepSpeed."""
-    from distrib.train.engines.deepspeed import DeepSpeedEngine
-    from distrib.train.schemes.next_item import NextItem
+    from distrib.training.engines.deepspeed import DeepSpeedEngine
+    from distrib.training.schemes.next_item import NextItem
 
     torch.set_num_threads(1)
     catalog = Catalog(MILLION, (1.0,), np.ones((MILLION, 1), np.int64), 1)

@@ -33,11 +33,11 @@ from distrib.objectives import (
 )
 from distrib.rng import CounterRng
 from distrib.run_file import RunFile
-from distrib.train.config import TrainingRun
-from distrib.train.engines.local import LocalEngine
-from distrib.train.schemes import iterative_scheme_of
-from distrib.train.schemes.meta import MetaStep
-from distrib.train.schemes.meta_rows import MetaRowsStep
+from distrib.training.config import TrainingRun
+from distrib.training.engines.local import LocalEngine
+from distrib.training.schemes import iterative_scheme_of
+from distrib.training.schemes.meta import MetaStep
+from distrib.training.schemes.meta_rows import MetaRowsStep
 from tests.benchmarks.inverse_learning import Memory
 from tests.benchmarks.recbole_settings import run_recbole
 

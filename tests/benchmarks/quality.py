@@ -13,10 +13,10 @@ from typing import Any
 from distrib.cli import connected
 from distrib.config import load
 from distrib.data.prepare.job import prepare
-from distrib.evaluate.job import evaluate
+from distrib.evaluation.job import evaluate
 from distrib.events import table
 from distrib.run_file import RunFile
-from distrib.train.workers.launch import launch
+from distrib.training.workers.launch import launch
 
 Spread = tuple[float, float]
 

@@ -38,8 +38,8 @@ from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import NoSplit
 from distrib.events import table
 from distrib.models import Conv4RecConfig, ElsaConfig, MultVaeConfig
-from distrib.score.bulk.job import score
-from distrib.score.policy import ScoreConfig
+from distrib.scoring.bulk.job import score
+from distrib.scoring.policy import ScoreConfig
 from distrib.storage import Folder
 
 K, BATCH_USERS = 100, 512

@@ -44,7 +44,7 @@ class Client:
         lengths = rng.integers(20, 270, 512)
         self.histories = [rng.choice(item_count, n, replace=False).tolist() for n in lengths]
         self.bodies = [
-            json.dumps({"history": {"items": h, "ratings": [4.0] * len(h)}, "wishes": {"k": 20}})
+            json.dumps({"history": {"items": h, "ratings": [4.0] * len(h)}, "options": {"k": 20}})
             for h in self.histories
         ]
         self.statuses: Counter[int] = Counter()

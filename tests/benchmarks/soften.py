@@ -37,10 +37,10 @@ from distrib.rng import CounterRng
 from distrib.sequences import with_targets
 from distrib.soft_labels import SoftLabels
 from distrib.storage import Folder
-from distrib.train.engines.config import EngineConfig
-from distrib.train.engines.local import LocalEngine
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.schemes.next_item import NextItem
+from distrib.training.engines.config import EngineConfig
+from distrib.training.engines.local import LocalEngine
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.schemes.next_item import NextItem
 from tests.world import ANY_LABEL
 
 ITEMS, A_USER, WARM_UP = 20_000, 12, 3

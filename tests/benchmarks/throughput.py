@@ -34,11 +34,11 @@ from distrib.events import table
 from distrib.models import Conv4RecConfig, MultVaeConfig
 from distrib.objectives import MultinomialConfig, RatingClassesConfig
 from distrib.rng import CounterRng
-from distrib.score.scorer import Scorer
-from distrib.train.engines.config import EngineConfig
-from distrib.train.loop import TrainState, timed
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.step import TrainStep
+from distrib.scoring.scorer import Scorer
+from distrib.training.engines.config import EngineConfig
+from distrib.training.loop import TrainState, timed
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.step import TrainStep
 
 MODELS = {
     "conv4rec": (Conv4RecConfig(), RatingClassesConfig()),
@@ -76,7 +76,7 @@ def data_configs(folder: str) -> dict[str, DataConfig]:
 def measure_training(model: str, url: str, source: TrainingData, steps: int) -> dict[str, float]:
     """Train some steps in a fresh process; the first ones are not counted."""
     os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0", "RANK": "0"}
-    from distrib.train.engines.deepspeed import DeepSpeedEngine
+    from distrib.training.engines.deepspeed import DeepSpeedEngine
 
     torch.set_num_threads(os.cpu_count() or 1)
     meeting = tempfile.mkdtemp() + "/meeting"

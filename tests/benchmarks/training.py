@@ -36,18 +36,18 @@ from distrib.data.feeds.loader import TrainingData, load_training_data
 from distrib.data.logs.config import MovieLensSource, SyntheticLog
 from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import NoSplit
-from distrib.evaluate.protocol import EvaluateConfig
+from distrib.evaluation.protocol import EvaluateConfig
 from distrib.events import table
 from distrib.models import MultVaeConfig
 from distrib.objectives import MultinomialConfig
 from distrib.objectives.base import Chunks, LossContext
 from distrib.rng import CounterRng
 from distrib.storage import Folder
-from distrib.train.config import CheckpointConfig, TrainConfig, TrainingRun
-from distrib.train.engines.config import EngineConfig
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.run_folder import HISTORY
-from distrib.train.workers.launch import launch
+from distrib.training.config import CheckpointConfig, TrainConfig, TrainingRun
+from distrib.training.engines.config import EngineConfig
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.run_folder import HISTORY
+from distrib.training.workers.launch import launch
 from distrib.vocabulary import Catalog
 from tests.benchmarks.recbole_settings import run_recbole
 
@@ -209,8 +209,8 @@ class watched:
 def million_items(batches: int) -> dict:
     """Train on a million items: whole softmax by chunks, 256 users, on this machine."""
     catalog = Catalog(1_000_000, (1.0,), torch.ones(1_000_000, 1).numpy(), 1)
-    from distrib.train.engines.deepspeed import DeepSpeedEngine
-    from distrib.train.step import TrainStep
+    from distrib.training.engines.deepspeed import DeepSpeedEngine
+    from distrib.training.step import TrainStep
 
     torch.set_num_threads(os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder:

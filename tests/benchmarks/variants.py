@@ -39,19 +39,19 @@ from distrib.data.schema import Role
 from distrib.events import table
 from distrib.rng import CounterRng
 from distrib.run_file import RunFile
-from distrib.score.scorer import Scorer
-from distrib.train.config import TrainConfig
-from distrib.train.engines.local import LocalEngine
-from distrib.train.optimizer import ScheduleConfig
-from distrib.train.schemes import iterative_scheme_of
-from distrib.train.schemes.base import ExportContext
-from distrib.train.step import TrainStep
+from distrib.scoring.scorer import Scorer
+from distrib.training.config import TrainConfig
+from distrib.training.engines.local import LocalEngine
+from distrib.training.optimizer import ScheduleConfig
+from distrib.training.schemes import iterative_scheme_of
+from distrib.training.schemes.base import ExportContext
+from distrib.training.step import TrainStep
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "full (E)": {},
     "no attention (D)": {"attention": "none"},
     "no cross feedback (C)": {"latent": "none", "attention": "none"},
-    "no data input": {"data": False, "centring": "none"},
+    "no data input": {"data": False, "centering": "none"},
     "A": {"latent": "none", "attention": "none", "branch_layers": 0},
     "B": {"attention": "none", "branch_layers": 0},
     "average": {"latent": "average"},
@@ -97,7 +97,7 @@ def curve(file: RunFile, changes: dict[str, Any], log: Log, train: TrainConfig) 
     columns = len(log.vocabulary), log.vocabulary.user_index_size
     sharding = BatchSharding(train.batch_users, file.seed, 0, 1)
     ratings = Ratings(log.train, by_item(log.train), columns)
-    feed = TileFeed(ratings, log.train, sharding, train.blocks)
+    feed = TileFeed(ratings, log.train, sharding, train.tiles)
     assert training.objective is not None
     objective = training.objective.build(log.vocabulary.catalog)
     scheme = iterative_scheme_of(training)
@@ -155,7 +155,7 @@ def main() -> None:
     train = TrainConfig(
         num_epochs=given.epochs,
         batch_users=given.batch,
-        blocks=TileConfig(order=file.train.blocks.order, items=given.batch),
+        tiles=TileConfig(order=file.train.tiles.order, items=given.batch),
     )
     given.out.mkdir(parents=True, exist_ok=True)
     curves: dict[str, dict[str, Any]] = {}

@@ -7,7 +7,7 @@ from distrib.cluster.actors import actor_pool
 from distrib.config import load
 from distrib.errors import ConfigError
 from distrib.run_file import RunFile
-from distrib.train.preflight.checks import require_room
+from distrib.training.preflight.checks import require_room
 from tests.k8s.test_manifests import ROOT
 
 pytestmark = pytest.mark.ray
@@ -52,7 +52,7 @@ def test_workers_are_asked_for_and_waited_for(growing, capfd):
 
 def test_what_never_comes_is_refused_in_the_end(growing):
     with pytest.raises(ConfigError, match="needs 9 GPU, there are 1"):
-        require_room(trained_with(num_workers=9, use_gpu="true", room_s=0.2))
+        require_room(trained_with(num_workers=9, use_gpu="true", resource_timeout_s=0.2))
     assert growing[-1] == []
 
 

@@ -17,7 +17,7 @@ from distrib.data.splits.rules import (
     LeaveLastSplit,
     LiangSplit,
     NoSplit,
-    StrongGeneralisationSplit,
+    StrongGeneralizationSplit,
 )
 from distrib.errors import ConfigError, DataError
 from distrib.storage import Folder
@@ -120,7 +120,7 @@ def test_only_touched_shards_are_rewritten_and_nothing_is_added_twice(cluster, t
 
 def test_held_out_users_stay_held_out(cluster, tmp_path):
     write(tmp_path / "log", "day1.csv", lines(range(60), range(20), 900, seed=1))
-    split = StrongGeneralisationSplit(valid_users=10, test_users=10)
+    split = StrongGeneralizationSplit(valid_users=10, test_users=10)
     config = config_of(tmp_path, "p", split=split, extend=True)
     prepare(config)
     before, _ = histories(config)
@@ -160,7 +160,7 @@ INEXACT = [
     (CleaningConfig(duplicates="mean"), EntrywiseSplit(), "'mean' needs every rating"),
     (CleaningConfig(keep_above=3.5), EntrywiseSplit(), "keep_above = 3.5: dropped ratings"),
     (CleaningConfig(), LiangSplit(), "'liang_2018' depends on the whole log"),
-    (CleaningConfig(), EntrywiseSplit(is_exact=True), "'entrywise' depends on the whole log"),
+    (CleaningConfig(), EntrywiseSplit(exact=True), "'entrywise' depends on the whole log"),
     (CleaningConfig(), GlobalTimeSplit(), "set valid_from and test_from"),
 ]
 

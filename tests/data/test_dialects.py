@@ -50,7 +50,7 @@ def test_records_of_several_lines_read_as_the_csv_module_does(tmp_path_factory, 
     with pytest.MonkeyPatch.context() as patch:
         if cut:
             patch.setattr(text, "_CHUNK_BYTES", 16)
-        table, _ = readings(csv_source(path, has_line_breaks=True))
+        table, _ = readings(csv_source(path, multiline=True))
     assert pairs(table) == wanted
 
 
@@ -122,13 +122,13 @@ def test_a_record_over_the_cut_of_two_ranges_is_quarantined(tmp_path, monkeypatc
         assert kept(table) == []
         assert len(quarantine) == 120
     monkeypatch.undo()
-    table, _ = readings(csv_source(tmp_path / "log.csv", has_line_breaks=True))
+    table, _ = readings(csv_source(tmp_path / "log.csv", multiline=True))
     assert pairs(table) == [(f"u{n}", f"i{n}") for n in range(40)]
 
 
 def test_lines_are_numbered_through_records_of_several(tmp_path):
     (tmp_path / "log.csv").write_text('u,i,r\na,"x\ny",5\nb,z,none\n')
-    source = csv_source(tmp_path / "log.csv", columns=RATED, has_line_breaks=True)
+    source = csv_source(tmp_path / "log.csv", columns=RATED, multiline=True)
     table, quarantine = readings(source)
     assert pairs(table) == [("a", "x y")]
     assert quarantine["line"].to_pylist() == [4]
@@ -476,7 +476,7 @@ def test_a_stray_quote_near_the_end_of_a_plain_file_costs_its_own_line(tmp_path)
 def test_a_long_record_is_read_whole(tmp_path):
     note = "word,more words\nv,j,k\n" * 100_000
     (tmp_path / "log.csv").write_text(f'u,i,note\na,x,"{note}"\nb,y,short\n')
-    source = csv_source(tmp_path / "log.csv", has_line_breaks=True)
+    source = csv_source(tmp_path / "log.csv", multiline=True)
     assert pairs(readings(source)[0]) == [("a", "x"), ("b", "y")]
     assert pairs(readings(csv_source(tmp_path / "log.csv"))[0]) == [("b", "y")]
 

@@ -513,7 +513,7 @@ def test_every_line_is_kept_or_quarantined_once(tmp_path_factory, lines, garbage
     path.write_bytes(content)
     header = tuple(COLUMNS.names())
     table, quarantine = readings(
-        CsvSource(path=str(path), columns=COLUMNS, header=header, separator="\x1d", is_quoted=False)
+        CsvSource(path=str(path), columns=COLUMNS, header=header, separator="\x1d", quoted=False)
     )
     lines = enumerate(content.split(b"\n"), 1)
     filled = [number for number, line in lines if line.strip(b"\x1d")]

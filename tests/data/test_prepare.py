@@ -28,7 +28,7 @@ from distrib.data.splits.rules import (
     LeaveLastSplit,
     LiangSplit,
     NoSplit,
-    StrongGeneralisationSplit,
+    StrongGeneralizationSplit,
 )
 from distrib.errors import DataError
 from distrib.run_file import RunFile
@@ -165,7 +165,7 @@ def test_nothing_held_out_is_in_counts_or_vocabulary(cluster, tmp_path):
         prepared=str(tmp_path / "p"),
         source=csv(tmp_path, lines),
         ratings=STARS,
-        split=StrongGeneralisationSplit(valid_users=10, test_users=10),
+        split=StrongGeneralizationSplit(valid_users=10, test_users=10),
     )
     manifest = prepare(config)
     rows = history_arrays(tmp_path / "p")
@@ -237,8 +237,8 @@ def test_coat_keeps_the_files_apart(cluster, real_data, tmp_path):
 
 SPLITS = [
     EntrywiseSplit(),
-    EntrywiseSplit(train_share=0.6, valid_share=0.2, is_exact=True),
-    StrongGeneralisationSplit(valid_users=30, test_users=30),
+    EntrywiseSplit(train_share=0.6, valid_share=0.2, exact=True),
+    StrongGeneralizationSplit(valid_users=30, test_users=30),
     LiangSplit(valid_users=30, test_users=30),
     LeaveLastSplit(),
     GlobalTimeSplit(),
@@ -401,7 +401,7 @@ def test_a_core_is_reached_over_all_shards_and_each_reason_is_counted(cluster, t
     assert (counts.users, counts.items, counts.kept) == (6, 6, 36)
     assert counts.rejected == {"item too rare": 6, "user too short": 4}
     # Once: the items of `short` count 7 users, and only then does it go.
-    once = cleaning.model_copy(update={"min_item_users": 7, "is_iterated": False})
+    once = cleaning.model_copy(update={"min_item_users": 7, "iterate_kcore": False})
     settings = {"cleaning": once, "prepared": str(tmp_path / "q")}
     with pytest.raises(DataError, match=r"'user too short': 28, 'item too rare': 18"):
         prepare(config.model_copy(update=settings))

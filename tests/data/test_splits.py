@@ -78,7 +78,7 @@ def test_a_smaller_training_share_is_a_part_of_a_larger_and_the_rest_is_halved()
 
 def test_exact_shares_hold_to_the_row():
     """Inverse Learning: 60/20/20 of ML-1M is 600,125, 200,042 and 200,042 rows."""
-    split = splits.EntrywiseSplit(train_share=0.6, valid_share=0.2, is_exact=True)
+    split = splits.EntrywiseSplit(train_share=0.6, valid_share=0.2, exact=True)
     assert splits.limit_ranks(split, 1_000_209) == [600_125, 800_167]
     table = grid(num_users=7, num_items=11)
     _, roles = splits.assign(table, split, split_state(table, split))
@@ -102,7 +102,7 @@ def test_selection_over_many_parts_is_that_of_the_whole(keys, ranks, num_parts):
 
 def test_strong_generalisation_holds_out_exactly_the_users_and_shares_wanted():
     table = grid()
-    split = splits.StrongGeneralisationSplit(valid_users=50, test_users=70)
+    split = splits.StrongGeneralizationSplit(valid_users=50, test_users=70)
     everyone = splits.user_hash(pa.array(np.arange(300)), split)
     limits = splits.held_out_limits(split, np.sort(everyone)[:121])
     subset, roles = splits.assign(table, split, SplitState(limits))
@@ -116,14 +116,14 @@ def test_strong_generalisation_holds_out_exactly_the_users_and_shares_wanted():
 
 def test_short_histories_are_asked_nothing():
     table = grid(num_users=100, num_items=4)
-    split = splits.StrongGeneralisationSplit(valid_users=30, test_users=30)
+    split = splits.StrongGeneralizationSplit(valid_users=30, test_users=30)
     subset, roles = splits.assign(table, split, SplitState((2**64 - 1, 2**64 - 1)))
     assert (subset == Subset.TEST).all()
     assert (roles == Role.INPUT).all()
 
 
 def test_too_many_held_out_users_are_refused():
-    split = splits.StrongGeneralisationSplit(valid_users=5, test_users=5)
+    split = splits.StrongGeneralizationSplit(valid_users=5, test_users=5)
     with pytest.raises(DataError, match="holds out 10 users, but only 10 are left"):
         splits.held_out_limits(split, np.arange(10, dtype=np.uint64))
 
@@ -207,7 +207,7 @@ def test_splits_say_whether_tests_follow_validation():
     found = [
         splits.LeaveLastSplit(),
         splits.GlobalTimeSplit(),
-        splits.GivenSplit(test="t", valid="v", is_chronological=True),
+        splits.GivenSplit(test="t", valid="v", chronological=True),
         splits.GivenSplit(test="t", valid="v"),
         splits.EntrywiseSplit(),
     ]
@@ -225,7 +225,7 @@ ALL = [
     splits.EntrywiseSplit(),
     splits.LeaveLastSplit(),
     splits.GlobalTimeSplit(valid_from=3, test_from=6),
-    splits.StrongGeneralisationSplit(),
+    splits.StrongGeneralizationSplit(),
 ]
 
 

@@ -15,7 +15,7 @@ from distrib.data.feeds.base import BatchSharding
 from distrib.data.feeds.collate import Example
 from distrib.data.feeds.resident import ResidentFeed
 from distrib.data.feeds.tiles import TileConfig
-from distrib.evaluate.protocol import EvaluateConfig, measure
+from distrib.evaluation.protocol import EvaluateConfig, measure
 from distrib.models import Conv4RecConfig, MultVaeConfig, VaeBmfConfig
 from distrib.models.capabilities import item_vectors, user_embedding
 from distrib.models.outputs import ClassOutput
@@ -32,18 +32,18 @@ from distrib.objectives import (
 )
 from distrib.parameters import roles_of
 from distrib.rng import CounterRng
-from distrib.score.rules import Rules, _unit_vectors
-from distrib.score.scorer import NoveltyFilter, Scorer
-from distrib.score.search import Limits
-from distrib.score.vectors import _item_matrix
-from distrib.train.engines.base import Update
-from distrib.train.engines.config import EngineConfig
-from distrib.train.engines.item_parallel import ItemEngine
-from distrib.train.engines.local import LocalEngine
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.schemes import iterative_scheme_of
-from distrib.train.step import total
-from distrib.train.workers.loss_reducer import LossReducer
+from distrib.scoring.rules import Rules, _unit_vectors
+from distrib.scoring.scorer import NoveltyFilter, Scorer
+from distrib.scoring.search import Limits
+from distrib.scoring.vectors import _item_matrix
+from distrib.training.engines.base import Update
+from distrib.training.engines.config import EngineConfig
+from distrib.training.engines.item_parallel import ItemEngine
+from distrib.training.engines.local import LocalEngine
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.schemes import iterative_scheme_of
+from distrib.training.step import total
+from distrib.training.workers.loss_reducer import LossReducer
 from tests.conftest import Small, rows_of
 from tests.device.stand_in import CUDA, CudaTensor, MixedDevicesError, StandIn, values_of
 from tests.models.test_contract import CASES
@@ -61,15 +61,15 @@ WIDTHS = {"latent_width": 8, "branch_width": 8, "hidden_width": 8}
 VAE_BMF = [
     VaeBmfConfig(
         **WIDTHS, latent="average", attention="none", biases=True, input_dropout=0.3,
-        divergence_count="unbiased",
+        kl_count="unbiased",
     ),
     VaeBmfConfig(**WIDTHS, latent="full", attention="global", likelihood="analytic",
-                 centring="means"),
+                 centering="means"),
     VaeBmfConfig(**WIDTHS, latent="full", attention="local", attention_norm="linear_safe"),
     VaeBmfConfig(**WIDTHS, latent="gated", attention="global", attention_norm="linear",
                  biases=True, data=False),
     VaeBmfConfig(**WIDTHS, latent="none", attention="local", attention_norm="linear",
-                 input_dropout=0.2, centring="means", divergence_count="unbiased"),
+                 input_dropout=0.2, centering="means", kl_count="unbiased"),
 ]  # fmt: skip
 MODELS = [*CASES, *VAE_BMF]
 TRAINED = [case for case in MODELS if case.spec.scheme != "closed_form"]
@@ -302,7 +302,7 @@ def test_epochs_end_with_an_export(config, small):
 )
 def test_every_order_of_tiles_and_new_items(config, order, small):
     with StandIn():
-        run_epochs(run_of(config, batch_users=10, blocks=TileConfig(order=order, items=15)), small)
+        run_epochs(run_of(config, batch_users=10, tiles=TileConfig(order=order, items=15)), small)
         model = filled(config, small).to(CUDA)
         model.append_items(small.batch.to(CUDA))
         Scorer(model, vocabulary_of(small), device=CUDA, chunk_items=17)
@@ -343,7 +343,7 @@ def test_a_resident_feed_on_the_device_gives_the_same_batches(small):
 
 def test_losses_are_reduced_on_the_device(process_group):
     with StandIn():
-        reducer = LossReducer(CUDA, max_skipped=0)
+        reducer = LossReducer(CUDA, max_skipped_updates=0)
         for _ in range(10):
             one = torch.ones((), device=CUDA)
             reducer.add(Update({"loss": one}, one), 5)

@@ -15,19 +15,19 @@ from distrib.distill import job
 from distrib.distill.config import SoftenConfig
 from distrib.distill.job import soften
 from distrib.errors import CheckpointError, ConfigError, DataError
-from distrib.evaluate.job import evaluate
-from distrib.evaluate.protocol import EvaluateConfig
+from distrib.evaluation.job import evaluate
+from distrib.evaluation.protocol import EvaluateConfig
 from distrib.models import AutoRecConfig
 from distrib.objectives import ImputedSquaredErrorConfig
 from distrib.objectives.label_config import StoredLabel
 from distrib.run_file import RunFile
 from distrib.soft_labels import SoftLabels
 from distrib.storage import Folder
-from distrib.train.config import TrainConfig, TrainingRun
-from distrib.train.engines.config import EngineConfig
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.preflight.checks import preflight
-from distrib.train.workers.launch import launch
+from distrib.training.config import TrainConfig, TrainingRun
+from distrib.training.engines.config import EngineConfig
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.preflight.checks import preflight
+from distrib.training.workers.launch import launch
 from tests.world import data_of, write_log, write_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -63,7 +63,7 @@ SPLITS = {
     "youtube_dnn": ("leave_last", 'name = "leave_last", count = 2'),
     "mult_vae": (
         "strong",
-        'name = "strong_generalisation", valid_users = 10, test_users = 10',
+        'name = "strong_generalization", valid_users = 10, test_users = 10',
     ),
 }
 

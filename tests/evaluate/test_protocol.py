@@ -8,10 +8,10 @@ from distrib.data.feeds.collate import example
 from distrib.data.history_arrays import HistoryArrays, eval_rows
 from distrib.data.schema import Role
 from distrib.errors import ConfigError
-from distrib.evaluate.protocol import EvaluateConfig, Measurer, measure, selection_score
+from distrib.evaluation.protocol import EvaluateConfig, Measurer, measure, selection_score
 from distrib.metrics import Sums
 from distrib.models import Conv4RecConfig, PopularityConfig
-from distrib.score.scorer import Scorer
+from distrib.scoring.scorer import Scorer
 from distrib.vocabulary import LogFacts, Vocabulary
 from tests.conftest import LEVELS
 from tests.training import filled

@@ -20,7 +20,7 @@ from distrib.data.config import DataConfig
 from distrib.data.logs.config import SyntheticLog
 from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import EntrywiseSplit
-from distrib.evaluate.job import evaluate
+from distrib.evaluation.job import evaluate
 from distrib.models import (
     AutoRecConfig,
     BiasedMfConfig,
@@ -35,8 +35,8 @@ from distrib.models import (
     VaeBmfConfig,
 )
 from distrib.run_file import RunFile
-from distrib.score.bulk.job import score
-from distrib.train.workers.launch import launch
+from distrib.scoring.bulk.job import score
+from distrib.training.workers.launch import launch
 from tests.serve.conftest import served
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ MODELS = {
     "conv4rec": Conv4RecConfig(rating_width=4, **SMALL),
     "conv4rec_mlp": Conv4RecConfig(decoder="mlp", **SMALL),
     "mult_vae": MultVaeConfig(hidden_width=16, **SMALL),
-    "vae_cf": MultVaeConfig(hidden_width=16, reads="ratings", **SMALL),
+    "vae_cf": MultVaeConfig(hidden_width=16, input="ratings", **SMALL),
     "mult_dae": MultDaeConfig(**SMALL),
     "rec_vae": RecVaeConfig(hidden_width=16, encoder_epochs=1, **SMALL),
     "elsa": ElsaConfig(**SMALL),
@@ -133,7 +133,7 @@ def of_demo(folder):
 
 def answers(run):
     """What a server says of two users."""
-    body = {"history": {"items": [3, 5, 8], "ratings": [4.0, 2.0, 5.0]}, "wishes": {"k": 5}}
+    body = {"history": {"items": [3, 5, 8], "ratings": [4.0, 2.0, 5.0]}, "options": {"k": 5}}
     found = []
     with TestClient(served({"m": str(run)}).app) as client:
         for path, more in (

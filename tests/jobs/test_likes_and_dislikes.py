@@ -14,13 +14,13 @@ from distrib.data.prepare.job import preflight as prepare_preflight
 from distrib.data.prepare.job import prepare
 from distrib.data.schema import Role
 from distrib.errors import ConfigError, DataError, DistribError, DivergedError
-from distrib.evaluate.job import evaluate
+from distrib.evaluation.job import evaluate
 from distrib.report.summary import draw_curves
 from distrib.run_file import RunFile
-from distrib.score.bulk.job import score
+from distrib.scoring.bulk.job import score
 from distrib.storage import Folder
-from distrib.train.preflight.checks import preflight
-from distrib.train.workers.launch import launch
+from distrib.training.preflight.checks import preflight
+from distrib.training.workers.launch import launch
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 RUN_FILE = """
@@ -30,7 +30,7 @@ run = "{folder}/gmf"
 prepared = "{folder}/data"
 source = {{ format = "csv", path = "{folder}/log.csv", columns = {{ user = "user", item = "item", rating = "event" }} }}
 feedback = {{ likes = ["like"], dislikes = ["hide"] }}
-split = {{ name = "entrywise", train_share = 0.6, valid_share = 0.2, is_exact = true }}
+split = {{ name = "entrywise", train_share = 0.6, valid_share = 0.2, exact = true }}
 num_shards = 3
 
 [model]

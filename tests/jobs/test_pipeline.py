@@ -20,15 +20,15 @@ from distrib.data.prepare.job import prepare
 from distrib.data.schema import Role
 from distrib.data.splits.rules import NoSplit
 from distrib.errors import CheckpointError, ConfigError, DataError
-from distrib.evaluate.job import evaluate
-from distrib.evaluate.job import preflight as evaluate_preflight
+from distrib.evaluation.job import evaluate
+from distrib.evaluation.job import preflight as evaluate_preflight
 from distrib.report.summary import draw_curves, draw_map
 from distrib.run_file import RunFile
-from distrib.score.bulk.job import preflight, score
-from distrib.score.scorer import Scorer
-from distrib.score.tables import recommend_table
+from distrib.scoring.bulk.job import preflight, score
+from distrib.scoring.scorer import Scorer
+from distrib.scoring.tables import recommend_table
 from distrib.storage import Folder
-from distrib.train.workers.launch import launch
+from distrib.training.workers.launch import launch
 from tests.forked_workers import running
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("forked_workers")]

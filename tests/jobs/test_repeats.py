@@ -11,12 +11,12 @@ from distrib.config import load
 from distrib.data.dataset import Dataset
 from distrib.data.prepare.job import prepare
 from distrib.errors import ConfigError
-from distrib.evaluate.job import evaluate
+from distrib.evaluation.job import evaluate
 from distrib.run_file import RunFile
-from distrib.score.bulk.job import score
+from distrib.scoring.bulk.job import score
 from distrib.storage import Folder
-from distrib.train.preflight.checks import preflight
-from distrib.train.workers.launch import launch
+from distrib.training.preflight.checks import preflight
+from distrib.training.workers.launch import launch
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 RUN_FILE = """

@@ -192,7 +192,7 @@ def test_versions_agree(documents):
     ]
     assert {cluster["rayVersion"] for cluster in clusters} == {locked["ray"]}
     assert f"ray[data,default,serve,train,tune]>={locked['ray'].rpartition('.')[0]}" in str(
-        project["dependencies"]
+        project["optional-dependencies"]
     )
     images = {
         container["image"]

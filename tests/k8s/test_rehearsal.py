@@ -252,7 +252,7 @@ def what_the_service_says_answers(rehearsal, head, worker):
         return state["status"] == "RUNNING"
 
     eventually(is_running, 120)
-    wanted = {"history": {"items": [1, 2], "ratings": [5, 3]}, "wishes": {"k": 3}}
+    wanted = {"history": {"items": [1, 2], "ratings": [5, 3]}, "options": {"k": 3}}
     request = urllib.request.Request(
         f"http://{worker.address}:8000/v1/models/default/recommendations",
         json.dumps(wanted).encode(),
@@ -343,7 +343,7 @@ def test_a_cluster_that_has_nothing_grows_for_a_job_and_shrinks_again(rehearsal,
         said += done.stdout
     assert "Adding 1 node(s) of type cpu" in said
     say("three jobs on nodes that came for them")
-    too_many = "--set train.num_workers=50 --set train.room_s=20"
+    too_many = "--set train.num_workers=50 --set train.resource_timeout_s=20"
     wide = rehearsal.submit(client, head, "train", too_many)
     assert "needs 50 CPU, there are" in wide.stdout, wide.stdout[-2000:]
     eventually(lambda: rehearsal.num_alive(head) == 1, 180)

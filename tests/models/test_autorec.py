@@ -9,9 +9,9 @@ from distrib.batch import Batch
 from distrib.models import AutoRecConfig
 from distrib.objectives import SquaredErrorConfig
 from distrib.rng import CounterRng
-from distrib.train.schemes.encoded_rows import joined_latents, latents_of
-from distrib.train.schemes.item_rows import ItemRows
-from distrib.train.step import TrainStep
+from distrib.training.schemes.encoded_rows import joined_latents, latents_of
+from distrib.training.schemes.item_rows import ItemRows
+from distrib.training.step import TrainStep
 from distrib.vocabulary import Catalog, Vocabulary
 from tests.conftest import LEVELS
 

@@ -5,7 +5,7 @@ import torch
 from distrib.models import BiasedMfConfig
 from distrib.objectives import SquaredErrorConfig
 from distrib.rng import CounterRng
-from distrib.train.step import TrainStep
+from distrib.training.step import TrainStep
 
 
 def test_loss_and_gradient_are_those_of_a_loop_over_ratings(small):

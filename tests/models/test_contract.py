@@ -32,12 +32,12 @@ from distrib.models import (
 )
 from distrib.models.capabilities import EncodesItems, TiedLinear, begin_epoch, phases_of
 from distrib.rng import CounterRng
-from distrib.train.engines.local import LocalEngine
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.schemes import SCHEMES, is_iterative, iterative_scheme_of
-from distrib.train.schemes.closed_form import SolvesGram
-from distrib.train.schemes.gram import partial_gram
-from distrib.train.step import total
+from distrib.training.engines.local import LocalEngine
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.schemes import SCHEMES, is_iterative, iterative_scheme_of
+from distrib.training.schemes.closed_form import SolvesGram
+from distrib.training.schemes.gram import partial_gram
+from distrib.training.step import total
 from tests import training
 from tests.conftest import Small, rows_of
 from tests.training import (
@@ -55,9 +55,9 @@ CASES = [
     Conv4RecConfig(latent_width=8, rating_width=0, decoder="linear"),
     Conv4RecConfig(latent_width=8, rating_width=0, decoder="mlp", channel_width=2),
     MultVaeConfig(hidden_width=16, latent_width=8),
-    MultVaeConfig(hidden_width=16, latent_width=8, reads="ratings"),
+    MultVaeConfig(hidden_width=16, latent_width=8, input="ratings"),
     MultDaeConfig(latent_width=8),
-    MultDaeConfig(latent_width=8, reads="ratings"),
+    MultDaeConfig(latent_width=8, input="ratings"),
     RecVaeConfig(hidden_width=16, latent_width=8),
     ElsaConfig(latent_width=8),
     AutoRecConfig(side="users", hidden_width=16),
@@ -76,7 +76,7 @@ CASES = [
         latent="gated",
         attention="global",
         likelihood="analytic",
-        centring="means",
+        centering="means",
     ),
 ]
 CASES += [
@@ -87,7 +87,7 @@ CASES += [
 ]
 CASES += [
     SasRecConfig(max_length=9, latent_width=8, heads=2),
-    SasRecConfig(max_length=9, latent_width=8, block="pre_norm", is_tied=False),
+    SasRecConfig(max_length=9, latent_width=8, block="pre_norm", tied=False),
     SasRecConfig(max_length=9, latent_width=8, block="gated", hidden_width=12),
     Gru4RecConfig(max_length=9, latent_width=8, dropout=0.2, input_dropout=0.1),
     YoutubeDnnConfig(max_length=9, targets="every", latent_width=8, hidden_widths=(16,)),

@@ -9,7 +9,7 @@ from distrib.data.history_arrays import HistoryArrays
 from distrib.models import EaseConfig, ItemKnnConfig
 from distrib.models.shallow.ease import neighbor_weights, whole_weights
 from distrib.models.shallow.item_knn import most_similar
-from distrib.train.schemes.gram import added, partial_gram
+from distrib.training.schemes.gram import added, partial_gram
 from tests.conftest import Small
 
 

@@ -7,7 +7,7 @@ from distrib.batch import Batch
 from distrib.models import ElsaConfig
 from distrib.objectives import CosineConfig
 from distrib.rng import CounterRng
-from distrib.train.step import TrainStep
+from distrib.training.step import TrainStep
 
 
 def dense_output(model, batch):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from distrib.models import MultDaeConfig, MultVaeConfig
 from distrib.objectives import MultinomialConfig, SquaredErrorConfig
 from distrib.rng import CounterRng
-from distrib.train.step import TrainStep, total
+from distrib.training.step import TrainStep, total
 
 
 def dense(batch, by_value):
@@ -37,7 +37,7 @@ def test_mult_dae_is_one_hidden_layer_and_a_softmax(small):
 
 
 def test_dae_cf_reads_ratings_and_is_judged_on_observed_cells_only(small):
-    model = MultDaeConfig(latent_width=8, input_dropout=0.0, reads="ratings").build(small.catalog)
+    model = MultDaeConfig(latent_width=8, input_dropout=0.0, input="ratings").build(small.catalog)
     objective = SquaredErrorConfig().build(small.catalog)
     loss = total(
         TrainStep(model, objective, block_items=7)(small.batch, small.batch, CounterRng(1), 0)
@@ -49,9 +49,9 @@ def test_dae_cf_reads_ratings_and_is_judged_on_observed_cells_only(small):
 
 
 def test_vae_cf_adds_the_annealed_divergence(small):
-    config = MultVaeConfig(hidden_width=16, latent_width=8, input_dropout=0.0, reads="ratings")
+    config = MultVaeConfig(hidden_width=16, latent_width=8, input_dropout=0.0, input="ratings")
     model = config.build(small.catalog)
-    objective = SquaredErrorConfig(divergence_cap=0.3, anneal_steps=100).build(small.catalog)
+    objective = SquaredErrorConfig(kl_weight=0.3, anneal_steps=100).build(small.catalog)
     noise = CounterRng.of(0, 0)
     loss = total(TrainStep(model, objective, block_items=7)(small.batch, small.batch, noise, 20))
     r_BI = dense(small.batch, by_value=True)

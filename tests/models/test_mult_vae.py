@@ -7,7 +7,7 @@ from torch.distributions import Multinomial, Normal, kl_divergence
 from distrib.models.autoencoders.mult_vae import MultVaeConfig
 from distrib.objectives import MultinomialConfig
 from distrib.rng import CounterRng
-from distrib.train.step import TrainStep
+from distrib.training.step import TrainStep
 from tests.conftest import Small
 
 
@@ -35,7 +35,7 @@ def test_network_equals_the_plain_one(small):
 
 def test_loss_is_the_multinomial_likelihood_plus_the_annealed_divergence(small):
     model = MultVaeConfig(hidden_width=16, latent_width=8, input_dropout=0.0).build(small.catalog)
-    objective = MultinomialConfig(divergence_cap=0.2, anneal_steps=100).build(Small().catalog)
+    objective = MultinomialConfig(kl_weight=0.2, anneal_steps=100).build(Small().catalog)
     noise = CounterRng.of(0, 0)
     terms = TrainStep(model, objective, block_items=7)(small.batch, small.batch, noise, 10)
     x = multi_hot(small.batch)
@@ -53,7 +53,7 @@ def test_loss_is_the_multinomial_likelihood_plus_the_annealed_divergence(small):
 
 
 def test_the_divergence_weight_grows_to_its_cap():
-    objective = MultinomialConfig(divergence_cap=0.2, anneal_steps=100).build(Small().catalog)
+    objective = MultinomialConfig(kl_weight=0.2, anneal_steps=100).build(Small().catalog)
     assert [objective.kl.weight(s) for s in (0, 10, 20, 500)] == [0.0, 0.1, 0.2, 0.2]
 
 

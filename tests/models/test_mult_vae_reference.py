@@ -14,9 +14,9 @@ from torch import nn
 from distrib.config import load
 from distrib.data.prepare.job import prepare
 from distrib.data.schema import Role, Subset
-from distrib.evaluate.job import evaluate
+from distrib.evaluation.job import evaluate
 from distrib.run_file import RunFile
-from distrib.train.workers.launch import launch
+from distrib.training.workers.launch import launch
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,7 +103,7 @@ def plain_result(folder, file):
             logits, mean, log_variance = model(x)
             likelihood = -(F.log_softmax(logits, dim=1) * x).sum(1).mean()
             kl = (0.5 * (log_variance.exp() + mean**2 - 1 - log_variance)).sum(1).mean()
-            beta = min(objective.divergence_cap, step / objective.anneal_steps)
+            beta = min(objective.kl_weight, step / objective.anneal_steps)
             optimizer.zero_grad()
             (likelihood + beta * kl).backward()
             optimizer.step()

@@ -12,11 +12,11 @@ from distrib.models import RecVaeConfig
 from distrib.models.autoencoders.rec_vae import kl_estimate
 from distrib.objectives import MultinomialConfig
 from distrib.rng import CounterRng
-from distrib.train.engines.local import LocalEngine
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.step import TrainStep, total
+from distrib.training.engines.local import LocalEngine
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.step import TrainStep, total
 
-CONFIG = RecVaeConfig(hidden_width=16, latent_width=8, input_dropout=0.0, divergence_scale=0.02)
+CONFIG = RecVaeConfig(hidden_width=16, latent_width=8, input_dropout=0.0, gamma=0.02)
 
 
 def multi_hot(batch):
@@ -66,7 +66,7 @@ def test_the_prior_is_a_mixture_in_each_dimension():
 
 def test_loss_weighs_the_divergence_by_the_length_of_the_history(small):
     model = CONFIG.build(small.catalog)
-    objective = MultinomialConfig(divergence_cap=1.0, anneal_steps=0).build(small.catalog)
+    objective = MultinomialConfig(kl_weight=1.0, anneal_steps=0).build(small.catalog)
     noise = CounterRng.of(0, 0)
     terms = TrainStep(model, objective, block_items=7)(small.batch, small.batch, noise, 0)
     x_BI = multi_hot(small.batch)
@@ -90,7 +90,7 @@ def test_turns_train_one_part_each_with_an_optimizer_state_of_its_own(small):
     model = CONFIG.build(small.catalog)
     torch.manual_seed(0)
     twin = CONFIG.build(small.catalog)
-    objective = MultinomialConfig(divergence_cap=1.0, anneal_steps=0).build(small.catalog)
+    objective = MultinomialConfig(kl_weight=1.0, anneal_steps=0).build(small.catalog)
     engine = LocalEngine(TrainStep(model, objective, block_items=7), OptimizerConfig(name="adam"))
     step = TrainStep(twin, objective, block_items=7)
     optimizers = {part: torch.optim.Adam(p, lr=1e-3) for part, p in twin.phases().items()}

@@ -16,7 +16,7 @@ from distrib.vocabulary import Catalog
 LENGTH = 6
 MODELS = [
     SasRecConfig(max_length=LENGTH, latent_width=8, heads=2),
-    SasRecConfig(max_length=LENGTH, latent_width=8, block="gated", is_tied=False),
+    SasRecConfig(max_length=LENGTH, latent_width=8, block="gated", tied=False),
     Gru4RecConfig(max_length=LENGTH, latent_width=8, num_layers=2),
     YoutubeDnnConfig(max_length=LENGTH, latent_width=8, hidden_widths=(16,)),
     DeepFmConfig(max_length=LENGTH, latent_width=8, hidden_widths=(16,)),
@@ -145,7 +145,7 @@ def test_weights_of_the_recurrent_unit_are_glorot_uniform():
 @every_model
 def test_items_are_read_and_decoded_by_one_table_where_that_is_set(config, small):
     for is_tied in (True, False):
-        model = built(config.model_copy(update={"is_tied": is_tied}), small)
+        model = built(config.model_copy(update={"tied": is_tied}), small)
         assert (model.item_tables()[0] is model.input_IZ) == is_tied
 
 

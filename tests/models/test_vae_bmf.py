@@ -11,7 +11,7 @@ from distrib.models import VaeBmfConfig
 from distrib.models.autoencoders.vae_bmf import drawn
 from distrib.models.autoencoders.vae_bmf_encoder import Posterior
 from distrib.rng import CounterRng
-from distrib.train.step import TrainStep, total
+from distrib.training.step import TrainStep, total
 from tests.conftest import Small
 
 WIDTHS = {"latent_width": 4, "branch_width": 6, "hidden_width": 8}
@@ -33,8 +33,8 @@ VARIANTS = {
     "global linear": {"attention": "global", "attention_norm": "linear"},
     "global linear safe": {"attention": "global", "attention_norm": "linear_safe"},
     "analytic": {"likelihood": "analytic"},
-    "unbiased": {"divergence_count": "unbiased"},
-    "centered": {"centring": "means"},
+    "unbiased": {"kl_count": "unbiased"},
+    "centered": {"centering": "means"},
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
@@ -82,7 +82,7 @@ class Literal:
         rating = torch.zeros_like(is_rated)
         rating[batch.row_N, batch.item_N] = batch.value_N
         offset = torch.zeros(batch.num_users).double()
-        if self.config.centring == "means":
+        if self.config.centering == "means":
             rating = (rating - self.encoder.offset_I - self.encoder.mean) * is_rated
             mean = rating.sum(1) / (is_rated.sum(1) + 5.0)
             rating, offset = (rating - mean[:, None]) * is_rated, mean + self.encoder.mean
@@ -144,15 +144,15 @@ def literal_loss(model, block, noise):
     config = model.config
     sides, latents, loss = [], [], 0.0
     for encoder, side, stream, weight in (
-        (model.users, block.users, 1, config.user_divergence),
-        (model.items, block.items, 2, config.item_divergence),
+        (model.users, block.users, 1, config.user_kl_weight),
+        (model.items, block.items, 2, config.item_kl_weight),
     ):
         literal = Literal.of(encoder, config)
         mean, log_variance, offset = literal(side.batch)
         posterior = torch.distributions.Normal(mean, torch.exp(0.5 * log_variance))
         prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
         divergence = torch.distributions.kl_divergence(posterior, prior).sum()
-        times = side.repeats_B[0] if config.divergence_count == "unbiased" else 1.0
+        times = side.repeats_B[0] if config.kl_count == "unbiased" else 1.0
         loss = loss + weight * divergence / times
         found = Posterior(mean, log_variance, offset)
         sides.append((literal, found))
@@ -297,7 +297,7 @@ def test_ranks_together_have_the_loss_and_gradient_of_one(order, count):
     """One user has most of the ratings, so that some of four ranks have no users."""
     rows = [list(range(50)), *[[n % 50, (7 * n + 1) % 50] for n in range(11)]]
     small = Small.of(rows, [[float(1 + n % 5) for n in row] for row in rows], 50)
-    model = model_of(small, {"divergence_count": count, "input_dropout": 0.3})
+    model = model_of(small, {"kl_count": count, "input_dropout": 0.3})
     step = step_of(model)
     settings = {"order": order, "items": 25, "ratings": 40, "max_history": 20}
     for epoch in range(2):

@@ -16,7 +16,7 @@ from distrib.objectives import (
 from distrib.objectives.base import Chunks, LossContext
 from distrib.objectives.chunked import ChunkDecoder, chunked_terms
 from distrib.rng import CounterRng
-from distrib.train.step import TrainStep, total
+from distrib.training.step import TrainStep, total
 from tests.conftest import Small
 
 

@@ -59,7 +59,7 @@ CASES = [
         RatingClassesConfig(rating_weight=3.0),
         Conv4RecConfig(latent_width=4, rating_width=0, decoder="linear"),
     ),
-    (SquaredErrorConfig(), MultVaeConfig(reads="ratings", **WIDTHS)),
+    (SquaredErrorConfig(), MultVaeConfig(input="ratings", **WIDTHS)),
     (SoftmaxConfig(), SasRecConfig(**SEQUENCE)),
     (SoftmaxConfig(against="sampled", num_sampled=12), SasRecConfig(**SEQUENCE)),
     (SoftmaxConfig(against="batch"), SasRecConfig(**SEQUENCE)),
@@ -106,7 +106,7 @@ CASES = [
     ),
     (
         InverseGradientRowsConfig(base=SquaredErrorConfig(), warmup_steps=1),
-        MultVaeConfig(reads="ratings", **WIDTHS),
+        MultVaeConfig(input="ratings", **WIDTHS),
     ),
 ]
 WITH_FIXED_WEIGHTS = (

@@ -244,7 +244,7 @@ ROWS = [
     (MultinomialConfig(), MultVaeConfig(hidden_width=8, latent_width=4)),
     (BinaryConfig(), MultVaeConfig(hidden_width=8, latent_width=4)),
     (RatingClassesConfig(), Conv4RecConfig(latent_width=4, rating_width=2)),
-    (SquaredErrorConfig(), MultVaeConfig(hidden_width=8, latent_width=4, reads="ratings")),
+    (SquaredErrorConfig(), MultVaeConfig(hidden_width=8, latent_width=4, input="ratings")),
 ]
 
 

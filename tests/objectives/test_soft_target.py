@@ -166,7 +166,7 @@ def test_the_corner_of_the_dials_is_the_cross_entropy(kind):
     labels = LABELS if kind == "sparse" else None
     config = config_of(kind, label_share=0.0, target_weight=1.0)
     found_TB, _ = terms(config, score_BI, TARGETS, labels)
-    wanted_TB, _ = terms(MultinomialConfig(divergence_cap=0.0), score_BI, TARGETS)
+    wanted_TB, _ = terms(MultinomialConfig(kl_weight=0.0), score_BI, TARGETS)
     torch.testing.assert_close(found_TB.sum(0), wanted_TB[0])
     assert not found_TB[1].any()
     alone = [row[:1] for row in TARGETS]

@@ -3,10 +3,10 @@
 import pyarrow as pa
 import pytest
 
-from distrib.evaluate.job import Evaluation
+from distrib.evaluation.job import Evaluation
 from distrib.metrics import Summary
 from distrib.report.summary import CURVES, draw_curves, show_evaluation, show_recommendations
-from distrib.score.commit import PartManifest, ScoreCounts, Success
+from distrib.scoring.commit import PartManifest, ScoreCounts, Success
 from distrib.storage import Folder
 
 

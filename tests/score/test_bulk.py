@@ -21,13 +21,13 @@ from distrib.data.config import DataConfig
 from distrib.data.dataset import Dataset
 from distrib.data.prepare.job import prepare
 from distrib.errors import CheckpointError, ConfigError, DataError
-from distrib.score.bulk.job import SUCCESS, _FragmentActor, plan_scoring, preflight, score
-from distrib.score.commit import Success
-from distrib.score.export import export
-from distrib.score.policy import PolicyConfig, ScoreConfig
-from distrib.score.scorer import Scorer
-from distrib.score.tables import recommend_table
-from distrib.score.vectors import ExactIndex, ExportConfig
+from distrib.scoring.bulk.job import _FragmentActor, plan_scoring, preflight, score
+from distrib.scoring.commit import SUCCESS, Success
+from distrib.scoring.export import export
+from distrib.scoring.policy import PolicyConfig, ScoreConfig
+from distrib.scoring.scorer import Scorer
+from distrib.scoring.tables import recommend_table
+from distrib.scoring.vectors import ExactIndex, ExportConfig
 from distrib.storage import Folder
 from tests.world import data_of, write_log, write_model
 
@@ -104,7 +104,7 @@ def test_a_second_start_goes_on_with_what_is_not_there(world, calm, tmp_path, ca
 def test_lists_are_a_table_as_they_are_files(world, tmp_path, catalog, kind, form):
     named = {} if kind == "delta" else {"catalog": "shop", "name": "web.lists"}
     table = checked(ScoreConfig, {"table": {"format": kind, **named}}, where="here").table
-    form = {"form": form} | ({"outputs": ("score", "embedding")} if form == "nested" else {})
+    form = {"layout": form} | ({"outputs": ("score", "embedding")} if form == "nested" else {})
     files = tmp_path / "files"
     scored(world, files, **form)
     for _ in range(2):
@@ -119,7 +119,9 @@ def test_lists_are_a_table_as_they_are_files(world, tmp_path, catalog, kind, for
     plain = lists(files).sort_by(order)
     names = [name for name in plain.column_names if name != "history_digest"]  # signed there
     assert rows.select(names).sort_by(order).to_pylist() == plain.select(names).to_pylist()
-    later = scored(world, tmp_path / "later", since=str(tmp_path / "table"), table=None, **form)
+    later = scored(
+        world, tmp_path / "later", incremental_from=str(tmp_path / "table"), table=None, **form
+    )
     assert later.counts.users_unchanged == 200
 
 
@@ -141,10 +143,10 @@ def test_a_start_that_fails_leaves_last_nights_lists(world, calm, tmp_path):
         with pytest.raises(DataError, match=message):
             scored(world, output, **more)
     with pytest.raises(ConfigError, match="is the output folder"):
-        scored(world, output, since=str(output))
-    scored(world, tmp_path / "later", since=str(output))
+        scored(world, output, incremental_from=str(output))
+    scored(world, tmp_path / "later", incremental_from=str(output))
     with pytest.raises(ConfigError, match="is the output folder, or builds on it"):
-        scored(world, output, since=str(tmp_path / "later"))
+        scored(world, output, incremental_from=str(tmp_path / "later"))
     assert digests(output) == digests(calm[0])
 
 
@@ -179,13 +181,15 @@ def test_only_users_who_changed_are_scored_again(world, calm, tmp_path):
     with (grown / "1.csv").open("w") as file:
         file.write("user,item,rating,time\n7,59,5,900000\n7,58,1,900001\n500,3,4,900002\n")
     prepare(later.model_copy(update={"extend": True}))
-    result = scored(world, tmp_path / "second", histories=later.prepared, since=str(first))
+    result = scored(
+        world, tmp_path / "second", histories=later.prepared, incremental_from=str(first)
+    )
     assert set(lists(tmp_path / "second")["user"].to_pylist()) == {7, 500}
     assert result.counts.users_unchanged == 199
     with pytest.raises(DataError, match="was scored with another policy"):
-        preflight(run, data.prepared, ScoreConfig(k=4, since=str(first)))
+        preflight(run, data.prepared, ScoreConfig(k=4, incremental_from=str(first)))
     with pytest.raises(DataError, match="not a complete scoring run"):
-        preflight(run, data.prepared, ScoreConfig(k=5, since=str(tmp_path / "none")))
+        preflight(run, data.prepared, ScoreConfig(k=5, incremental_from=str(tmp_path / "none")))
 
 
 def test_raw_events_are_prepared_and_scored(world, tmp_path):

@@ -10,9 +10,15 @@ import pytest
 
 from distrib.errors import DataError
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig
-from distrib.score.bulk.fragments import FragmentScorer, InputFile, Part, PreviousRun, fragments_of
-from distrib.score.commit import SUCCESS, PartManifest, Publication, ScoreCounts
-from distrib.score.policy import ScoreConfig
+from distrib.scoring.bulk.fragments import (
+    FragmentScorer,
+    InputFile,
+    Part,
+    PreviousRun,
+    fragments_of,
+)
+from distrib.scoring.commit import SUCCESS, PartManifest, Publication, ScoreCounts
+from distrib.scoring.policy import ScoreConfig
 from distrib.storage import Folder
 from tests.score.test_scorer import histories, scorer_of
 

@@ -9,9 +9,9 @@ import torch
 
 from distrib.batch import Batch
 from distrib.errors import DataError
-from distrib.score.bulk.unseen import known_counts
-from distrib.score.commit import ScoreCounts
-from distrib.score.histories import NEW_USER, read_histories, without_new_users
+from distrib.scoring.bulk.unseen import known_counts
+from distrib.scoring.commit import ScoreCounts
+from distrib.scoring.histories import NEW_USER, read_histories, without_new_users
 from distrib.vocabulary import LogFacts, Vocabulary
 
 STARS = (1.0, 2.0, 3.0, 4.0, 5.0)

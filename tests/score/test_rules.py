@@ -10,8 +10,8 @@ from distrib.batch import Batch
 from distrib.errors import ConfigError, DataError
 from distrib.models.autoencoders.mult_vae import MultVaeConfig
 from distrib.models.shallow.ease import EaseConfig
-from distrib.score.policy import PolicyConfig
-from distrib.score.rules import Rules, item_table
+from distrib.scoring.policy import PolicyConfig
+from distrib.scoring.rules import Rules, item_table
 from tests.score.test_scorer import IDS, scorer_of
 
 K = 8

@@ -6,7 +6,7 @@ import torch
 from distrib.batch import Batch
 from distrib.data.feeds.collate import Example
 from distrib.errors import ConfigError, DataError
-from distrib.evaluate.protocol import EvaluateConfig, measure, selection_score
+from distrib.evaluation.protocol import EvaluateConfig, measure, selection_score
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig
 from distrib.models.autoencoders.mult_vae import MultVaeConfig
 from distrib.models.capabilities import item_vectors
@@ -14,10 +14,10 @@ from distrib.models.sequential.sas_rec import SasRecConfig
 from distrib.models.shallow.biased_mf import BiasedMfConfig
 from distrib.models.shallow.ease import EaseConfig
 from distrib.models.shallow.popularity import Popularity
-from distrib.score.policy import PolicyConfig, ScoreConfig
-from distrib.score.rules import Rules
-from distrib.score.scorer import NoveltyFilter, Scorer
-from distrib.score.tables import recommend_table
+from distrib.scoring.policy import PolicyConfig, ScoreConfig
+from distrib.scoring.rules import Rules
+from distrib.scoring.scorer import NoveltyFilter, Scorer
+from distrib.scoring.tables import recommend_table
 from distrib.vocabulary import Vocabulary
 from tests.models.test_contract import every_model
 from tests.training import filled
@@ -312,7 +312,7 @@ def test_users_without_what_a_list_needs_are_rejected_by_reason(small):
 def test_the_long_form_has_the_rows_of_the_nested_one(small):
     scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4))
     nested, _ = recommend_table(scorer, histories(small), None, ScoreConfig(k=4))
-    long, _ = recommend_table(scorer, histories(small), None, ScoreConfig(k=4, form="long"))
+    long, _ = recommend_table(scorer, histories(small), None, ScoreConfig(k=4, layout="long"))
     assert long["user"].to_pylist() == [u for u in nested["user"].to_pylist() for _ in range(4)]
     assert long["rank"].to_pylist() == [1, 2, 3, 4] * 37
     for one, many in (
@@ -345,7 +345,7 @@ def test_only_what_is_asked_for_is_told(small):
     assert row["serendipity"] == pytest.approx(wanted, rel=1e-5)
     assert len(row["embedding"]) == 8
     alone, _ = recommend_table(
-        scorer, histories(small), None, ScoreConfig(outputs=("embedding",), form="long")
+        scorer, histories(small), None, ScoreConfig(outputs=("embedding",), layout="long")
     )
     assert alone.column_names == ["user", "history_digest", "embedding"]
     with pytest.raises(DataError, match="MultVae predicts score, but not deviation, rating"):
@@ -408,6 +408,6 @@ def test_a_doubt_in_bfloat16_is_settled_in_float32(small, monkeypatch):
     scorer.model.output_IH.zero_()
     scorer.model.output_bias_I.copy_(1.0 + torch.arange(50) * 1e-5)
     fast = Scorer(scorer.model, scorer.vocabulary, precision="bf16")
-    monkeypatch.setattr("distrib.score.search._MORE_CANDIDATES", 2)
+    monkeypatch.setattr("distrib.scoring.search._MORE_CANDIDATES", 2)
     found = fast.recommend(Batch.from_lists([[0]]), None, 4)
     assert found.item_BK.tolist() == [[49, 48, 47, 46]]

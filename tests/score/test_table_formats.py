@@ -8,8 +8,8 @@ import pytest
 
 from distrib.config import unsealed
 from distrib.errors import DataError
-from distrib.score.commit import PartManifest, Publication, add_counts
-from distrib.score.forget import forget_lists
+from distrib.scoring.commit import PartManifest, Publication, add_counts
+from distrib.scoring.forget import forget_lists
 from distrib.storage import Folder
 from tests.score.test_fragments import Fuse, Stopped
 

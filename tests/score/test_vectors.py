@@ -8,8 +8,8 @@ import torch
 from distrib.checkpoint.bundle import BUNDLE, BundleFacts, load_bundle, write_bundle
 from distrib.errors import CheckpointError, DataError
 from distrib.models import EaseConfig, MultVaeConfig
-from distrib.score.scorer import Scorer
-from distrib.score.vectors import (
+from distrib.scoring.scorer import Scorer
+from distrib.scoring.vectors import (
     FAISS,
     ExactIndex,
     ExportConfig,

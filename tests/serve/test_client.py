@@ -10,9 +10,9 @@ import pytest
 import uvicorn
 
 from distrib.errors import ConfigError, DataError
-from distrib.score.commit import SUCCESS
-from distrib.score.policy import ScoreConfig
-from distrib.score.tables import recommend_table
+from distrib.scoring.commit import SUCCESS
+from distrib.scoring.policy import ScoreConfig
+from distrib.scoring.tables import recommend_table
 from distrib.serve.client import Endpoint, score_through
 from distrib.storage import Folder
 from tests.score.test_scorer import histories

@@ -22,10 +22,10 @@ import pytest
 from distrib.checkpoint.bundle import BUNDLE
 from distrib.data.dataset import Dataset
 from distrib.errors import ConfigError, DataError
-from distrib.score.bulk.job import score
-from distrib.score.policy import ScoreConfig
-from distrib.score.scorer import Scorer
-from distrib.score.tables import recommend_table
+from distrib.scoring.bulk.job import score
+from distrib.scoring.policy import ScoreConfig
+from distrib.scoring.scorer import Scorer
+from distrib.scoring.tables import recommend_table
 from distrib.serve.arrow_stream import stream_of, table_of
 from distrib.serve.config import ServeConfig
 from distrib.serve.deployment import APP, ServePlan, _require_room, preflight, start
@@ -90,7 +90,7 @@ def test_direct_bulk_and_served_lists_are_equal(served, tmp_path):
             async def one(row):
                 body = {
                     "history": {"items": row["items"], "ratings": row["ratings"]},
-                    "wishes": {"k": 6},
+                    "options": {"k": 6},
                 }
                 path = f"{url}/v1/models/default/recommendations"
                 async with client.post(path, json=body) as answer:
@@ -118,7 +118,7 @@ def test_direct_bulk_and_served_lists_are_equal(served, tmp_path):
         assert row["items"] == bulk[row["user"]]["items"]
 
 
-def test_the_server_tells_how_it_is(served):
+def test_the_server_describes_itself(served):
     url, _, _ = served
     status, content = ask(f"{url}/healthz", method="GET")
     assert (status, json.loads(content)["status"]) == (200, "ok")

@@ -9,11 +9,11 @@ from starlette.testclient import TestClient
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import BUNDLE, BundleFacts, write_bundle
 from distrib.models import SasRecConfig
-from distrib.score.bulk.fragments import FragmentScorer, InputFile, fragments_of
-from distrib.score.commit import Publication
-from distrib.score.policy import ScoreConfig
-from distrib.score.scorer import Scorer
-from distrib.score.tables import SINGULAR
+from distrib.scoring.bulk.fragments import FragmentScorer, InputFile, fragments_of
+from distrib.scoring.commit import Publication
+from distrib.scoring.policy import ScoreConfig
+from distrib.scoring.scorer import Scorer
+from distrib.scoring.tables import SINGULAR
 from distrib.serve.arrow_stream import stream_of, table_of
 from distrib.storage import Folder
 from distrib.vocabulary import LogFacts, Vocabulary
@@ -104,7 +104,7 @@ def test_direct_bulk_and_served_answers_are_equal(config, small, tmp_path):
     with TestClient(served({"m": run}).app) as client:
         path = "/v1/models/m/recommendations"
         for user in range(0, 37, 6):
-            body = {"history": history(small, user), "wishes": {"k": K}}
+            body = {"history": history(small, user), "options": {"k": K}}
             found = client.post(path, json=body).json()["items"]
             assert_same(bulk[user], found, direct, user)
         streamed = client.post(f"{path}.arrow?k={K}", content=stream_of(table))

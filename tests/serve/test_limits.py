@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
-from distrib.cli import parse
+from distrib.cli import read_run_file
 from distrib.errors import ConfigError
 from distrib.serve.arrow_stream import ARROW, stream_of
 from tests.serve.conftest import served
@@ -117,10 +117,10 @@ def test_a_million_wrong_ids_cost_one_fault(client):
 
 @pytest.mark.parametrize("name", ["deny", "candidates"])
 def test_ids_of_another_kind_in_options_are_refused_rather_than_ignored(client, name):
-    body = {"history": {"items": [1000], "ratings": [5]}, "wishes": {name: ["1000"]}}
+    body = {"history": {"items": [1000], "ratings": [5]}, "options": {name: ["1000"]}}
     found = post(client, "recommendations", body)
     assert found.status_code == 422
-    assert f"wishes.{name}: found str; the ids are integers" in found.json()["detail"]
+    assert f"options.{name}: found str; the ids are integers" in found.json()["detail"]
 
 
 def test_equal_targets_have_equal_ratings(client):
@@ -164,21 +164,21 @@ def test_a_server_that_others_reach_needs_a_token(run, tmp_path, monkeypatch, ho
         f'[serve]\nhost = "{host}"\nport = 0\n'
     )
     monkeypatch.delenv("DISTRIB_TOKEN", raising=False)
-    given = ["--config", str(path)]
-    file = parse("", given)
+    given = [str(path)]
+    file = read_run_file(*given)
     assert file.serve.is_exposed is is_exposed
     refusal = pytest.raises(ConfigError, match="but it has no token; set the environment")
     with refusal if is_exposed else contextlib.nullcontext():
         preflight(file.run, "none", file.serve)
-    anyone = parse("", [*given, "--set", "serve.allow_anonymous=true"])
+    anyone = read_run_file(*given, ["serve.allow_anonymous=true"])
     preflight(file.run, "none", anyone.serve)
     monkeypatch.setenv("DISTRIB_TOKEN", "of the environment")
-    file = parse("", given)
+    file = read_run_file(*given)
     assert file.serve.token.get_secret_value() == "of the environment"
     preflight(file.run, "none", file.serve)
     monkeypatch.setenv("DISTRIB_TOKEN", "of a file\n")
-    app = served({"default": run}, token=parse("", given).serve.token).app
+    app = served({"default": run}, token=read_run_file(*given).serve.token).app
     headers = [(b"authorization", b"Bearer of a file")]
     assert call(app, "/v1/models/default", [], "GET", headers)[0] == 200
-    own = parse("", [*given, "--set", 'serve.token="own"']).serve
+    own = read_run_file(*given, ['serve.token="own"']).serve
     assert own.token.get_secret_value() == "own"

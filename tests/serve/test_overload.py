@@ -13,7 +13,7 @@ def test_at_twice_its_capacity_it_says_429_and_nothing_worse(world):
 
     run, data = world
     config = ServeConfig(
-        port=free_port(), token=TOKEN, max_waiting=4, batch_users=2, batch_wait_ms=50.0
+        port=free_port(), token=TOKEN, max_queue=4, batch_users=2, batch_wait_ms=50.0
     )
     url = start(ServePlan.of(run, data.prepared, config))
     try:

@@ -17,7 +17,7 @@ from distrib.config import sealed, unsealed
 from distrib.data.dataset import Dataset
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.models import BiasedMfConfig, EaseConfig
-from distrib.score.policy import PolicyConfig
+from distrib.scoring.policy import PolicyConfig
 from distrib.serve.arrow_stream import stream_of, table_of
 from distrib.serve.batching import Batcher, BusyError
 from distrib.serve.config import ServeConfig
@@ -39,7 +39,7 @@ def test_what_waits_is_worked_on_together_in_order():
         return [ask * 10 for ask in asks]
 
     async def all_of_them():
-        batcher = Batcher(work, max_batch=8, wait_s=0.0, max_waiting=100)
+        batcher = Batcher(work, max_batch=8, wait_s=0.0, max_queue=100)
         return await asyncio.gather(*(batcher.submit(number) for number in range(30)))
 
     assert asyncio.run(all_of_them()) == [number * 10 for number in range(30)]
@@ -58,7 +58,7 @@ def test_a_bound_on_those_who_wait_and_errors_reach_those_who_asked():
         return asks
 
     async def scenario():
-        batcher = Batcher(work, max_batch=2, wait_s=0.0, max_waiting=3)
+        batcher = Batcher(work, max_batch=2, wait_s=0.0, max_queue=3)
         tasks = [asyncio.create_task(batcher.submit(99))]
         await asyncio.sleep(0.05)  # in work now
         tasks += [asyncio.create_task(batcher.submit(n)) for n in range(5)]
@@ -83,7 +83,7 @@ def test_who_went_away_costs_no_work():
         return asks
 
     async def scenario():
-        batcher = Batcher(work, max_batch=1, wait_s=0.0, max_waiting=10)
+        batcher = Batcher(work, max_batch=1, wait_s=0.0, max_queue=10)
         tasks = [asyncio.create_task(batcher.submit(n)) for n in range(3)]
         await asyncio.sleep(0.01)
         tasks[1].cancel()
@@ -95,7 +95,7 @@ def test_who_went_away_costs_no_work():
 
 
 def test_too_many_requests_get_a_429_and_slow_ones_a_503(run, small):
-    server = served({"default": run}, max_waiting=2, batch_users=1, request_timeout_s=0.3)
+    server = served({"default": run}, max_queue=2, batch_users=1, request_timeout_s=0.3)
     host = server.hosts["default"]
     plain, gate = host.answer, threading.Event()
 
@@ -143,7 +143,7 @@ def test_a_request_that_breaks_the_scorer_takes_no_other_with_it(run, small, cap
     assert [len(first.body["items"]), second.status, len(third.body["items"])] == [3, 500, 4]
     assert "RuntimeError: thirteen" in capsys.readouterr().err
     with TestClient(server.app, raise_server_exceptions=False) as client:
-        body = {"history": history(small, 1), "wishes": {"k": 13}}
+        body = {"history": history(small, 1), "options": {"k": 13}}
         found = client.post("/v1/models/default/recommendations", json=body)
         assert found.status_code == 500
         assert "thirteen" not in found.text

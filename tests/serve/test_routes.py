@@ -12,9 +12,9 @@ from starlette.testclient import TestClient
 
 from distrib.batch import Batch
 from distrib.models import EaseConfig, MultVaeConfig
-from distrib.score.policy import PolicyConfig, ScoreConfig
-from distrib.score.rules import Rules
-from distrib.score.tables import recommend_table
+from distrib.scoring.policy import PolicyConfig, ScoreConfig
+from distrib.scoring.rules import Rules
+from distrib.scoring.tables import recommend_table
 from distrib.serve.arrow_stream import ARROW, stream_of, table_of
 from distrib.serve.requests import RecommendJob
 from distrib.serve.schemas import RecommendRequest
@@ -28,7 +28,7 @@ def post(client, path, body, **more):
 
 
 def test_a_list_is_the_scorers(client, server, small):
-    asked = {"history": history(small, 3), "wishes": {"k": 7}}
+    asked = {"history": history(small, 3), "options": {"k": 7}}
     found = post(client, "recommendations", asked)
     assert found.status_code == 200
     body = found.json()
@@ -68,7 +68,7 @@ def test_wishes_of_one_request_do_not_touch_another(client, server, small):
     asks = []
     for wish in wishes:
         for user in (2, 9):
-            body = {"history": history(small, user), "wishes": {"k": 6} | wish}
+            body = {"history": history(small, user), "options": {"k": 6} | wish}
             request = RecommendRequest.model_validate_json(json.dumps(body))
             asks.append(RecommendJob(request.history, request.options))
     together = host.answer(asks)
@@ -152,7 +152,7 @@ def test_ratings_of_known_and_unknown_items(client, server, small):
 
 
 def test_reasons_are_the_interactions_that_moved_the_score_most(client, server, small):
-    body = {"history": history(small, 3), "wishes": {"k": 2}, "max_reasons": 3}
+    body = {"history": history(small, 3), "options": {"k": 2}, "max_reasons": 3}
     found = post(client, "explanations", body).json()["items"]
     scorer = server.hosts["default"].loaded.scorer
     items = torch.tensor([1000 - entry["recommended"]["item"] for entry in found])
@@ -184,7 +184,7 @@ def test_items_are_found_by_id_and_title(small, run, tmp_path):
         }
         counts = [entry["interactions"] for entry in found["items"]]
         assert counts == sorted(counts, reverse=True)
-        body = {"history": history(small, 1), "wishes": {"k": 2}}
+        body = {"history": history(small, 1), "options": {"k": 2}}
         listed = client.post("/v1/models/m/recommendations", json=body).json()["items"]
         assert listed[0]["title"] == f"Film {1000 - listed[0]['item']}"
 
@@ -198,12 +198,12 @@ def test_items_are_found_by_id_and_title(small, run, tmp_path):
         ({"history": {"items": ["x"], "ratings": [5.0]}}, "found str; the ids are integers"),
         ({"history": {"items": [1.5], "ratings": [5.0]}}, "history.items.0"),
         ({"history": {"items": [2**70], "ratings": [5.0]}}, "history.items.0"),
-        ({"history": {"items": [], "ratings": []}, "wishes": {"k": 0}}, "wishes.k"),
-        ({"history": {"items": [], "ratings": []}, "wishes": {"k": 10**6}}, "at most 1000"),
-        ({"history": {"items": [], "ratings": []}, "wishes": {"kk": 1}}, "wishes.kk"),
-        ({"history": {"items": [], "ratings": []}, "wishes": {"max_per_group": 1}}, "item groups"),
+        ({"history": {"items": [], "ratings": []}, "options": {"k": 0}}, "options.k"),
+        ({"history": {"items": [], "ratings": []}, "options": {"k": 10**6}}, "at most 1000"),
+        ({"history": {"items": [], "ratings": []}, "options": {"kk": 1}}, "options.kk"),
+        ({"history": {"items": [], "ratings": []}, "options": {"max_per_group": 1}}, "item groups"),
         (
-            {"history": {"items": [], "ratings": []}, "wishes": {"outputs": ["deviation"]}},
+            {"history": {"items": [], "ratings": []}, "options": {"outputs": ["deviation"]}},
             "but not deviation",
         ),
     ],
@@ -253,7 +253,7 @@ values = st.one_of(st.integers(1, 5), st.floats(), st.integers(), st.none(), st.
     ),
 )
 def test_any_history_gets_an_answer_or_a_clear_4xx(client, items, ratings, wishes):
-    body = json.dumps({"history": {"items": items, "ratings": ratings}, "wishes": wishes})
+    body = json.dumps({"history": {"items": items, "ratings": ratings}, "options": wishes})
     for path in ("recommendations", "explanations"):
         found = client.post(
             f"/v1/models/default/{path}", content=body, headers={"content-type": "application/json"}
@@ -352,22 +352,22 @@ def test_models_stand_side_by_side(small, tmp_path):
     with TestClient(served(models).app) as client:
         cards = {card["name"]: card for card in client.get("/v1/models").json()["models"]}
         assert list(cards) == list(models)
-        assert "rating" in cards["conv"]["tells"]
-        assert cards["vae"]["tells"] == ["score", "embedding"]
+        assert "rating" in cards["conv"]["outputs"]
+        assert cards["vae"]["outputs"] == ["score", "embedding"]
         assert not cards["vae"]["reads_ratings"]
         lists = {}
         for name, item in (("vae", 1000), ("ease", "sku-7")):
-            body = {"history": {"items": [item]}, "wishes": {"k": 3}}
+            body = {"history": {"items": [item]}, "options": {"k": 3}}
             found = client.post(f"/v1/models/{name}/recommendations", json=body)
             lists[name] = [entry["item"] for entry in found.json()["items"]]
         assert all(isinstance(item, int) for item in lists["vae"])
         assert all(item.startswith("sku-") for item in lists["ease"])
-        body = {"history": {"items": ["sku-7"]}, "wishes": {"diversity": 0.2}}
+        body = {"history": {"items": ["sku-7"]}, "options": {"diversity": 0.2}}
         refused = client.post("/v1/models/ease/recommendations", json=body)
         assert "Ease has none" in refused.json()["detail"]
         vector = client.post(
             "/v1/models/vae/recommendations",
-            json={"history": {"items": [1000]}, "wishes": {"outputs": ["embedding"]}},
+            json={"history": {"items": [1000]}, "options": {"outputs": ["embedding"]}},
         ).json()["embedding"]
         assert len(vector) == 600
 

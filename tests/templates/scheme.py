@@ -1,4 +1,4 @@
-"""Template of a training scheme: copy it into `distrib/train/schemes/`, then add it to `SCHEMES`.
+"""Template of a training scheme: copy it to `distrib/training/schemes/`, and add it to `SCHEMES`.
 
 A model names its scheme in its `ModelSpec`.
 """
@@ -12,9 +12,9 @@ from distrib.batch import Batch
 from distrib.data.feeds.base import BatchSharding, Feed, RankBatch
 from distrib.data.history_arrays import HistoryArrays, IntArray
 from distrib.rng import CounterRng
-from distrib.train.config import TrainingRun
-from distrib.train.schemes.base import TrainingData
-from distrib.train.schemes.user_rows import UserRows
+from distrib.training.config import TrainingRun
+from distrib.training.schemes.base import TrainingData
+from distrib.training.schemes.user_rows import UserRows
 
 _STREAM = 72
 

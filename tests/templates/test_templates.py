@@ -46,9 +46,9 @@ ADDITIONS = [  # template, target, name, where it is listed, the entry, and befo
     ),
     (
         "scheme",
-        "distrib/train/schemes/half_histories.py",
+        "distrib/training/schemes/half_histories.py",
         "HalfHistories",
-        "distrib/train/schemes/__init__.py",
+        "distrib/training/schemes/__init__.py",
         '    "half_histories": HalfHistories(),\n',
         '    "item_rows": ItemRows(),\n',
     ),

@@ -47,14 +47,14 @@ from distrib.objectives import (
     TruncatedConfig,
 )
 from distrib.rng import CounterRng
-from distrib.train.engines.base import Update
-from distrib.train.engines.config import EngineConfig
-from distrib.train.engines.deepspeed import DeepSpeedEngine
-from distrib.train.engines.item_parallel import ItemEngine
-from distrib.train.optimizer import OptimizerConfig, ScheduleConfig
-from distrib.train.schemes import iterative_scheme_of
-from distrib.train.schemes.look_ahead import NAMES
-from distrib.train.step import TrainStep
+from distrib.training.engines.base import Update
+from distrib.training.engines.config import EngineConfig
+from distrib.training.engines.deepspeed import DeepSpeedEngine
+from distrib.training.engines.item_parallel import ItemEngine
+from distrib.training.optimizer import OptimizerConfig, ScheduleConfig
+from distrib.training.schemes import iterative_scheme_of
+from distrib.training.schemes.look_ahead import NAMES
+from distrib.training.step import TrainStep
 from tests.conftest import Small
 from tests.training import feed_of, run_of, step_of
 
@@ -87,19 +87,19 @@ CASES = {
         MultinomialConfig(anneal_steps=10, num_sampled=20),
     ),
     "mult_vae-ratings": (
-        MultVaeConfig(hidden_width=16, latent_width=8, reads="ratings"),
-        SquaredErrorConfig(divergence_cap=0.1),
+        MultVaeConfig(hidden_width=16, latent_width=8, input="ratings"),
+        SquaredErrorConfig(kl_weight=0.1),
     ),
     "rec_vae": (
         RecVaeConfig(hidden_width=16, latent_width=8),
-        MultinomialConfig(divergence_cap=1.0, anneal_steps=0),
+        MultinomialConfig(kl_weight=1.0, anneal_steps=0),
     ),
     "elsa": (ElsaConfig(latent_width=8), CosineConfig()),
     "biased_mf": (BiasedMfConfig(latent_width=8), SquaredErrorConfig()),
     "autorec": (AutoRecConfig(side="users", hidden_width=16), SquaredErrorConfig()),
     "vae_bmf": (
         VaeBmfConfig(latent_width=8, branch_width=8, hidden_width=8),
-        SquaredErrorConfig(divergence_cap=1.0),
+        SquaredErrorConfig(kl_weight=1.0),
     ),
     "gmf-inverse_dual": (GmfConfig(latent_width=8), InverseDualConfig()),
     "gmf-truncated": (GmfConfig(latent_width=8), TruncatedConfig(drop_share=0.3, gradual_steps=1)),
@@ -119,7 +119,7 @@ CASES = {
         InverseGradientConfig(hold_out=0.3, look_ahead_rate=0.1, alternate="epochs"),
     ),
     "sas_rec": (
-        SasRecConfig(max_length=9, latent_width=8, block="gated", is_tied=False),
+        SasRecConfig(max_length=9, latent_width=8, block="gated", tied=False),
         SoftmaxConfig(),
     ),
     "sas_rec-in_batch": (

@@ -16,9 +16,9 @@ from distrib.objectives import (
     MultinomialConfig,
 )
 from distrib.rng import CounterRng
-from distrib.train.schemes import iterative_scheme_of
-from distrib.train.schemes.look_ahead import NAMES
-from distrib.train.step import total
+from distrib.training.schemes import iterative_scheme_of
+from distrib.training.schemes.look_ahead import NAMES
+from distrib.training.step import total
 from tests.conftest import Small
 from tests.training import feed_of, run_of, step_of
 

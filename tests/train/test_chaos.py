@@ -18,7 +18,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from distrib.storage import Folder
-from distrib.train.run_folder import HISTORY
+from distrib.training.run_folder import HISTORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(2400)]
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ batch_users = 4
 num_workers = {workers}
 resize_s = 2.0
 max_failures = 100
-hang_s = 20.0
+collective_timeout_s = 20.0
 checkpoint = {{ every_steps = 100 }}
 """
 

@@ -19,22 +19,22 @@ from distrib.data.logs.formats.delimited import CsvSource
 from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import GlobalTimeSplit, NoSplit
 from distrib.errors import ConfigError
-from distrib.evaluate.job import evaluate
-from distrib.evaluate.protocol import EvaluateConfig
+from distrib.evaluation.job import evaluate
+from distrib.evaluation.protocol import EvaluateConfig
 from distrib.models import AutoRecConfig, EaseConfig, ItemKnnConfig, MultVaeConfig, PopularityConfig
 from distrib.models.shallow.popularity import Popularity
 from distrib.objectives import CosineConfig, MultinomialConfig
 from distrib.run_file import RunFile
-from distrib.score.bulk.job import score
-from distrib.score.policy import ScoreConfig
-from distrib.score.scorer import Scorer
+from distrib.scoring.bulk.job import score
+from distrib.scoring.policy import ScoreConfig
+from distrib.scoring.scorer import Scorer
 from distrib.storage import Folder
-from distrib.train.config import TrainConfig, TrainingRun
-from distrib.train.engines.config import EngineConfig
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.preflight.checks import preflight
-from distrib.train.run_folder import HISTORY
-from distrib.train.workers.launch import launch
+from distrib.training.config import TrainConfig, TrainingRun
+from distrib.training.engines.config import EngineConfig
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.preflight.checks import preflight
+from distrib.training.run_folder import HISTORY
+from distrib.training.workers.launch import launch
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,22 +17,22 @@ from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import NoSplit
 from distrib.errors import ConfigError, DataError, DivergedError
 from distrib.models import MultVaeConfig, VaeBmfConfig
-from distrib.score.bulk.job import score
-from distrib.score.bulk.new_items import require_extended
-from distrib.score.policy import PolicyConfig, ScoreConfig
-from distrib.score.scorer import Scorer
+from distrib.scoring.bulk.job import score
+from distrib.scoring.bulk.new_items import require_extended
+from distrib.scoring.policy import PolicyConfig, ScoreConfig
+from distrib.scoring.scorer import Scorer
 from distrib.storage import Folder
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.preflight.checks import check_run
-from distrib.train.preflight.doctor import examine
-from distrib.train.workers.launch import launch
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.preflight.checks import check_run
+from distrib.training.preflight.doctor import examine
+from distrib.training.workers.launch import launch
 from tests.train.test_launch import config_of, losses, only_checkpoint
 
 pytestmark = pytest.mark.ray
 
 COLUMNS = Columns(user="user", item="item", rating="rating", time="time")
 MODEL = VaeBmfConfig(
-    latent_width=8, branch_width=8, hidden_width=8, centring="means", input_dropout=0.2
+    latent_width=8, branch_width=8, hidden_width=8, centering="means", input_dropout=0.2
 )
 
 
@@ -46,7 +46,7 @@ def both_sides(cluster, tmp_path_factory):
 
 def blocks_of(run, prepared, order="nested", model=MODEL, **train):
     blocks = TileConfig(order=order, items=20, ratings=500)
-    config = config_of(run, prepared, **{"batch_users": 150, "blocks": blocks} | train)
+    config = config_of(run, prepared, **{"batch_users": 150, "tiles": blocks} | train)
     fitting = {"model": model, "objective": model.spec.objective}
     return config.model_copy(update=fitting)
 
@@ -80,7 +80,7 @@ def test_the_printed_attention_diverges_and_is_told_what_it_is(both_sides, tmp_p
     """At a rate at which softmax trains; also where all numbers stay finite."""
     adam = OptimizerConfig(name="adam", learning_rate=0.01)
     for norm in ("softmax", "linear"):
-        model = MODEL.model_copy(update={"attention_norm": norm, "centring": "none"})
+        model = MODEL.model_copy(update={"attention_norm": norm, "centering": "none"})
         run = tmp_path / norm
         often = {"num_epochs": 12, "engine": {"zero_stage": 0}, "checkpoint": {"every_epochs": 0}}
         config = blocks_of(run, both_sides, model=model, num_workers=1, **often)
@@ -175,5 +175,5 @@ def test_what_blocks_do_not_go_with_is_refused(both_sides, tmp_path):
             blocks_of(tmp_path, both_sides, feed="streaming", engine={"micro_batch_users": 5})
         )
     with pytest.raises(ConfigError, match=r"\[train\.blocks\] with model 'mult_vae'"):
-        check_run(config_of(tmp_path, both_sides, "mult_vae", blocks=TileConfig(items=7)))
+        check_run(config_of(tmp_path, both_sides, "mult_vae", tiles=TileConfig(items=7)))
     assert MultVaeConfig().spec.scheme in ("user_rows", "closed_form")

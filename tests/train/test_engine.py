@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distrib.train.engines.config import EngineConfig
-from distrib.train.engines.deepspeed_config import deepspeed_config
-from distrib.train.engines.local import LocalEngine
-from distrib.train.optimizer import OptimizerConfig, ScheduleConfig, build_optimizer
+from distrib.training.engines.config import EngineConfig
+from distrib.training.engines.deepspeed_config import deepspeed_config
+from distrib.training.engines.local import LocalEngine
+from distrib.training.optimizer import OptimizerConfig, ScheduleConfig, build_optimizer
 from tests.train.engine_ranks import CASES, NUM_STEPS, OPTIMIZER, Job, losses, make_step, run_rank
 
 pytestmark = pytest.mark.processes

@@ -8,10 +8,10 @@ from distrib.config import load
 from distrib.data.dataset import RowCounts
 from distrib.errors import ConfigError
 from distrib.run_file import RunFile
-from distrib.train.preflight.checks import run_faults
-from distrib.train.preflight.estimate import _small, estimate, sizes_of_counts
-from distrib.train.schemes import scheme_of
-from distrib.train.schemes.base import Sizes
+from distrib.training.preflight.checks import run_faults
+from distrib.training.preflight.estimate import _small, estimate, sizes_of_counts
+from distrib.training.schemes import scheme_of
+from distrib.training.schemes.base import Sizes
 
 ROOT = Path(__file__).parents[2]
 SIZES = Sizes(3000, 700, 40_000)

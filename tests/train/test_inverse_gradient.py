@@ -19,12 +19,12 @@ from distrib.objectives import (
 )
 from distrib.objectives.base import Recorder
 from distrib.rng import CounterRng
-from distrib.train.config import EngineConfig
-from distrib.train.engines.local import LocalEngine
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.preflight.checks import run_faults
-from distrib.train.schemes import iterative_scheme_of
-from distrib.train.schemes.look_ahead import (
+from distrib.training.config import EngineConfig
+from distrib.training.engines.local import LocalEngine
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.preflight.checks import run_faults
+from distrib.training.schemes import iterative_scheme_of
+from distrib.training.schemes.look_ahead import (
     COSINE,
     DIRECT,
     INVERSE,
@@ -37,7 +37,7 @@ from distrib.train.schemes.look_ahead import (
     best_choice,
     decide,
 )
-from distrib.train.schemes.meta_rows import held_out_entries
+from distrib.training.schemes.meta_rows import held_out_entries
 from tests.train.gradient_ranks import CASES, run_rank
 from tests.training import feed_of, run_of, step_of
 

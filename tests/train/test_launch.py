@@ -20,17 +20,17 @@ from distrib.data.logs.config import CsvSource, SyntheticLog
 from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import NoSplit
 from distrib.errors import CheckpointError, ConfigError, DataError, DivergedError, StoppedError
-from distrib.evaluate.protocol import EvaluateConfig
+from distrib.evaluation.protocol import EvaluateConfig
 from distrib.models import Conv4RecConfig, MultVaeConfig
 from distrib.objectives import MultinomialConfig, RatingClassesConfig
 from distrib.storage import Folder
-from distrib.train.config import CheckpointConfig, TrainConfig, TrainingRun
-from distrib.train.engines.config import EngineConfig
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.preflight.checks import preflight
-from distrib.train.preflight.doctor import examine
-from distrib.train.run_folder import HISTORY
-from distrib.train.workers.launch import launch
+from distrib.training.config import CheckpointConfig, TrainConfig, TrainingRun
+from distrib.training.engines.config import EngineConfig
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.preflight.checks import preflight
+from distrib.training.preflight.doctor import examine
+from distrib.training.run_folder import HISTORY
+from distrib.training.workers.launch import launch
 
 pytestmark = pytest.mark.ray
 

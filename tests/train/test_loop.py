@@ -20,10 +20,10 @@ from distrib.data.schema import Role, Subset
 from distrib.errors import CheckpointError, DataError
 from distrib.models.sequential.config import SequenceConfig
 from distrib.storage import Folder
-from distrib.train.engines.local import LocalEngine
-from distrib.train.loop import TrainState, run_epochs
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.schemes import iterative_scheme_of
+from distrib.training.engines.local import LocalEngine
+from distrib.training.loop import TrainState, run_epochs
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.schemes import iterative_scheme_of
 from tests.conftest import rows_of
 from tests.train.engine_ranks import CASES, make_step
 from tests.training import feed_of, run_of

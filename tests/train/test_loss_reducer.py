@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed
 
-from distrib.train.engines.base import Update
-from distrib.train.workers.loss_reducer import NORM, LossReducer, NonFinite
+from distrib.training.engines.base import Update
+from distrib.training.workers.loss_reducer import NORM, LossReducer, NonFinite
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +24,8 @@ def update(loss, norm=1.0, *, is_applied=True):
     return Update(terms, torch.tensor(norm), is_applied)
 
 
-def ledger_of(*updates, max_skipped=0):
-    loss_reducer = LossReducer(torch.device("cpu"), max_skipped=max_skipped)
+def ledger_of(*updates, max_skipped_updates=0):
+    loss_reducer = LossReducer(torch.device("cpu"), max_skipped_updates=max_skipped_updates)
     for found in updates:
         loss_reducer.add(found, 4)
     return loss_reducer
@@ -57,12 +57,13 @@ def test_the_first_number_that_is_not_finite_is_named_with_its_step(updates, exp
 
 def test_fp16_may_leave_out_and_count_but_not_too_often():
     skipped = update(math.inf, math.inf, is_applied=False)
-    loss_reducer = ledger_of(update(8.0), skipped, skipped, update(4.0), max_skipped=2)
+    loss_reducer = ledger_of(update(8.0), skipped, skipped, update(4.0), max_skipped_updates=2)
     assert loss_reducer.agree(stop=0.0).non_finite is None
     assert loss_reducer.count == 8
     assert loss_reducer.mean_losses()["a"] == 1.5
     assert (
-        ledger_of(skipped, skipped, skipped, max_skipped=2).agree(stop=0.0).non_finite is not None
+        ledger_of(skipped, skipped, skipped, max_skipped_updates=2).agree(stop=0.0).non_finite
+        is not None
     )
     stepped_back = update(1.0, math.inf, is_applied=False)  # only the scaled gradient overflowed
     assert ledger_of(stepped_back).agree(stop=0.0).non_finite is None

@@ -21,10 +21,10 @@ from distrib.objectives import (
 from distrib.rng import CounterRng
 from distrib.sequences import Sequences
 from distrib.tiles import Tile
-from distrib.train.engines.local import LocalEngine
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.schemes import SCHEMES, is_iterative
-from distrib.train.schemes.base import ExportContext, IterativeScheme, Sizes
+from distrib.training.engines.local import LocalEngine
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.schemes import SCHEMES, is_iterative
+from distrib.training.schemes.base import ExportContext, IterativeScheme, Sizes
 from tests import training
 from tests.training import CPU, feed_of, run_of, vocabulary_of
 

@@ -14,18 +14,18 @@ from distrib.data.logs.config import Columns, CsvSource
 from distrib.data.logs.rating_scale import RatingsConfig
 from distrib.data.prepare.job import prepare
 from distrib.errors import ConfigError
-from distrib.evaluate.protocol import EvaluateConfig
+from distrib.evaluation.protocol import EvaluateConfig
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig
 from distrib.models.autoencoders.mult_vae import MultVaeConfig
 from distrib.objectives import RatingClassesConfig
 from distrib.parameters import roles_of
 from distrib.storage import Folder
-from distrib.train.config import TrainConfig, TrainingRun
-from distrib.train.engines.config import EngineConfig
-from distrib.train.optimizer import OptimizerConfig
-from distrib.train.preflight.checks import preflight
-from distrib.train.warm_start import begin_with, kind_faults
-from distrib.train.workers.launch import launch
+from distrib.training.config import TrainConfig, TrainingRun
+from distrib.training.engines.config import EngineConfig
+from distrib.training.optimizer import OptimizerConfig
+from distrib.training.preflight.checks import preflight
+from distrib.training.warm_start import begin_with, kind_faults
+from distrib.training.workers.launch import launch
 from distrib.vocabulary import Vocabulary
 from tests.models.test_contract import CASES
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distrib.train.workers.watchdog import Heartbeat, missing_ranks
+from distrib.training.workers.watchdog import Heartbeat, missing_ranks
 
 pytestmark = pytest.mark.processes
 

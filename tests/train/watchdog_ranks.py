@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from torch.distributed import TCPStore
 
-from distrib.train.workers.watchdog import Watchdog
+from distrib.training.workers.watchdog import Watchdog
 
 
 def main(rank: int, port: int, how: str) -> None:

@@ -41,10 +41,10 @@ class SyntheticSource(Config):
     rank: PositiveInt = 3
     """Dimension of the latent vectors."""
 
-    taste: PositiveFloat = 2.5
+    interaction_effect: PositiveFloat = 2.5
     """Weight of the dot product u.v in the log-odds of an interaction."""
 
-    fondness: PositiveFloat = 0.8
+    rating_effect: PositiveFloat = 0.8
     """Weight of an independent dot product y.w in the log-odds between adjacent rating levels."""
 
     popularity_exponent: Annotated[float, Field(ge=0.0)] = 0.7
@@ -76,8 +76,8 @@ class SyntheticWorld:
     The logits are low-rank, so a Conv4Rec with a linear decoder can represent the process exactly:
     0 for "none", and for level k = 1..L
 
-        offset + popularity_j + activity_i + taste * u_i.v_j
-            + base_k + (k - middle) * (quality_j + fondness * y_i.w_j)
+        offset + popularity_j + activity_i + interaction_effect * u_i.v_j
+            + base_k + (k - middle) * (quality_j + rating_effect * y_i.w_j)
 
     with unit vectors u, v, y, w. All terms are bounded, so the interaction probability has a bound
     per item, and drawing a log takes time proportional to its length, not to users x items.
@@ -170,10 +170,10 @@ class SyntheticWorld:
     @cached_property
     def _bound_I(self) -> FloatArray:
         """Upper bound of the interaction probability of any pair with this item."""
-        steepness = np.abs(self.step_L)[None, :] * self.source.fondness
+        steepness = np.abs(self.step_L)[None, :] * self.source.rating_effect
         tilt_IL = self.base_L + self.step_L * self.quality_I[:, None] + steepness
         odds_I = np.exp(
-            self.offset + self.popularity_I + _MAX_ACTIVITY + self.source.taste
+            self.offset + self.popularity_I + _MAX_ACTIVITY + self.source.interaction_effect
         ) * np.exp(tilt_IL).sum(1)
         return np.asarray(odds_I / (1 + odds_I))
 
@@ -187,11 +187,14 @@ class SyntheticWorld:
 
     def _interacts(self, match: FloatArray, activity: FloatArray, items: IntArray) -> FloatArray:
         return np.asarray(
-            self.offset + self.popularity_I[items] + activity + self.source.taste * match
+            self.offset
+            + self.popularity_I[items]
+            + activity
+            + self.source.interaction_effect * match
         )
 
     def _level_logits(self, liked: FloatArray, items: IntArray) -> FloatArray:
-        tilt = self.quality_I[items] + self.source.fondness * liked
+        tilt = self.quality_I[items] + self.source.rating_effect * liked
         return np.asarray(self.base_L + self.step_L * tilt[..., None])
 
     def _outcomes(self, interacts: FloatArray, liked: FloatArray, items: IntArray) -> FloatArray:
@@ -209,7 +212,9 @@ class SyntheticWorld:
         match = users.taste_BZ[rows] @ self.taste_IZ[items].T
         liked = users.fondness_BZ[rows] @ self.fondness_IZ[items].T
         interacts = (
-            self.popularity_I[items] + users.activity_B[rows][:, None] + self.source.taste * match
+            self.popularity_I[items]
+            + users.activity_B[rows][:, None]
+            + self.source.interaction_effect * match
         )
         return np.asarray(np.exp(interacts) * np.exp(self._level_logits(liked, items)).sum(-1))
 

@@ -85,7 +85,7 @@ def require_extensible(wanted: JsonObject) -> None:
         for name in ("keep_above", "keep_below")
         if cleaning[name] is not None
     ]
-    if split["name"] in _DRAWN_SPLITS or split.get("is_exact"):
+    if split["name"] in _DRAWN_SPLITS or split.get("exact"):
         faults.append(f"data.split = {split['name']!r} depends on the whole log")
     if split["name"] == "global_time" and split["valid_from"] is None:
         faults.append("data.split = 'global_time' with shares: set valid_from and test_from")

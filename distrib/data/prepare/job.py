@@ -28,7 +28,7 @@ from distrib.vocabulary import LogFacts, Vocabulary
 _LATER: dict[str, JsonObject] = {
     "ratings": {"values": {}, "unrated": [], "unrated_as": None},
     "source": {
-        "where": {}, "time_format": None, "has_line_breaks": False, "escape": None,
+        "where": {}, "time_format": None, "multiline": False, "escape": None,
         "null_values": [], "decimal": ".", "comment": "", "encoding": "utf-8",
         "user_first": False, "leading_columns": 0,
     },
@@ -85,8 +85,8 @@ def recipe(config: DataConfig, plan: ReadPlan) -> JsonObject:
     """Return what the result depends on: the settings and the stamps of the log files."""
     unset = {"feedback"} if config.feedback is None else set[str]()
     found: JsonObject = json.loads(config.model_dump_json(exclude={"prepared", "extend"} | unset))
-    if not found["split"].get("is_chronological", True):
-        del found["split"]["is_chronological"]  # as in folders of earlier versions
+    if not found["split"].get("chronological", True):
+        del found["split"]["chronological"]  # as in folders of earlier versions
     for section, later in _LATER.items():
         for key, default in later.items():
             if found[section].get(key, default) == default:

@@ -23,7 +23,7 @@ _EARLY_S = 10**8  # 1973; an earlier time is more likely in days or hours
 
 
 _REMEDIES = {
-    Status.MALFORMED: "check data.source.separator, is_quoted and has_line_breaks",
+    Status.MALFORMED: "check data.source.separator, quoted and multiline",
     Status.NOT_UTF8: 'set data.source.encoding, such as "latin-1"',
     Status.MISSING_ID: "check data.source.columns and null_values",
     Status.ID_NOT_AN_INTEGER: 'set data.source.ids = "string"',

@@ -35,7 +35,7 @@ from distrib.data.splits.rules import (
     LiangSplit,
     Split,
     SplitState,
-    StrongGeneralisationSplit,
+    StrongGeneralizationSplit,
 )
 from distrib.storage import Folder
 
@@ -186,7 +186,7 @@ def fit_split(blocks: Blocks, split: Split, num_rows: int, num_users: int) -> Sp
     Raises:
         DataError: More users are to be held out than there are.
     """
-    if isinstance(split, StrongGeneralisationSplit):
+    if isinstance(split, StrongGeneralizationSplit):
         wanted = split.valid_users + split.test_users + 1
         parts = [_smallest_hashes.remote(ref, split, wanted) for ref in blocks]
         hashes = ray.get(tree(parts, lambda found: _smallest_of(found, wanted)))
@@ -250,12 +250,12 @@ def _after_core(blocks: Blocks, cleaning: CleaningConfig) -> Blocks:
     is_alive_I = np.ones(ray.get(_length.remote(items)), dtype=bool)
     while True:
         shared = ray.put(is_alive_I)
-        least = cleaning.min_user_items if cleaning.is_iterated else 0
+        least = cleaning.min_user_items if cleaning.iterate_kcore else 0
         counts = ray.get(tree([_alive_counts.remote(ref, shared, least) for ref in edges], _sum))
         left_I = kcore.next_alive(is_alive_I, counts, cleaning)
         is_stable = bool((left_I == is_alive_I).all())
         is_alive_I = left_I
-        if is_stable or not cleaning.is_iterated:
+        if is_stable or not cleaning.iterate_kcore:
             break
     shared = ray.put(is_alive_I)
     return [

@@ -38,7 +38,7 @@ class EntrywiseSplit(Config):
     """Share of interactions for validation, the rest is for testing; default: half of what is not
     for training."""
 
-    is_exact: bool = False
+    exact: bool = False
     """Whether shares are exact (cumulative counts rounded down) rather than in expectation."""
 
     seed: int = 0
@@ -59,7 +59,7 @@ class EntrywiseSplit(Config):
         return self
 
 
-class StrongGeneralisationSplit(Config):
+class StrongGeneralizationSplit(Config):
     """Held-out users are not trained on; part of their history is input, the rest are targets.
 
     Source: Liang et al., "Variational Autoencoders for Collaborative Filtering", WWW 2018, 4.1.
@@ -67,7 +67,7 @@ class StrongGeneralisationSplit(Config):
     `LiangSplit` uses that generator.
     """
 
-    name: Literal["strong_generalisation"] = "strong_generalisation"
+    name: Literal["strong_generalization"] = "strong_generalization"
 
     valid_users: PositiveInt = 1000
     """Users held out for validation."""
@@ -159,7 +159,7 @@ class GivenSplit(Config):
     valid: str | None = None
     """Path or URL of the validation file; None: no validation."""
 
-    is_chronological: bool = False
+    chronological: bool = False
     """Whether validation targets precede the test targets, so that a model may read them then."""
 
     known: Literal["keep", "drop"] = "keep"
@@ -175,7 +175,7 @@ class NoSplit(Config):
 
 Split = Annotated[
     EntrywiseSplit
-    | StrongGeneralisationSplit
+    | StrongGeneralizationSplit
     | LiangSplit
     | LeaveLastSplit
     | GlobalTimeSplit
@@ -215,10 +215,10 @@ def pair_hash(users: pa.Array, items: pa.Array, split: Split) -> HashArray:
 
 def removes_unseen(split: Split) -> bool:
     """Return whether to drop items of held-out users only, which cannot be trained."""
-    return isinstance(split, StrongGeneralisationSplit | LiangSplit)
+    return isinstance(split, StrongGeneralizationSplit | LiangSplit)
 
 
-def held_out_limits(split: StrongGeneralisationSplit, hashes: HashArray) -> tuple[int, int]:
+def held_out_limits(split: StrongGeneralizationSplit, hashes: HashArray) -> tuple[int, int]:
     """Return the hash limits below which a user is for testing, and for validation.
 
     Args:
@@ -264,7 +264,7 @@ def limit_ranks(split: Split, num_rows: int) -> list[int] | None:
     Returns:
         Ranks from 0, ``num_rows`` if nothing is beyond the limit; None if the split has no limits.
     """
-    if isinstance(split, EntrywiseSplit) and split.is_exact:
+    if isinstance(split, EntrywiseSplit) and split.exact:
         shares = (split.train_share, split.seen_share)
     elif isinstance(split, GlobalTimeSplit) and split.valid_from is None:
         shares = (split.train_share, split.train_share + split.valid_share)
@@ -299,13 +299,13 @@ def assign(kept: pa.Table, split: Split, split_state: SplitState) -> tuple[Any, 
     nothing = np.zeros(len(kept), dtype=np.int8)
     if not len(kept) or isinstance(split, NoSplit):
         return nothing, nothing
-    if isinstance(split, StrongGeneralisationSplit | LiangSplit):
+    if isinstance(split, StrongGeneralizationSplit | LiangSplit):
         return _by_user(kept, split, split_state)
     return nothing, _roles(kept, split, split_state)
 
 
 def _by_user(
-    kept: pa.Table, split: StrongGeneralisationSplit | LiangSplit, split_state: SplitState
+    kept: pa.Table, split: StrongGeneralizationSplit | LiangSplit, split_state: SplitState
 ) -> tuple[Any, Any]:
     users, items = whole(kept["user"]), whole(kept["item"])
     if isinstance(split, LiangSplit):
@@ -321,7 +321,7 @@ def _roles(kept: pa.Table, split: Split, split_state: SplitState) -> Any:
         return _leave_last_roles(user_starts(whole(kept["user"])), split.count)
     if isinstance(split, GivenSplit):
         return _HELD_OUT[kept["origin"].to_numpy().astype(np.int64)]
-    if isinstance(split, EntrywiseSplit) and not split.is_exact:
+    if isinstance(split, EntrywiseSplit) and not split.exact:
         cell_N = pair_hash(whole(kept["user"]), whole(kept["item"]), split)
         return _entrywise_roles(cell_N, split)
     limits = np.asarray(split_state.limits, dtype=np.uint64)
@@ -361,7 +361,7 @@ def _fold_in_roles(
     start_P: npt.NDArray[np.int64],
     cell_N: HashArray,
     subset_N: npt.NDArray[np.int8],
-    split: StrongGeneralisationSplit,
+    split: StrongGeneralizationSplit,
 ) -> npt.NDArray[np.int8]:
     """Make the held-out users' interactions with the smallest hashes targets."""
     length_B = np.diff(start_P)

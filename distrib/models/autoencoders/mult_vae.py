@@ -29,7 +29,7 @@ _ENCODER, _DECODER = (
     ParameterRole(decoder=True, decayed=True),
 )
 
-Reads = Literal["interactions", "ratings"]
+Input = Literal["interactions", "ratings"]
 
 
 class MultVaeConfig(Config):
@@ -37,7 +37,7 @@ class MultVaeConfig(Config):
 
     name: Literal["mult_vae"] = "mult_vae"
 
-    reads: Reads = "interactions"
+    input: Input = "interactions"
     """``ratings``: encodes and predicts ratings, trained by squared error; VAE-CF."""
 
     hidden_width: PositiveInt = 600
@@ -52,7 +52,7 @@ class MultVaeConfig(Config):
     @property
     def spec(self) -> ModelSpec:
         """Properties that the pipeline needs."""
-        return _SPECS[self.reads]
+        return _SPECS[self.input]
 
     def build(self, catalog: Catalog) -> "MultVae":
         """Make an untrained model for the catalog."""
@@ -64,7 +64,7 @@ class MultDaeConfig(Config):
 
     name: Literal["mult_dae"] = "mult_dae"
 
-    reads: Reads = "interactions"
+    input: Input = "interactions"
     """``ratings``: encodes and predicts ratings, trained by squared error; DAE-CF."""
 
     latent_width: PositiveInt = 200
@@ -76,7 +76,7 @@ class MultDaeConfig(Config):
     @property
     def spec(self) -> ModelSpec:
         """Properties that the pipeline needs."""
-        return _SPECS[self.reads]
+        return _SPECS[self.input]
 
     def build(self, catalog: Catalog) -> "MultDae":
         """Make an untrained model for the catalog."""
@@ -121,7 +121,7 @@ class MultVae(LinearDecoder, Model):
             (self.input_IH, self.to_code.weight, self.from_code.weight, self.output_IH),
             (self.input_bias_H, self.to_code.bias, self.from_code.bias, self.output_bias_I),
         )
-        if config.reads == "ratings":
+        if config.input == "ratings":
             self.output = RatingOutput()
             self.output_bias_I.data.copy_(item_mean(catalog))
 
@@ -169,7 +169,7 @@ class MultDae(LinearDecoder, Model):
         self.output_IZ = parameter(item_count, latent, role=_DECODER)
         self.output_bias_I = parameter(item_count, role=ParameterRole(decoder=True))
         _initialize((self.input_IZ, self.output_IZ), (self.input_bias_Z, self.output_bias_I))
-        if config.reads == "ratings":
+        if config.input == "ratings":
             self.output = RatingOutput()
             self.output_bias_I.data.copy_(item_mean(catalog))
 
@@ -196,7 +196,7 @@ def _read(
 ) -> Tensor:
     read, weight_N = unit_input(
         batch,
-        by_value=config.reads == "ratings",
+        by_value=config.input == "ratings",
         dropout=config.input_dropout,
         rng=rng,
         stream=_DROPOUT,

@@ -36,7 +36,7 @@ class RecVaeConfig(Config):
     name: Literal["rec_vae"] = "rec_vae"
 
     spec: ClassVar[ModelSpec] = ModelSpec(
-        "scores", MultinomialConfig(divergence_cap=1.0, anneal_steps=0)
+        "scores", MultinomialConfig(kl_weight=1.0, anneal_steps=0)
     )
 
     variant: Literal["master", "wsdm"] = "master"
@@ -52,7 +52,7 @@ class RecVaeConfig(Config):
     input_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Share of the history that is hidden from the encoder while the encoder is trained."""
 
-    divergence_scale: PositiveFloat = 0.005
+    gamma: PositiveFloat = 0.005
     """Weight of the KL term per interaction of a user, gamma in the paper."""
 
     encoder_epochs: PositiveInt = 3
@@ -130,7 +130,7 @@ class RecVae(LinearDecoder, Model):
             with torch.no_grad():
                 old = self.old(batch, 0.0, None)
             new = (mean_BZ, log_variance_BZ)
-            weight_B = self.config.divergence_scale * batch.length_B
+            weight_B = self.config.gamma * batch.length_B
             return RecVaeState(latent_BZ, weight_B * kl_estimate(latent_BZ, new, old))
 
     def kl(self, users: UserState) -> Tensor:

@@ -82,16 +82,16 @@ class VaeBmfConfig(Config):
     """Share of the interactions that a row's branches do not read, drawn again for each tile, so
     that a rating is often predicted without being read. Ours."""
 
-    user_divergence: Annotated[float, Field(ge=0.0)] = 0.01
+    user_kl_weight: Annotated[float, Field(ge=0.0)] = 0.01
     """Weight of the users' KL term, beta_u, relative to a squared error of weight 1."""
 
-    item_divergence: Annotated[float, Field(ge=0.0)] = 0.01
+    item_kl_weight: Annotated[float, Field(ge=0.0)] = 0.01
     """Weight of the items' KL term, beta_v."""
 
-    divergence_count: Literal["literal", "unbiased"] = "literal"
+    kl_count: Literal["literal", "unbiased"] = "literal"
     """``literal``: a row's KL term counts in each of its tiles; ``unbiased``: once per epoch."""
 
-    centring: Literal["none", "means"] = "none"
+    centering: Literal["none", "means"] = "none"
     """``means``: latent vectors model deviations from the means of user and item; ours."""
 
     biases: bool = False
@@ -100,7 +100,7 @@ class VaeBmfConfig(Config):
     @property
     def spec(self) -> ModelSpec:
         """Properties that the pipeline needs."""
-        objective = SquaredErrorConfig(divergence_cap=1.0)
+        objective = SquaredErrorConfig(kl_weight=1.0)
         is_literal = self.attention != "none" and self.attention_norm == "linear"
         advice = _DIVERGENCE_ADVICE if is_literal else ""
         return ModelSpec(
@@ -112,10 +112,10 @@ class VaeBmfConfig(Config):
         faults = []
         if not self.data and self.latent == "none":
             faults.append("data = false with latent = 'none' leaves nothing to read; enable one")
-        if not self.data and self.centring != "none":
+        if not self.data and self.centering != "none":
             faults.append(
-                f"data = false with centring = {self.centring!r}, which reads ratings; set "
-                "centring = 'none'"
+                f"data = false with centering = {self.centering!r}, which reads ratings; set "
+                "centering = 'none'"
             )
         widths = (self.latent_width, self.branch_width, self.hidden_width)
         if list(widths) != sorted(widths):
@@ -197,7 +197,7 @@ class VaeBmf(Model):
         self.output = RatingOutput()
         width, num_items = config.latent_width, catalog.item_count
         means_I = item_mean(catalog, PRIOR_RATINGS)
-        if config.centring == "none":
+        if config.centering == "none":
             means_I = torch.zeros_like(means_I)
         count_L = torch.from_numpy(catalog.train_count_IL.sum(0)).double()
         mean = float(count_L @ torch.tensor(catalog.levels).double() / count_L.sum().clamp(min=1))
@@ -257,10 +257,10 @@ class VaeBmf(Model):
     def _tile_state(self, tile: Tile, rng: CounterRng) -> VaeBmfState:
         config, step_1 = self.config, tile.step_1
         sides = (
-            (self.users, tile.users, (_SAMPLE_USERS, _DROP_USERS), config.user_divergence),
-            (self.items, tile.items, (_SAMPLE_ITEMS, _DROP_ITEMS), config.item_divergence),
+            (self.users, tile.users, (_SAMPLE_USERS, _DROP_USERS), config.user_kl_weight),
+            (self.items, tile.items, (_SAMPLE_ITEMS, _DROP_ITEMS), config.item_kl_weight),
         )
-        is_unbiased = config.divergence_count == "unbiased"
+        is_unbiased = config.kl_count == "unbiased"
         found: list[Any] = []
         kls = []
         for encoder, side, (sample, drop), weight in sides:

@@ -39,7 +39,7 @@ class EncoderShape(NamedTuple):
     latent: str
     attention: str
     attention_norm: str
-    centring: str
+    centering: str
     biases: bool
 
     @classmethod
@@ -194,7 +194,7 @@ class Encoder(nn.Module):
     def _centered(self, side: Side) -> tuple[Tensor, Tensor]:
         """Return the centered ratings, and the mean rating of each row."""
         batch = side.batch
-        if self.config.centring == "none":
+        if self.config.centering == "none":
             return batch.value_N, batch.value_N.new_zeros(batch.num_users)
         offset_I = self.offset_I.to(batch.value_N.dtype)
         value_N = batch.value_N - offset_I[batch.item_N] - self.mean

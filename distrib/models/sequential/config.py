@@ -22,7 +22,7 @@ class SequenceConfig(Config):
     latent_width: PositiveInt = 64
     """Dimensions of items and users."""
 
-    is_tied: bool = True
+    tied: bool = True
     """Whether items are read and decoded by the same table."""
 
     @property

@@ -37,7 +37,7 @@ class DeepFmConfig(SequenceConfig):
 
     targets: Literal["every", "last"] = "last"
     latent_width: PositiveInt = 128
-    is_tied: bool = False
+    tied: bool = False
 
     hidden_widths: tuple[PositiveInt, ...] = (512,)
     """Units of the hidden layers, each with ReLU; a linear layer to ``latent_width`` follows."""

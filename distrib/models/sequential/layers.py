@@ -43,9 +43,9 @@ class SequenceDecoder(LinearDecoder):
     def make_tables(self, config: SequenceConfig, catalog: Catalog) -> None:
         """Make the tables of vectors, not initialized; biases are 0."""
         size = (catalog.item_count, config.latent_width)
-        role = ParameterRole(encoder=True, decoder=config.is_tied, decayed=True)
+        role = ParameterRole(encoder=True, decoder=config.tied, decayed=True)
         self.input_IZ = parameter(*size, role=role)
-        if not config.is_tied:
+        if not config.tied:
             self.output_IZ = parameter(*size, role=ParameterRole(decoder=True, decayed=True))
         if self.has_bias:
             self.output_bias_I = parameter(size[0], role=ParameterRole(decoder=True))
@@ -56,7 +56,7 @@ class SequenceDecoder(LinearDecoder):
 
     def vectors(self) -> list[nn.Parameter]:
         """Return the tables of vectors: one, or one to read and one to decode by."""
-        return [self.input_IZ] if self.config.is_tied else [self.input_IZ, self.output_IZ]
+        return [self.input_IZ] if self.config.tied else [self.input_IZ, self.output_IZ]
 
     def item_tables(self) -> ItemRows:
         """Return what is decoded by: vectors, and biases where there are some; see `Model`."""

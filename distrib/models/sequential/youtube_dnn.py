@@ -34,7 +34,7 @@ class YoutubeDnnConfig(SequenceConfig):
 
     targets: Literal["every", "last"] = "last"
     latent_width: PositiveInt = 128
-    is_tied: bool = False
+    tied: bool = False
 
     hidden_widths: tuple[PositiveInt, ...] = (256,)
     """Units of the hidden layers, each with ReLU; a linear layer to ``latent_width`` follows."""

@@ -46,9 +46,9 @@ async function loadModels() {
 async function showModel() {
   const one = card();
   $("card").textContent = `${one.model.name}, ${one.item_count} items, version ${one.version}`;
-  const tells = (name) => one.tells.includes(name);
-  $("map-section").hidden = !(tells("probability") && tells("rating"));
-  $("diversity-field").hidden = !tells("embedding");
+  const predicts = (name) => one.outputs.includes(name);
+  $("map-section").hidden = !(predicts("probability") && predicts("rating"));
+  $("diversity-field").hidden = !predicts("embedding");
   await search();
   showHistory();
   await recommend();
@@ -111,10 +111,10 @@ async function recommend() {
   const turn = ++state.turn;
   const history = { items: state.history.map((one) => one.item) };
   if (card().reads_ratings) history.ratings = state.history.map((one) => one.rating);
-  const wishes = { k: Math.min(50, Math.max(1, Number($("k").value) || 10)), popularity_damping: Number($("damping").value) };
-  if (Number($("diversity").value)) wishes.diversity = Number($("diversity").value);
+  const options = { k: Math.min(50, Math.max(1, Number($("k").value) || 10)), popularity_damping: Number($("damping").value) };
+  if (Number($("diversity").value)) options.diversity = Number($("diversity").value);
   const path = `models/${$("model").value}`;
-  const answer = await ask(`${path}/explanations`, { history, wishes, max_reasons: 3 });
+  const answer = await ask(`${path}/explanations`, { history, options, max_reasons: 3 });
   const view = $("map-section").hidden ? null : await ask(`${path}/map`, { history });
   if (turn !== state.turn) return;
   $("list").replaceChildren(...answer.items.map(listed));

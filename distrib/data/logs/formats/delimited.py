@@ -66,10 +66,10 @@ class CsvSource(Config):
     header: tuple[str, ...] | None = None
     """Column names of a file that has no header line."""
 
-    is_quoted: bool = True
+    quoted: bool = True
     """Whether a field in double quotes may contain the separator."""
 
-    has_line_breaks: bool = False
+    multiline: bool = False
     """Whether a field in double quotes may contain line breaks, as reviews do; then one worker
     reads a file. Otherwise such records are quarantined, with all of their lines."""
 
@@ -104,8 +104,8 @@ class CsvSource(Config):
     def _dialect_is_one(self) -> "CsvSource":
         if self.decimal == self.separator:
             raise ValueError(f"decimal and separator are both {self.decimal!r}; set one of them")
-        if self.separator == _BLANKS and self.has_line_breaks:
-            raise ValueError("has_line_breaks needs quotes, which separator = 'whitespace' has not")
+        if self.separator == _BLANKS and self.multiline:
+            raise ValueError("multiline needs quotes, which separator = 'whitespace' has not")
         return self
 
     def inspect(self) -> Layout:
@@ -114,12 +114,12 @@ class CsvSource(Config):
         has_blanks = self.separator == _BLANKS
         dialect = Dialect(
             self.escape or "", self.null_values, self.decimal, self.comment, has_blanks,
-            self.has_line_breaks,
+            self.multiline,
         )  # fmt: skip
         layout = Layout(
-            files, SPANNING if self.has_line_breaks else DELIMITED, self.columns, self.ids, None,
+            files, SPANNING if self.multiline else DELIMITED, self.columns, self.ids, None,
             UNIT_SEPARATOR if has_blanks else self.separator, self.header,
-            has_header=self.header is None, is_quoted=self.is_quoted and not has_blanks,
+            has_header=self.header is None, is_quoted=self.quoted and not has_blanks,
             dialect=dialect, time_unit=self.time_unit, time_format=self.time_format,
             where=wanted_values(self.where),
         )  # fmt: skip
@@ -200,8 +200,8 @@ def _parsed_lines(text: bytes, layout: Layout, out_M: IntArray) -> _Parsed:
             break
     else:
         raise pa.ArrowInvalid(
-            "quotes open that no line closes (if they are no quotes: data.source.is_quoted = "
-            "false; if fields hold line breaks: data.source.has_line_breaks = true)"
+            "quotes open that no line closes (if they are no quotes: data.source.quoted = "
+            "false; if fields hold line breaks: data.source.multiline = true)"
         )
     return _Parsed(table, numbers, skipped_M, broken_M)
 

@@ -1,0 +1,214 @@
+"""Evaluation on the cluster: model and popularity on all test users of a prepared folder."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from distrib.checkpoint.bundle import BUNDLE, BundleFacts, load_bundle
+from distrib.checkpoint.manifest import MANIFEST, read_manifest
+from distrib.cluster.actors import actor_pool
+from distrib.config import Record, read_record
+from distrib.data.dataset import Dataset
+from distrib.data.history_arrays import eval_rows, history_arrays
+from distrib.data.logs.config import SyntheticLog
+from distrib.data.recent import recent_counts
+from distrib.data.schema import Role
+from distrib.data.splits.rules import GlobalTimeSplit, NoSplit, Split
+from distrib.errors import ConfigError, DataError
+from distrib.evaluation.baseline import model_and_popularity
+from distrib.evaluation.measured import Measured, joined
+from distrib.evaluation.protocol import EvaluateConfig, Measurer
+from distrib.evaluation.truth import TruthDistance, distance_to_truth
+from distrib.events import emit
+from distrib.metrics import Summary, Sums
+from distrib.storage import Folder
+from distrib.vocabulary import IntArray
+
+RESULT = "evaluation.json"
+BY_USER = "evaluation_by_user"
+"""Folder of Parquet files inside a run: the metrics of each user, for paired tests."""
+
+
+class Evaluation(Record):
+    """Results on the test targets; ``evaluation.json`` in the run folder."""
+
+    data: str
+    """Hash of the prepared data."""
+
+    users: dict[str, int]
+    """``all`` = ``measured`` + ``without test targets``."""
+
+    metrics: dict[str, dict[str, Summary]]
+    """By model and metric: ``model``, ``popularity`` and, where the split is ``global_time``,
+    ``recent_popularity``: that of the last days before testing."""
+
+    distance_to_truth: TruthDistance | None = None
+    """For a synthetic log only."""
+
+
+def preflight(run: str, prepared: str) -> Dataset:
+    """Check that there is a model and a matching test set.
+
+    Args:
+        run: Run folder.
+        prepared: Prepared data.
+
+    Returns:
+        The prepared data.
+
+    Raises:
+        DataError: The data are not prepared, or hold no test target.
+        ConfigError: The model was trained on other data.
+    """
+    dataset = Dataset.open(prepared)
+    if not dataset.manifest.counts.interactions(Role.TEST_TARGET):
+        raise DataError(
+            f"{prepared}: holds no test targets; choose a data.split other than "
+            f"{dataset.manifest.made_from.split!r}"
+        )
+    bundle = Folder(run) / BUNDLE
+    if bundle.exists(MANIFEST):
+        trained_on = read_record(BundleFacts, read_manifest(bundle).facts, bundle).data
+        if trained_on != dataset.hash:
+            raise ConfigError(
+                f"{run} was trained on data {trained_on}, but {prepared} holds {dataset.hash}; "
+                "use the data that it was trained on, or, if they were extended since, retrain "
+                "with train.warm_start"
+            )
+    return dataset
+
+
+def check_split(split: Split) -> None:
+    """Reject a split without test targets.
+
+    Args:
+        split: The rule of the run file.
+
+    Raises:
+        ConfigError: There would be nothing to measure.
+    """
+    if isinstance(split, NoSplit):
+        raise ConfigError(
+            f"data.split = {split.name!r} holds out nothing to evaluate; choose another split, or "
+            "run jobs/prepare.py, train.py and score.py one by one"
+        )
+
+
+def evaluate(run: str, prepared: str, config: EvaluateConfig) -> Evaluation:
+    """Measure a run's best model and popularity on the test targets.
+
+    Args:
+        run: Run folder with a bundle.
+        prepared: The data it was trained on.
+        config: Which metrics.
+
+    Returns:
+        The results; also written to the run folder.
+    """
+    dataset = preflight(run, prepared)
+    manifest = dataset.manifest
+    bundle = str(Folder(run) / BUNDLE)
+    load_bundle(Folder(bundle))  # fail here, clearly, rather than in an actor
+    recent_IL = None
+    if manifest.made_from.split == GlobalTimeSplit.model_fields["name"].default:
+        recent_IL = recent_counts(dataset, config.recent_days, Role.VALID_TARGET)
+    shards = [{"place": place} for place in range(len(manifest.shards))]
+    measured = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
+        _ShardMeasurer,
+        fn_constructor_kwargs={
+            "bundle": bundle,
+            "dataset": dataset,
+            "config": config,
+            "folder": Folder(run) / BY_USER,
+            "recent_IL": recent_IL,
+        },
+        batch_size=1,
+        batch_format="pyarrow",
+        num_gpus=config.gpus_per_actor,
+        compute=actor_pool(config.gpus_per_actor, len(shards)),
+    )
+    parts: dict[str, list[Measured]] = {}
+    num_users = 0
+    for block in measured.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in range(len(block)):
+            num_users += block["num_users"][row].as_py()
+            parts.setdefault(block["scorer"][row].as_py(), []).append(_measured(block, row))
+    everyone = manifest.counts.users
+    users = {
+        "all": everyone,
+        "measured": num_users,
+        "without test targets": everyone - num_users,
+    }
+    found = partial(
+        Evaluation,
+        data=dataset.hash,
+        users=users,
+        metrics={name: joined(found).summaries() for name, found in parts.items()},
+    )
+    if manifest.made_from.format == SyntheticLog.model_fields["format"].default:
+        result = found(distance_to_truth=ray.get(distance_to_truth.remote(bundle, dataset)))
+    else:
+        result = found()
+    Folder(run).write_json(RESULT, result.to_json())
+    emit("evaluated", users=users)
+    return result
+
+
+class _ShardMeasurer:
+    """Holds the models; measures the users of one shard at a time."""
+
+    def __init__(
+        self,
+        bundle: str,
+        dataset: Dataset,
+        config: EvaluateConfig,
+        folder: Folder,
+        recent_IL: IntArray | None,
+    ) -> None:
+        self.dataset, self.folder = dataset, folder
+        device = "cuda" if config.gpus_per_actor else "cpu"
+        scorers = model_and_popularity(bundle, device, recent_IL)
+        is_chronological = dataset.manifest.made_from.is_chronological
+        self.measurer = Measurer(scorers, Role.TEST_TARGET, config, is_chronological)
+
+    def __call__(self, piece: pa.Table) -> pa.Table:
+        place = piece["place"][0].as_py()
+        entry = self.dataset.manifest.shards[place]
+        table = self.dataset.table(entry)
+        rows = self.dataset.held_out_of(entry, table, Role.TEST_TARGET)
+        found = self.measurer.added(self.measurer.nothing(), rows, np.arange(rows.num_users))
+        places_B = eval_rows(history_arrays(table), Role.TEST_TARGET).number_B
+        columns = {"user": table["user"].take(pa.array(places_B))} | {
+            f"{name}_{metric}": pa.array(value_B)
+            for name, part in found.items()
+            for metric, value_B in part.by_user.items()
+        }
+        self.folder.write_parquet(f"part-{place:05d}.parquet", pa.table(columns))
+        num_users = [rows.num_users] + [0] * (len(found) - 1)  # each user counts once
+        return _table(found, num_users)
+
+
+def _table(found: Mapping[str, Measured], num_users: Sequence[int]) -> pa.Table:
+    """Return results as Arrow, a row for each scorer."""
+    return pa.table(
+        {
+            "scorer": list(found),
+            "num_users": pa.array(num_users, pa.int64()),
+            "sums": [json.dumps(part.sums.totals) for part in found.values()],
+            "score": pa.array([part.score_N for part in found.values()], pa.list_(pa.float32())),
+            "is_like": pa.array([part.is_like_N for part in found.values()], pa.list_(pa.bool_())),
+        }
+    )
+
+
+def _measured(block: pa.Table, row: int) -> Measured:
+    """Return a row of `_table`, without the metrics of each user."""
+    totals = json.loads(block["sums"][row].as_py())
+    sums = Sums({name: tuple(value) for name, value in totals.items()})
+    score, is_like = (block[name][row].values for name in ("score", "is_like"))
+    return Measured(sums, score.to_numpy(), is_like.to_numpy(zero_copy_only=False), {})

@@ -1,0 +1,232 @@
+"""The evaluation protocol: compare a scorer's output with held-out interactions."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from distrib.batch import Batch
+from distrib.config import Config
+from distrib.data.feeds.collate import Example, Targets, example
+from distrib.data.history_arrays import HistoryArrays, IntArray
+from distrib.data.schema import Role
+from distrib.errors import ConfigError
+from distrib.evaluation.measured import Measured, joined
+from distrib.feedback import Feedback
+from distrib.labeled_metrics import LABELED_METRICS, LOG_LOSS, metrics_by_user
+from distrib.metrics import SQUARED_ERROR_UNCUT, hit_rate, hits, mrr, ndcg, recall
+from distrib.scoring.scorer import Scorer, pair_scores
+
+Cutoffs = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+
+EXPECTED, KNOWN = "interactions_expected", "interactions_known"
+"""Calibration: the sum of a user's probabilities, and the number of encoded interactions."""
+
+_RANKING = {"recall": recall, "ndcg": ndcg, "hit_rate": hit_rate, "mrr": mrr}
+_LOWER_IS_BETTER = ("rmse", "mae", LOG_LOSS)
+
+
+class EvaluateConfig(Config):
+    """Settings of evaluation."""
+
+    recall_at: Cutoffs = (20, 50, 100)
+    """Cutoffs of Recall."""
+
+    ndcg_at: Cutoffs = (100,)
+    """Cutoffs of NDCG."""
+
+    hit_rate_at: tuple[PositiveInt, ...] = ()
+    """Cutoffs of the hit rate, which is Recall for users with one target."""
+
+    mrr_at: tuple[PositiveInt, ...] = ()
+    """Cutoffs of MRR."""
+
+    recent_days: PositiveFloat = 7.0
+    """Days before testing whose popularity is measured beside the model, where the split is
+    ``global_time``."""
+
+    exclude_seen: bool = True
+    """Whether lists leave out what the user has met already, unless it is a target. Where the data
+    keep repeats (``data.cleaning.duplicates``), what the user has met already is then no target;
+    set it to false to measure the next item whether or not it is a repeat."""
+
+    lists: Literal["always", "test", "never"] = "always"
+    """When lists from the whole catalog are measured: in validation and test, in the test only, or
+    never. They cost far more than labeled pairs and ratings do."""
+
+    batch_users: PositiveInt = 512
+    """Users measured at a time."""
+
+    gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
+    """Share of a GPU that each evaluation actor takes; 0 uses the CPU."""
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of all metrics that can select the best checkpoint."""
+        ranking = [f"{name}@{n}" for name, at in self.ranking_metrics.items() for n in at]
+        ranking = ranking if self.lists == "always" else []
+        return (*ranking, "rmse", "mae", *LABELED_METRICS)
+
+    @property
+    def ranking_metrics(self) -> dict[str, tuple[int, ...]]:
+        """Cutoffs of the metrics of lists, by name."""
+        return {
+            "recall": self.recall_at,
+            "ndcg": self.ndcg_at,
+            "hit_rate": self.hit_rate_at,
+            "mrr": self.mrr_at,
+        }
+
+
+def measure(
+    scorer: Scorer, asked: Example, config: EvaluateConfig, *, has_lists: bool = True
+) -> Measured:
+    """Measure a batch of users.
+
+    Args:
+        scorer: The model.
+        asked: Histories, targets, and items that must not be recommended.
+        config: Which metrics.
+        has_lists: Whether lists from the whole catalog are measured.
+
+    Returns:
+        Results by user (ranking; if the model predicts probabilities, also the numbers of expected
+        and of encoded interactions; in a log with likes and dislikes, how they are ranked) and
+        by pair (``squared_error``, ``mae``, ``log_loss``).
+    """
+    by_user: dict[str, Tensor] = _ranking(scorer, asked, config) if has_lists else {}
+    by_pair: dict[str, Tensor] = {}
+    expected_B = scorer.expected_interactions(asked.source) if has_lists else None
+    if expected_B is not None:
+        by_user |= {EXPECTED: expected_B, KNOWN: asked.source.length_B.double()}
+    predicted = scorer.predict(asked.source, asked.target)
+    if predicted is not None:
+        error_N = (predicted.rating_N - asked.target.value_N).to(torch.float64)
+        by_pair |= {"squared_error": error_N**2, "mae": error_N.abs()}
+        if predicted.uncut_N is not None:
+            uncut_N = (predicted.uncut_N - asked.target.value_N).to(torch.float64)
+            by_pair[SQUARED_ERROR_UNCUT] = uncut_N**2
+    feedback = scorer.vocabulary.facts.feedback
+    if feedback is None:
+        return Measured.of(by_user, by_pair, np.zeros(0, np.float32), np.zeros(0, np.bool_))
+    signed = asked.target.keep(feedback.sign(asked.target.value_N) != 0)
+    score_N = pair_scores(scorer, asked.source, signed)
+    sign_N = feedback.sign(signed.value_N)
+    is_like_N = (sign_N > 0).numpy()
+    if scorer.model.output.kind == "log_odds":
+        by_pair[LOG_LOSS] = F.softplus(-sign_N * score_N.double())
+    rows = signed.row_N.numpy()
+    found = metrics_by_user(score_N.numpy(), is_like_N, rows, signed.num_users)
+    by_user |= {name: torch.from_numpy(value_B) for name, value_B in found.items()}
+    return Measured.of(by_user, by_pair, score_N.numpy(), is_like_N)
+
+
+class Measurer(NamedTuple):
+    """The measuring loop of validation in training, of closed-form models and of evaluation."""
+
+    scorers: Mapping[str, Scorer]
+    """By name."""
+
+    role: Role
+    """Role of the held-out interactions."""
+
+    config: EvaluateConfig
+    is_chronological: bool = False
+    """See `example`."""
+
+    def nothing(self) -> dict[str, Measured]:
+        """Return the results on no users."""
+        return dict.fromkeys(self.scorers, Measured.nothing())
+
+    def added(
+        self,
+        earlier: Mapping[str, Measured],
+        rows: HistoryArrays,
+        wanted_B: IntArray,
+        on_batch: Callable[[], None] = lambda: None,
+    ) -> dict[str, Measured]:
+        """Measure some users, a batch at a time, and add them to earlier results.
+
+        Args:
+            earlier: Earlier results.
+            rows: From `Dataset.held_out`.
+            wanted_B: Row of each user to measure.
+            on_batch: Called before each batch.
+
+        Returns:
+            Results by name of the scorer.
+        """
+        found = {name: [part] for name, part in earlier.items()}
+        has_lists = self.config.lists in (
+            ("always",) if self.role == Role.VALID_TARGET else ("always", "test")
+        )
+        for start in range(0, len(wanted_B), self.config.batch_users):
+            on_batch()
+            part_B = wanted_B[start : start + self.config.batch_users]
+            held_out = example(
+                rows,
+                part_B,
+                self.role,
+                is_chronological=self.is_chronological,
+                targets=self._targets,
+            )
+            for name, scorer in self.scorers.items():
+                found[name].append(measure(scorer, held_out, self.config, has_lists=has_lists))
+        return {name: joined(parts) for name, parts in found.items()}
+
+    @property
+    def _targets(self) -> Targets:
+        if not any(scorer.vocabulary.facts.has_repeats for scorer in self.scorers.values()):
+            return "stored"
+        return "new" if self.config.exclude_seen else "distinct"
+
+
+def _ranking(scorer: Scorer, asked: Example, config: EvaluateConfig) -> dict[str, Tensor]:
+    cutoffs = config.ranking_metrics
+    longest = max(n for at in cutoffs.values() for n in at)
+    seen = asked.seen if config.exclude_seen else None
+    item_BK = scorer.recommend(asked.source, seen, longest, with_predictions=False).item_BK
+    wanted = _likes(asked.target, scorer.vocabulary.facts.feedback)
+    hit_BK = hits(item_BK, wanted, len(scorer.vocabulary))
+    length_B = wanted.length_B
+    return {
+        f"{name}@{n}": _RANKING[name](hit_BK, length_B, n)
+        for name, at in cutoffs.items()
+        for n in at
+    }
+
+
+def _likes(target: Batch, feedback: Feedback | None) -> Batch:
+    """Return the targets that a list should contain; all of them in a log without dislikes."""
+    return target if feedback is None else target.keep(feedback.sign(target.value_N) > 0)
+
+
+def selection_score(metrics: dict[str, float], names: tuple[str, ...]) -> float:
+    """Combine metrics into one number to choose a checkpoint by; higher is better.
+
+    The geometric mean, with errors inverted: a relative gain in one metric is worth the same
+    relative gain in another, so one checkpoint can serve several tasks.
+
+    Args:
+        metrics: Means by name.
+        names: Metrics to combine.
+
+    Returns:
+        The geometric mean.
+
+    Raises:
+        ConfigError: A metric was not measured, e.g. RMSE of a model without ratings.
+    """
+    product = 1.0
+    for name in names:
+        if name not in metrics:
+            raise ConfigError(
+                f"train.select_by names {name!r}, but only {sorted(metrics)} were measured"
+            )
+        value = max(metrics[name], 1e-12)
+        product *= 1.0 / value if name in _LOWER_IS_BETTER else value
+    return float(product ** (1.0 / len(names)))

@@ -1,0 +1,360 @@
+"""A trained model in one process: ids in, ids out, without Ray."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from distrib.batch import Batch
+from distrib.checkpoint.bundle import BUNDLE, Bundle, load_bundle
+from distrib.checkpoint.manifest import MANIFEST
+from distrib.config import checked
+from distrib.errors import DataError
+from distrib.frames import AnyHistories, History, Id, from_arrow, read_given, to_arrow
+from distrib.ids import IdKind, id_column
+from distrib.models.capabilities import item_vectors
+from distrib.scoring.histories import DIGEST, Histories, read_histories
+from distrib.scoring.policy import Output, Precision, ScoreConfig
+from distrib.scoring.scorer import Scorer, pair_scores
+from distrib.scoring.tables import recommend_table
+from distrib.scoring.vectors import vector_table
+from distrib.storage import Folder
+from distrib.topk import best_keys, items_of, scores_of
+from distrib.vocabulary import Vocabulary
+
+_BATCH_USERS = 512
+_NAMES: Mapping[str, str] = {}
+
+
+class Policy(TypedDict, total=False):
+    """Which items may be recommended: the fields of ``score.policy``."""
+
+    exclude_seen: bool
+    allow: Sequence[Id] | str | None
+    deny: Sequence[Id] | str | None
+    min_score: float | None
+    popularity_damping: float
+    groups: str | None
+    max_per_group: int | None
+    diversity: float
+    diversity_pool: int
+
+
+class Recommender:
+    """A trained model that recommends to anyone, from their history alone.
+
+    Ids are those of the log. Histories may be given in three ways, and the answer has the same:
+
+    - a pandas, Polars or Arrow table, with a row for each interaction (``user``, ``item``, and
+      where the model needs them ``rating`` and ``time``) or for each user (``user``, a list
+      ``items``, ...): a table of the same library;
+    - a dictionary of histories by user: a dictionary of rows by user;
+    - the history of one user, a list of ids or a rating for each id: a list of rows.
+
+    ``columns`` gives your names of these columns, such as ``{"user": "account", "item": "sku"}``.
+
+    Args:
+        bundle: The model.
+        device: Where to compute, such as ``cuda``.
+        precision: See `Scorer`.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
+    ) -> None:
+        self.bundle = bundle
+        self.scorer = Scorer(bundle.model, bundle.vocabulary, device=device, precision=precision)
+
+    @classmethod
+    def load(
+        cls, url: str, *, device: torch.device | str = "cpu", precision: Precision = "fp32"
+    ) -> "Recommender":
+        """Load a trained model.
+
+        Args:
+            url: Path or URL of a run folder, or of a bundle.
+            device: Where to compute, such as ``cuda``.
+            precision: See `Scorer`.
+
+        Returns:
+            The model, ready to answer.
+
+        Raises:
+            CheckpointError: There is no bundle, or it is damaged.
+        """
+        folder = Folder(str(url))
+        inside = folder / BUNDLE
+        bundle = load_bundle(folder if folder.exists(MANIFEST) else inside)
+        return cls(bundle, device=device, precision=precision)
+
+    @property
+    def items(self) -> list[Id]:
+        """Ids of all items that can be recommended."""
+        found: list[Id] = self._vocabulary.ids.to_pylist()
+        return found
+
+    def recommend(
+        self,
+        histories: AnyHistories,
+        k: int = 10,
+        *,
+        outputs: Sequence[Output] | None = None,
+        columns: Mapping[str, str] = _NAMES,
+        **policy: Unpack[Policy],
+    ) -> Any:
+        """Return each user's best items, best first.
+
+        Args:
+            histories: See the class; ``candidates`` restricts a user to some items.
+            k: Length of the lists.
+            outputs: What to return of each item, as ``score.outputs``; by default all that the
+                model predicts.
+            columns: Names of columns.
+            **policy: Which items may be recommended, as ``score.policy``.
+
+        Returns:
+            ``user``, ``item``, ``rank`` from 1, ``score`` and what else the model predicts.
+
+        Raises:
+            ConfigError: An argument is invalid.
+            DataError: The histories are not valid, or the model knows none of their items.
+        """
+        given = read_given(histories, columns)
+        settings: dict[str, object] = {"k": k, "policy": {n: _listed(v) for n, v in policy.items()}}
+        if outputs is not None:
+            settings["outputs"] = list(outputs)
+        config = checked(ScoreConfig, settings, where="recommend")
+        config = config.model_copy(update={"layout": "long"})
+        table, read = recommend_table(self.scorer, given.table, None, config)
+        self._require_known(read)
+        return given.answer(table.drop_columns([DIGEST]))
+
+    def predict(
+        self,
+        histories: AnyHistories,
+        targets: AnyHistories,
+        *,
+        columns: Mapping[str, str] = _NAMES,
+    ) -> Any:
+        """Return what the model predicts for given items of given users.
+
+        Args:
+            histories: See the class.
+            targets: A table of pairs (``user``, ``item``), a dictionary of items by user, or the
+                items to predict for every user.
+            columns: Names of columns, of both.
+
+        Returns:
+            ``user``, ``item``, ``score`` and, by models of ratings, ``rating`` and ``deviation``;
+            in the order of the targets, as a table where these are one. Pairs of an item or user
+            that is unknown are null.
+
+        Raises:
+            DataError: The histories or targets are not valid.
+        """
+        given = read_given(histories, columns)
+        read = read_histories(self._vocabulary, given.table, None)
+        self._require_known(read)
+        pairs = _pairs(read.user, targets, columns)
+        found = pairs.append_column("score", pa.nulls(len(pairs), pa.float32()))
+        for name, values in self._predicted(read, pairs).items():
+            at = found.column_names.index(name) if name in found.column_names else None
+            found = (
+                found.append_column(name, values)
+                if at is None
+                else found.set_column(at, name, values)
+            )
+        return given.answer(found) if to_arrow(targets) is None else from_arrow(found, targets)
+
+    @torch.inference_mode()
+    def similar_items(self, items: Id | Sequence[Id], k: int = 10) -> Any:
+        """Return the items most similar to given ones.
+
+        By the cosine of item embeddings; for a model without embeddings, the list of a user who met
+        this item only.
+
+        Args:
+            items: One id, or several.
+            k: Length of the lists.
+
+        Returns:
+            Rows of ``item`` and ``score``, best first; for several ids, a dictionary of them.
+
+        Raises:
+            DataError: The model does not know an item.
+        """
+        asked = [items] if isinstance(items, int | str | np.integer) else list(items)
+        position_Q = self._vocabulary.positions(pa.array(asked))
+        unknown = [item for item, at in zip(asked, position_Q, strict=True) if at < 0]
+        if unknown:
+            raise DataError(
+                f"the model does not know item(s) {unknown[:20]}; see Recommender.items"
+            )
+        score_QI = self._similarities(torch.from_numpy(position_Q))
+        score_QI[torch.arange(len(asked)), torch.from_numpy(position_Q)] = -torch.inf
+        key_QK = best_keys(score_QI, 0, min(k, score_QI.shape[1]))
+        found = {}
+        for item, keys in zip(asked, key_QK, strict=True):
+            known = keys[items_of(keys) >= 0]
+            ids = self._vocabulary.ids.take(pa.array(items_of(known).numpy())).to_pylist()
+            rows = zip(ids, scores_of(known).tolist(), strict=True)
+            found[item] = [{"item": other, "score": score} for other, score in rows]
+        return found[asked[0]] if asked == [items] else found
+
+    def explain(
+        self, history: History, k: int = 10, *, max_reasons: int = 5, **policy: Unpack[Policy]
+    ) -> list[dict[str, Any]]:
+        """Return one user's list, with the interactions that had the largest influence on it.
+
+        Args:
+            history: Of one user.
+            k: Length of the list.
+            max_reasons: Interactions listed for each item.
+            **policy: As in `recommend`.
+
+        Returns:
+            The rows of `recommend`, each with ``reasons``: rows of ``item`` and ``influence``, the
+            score with the whole history minus the score without the interaction.
+
+        Raises:
+            DataError: The history is not valid.
+        """
+        listed: list[dict[str, Any]] = self.recommend(history, k, **policy)
+        read = read_histories(self._vocabulary, read_given(history, _NAMES).table, None)
+        ids = pa.array([row["item"] for row in listed], self._vocabulary.ids.type)
+        influence_NK = self.scorer.explain(
+            read.source, torch.from_numpy(self._vocabulary.positions(ids))
+        )
+        met = self._vocabulary.ids.take(pa.array(read.source.item_N.numpy())).to_pylist()
+        for row, influence_N in zip(listed, influence_NK.T, strict=True):
+            places = influence_N.abs().topk(min(max_reasons, len(met))).indices.tolist()
+            row["reasons"] = [{"item": met[n], "influence": float(influence_N[n])} for n in places]
+        return listed
+
+    def embed(self, histories: AnyHistories, *, columns: Mapping[str, str] = _NAMES) -> Any:
+        """Return user embeddings.
+
+        Args:
+            histories: See the class.
+            columns: Names of columns.
+
+        Returns:
+            ``user`` and ``embedding``. The score of an item is the product of the embedding, with a
+            1 appended, and its vector of `item_vectors`.
+
+        Raises:
+            DataError: The model has no user embeddings.
+        """
+        given = read_given(histories, columns)
+        config = ScoreConfig(outputs=("embedding",))
+        table, read = recommend_table(self.scorer, given.table, None, config)
+        self._require_known(read)
+        return given.answer(table.drop_columns([DIGEST]))
+
+    def item_vectors(self) -> pa.Table:
+        """Return ``item`` and ``vector`` of all items; the last element is the item's offset.
+
+        Raises:
+            DataError: The model has no item embeddings.
+        """
+        return vector_table(self.bundle)
+
+    @property
+    def _vocabulary(self) -> Vocabulary:
+        return self.scorer.vocabulary
+
+    def _require_known(self, read: Histories) -> None:
+        counts = read.row_status
+        total = sum(counts[status] for status in counts)
+        if counts["used"] == 0 and total:
+            ids = self._vocabulary.ids[:3].to_pylist()
+            raise DataError(
+                f"none of the {total} interactions can be used ({counts}); write "
+                f"ids and ratings as in the log that the model was trained on, such as {ids}"
+            )
+
+    def _predicted(self, read: Histories, pairs: pa.Table) -> dict[str, pa.Array]:
+        """Return the columns of predictions for pairs."""
+        row_N = pc.fill_null(pc.index_in(pairs["user"], value_set=read.user), -1).to_numpy()
+        item_N = self._vocabulary.positions(pairs["item"].combine_chunks())
+        place_M = np.flatnonzero((row_N >= 0) & (item_N >= 0))
+        place_M = place_M[np.argsort(row_N[place_M], kind="stable")]
+        pointer_P = np.searchsorted(row_N[place_M], np.arange(len(read.user) + 1))
+        target = Batch(
+            torch.full((len(read.user),), -1),
+            torch.from_numpy(pointer_P),
+            torch.from_numpy(item_N[place_M]),
+            torch.ones(len(place_M)),
+        )
+        columns: dict[str, list[torch.Tensor]] = {}
+        for low in range(0, len(read.user), _BATCH_USERS):
+            high = min(low + _BATCH_USERS, len(read.user))
+            source, part = read.source.slice(low, high), target.slice(low, high)
+            columns.setdefault("score", []).append(pair_scores(self.scorer, source, part))
+            rated = self.scorer.predict(source, part)
+            if rated is not None:
+                columns.setdefault("rating", []).append(rated.rating_N)
+            if rated is not None and rated.deviation_N is not None:
+                columns.setdefault("deviation", []).append(rated.deviation_N)
+        return {
+            name: _scattered(torch.cat(parts).numpy(), place_M, len(pairs))
+            for name, parts in columns.items()
+        }
+
+    def _similarities(self, position_Q: torch.Tensor) -> torch.Tensor:
+        """Return the similarity of all items to some, float32 ``[Q, I]``, on the CPU."""
+        found = item_vectors(self.scorer.model)
+        if found is not None:
+            unit_IZ = torch.nn.functional.normalize(found.vector_IZ.float(), dim=1)
+            return (unit_IZ[position_Q.to(unit_IZ.device)] @ unit_IZ.T).cpu()
+        met = Batch.from_lists([[int(at)] for at in position_Q])
+        top = self._vocabulary.levels[-1]
+        state = self.scorer.model.encode(
+            met._replace(value_N=met.value_N * top).to(self.scorer.device)
+        )
+        output_QI = self.scorer.model.decode(state, slice(None)).float()
+        return self.scorer.model.output.ranking_score(output_QI).cpu().clone()
+
+
+def _pairs(users: pa.Array, targets: Any, columns: Mapping[str, str]) -> pa.Table:
+    """Return ``user`` and ``item`` of the pairs to predict."""
+    frame = to_arrow(targets)
+    if frame is None and not isinstance(targets, Mapping):
+        items = pa.array(list(targets))
+        every = pa.array(np.repeat(np.arange(len(users)), len(items)))
+        again = pa.array(np.tile(np.arange(len(items)), len(users)))
+        return pa.table({"user": users.take(every), "item": items.take(again)})
+    if frame is None:
+        flat = [(user, item) for user, items in targets.items() for item in items]
+        frame = pa.table({"user": [user for user, _ in flat], "item": [item for _, item in flat]})
+    names = {ours: columns.get(ours, ours) for ours in ("user", "item")}
+    absent = [name for name in names.values() if name not in frame.column_names]
+    if absent:
+        raise DataError(f"targets lack column(s) {absent}; they have {frame.column_names}")
+    kind: IdKind = "int" if pa.types.is_integer(users.type) else "string"
+    user = id_column(frame[names["user"]], kind).ids.cast(users.type)
+    return pa.table({"user": user, "item": frame[names["item"]]})
+
+
+def _scattered(
+    value_M: npt.NDArray[np.float32], place_M: npt.NDArray[np.int64], length: int
+) -> pa.Array:
+    """Return a column with values at some places, and null at the others."""
+    value_N, is_absent_N = np.zeros(length, np.float32), np.ones(length, dtype=bool)
+    value_N[place_M], is_absent_N[place_M] = value_M, False
+    return pa.array(value_N, mask=is_absent_N)
+
+
+def _listed(value: object) -> object:
+    """Return ids of any sequence as JSON holds them."""
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
+        return [part.item() if isinstance(part, np.generic) else part for part in value]
+    return value

@@ -1,0 +1,191 @@
+"""A first run file for a log: how the log is read, a split for the purpose, a model by its size."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distrib.config import checked
+from distrib.data.config import DataConfig
+from distrib.data.logs.readers import log_pieces, read_log
+from distrib.data.prepare.job import read_plan
+from distrib.data.schema import Status
+from distrib.errors import DataError
+from distrib.run_file import RunFile
+from distrib.settings.guess import Guess
+from distrib.settings.show import inline
+from distrib.storage import Folder
+
+Purpose = Literal["research", "nightly"]
+
+_COUNTED_BYTES = 400 << 20
+_SHARD_ROWS = 1_000_000
+_SHOWN = 5
+_FEW_LEVELS = 3
+_HELD_OUT_SHARE = 0.1
+_MOST_HELD_OUT = 10_000
+_LONG_HISTORY = 200
+
+
+class Size(NamedTuple):
+    """How large a log is, and its first rows as they are read."""
+
+    rows: int
+    users: int
+    items: int
+    rejected: dict[str, int]
+    """Rows that are not valid, by reason."""
+
+    is_whole: bool
+    """Whether all of the log was read; only its beginning otherwise."""
+
+    shown: pa.Table
+    """First rows: ``user``, ``item``, ``rating``, ``time``."""
+
+
+def measure(found: Guess) -> Size:
+    """Read a log, or its beginning if it is large.
+
+    Args:
+        found: The log.
+
+    Returns:
+        Its size.
+
+    Raises:
+        DataError: It cannot be read as guessed.
+    """
+    document = {"prepared": "unused", "source": found.source, "ratings": found.ratings}
+    config = checked(DataConfig, {**document, "split": {"name": "none"}}, where="the guess")
+    plan = read_plan(config)
+    pieces = log_pieces(plan.layout)
+    size = sum(Folder(file.url).size() for file in {f.url: f for f in plan.layout.files}.values())
+    is_whole = size <= _COUNTED_BYTES
+    reads = (part for piece in pieces for part in read_log(piece, plan.layout, plan.scale))
+    tables = [part.interactions for part in (reads if is_whole else itertools.islice(reads, 1))]
+    table = pa.concat_tables(tables)
+    status = table["status"].to_numpy()
+    kept = table.filter(pa.array(status == Status.KEPT))
+    counted = table.filter(pa.array(status != Status.KEPT))
+    rejected: dict[str, int] = {}
+    for row in counted.select(["status", "time"]).to_pylist():
+        reason = Status(row["status"]).reason
+        rejected[reason] = rejected.get(reason, 0) + row["time"]
+    users, items = (len(pc.unique(kept[name])) for name in ("user", "item"))
+    if not len(kept):
+        raise DataError(f"{found.source['path']}: no row is valid as guessed: {rejected}")
+    names = [n for n in ("user", "item", "rating", "time") if n in kept.column_names]
+    return Size(len(kept), users, items, rejected, is_whole, kept.select(names)[:_SHOWN])
+
+
+def run_file(found: Guess, size: Size, purpose: Purpose, name: str) -> str:
+    """Write a run file with comments.
+
+    Args:
+        found: The log.
+        size: Of the log.
+        purpose: ``research``: a part is held out to measure; ``nightly``: all of it trains.
+        name: Of the run; folders are named after it.
+
+    Returns:
+        TOML that is a valid run file.
+    """
+    lines = [
+        f"# Written by `distrib init`. Next: distrib pipeline --config {name}.toml",
+        "#:schema distrib.schema.json",
+        f"run = {inline(f'runs/{name}')}  # folder or URL of checkpoints, the model and the lists",
+        "",
+        "[data]",
+        f"prepared = {inline(f'runs/{name}-data')}  # folder or URL of the prepared histories",
+        *_split(found, size, purpose),
+    ]
+    shards = min(max(8, size.rows // _SHARD_ROWS), 1024)
+    if shards > 8:
+        lines.append(f"num_shards = {shards}")
+    lines += _cleaning(size)
+    if found.ratings:
+        lines.append(f"ratings = {inline(found.ratings)}")
+    lines += ["", "[data.source]"]
+    lines += [f"{key} = {inline(value)}" for key, value in found.source.items()]
+    if found.events:
+        column, events = found.events
+        listed = ", ".join(events)
+        lines.append(
+            f"# where = {{ {column} = [{json.dumps(events[0])}] }}  # count only: {listed}"
+        )
+    lines += _model(found, size, purpose)
+    lines += ["", "[score]", "k = 50  # items for each user"]
+    text = "\n".join(lines) + "\n"
+    _require_valid(text)
+    return text
+
+
+def _require_valid(text: str) -> None:
+    import tomllib
+
+    checked(RunFile, tomllib.loads(text), where="the run file that init wrote")
+
+
+def _split(found: Guess, size: Size, purpose: Purpose) -> Iterator[str]:
+    if purpose == "nightly":
+        yield 'split = { name = "none" }  # all of the log trains; nothing is held out to measure'
+        yield "extend = true  # later runs add the new files of the log"
+        return
+    held_out = min(_MOST_HELD_OUT, max(1, int(size.users * _HELD_OUT_SHARE)))
+    if _kind(found) == "sequences":
+        yield "# the last item of each user is for testing, the one before for validation"
+        yield 'split = { name = "leave_last", count = 2 }'
+    elif _kind(found) == "ratings":
+        yield 'split = { name = "entrywise" }  # rows: 70 % train, 15 % choose the epoch, 15 % test'
+    else:
+        users = f"valid_users = {held_out}, test_users = {held_out}"
+        yield f'split = {{ name = "strong_generalization", {users} }}  # users held out whole'
+
+
+def _kind(found: Guess) -> Literal["sequences", "ratings", "interactions"]:
+    if found.is_sequence and not found.source.get("user_first"):
+        return "sequences"
+    is_rated = found.levels is not None and len(found.levels) >= _FEW_LEVELS
+    return "ratings" if is_rated else "interactions"
+
+
+def _cleaning(size: Size) -> Iterator[str]:
+    if size.rows < 3 * size.users:
+        yield "# cleaning = { min_user_items = 2 }  # leave out users with a single interaction"
+
+
+def _model(found: Guess, size: Size, purpose: Purpose) -> Iterator[str]:
+    kind = _kind(found)
+    width = 64 if size.items < 2000 else 128 if size.items < 10_000 else 200
+    batch = int(2 ** np.clip(np.round(np.log2(max(size.users, 1) / 64)), 4, 9))
+    yield from ("", "[model]")
+    if kind == "ratings":
+        yield 'name = "conv4rec"  # who interacts with what, and how they rate it'
+        yield f"latent_width = {width}"
+        yield f"rating_width = {width // 2}"
+    elif kind == "sequences":
+        yield 'name = "sas_rec"  # what comes next'
+        yield "max_length = 50"
+    else:
+        yield 'name = "mult_vae"  # who interacts with what'
+        yield f"hidden_width = {3 * width}"
+        yield f"latent_width = {width}"
+    yield from ("", "[train]", f"batch_users = {batch}")
+    if purpose == "nightly":
+        yield "num_epochs = 20"
+    else:
+        yield "num_epochs = 100"
+        yield "patience = 10  # stop after so many epochs without a better validation"
+
+
+def name_of(url: str) -> str:
+    """Return a name for the run of a log."""
+    parts = [part for part in url.replace(":", "/").split("/") if part]
+    stem = PurePosixPath(parts[-1] if parts else "log").name.split(".")[0]
+    plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in stem).strip("-")
+    return plain or "log"

@@ -1,0 +1,37 @@
+"""Assembles model, objective and engine of a run."""
+
+import torch.distributed
+
+from distrib.checkpoint.bundle import BUNDLE, load_bundle
+from distrib.events import emit
+from distrib.storage import Folder
+from distrib.training.config import TrainingRun
+from distrib.training.engines.base import Engine
+from distrib.training.engines.deepspeed import DeepSpeedEngine
+from distrib.training.engines.item_parallel import ItemEngine
+from distrib.training.engines.local import LocalEngine
+from distrib.training.schemes import iterative_scheme_of
+from distrib.training.warm_start import begin_with, load_pretrained, start_from
+from distrib.vocabulary import Vocabulary
+
+
+def build_engine(config: TrainingRun, vocabulary: Vocabulary, device: torch.device) -> Engine:
+    """Build the model, warm-started where configured, and the engine around it."""
+    torch.manual_seed(config.seed)
+    scheme = iterative_scheme_of(config)
+    model = scheme.build(config.model, vocabulary)
+    if config.train.warm_start:
+        earlier = load_bundle(Folder(config.train.warm_start) / BUNDLE)
+        known = begin_with(model, vocabulary, earlier)
+        if torch.distributed.get_rank() == 0:
+            emit("warm_start", items=len(vocabulary), known_items=known)
+    if config.train.pretrained:
+        start_from(model, config.model, load_pretrained(config.train.pretrained))
+    engine = config.engine
+    assert config.objective is not None  # refused before any worker starts
+    objective = config.objective.build(vocabulary.catalog)
+    step = scheme.step(model, objective, engine)
+    if torch.distributed.get_world_size() == 1 and engine.is_plain:
+        return LocalEngine(step.to(device), config.optimizer, device)
+    kind = ItemEngine if engine.parallel == "items" else DeepSpeedEngine
+    return kind(step, config.optimizer, engine, batch_users=config.train.batch_users, device=device)

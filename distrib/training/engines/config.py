@@ -1,0 +1,172 @@
+"""Settings of the engine, and which DeepSpeed keys a run file may add."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from distrib.config import Config
+
+_OURS = {
+    "train_batch_size": "train.batch_users",
+    "train_micro_batch_size_per_gpu": "engine.micro_batch_users",
+    "gradient_accumulation_steps": "engine.micro_batch_users",
+    "gradient_clipping": "optimizer.gradient_clipping",
+    "optimizer": "optimizer",
+    "scheduler": "optimizer.schedule",
+    "bf16.enabled": "engine.precision",
+    "fp16.enabled": "engine.precision",
+    "data_types": "engine.precision",
+    "torch_autocast": "engine.precision",
+    "communication_data_type": "engine.precision",
+    "zero_optimization.stage": "engine.zero_stage",
+    "zero_optimization.offload_optimizer": "engine.offload",
+    "zero_optimization.offload_param": "engine.offload",
+    "zero_optimization.contiguous_gradients": "engine.zero_stage",
+    "zero_optimization.reduce_scatter": "engine.zero_stage",
+    "zero_allow_untested_optimizer": "optimizer.name",
+    "zero_force_ds_cpu_optimizer": "engine.offload",
+}
+"""DeepSpeed keys that other settings decide, and those settings."""
+
+_KNOWN = {
+    "activation_checkpointing",
+    "aio",
+    "bf16",
+    "comet",
+    "comms_logger",
+    "csv_monitor",
+    "disable_allgather",
+    "dump_state",
+    "flops_profiler",
+    "fp16",
+    "gradient_predivide_factor",
+    "memory_breakdown",
+    "prescale_gradients",
+    "seq_parallel_communication_data_type",
+    "steps_per_print",
+    "tensorboard",
+    "timers",
+    "use_data_before_expert_parallelism",
+    "wall_clock_breakdown",
+    "wandb",
+    "zero_optimization",
+}
+"""Keys that pass through. DeepSpeed silently ignores unknown top-level keys, and some known ones
+would change what the engine does (``compile``, ``sparse_gradients``)."""
+
+_TABLES = {"bf16", "fp16", "zero_optimization"}
+
+
+def faults_of(extra: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with a pass-through table: clashes, and names that DeepSpeed ignores."""
+    faults = [
+        f"deepspeed.{path}: {_OURS[path]} decides that; set it there"
+        for path in _paths(extra)
+        if path in _OURS
+    ]
+    for key, value in extra.items():
+        if key in _TABLES and not isinstance(value, Mapping):
+            faults.append(f"deepspeed.{key} = {value!r}: must be a table")
+        if key not in _KNOWN and key not in _OURS:
+            near = difflib.get_close_matches(key, _KNOWN, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"supported: {sorted(_KNOWN)}"
+            faults.append(f"deepspeed.{key}: this key is not supported; {hint}")
+    return faults
+
+
+def _paths(table: Mapping[str, Any]) -> list[str]:
+    """Return all keys; keys of nested tables are joined by dots."""
+    inner = [
+        f"{k}.{path}" for k, v in table.items() if isinstance(v, Mapping) for path in _paths(v)
+    ]
+    return [*table, *inner]
+
+
+class EngineConfig(Config):
+    """How the engine computes."""
+
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Of parameters and activations; losses and the optimizer are always float32."""
+
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """What is sharded over ranks: 1 optimizer state, 2 also gradients, 3 also parameters. 0 in fp32
+    on one worker runs without DeepSpeed."""
+
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What DeepSpeed keeps in CPU memory: the optimizer's state, or (stage 3) also parameters."""
+
+    parallel: Literal["data", "items"] = "data"
+    """``items``: each rank owns a range of items in the last layer, and gathers the user embeddings
+    instead of reducing gradients as large as the catalog. Without ZeRO and fp16."""
+
+    block_items: PositiveInt = 4096
+    """Items per chunk of the last layer; peak memory grows with it, small chunks are slow."""
+
+    keep_output_mb: NonNegativeInt = 256
+    """Decoded chunks are kept for the backward pass up to this size, and recomputed beyond it."""
+
+    micro_batch_users: NonNegativeInt = 0
+    """Users of a rank in one forward pass; gradients accumulate over the batch. 0: all at once."""
+
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Passed to DeepSpeed unchanged, e.g. ``zero_optimization.reduce_bucket_size``; keys that other
+    settings decide are refused."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a single worker can run without DeepSpeed, which is faster for small steps."""
+        is_whole = self.parallel == "data" and self.zero_stage == 0 and not self.micro_batch_users
+        return is_whole and self.precision == "fp32" and not self.deepspeed
+
+    def faults(self, *, use_gpu: bool, max_skipped_updates: int, is_tied: bool) -> Iterator[str]:
+        """Yield what the rest of a run file does not allow.
+
+        Args:
+            use_gpu: Whether workers have GPUs.
+            max_skipped_updates: Consecutive updates that may be skipped.
+            is_tied: Whether the model's first and last layers share one table.
+
+        Yields:
+            Each fault with its remedy.
+        """
+        if self.precision == "fp16" and not use_gpu:
+            yield (
+                "engine.precision = 'fp16' with train.use_gpu = false: DeepSpeed supports fp16 "
+                "on GPUs (and few CPUs); use bf16 or fp32, or set train.use_gpu = true"
+            )
+        if max_skipped_updates and self.precision != "fp16":
+            yield (
+                f"train.max_skipped_updates = {max_skipped_updates} with engine.precision = "
+                f"{self.precision!r}: only fp16 skips updates; set it to 0"
+            )
+        if is_tied and self.parallel == "items":
+            yield (
+                "engine.parallel = 'items' with a model whose first and last layers share a table; "
+                "set it to 'data'"
+            )
+
+    @model_validator(mode="after")
+    def _what_does_not_go_together(self) -> "EngineConfig":
+        faults = faults_of(self.deepspeed)
+        if self.precision == "fp16" and self.zero_stage == 0:
+            faults.append(
+                "precision fp16 with zero_stage 0 trains wrongly in DeepSpeed (its issue 8393); "
+                "use zero_stage 1, or precision bf16"
+            )
+        if self.offload != "none" and self.zero_stage < (3 if self.offload == "all" else 1):
+            faults.append(
+                f"offload {self.offload!r} with zero_stage {self.zero_stage}: the optimizer's "
+                "state can be offloaded from stage 1 on, parameters in stage 3"
+            )
+        if self.parallel == "items" and (
+            self.precision == "fp16" or self.offload != "none" or self.deepspeed
+        ):
+            faults.append(
+                "parallel 'items' runs without DeepSpeed and does not support precision fp16, "
+                "offload or the deepspeed table; remove them, or set parallel = 'data'"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self

@@ -1,0 +1,181 @@
+"""A worker's state of training: loaded on all ranks or none, saved while training continues."""
+
+import functools
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import ray.train
+import torch.distributed
+from torch import Tensor
+
+from distrib.checkpoint.bundle import BundleFacts
+from distrib.checkpoint.state import SavedState
+from distrib.checkpoint.store import CheckpointStore, checkpoint_name
+from distrib.checkpoint.writer import CheckpointWriter, Rank
+from distrib.errors import CheckpointError, DataError
+from distrib.events import emit
+from distrib.fence import require_ours
+from distrib.retries import with_retries
+from distrib.storage import Folder
+from distrib.training.best_bundle import write_best
+from distrib.training.config import TrainingRun
+from distrib.training.engines.base import Engine
+from distrib.training.loop import TrainState
+from distrib.training.records import EpochRecord
+from distrib.training.workers.collectives import broadcast_object, gather_objects
+from distrib.training.workers.loss_reducer import LossReducer
+from distrib.vocabulary import Vocabulary
+
+POSITION = "position.json"
+"""File of the training position, inside a checkpoint."""
+
+
+class Attempt(NamedTuple):
+    """One start of a run."""
+
+    name: str
+    """Equal on all ranks, different for every start."""
+
+    token: str
+    """While the run folder holds it, this start may write the run."""
+
+    facts: BundleFacts
+    """Kept in bundles: hash of the data and the like."""
+
+
+class Trained(NamedTuple):
+    """What a checkpoint saves, and is restored into."""
+
+    engine: Engine
+    state: TrainState
+    loss_reducer: LossReducer
+    history: list[EpochRecord]
+    vocabulary: Vocabulary
+
+
+class RunCheckpoints:
+    """The checkpoints of a run, as one rank writes and reads them.
+
+    Args:
+        run: The run.
+        rank: Rank of this process.
+        attempt: Which start of the run.
+        trained: What is saved.
+    """
+
+    def __init__(self, run: TrainingRun, rank: Rank, attempt: Attempt, trained: Trained) -> None:
+        self.run, self.rank, self.attempt, self.trained = run, rank, attempt, trained
+        self.folder = Folder(run.run)
+        self.store = CheckpointStore(self.folder)
+        self.writer = CheckpointWriter(
+            self.store,
+            rank,
+            retry_s=run.train.checkpoint.retry_s,
+            in_background=run.train.checkpoint.in_background,
+        )
+        self.saved_s = time.monotonic()
+        """When the last one was started."""
+
+    def resume(self) -> None:
+        """Load the newest checkpoint that every rank finds intact, if there is one.
+
+        Raises:
+            CheckpointError: There are some, but none is intact.
+        """
+        faults: list[str] = []
+        retry_s = self.run.train.checkpoint.retry_s
+        is_first = self.rank.rank == 0
+        found = with_retries(self.store.complete, timeout_s=retry_s) if is_first else None
+        names: list[str] = broadcast_object(found)
+        for name in names:
+            fault = self._load(name)
+            if not fault:
+                if is_first:
+                    position = self.trained.state.position()
+                    emit("resumed", checkpoint=name, **position, damaged=faults)
+                return
+            faults.append(fault)
+        if faults:
+            raise CheckpointError("; ".join(faults))
+
+    def _load(self, name: str) -> str:
+        """Load a checkpoint on all ranks, or on none; return what is wrong with it, if anything.
+
+        One rank of each node fetches it for the others there.
+        """
+        context = ray.train.get_context()
+        node = context.get_node_rank()  # several nodes may share a machine's folder
+        folder = Path(tempfile.gettempdir(), f"distrib-{self.attempt.name}-{node}-{name}")
+        fault = ""
+        if context.get_local_rank() == 0:
+            try:
+                self.store.fetch(name, folder, retry_s=self.run.train.checkpoint.retry_s)
+            except (DataError, CheckpointError, OSError) as error:
+                fault = str(error)
+        fault = next(filter(None, gather_objects(fault)), "")
+        if not fault:
+            self._restore(folder)
+        torch.distributed.barrier()
+        if context.get_local_rank() == 0:
+            Folder(str(folder)).remove()
+        return fault
+
+    def _restore(self, folder: Path) -> None:
+        trained = self.trained
+        saved = Folder(str(folder)).read_json(POSITION)
+        trained.engine.restore(SavedState(folder), saved["engine"])
+        trained.state.go_to(saved["position"])
+        trained.loss_reducer.take(saved["ledger"], self.rank.rank, self.rank.world_size)
+        trained.history[:] = map(EpochRecord.model_validate, saved["history"])
+
+    def save(self, best: dict[str, Tensor] | None = None) -> None:
+        """Start to write a checkpoint; every rank must call.
+
+        Args:
+            best: Weights of the last epoch, where it is better than all before.
+        """
+        started_s = time.perf_counter()
+        trained = self.trained
+        reducers = gather_objects(trained.loss_reducer.to_json())
+        position = {
+            "position": trained.state.position(),
+            "ledger": reducers,
+            "engine": trained.engine.facts(),
+            "history": [record.to_json() for record in trained.history],
+        }
+        is_first = self.rank.rank == 0
+        last = trained.history[-1] if trained.history else None
+        self.writer.start(
+            checkpoint_name(trained.state.step, self.attempt.name),
+            trained.engine.pieces(),
+            {POSITION: json.dumps(position)} if is_first else {},
+            functools.partial(self._before_writing, best, last) if is_first else None,
+        )
+        self.saved_s = time.monotonic()
+        trained.state.checkpoint_s += time.perf_counter() - started_s
+
+    def _before_writing(self, best: dict[str, Tensor] | None, last: EpochRecord | None) -> None:
+        """Check that this start still owns the run, keep the best weights, remove old checkpoints.
+
+        In this order, a checkpoint whose history names a best epoch always has its bundle.
+        """
+        self.require_ours()
+        if best is not None and last is not None:
+            write_best(self.run, self.trained.vocabulary, best, last, self.attempt.facts)
+        self.prune()
+
+    def prune(self) -> None:
+        """Remove old checkpoints."""
+        self.store.prune(self.run.train.checkpoint.keep, self.attempt.name)
+
+    def require_ours(self) -> None:
+        """Raise when a later start of this run has taken the folder over."""
+        require_ours(self.folder, self.attempt.token)
+
+    def wait(self) -> str:
+        """Wait until all is written, on all ranks; return what failed on any of them."""
+        self.writer.wait()
+        return next(filter(None, gather_objects(self.writer.fault)), "")
