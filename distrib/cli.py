@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from distrib.config import JsonObject, Record, load
 from distrib.errors import ClusterError, ConfigError, DistribError, StoppedError, excerpt, known
-from distrib.events import emit, is_terminal
+from distrib.events import emit, is_terminal, own_standard_output
 from distrib.redaction import redacted
 from distrib.renamed import RenamedWarning
 from distrib.run_file import RunFile
@@ -41,8 +41,8 @@ UNEXPECTED = 70
 _LONGEST_MESSAGE = 8000
 
 Check = Callable[[RunFile], object]
-Result = Record | JsonObject | None
-"""What a job returns; printed as JSON on the last line, if anything."""
+Result = Record | JsonObject | str
+"""What a job returns; printed as JSON on the last line, text as it is."""
 
 Run = Callable[[RunFile], Result]
 
@@ -226,7 +226,8 @@ def run_and_report(work: Callable[[], Result]) -> int:
     """Run a job; report its result or error in one line and return the exit code."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        result = work()
+        with own_standard_output():
+            result = work()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; rerun the same command to continue\n")
         return 130
@@ -236,8 +237,8 @@ def run_and_report(work: Callable[[], Result]) -> int:
     except Exception as error:
         return _failed(error)
     document = result.to_json() if isinstance(result, Record) else result
-    if document is not None:
-        sys.stdout.write(json.dumps(document, default=str) + "\n")
+    text = document if isinstance(document, str) else json.dumps(document, default=str) + "\n"
+    sys.stdout.write(text)
     return 0
 
 

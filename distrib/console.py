@@ -59,8 +59,11 @@ def cli() -> None:
 
 def _library(name: str) -> Any:
     """Import a module of the jobs, or say what is not installed."""
+    from distrib.events import own_standard_output
+
     try:
-        return importlib.import_module(name)
+        with own_standard_output():  # some libraries print when they are imported
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in {"distrib", ""}:
             raise

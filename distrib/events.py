@@ -1,9 +1,11 @@
 """Job output: structured lines, or progress bars and tables on a terminal."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from rich.console import Console
@@ -39,6 +41,21 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     console = Console(stderr=True)
     width = console.width if console.is_terminal else 120
     Console(stderr=True, width=width).print(drawn)
+
+
+@contextmanager
+def own_standard_output() -> Iterator[None]:
+    """Keep what libraries and workers print apart from the result: send it to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def is_terminal() -> bool:

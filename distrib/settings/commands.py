@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -99,9 +98,9 @@ def _cell(name: str, value: object) -> str:
 def show(path: str, overrides: Sequence[str]) -> int:
     """Print all settings of a run file; return the exit code."""
 
-    def work() -> None:
+    def work() -> str:
         file = read_run_file(path, overrides)
-        sys.stdout.write(shown(file, Path(path).read_text(encoding="utf-8"), overrides))
+        return shown(file, Path(path).read_text(encoding="utf-8"), overrides)
 
     return run_and_report(work)
 
@@ -131,11 +130,9 @@ def _migrated(path: str, text: str) -> tuple[str, list[Change]]:
 
 def reference() -> int:
     """Print the page of all settings; return the exit code."""
-    sys.stdout.write(page())
-    return 0
+    return run_and_report(page)
 
 
 def schema() -> int:
     """Print the JSON Schema of run files; return the exit code."""
-    sys.stdout.write(json.dumps(json_schema(), indent=1) + "\n")
-    return 0
+    return run_and_report(lambda: json.dumps(json_schema(), indent=1) + "\n")
