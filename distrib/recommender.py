@@ -260,7 +260,10 @@ class Recommender:
         return given.answer(table.drop_columns([DIGEST]))
 
     def item_vectors(self) -> pa.Table:
-        """Return ``item`` and ``vector`` of all items; the last element is the item's offset.
+        """Return the vectors of all items.
+
+        Returns:
+            ``item`` and ``vector``; the last element of a vector is the item's offset.
 
         Raises:
             DataError: The model has no item embeddings.

@@ -40,8 +40,8 @@ def test_a_run_is_described_from_a_frame_and_sections_replace_its_parts(log, her
     assert len(list((here / "runs/shop-log").iterdir())) == 1
     nightly = distrib.init(log, run="runs/shop", purpose="nightly")
     assert nightly.data.split.name == "none"
-    with pytest.raises(ConfigError, match=r"unknown section\(s\) \['modle'\]"):
-        distrib.init(log, modle="ease")
+    with pytest.raises(ConfigError, match=r"unknown section\(s\) \['mdel'\]"):
+        distrib.init(log, mdel="ease")
     with pytest.raises(ConfigError, match="latent_widht"):
         distrib.init(log, model={"name": "mult_vae", "latent_widht": 3})
     with pytest.raises(DataError, match="no columns of users and items"):

@@ -1,9 +1,9 @@
-"""Do the defaults hold? Each model as ``init`` and the defaults have it, beside item means and popularity.
+"""Do the defaults hold? Models as ``init`` sets them, beside item means and popularity.
 
 ``python -m tests.benchmarks.defaults yelp coat --models conv4rec mult_vae``. Logs are those of
 DISTRIB_DATA and drawn ones of three densities. Measured on validation, never on test data; a model
-holds if its error is below that of item means, or its NDCG above that of popularity, whichever it is
-made for. Nothing here asserts a result.
+holds if its error is below that of item means, and its NDCG above that of popularity, as far as it
+predicts ratings or ranks. Nothing here asserts a result.
 """
 
 import argparse
@@ -20,7 +20,6 @@ import pandas as pd
 import distrib
 from distrib.cli import connected
 from distrib.events import table
-from distrib.run_file import RunFile
 
 DATA = Path(os.environ.get("DISTRIB_DATA", "."))
 REAL = {
