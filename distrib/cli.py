@@ -307,7 +307,10 @@ def _with_token(file: RunFile) -> RunFile:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Connect to a cluster as `connect` does; shut down on exit."""
+    """Connect to a cluster as `connect` does, and shut down on exit; use one that runs already."""
+    if ray.is_initialized():
+        yield
+        return
     connect()
     try:
         yield

@@ -2,10 +2,10 @@
 
 import itertools
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from distrib.checkpoint.bundle import BUNDLE, copy_bundle
-from distrib.config import PlainName, Record, read_record
+from distrib.config import PlainName, Record, read_record, sealed
 from distrib.data.prepare.job import preflight as check_log
 from distrib.data.prepare.job import prepare
 from distrib.distill.job import soften
@@ -116,7 +116,7 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     if nightly_run.data not in {None, data}:
         place.remove()  # the log has grown since the interruption; that training data is outdated
     nightly_runs[-1] = nightly_run.model_copy(update={"data": data})
-    folder.write_json(NIGHTLY_RUNS, [entry.model_dump() for entry in nightly_runs])
+    _note(folder, nightly_runs)
     tonight = _tonight(file, place, _earlier(file, folder, before, prepared.forgets))
     trained = launch(tonight.training())
     output = file.score.output or str(folder / "recommendations")
@@ -127,7 +127,7 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     nightly_runs[-1] = nightly_runs[-1].model_copy(update={"is_done": True})
     for old in nightly_runs[:-_KEPT]:
         _place(folder, old).remove()
-    folder.write_json(NIGHTLY_RUNS, [entry.model_dump() for entry in nightly_runs[-_KEPT:]])
+    _note(folder, nightly_runs[-_KEPT:])
     emit("night_done", night=nightly_run.name, run=tonight.run, lists=output)
     return NightResult(night=nightly_run.name, new=True, trained=trained, scored=scored)
 
@@ -178,8 +178,15 @@ def _free(name: str, taken: set[str]) -> str:
 def _nightly_runs(folder: Folder) -> list[NightlyRun]:
     if not folder.exists(NIGHTLY_RUNS):
         return []
-    found = {"runs": folder.read_json(NIGHTLY_RUNS)}
+    found = folder.read_json(NIGHTLY_RUNS)
+    if isinstance(found, list):  # as before 0.2
+        found = {"runs": found}
     return list(read_record(_NightlyRuns, found, folder / NIGHTLY_RUNS).runs)
+
+
+def _note(folder: Folder, nightly_runs: Sequence[NightlyRun]) -> None:
+    runs = [entry.model_dump() for entry in nightly_runs]
+    folder.write_json(NIGHTLY_RUNS, sealed({"runs": runs}))
 
 
 def _place(folder: Folder, nightly_run: NightlyRun) -> Folder:

@@ -67,7 +67,7 @@ def prepared_as(digest):
 
 
 def ledger(file):
-    return Folder(file.run).read_json(NIGHTLY_RUNS)
+    return Folder(file.run).read_json(NIGHTLY_RUNS)["runs"]
 
 
 def published(file):
