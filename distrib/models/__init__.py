@@ -1,6 +1,9 @@
-"""The models, one file each; the union below lists those that a run file can name."""
+"""The models, one file each; the union below lists those that a run file can name.
 
-from typing import Annotated
+Other packages add theirs by an entry point; see `distrib.models.plugins`.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
@@ -14,6 +17,7 @@ from distrib.models.ncf.conv_ncf import ConvNcfConfig
 from distrib.models.ncf.gmf import GmfConfig
 from distrib.models.ncf.mlp import MlpConfig
 from distrib.models.ncf.neumf import NeuMfConfig
+from distrib.models.plugins import installed_models
 from distrib.models.sequential.deep_fm import DeepFmConfig
 from distrib.models.sequential.gru4rec import Gru4RecConfig
 from distrib.models.sequential.sas_rec import SasRecConfig
@@ -23,7 +27,7 @@ from distrib.models.shallow.ease import EaseConfig
 from distrib.models.shallow.item_knn import ItemKnnConfig
 from distrib.models.shallow.popularity import PopularityConfig
 
-ModelConfig = Annotated[
+_Shipped = (
     AutoRecConfig
     | BiasedMfConfig
     | Conv4RecConfig
@@ -42,7 +46,14 @@ ModelConfig = Annotated[
     | RecVaeConfig
     | SasRecConfig
     | VaeBmfConfig
-    | YoutubeDnnConfig,
-    Field(discriminator="name"),
-]
-"""Settings of a model, selected by ``name``."""
+    | YoutubeDnnConfig
+)
+
+if TYPE_CHECKING:
+    ModelConfig = Annotated[_Shipped, Field(discriminator="name")]
+else:
+    ModelConfig = Annotated[
+        Union[(_Shipped, *installed_models())],
+        Field(discriminator="name"),
+    ]
+    """Settings of a model, selected by ``name``; those of other packages, too."""

@@ -17,7 +17,7 @@ from distrib.run_file import RunFile
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-RUN = ("quickstart", "python", "recipes")
+RUN = ("quickstart", "python", "recipes", "contributing")
 """Pages whose blocks run from first to last."""
 
 FEWER = ["--set", "train.num_epochs=2", "--set", "train.num_workers=1"]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from distrib.checkpoint.bundle import BundleFacts
 from distrib.checkpoint.store import CheckpointStore
@@ -34,6 +34,7 @@ from distrib.training.run_folder import HISTORY, RUN, first_feed, identity
 from distrib.training.schemes import is_iterative, iterative_scheme_of, scheme_of
 from distrib.training.workers.signals import Driver, driving
 from distrib.training.workers.solve import solve
+from distrib.training.workers.trainer import Trainer
 from distrib.training.workers.worker import Inputs, train_worker
 
 _RAY = "ray"
@@ -197,7 +198,7 @@ class _LostWorkers:
 
 def _trainer(
     run: TrainingRun, data: TrainingData, dataset: Dataset, token: str, driver: Driver
-) -> TorchTrainer:
+) -> Trainer:
     folder, train = Folder(run.run), run.train
     inputs = Inputs(
         run=run.absolute().model_dump_json(),
@@ -211,7 +212,7 @@ def _trainer(
     resources = {"CPU": float(train.cpus_per_worker)} | ({"GPU": 1.0} if train.use_gpu else {})
     environment = {} if train.use_gpu else ON_CPU
     is_elastic = train.min_workers < train.max_workers
-    return TorchTrainer(
+    return Trainer(
         train_worker,
         train_loop_config={"inputs": inputs},
         torch_config=TorchConfig(timeout_s=int(train.collective_timeout_s * 2) + 60),
