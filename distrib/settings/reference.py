@@ -51,6 +51,7 @@ class _Page:
     def __init__(self, definitions: Mapping[str, JsonObject]) -> None:
         self.definitions = definitions
         self.places: dict[str, str] = {}
+        self.named: set[str] = set()
 
     def tables(self, field: JsonObject) -> dict[str, JsonObject]:
         """Return the tables that a field may hold, by name of their class."""
@@ -72,13 +73,16 @@ class _Page:
             return
         if "additionalProperties" in field:
             name = f"{name}.*"
+        new = {part: found for part, found in tables.items() if part not in self.places}
+        if name in self.named and not new:
+            return  # the same part of several formats
+        self.named.add(name)
         yield from ("", f"## `{name}`", "")
         if field.get("description"):
             yield from (_plain(field["description"]), "")
         known = sorted({self.places[part] for part in tables if part in self.places})
         if known:
             yield from (f"As {', '.join(f'`{place}`' for place in known)}.", "")
-        new = {part: found for part, found in tables.items() if part not in self.places}
         self.places |= dict.fromkeys(new, name)
         for found in new.values():
             yield from self._table(name, found)

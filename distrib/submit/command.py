@@ -26,7 +26,9 @@ class _OpenEnvironment(dict[str, str]):
 def _size_arguments(parser: argparse.ArgumentParser) -> None:
     for name in Sizes._fields:
         parser.add_argument(f"--{name}", type=int, help="size of the log, if not in the run file")
-    parser.add_argument("--gpu", default="h100", choices=sorted(GPUS), help="%(default)s")
+    parser.add_argument(
+        "--gpu", choices=sorted(GPUS), help="estimate for this GPU, even if the run uses none; h100"
+    )
 
 
 def plan_run(
@@ -68,7 +70,9 @@ def _estimated(file: RunFile, given: argparse.Namespace) -> Estimate | None:
     sizes = Sizes(*asked) if None not in asked else sizes_of(file)
     if sizes is None:
         return None
-    found = estimate(file.training(), sizes, given.gpu)
+    if given.gpu and not file.train.use_gpu:
+        file = file.model_copy(update={"train": file.train.model_copy(update={"use_gpu": True})})
+    found = estimate(file.training(), sizes, given.gpu or "h100")
     lines = {**found.lines(), **_soft_labels(file, sizes.users)}
     table("Estimate", ["", ""], [[name, value] for name, value in lines.items()])
     return found

@@ -283,4 +283,6 @@ def test_a_plan_needs_sizes_and_says_so(tmp_path, capfd):
     run_and_report = json.loads(capfd.readouterr().out)
     assert run_and_report["steps"] == 4
     assert run_and_report["gpu_hours"] == 0.0
+    assert plan_run("x", {}, ["--config", str(path), *sizes, "--gpu", "h100"]) == 0
+    assert json.loads(capfd.readouterr().out)["gpu_hours"] > 0.0
     assert Path(path).exists()
