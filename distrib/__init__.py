@@ -52,4 +52,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: torch and Ray take seconds."""
     if name not in _HOME:
         raise AttributeError(f"module 'distrib' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    from distrib.events import own_standard_output
+
+    with own_standard_output():  # DeepSpeed prints when it is imported
+        module = importlib.import_module(_HOME[name])
+    return getattr(module, name)

@@ -17,7 +17,10 @@ GROUP = "distrib.models"
 
 
 def installed_models() -> tuple[type[Config], ...]:
-    """Return the configurations of the models that other packages add.
+    """Find the models that other packages add.
+
+    Returns:
+        Their configurations.
 
     Raises:
         ConfigError: One cannot be imported, or is not the configuration of a model.

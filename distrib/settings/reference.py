@@ -80,15 +80,19 @@ class _Page:
         yield from ("", f"## `{name}`", "")
         if field.get("description"):
             yield from (_plain(field["description"]), "")
-        known = sorted({self.places[part] for part in tables if part in self.places})
-        if known:
-            yield from (f"As {', '.join(f'`{place}`' for place in known)}.", "")
+        yield from self._known(tables)
         self.places |= dict.fromkeys(new, name)
         for found in new.values():
             yield from self._table(name, found)
         for found in new.values():
             for key, inner in found["properties"].items():
                 yield from self.section(f"{name}.{key}", inner)
+
+    def _known(self, tables: Mapping[str, JsonObject]) -> Iterator[str]:
+        """Refer to where tables have been described."""
+        known = sorted({self.places[part] for part in tables if part in self.places})
+        if known:
+            yield from (f"As {', '.join(f'`{place}`' for place in known)}.", "")
 
     def _table(self, name: str, found: JsonObject) -> Iterator[str]:
         fields = dict(found["properties"])

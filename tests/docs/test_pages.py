@@ -103,10 +103,10 @@ def run(words):
 def test_blocks_run_from_first_to_last(name, shop, cluster):
     names = {}
     if name == "python":  # the page's second way to name a run
-        CliRunner().invoke(cli, ["init", "events.parquet", "--output", "shop.toml"])
-        text = (shop / "shop.toml").read_text().replace("num_epochs = 100", "num_epochs = 2")
-        (shop / "shop.toml").write_text(text)
-        distrib.prepare("shop.toml")
+        CliRunner().invoke(cli, ["init", "events.parquet"])
+        text = (shop / "events.toml").read_text().replace("num_epochs = 100", "num_epochs = 2")
+        (shop / "events.toml").write_text(text)
+        distrib.prepare("events.toml")
     for language, text in blocks(ROOT / f"docs/{name}.md", "sh", "python"):
         if language == "python":
             exec(compile(text, f"docs/{name}.md", "exec"), names)

@@ -258,7 +258,7 @@ def test_what_one_machine_cannot_hold_is_refused(served):
     config = ServeConfig(port=free_port(), replicas=[9, 12], cpus_per_replica=0.5)
     with pytest.raises(ConfigError, match="Ray Serve runs on this cluster already"):
         start(ServePlan.of(str(run), data.prepared, config))
-    with pytest.raises(ConfigError, match=r"9 replica\(s\) and 1 front\(s\) take 4.6 CPU"):
+    with pytest.raises(ConfigError, match=r"9 replica\(s\) and 1 HTTP worker\(s\) take 4.6 CPU"):
         _require_room(ServePlan.of(str(run), data.prepared, config))
 
 

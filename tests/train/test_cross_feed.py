@@ -174,6 +174,6 @@ def test_what_blocks_do_not_go_with_is_refused(both_sides, tmp_path):
         check_run(
             blocks_of(tmp_path, both_sides, feed="streaming", engine={"micro_batch_users": 5})
         )
-    with pytest.raises(ConfigError, match=r"\[train\.blocks\] with model 'mult_vae'"):
+    with pytest.raises(ConfigError, match=r"\[train\.tiles\] with model 'mult_vae'"):
         check_run(config_of(tmp_path, both_sides, "mult_vae", tiles=TileConfig(items=7)))
     assert MultVaeConfig().spec.scheme in ("user_rows", "closed_form")
