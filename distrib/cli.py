@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import ray
+import torch
 from pydantic import SecretStr
 
 from distrib.config import JsonObject, Record, load
@@ -350,6 +351,8 @@ def connect() -> None:
         # end the workers of the previous stage and wait seconds for new ones.
         limit = _WORKERS_PER_CORE * (os.cpu_count() or 1)
         os.environ.setdefault("RAY_num_workers_soft_limit", str(limit))
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else each process prints a warning
         try:
             ray.init("local", include_dashboard=False, **quiet)
         except Exception as error:  # Ray has no class for it

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig
 
 from distrib.checkpoint.bundle import BundleFacts
@@ -228,6 +228,7 @@ def _trainer(
             storage_filesystem=folder.arrow(),
             failure_config=FailureConfig(max_failures=0),  # `_LostWorkers` decides
             worker_runtime_env={"env_vars": environment},
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
 
