@@ -7,6 +7,7 @@ import hashlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from distrib.cli import connect, environment
 from distrib.config import JsonObject, checked, load
 from distrib.data.dataset import DatasetManifest
 from distrib.data.prepare import job as preparation
-from distrib.errors import ConfigError
+from distrib.errors import ConfigError, DataError
 from distrib.evaluation import job as evaluation
 from distrib.evaluation.job import Evaluation
 from distrib.frames import Frame, to_arrow
@@ -36,7 +37,12 @@ RunSettings: TypeAlias = RunFile | str | Path | None
 
 
 def init(
-    log: Frame | str, *, run: str | None = None, purpose: Purpose = "research", **sections: Any
+    log: Frame | str,
+    *,
+    run: str | None = None,
+    purpose: Purpose = "research",
+    columns: Mapping[str, str] = MappingProxyType({}),
+    **sections: Any,
 ) -> RunFile:
     """Look at a log, and describe a run for it, as ``distrib init`` does.
 
@@ -45,6 +51,8 @@ def init(
             which is written beside the run folder.
         run: Run folder; by default named after the log, in ``runs``.
         purpose: ``research``: a part is held out to measure; ``nightly``: all of it trains.
+        columns: Your names of ``user``, ``item``, ``rating`` and ``time``, where they are not
+            found, such as ``{"user": "account", "item": "sku"}``.
         **sections: Sections of the run file, such as ``model="ease"`` or
             ``train={"num_epochs": 5}``; they replace single settings, a model as a whole.
 
@@ -57,7 +65,12 @@ def init(
     """
     table = to_arrow(log)
     url = str(log) if table is None else _written(table, run)
-    found = guess(url)
+    try:
+        found = guess(url, columns)
+    except DataError as error:
+        names = f"the table has columns {table.column_names}; " if table is not None else ""
+        hint = 'name them, such as columns={"user": "account", "item": "sku"}'
+        raise DataError(f"{error}; {names}{hint}") from error
     name = name_of(url if run is None else run)
     document = tomllib.loads(run_file(found, measure(found), purpose, name))
     if run is not None:

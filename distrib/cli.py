@@ -29,6 +29,9 @@ from distrib.serve.client import Endpoint, score_through
 if TYPE_CHECKING:
     from ray.serve import Application
 
+if not torch.cuda.is_available():  # else DeepSpeed prints a warning in each process
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
 _WORKERS_PER_CORE = 4
 _REPEATERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
 """Ray loggers that print tracebacks of errors that `job` reports in one line."""
@@ -351,8 +354,6 @@ def connect() -> None:
         # end the workers of the previous stage and wait seconds for new ones.
         limit = _WORKERS_PER_CORE * (os.cpu_count() or 1)
         os.environ.setdefault("RAY_num_workers_soft_limit", str(limit))
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else each process prints a warning
         try:
             ray.init("local", include_dashboard=False, **quiet)
         except Exception as error:  # Ray has no class for it

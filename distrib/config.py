@@ -239,7 +239,8 @@ def _with_overrides(
     for text in overrides:
         changes += _apply(raw, text, faults)
     for change in dict.fromkeys(changes):
-        warnings.warn(f"{where}: {change.sentence}", RenamedWarning, stacklevel=3)
+        hint = "distrib config migrate rewrites run files"
+        warnings.warn(f"{where}: {change.sentence}; {hint}", RenamedWarning, stacklevel=3)
     return raw
 
 
@@ -296,6 +297,8 @@ def _describe(kind: type[BaseModel], fault: Any) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "missing":
         message = "is required; set it"
+    if fault["type"] == "union_tag_invalid":
+        message = _unknown_tag(**fault["ctx"])
     if fault["type"] == "extra_forbidden":
         known = [key for key in _keys_beside(kind, location) if key != location[-1]]
         near = difflib.get_close_matches(location[-1], known, n=1)
@@ -305,6 +308,15 @@ def _describe(kind: type[BaseModel], fault: Any) -> str:
     is_shown = is_shown and not is_secret(".".join(location))
     shown = f" = {excerpt(repr(value), _LONGEST_VALUE)}" if is_shown else ""
     return f"{'.'.join(location) or 'run file'}{shown}: {message}"
+
+
+def _unknown_tag(discriminator: str, tag: str, expected_tags: str) -> str:
+    """Say which names there are in place of one that there is not."""
+    known = [name.strip("'") for name in expected_tags.split(", ")]
+    near = difflib.get_close_matches(tag, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    name = discriminator.strip("'")
+    return f"unknown {name} {excerpt(tag)!r}; {hint}there are {', '.join(map(repr, known))}"
 
 
 def _keys_beside(kind: type[BaseModel], location: Sequence[str]) -> list[str]:

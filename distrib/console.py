@@ -53,7 +53,8 @@ def cli() -> None:
     """Train autoencoder recommenders on clusters, and score everyone with the same checkpoints.
 
     A run file in TOML describes a run for all jobs. Exit codes: 0 done, 1 a known error, 2 a wrong
-    run file or command, 75 stopped on request with progress saved.
+    run file or command, 70 an error that nothing foresaw (its log is named), 75 stopped on request
+    with progress saved.
     """
 
 

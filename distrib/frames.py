@@ -1,6 +1,6 @@
 """Tables of callers: pandas, Polars, Arrow and plain Python, read and returned in the same kind."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from distrib.data.arrow import dense_ids, whole, without_views
 from distrib.errors import DataError
+from distrib.ids import IdKind, id_column
 
 Id: TypeAlias = int | str
 History: TypeAlias = Sequence[Id] | Mapping[Id, float]
@@ -20,6 +21,7 @@ AnyHistories: TypeAlias = Frame | Mapping[Id, History] | History
 
 _LISTS = {"item": "items", "rating": "ratings", "time": "times"}
 _ONE = "user"
+_NAMES = ("user", "item", "rating", "time", "items", "ratings", "times", "candidates")
 
 
 class Given(NamedTuple):
@@ -52,11 +54,12 @@ def read_given(data: AnyHistories, columns: Mapping[str, str]) -> Given:
         return Given(_by_user(_renamed(frame, columns)), lambda found: from_arrow(found, data))
     if isinstance(data, Mapping) and not _is_rated(data):
         return Given(_of_users(data), lambda found: _by_key(found, list(data)))
-    if isinstance(data, Mapping | Sequence) and not isinstance(data, str | bytes):
+    if isinstance(data, Mapping) or _is_listed(data):
         return Given(_of_users({_ONE: data}), _of_one)
+    hint = "; call collect() first" if type(data).__name__ == "LazyFrame" else ""
     raise DataError(
-        f"histories are {type(data).__name__}; give a pandas, Polars or Arrow table, a dictionary "
-        "of histories by user, or a list of item ids"
+        f"histories are {type(data).__name__}{hint}; give a pandas, Polars or Arrow table, a "
+        "dictionary of histories by user, or a list of item ids"
     )
 
 
@@ -70,8 +73,12 @@ def to_arrow(data: object) -> pa.Table | None:
         try:
             return pa.Table.from_pandas(data, preserve_index=False)
         except pa.ArrowException as error:
-            raise DataError(f"a column has values of several types: {error}; convert it") from error
-    return pa.table(data) if hasattr(data, "__arrow_c_stream__") else None
+            raise DataError(
+                f"a column has values of several types ({error.args[-1]}); convert it"
+            ) from error
+    has_columns = hasattr(type(data), "columns") or hasattr(type(data), "schema")
+    is_frame = hasattr(data, "__arrow_c_stream__") and has_columns
+    return pa.table(data) if is_frame else None
 
 
 def from_arrow(table: pa.Table, like: object) -> Any:
@@ -86,6 +93,14 @@ def from_arrow(table: pa.Table, like: object) -> Any:
     return table
 
 
+def _is_listed(data: object) -> bool:
+    """Return whether this is a list of ids: of Python, NumPy, pandas or Polars."""
+    if isinstance(data, str | bytes):
+        return False
+    is_series = _library(data) in {"pandas", "polars"} and hasattr(data, "to_list")
+    return is_series or isinstance(data, Sequence | Set | np.ndarray)
+
+
 def _library(data: object) -> str:
     return type(data).__module__.partition(".")[0]
 
@@ -97,6 +112,9 @@ def _is_rated(data: Mapping[Any, Any]) -> bool:
 
 
 def _renamed(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
+    unknown = [name for name in columns if name not in _NAMES]
+    if unknown:
+        raise DataError(f"columns: {unknown} is none of {list(_NAMES)}")
     absent = [name for name in columns.values() if name not in table.column_names]
     if absent:
         raise DataError(f"columns: {absent} are not in the table, which has {table.column_names}")
@@ -118,6 +136,8 @@ def _by_user(table: pa.Table) -> pa.Table:
             "columns={'user': 'account', 'item': 'sku'}"
         )
     table = pa.table({name: without_views(table[name]) for name in table.column_names})
+    if table["user"].null_count:
+        raise DataError(f"column 'user' has {table['user'].null_count} null value(s); remove them")
     rank_N = dense_ids(table["user"])
     first_U = np.full(int(rank_N.max(initial=-1)) + 1, len(rank_N))
     np.minimum.at(first_U, rank_N, np.arange(len(rank_N)))
@@ -136,7 +156,7 @@ def _by_user(table: pa.Table) -> pa.Table:
 def _of_users(data: Mapping[Any, Any]) -> pa.Table:
     items, ratings = [], []
     for user, history in data.items():
-        if isinstance(history, str | bytes) or not isinstance(history, Mapping | Sequence):
+        if not isinstance(history, Mapping) and not _is_listed(history):
             raise DataError(f"the history of {user!r} is {type(history).__name__}; give a list")
         items.append(list(history))
         ratings.append(list(history.values()) if isinstance(history, Mapping) else None)
@@ -147,8 +167,8 @@ def _of_users(data: Mapping[Any, Any]) -> pa.Table:
         found = {"user": pa.array(list(data)), "items": _lists(items)}
         if rated:
             found["ratings"] = pa.array(ratings, pa.list_(pa.float64()))
-    except pa.ArrowException as error:
-        raise DataError(f"ids must be all integers or all strings: {error}") from error
+    except pa.ArrowException:
+        raise DataError("ids are of several types; give all integers or all strings") from None
     return pa.table(found)
 
 
@@ -169,3 +189,47 @@ def _by_key(table: pa.Table, users: list[Any]) -> dict[Any, list[dict[str, Any]]
 def _of_one(table: pa.Table) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = table.drop_columns(["user"]).to_pylist()
     return found
+
+
+def pairs_of(users: pa.Array, targets: Any, columns: Mapping[str, str]) -> pa.Table:
+    """Return pairs to predict.
+
+    Args:
+        users: Whose histories are known.
+        targets: A table of pairs, a dictionary of items by user, or items for every user.
+        columns: The caller's names of ``user`` and ``item``, if the table has them.
+
+    Returns:
+        ``user`` and ``item``.
+
+    Raises:
+        DataError: A column is missing.
+    """
+    frame = to_arrow(targets)
+    if frame is None and not isinstance(targets, Mapping):
+        items = pa.array(list(targets))
+        every = pa.array(np.repeat(np.arange(len(users)), len(items)))
+        again = pa.array(np.tile(np.arange(len(items)), len(users)))
+        return pa.table({"user": users.take(every), "item": items.take(again)})
+    if frame is None:
+        flat = [(user, item) for user, items in targets.items() for item in items]
+        frame = pa.table({"user": [user for user, _ in flat], "item": [item for _, item in flat]})
+    names = {
+        ours: columns[ours] if columns.get(ours) in frame.column_names else ours
+        for ours in ("user", "item")
+    }
+    absent = [name for name in names.values() if name not in frame.column_names]
+    if absent:
+        raise DataError(f"targets lack column(s) {absent}; they have {frame.column_names}")
+    kind: IdKind = "int" if pa.types.is_integer(users.type) else "string"
+    user = id_column(frame[names["user"]], kind).ids.cast(users.type)
+    return pa.table({"user": user, "item": frame[names["item"]]})
+
+
+def listed(value: Any) -> Any:
+    """Return ids of any list as JSON holds them, and all else as it is."""
+    if hasattr(value, "to_list"):
+        value = value.to_list()
+    if isinstance(value, Sequence | Set | np.ndarray) and not isinstance(value, str):
+        return [part.item() if isinstance(part, np.generic) else part for part in value]
+    return value

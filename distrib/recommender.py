@@ -1,5 +1,6 @@
 """A trained model in one process: ids in, ids out, without Ray."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
@@ -14,8 +15,17 @@ from distrib.checkpoint.bundle import BUNDLE, Bundle, load_bundle
 from distrib.checkpoint.manifest import MANIFEST
 from distrib.config import checked
 from distrib.errors import DataError
-from distrib.frames import AnyHistories, History, Id, from_arrow, read_given, to_arrow
-from distrib.ids import IdKind, id_column
+from distrib.frames import (
+    AnyHistories,
+    Given,
+    History,
+    Id,
+    from_arrow,
+    listed,
+    pairs_of,
+    read_given,
+    to_arrow,
+)
 from distrib.models.capabilities import item_vectors
 from distrib.scoring.histories import DIGEST, Histories, read_histories
 from distrib.scoring.policy import Output, Precision, ScoreConfig
@@ -127,8 +137,9 @@ class Recommender:
             ConfigError: An argument is invalid.
             DataError: The histories are not valid, or the model knows none of their items.
         """
-        given = read_given(histories, columns)
-        settings: dict[str, object] = {"k": k, "policy": {n: _listed(v) for n, v in policy.items()}}
+        given = self._given(histories, columns)
+        rules = {name: _one_or_more(value, self._vocabulary) for name, value in policy.items()}
+        settings: dict[str, object] = {"k": k, "policy": rules}
         if outputs is not None:
             settings["outputs"] = list(outputs)
         config = checked(ScoreConfig, settings, where="recommend")
@@ -160,10 +171,10 @@ class Recommender:
         Raises:
             DataError: The histories or targets are not valid.
         """
-        given = read_given(histories, columns)
+        given = self._given(histories, columns)
         read = read_histories(self._vocabulary, given.table, None)
         self._require_known(read)
-        pairs = _pairs(read.user, targets, columns)
+        pairs = pairs_of(read.user, targets, columns)
         found = pairs.append_column("score", pa.nulls(len(pairs), pa.float32()))
         for name, values in self._predicted(read, pairs).items():
             at = found.column_names.index(name) if name in found.column_names else None
@@ -191,7 +202,8 @@ class Recommender:
         Raises:
             DataError: The model does not know an item.
         """
-        asked = [items] if isinstance(items, int | str | np.integer) else list(items)
+        is_one = isinstance(items, int | str | np.integer)
+        asked: list[Any] = [items] if is_one else list(items)  # type: ignore[arg-type]
         position_Q = self._vocabulary.positions(pa.array(asked))
         unknown = [item for item, at in zip(asked, position_Q, strict=True) if at < 0]
         if unknown:
@@ -207,7 +219,7 @@ class Recommender:
             ids = self._vocabulary.ids.take(pa.array(items_of(known).numpy())).to_pylist()
             rows = zip(ids, scores_of(known).tolist(), strict=True)
             found[item] = [{"item": other, "score": score} for other, score in rows]
-        return found[asked[0]] if asked == [items] else found
+        return found[asked[0]] if is_one else found
 
     def explain(
         self, history: History, k: int = 10, *, max_reasons: int = 5, **policy: Unpack[Policy]
@@ -227,17 +239,24 @@ class Recommender:
         Raises:
             DataError: The history is not valid.
         """
-        listed: list[dict[str, Any]] = self.recommend(history, k, **policy)
-        read = read_histories(self._vocabulary, read_given(history, _NAMES).table, None)
-        ids = pa.array([row["item"] for row in listed], self._vocabulary.ids.type)
+        table = self._given(history, _NAMES).table
+        if len(table) != 1 or to_arrow(history) is not None:
+            raise DataError(
+                "explain takes the history of one user: a list of ids, or a rating each"
+            )
+        rows: Any = self.recommend(history, k, **policy)
+        if isinstance(rows, dict):
+            raise DataError("explain takes the history of one user, not a dictionary by user")
+        read = read_histories(self._vocabulary, table, None)
+        ids = pa.array([row["item"] for row in rows], self._vocabulary.ids.type)
         influence_NK = self.scorer.explain(
             read.source, torch.from_numpy(self._vocabulary.positions(ids))
         )
         met = self._vocabulary.ids.take(pa.array(read.source.item_N.numpy())).to_pylist()
-        for row, influence_N in zip(listed, influence_NK.T, strict=True):
+        for row, influence_N in zip(rows, influence_NK.T, strict=True):
             places = influence_N.abs().topk(min(max_reasons, len(met))).indices.tolist()
             row["reasons"] = [{"item": met[n], "influence": float(influence_N[n])} for n in places]
-        return listed
+        return list(rows)
 
     def embed(self, histories: AnyHistories, *, columns: Mapping[str, str] = _NAMES) -> Any:
         """Return user embeddings.
@@ -247,17 +266,25 @@ class Recommender:
             columns: Names of columns.
 
         Returns:
-            ``user`` and ``embedding``. The score of an item is the product of the embedding, with a
-            1 appended, and its vector of `item_vectors`.
+            An array for one history, a dictionary of arrays by user, or a table with ``user`` and
+            ``embedding``. The score of an item is the product of the embedding, with a 1 appended,
+            and its vector of `item_vectors`.
 
         Raises:
             DataError: The model has no user embeddings.
         """
-        given = read_given(histories, columns)
+        given = self._given(histories, columns)
         config = ScoreConfig(outputs=("embedding",))
         table, read = recommend_table(self.scorer, given.table, None, config)
         self._require_known(read)
-        return given.answer(table.drop_columns([DIGEST]))
+        found = given.answer(table.drop_columns([DIGEST]))
+        if isinstance(found, list):
+            return np.array(found[0]["embedding"], np.float32)
+        if isinstance(found, dict):
+            return {
+                user: np.array(rows[0]["embedding"], np.float32) for user, rows in found.items()
+            }
+        return found
 
     def item_vectors(self) -> pa.Table:
         """Return the vectors of all items.
@@ -274,14 +301,37 @@ class Recommender:
     def _vocabulary(self) -> Vocabulary:
         return self.scorer.vocabulary
 
+    def __repr__(self) -> str:
+        """Return the model, its items, and the epoch of its weights."""
+        about = f"{self.bundle.config.name}, {len(self._vocabulary)} items"
+        epoch = self.bundle.facts.epoch
+        return f"Recommender({about}{'' if epoch is None else f', epoch {epoch}'})"
+
+    def _given(self, histories: AnyHistories, columns: Mapping[str, str]) -> Given:
+        """Read histories; a model of interactions reads no ratings, whatever their scale."""
+        given = read_given(histories, columns)
+        if len(self._vocabulary.levels) == 1 and "ratings" in given.table.column_names:
+            return given._replace(table=given.table.drop_columns(["ratings"]))
+        return given
+
     def _require_known(self, read: Histories) -> None:
-        counts = read.row_status
+        """Refuse histories of which nothing is known; warn of users with such histories."""
+        counts = {status: count for status, count in read.row_status.items() if count}
         total = sum(counts[status] for status in counts)
-        if counts["used"] == 0 and total:
-            ids = self._vocabulary.ids[:3].to_pylist()
+        if total and "used" not in counts:
+            ids, levels = self._vocabulary.ids[:3].to_pylist(), self._vocabulary.levels
+            scale = f", rated {levels[0]:g} to {levels[-1]:g}" if len(levels) > 1 else ""
             raise DataError(
-                f"none of the {total} interactions can be used ({counts}); write "
-                f"ids and ratings as in the log that the model was trained on, such as {ids}"
+                f"none of the {total} interactions can be used ({counts}); write ids as in the log "
+                f"that the model was trained on, such as {ids}{scale}"
+            )
+        is_unknown_B = (read.status_BF[:, 0] == 0) & (read.status_BF.sum(1) > 0)
+        if is_unknown_B.any():
+            some = read.user.filter(pa.array(is_unknown_B))[:5].to_pylist()
+            warnings.warn(
+                f"{int(is_unknown_B.sum())} user(s), such as {some}, have no item that the model "
+                "knows; their lists are those of an empty history",
+                stacklevel=3,
             )
 
     def _predicted(self, read: Histories, pairs: pa.Table) -> dict[str, pa.Array]:
@@ -327,24 +377,11 @@ class Recommender:
         return self.scorer.model.output.ranking_score(output_QI).cpu().clone()
 
 
-def _pairs(users: pa.Array, targets: Any, columns: Mapping[str, str]) -> pa.Table:
-    """Return ``user`` and ``item`` of the pairs to predict."""
-    frame = to_arrow(targets)
-    if frame is None and not isinstance(targets, Mapping):
-        items = pa.array(list(targets))
-        every = pa.array(np.repeat(np.arange(len(users)), len(items)))
-        again = pa.array(np.tile(np.arange(len(items)), len(users)))
-        return pa.table({"user": users.take(every), "item": items.take(again)})
-    if frame is None:
-        flat = [(user, item) for user, items in targets.items() for item in items]
-        frame = pa.table({"user": [user for user, _ in flat], "item": [item for _, item in flat]})
-    names = {ours: columns.get(ours, ours) for ours in ("user", "item")}
-    absent = [name for name in names.values() if name not in frame.column_names]
-    if absent:
-        raise DataError(f"targets lack column(s) {absent}; they have {frame.column_names}")
-    kind: IdKind = "int" if pa.types.is_integer(users.type) else "string"
-    user = id_column(frame[names["user"]], kind).ids.cast(users.type)
-    return pa.table({"user": user, "item": frame[names["item"]]})
+def _one_or_more(value: object, vocabulary: Vocabulary) -> object:
+    """Return ids as a list, a single one, too; other text is the URL of a file of ids."""
+    if isinstance(value, str) and vocabulary.positions(pa.array([value]))[0] >= 0:
+        return [value]
+    return listed(value)
 
 
 def _scattered(
@@ -354,10 +391,3 @@ def _scattered(
     value_N, is_absent_N = np.zeros(length, np.float32), np.ones(length, dtype=bool)
     value_N[place_M], is_absent_N[place_M] = value_M, False
     return pa.array(value_N, mask=is_absent_N)
-
-
-def _listed(value: object) -> object:
-    """Return ids of any sequence as JSON holds them."""
-    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
-        return [part.item() if isinstance(part, np.generic) else part for part in value]
-    return value

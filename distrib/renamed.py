@@ -64,7 +64,7 @@ class Change(NamedTuple):
     @property
     def sentence(self) -> str:
         """What to say of it."""
-        return f"{self.path}: {self.old!r} is now {self.new!r}; distrib config migrate rewrites it"
+        return f"{self.path}: {self.old!r} is now {self.new!r}"
 
 
 def renamed(document: Any, section: str = "") -> tuple[Any, list[Change]]:

@@ -90,3 +90,10 @@ def test_no_message_repeats_a_secret(setting):
         load(RunFile, DEMO, overrides=[setting])
     assert "hunter2" not in str(reported.value)
     assert "12345" not in str(reported.value)
+
+
+def test_an_unknown_model_is_one_line_with_the_nearest(tmp_path):
+    path = write(tmp_path, 'run = "r"\n[data]\nprepared = "p"\n[model]\nname = "mult_vea"\n')
+    with pytest.raises(ConfigError, match="'mult_vea'; did you mean 'mult_vae'") as caught:
+        load(RunFile, path)
+    assert len(str(caught.value).splitlines()) == 2

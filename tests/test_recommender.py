@@ -84,6 +84,9 @@ def test_policies_hold_and_seen_items_are_left_out(vae):
     assert best["item"] not in {
         row["item"] for row in vae.recommend(["sku-3"], 49, deny=[best["item"]])
     }
+    assert best["item"] not in {
+        row["item"] for row in vae.recommend(["sku-3"], 9, deny=best["item"])
+    }
     assert {r["item"] for r in vae.recommend(["sku-3"], 50)} == {*ITEMS} - {"sku-3"}
     assert len(vae.recommend(["sku-3"], 50, exclude_seen=False)) == 50
     allowed = np.array(["sku-7", "sku-8"])
@@ -136,7 +139,8 @@ def test_reasons_are_the_influence_of_interactions(conv):
 def test_embeddings_and_item_vectors_give_the_scores(vae):
     vectors = vae.item_vectors()
     assert vectors["item"].to_pylist() == ITEMS == vae.items
-    users = np.array([row["embedding"] for rows in vae.embed(HISTORIES).values() for row in rows])
+    users = np.array(list(vae.embed(HISTORIES).values()))
+    np.testing.assert_allclose(vae.embed(HISTORIES["ann"]), users[0], atol=1e-5)
     item_IZ = np.array(vectors["vector"].to_pylist())
     score = np.concatenate([users, np.ones((3, 1))], axis=1) @ item_IZ.T
     for place, (user, rows) in enumerate(vae.recommend(HISTORIES, 5, outputs=["score"]).items()):
@@ -145,6 +149,20 @@ def test_embeddings_and_item_vectors_give_the_scores(vae):
                 score[place, ITEMS.index(row["item"])], abs=1e-4
             ), user
     assert vae.embed(pd.DataFrame(ROWS)).columns.tolist() == ["user", "embedding"]
+
+
+def test_series_sets_and_arrays_are_lists_and_ratings_need_a_model_that_reads_them(vae):
+    wanted = [about(row) for row in vae.recommend(["sku-3", "sku-9"], 3)]
+    for kind in (pd.Series, np.array, set, pl.Series):
+        assert vae.recommend(kind(["sku-3", "sku-9"]), 3) == wanted
+    assert vae.recommend({"sku-3": 7, "sku-9": 0.5}, 3) == wanted  # counts, on no scale
+    assert set(vae.similar_items(pd.Series(["sku-3", "sku-7"]), 2)) == {"sku-3", "sku-7"}
+    assert "mult_vae, 50 items, epoch 1" in repr(vae)
+
+
+def test_users_of_whom_nothing_is_known_are_named(vae):
+    with pytest.warns(UserWarning, match=r"1 user\(s\), such as \['ann'\]"):
+        vae.recommend({"ann": ["nothing"], "bob": ["sku-1"]}, 2)
 
 
 def test_similar_items_are_near_in_vectors_or_by_a_history_of_one(vae, small, tmp_path):
@@ -171,10 +189,20 @@ def test_wrong_input_is_one_clear_error(vae, tmp_path):
         (pd.DataFrame({"who": ["a"], "what": ["b"]}), "lacks column"),
         ({"ann": "sku-1"}, "history of 'ann' is str"),
         ({"ann": ["nothing", "at all"]}, "none of the 2 interactions can be used"),
-        ({"ann": [1, "b"]}, "all integers or all strings"),
+        ({"ann": [1, "b"]}, "several types"),
     ):
         with pytest.raises(DataError, match=message):
             vae.recommend(histories)
+    with pytest.raises(DataError, match="one user, not a dictionary"):
+        vae.explain({"ann": ["sku-1"]})
+    with pytest.raises(DataError, match="the history of one user"):
+        vae.explain(pd.DataFrame(ROWS))
+    with pytest.raises(DataError, match=r"\['usr'\] is none of"):
+        vae.recommend(pd.DataFrame(ROWS), columns={"usr": "user"})
+    with pytest.raises(DataError, match="1 null value"):
+        vae.recommend(pd.DataFrame({"user": ["a", None], "item": ["sku-1", "sku-2"]}))
+    with pytest.raises(DataError, match=r"LazyFrame; call collect\(\) first"):
+        vae.recommend(pl.DataFrame(ROWS).lazy())
     with pytest.raises(DataError, match="are not in the table"):
         vae.recommend(pa.Table.from_pylist(ROWS), columns={"user": "account"})
     with pytest.raises(CheckpointError, match="manifest"):

@@ -80,6 +80,13 @@ def test_the_command_rewrites_files(tmp_path):
     found = CliRunner().invoke(cli, ["config", "migrate", str(path)])
     assert found.exit_code == 0, found.output
     assert path.read_text() == migrated(OLD)[0]
+    report = json.loads(found.stdout)[str(path)]
+    assert "score: 'form' is now 'layout'" in report["renamed"]
+    assert report["faults"] == []
+    path.write_text(OLD.replace("[serve]", "[engine]\ncompile = true\n[serve]"))
+    found = CliRunner().invoke(cli, ["config", "migrate", str(path)])
+    (fault,) = json.loads(found.stdout)[str(path)]["faults"]
+    assert "engine.compile" in fault
     path.write_text("not = [toml")
     assert CliRunner().invoke(cli, ["config", "migrate", str(path)]).exit_code == 2
 

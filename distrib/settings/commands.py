@@ -13,7 +13,7 @@ from distrib.config import JsonObject
 from distrib.errors import ConfigError
 from distrib.events import table
 from distrib.renamed import Change
-from distrib.settings.guess import Guess, guess
+from distrib.settings.guess import ROLES, Guess, guess
 from distrib.settings.migrate import migrated
 from distrib.settings.reference import reference as page
 from distrib.settings.reference import schema as json_schema
@@ -40,6 +40,12 @@ def init(about: str, arguments: list[str]) -> int:
         default="research",
         help="research: hold a part out to measure (default); nightly: train on all of it",
     )
+    parser.add_argument(
+        "--columns",
+        default="",
+        metavar="user=A,item=B",
+        help="names of your columns of user, item, rating and time, where they are not found",
+    )
     parser.add_argument("--output", metavar="FILE", help="run file to write; NAME.toml by default")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     given = parser.parse_args(arguments)
@@ -51,7 +57,7 @@ def init(about: str, arguments: list[str]) -> int:
             raise ConfigError(
                 f"{target}: exists; choose another --output, or replace it by --force"
             )
-        found = guess(given.log)
+        found = guess(given.log, _columns(given.columns))
         size = measure(found)
         target.write_text(run_file(found, size, given.purpose, name), encoding="utf-8")
         _explain(found, size)
@@ -65,6 +71,14 @@ def init(about: str, arguments: list[str]) -> int:
         }
 
     return run_and_report(work)
+
+
+def _columns(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    unknown = [key for key, _, value in pairs if key not in ROLES or not value]
+    if unknown:
+        raise ConfigError(f"--columns: {unknown} is not name=column, with a name of {list(ROLES)}")
+    return {key: value for key, _, value in pairs}
 
 
 def _explain(found: Guess, size: Size) -> None:
@@ -115,10 +129,20 @@ def migrate(paths: Sequence[str]) -> int:
             if changes:
                 Path(path).write_text(text, encoding="utf-8")
         return {
-            path: [change.sentence for change in changes] for path, (_, changes) in found.items()
+            path: {"renamed": [change.sentence for change in changes], "faults": _faults(path)}
+            for path, (_, changes) in found.items()
         }
 
     return run_and_report(work)
+
+
+def _faults(path: str) -> list[str]:
+    """Return what is still wrong with a run file, such as settings that are gone."""
+    try:
+        read_run_file(path)
+    except ConfigError as error:
+        return str(error).split("\n")[1:]
+    return []
 
 
 def _migrated(path: str, text: str) -> tuple[str, list[Change]]:

@@ -39,6 +39,10 @@ _MOVIELENS = re.compile(r"(u\d?[ab]?\.(data|base|test)|ratings\.(\w+\.)*(dat|csv
 _ASIN = re.compile(r"[0-9A-Z]{10}|A[0-9A-Z]{9,}")
 
 
+ROLES = ("user", "item", "rating", "time")
+"""What a column may hold."""
+
+
 class Guess(NamedTuple):
     """A log, as far as its first rows show."""
 
@@ -65,11 +69,13 @@ class Guess(NamedTuple):
     """Whether names or a known layout show which columns are ids."""
 
 
-def guess(url: str) -> Guess:
+def guess(url: str, columns: Mapping[str, str] = MappingProxyType({})) -> Guess:
     """Look at a log.
 
     Args:
         url: Path or URL of a file, folder, pattern or member of an archive.
+        columns: Names of its ``user``, ``item``, ``rating`` and ``time`` columns, as far as they
+            are known.
 
     Returns:
         What it is.
@@ -77,11 +83,11 @@ def guess(url: str) -> Guess:
     Raises:
         DataError: Nothing is there, or no two columns look like users and items.
     """
-    table = _table_of(url)
+    table = _table_of(url, columns)
     if table is not None:
         return table
     files = _files(url)
-    found = [(file, _looked_at(file)) for file in files[:_LOOKED_AT]]
+    found = [(file, _looked_at(file, columns)) for file in files[:_LOOKED_AT]]
     fitting = [(file, each) for file, each in found if isinstance(each, Guess)]
     if not fitting:
         reasons = "; ".join(dict.fromkeys(str(each) for _, each in found))
@@ -98,19 +104,19 @@ def guess(url: str) -> Guess:
     return best._replace(source={"format": best.source["format"], "path": path, **best.source})
 
 
-def _table_of(url: str) -> Guess | None:
+def _table_of(url: str, columns: Mapping[str, str]) -> Guess | None:
     """Return a Delta Lake or Iceberg table."""
     if re.search(r"[*?\[]", url) or not Folder(url).is_folder():
         return None
     folder = Folder(url)
     if folder.exists("_delta_log"):
         opened = library("deltalake", "delta").DeltaTable(str(folder))
-        found = _columned("delta", _sample_of(opened.to_pyarrow_dataset().head(_ROWS)), ())
+        found = _columned("delta", _sample_of(opened.to_pyarrow_dataset().head(_ROWS)), (), columns)
     elif any(name.endswith(".metadata.json") for name in (folder / "metadata").files()):
         static = library("pyiceberg.table", "iceberg").StaticTable
         newest = sorted(n for n in (folder / "metadata").files() if n.endswith(".metadata.json"))
         table = static.from_metadata(str(folder / "metadata" / newest[-1]))
-        found = _columned("iceberg", _sample_of(table.scan(limit=_ROWS).to_arrow()), ())
+        found = _columned("iceberg", _sample_of(table.scan(limit=_ROWS).to_arrow()), (), columns)
     else:
         return None
     return found._replace(source={**found.source, "path": url})
@@ -142,30 +148,30 @@ def _sniffed(file: LogFile) -> LogFile:
         raise
 
 
-def _looked_at(file: LogFile) -> Guess | DataError:
+def _looked_at(file: LogFile, columns: Mapping[str, str]) -> Guess | DataError:
     try:
-        return _guessed(file)
+        return _guessed(file, columns)
     except DataError as error:
         return error
 
 
-def _guessed(file: LogFile) -> Guess:
+def _guessed(file: LogFile, columns: Mapping[str, str]) -> Guess:
     if _is_parquet(file):
-        return _columned("parquet", {**_parquet_sample(file), **_path_sample(file)}, ())
+        return _columned("parquet", {**_parquet_sample(file), **_path_sample(file)}, (), columns)
     lines = first_lines(file, _JSON_LINES)
     if lines[0].lstrip().startswith(("{", "[")):
-        return _columned("jsonl", {**_json_sample(file, lines), **_path_sample(file)}, ())
-    return _known_release(file, lines) or _of_text(file)
+        return _columned("jsonl", {**_json_sample(file, lines), **_path_sample(file)}, (), columns)
+    return (None if columns else _known_release(file, lines)) or _of_text(file, columns)
 
 
-def _of_text(file: LogFile) -> Guess:
+def _of_text(file: LogFile, columns: Mapping[str, str]) -> Guess:
     found = written(file)
     if file.encoding != "utf-8":
         found = found._replace(settings={**found.settings, "encoding": file.encoding})
     if found.settings["format"] != "csv":
         return _listed(found)
     sample = {**found.sample, **_path_sample(file)}
-    return _columned("csv", sample, found.doubts, found.settings, is_named=found.is_named)
+    return _columned("csv", sample, found.doubts, columns, found.settings, is_named=found.is_named)
 
 
 def _is_parquet(file: LogFile) -> bool:
@@ -211,12 +217,13 @@ def _columned(
     format_: str,
     sample: Sample,
     doubts: tuple[str, ...],
+    columns: Mapping[str, str],
     settings: Mapping[str, Any] = MappingProxyType({}),
     *,
     is_named: bool = True,
 ) -> Guess:
     """Return a log with columns."""
-    roles = roles_of(sample, is_named=is_named)
+    roles = roles_of(sample, columns, is_named=is_named)
     if roles is None:
         raise DataError(f"{format_} with columns {list(sample)[:12]}")
     source: JsonObject = {"format": format_, **settings}

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from distrib.data.logs.columns import TimeUnit
 from distrib.data.logs.parse_values import parse_numbers, parse_times
+from distrib.errors import DataError
 
 Sample = Mapping[str, Sequence[Any]]
 """Some values of each column, as text or typed; None for no value."""
@@ -76,28 +77,35 @@ class Roles(NamedTuple):
     """Whether names show which columns are ids."""
 
 
-def roles_of(sample: Sample, *, is_named: bool) -> Roles | None:
+def roles_of(sample: Sample, given: Mapping[str, str], *, is_named: bool) -> Roles | None:
     """Find the columns.
 
     Args:
         sample: Of the log.
+        given: Columns that are known, by what they hold.
         is_named: Whether the names are the log's own, not made up.
 
     Returns:
         The roles; None if no two columns can be user and item.
+
+    Raises:
+        DataError: A given column is not there.
     """
+    absent = [name for name in given.values() if name not in sample]
+    if absent:
+        raise DataError(f"columns {absent} are not in the log, which has {list(sample)}")
     moments = {name: found for name in sample if (found := _moment_in(sample, name, is_named))}
-    left, doubts = list(sample), list[str]()
-    user = _named(left, _USER) if is_named else None
+    left, doubts = [name for name in sample if name not in given.values()], list[str]()
+    user = given.get("user") or (_named(left, _USER) if is_named else None)
     left = [name for name in left if name != user]
-    item = _named(left, _ITEM) if is_named else None
+    item = given.get("item") or (_named(left, _ITEM) if is_named else None)
     left = [name for name in left if name != item]
-    time = _named([n for n in left if n in moments], _TIME) if is_named else None
-    if time is None and not is_named:
-        time = next((n for n in reversed(left[2:]) if n in moments), None)
+    time = given.get("time") or _time_of(left, moments, is_named=is_named)
     left = [name for name in left if name != time]
-    rating = _rating_of(sample, left, is_named=is_named)
+    rating = given.get("rating") or _rating_of(sample, left, is_named=is_named)
     left = [name for name in left if name != rating]
+    if rating is not None and not is_named:
+        doubts.append("a column of few numbers is taken for the rating, since there is no header")
     more: list[str] = []
     if user is None or item is None:
         ids = sorted(left, key=lambda name: not _is_id(sample[name]))
@@ -113,6 +121,14 @@ def roles_of(sample: Sample, *, is_named: bool) -> Roles | None:
         doubts.append(f"column {time}: day and month may be exchanged")
     event = _named([n for n in left if _is_event(sample[n])], _EVENT)
     return Roles(user, item, rating, time, event, moment, tuple(doubts), not more)
+
+
+def _time_of(left: Sequence[str], moments: Mapping[str, Moment], *, is_named: bool) -> str | None:
+    """Return the column of times: by its name, else the only one that holds any."""
+    found = [name for name in left if name in moments]
+    if not is_named:
+        return next((name for name in reversed(left[2:]) if name in moments), None)
+    return _named(found, _TIME) or (found[0] if len(found) == 1 else None)
 
 
 def _repeats(sample: Sample, names: Iterable[str]) -> bool:

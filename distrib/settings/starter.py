@@ -79,7 +79,8 @@ def measure(found: Guess) -> Size:
     users, items = (len(pc.unique(kept[name])) for name in ("user", "item"))
     if not len(kept):
         raise DataError(f"{found.source['path']}: no row is valid as guessed: {rejected}")
-    names = [n for n in ("user", "item", "rating", "time") if n in kept.column_names]
+    mapped = {"rating": plan.layout.columns.rating, "time": plan.layout.columns.time}
+    names = ["user", "item", *(name for name, column in mapped.items() if column)]
     return Size(len(kept), users, items, rejected, is_whole, kept.select(names)[:_SHOWN])
 
 
@@ -97,7 +98,6 @@ def run_file(found: Guess, size: Size, purpose: Purpose, name: str) -> str:
     """
     lines = [
         f"# Written by `distrib init`. Next: distrib pipeline --config {name}.toml",
-        "#:schema distrib.schema.json",
         f"run = {inline(f'runs/{name}')}  # folder or URL of checkpoints, the model and the lists",
         "",
         "[data]",
@@ -107,7 +107,7 @@ def run_file(found: Guess, size: Size, purpose: Purpose, name: str) -> str:
     shards = min(max(8, size.rows // _SHARD_ROWS), 1024)
     if shards > 8:
         lines.append(f"num_shards = {shards}")
-    lines += _cleaning(size)
+    lines += _cleaning(found, size, purpose)
     if found.ratings:
         lines.append(f"ratings = {inline(found.ratings)}")
     lines += ["", "[data.source]"]
@@ -154,8 +154,10 @@ def _kind(found: Guess) -> Literal["sequences", "ratings", "interactions"]:
     return "ratings" if is_rated else "interactions"
 
 
-def _cleaning(size: Size) -> Iterator[str]:
-    if size.rows < 3 * size.users:
+def _cleaning(found: Guess, size: Size, purpose: Purpose) -> Iterator[str]:
+    if "confidence" in found.ratings and purpose == "research":
+        yield 'cleaning = { duplicates = "sum" }  # counts of the same user and item add up'
+    elif size.rows < 3 * size.users:
         yield "# cleaning = { min_user_items = 2 }  # leave out users with a single interaction"
 
 

@@ -136,6 +136,7 @@ def test_a_table_of_counts_and_one_of_likes(tmp_path):
     found, _, path = starter(tmp_path, tmp_path / "log.csv")
     assert found.ratings == {"confidence": "log", "alpha": 1.0}
     assert load(RunFile, path).model.name == "mult_vae"
+    assert load(RunFile, path).data.cleaning.duplicates == "sum"
     likes = [(u, i, str(n % 3 == 0).lower()) for n, (u, i, *_) in enumerate(ROWS)]
     (tmp_path / "log.csv").write_text(lines(likes, header="user,app_id,is_recommended"))
     found, size, path = starter(tmp_path, tmp_path / "log.csv")
@@ -143,6 +144,17 @@ def test_a_table_of_counts_and_one_of_likes(tmp_path):
     assert load(RunFile, path).data.source.where == {"is_recommended": (True,)}
     assert size.rows == 20
     assert size.rejected == {"left out by where": 40}
+
+
+def test_columns_that_no_name_shows_can_be_given_and_typed_times_are_seen(tmp_path):
+    moments = [datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)] * 40
+    who, what = ["a", "b"] * 20, ["x", "y", "z", "w"] * 10
+    table = pa.table({"bought_by": who, "what": what, "bought_on": moments})
+    pq.write_table(table, tmp_path / "log.parquet")
+    found = guess(str(tmp_path / "log.parquet"), {"user": "bought_by", "item": "what"})
+    assert found.source["columns"] == {"user": "bought_by", "item": "what", "time": "bought_on"}
+    with pytest.raises(DataError, match="not in the log"):
+        guess(str(tmp_path / "log.parquet"), {"user": "absent"})
 
 
 def test_events_are_named_and_kept(tmp_path):
