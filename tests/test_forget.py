@@ -30,7 +30,7 @@ from distrib.training.preflight.checks import preflight as check_training
 from distrib.training.workers.launch import launch
 from tests.data.test_crashes import content
 from tests.run_files import AFTER_TRAINING, TINY_MODEL
-from tests.score.test_fragments import Fuse, Stopped
+from tests.scoring.test_fragments import Fuse, Stopped
 
 PERSON, NAMESAKE = "anna.k@example.org", "anna.k@example.org2"
 TEXT = (

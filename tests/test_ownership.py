@@ -21,7 +21,7 @@ from distrib.scoring.policy import ScoreConfig
 from distrib.scoring.vectors import ExportConfig, write_items
 from distrib.storage import Folder
 from distrib.training import best_bundle
-from tests.training import vocabulary_of
+from tests.in_process import vocabulary_of
 
 OUTSIDE = [
     "../victim",

@@ -10,7 +10,7 @@ from distrib.data.prepare.forget import forget
 from distrib.data.prepare.job import prepare
 from distrib.storage import Folder
 from tests.data.test_append import config_of, lines, write
-from tests.score.test_fragments import Fuse, Stopped
+from tests.scoring.test_fragments import Fuse, Stopped
 
 pytestmark = pytest.mark.ray
 

@@ -46,8 +46,7 @@ from distrib.training.step import total
 from distrib.training.workers.loss_reducer import LossReducer
 from tests.conftest import Small, rows_of
 from tests.device.stand_in import CUDA, CudaTensor, MixedDevicesError, StandIn, values_of
-from tests.models.test_contract import CASES
-from tests.training import (
+from tests.in_process import (
     exported,
     feed_of,
     filled,
@@ -56,6 +55,7 @@ from tests.training import (
     vocabulary_of,
     whole_batch,
 )
+from tests.models.test_contract import CASES
 
 WIDTHS = {"latent_width": 8, "branch_width": 8, "hidden_width": 8}
 VAE_BMF = [

@@ -38,9 +38,9 @@ from distrib.training.schemes import SCHEMES, is_iterative, iterative_scheme_of
 from distrib.training.schemes.closed_form import SolvesGram
 from distrib.training.schemes.gram import partial_gram
 from distrib.training.step import total
-from tests import training
+from tests import in_process
 from tests.conftest import Small, rows_of
-from tests.training import (
+from tests.in_process import (
     exported,
     feed_of,
     filled,
@@ -100,7 +100,7 @@ every_trained_model = pytest.mark.parametrize("config", TRAINED, ids=repr)
 
 def step_of(config, small, block_items=17):
     run = run_of(config)
-    return training.step_of(run, small, block_items), whole_batch(run, small)
+    return in_process.step_of(run, small, block_items), whole_batch(run, small)
 
 
 def scores(model, batch):

@@ -15,7 +15,7 @@ from distrib.scoring.policy import ScoreConfig
 from distrib.scoring.tables import recommend_table
 from distrib.serve.client import Endpoint, score_through
 from distrib.storage import Folder
-from tests.score.test_scorer import histories
+from tests.scoring.test_scorer import histories
 from tests.serve.conftest import served
 
 

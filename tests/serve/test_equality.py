@@ -17,9 +17,9 @@ from distrib.scoring.tables import SINGULAR
 from distrib.serve.arrow_stream import stream_of, table_of
 from distrib.storage import Folder
 from distrib.vocabulary import LogFacts, Vocabulary
+from tests.in_process import filled
 from tests.models.test_contract import every_model
 from tests.serve.conftest import IDS, history, served
-from tests.training import filled
 
 K = 7
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}  # batch sizes differ, so does summation order

@@ -69,7 +69,7 @@ CASES = [  # battery, the configuration, its module, the case, and before what i
         "    (CosineConfig(), ElsaConfig(latent_width=4)),\n",
     ),
     (
-        "tests/train/test_schemes.py",
+        "tests/training/test_schemes.py",
         "TwoTablesConfig",
         "distrib.models.two_tables",
         '    "half_histories": (TwoTablesConfig(latent_width=8), None),\n',

@@ -21,8 +21,8 @@ from distrib.scoring.vectors import (
 )
 from distrib.storage import Folder
 from distrib.vocabulary import LogFacts, Vocabulary
+from tests.in_process import filled
 from tests.models.test_contract import every_model
-from tests.training import filled
 
 WITHOUT = {"conv_ncf", "ease", "item_knn", "mlp", "neumf", "popularity"}
 

@@ -23,7 +23,7 @@ def test_who_waits_names_the_rank_that_does_not_come(how, tmp_path):
             command = [
                 sys.executable,
                 "-m",
-                "tests.train.watchdog_ranks",
+                "tests.training.watchdog_ranks",
                 str(rank),
                 str(port),
                 how,

@@ -12,7 +12,7 @@ from distrib.models.autoencoders.mult_vae import MultVaeConfig
 from distrib.models.shallow.ease import EaseConfig
 from distrib.scoring.policy import PolicyConfig
 from distrib.scoring.rules import Rules, item_table
-from tests.score.test_scorer import IDS, scorer_of
+from tests.scoring.test_scorer import IDS, scorer_of
 
 K = 8
 

@@ -38,12 +38,12 @@ from distrib.training.schemes.look_ahead import (
     decide,
 )
 from distrib.training.schemes.meta_rows import held_out_entries
-from tests.train.gradient_ranks import CASES, run_rank
-from tests.training import feed_of, run_of, step_of
+from tests.in_process import feed_of, run_of, step_of
+from tests.training.gradient_ranks import CASES, run_rank
 
 NAN = float("nan")
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.train.gradient_ranks"])
+FORKS.set_forkserver_preload(["tests.training.gradient_ranks"])
 PLAIN = EngineConfig(zero_stage=0, precision="fp32")
 ROWS = InverseGradientRowsConfig(base=MultinomialConfig(anneal_steps=10), warmup_steps=0)
 DUAL = InverseDualRowsConfig(base=SquaredErrorConfig())

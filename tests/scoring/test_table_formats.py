@@ -11,7 +11,7 @@ from distrib.errors import DataError
 from distrib.scoring.commit import PartManifest, Publication, add_counts
 from distrib.scoring.forget import forget_lists
 from distrib.storage import Folder
-from tests.score.test_fragments import Fuse, Stopped
+from tests.scoring.test_fragments import Fuse, Stopped
 
 delta = pytest.importorskip("deltalake")
 SqlCatalog = pytest.importorskip("pyiceberg.catalog.sql").SqlCatalog

@@ -25,8 +25,8 @@ from distrib.training.engines.local import LocalEngine
 from distrib.training.optimizer import OptimizerConfig
 from distrib.training.schemes import SCHEMES, is_iterative
 from distrib.training.schemes.base import ExportContext, IterativeScheme, Sizes
-from tests import training
-from tests.training import CPU, feed_of, run_of, vocabulary_of
+from tests import in_process
+from tests.in_process import CPU, feed_of, run_of, vocabulary_of
 
 CASES = {
     "closed_form": (EaseConfig(), None),
@@ -66,7 +66,7 @@ def sizes_of(name, small):
 
 
 def step_of(name, small):
-    return training.step_of(run_with(name), small)
+    return in_process.step_of(run_with(name), small)
 
 
 def interactions_of(batch):

@@ -12,12 +12,20 @@ from distrib.training.engines.config import EngineConfig
 from distrib.training.engines.deepspeed_config import deepspeed_config
 from distrib.training.engines.local import LocalEngine
 from distrib.training.optimizer import OptimizerConfig, ScheduleConfig, build_optimizer
-from tests.train.engine_ranks import CASES, NUM_STEPS, OPTIMIZER, Job, losses, make_step, run_rank
+from tests.training.engine_ranks import (
+    CASES,
+    NUM_STEPS,
+    OPTIMIZER,
+    Job,
+    losses,
+    make_step,
+    run_rank,
+)
 
 pytestmark = pytest.mark.processes
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.train.engine_ranks"])
+FORKS.set_forkserver_preload(["tests.training.engine_ranks"])
 HALF = NUM_STEPS // 2
 ENGINES = {f"zero{stage}": {"precision": "fp32", "zero_stage": stage} for stage in range(4)}
 ENGINES["items"] = {"precision": "fp32", "parallel": "items"}

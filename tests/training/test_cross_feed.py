@@ -26,7 +26,7 @@ from distrib.training.optimizer import OptimizerConfig
 from distrib.training.preflight.checks import check_run
 from distrib.training.preflight.doctor import examine
 from distrib.training.workers.launch import launch
-from tests.train.test_launch import config_of, losses, only_checkpoint
+from tests.training.test_launch import config_of, losses, only_checkpoint
 
 pytestmark = pytest.mark.ray
 

@@ -25,8 +25,8 @@ from distrib.training.loop import TrainState, run_epochs
 from distrib.training.optimizer import OptimizerConfig
 from distrib.training.schemes import iterative_scheme_of
 from tests.conftest import rows_of
-from tests.train.engine_ranks import CASES, make_step
-from tests.training import feed_of, run_of
+from tests.in_process import feed_of, run_of
+from tests.training.engine_ranks import CASES, make_step
 
 
 def resident(small, folder, sharding):

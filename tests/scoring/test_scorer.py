@@ -19,8 +19,8 @@ from distrib.scoring.rules import Rules
 from distrib.scoring.scorer import NoveltyFilter, Scorer
 from distrib.scoring.tables import recommend_table
 from distrib.vocabulary import Vocabulary
+from tests.in_process import filled
 from tests.models.test_contract import every_model
-from tests.training import filled
 
 IDS = pa.array([1000 - n for n in range(50)])
 

@@ -56,7 +56,7 @@ from distrib.training.schemes import iterative_scheme_of
 from distrib.training.schemes.look_ahead import NAMES
 from distrib.training.step import TrainStep
 from tests.conftest import Small
-from tests.training import feed_of, run_of, step_of
+from tests.in_process import feed_of, run_of, step_of
 
 OPTIMIZER = OptimizerConfig(
     learning_rate=0.01,

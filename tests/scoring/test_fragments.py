@@ -20,7 +20,7 @@ from distrib.scoring.bulk.fragments import (
 from distrib.scoring.commit import SUCCESS, PartManifest, Publication, ScoreCounts
 from distrib.scoring.policy import ScoreConfig
 from distrib.storage import Folder
-from tests.score.test_scorer import histories, scorer_of
+from tests.scoring.test_scorer import histories, scorer_of
 
 RECIPE = {"of": "tests"}
 COUNTS = ScoreCounts(users_read=37, users=37, users_rejected={})

@@ -14,7 +14,7 @@ from distrib.models import Conv4RecConfig, PopularityConfig
 from distrib.scoring.scorer import Scorer
 from distrib.vocabulary import LogFacts, Vocabulary
 from tests.conftest import LEVELS
-from tests.training import filled
+from tests.in_process import filled
 
 
 def scorer_of(config, small):

@@ -20,7 +20,7 @@ from distrib.training.schemes import iterative_scheme_of
 from distrib.training.schemes.look_ahead import NAMES
 from distrib.training.step import total
 from tests.conftest import Small
-from tests.training import feed_of, run_of, step_of
+from tests.in_process import feed_of, run_of, step_of
 
 NUM_STEPS, RATE = 50, 0.1
 ROWS = {"base": MultinomialConfig(anneal_steps=10), "warmup_steps": 0, "hold_out": 0.3}
