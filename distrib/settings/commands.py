@@ -1,6 +1,7 @@
 """The commands ``distrib init`` and ``distrib config``."""
 
 import argparse
+import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,8 +100,6 @@ def _explain(found: Guess, size: Size) -> None:
 
 
 def _cell(name: str, value: object) -> str:
-    import datetime
-
     if name == "time" and isinstance(value, int):
         try:
             return datetime.datetime.fromtimestamp(value, datetime.UTC).isoformat(" ")

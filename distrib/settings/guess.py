@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distrib.config import JsonObject
@@ -34,10 +35,8 @@ _JSON_LINES = 200
 _LOOKED_AT = 40
 _MOST = 0.95
 _WHOLE = r"(0|[1-9]\d{0,17})(\.0+)?"
-_JSON = frozenset({".json", ".jsonl", ".ndjson"})
 _MOVIELENS = re.compile(r"(u\d?[ab]?\.(data|base|test)|ratings\.(\w+\.)*(dat|csv)(\.\w+)?)$")
 _ASIN = re.compile(r"[0-9A-Z]{10}|A[0-9A-Z]{9,}")
-
 
 ROLES = ("user", "item", "rating", "time")
 """What a column may hold."""
@@ -130,7 +129,7 @@ def _files(url: str) -> Sequence[LogFile]:
         return log_files(url, unlike=TEXT - {".parquet"}, is_text=False)
     others = frozenset({".parquet", ".orc", ".avro"})
     files = log_files(url, unlike=others, is_text=False)
-    return [_sniffed(file) for file in files]
+    return [*map(_sniffed, files[:_LOOKED_AT]), *files[_LOOKED_AT:]]
 
 
 def _is_folder(url: str) -> bool:
@@ -302,10 +301,7 @@ def _parquet_sample(file: LogFile) -> Sample:
 
 
 def _sample_of(table: Any) -> Sample:
-    names = leaf_names(table.schema)
-    import pyarrow as pa
-
-    whole = pa.table(table)
+    names, whole = leaf_names(table.schema), pa.table(table)
     return {name: field_of(whole, name).to_pylist() for name in names}
 
 

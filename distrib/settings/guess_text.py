@@ -24,7 +24,6 @@ _EVEN = 0.8
 _FEW = 4
 _EARLIEST_S = 10**8
 _SMALL = 30
-_UNRATED = {0.0, 99.0}
 
 
 class Written(NamedTuple):
@@ -130,7 +129,7 @@ def _delimited(lines: Sequence[str], settings: JsonObject) -> Written:
         raise DataError(f"lines are no rows of fields: {excerpt(lines[0])!r}")
     rows = [row for row in rows if len(row) == width]
     is_named = _is_header(rows)
-    names = rows[0] if is_named else _made_up(rows, width)
+    names = rows[0] if is_named else [f"column_{n + 1}" for n in range(width)]
     body = rows[1:] if is_named and len(rows) > 1 else rows
     sample = {name: [row[n] or None for row in body] for n, name in enumerate(names)}
     if not is_named:
@@ -179,11 +178,6 @@ def _is_header(rows: Sequence[Sequence[str]]) -> bool:
     has_numbers = any(all(_NUMBER.fullmatch(f.strip()) for f in c if f) for c in columns)
     words = re.compile(r"user|item|rating|id$|date|time|product|event", re.IGNORECASE)
     return has_numbers or any(words.search(field) for field in first)
-
-
-def _made_up(rows: Sequence[Sequence[str]], width: int) -> tuple[str, ...]:
-    del rows
-    return tuple(f"column_{n + 1}" for n in range(width))
 
 
 def _has_decimal_commas(sample: Sample) -> bool:

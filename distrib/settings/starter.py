@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import tomllib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
@@ -29,7 +30,6 @@ _SHOWN = 5
 _FEW_LEVELS = 3
 _HELD_OUT_SHARE = 0.1
 _MOST_HELD_OUT = 10_000
-_LONG_HISTORY = 200
 
 
 class Size(NamedTuple):
@@ -126,8 +126,6 @@ def run_file(found: Guess, size: Size, purpose: Purpose, name: str) -> str:
 
 
 def _require_valid(text: str) -> None:
-    import tomllib
-
     checked(RunFile, tomllib.loads(text), where="the run file that init wrote")
 
 
