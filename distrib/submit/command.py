@@ -1,6 +1,7 @@
 """Command lines of ``plan`` and ``submit``."""
 
 import argparse
+import json
 from collections.abc import Mapping
 
 from distrib.cli import run_and_report, run_file_arguments
@@ -133,7 +134,7 @@ def submission(
     given = parser.parse_args(arguments)
     code = 0
 
-    def work() -> JobResult:
+    def work() -> JobResult | str:
         nonlocal code
         known = _OpenEnvironment(environment)
         file = load(RunFile, given.config, overrides=given.set, environment=known)
@@ -149,6 +150,8 @@ def submission(
         else:
             result = ray_jobs.submit(request, given.address, waits=waits)
         code = result.exit_code or 0
+        if result.manifests:
+            return f"{result.manifests}{json.dumps(result.to_json())}\n"
         return result
 
     return run_and_report(work) or code

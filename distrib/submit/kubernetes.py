@@ -143,8 +143,7 @@ def submit(request: Request, target: Target, *, waits: bool, dry: bool) -> JobRe
     checks = ("create", "--dry-run=server", "--validate=strict", "-f", "-")
     kubectl.run(*checks, given=text, advice=_NO_PLATFORM)
     if dry:
-        sys.stdout.write(text)
-        return JobResult(job=request.name, status="not created")
+        return JobResult(job=request.name, status="not created", manifests=text)
     kubectl.run("create", "-f", "-", given=text)
     _owned(kubectl, request.name, namespace)
     stop = f"kubectl delete rayjob {request.name} -n {namespace}"

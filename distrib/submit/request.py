@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import Field
+
 from distrib.config import Record
 from distrib.data.dataset import MANIFEST, Dataset
 from distrib.data.logs.config import SyntheticLog
@@ -36,6 +38,9 @@ class JobResult(Record):
 
     result: str | None = None
     """Last line of its output."""
+
+    manifests: str | None = Field(default=None, exclude=True)
+    """YAML of what a dry run would create."""
 
 
 class Request(NamedTuple):
