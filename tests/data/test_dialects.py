@@ -71,9 +71,9 @@ def test_dialects_read_as_the_csv_module_does(
     tmp_path_factory, rows, separator, escape, end, encoding, everything, cut
 ):
     path, sink = tmp_path_factory.mktemp("dialects") / "log.csv", io.StringIO(newline="")
-    rows = [row for row in rows if all(row) and "#" not in row[0][:1]]
     if not escape:
         rows = [tuple(cell.replace("\\", "") or "x" for cell in row) for row in rows]
+    rows = [row for row in rows if all(row) and "#" not in row[0][:1]]
     dialect = {"delimiter": separator, "lineterminator": end}
     dialect |= {"escapechar": escape, "doublequote": False} if escape else {}
     dialect |= {"quoting": csv.QUOTE_ALL if everything else csv.QUOTE_MINIMAL}
