@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from distrib.cli import connect, environment
@@ -28,6 +27,7 @@ from distrib.scoring.commit import ScoreResult
 from distrib.settings.guess import guess
 from distrib.settings.show import inline
 from distrib.settings.starter import Purpose, measure, name_of, run_file
+from distrib.storage import Folder, parquet_bytes
 from distrib.training.preflight.checks import preflight
 from distrib.training.records import RunResult
 from distrib.training.workers.launch import launch
@@ -203,18 +203,12 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _written(table: pa.Table, run: str | None) -> str:
     """Write a table once, under a name that follows from its content; return the path."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    content = sink.getvalue()
-    name = hashlib.sha256(content).hexdigest()[:16]
-    folder = Path(f"{run or 'runs/log'}-log")
-    path = folder / f"{name}.parquet"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(content)
-        partial.replace(path)
-    return str(path)
+    content, place = parquet_bytes(table), f"{run or 'runs/log'}-log"
+    name = f"{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+    folder = Folder(place)
+    if not folder.exists(name):
+        folder.write(name, content)
+    return f"{place}/{name}"
 
 
 def _connect() -> None:

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from distrib.config import JsonObject, Record, load
 from distrib.errors import ClusterError, ConfigError, DistribError, StoppedError, excerpt, known
-from distrib.events import emit, is_terminal, own_standard_output
+from distrib.events import emit, is_terminal, own_standard_output, pointed
 from distrib.redaction import redacted
 from distrib.renamed import RenamedWarning
 from distrib.run_file import RunFile
@@ -130,23 +130,17 @@ def _standard_error_in(path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    kept = os.dup(2)
     try:
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as error:
         raise ConfigError(f"--log-file {path}: cannot be written ({error.strerror})") from error
     sys.stderr.flush()
-    os.dup2(log, 2)
-    os.close(log)
-    try:
-        yield
-    except DistribError as error:
-        sys.stderr.write(redacted(f"{type(error).__name__}: {error}\n"))
-        raise
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
+    with os.fdopen(log, "a"), pointed(2, at=log):
+        try:
+            yield
+        except DistribError as error:
+            sys.stderr.write(redacted(f"{type(error).__name__}: {error}\n"))
+            raise
 
 
 def through_endpoint(description: str, arguments: list[str] | None = None) -> int:

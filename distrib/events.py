@@ -47,14 +47,28 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 def own_standard_output() -> Iterator[None]:
     """Keep what libraries and workers print apart from the result: send it to standard error."""
     sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
+    with pointed(1, at=2), redirect_stdout(sys.stderr):
+        yield
+
+
+@contextmanager
+def pointed(number: int, at: int) -> Iterator[None]:
+    """Let a file descriptor of this process, and of those it starts, lead where another does.
+
+    Args:
+        number: The descriptor.
+        at: The other one.
+
+    Yields:
+        Nothing.
+    """
+    kept = os.dup(number)
+    os.dup2(at, number)
     try:
-        with redirect_stdout(sys.stderr):
-            yield
+        yield
     finally:
         sys.stderr.flush()
-        os.dup2(kept, 1)
+        os.dup2(kept, number)
         os.close(kept)
 
 

@@ -175,14 +175,9 @@ class Recommender:
         read = read_histories(self._vocabulary, given.table, None)
         self._require_known(read)
         pairs = pairs_of(read.user, targets, columns)
-        found = pairs.append_column("score", pa.nulls(len(pairs), pa.float32()))
+        found = pairs
         for name, values in self._predicted(read, pairs).items():
-            at = found.column_names.index(name) if name in found.column_names else None
-            found = (
-                found.append_column(name, values)
-                if at is None
-                else found.set_column(at, name, values)
-            )
+            found = found.append_column(name, values)
         return given.answer(found) if to_arrow(targets) is None else from_arrow(found, targets)
 
     @torch.inference_mode()
@@ -317,7 +312,7 @@ class Recommender:
     def _require_known(self, read: Histories) -> None:
         """Refuse histories of which nothing is known; warn of users with such histories."""
         counts = {status: count for status, count in read.row_status.items() if count}
-        total = sum(counts[status] for status in counts)
+        total = int(read.status_BF.sum())
         if total and "used" not in counts:
             ids, levels = self._vocabulary.ids[:3].to_pylist(), self._vocabulary.levels
             scale = f", rated {levels[0]:g} to {levels[-1]:g}" if len(levels) > 1 else ""
@@ -348,7 +343,7 @@ class Recommender:
             torch.ones(len(place_M)),
         )
         columns: dict[str, list[torch.Tensor]] = {}
-        for low in range(0, len(read.user), _BATCH_USERS):
+        for low in range(0, max(len(read.user), 1), _BATCH_USERS):
             high = min(low + _BATCH_USERS, len(read.user))
             source, part = read.source.slice(low, high), target.slice(low, high)
             columns.setdefault("score", []).append(pair_scores(self.scorer, source, part))

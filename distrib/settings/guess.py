@@ -1,6 +1,5 @@
 """What a file or folder of interactions is: the source to write into a run file, and how sure."""
 
-import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,9 @@ import pyarrow.parquet as pq
 
 from distrib.config import JsonObject
 from distrib.data.logs.config import AmazonSource, MovieLensSource, NetflixSource
-from distrib.data.logs.files import TEXT, log_files
+from distrib.data.logs.files import TEXT, is_pattern, log_files, table_kind
+from distrib.data.logs.formats.iceberg import metadata_of
+from distrib.data.logs.formats.jsonl import objects_of, parser_of
 from distrib.data.logs.layout import WHOLE_STARS
 from distrib.data.logs.nested import field_of, leaf_names
 from distrib.data.logs.text import LogFile, first_lines, sniffed
@@ -105,19 +106,16 @@ def guess(url: str, columns: Mapping[str, str] = MappingProxyType({})) -> Guess:
 
 def _table_of(url: str, columns: Mapping[str, str]) -> Guess | None:
     """Return a Delta Lake or Iceberg table."""
-    if re.search(r"[*?\[]", url) or not Folder(url).is_folder():
+    kind = table_kind(Folder(url)) if _is_folder(url) else None
+    if kind is None:
         return None
-    folder = Folder(url)
-    if folder.exists("_delta_log"):
-        opened = library("deltalake", "delta").DeltaTable(str(folder))
-        found = _columned("delta", _sample_of(opened.to_pyarrow_dataset().head(_ROWS)), (), columns)
-    elif any(name.endswith(".metadata.json") for name in (folder / "metadata").files()):
-        static = library("pyiceberg.table", "iceberg").StaticTable
-        newest = sorted(n for n in (folder / "metadata").files() if n.endswith(".metadata.json"))
-        table = static.from_metadata(str(folder / "metadata" / newest[-1]))
-        found = _columned("iceberg", _sample_of(table.scan(limit=_ROWS).to_arrow()), (), columns)
+    if kind == "delta":
+        opened = library("deltalake", kind).DeltaTable(str(Folder(url)))
+        rows = opened.to_pyarrow_dataset().head(_ROWS)
     else:
-        return None
+        static = library("pyiceberg.table", kind).StaticTable
+        rows = static.from_metadata(metadata_of(url)).scan(limit=_ROWS).to_arrow()
+    found = _columned(kind, _sample_of(rows), (), columns)
     return found._replace(source={**found.source, "path": url})
 
 
@@ -133,7 +131,7 @@ def _files(url: str) -> Sequence[LogFile]:
 
 
 def _is_folder(url: str) -> bool:
-    return not re.search(r"[*?\[]", url) and ".zip:" not in url and Folder(url).is_folder()
+    return not is_pattern(url) and ".zip:" not in url and Folder(url).is_folder()
 
 
 def _sniffed(file: LogFile) -> LogFile:
@@ -306,21 +304,10 @@ def _sample_of(table: Any) -> Sample:
 
 
 def _json_sample(file: LogFile, lines: Sequence[str]) -> Sample:
-    if lines[0].lstrip().startswith("["):
-        raise DataError(f"{file.label}: is one JSON array; write one object per line (jq -c '.[]')")
-    objects = [_flat(found) for line in lines if (found := _object(line)) is not None]
+    read = objects_of(lines, parser_of(lines[0], file))
+    objects = [_flat(found) for found in read if found is not None]
     names = dict.fromkeys(name for found in objects for name in found)
     return {name: [found.get(name) for found in objects] for name in names}
-
-
-def _object(line: str) -> JsonObject | None:
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            found = parse(line)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        return found if isinstance(found, dict) else None
-    return None
 
 
 def _flat(node: JsonObject, prefix: str = "") -> JsonObject:

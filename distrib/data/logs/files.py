@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
+from typing import Literal
 
 from distrib.data.logs.text import LogFile, archive_members, first_lines, sniffed
 from distrib.data.schema import Origin
@@ -88,7 +89,7 @@ def _files_of(path: str, unlike: frozenset[str]) -> list[LogFile]:
         return [LogFile(member["archive"], int(Origin.LOG), name) for name in chosen]
     folder = Folder(path)
     if not folder.exists():
-        urls = folder.matching() if _PATTERN.search(path) else []
+        urls = folder.matching() if is_pattern(path) else []
         if not urls:
             raise DataError(f"{path}: no such file, folder or bucket; check data.source.path")
         deep = [Folder(url) for url in urls]
@@ -130,10 +131,21 @@ def _alike(urls: list[str], unlike: frozenset[str], path: str) -> list[str]:
     return urls
 
 
+def is_pattern(path: str) -> bool:
+    """Return whether a path stands for all paths that match it."""
+    return _PATTERN.search(path) is not None
+
+
+def table_kind(folder: Folder) -> Literal["delta", "iceberg"] | None:
+    """Return the format of a table whose folder also holds removed rows; None for plain files."""
+    if folder.exists("_delta_log"):
+        return "delta"
+    return "iceberg" if (folder / "metadata").files(".metadata.json") else None
+
+
 def _refuse_tables(folder: Folder) -> None:
     """Refuse the folder of a table whose files are not all of the table."""
-    is_iceberg = any(n.endswith(".metadata.json") for n in (folder / "metadata").files())
-    kind = "delta" if folder.exists("_delta_log") else "iceberg" if is_iceberg else None
+    kind = table_kind(folder)
     if kind is not None:
         name = {"delta": "a Delta Lake", "iceberg": "an Iceberg"}[kind]
         raise DataError(

@@ -111,7 +111,7 @@ def _snapshot(
     tables = library("pyiceberg.table", "iceberg")
     with explained(path, errors()):
         if catalog is None:
-            path = _metadata_of(path)
+            path = metadata_of(path)
             table = tables.StaticTable.from_metadata(path)
         else:
             catalogs = library("pyiceberg.catalog", "iceberg")
@@ -140,8 +140,18 @@ def _file_of(task: Any) -> LogFile:
     return LogFile(str(task.file.file_path), int(Origin.LOG), stamp=stamp)
 
 
-def _metadata_of(path: str) -> str:
-    """Return the newest metadata file of a table's folder."""
+def metadata_of(path: str) -> str:
+    """Find the newest metadata file of a table.
+
+    Args:
+        path: Of the table's folder, or of a metadata file.
+
+    Returns:
+        Its URL.
+
+    Raises:
+        DataError: There is none.
+    """
     if path.endswith(_METADATA):
         return Folder(path).url
     folder = Folder(path) / "metadata"

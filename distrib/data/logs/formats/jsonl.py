@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.json as pajson
 from pydantic import Field
 
-from distrib.config import Config
+from distrib.config import Config, JsonObject
 from distrib.data.logs.columns import Columns, IdKind, TimeFormat, TimeUnit, Where, wanted_values
 from distrib.data.logs.files import (
     JSON,
@@ -77,8 +77,8 @@ def with_json_types(layout: Layout) -> Layout:
     """
     file = layout.files[0]
     lines = first_lines(file, SAMPLE_LINES)
-    parse = _parser_of(lines[0], file)
-    objects = _objects(lines, parse)
+    parse = parser_of(lines[0], file)
+    objects = objects_of(lines, parse)
     present = {name: _values(objects, name) for name in layout.names}
     shown = list(dict.fromkeys(key for found in objects if found for key in found))
     known = [*shown, *(name for name, values in present.items() if values)]
@@ -90,8 +90,19 @@ def with_json_types(layout: Layout) -> Layout:
     return layout._replace(json_types=types, reader=reader)
 
 
-def _parser_of(line: str, file: LogFile) -> Callable[[str], Any]:
-    """Return what parses the lines of a file, by the first one."""
+def parser_of(line: str, file: LogFile) -> Callable[[str], Any]:
+    """Return what parses the lines of a file.
+
+    Args:
+        line: The first one.
+        file: Named in errors.
+
+    Returns:
+        Of JSON, or of Python dictionaries.
+
+    Raises:
+        DataError: The line is no object.
+    """
     for parse in (json.loads, ast.literal_eval):
         try:
             if isinstance(parse(line), dict):
@@ -107,8 +118,9 @@ def _parser_of(line: str, file: LogFile) -> Callable[[str], Any]:
     )
 
 
-def _objects(lines: Sequence[str], parse: Callable[[str], Any]) -> list[dict[str, Any] | None]:
-    found: list[dict[str, Any] | None] = []
+def objects_of(lines: Sequence[str], parse: Callable[[str], Any]) -> list[JsonObject | None]:
+    """Return the object of each line; None for a line that is none."""
+    found: list[JsonObject | None] = []
     for line in lines:
         try:
             value = parse(line)
@@ -182,7 +194,7 @@ def _one_by_one(
     lines: pa.Array, names: list[str], parse: Callable[[str], Any]
 ) -> tuple[pa.Table, npt.NDArray[np.bool_]]:
     """Read lines of which some are damaged, or of mixed types; all values become text."""
-    objects = _objects(lines.to_pylist(), parse)
+    objects = objects_of(lines.to_pylist(), parse)
     is_object_N = np.array([found is not None for found in objects], dtype=bool)
     rows = [found for found in objects if found is not None]
     columns = {
