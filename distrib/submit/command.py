@@ -12,7 +12,7 @@ from distrib.events import emit, table
 from distrib.objectives.label_config import stored_path
 from distrib.run_file import RunFile
 from distrib.submit import kubernetes, ray_jobs
-from distrib.submit.request import JOBS, JobResult, Request, sizes_of
+from distrib.submit.request import JOBS, JobResult, Request, require_shared, sizes_of
 from distrib.training.preflight.estimate import GPUS, Estimate, estimate
 from distrib.training.schemes.base import Sizes
 
@@ -140,6 +140,8 @@ def submission(
         file = load(RunFile, given.config, overrides=given.set, environment=known)
         request = Request.of(given.job, given.config, given.set, given.name)
         request = request._replace(uses_gpu=file.train.use_gpu)
+        if given.address:
+            require_shared(file)
         _say_cost(file, given)
         waits, dry = not given.no_wait, given.dry_run
         if given.overlay:
@@ -148,7 +150,7 @@ def submission(
         elif dry:
             result = JobResult(job=request.name, status="not created")
         else:
-            result = ray_jobs.submit(request, given.address, waits=waits)
+            result = ray_jobs.submit(request, given.address, environment, waits=waits)
         code = result.exit_code or 0
         if result.manifests:
             return f"{result.manifests}{json.dumps(result.to_json())}\n"

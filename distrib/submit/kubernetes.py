@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -71,7 +72,8 @@ def manifests(request: Request, built: list[Document]) -> list[Document]:
     about = {"namespace": job["metadata"].get("namespace", "default"), "labels": labels}
     job["metadata"] = {**job["metadata"], **about, "name": request.name}
     spec = job["spec"]
-    spec["entrypoint"] = request.command(f"{SCRIPTS}/{request.job}.py", RUN_FILE)
+    script, *given = request.arguments(RUN_FILE)
+    spec["entrypoint"] = shlex.join(["python", f"{SCRIPTS}/{script}.py", *given])
     spec["suspend"] = _QUEUE in labels  # Kueue resumes it when resources are free
     for group in _groups(job):
         maps = [volume.get("configMap", {}) for volume in group["template"]["spec"]["volumes"]]

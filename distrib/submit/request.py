@@ -1,7 +1,6 @@
 """The submitted job, and the sizes of its log for the estimate."""
 
 import re
-import shlex
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -70,10 +69,10 @@ class Request(NamedTuple):
             )
         return cls(job, Path(config).read_text(encoding="utf-8"), tuple(settings), name)
 
-    def command(self, script: str, run_file: str) -> str:
-        """Return the command line for the given paths of script and run file."""
+    def arguments(self, run_file: str) -> list[str]:
+        """Return the arguments of ``distrib``, for the path of the run file."""
         sets = [part for setting in self.settings for part in ("--set", setting)]
-        return shlex.join(["python", script, "--config", run_file, *sets])
+        return [self.job, "--config", run_file, *sets]
 
 
 def sizes_of(file: RunFile) -> Sizes | None:
@@ -92,3 +91,27 @@ def sizes_of(file: RunFile) -> Sizes | None:
     if "${" in prepared or not Folder(prepared).exists(MANIFEST):
         return None
     return sizes_of_counts(Dataset.open(prepared).manifest.counts)
+
+
+def require_shared(file: RunFile) -> None:
+    """Refuse paths that lead into the job's working folder, which Ray removes.
+
+    Args:
+        file: The run file, as read on the submitting machine.
+
+    Raises:
+        ConfigError: The run, its data or its log have a relative path; lists all.
+    """
+    logs = getattr(file.data.source, "path", [])  # one, or several
+    paths = [("run", file.run), ("data.prepared", file.data.prepared)]
+    paths += [("data.source.path", log) for log in ([logs] if isinstance(logs, str) else logs)]
+    wrong = [f"{key} = {path!r}" for key, path in paths if not _is_shared(path)]
+    if wrong:
+        raise ConfigError(
+            f"{'; '.join(wrong)}: relative to the working folder of the job, which the cluster "
+            "removes; use a URL, or an absolute path that all nodes share"
+        )
+
+
+def _is_shared(path: str) -> bool:
+    return path.startswith(("/", "${")) or "://" in path
