@@ -25,6 +25,7 @@ from distrib.redaction import redacted
 from distrib.renamed import RenamedWarning
 from distrib.run_file import RunFile
 from distrib.serve.client import Endpoint, score_through
+from distrib.terminal import result_lines, standard_error
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -80,8 +81,8 @@ def _terminated(_number: int, _frame: object) -> None:
 def job(name: str, found: Job, plan: Callable[[RunFile], Plan], arguments: list[str]) -> int:
     """Run a job from the command line.
 
-    The result is one JSON object on the last line of standard output; everything else goes to
-    standard error.
+    The result is one JSON object on the last line of standard output, or some lines for people
+    where that is a terminal; everything else goes to standard error.
 
     Args:
         name: Of the job.
@@ -104,13 +105,13 @@ def job(name: str, found: Job, plan: Callable[[RunFile], Plan], arguments: list[
         config = read_run_file(given.config, given.set)
         if given.dry_run:
             return _dry_run(name, found, plan(config), config)
-        with _standard_error_in(os.devnull if given.quiet else given.log_file):
-            found.check(config)
-            with connected():
-                signal.signal(signal.SIGTERM, _terminated)  # Ray has installed its own
-                return found.run(config)
+        found.check(config)
+        with connected():
+            signal.signal(signal.SIGTERM, _terminated)  # Ray has installed its own
+            return found.run(config)
 
-    return run_and_report(work)
+    log = os.devnull if given.quiet else given.log_file
+    return run_and_report(work, None if given.dry_run else log)
 
 
 def _dry_run(name: str, found: Job, plan: Plan, config: RunFile) -> JsonObject:
@@ -220,11 +221,19 @@ def serving(arguments: dict[str, str]) -> "Application":
     return application(ServePlan.of(file.run, file.data.prepared, file.serve))
 
 
-def run_and_report(work: Callable[[], Result]) -> int:
-    """Run a job; report its result or error in one line and return the exit code."""
+def run_and_report(work: Callable[[], Result], log: str | None = None) -> int:
+    """Run a job; report its result or error, in one line for programs; return the exit code.
+
+    Args:
+        work: What to run.
+        log: File for what goes to standard error meanwhile.
+
+    Returns:
+        See `job`.
+    """
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        with own_standard_output():
+        with _standard_error_in(log), standard_error(), own_standard_output():
             result = work()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; rerun the same command to continue\n")
@@ -235,9 +244,13 @@ def run_and_report(work: Callable[[], Result]) -> int:
     except Exception as error:
         return _failed(error)
     document = result.to_json() if isinstance(result, Record) else result
-    text = document if isinstance(document, str) else json.dumps(document, default=str) + "\n"
-    sys.stdout.write(text)
+    sys.stdout.write(document if isinstance(document, str) else _result(document))
     return 0
+
+
+def _result(document: JsonObject) -> str:
+    plain: JsonObject = json.loads(json.dumps(document, default=str))
+    return result_lines(plain) if sys.stdout.isatty() else json.dumps(plain) + "\n"
 
 
 def _report(message: str) -> None:

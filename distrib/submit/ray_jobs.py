@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import distrib
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+import distrib
 from distrib.errors import ConfigError, JobTrackingLostError
 from distrib.events import emit
 from distrib.submit.request import JobResult, Request

@@ -48,6 +48,17 @@ def _flattened(self: Record, handler: SerializerFunctionWrapHandler) -> JsonObje
     return document | ({Speed(*speed).field: speed[1]} if speed else {})
 
 
+class Progress(NamedTuple):
+    """How far training is, for a bar."""
+
+    done: int
+    """Global batches."""
+
+    total: int
+    about: str
+    """Epoch, losses and speed."""
+
+
 class EpochRecord(Record):
     """One epoch; ``history.json`` in the run folder has one entry for each."""
 

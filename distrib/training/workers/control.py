@@ -5,7 +5,7 @@ import threading
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from distrib.training.records import EpochRecord
+from distrib.training.records import EpochRecord, Progress
 
 _ASK_S = 1.0
 
@@ -16,6 +16,7 @@ class Control:
     def __init__(self) -> None:
         self._reason = ""
         self._epochs: list[EpochRecord] = []
+        self._progress: Progress | None = None
 
     def stop(self, reason: str) -> None:
         """Request that the workers write a checkpoint and exit."""
@@ -28,6 +29,14 @@ class Control:
     def epochs(self, first: int) -> list[EpochRecord]:
         """Return the posted epochs from index ``first`` on."""
         return self._epochs[first:]
+
+    def post_progress(self, progress: Progress) -> None:
+        """Store how far training is."""
+        self._progress = progress
+
+    def progress(self) -> Progress | None:
+        """Return what was posted last."""
+        return self._progress
 
     def reason(self) -> str:
         """Return why to stop; empty to continue."""

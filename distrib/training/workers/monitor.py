@@ -1,4 +1,4 @@
-"""Progress of a run: a bar, Ray's metrics, TensorBoard, MLflow."""
+"""Progress of a run: posted for a bar, Ray's metrics, TensorBoard, MLflow."""
 
 import contextlib
 import tempfile
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import ray
 import torch
-from ray.experimental import tqdm_ray
 
 from distrib.cluster.prometheus import show
 from distrib.errors import DataError
@@ -19,8 +19,9 @@ from distrib.storage import Folder
 from distrib.training.config import TrainingRun
 from distrib.training.engines.base import Engine
 from distrib.training.loop import TrainState
-from distrib.training.records import EpochRecord, Speed
+from distrib.training.records import EpochRecord, Progress, Speed
 from distrib.training.schemes import iterative_scheme_of
+from distrib.training.workers.loss_reducer import NORM
 
 TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's files, inside a run."""
@@ -31,20 +32,32 @@ _PATIENCE_S = 20.0  # for the last metrics, when training is over
 
 
 class TrainMonitor:
-    """Reports progress on rank 0; silent on the other ranks."""
+    """Reports progress on rank 0; silent on the other ranks.
+
+    Args:
+        config: The run.
+        engine: What trains.
+        num_steps: Of an epoch.
+        bar: Where progress is posted, if the driver shows it.
+        is_first: Whether this is rank 0.
+    """
 
     def __init__(
-        self, config: TrainingRun, engine: Engine, num_steps: int, *, shown: bool, is_first: bool
+        self,
+        config: TrainingRun,
+        engine: Engine,
+        num_steps: int,
+        *,
+        bar: ray.actor.ActorHandle | None,
+        is_first: bool,
     ) -> None:
         self._config = config
         self._engine = engine
         self._counted = iterative_scheme_of(config).counts
         self._is_first = is_first
         self._now: dict[str, float] = {}
-        self._step = 0
-        total = num_steps * config.train.num_epochs
-        is_drawn = shown and is_first
-        self._bar = tqdm_ray.tqdm(desc="training", total=total, unit="step") if is_drawn else None
+        self._total = num_steps * config.train.num_epochs
+        self._bar = bar if is_first else None
         run = Folder(config.run)
         self._curves = _Curves(run) if is_first and config.train.tensorboard else None
         self._tracking = (
@@ -65,8 +78,11 @@ class TrainMonitor:
         self._now = {**means, "learning rate": rate, speed.field: speed.per_s}
         self._now |= {**self.shares(state), "memory_gb": memory_gb()}
         if self._bar is not None:
-            self._bar.update(state.step - self._step)
-            self._step = state.step
+            losses = [f"{name} {mean:.4g}" for name, mean in means.items() if name != NORM]
+            loss = ", ".join(losses)
+            epoch = f"epoch {state.epoch + 1} of {self._config.train.num_epochs}"
+            about = f"{epoch}, {loss}, {speed.per_s:,.0f} {self._counted}/s"
+            self._bar.post_progress.remote(Progress(state.step, self._total, about))
         for name, value in self._now.items():
             self._show(name, value)
         self._show("step", state.step)
@@ -109,9 +125,7 @@ class TrainMonitor:
             self._tracking.add(found | speed_of(record), record.step)
 
     def close(self) -> None:
-        """Close the bar and the trackers."""
-        if self._bar is not None:
-            self._bar.close()
+        """Close the trackers."""
         if self._curves is not None:
             self._curves.publish()
         if self._tracking is not None:

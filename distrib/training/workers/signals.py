@@ -15,12 +15,14 @@ from typing import TypeVar
 
 import ray
 
-from distrib.events import emit
+from distrib.events import Interval, emit
+from distrib.terminal import Bar, progress_bar
 from distrib.training.records import EpochRecord
 from distrib.training.workers.control import start_control
 
 T = TypeVar("T")
 _POLL_S = 0.2
+_BAR_S = 1.0
 
 
 class Driver:
@@ -28,13 +30,15 @@ class Driver:
 
     Args:
         on_epoch: Called with the record of each epoch.
+        bar: Shows progress; None where nobody would see it.
     """
 
-    def __init__(self, on_epoch: Callable[[EpochRecord], None] | None) -> None:
+    def __init__(self, on_epoch: Callable[[EpochRecord], None] | None, bar: Bar | None) -> None:
         self.actor = start_control()
         self.num_signals = 0
         self._on_epoch = on_epoch
         self._num_reported = 0
+        self._bar, self._bar_interval = bar, Interval(_BAR_S)
 
     def on_signal(self, number: int, _frame: object) -> None:
         """Forward a signal to the workers."""
@@ -61,10 +65,19 @@ class Driver:
             if self.num_signals > 1:
                 raise KeyboardInterrupt
             self._report()
+            self._draw()
         self._report()
         if failures:
             raise failures[0]
         return found[0]
+
+    def _draw(self) -> None:
+        """Show how far training is."""
+        if self._bar is None or not self._bar_interval.due():
+            return
+        found = ray.get(self.actor.progress.remote())
+        if found is not None:
+            self._bar(*found)
 
     def _report(self) -> None:
         """Report the epochs that the workers have posted."""
@@ -78,13 +91,14 @@ class Driver:
 @contextmanager
 def driving(on_epoch: Callable[[EpochRecord], None] | None) -> Iterator[Driver]:
     """Forward SIGTERM and SIGINT to the workers; outside the main thread, do nothing."""
-    driver = Driver(on_epoch)
     is_main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGTERM, signal.SIGINT) if is_main else ()
-    before = {number: signal.signal(number, driver.on_signal) for number in numbers}
-    try:
-        yield driver
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        ray.kill(driver.actor)
+    with progress_bar("training") as bar:
+        driver = Driver(on_epoch, bar)
+        before = {number: signal.signal(number, driver.on_signal) for number in numbers}
+        try:
+            yield driver
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            ray.kill(driver.actor)

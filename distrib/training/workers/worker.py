@@ -135,9 +135,8 @@ class Worker:
         self.log_interval = Interval(train.log_every_s)
         self.preemption_interval = Interval(_PREEMPTION_S)
         num_steps = self.feed.num_steps(0)
-        self.monitor = TrainMonitor(
-            run, self.engine, num_steps, shown=inputs.shows_bar, is_first=self.rank == 0
-        )
+        bar = inputs.control if inputs.shows_bar else None
+        self.monitor = TrainMonitor(run, self.engine, num_steps, bar=bar, is_first=self.rank == 0)
         self._noted = 0
         """Count of the epoch that the loss reducer has received."""
 

@@ -1,0 +1,123 @@
+"""What people see of a job on a terminal, and what logs hold of the same job."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distrib.terminal import listed, result_lines
+
+JOB = """
+import os, sys
+from distrib.cli import run_and_report
+from distrib.events import emit
+from distrib.terminal import progress_bar
+
+CORE = "[2026-11-30 12:17:08,902 E 21559 21559] core_worker.cc:2465: Actor with constructor\\n"
+
+def work():
+    emit("feed", kind="resident", training_users=6000, rejected={}, counts={"read": 12345})
+    os.write(2, CORE.encode())          # as Ray's core does
+    sys.stderr.write(CORE)              # as Ray passes on what its workers wrote
+    print("(Worker pid=1) " + '{"event": "epoch", "time": "2026-11-30T12:17:08", "epoch": 2}')
+    sys.stderr.write("[not of the core]\\n")
+    os.write(2, b"a library's own line\\n")
+    with progress_bar("training") as bar:
+        emit("step", epoch=1, softmax=9.4)
+        if bar is not None:
+            bar(3, 10, "epoch 1 of 2, softmax 9.4")
+        emit("published", folder="lists")
+    sys.stderr.write("half a line")
+    return {"run": "runs/a", "counts": {"read": 12345}, "metrics": {"model": {"rmse": {"mean": 1}}}}
+
+sys.exit(run_and_report(work))
+"""
+
+
+def on_terminal(command, **options):
+    """Run a command with a terminal as its outputs; return the exit code and what it showed."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, **options)
+    os.close(its)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # closed by the last process
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(ours)
+    plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", shown).decode()
+    return process.wait(), [line for line in re.split(r"[\r\n]+", plain) if line]
+
+
+def test_a_terminal_shows_sentences_and_a_bar():
+    code, lines = on_terminal([sys.executable, "-c", JOB])
+    text = "\n".join(lines)
+    assert code == 0
+    assert "feed: kind resident, training users 6,000, counts (read 12,345)" in text
+    assert "12:17:08 epoch: epoch 2" in lines
+    assert "epoch 1 of 2, softmax 9.4" in text
+    assert "3/10" in text
+    assert "published: folder lists" in text
+    assert {"[not of the core]", "a library's own line"} <= set(lines)
+    assert "half a line" in text
+    assert lines[-1] == "counts: read 12,345"
+    assert "run: runs/a" in text
+    assert "core_worker" not in text
+    assert '{"' not in text
+    assert not any(line.startswith(("step", "rejected")) for line in lines)
+
+
+def test_a_log_holds_one_json_line_an_event_and_no_bar():
+    done = subprocess.run([sys.executable, "-c", JOB], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["counts"] == {"read": 12345}
+    events = [line.partition("{")[2] for line in done.stderr.splitlines() if "{" in line]
+    names = [json.loads("{" + line)["event"] for line in events]
+    assert names == ["feed", "epoch", "step", "published"]
+    assert "core_worker" not in done.stderr
+    assert "\r" not in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_a_result_in_lines_leaves_out_what_a_table_has_shown():
+    document = {"run": "r", "best_epoch": 3, "valid": {"rmse": 0.123456}, "night": None, "x": []}
+    deep = {"metrics": {"model": {"rmse": {"mean": 1.0}}}}
+    assert result_lines(document | deep) == "run: r\nbest epoch: 3\nvalid: rmse 0.1235\n"
+    assert listed({"a": {"b": {}}, "c": True, "d": ["x", 1]}) == "c True, d x, 1"
+
+
+@pytest.mark.ray
+def test_training_on_a_terminal_moves_a_bar(tmp_path: Path):
+    path = tmp_path / "run.toml"
+    path.write_text(f"""
+run = "{tmp_path}/run"
+[data]
+prepared = "{tmp_path}/data"
+source = {{ format = "synthetic", num_users = 3000, num_items = 60, num_interactions = 60000 }}
+[model]
+name = "mult_vae"
+[train]
+num_epochs = 40
+batch_users = 50
+check_steps = 5
+num_workers = 1
+""")
+    command = [sys.executable, "-m", "distrib.console"]
+    prepared = [*command, "prepare", "--config", str(path)]
+    subprocess.run(prepared, check=True, capture_output=True)
+    code, lines = on_terminal([*command, "train", "--config", str(path)])
+    text = "\n".join(lines)
+    assert code == 0, text
+    assert re.search(r"\d+/2400 .*epoch \d+ of 40, divergence \d.*", text), text
+    assert re.search(r"\d\d:\d\d:\d\d epoch: epoch 40, ", text)
+    assert "best epoch: " in text
+    assert '{"' not in text
+    assert "core_worker" not in text
