@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
@@ -25,6 +26,7 @@ from distrib.serve.requests import (
 from distrib.serve.schemas import (
     Answer,
     ExplainRequest,
+    History,
     MapRequest,
     RatingsRequest,
     RecommendOptions,
@@ -143,17 +145,49 @@ class ModelHost:
         Raises:
             DataError: The users' data is absent or damaged.
         """
+        found = self._find(user)
+        if found is None:
+            return None
+        history, number, data = found
+        is_same = data == self.loaded.bundle.facts.data
+        return RecommendJob(history, options, number if is_same else -1)
+
+    def history(self, user: str) -> JsonObject | None:
+        """Return the history of a stored user, None if there is no such user.
+
+        Args:
+            user: The id as a string.
+
+        Returns:
+            The fields of `schemas.HistoryAnswer`.
+
+        Raises:
+            DataError: The users' data is absent or damaged.
+        """
+        found = self._find(user)
+        if found is None:
+            return None
+        items, ratings = found[0].items, found[0].ratings
+        vocabulary, titles = self.loaded.vocabulary, self.loaded.titles
+        count_I = vocabulary.train_count_IL.sum(1)
+        place_N = vocabulary.positions(pa.array(items, vocabulary.ids.type)).tolist()
+        rated = ratings if ratings is not None else [None] * len(items)
+        entries = [
+            {"item": item, "title": titles.get(item), "interactions": count_I[at], "rating": rating}
+            for item, at, rating in zip(items, place_N, rated, strict=True)
+            if at >= 0
+        ]
+        return {"user": user, "items": entries}
+
+    def _find(self, user: str) -> tuple[History, int, str] | None:
+        """Find a stored user: history, index, and hash of the data; None if there is none."""
         if not Folder(self._prepared).exists(PREPARED):
             return None
         users = self._users
         if users is None:
             users = self._users = StoredUsers(self._prepared, self.config.cached_shards)
         found = users.find(user)
-        if found is None:
-            return None
-        history, number = found
-        is_same = users.data == self.loaded.bundle.facts.data
-        return RecommendJob(history, options, number if is_same else -1)
+        return None if found is None else (*found, users.data)
 
     def _load(self) -> Loaded:
         return load(self._folder, self.config)

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -16,6 +16,8 @@ from distrib.serve.config import ServeConfig
 from distrib.serve.model_host import Job, ModelHost
 from distrib.serve.requests import ArrowJob, RecommendJob
 from distrib.serve.schemas import Answer, RecommendOptions, RecommendRequest
+
+T = TypeVar("T")
 
 
 class ModelMetrics(Protocol):
@@ -60,6 +62,7 @@ class Replica:
             "items": self._items,
             "recommend": self._recommend,
             "recommend_stored": self._recommend_stored,
+            "history": self._history,
             "recommend_arrow": self._recommend_arrow,
             "answer": self._batcher.submit,
         }
@@ -70,7 +73,7 @@ class Replica:
         Args:
             what: Method: ``card``; ``items`` (query, limit); ``recommend`` (a `RecommendRequest`);
                 ``answer`` (another request); ``recommend_stored`` (user, options);
-                ``recommend_arrow`` (stream, options).
+                ``history`` (user); ``recommend_arrow`` (stream, options).
             *arguments: Arguments of the method.
 
         Returns:
@@ -123,15 +126,23 @@ class Replica:
         return await self._batcher.submit(RecommendJob(request.history, request.options))
 
     async def _recommend_stored(self, user: str, options: RecommendOptions) -> Answer:
-        loop = asyncio.get_running_loop()
+        found = await self._of_stored(user, lambda: self.host.stored(user, options))
+        return found if isinstance(found, Answer) else await self._batcher.submit(found)
+
+    async def _history(self, user: str) -> Answer:
+        found = await self._of_stored(user, lambda: self.host.history(user))
+        return found if isinstance(found, Answer) else Answer(200, found)
+
+    async def _of_stored(self, user: str, read: Callable[[], T | None]) -> T | Answer:
+        """Read something of a stored user in a thread; an answer where there is no such user."""
         try:
-            found = await loop.run_in_executor(None, self.host.stored, user, options)
+            found = await asyncio.get_running_loop().run_in_executor(None, read)
         except DataError as error:
             emit("stored_users_unavailable", error=str(error))
             return Answer(503, {"detail": "the stored users cannot be read; retry later"})
         if found is None:
             return Answer(404, {"detail": f"no such user in the prepared data: {excerpt(user)!r}"})
-        return await self._batcher.submit(found)
+        return found
 
     async def _recommend_arrow(self, content: bytes, options: RecommendOptions) -> Answer:
         """Answer a stream one batch of users at a time, so that other requests run in between."""

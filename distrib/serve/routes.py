@@ -21,6 +21,7 @@ from distrib.serve.schemas import (
     ExplainRequest,
     Fault,
     Health,
+    HistoryAnswer,
     ItemsAnswer,
     MapAnswer,
     MapRequest,
@@ -120,6 +121,7 @@ def _context(request: Request) -> RouteContext:
 
 
 Context = Annotated[RouteContext, Depends(_context)]
+StoredUser = Annotated[str, Path(max_length=1024, examples=["42"])]
 ModelName = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.-]{1,64}$", examples=["default"])]
 Length = Annotated[int, Query(ge=1)]
 
@@ -223,11 +225,17 @@ async def recommend(context: Context, model: ModelName, request: RecommendReques
 async def recommend_stored(
     context: Context,
     model: ModelName,
-    user: Annotated[str, Path(max_length=1024, examples=["42"])],
+    user: StoredUser,
     options: Annotated[RecommendOptions, Depends(_options)],
 ) -> Response:
     """Recommend to a user of the prepared data."""
     return JSONResponse(await context.submit(model, "recommend_stored", user, options))
+
+
+@models.get("/models/{model}/users/{user:path}/history", tags=["models"])
+async def history_of(context: Context, model: ModelName, user: StoredUser) -> HistoryAnswer:
+    """Return what a user of the prepared data has met, as models read it."""
+    return HistoryAnswer(**await context.submit(model, "history", user))
 
 
 @models.post(

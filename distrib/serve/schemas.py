@@ -303,6 +303,20 @@ class ItemEntry(BaseModel):
     """Number of training interactions."""
 
 
+class HistoryEntry(ItemEntry):
+    """An item of a user's history."""
+
+    rating: float | None = None
+    """Where the log has ratings."""
+
+
+class HistoryAnswer(BaseModel):
+    """The history of a user of the prepared data, oldest first; items of the catalog only."""
+
+    user: str
+    items: list[HistoryEntry]
+
+
 class ItemsAnswer(BaseModel):
     """Items that match a query, most popular first."""
 

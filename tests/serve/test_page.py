@@ -4,11 +4,13 @@ import shutil
 import socket
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import uvicorn
 
 from distrib.models import SasRecConfig
+from distrib.serve.user_store import StoredUsers
 from distrib.vocabulary import LogFacts
 from tests.serve.conftest import history, served, write_run
 
@@ -50,12 +52,9 @@ def run(small, tmp_path):
     return write_run(tmp_path / "run", small, scale=0.4)
 
 
-@pytest.fixture
-def url(run, tmp_path):
-    titles = tmp_path / "titles.csv"
-    lines = "\n".join(f'{1000 - n},"Film {n}"' for n in range(50))
-    titles.write_text(f"item,title\n{lines}\n")
-    server = served({"conv": run}, titles=str(titles), token=TOKEN)
+@contextmanager
+def answering(server):
+    """Serve an application on a free port."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -64,9 +63,21 @@ def url(run, tmp_path):
     thread.start()
     while not running.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}", server
-    running.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        running.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def url(run, tmp_path):
+    titles = tmp_path / "titles.csv"
+    lines = "\n".join(f'{1000 - n},"Film {n}"' for n in range(50))
+    titles.write_text(f"item,title\n{lines}\n")
+    server = served({"conv": run}, titles=str(titles), token=TOKEN)
+    with answering(server) as address:
+        yield address, server
 
 
 class Person:
@@ -126,6 +137,24 @@ def test_items_are_picked_and_rated_and_recommendations_follow(browser, url, sma
     browser.save_screenshot(str(tmp_path / "page.png"))
 
 
+def test_a_known_user_is_loaded_by_id(browser, world):
+    run, data = world
+    with answering(served({"m": run}, data.prepared)) as address:
+        person = Person(browser)
+        browser.get(address)
+        person.wait.until(lambda _: person.all_of("#found button"))
+        browser.find_element(By.ID, "user").send_keys("3\n")
+        known, _ = StoredUsers(data.prepared, 1).find("3")
+        person.sees("#history .row span", *map(str, known.items))
+        rated = [
+            Select(choice).first_selected_option.text for choice in person.all_of("select")[1:]
+        ]
+        assert [float(text) for text in rated] == known.ratings
+        person.wait.until(lambda _: len(person.all_of("#list .name")) == 10)
+        browser.find_element(By.ID, "user").send_keys("999999\n")
+        person.sees("#fault", "no such user in the prepared data: '3999999'")
+
+
 class TestRepeats:
     @pytest.fixture
     def run(self, small, tmp_path):
@@ -149,7 +178,7 @@ def test_the_api_page_describes_every_request(browser, url):
     address, _ = url
     person = Person(browser)
     browser.get(f"{address}/docs")
-    person.wait.until(lambda _: len(person.all_of("section h2 .verb")) == 10)
+    person.wait.until(lambda _: len(person.all_of("section h2 .verb")) == 11)
     assert "/v1/models/{model}/recommendations" in person.texts("section h2 code")
     faults = [entry for entry in browser.get_log("browser") if entry["source"] != "network"]
     assert faults == []

@@ -301,6 +301,29 @@ def test_stored_users_are_found_by_their_id_with_what_training_knew(world, tmp_p
             assert [entry["item"] for entry in listed] == wanted.tolist()
 
 
+def test_the_history_of_a_stored_user_is_what_the_prepared_data_hold(world, tmp_path):
+    run, data = world
+    found, _ = StoredUsers(data.prepared, 1).find("3")
+    titles = tmp_path / "titles.csv"
+    titles.write_text(f"item,title\n{found.items[0]},First\n")
+    with TestClient(served({"m": run}, data.prepared, titles=str(titles)).app) as client:
+        answer = client.get("/v1/models/m/users/3/history").json()
+        assert client.get("/v1/models/m/users/no%2Fone/history").status_code == 404
+        posted = {"items": found.items, "ratings": found.ratings}
+        of_history = client.post("/v1/models/m/recommendations", json={"history": posted}).json()
+        stored = client.get("/v1/models/m/users/3/recommendations").json()
+    assert [entry["item"] for entry in answer["items"]] == found.items
+    assert [entry["rating"] for entry in answer["items"]] == found.ratings
+    assert [entry["title"] for entry in answer["items"]] == ["First"] + [None] * (
+        len(found.items) - 1
+    )
+    vocabulary = Dataset.open(data.prepared).vocabulary
+    count_I = vocabulary.train_count_IL.sum(1)
+    counts = count_I[vocabulary.positions(pa.array(found.items))]
+    assert [entry["interactions"] for entry in answer["items"]] == counts.tolist()
+    assert of_history["items"] == stored["items"]
+
+
 def test_wishes_reach_stored_users(world):
     run, data = world
     server = served({"m": run}, data.prepared)

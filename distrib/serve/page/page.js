@@ -79,6 +79,15 @@ function pick(entry) {
   guarded(recommend);
 }
 
+async function loadUser() {
+  const { levels } = card();
+  const user = encodeURIComponent($("user").value.trim());
+  const { items } = await ask(`models/${$("model").value}/users/${user}/history`);
+  state.history = items.map((entry) => ({ ...entry, rating: entry.rating ?? levels[levels.length - 1] }));
+  showHistory();
+  await recommend();
+}
+
 function showHistory() {
   const { levels, reads_ratings: rated } = card();
   $("empty").hidden = state.history.length > 0;
@@ -213,5 +222,9 @@ $("query").addEventListener("input", () => {
 });
 $("model").addEventListener("change", () => { state.history = []; guarded(showModel); });
 $("token").addEventListener("change", () => guarded(loadModels));
+$("known").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if ($("user").value.trim()) guarded(loadUser);
+});
 for (const id of ["k", "diversity", "damping"]) $(id).addEventListener("change", () => guarded(recommend));
 guarded(loadModels);
