@@ -19,6 +19,7 @@ from distrib.evaluation.measured import Measured, joined
 from distrib.feedback import Feedback
 from distrib.labeled_metrics import LABELED_METRICS, LOG_LOSS, metrics_by_user
 from distrib.metrics import SQUARED_ERROR_UNCUT, hit_rate, hits, mrr, ndcg, recall
+from distrib.models.outputs import OutputKind
 from distrib.scoring.scorer import Scorer, pair_scores
 
 Cutoffs = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
@@ -203,6 +204,30 @@ def _ranking(scorer: Scorer, asked: Example, config: EvaluateConfig) -> dict[str
 def _likes(target: Batch, feedback: Feedback | None) -> Batch:
     """Return the targets that a list should contain; all of them in a log without dislikes."""
     return target if feedback is None else target.keep(feedback.sign(target.value_N) > 0)
+
+
+def is_meant(name: str, output: OutputKind, num_levels: int) -> bool:
+    """Return whether people should see a metric; files have all.
+
+    Lists of a model that predicts ratings alone are not what it is for, and errors of ratings mean
+    nothing where there is one rating.
+
+    Args:
+        name: Of the metric.
+        output: What the model predicts.
+        num_levels: Ratings that there are.
+
+    Returns:
+        Whether it is shown.
+    """
+    if output == "ratings" and "@" in name:
+        return False
+    return num_levels > 1 or not name.startswith(("rmse", "mae"))
+
+
+def is_better(name: str, one: float, other: float) -> bool:
+    """Return whether a value of a metric is better than another."""
+    return one < other if name in _LOWER_IS_BETTER else one > other
 
 
 def selection_score(metrics: dict[str, float], names: tuple[str, ...]) -> float:

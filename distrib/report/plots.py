@@ -20,6 +20,7 @@ _DECADE = 10.0  # ratio of values above which an axis is logarithmic
 
 
 def learning_curves(
+    title: str,
     history: Sequence[EpochRecord],
     best_epoch: int,
     others: Mapping[str, Sequence[EpochRecord]] = _NOTHING,
@@ -27,6 +28,7 @@ def learning_curves(
     """Draw losses, what the objective recorded, and validation metrics by epoch.
 
     Args:
+        title: Of the picture.
         history: Epochs of a run.
         best_epoch: Marked by a vertical line.
         others: Epochs of other runs by name, whose validation metrics are drawn beside.
@@ -47,7 +49,9 @@ def learning_curves(
         return _png(figure)
     columns = 3
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+    figure = Figure(figsize=(4 * columns, 2.6 * rows + 0.4), layout="constrained")
+    figure.suptitle(f"{title}; the best epoch is {best_epoch}")
+    popularity = {f"{_VALID}{name}": value for name, value in history[0].popularity.items()}
     for place, (name, values) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, place + 1)
         marker = "." if len(epochs) < 40 else None
@@ -59,6 +63,8 @@ def learning_curves(
                 color = f"C{2 + number % 8}"  # after those of this run and of the best epoch
                 axes.plot(*zip(*found, strict=True), label=other, linestyle="--", color=color)
         axes.axvline(best_epoch, color="tab:orange", linewidth=1, linestyle="--")
+        if name in popularity:
+            axes.axhline(popularity[name], color="tab:gray", linestyle=":", label="popularity")
         if len(axes.get_legend_handles_labels()[1]) > 1:
             axes.legend(fontsize=7)
         axes.set_title(name, fontsize=10)
@@ -88,6 +94,7 @@ def unlabeled_weights(history: Sequence[EpochRecord]) -> bytes | None:
     image = axes.imshow(share_BE, origin="lower", aspect="auto", extent=extent, vmin=0.0, vmax=1.0)
     axes.set_xlabel("epoch")
     axes.set_ylabel('weight of the label "like"')
+    axes.set_title("Weights of unlabeled pairs")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, label="share of unlabeled pairs")
     return _png(figure)
@@ -130,13 +137,16 @@ def study(trials: Sequence[Trial]) -> bytes:
     fields = list(trials[0].settings)
     columns = 3
     rows = -(-(len(fields) + 1) // columns)
-    figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")
+    figure = Figure(figsize=(4 * columns, 2.8 * rows + 0.4), layout="constrained")
+    figure.suptitle(f"{len(done)} trials; higher is better")
     axes = figure.add_subplot(rows, columns, 1)
     for place, trial in enumerate(done):
         color = "tab:orange" if place == 0 else "tab:gray"
         epochs = range(1, len(trial.curve) + 1)
         axes.plot(epochs, trial.curve, color=color, alpha=1.0 if place == 0 else 0.4, marker=".")
     axes.set_title("selection by epoch", fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(visible=True, alpha=0.3)
     for place, name in enumerate(fields):
         axes = figure.add_subplot(rows, columns, place + 2)
         values = [trial.settings[name] for trial in done]
@@ -146,6 +156,8 @@ def study(trials: Sequence[Trial]) -> bytes:
         axes.scatter(shown, [trial.selection or 0.0 for trial in done], color="tab:blue")
         if is_number and min(numbers) > 0 and max(numbers) > _DECADE * min(numbers):
             axes.set_xscale("log")
+        elif not is_number:
+            axes.tick_params(axis="x", labelrotation=30, labelsize=8)
         axes.set_title(f"selection by {name}", fontsize=10)
         axes.grid(visible=True, alpha=0.3)
     return _png(figure)

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from distrib.data.dataset import Dataset
 from distrib.evaluation.job import Evaluation
+from distrib.evaluation.protocol import is_meant
 from distrib.evaluation.truth import interaction_rating_map
 from distrib.events import emit, table
 from distrib.metrics import Summary
 from distrib.report.plots import learning_curves, likely_and_liked, study, unlabeled_weights
+from distrib.run_file import RunFile
 from distrib.scoring.commit import success_of
 from distrib.storage import Folder
 from distrib.training.records import EpochRecord, history_of
@@ -44,7 +47,8 @@ def draw_curves(run: str, best_epoch: int, compare_with: Sequence[str] = ()) -> 
     missing = [other for other, held in others.items() if not held.exists(HISTORY)]
     if missing:
         emit("runs_to_compare_with_missing", runs=missing)
-    folder.write(CURVES, learning_curves(history, best_epoch, drawn))
+    title = str(folder).rstrip("/").rsplit("/", 1)[-1]
+    folder.write(CURVES, learning_curves(title, history, best_epoch, drawn))
     weights = unlabeled_weights(history)
     if weights is not None:
         folder.write(WEIGHTS, weights)
@@ -90,12 +94,19 @@ def show_search(result: SearchResult, num_trials: int = 15) -> None:
     table(title, [*columns, "fault"], rows)
 
 
-def show_evaluation(result: Evaluation) -> None:
-    """Print the metrics of model and popularity with standard errors."""
-    models = result.metrics
+def show_evaluation(result: Evaluation, file: RunFile) -> None:
+    """Print the metrics of model and popularity with standard errors.
+
+    Args:
+        result: What was measured.
+        file: The run.
+    """
+    models, output = result.metrics, file.model.spec.output
+    num_levels = len(Dataset.open(file.data.prepared).manifest.levels)
     rows = [
         [metric, *(_with_error(models[name].get(metric)) for name in models)]
         for metric in models["model"]
+        if is_meant(metric, output, num_levels)
     ]
     truth = result.distance_to_truth
     if truth is not None:

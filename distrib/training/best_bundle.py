@@ -5,6 +5,8 @@ import re
 from torch import Tensor
 
 from distrib.checkpoint.bundle import BUNDLE, BundleFacts, copy_bundle, write_bundle
+from distrib.evaluation.protocol import is_better
+from distrib.events import emit
 from distrib.storage import Folder
 from distrib.training.config import TrainingRun
 from distrib.training.records import EpochRecord, best_record
@@ -38,6 +40,26 @@ def write_best(
     ours = [name for name in best.folders() if _OURS.fullmatch(name)]
     for name in ours[: -run.train.checkpoint.keep - 1]:
         (best / name).remove()
+
+
+def warn_of_popularity(run: TrainingRun, first: EpochRecord, best: EpochRecord) -> None:
+    """Report a model that popularity, or the mean rating of each item, beats on validation.
+
+    Args:
+        run: The run.
+        first: The first epoch.
+        best: The best one.
+    """
+    popular = first.popularity
+    behind = [
+        f"{name} {best.valid[name]:.4g}, popularity {popular[name]:.4g}"
+        for name in run.selection
+        if name in popular.keys() & best.valid.keys()
+        and is_better(name, popular[name], best.valid[name])
+    ]
+    if behind:
+        advice = "train longer, tune with distrib search, or choose another model"
+        emit("worse_than_popularity", on_validation=behind, advice=advice)
 
 
 def publish_best(folder: Folder, history: list[EpochRecord]) -> EpochRecord:

@@ -79,6 +79,9 @@ class EpochRecord(Record):
     valid: dict[str, float]
     """Metrics on the validation users; empty where there are none."""
 
+    popularity: dict[str, float] = Field(default_factory=dict)
+    """The same metrics of popularity and item means, in the first epoch."""
+
     selection: float
     """Value by which the best epoch is chosen; higher is better."""
 

@@ -1,13 +1,20 @@
 """Tables and plots of a run, from what other jobs left in folders."""
 
+from types import SimpleNamespace
+
 import pyarrow as pa
 import pytest
 
+from distrib.data.dataset import Dataset
 from distrib.evaluation.job import Evaluation
 from distrib.metrics import Summary
 from distrib.report.summary import CURVES, draw_curves, show_evaluation, show_recommendations
+from distrib.run_file import RunFile
 from distrib.scoring.commit import PartManifest, ScoreCounts, Success
 from distrib.storage import Folder
+from distrib.training.best_bundle import warn_of_popularity
+from distrib.training.config import TrainingRun
+from distrib.training.records import EpochRecord
 
 
 def entry(epoch):
@@ -40,12 +47,62 @@ def test_curves_of_other_runs_are_drawn_beside(tmp_path, capfd):
     assert runs[2] in capfd.readouterr().err
 
 
-def test_metrics_of_model_and_popularity_stand_side_by_side(capfd):
+def file_of(model, levels, monkeypatch):
+    """A run file whose prepared data have some levels."""
+    manifest = SimpleNamespace(manifest=SimpleNamespace(levels=levels))
+    monkeypatch.setattr(Dataset, "open", lambda _: manifest)
+    data = {"prepared": "p", "source": {"format": "synthetic"}}
+    return RunFile(run="r", data=data, model={"name": model})
+
+
+@pytest.mark.parametrize(
+    ("model", "levels", "shown"),
+    [
+        ("conv4rec", (1.0, 2.0), {"ndcg@10", "rmse", "mae"}),
+        ("conv4rec", (1.0,), {"ndcg@10"}),
+        ("autorec", (1.0, 2.0), {"rmse", "mae"}),
+    ],
+)
+def test_people_see_the_metrics_of_what_a_model_is_for(model, levels, shown, monkeypatch, capfd):
+    one = Summary(mean=0.5, standard_error=0.01, num_observations=7)
+    metrics = {"model": dict.fromkeys(("ndcg@10", "rmse", "mae"), one), "popularity": {}}
+    result = Evaluation.model_construct(metrics=metrics, users={"measured": 7, "all": 9})
+    show_evaluation(result, file_of(model, levels, monkeypatch))
+    printed = capfd.readouterr().err
+    assert {name for name in metrics["model"] if name in printed} == shown
+
+
+def test_popularity_is_drawn_and_a_worse_model_reported(tmp_path, capfd):
+    folder = Folder(str(tmp_path))
+    drawn = []
+    for popularity in ({}, {"ndcg@10": 0.3}):
+        folder.write_json("history.json", [entry(1) | {"popularity": popularity}, entry(2)])
+        draw_curves(str(tmp_path), best_epoch=2)
+        drawn.append((tmp_path / CURVES).read_bytes())
+    assert drawn[0] != drawn[1]
+    run = TrainingRun.model_construct(
+        train=SimpleNamespace(select_by=("ndcg@10", "rmse")), model=None, objective=None
+    )
+    first, best = (EpochRecord.model_validate(entry(epoch)) for epoch in (1, 2))
+    for popularity, message in (
+        ({"ndcg@10": 0.3, "rmse": 1.0}, "ndcg@10 0.2, popularity 0.3"),
+        ({"ndcg@10": 0.2}, ""),
+        ({}, ""),
+    ):
+        first = first.model_copy(update={"popularity": popularity})
+        warn_of_popularity(run, first, best)
+        printed = capfd.readouterr().err
+        assert (message in printed)
+        assert bool(message) == ("worse_than_popularity" in printed)
+
+
+def test_metrics_of_model_and_popularity_stand_side_by_side(capfd, monkeypatch):
     def of(mean):
         return Summary(mean=mean, standard_error=0.01, num_observations=7)
 
     metrics = {"model": {"ndcg@10": of(0.5), "rmse": of(0.9)}, "popularity": {"ndcg@10": of(0.25)}}
-    show_evaluation(Evaluation.model_construct(metrics=metrics, users={"measured": 7, "all": 9}))
+    result = Evaluation.model_construct(metrics=metrics, users={"measured": 7, "all": 9})
+    show_evaluation(result, file_of("conv4rec", (1.0, 2.0), monkeypatch))
     printed = capfd.readouterr().err
     assert "7 users" in printed
     row = next(line for line in printed.splitlines() if "ndcg@10" in line)

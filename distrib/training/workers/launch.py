@@ -25,7 +25,7 @@ from distrib.errors import (
 from distrib.events import emit, is_terminal
 from distrib.fence import require_ours, take_over
 from distrib.storage import Folder
-from distrib.training.best_bundle import publish_best
+from distrib.training.best_bundle import publish_best, warn_of_popularity
 from distrib.training.config import TrainingRun
 from distrib.training.oom import advice
 from distrib.training.preflight.checks import preflight, require_room
@@ -100,6 +100,7 @@ def _train(run: TrainingRun, dataset: Dataset, on_epoch: EpochListener | None) -
     best = publish_best(folder, history) if history else None
     _raise_early_end(outcome, run)
     assert best is not None  # training has finished
+    warn_of_popularity(run, history[0], best)
     last = history[-1]
     return RunResult(
         run=str(folder),

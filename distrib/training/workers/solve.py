@@ -16,11 +16,13 @@ from distrib.data.dataset import Dataset, ShardEntry
 from distrib.data.recent import recent_counts
 from distrib.data.schema import Role
 from distrib.errors import MemoryLimitError
+from distrib.evaluation.baseline import POPULARITY, with_popularity
 from distrib.evaluation.protocol import Measurer, selection_score
 from distrib.events import emit, rounded
 from distrib.fence import require_ours, take_over
 from distrib.scoring.scorer import Scorer
 from distrib.storage import Folder
+from distrib.training.best_bundle import warn_of_popularity
 from distrib.training.config import TrainingRun
 from distrib.training.oom import is_of_memory
 from distrib.training.records import EpochRecord, RunResult, Speed, history_of
@@ -68,7 +70,7 @@ def solve(
         counts = recent_counts(dataset, run.model.window_days, Role.TRAIN_TARGET)
     task = ray.remote(max_retries=0, num_cpus=run.train.cpus_per_worker)(_solved)
     try:
-        metrics: dict[str, float] = ray.get(
+        found: dict[str, dict[str, float]] = ray.get(
             task.remote(run.model_dump_json(), dataset, shared, gram, counts, token)
         )
     except (ray.exceptions.OutOfMemoryError, ray.exceptions.RayTaskError) as error:
@@ -79,12 +81,13 @@ def solve(
             f"{num_items} items do not fit into the memory of a node ({_needed(run)}); set "
             "or lower model.num_neighbors (ease), or use a larger node"
         ) from error
-    elapsed_s = time.perf_counter() - started_s
+    elapsed_s, metrics = time.perf_counter() - started_s, found["model"]
     record = EpochRecord(
         epoch=1,
         step=0,
         losses={},
         valid=metrics,
+        popularity=found[POPULARITY],
         selection=selection_score(metrics, run.selection) if metrics else 1.0,
         speed=Speed("users", dataset.manifest.counts.training_users / elapsed_s),
         data_share=0.0,
@@ -93,6 +96,7 @@ def solve(
     require_ours(folder, token)
     folder.write_json(HISTORY, [record.to_json()])
     emit("fitted", model=run.model.name, seconds=round(elapsed_s, 1), **rounded(metrics))
+    warn_of_popularity(run, record, record)
     return _result(run, record, on_epoch)
 
 
@@ -146,8 +150,8 @@ def _solved(
     gram: csr_array | None,
     count_IL: IntArray | None,
     token: str,
-) -> dict[str, float]:
-    """Solve, write the bundle, return the validation metrics."""
+) -> dict[str, dict[str, float]]:
+    """Solve, write the bundle, return the validation metrics of the model and of popularity."""
     run = TrainingRun.model_validate_json(run_json)
     torch.set_num_threads(run.train.cpus_per_worker)
     if isinstance(run.model, SolvesGram):
@@ -158,14 +162,14 @@ def _solved(
             catalog = catalog._replace(train_count_IL=count_IL)
         weights = dict(run.model.build(catalog).state_dict())
     model = restored(run.model, vocabulary, weights)
-    scorers = {"model": Scorer(model, vocabulary)}
+    scorers = with_popularity(Scorer(model, vocabulary))
     measurer = Measurer(scorers, Role.VALID_TARGET, run.evaluate)
     sums = measurer.nothing()
     for entry in dataset.manifest.shards:
         rows = dataset.held_out(entry, Role.VALID_TARGET)
         sums = measurer.added(sums, rows, np.arange(rows.num_users))
-    metrics = sums["model"].means()
-    facts = BundleFacts(data=dataset.hash, seed=run.seed, epoch=1, valid=metrics)
+    metrics = {name: sums[name].means() for name in scorers}
+    facts = BundleFacts(data=dataset.hash, seed=run.seed, epoch=1, valid=metrics["model"])
     folder = Folder(run.run)
     require_ours(folder, token)
     write_bundle(folder / BUNDLE, weights, run.model, vocabulary, facts)

@@ -20,8 +20,9 @@ from distrib.data.feeds.loader import TrainingData
 from distrib.data.hashing import sampled
 from distrib.data.schema import Role
 from distrib.errors import MemoryLimitError
+from distrib.evaluation.baseline import POPULARITY, with_popularity
 from distrib.evaluation.measured import joined
-from distrib.evaluation.protocol import EXPECTED, KNOWN, Measurer, selection_score
+from distrib.evaluation.protocol import EXPECTED, KNOWN, Measurer, is_meant, selection_score
 from distrib.events import Interval, emit, rounded
 from distrib.scoring.scorer import Scorer
 from distrib.training.build import build_engine
@@ -244,13 +245,15 @@ class Worker:
         weights = self._exported(is_end=is_end)
         self.watchdog.progress("validating")
         started_s = time.perf_counter()
-        metrics = self._validate(weights)
+        measured = self._validate(weights)
+        metrics = measured.get("model", {})
         record = EpochRecord(
             epoch=state.epoch,
             step=state.step,
             losses=losses,
             recorded=recorded,
             valid=metrics,
+            popularity=measured.get(POPULARITY, {}),
             selection=selection_score(metrics, self.run.selection)
             if metrics
             else float(state.epoch),
@@ -271,7 +274,9 @@ class Worker:
         if self.rank == 0:
             self.inputs.control.post_epoch.remote(record)
             shares = {"checkpoint_share": record.checkpoint_share or 0.0}
-            found = {**losses, **record.curves, **metrics, **speed_of(record), **shares}
+            kind, num_levels = self.run.model.spec.output, len(self.vocabulary.levels)
+            shown = {n: v for n, v in metrics.items() if is_meant(n, kind, num_levels)}
+            found = {**losses, **record.curves, **shown, **speed_of(record), **shares}
             emit("epoch", epoch=state.epoch, **rounded(found))
         return not is_end
 
@@ -332,21 +337,25 @@ class Worker:
             return False
         return self.history[-1].epoch - best_record(self.history).epoch >= patience
 
-    def _validate(self, weights: dict[str, Tensor] | None) -> dict[str, float]:
-        """Measure on the validation users, each on one rank; empty where there are none."""
+    def _validate(self, weights: dict[str, Tensor] | None) -> dict[str, dict[str, float]]:
+        """Measure on the validation users, each on one rank; empty where there are none.
+
+        The first time popularity is measured, too: a model that is worse has learned nothing.
+        """
         if weights is None or self.inputs.data.num_valid == 0:
             return {}
         model = restored(self.run.model, self.vocabulary, weights)
         chunk_items = self.run.engine.block_items
         scorer = Scorer(model, self.vocabulary, device=self.device, chunk_items=chunk_items)
-        measurer = Measurer({"model": scorer}, Role.VALID_TARGET, self.run.evaluate)
+        scorers = {"model": scorer} if self.history else with_popularity(scorer, self.device)
+        measurer = Measurer(scorers, Role.VALID_TARGET, self.run.evaluate)
         found = measurer.nothing()
         limit, everyone = self.run.train.valid_users, self.inputs.data.num_valid
         share = min(limit / everyone, 1.0) if limit else 1.0
         for rows, mine_B in self.feed.valid_parts():
             wanted_B = sampled(mine_B, share)
             found = measurer.added(found, rows, wanted_B, self.watchdog.touch)
-        return joined(gather_objects(found["model"])).means()
+        return {name: joined(gather_objects(found[name])).means() for name in scorers}
 
     def _save(self, best: dict[str, Tensor] | None = None) -> None:
         """Start to write a checkpoint; ``best``: weights of a new best epoch."""
