@@ -92,7 +92,7 @@ def test_popularity_is_drawn_and_a_worse_model_reported(tmp_path, capfd):
         first = first.model_copy(update={"popularity": popularity})
         warn_of_popularity(run, first, best)
         printed = capfd.readouterr().err
-        assert (message in printed)
+        assert message in printed
         assert bool(message) == ("worse_than_popularity" in printed)
 
 

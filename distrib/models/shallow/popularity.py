@@ -11,6 +11,7 @@ from typing_extensions import override
 from distrib.batch import Batch
 from distrib.config import Config
 from distrib.models.base import ItemRows, Model, ModelSpec, UserState
+from distrib.models.capabilities import InteractionHead
 from distrib.models.outputs import ClassOutput
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
@@ -65,4 +66,17 @@ class Popularity(Model):
 
     @override
     def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
-        return rows[0].expand(users[0].shape[0], *rows[0].shape)
+        return _for_each_user(users, rows)
+
+    def interaction_head(self) -> InteractionHead:
+        """Return the log-odds of an interaction, made once for all users."""
+        odds_I = self.output.ranking_score(self.logit_IC)
+        return InteractionHead((odds_I,), _for_each_user, self._rating_logits)
+
+    def _rating_logits(self, users: UserState, pairs: Batch) -> Tensor:
+        del users
+        return self.logit_IC[pairs.item_N, 1:]
+
+
+def _for_each_user(users: UserState, rows: ItemRows) -> Tensor:
+    return rows[0].expand(users[0].shape[0], *rows[0].shape)
