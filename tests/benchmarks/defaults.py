@@ -35,7 +35,8 @@ DRAWN = {"dense": 60, "sparse": 15, "very-sparse": 5}
 """Mean interactions of a user in the drawn logs, of 3,000 users and 1,500 items."""
 
 RANKERS = ("mult_vae", "mult_dae", "rec_vae", "elsa", "ease", "item_knn", "conv4rec")
-RATERS = ("autorec", "biased_mf", "conv4rec")
+RATERS = ("autorec", "biased_mf", "vae_bmf", "conv4rec")
+READS_ITEMS = ("autorec", "vae_bmf")
 
 
 def drawn(name: str, folder: Path) -> str:
@@ -61,9 +62,10 @@ def drawn(name: str, folder: Path) -> str:
 def measured(log: str, model: str, folder: Path, sections: dict[str, Any]) -> dict[str, Any]:
     """Train a model on a log with defaults; return validation metrics and those of popularity."""
     run = distrib.init(log, run=str(folder / model), model=model, **sections)
-    split = run.data.model_copy(update={"prepared": str(folder / "data")})
-    needs_items = {"item_histories": True} if model == "autorec" else {}
-    run = run.model_copy(update={"data": split.model_copy(update=needs_items)})
+    reads_items = model in READS_ITEMS
+    place = folder / ("data-items" if reads_items else "data")
+    changes = {"prepared": str(place), "item_histories": reads_items}
+    run = run.model_copy(update={"data": run.data.model_copy(update=changes)})
     distrib.prepare(run)
     started_s = time.perf_counter()
     found = distrib.train(run)

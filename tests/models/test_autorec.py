@@ -25,7 +25,19 @@ def rating_matrix(small):
 
 
 def plain(model, r):
-    """h(r) = f(W g(V r + mu) + b), as the paper writes it."""
+    """h(r) = f(W g(V r + mu) + b), as the paper writes it; with centering, around item means."""
+    config = model.config
+    if config.centering == "means":
+        rated, offset = r > 0, 0.0
+        mean = model.mean_I
+        if config.side == "items":
+            mean = (r.sum(1, keepdim=True) + model.mean_I[0]) / (rated.sum(1, keepdim=True) + 1)
+            offset = mean
+        return offset + plain_of(model, torch.where(rated, r - mean, 0.0))
+    return plain_of(model, r)
+
+
+def plain_of(model, r):
     config = model.config
     hidden = ACTIVATIONS[config.hidden](r @ model.input_IZ + model.input_bias_Z)
     output = hidden @ model.output_IZ.T + model.output_bias_I
@@ -33,10 +45,12 @@ def plain(model, r):
 
 
 @pytest.mark.parametrize("hidden", list(ACTIVATIONS))
-@pytest.mark.parametrize("output", ["identity", "sigmoid"])
-def test_loss_and_gradient_are_those_of_the_dense_network(hidden, output, small):
+@pytest.mark.parametrize(
+    "settings", [{"output": "identity"}, {"output": "sigmoid"}, {"centering": "means"}]
+)
+def test_loss_and_gradient_are_those_of_the_dense_network(hidden, settings, small):
     torch.manual_seed(0)
-    config = AutoRecConfig(side="users", hidden_width=16, hidden=hidden, output=output)
+    config = AutoRecConfig(side="users", hidden_width=16, hidden=hidden, **settings)
     model = config.build(small.catalog)
     step = TrainStep(model, SquaredErrorConfig().build(small.catalog), block_items=7)
     (loss,) = step(small.batch, small.batch, CounterRng.of(0, 0), 0).values()
@@ -72,11 +86,11 @@ class Item:
         torch.nn.init.normal_(self.network.output_bias_I)
         r_IU = rating_matrix(small).T
         self.rating_UI = plain(self.network, r_IU).T.detach()
-        latent_IZ = ACTIVATIONS[self.config.hidden](
-            r_IU @ self.network.input_IZ + self.network.input_bias_Z
-        )
+        with torch.no_grad():
+            rows = [(row.nonzero()[:, 0].tolist(), row[row > 0].tolist()) for row in r_IU]
+            items = self.network.encode(Batch.from_lists(*zip(*rows, strict=True)))
         self.model = self.config.build(small.catalog)
-        state = self.config.scoring(self.network.state_dict(), (latent_IZ.detach(),))
+        state = self.config.scoring(self.network.state_dict(), items)
         self.model.load_state_dict(state)
 
 
@@ -85,9 +99,11 @@ def small_users(small):
     return Catalog(37, LEVELS, counts, 50)
 
 
-@pytest.mark.parametrize("output", ["identity", "sigmoid"])
-def test_item_autorec_gives_known_users_what_the_network_gives_their_columns(output, small):
-    item = Item(small, output=output)
+@pytest.mark.parametrize(
+    "settings", [{"output": "identity"}, {"output": "sigmoid"}, {"centering": "means"}]
+)
+def test_item_autorec_gives_known_users_what_the_network_gives_their_columns(settings, small):
+    item = Item(small, **settings)
     found_UI = item.model.decode(item.model.encode(small.batch), slice(None))
     torch.testing.assert_close(found_UI, item.rating_UI, rtol=1e-5, atol=1e-5)
 
@@ -122,7 +138,7 @@ def test_codes_of_items_are_the_networks_also_of_those_nobody_rated(small):
     parts = [latents_of(network.encode, half, 7) for half in halves]
     with torch.no_grad():
         absent = network.encode(Batch.from_lists([[]]))
-    (latent_IZ,) = joined_latents(parts, 50, absent)
+    latent_IZ, _ = joined_latents(parts, 50, absent)
     torch.testing.assert_close(latent_IZ, wanted(network), rtol=1e-5, atol=1e-6)
 
 

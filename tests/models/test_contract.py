@@ -63,6 +63,8 @@ CASES = [
     AutoRecConfig(side="users", hidden_width=16),
     AutoRecConfig(side="users", hidden_width=16, hidden="relu", output="sigmoid"),
     AutoRecConfig(side="items", hidden_width=16),
+    AutoRecConfig(side="items", hidden_width=16, centering="means"),
+    AutoRecConfig(side="users", hidden_width=16, centering="means"),
     BiasedMfConfig(latent_width=8),
     EaseConfig(penalty=10.0),
     EaseConfig(penalty=10.0, num_neighbors=50),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -52,8 +52,21 @@ class AutoRecConfig(Config):
     output: Literal["identity", "sigmoid"] = "identity"
     """Activation of the output, f in the paper; the sigmoid's range is that of the levels."""
 
+    centering: Literal["none", "means"] = "none"
+    """``means``: the network reads and predicts deviations from the items' mean ratings; ours, for
+    logs in which many users or items have few ratings."""
+
     new_user_penalty: Annotated[float, Field(gt=0.0)] = 30.0
     """I-AutoRec: ridge penalty for folding in users that training did not see."""
+
+    @model_validator(mode="after")
+    def _deviations_have_no_bounds(self) -> "AutoRecConfig":
+        if self.centering == "means" and self.output == "sigmoid":
+            raise ValueError(
+                "centering = 'means' with output = 'sigmoid', whose range is that of the levels; "
+                "set output = 'identity'"
+            )
+        return self
 
     @property
     def spec(self) -> ModelSpec:
@@ -77,15 +90,18 @@ class AutoRecConfig(Config):
     ) -> dict[str, Tensor]:
         """Return the state of `ItemAutoRec` from that of its network and the item embeddings."""
         assert items is not None  # the network holds none
-        (latent_IZ,) = items
+        latent_IZ, offset_I = items
         users = {"weight_UZ": network["output_IZ"], "bias_U": network["output_bias_I"]}
-        return {"code_IZ": latent_IZ, **users}
+        offset = {"offset_I": offset_I} if self.centering == "means" else {}
+        return {"code_IZ": latent_IZ, **users, **offset}
 
 
 class AutoRecState(NamedTuple):
     """Encoded rows, users or items."""
 
     latent_BZ: Tensor
+    offset_B: Tensor
+    """Added to all predictions of the row: with centering, the mean rating of an item's row."""
 
 
 class AutoRec(LinearDecoder, Model):
@@ -97,7 +113,8 @@ class AutoRec(LinearDecoder, Model):
 
     Differs from the source: trained in batches by the optimizer of the run file, theirs by L-BFGS
     or Rprop on all rows at once; output biases start at the items' mean ratings, or, if columns are
-    users, at the global mean; a sigmoid at the output is scaled to the range of the levels.
+    users, at the global mean; a sigmoid at the output is scaled to the range of the levels;
+    ``centering`` is ours.
     """
 
     def __init__(self, config: AutoRecConfig, columns: Catalog) -> None:
@@ -113,17 +130,39 @@ class AutoRec(LinearDecoder, Model):
         self.output_IZ = parameter(
             columns.item_count, width, role=ParameterRole(decoder=True, decayed=True)
         )
-        self.output_bias_I = parameter(columns.item_count, role=ParameterRole(decoder=True))
+        of_users = config.side == "items"
+        is_centered = config.centering == "means"
+        bias = ParameterRole(decoder=True, decayed=is_centered and of_users)
+        self.output_bias_I = parameter(columns.item_count, role=bias)
         for weight in (self.input_IZ, self.output_IZ):
             nn.init.normal_(weight, std=_WEIGHT_SCALE)
         nn.init.zeros_(self.input_bias_Z)
-        self.output_bias_I.data.copy_(_logit(item_mean(columns), config, self.levels))
+        mean_I = item_mean(columns)  # that of all ratings, where columns are users
+        self.register_buffer("mean_I", mean_I, persistent=is_centered)
+        self.mean_I: Tensor
+        start_I = torch.zeros_like(mean_I) if is_centered and of_users else mean_I
+        self.output_bias_I.data.copy_(_logit(start_I, config, self.levels))
 
     @override
     def encode(self, batch: Batch, rng: CounterRng | None = None) -> AutoRecState:
         """Sum the input rows of the rated columns, weighted by rating."""
-        sum_BZ = history_sum(self.input_IZ, batch.item_N, batch.value_N, batch.pointer_P)
-        return AutoRecState(_ACTIVATIONS[self.config.hidden](sum_BZ + self.input_bias_Z))
+        value_N, offset_B = self._deviations(batch)
+        sum_BZ = history_sum(self.input_IZ, batch.item_N, value_N, batch.pointer_P)
+        latent_BZ = _ACTIVATIONS[self.config.hidden](sum_BZ + self.input_bias_Z)
+        return AutoRecState(latent_BZ, offset_B)
+
+    def _deviations(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what the network reads of each rating, and what is added to a row's output."""
+        none_B = batch.value_N.new_zeros(batch.num_users)
+        if self.config.centering == "none":
+            return batch.value_N, none_B
+        mean_N = self.mean_I[batch.item_N]
+        if self.config.side == "users":
+            return batch.value_N - mean_N, none_B
+        # Rows are items: the same mean as `item_mean`, whose prior is one rating.
+        length_B = batch.length_B.to(batch.value_N.dtype)
+        above_B = none_B.index_add(0, batch.row_N, batch.value_N - mean_N) / (length_B + 1.0)
+        return batch.value_N - mean_N - above_B[batch.row_N], self.mean_I[0] + above_B
 
     @override
     def item_tables(self) -> ItemRows:
@@ -131,12 +170,18 @@ class AutoRec(LinearDecoder, Model):
 
     @override
     def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
-        return _scaled(super().decode_rows(users, rows), self.config, self.levels)
+        output_BI = super().decode_rows(users, rows)
+        return self._rating(output_BI, users[1][:, None])
 
     @override
     def score_pairs(self, users: UserState, pairs: Batch) -> Tensor:
         output_N = super().score_pairs(users, pairs)
-        return _scaled(output_N, self.config, self.levels)
+        return self._rating(output_N, users[1][pairs.row_N])
+
+    def _rating(self, output: Tensor, offset: Tensor) -> Tensor:
+        if self.config.centering == "means":
+            output = output + offset
+        return _scaled(output, self.config, self.levels)
 
 
 class ItemAutoRec(Model):
@@ -159,7 +204,7 @@ class ItemAutoRec(Model):
         self.register_buffer("weight_UZ", torch.zeros(num_users, width))
         self.register_buffer("bias_U", torch.zeros(num_users))
         offset_I = _logit(item_mean(catalog), config, self.levels)
-        self.register_buffer("offset_I", offset_I, persistent=False)
+        self.register_buffer("offset_I", offset_I, persistent=config.centering == "means")
         self.code_IZ: Tensor
         self.weight_UZ: Tensor
         self.bias_U: Tensor
@@ -180,8 +225,13 @@ class ItemAutoRec(Model):
         return self.code_IZ, self.offset_I
 
     def user_embedding(self, users: UserState) -> Tensor:
-        """Return the weights, and in the last column 1 if item means are added (new users)."""
-        return torch.cat([users[0], users[2][:, None]], dim=1)
+        """Return the weights, and in the last column 1 if item means are added; see `_share`."""
+        return torch.cat([users[0], self._share(users[2])], dim=1)
+
+    def _share(self, is_new_B: Tensor) -> Tensor:
+        """Return 1 where item means are added: to all with centering, else to new users alone."""
+        share_B = torch.ones_like(is_new_B) if self.config.centering == "means" else is_new_B
+        return share_B[:, None]
 
     def item_vectors(self) -> ItemVectors:
         return ItemVectors(torch.cat([self.code_IZ, self.offset_I[:, None]], dim=1))
@@ -189,7 +239,7 @@ class ItemAutoRec(Model):
     @override
     def decode_rows(self, users: UserState, rows: ItemRows) -> Tensor:
         (weight_BZ, bias_B, is_new_B), (latent_IZ, offset_I) = users, rows
-        output = weight_BZ @ latent_IZ.T + bias_B[:, None] + is_new_B[:, None] * offset_I
+        output = weight_BZ @ latent_IZ.T + bias_B[:, None] + self._share(is_new_B) * offset_I
         return _scaled(output, self.config, self.levels)
 
 
