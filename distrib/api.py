@@ -54,7 +54,7 @@ def init(
         columns: Your names of ``user``, ``item``, ``rating`` and ``time``, where they are not
             found, such as ``{"user": "account", "item": "sku"}``.
         **sections: Sections of the run file, such as ``model="ease"`` or
-            ``train={"num_epochs": 5}``; they replace single settings, a model as a whole.
+            ``train={"num_epochs": 5}``; they replace single settings.
 
     Returns:
         The run file, for `prepare`, `train`, `evaluate` and `score`.
@@ -72,10 +72,12 @@ def init(
         hint = 'name them, such as columns={"user": "account", "item": "sku"}'
         raise DataError(f"{error}; {names}{hint}") from error
     name = name_of(url if run is None else run)
-    document = tomllib.loads(run_file(found, measure(found), purpose, name))
+    plain = _plain(sections)
+    model = plain.get("model", {}).get("name")
+    document = tomllib.loads(run_file(found, measure(found), purpose, name, model))
     if run is not None:
         document["run"], document["data"]["prepared"] = run, f"{run}-data"
-    return checked(RunFile, _merged(document, _plain(sections)), where="distrib.init")
+    return checked(RunFile, _merged(document, plain), where="distrib.init")
 
 
 def prepare(file: RunSettings = None, /, **sections: Any) -> DatasetManifest:

@@ -47,6 +47,7 @@ def init(about: str, arguments: list[str]) -> int:
         metavar="user=A,item=B",
         help="names of your columns of user, item, rating and time, where they are not found",
     )
+    parser.add_argument("--model", metavar="NAME", help="instead of one that fits the log")
     parser.add_argument("--output", metavar="FILE", help="run file to write; NAME.toml by default")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     given = parser.parse_args(arguments)
@@ -60,7 +61,8 @@ def init(about: str, arguments: list[str]) -> int:
             )
         found = guess(given.log, _columns(given.columns))
         size = measure(found)
-        target.write_text(run_file(found, size, given.purpose, name), encoding="utf-8")
+        text = run_file(found, size, given.purpose, name, given.model)
+        target.write_text(text, encoding="utf-8")
         _explain(found, size)
         return {
             "run_file": str(target),

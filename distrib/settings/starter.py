@@ -19,8 +19,10 @@ from distrib.data.schema import Status
 from distrib.errors import DataError
 from distrib.run_file import RunFile
 from distrib.settings.guess import Guess
+from distrib.settings.recipes import Counts, recipe, scheme_of_model
 from distrib.settings.show import inline
 from distrib.storage import Folder
+from distrib.training.schemes.base import IterativeScheme, Scheme
 
 Purpose = Literal["research", "nightly"]
 
@@ -84,7 +86,9 @@ def measure(found: Guess) -> Size:
     return Size(len(kept), users, items, rejected, is_whole, kept.select(names)[:_SHOWN])
 
 
-def run_file(found: Guess, size: Size, purpose: Purpose, name: str) -> str:
+def run_file(
+    found: Guess, size: Size, purpose: Purpose, name: str, model: str | None = None
+) -> str:
     """Write a run file with comments.
 
     Args:
@@ -92,10 +96,16 @@ def run_file(found: Guess, size: Size, purpose: Purpose, name: str) -> str:
         size: Of the log.
         purpose: ``research``: a part is held out to measure; ``nightly``: all of it trains.
         name: Of the run; folders are named after it.
+        model: By its name; None for one that fits the log.
 
     Returns:
         TOML that is a valid run file.
+
+    Raises:
+        ConfigError: There is no such model.
     """
+    model = model or _BY_KIND[_kind(found)]
+    scheme = scheme_of_model(model)
     lines = [
         f"# Written by `distrib init`. Next: distrib pipeline --config {name}.toml",
         f"run = {inline(f'runs/{name}')}  # folder or URL of checkpoints, the model and the lists",
@@ -107,6 +117,8 @@ def run_file(found: Guess, size: Size, purpose: Purpose, name: str) -> str:
     shards = min(max(8, size.rows // _SHARD_ROWS), 1024)
     if shards > 8:
         lines.append(f"num_shards = {shards}")
+    if scheme.reads != "users":
+        lines.append("item_histories = true  # which this model trains on, too")
     lines += _cleaning(found, size, purpose)
     if found.ratings:
         lines.append(f"ratings = {inline(found.ratings)}")
@@ -118,7 +130,7 @@ def run_file(found: Guess, size: Size, purpose: Purpose, name: str) -> str:
         lines.append(
             f"# where = {{ {column} = [{json.dumps(events[0])}] }}  # count only: {listed}"
         )
-    lines += _model(found, size, purpose)
+    lines += _model(size, purpose, model, scheme)
     lines += ["", "[score]", "k = 50  # items for each user"]
     text = "\n".join(lines) + "\n"
     _require_valid(text)
@@ -159,22 +171,20 @@ def _cleaning(found: Guess, size: Size, purpose: Purpose) -> Iterator[str]:
         yield "# cleaning = { min_user_items = 2 }  # leave out users with a single interaction"
 
 
-def _model(found: Guess, size: Size, purpose: Purpose) -> Iterator[str]:
-    kind = _kind(found)
-    width = 64 if size.items < 2000 else 128 if size.items < 10_000 else 200
+_BY_KIND = {"ratings": "conv4rec", "sequences": "sas_rec", "interactions": "mult_vae"}
+
+
+def _model(size: Size, purpose: Purpose, model: str, scheme: Scheme) -> Iterator[str]:
     batch = int(2 ** np.clip(np.round(np.log2(max(size.users, 1) / 64)), 4, 9))
-    yield from ("", "[model]")
-    if kind == "ratings":
-        yield 'name = "conv4rec"  # who interacts with what, and how they rate it'
-        yield f"latent_width = {width}"
-        yield f"rating_width = {width // 2}"
-    elif kind == "sequences":
-        yield 'name = "sas_rec"  # what comes next'
-        yield "max_length = 50"
-    else:
-        yield 'name = "mult_vae"  # who interacts with what'
-        yield f"hidden_width = {3 * width}"
-        yield f"latent_width = {width}"
+    found = recipe(model, Counts(size.users, size.items, batch))
+    about = f"  # {found.about}" if found.about else ""
+    yield from ("", "[model]", f"name = {inline(model)}{about}")
+    yield from (f"{key} = {inline(value)}" for key, value in found.model.items())
+    if found.optimizer:
+        yield from ("", "[optimizer]")
+        yield from (f"{key} = {inline(value)}" for key, value in found.optimizer.items())
+    if not isinstance(scheme, IterativeScheme):
+        return
     yield from ("", "[train]", f"batch_users = {batch}")
     if purpose == "nightly":
         yield "num_epochs = 20"

@@ -19,6 +19,7 @@ import pandas as pd
 
 import distrib
 from distrib.cli import connected
+from distrib.evaluation.protocol import is_meant
 from distrib.events import table
 
 DATA = Path(os.environ.get("DISTRIB_DATA", "."))
@@ -36,7 +37,6 @@ DRAWN = {"dense": 60, "sparse": 15, "very-sparse": 5}
 
 RANKERS = ("mult_vae", "mult_dae", "rec_vae", "elsa", "ease", "item_knn", "conv4rec")
 RATERS = ("autorec", "biased_mf", "vae_bmf", "conv4rec")
-READS_ITEMS = ("autorec", "vae_bmf")
 
 
 def drawn(name: str, folder: Path) -> str:
@@ -62,14 +62,14 @@ def drawn(name: str, folder: Path) -> str:
 def measured(log: str, model: str, folder: Path, sections: dict[str, Any]) -> dict[str, Any]:
     """Train a model on a log with defaults; return validation metrics and those of popularity."""
     run = distrib.init(log, run=str(folder / model), model=model, **sections)
-    reads_items = model in READS_ITEMS
-    place = folder / ("data-items" if reads_items else "data")
-    changes = {"prepared": str(place), "item_histories": reads_items}
-    run = run.model_copy(update={"data": run.data.model_copy(update=changes)})
+    place = folder / ("data-items" if run.data.item_histories else "data")
+    run = run.model_copy(update={"data": run.data.model_copy(update={"prepared": str(place)})})
     distrib.prepare(run)
     started_s = time.perf_counter()
     found = distrib.train(run)
-    return {"valid": found.valid, "epoch": found.best_epoch, "s": time.perf_counter() - started_s}
+    output = run.model.spec.output
+    valid = {name: value for name, value in found.valid.items() if is_meant(name, output, 2)}
+    return {"valid": valid, "epoch": found.best_epoch, "s": time.perf_counter() - started_s}
 
 
 def main() -> None:

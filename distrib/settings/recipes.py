@@ -1,0 +1,120 @@
+"""Settings that a model begins with on a log of some size.
+
+Constants that were found on one log do not carry over to a sparser or larger one. These follow from
+the counts of the log; how they do on several is in docs/benchmarks.md.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from distrib.config import Config, checked
+from distrib.models import ModelConfig
+from distrib.training.schemes import SCHEMES
+from distrib.training.schemes.base import Scheme
+
+_DECAY = 0.3
+"""Share of a weight that decays in an epoch: held over logs of very different density."""
+
+_RATE = 1e-3  # the default learning rate
+
+
+class Counts(NamedTuple):
+    """What recipes depend on."""
+
+    users: int
+    items: int
+    batch_users: int
+
+    @property
+    def width(self) -> int:
+        """Latent dimensions."""
+        return 64 if self.items < 2000 else 128 if self.items < 10_000 else 200
+
+    @property
+    def decay(self) -> float:
+        """Weight decay of `_DECAY` in an epoch, by an optimizer that decays apart (adamw)."""
+        num_steps = max(1, self.users // self.batch_users)
+        return float(f"{_DECAY / (_RATE * num_steps):.2g}")
+
+
+Values = Mapping[str, object]
+_NONE: Values = MappingProxyType({})
+
+
+class Recipe(NamedTuple):
+    """Settings to begin with; the others keep their defaults."""
+
+    about: str = ""
+    """What the model predicts, for a comment."""
+
+    model: Values = _NONE
+    optimizer: Values = _NONE
+
+
+def _conv4rec(counts: Counts) -> Recipe:
+    widths = {"latent_width": counts.width, "rating_width": counts.width // 2}
+    about = "who interacts with what, and how they rate it"
+    return Recipe(about, widths, {"weight_decay": counts.decay})
+
+
+def _mult_vae(counts: Counts) -> Recipe:
+    widths = {"hidden_width": 3 * counts.width, "latent_width": counts.width}
+    return Recipe("who interacts with what", widths)
+
+
+def _sas_rec(_counts: Counts) -> Recipe:
+    return Recipe("what comes next", {"max_length": 50})
+
+
+def _autorec(_counts: Counts) -> Recipe:
+    about = "how items are rated"
+    return Recipe(about, {"centering": "means"}, {"name": "adam", "weight_decay": 0.2})
+
+
+def _vae_bmf(_counts: Counts) -> Recipe:
+    return Recipe("how items are rated, and how sure that is", {"centering": "means"})
+
+
+_RECIPES: Mapping[str, Callable[[Counts], Recipe]] = {
+    "autorec": _autorec,
+    "conv4rec": _conv4rec,
+    "mult_vae": _mult_vae,
+    "sas_rec": _sas_rec,
+    "vae_bmf": _vae_bmf,
+}
+"""Models without one begin with their defaults."""
+
+
+def recipe(model: str, counts: Counts) -> Recipe:
+    """Return what a model begins with.
+
+    Args:
+        model: Its name.
+        counts: Of the log.
+
+    Returns:
+        The settings.
+    """
+    found = _RECIPES.get(model)
+    return Recipe() if found is None else found(counts)
+
+
+def scheme_of_model(name: str) -> Scheme:
+    """Return the scheme that trains a model with its default objective.
+
+    Args:
+        name: Of the model.
+
+    Returns:
+        The scheme.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    found = checked(_Named, {"model": {"name": name}}, where="the model for the log")
+    return SCHEMES[found.model.spec.scheme]
+
+
+class _Named(Config):
+    model: ModelConfig
