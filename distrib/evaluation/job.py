@@ -9,10 +9,11 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from distrib import __version__
 from distrib.checkpoint.bundle import BUNDLE, BundleFacts, load_bundle
 from distrib.checkpoint.manifest import MANIFEST, read_manifest
 from distrib.cluster.actors import actor_pool
-from distrib.config import Record, read_record
+from distrib.config import JsonObject, Record, read_record
 from distrib.data.dataset import Dataset
 from distrib.data.history_arrays import eval_rows, history_arrays
 from distrib.data.logs.config import SyntheticLog
@@ -30,6 +31,9 @@ from distrib.storage import Folder
 from distrib.vocabulary import IntArray
 
 RESULT = "evaluation.json"
+_OF = "evaluation_of.json"
+"""What `RESULT` was measured of; written last, so that the result is whole where this is."""
+
 BY_USER = "evaluation_by_user"
 """Folder of Parquet files inside a run: the metrics of each user, for paired tests."""
 
@@ -100,7 +104,7 @@ def check_split(split: Split) -> None:
 
 
 def evaluate(run: str, prepared: str, config: EvaluateConfig) -> Evaluation:
-    """Measure a run's best model and popularity on the test targets.
+    """Measure a run's best model and popularity on the test targets, unless that is done.
 
     Args:
         run: Run folder with a bundle.
@@ -111,9 +115,33 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> Evaluation:
         The results; also written to the run folder.
     """
     dataset = preflight(run, prepared)
+    load_bundle(Folder(run) / BUNDLE)  # fail here, clearly, rather than in an actor
+    folder, wanted = Folder(run), _measured_of(run, dataset, config)
+    if folder.exists(_OF) and folder.exists(RESULT) and folder.read_json(_OF) == wanted:
+        emit("already_evaluated", folder=str(folder / RESULT))
+        return read_record(Evaluation, folder.read_json(RESULT), folder / RESULT)
+    folder.remove(_OF)
+    result = _evaluated(run, dataset, config)
+    folder.write_json(RESULT, result.to_json())
+    folder.write_json(_OF, wanted)
+    emit("evaluated", users=result.users)
+    return result
+
+
+def _measured_of(run: str, dataset: Dataset, config: EvaluateConfig) -> JsonObject:
+    """Return what decides the result."""
+    return {
+        "bundle": read_manifest(Folder(run) / BUNDLE).digests,
+        "data": dataset.hash,
+        "distrib": __version__,
+        "evaluate": config.model_dump(mode="json"),
+    }
+
+
+def _evaluated(run: str, dataset: Dataset, config: EvaluateConfig) -> Evaluation:
+    """Measure all test users, on the cluster."""
     manifest = dataset.manifest
     bundle = str(Folder(run) / BUNDLE)
-    load_bundle(Folder(bundle))  # fail here, clearly, rather than in an actor
     recent_IL = None
     if manifest.made_from.split == GlobalTimeSplit.model_fields["name"].default:
         recent_IL = recent_counts(dataset, config.recent_days, Role.VALID_TARGET)
@@ -132,12 +160,13 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> Evaluation:
         num_gpus=config.gpus_per_actor,
         compute=actor_pool(config.gpus_per_actor, len(shards)),
     )
-    parts: dict[str, list[Measured]] = {}
+    parts: dict[str, dict[int, Measured]] = {}
     num_users = 0
     for block in measured.iter_batches(batch_size=None, batch_format="pyarrow"):
         for row in range(len(block)):
             num_users += block["num_users"][row].as_py()
-            parts.setdefault(block["scorer"][row].as_py(), []).append(_measured(block, row))
+            scorer, place = block["scorer"][row].as_py(), block["place"][row].as_py()
+            parts.setdefault(scorer, {})[place] = _measured(block, row)
     everyone = manifest.counts.users
     users = {
         "all": everyone,
@@ -148,15 +177,15 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> Evaluation:
         Evaluation,
         data=dataset.hash,
         users=users,
-        metrics={name: joined(found).summaries() for name, found in parts.items()},
+        # In the order of shards, so that sums do not depend on which actor is first.
+        metrics={
+            name: joined([found[place] for place in sorted(found)]).summaries()
+            for name, found in parts.items()
+        },
     )
     if manifest.made_from.format == SyntheticLog.model_fields["format"].default:
-        result = found(distance_to_truth=ray.get(distance_to_truth.remote(bundle, dataset)))
-    else:
-        result = found()
-    Folder(run).write_json(RESULT, result.to_json())
-    emit("evaluated", users=users)
-    return result
+        return found(distance_to_truth=ray.get(distance_to_truth.remote(bundle, dataset)))
+    return found()
 
 
 class _ShardMeasurer:
@@ -190,13 +219,14 @@ class _ShardMeasurer:
         }
         self.folder.write_parquet(f"part-{place:05d}.parquet", pa.table(columns))
         num_users = [rows.num_users] + [0] * (len(found) - 1)  # each user counts once
-        return _table(found, num_users)
+        return _table(place, found, num_users)
 
 
-def _table(found: Mapping[str, Measured], num_users: Sequence[int]) -> pa.Table:
+def _table(place: int, found: Mapping[str, Measured], num_users: Sequence[int]) -> pa.Table:
     """Return results as Arrow, a row for each scorer."""
     return pa.table(
         {
+            "place": pa.array([place] * len(found), pa.int64()),
             "scorer": list(found),
             "num_users": pa.array(num_users, pa.int64()),
             "sums": [json.dumps(part.sums.totals) for part in found.values()],

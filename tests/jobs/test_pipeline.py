@@ -83,6 +83,25 @@ def test_every_test_user_is_counted(trained, evaluated):
     assert evaluated.metrics["model"]["rmse"].num_observations == cells
 
 
+def test_what_is_evaluated_is_not_evaluated_again_unless_something_differs(
+    trained, evaluated, capfd
+):
+    _, file = trained
+
+    def again(**changes):
+        config = file.evaluate.model_copy(update=changes)
+        found = evaluate(file.run, file.data.prepared, config)
+        return found, "already_evaluated" in capfd.readouterr().err
+
+    assert again() == (evaluated, True)
+    more, is_known = again(ndcg_at=(7,))
+    assert not is_known
+    assert "ndcg@7" in more.metrics["model"]
+    assert again() == (evaluated, False)
+    Folder(file.run).remove("evaluation_of.json")  # as a job leaves it that is killed halfway
+    assert again() == (evaluated, False)
+
+
 def test_recommendations_of_the_job_equal_the_scorers(trained):
     _, file = trained
     result = score(file.run, file.data.prepared, file.score)
