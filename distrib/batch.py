@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from distrib.devices import constant, sent
+
 
 class TrainInput(Protocol):
     """What a model reads in a step: a `Batch`, or another tuple of tensors that a scheme feeds."""
@@ -64,10 +66,15 @@ class Batch(NamedTuple):
 
     def keep(self, keep_N: Tensor) -> "Batch":
         """Return the batch with only the interactions where ``keep_N`` is true; all rows stay."""
+        place_M = keep_N.nonzero().flatten()  # once: on a device the host waits for their number
+        item_M, value_M = self.item_N[place_M], self.value_N[place_M]
+        return Batch(self.user_B, self.kept_pointer(keep_N), item_M, value_M)
+
+    def kept_pointer(self, keep_N: Tensor) -> Tensor:
+        """Return ``pointer_P`` of `keep`, without its other parts."""
         kept = torch.zeros(keep_N.shape[0] + 1, dtype=torch.int64, device=keep_N.device)
         torch.cumsum(keep_N.to(torch.int64), 0, out=kept[1:])
-        kept_before_P = kept[self.pointer_P]
-        return Batch(self.user_B, kept_before_P, self.item_N[keep_N], self.value_N[keep_N])
+        return kept[self.pointer_P]
 
     def slice(self, low: int, high: int) -> "Batch":
         """Return the users from ``low`` to ``high``; views, no copies."""
@@ -107,7 +114,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device."""
-        return Batch(*(part.to(device) for part in self))
+        return Batch(*(sent(part, device) for part in self))
 
     @classmethod
     def joined(cls, parts: Sequence["Batch"]) -> "Batch":
@@ -174,8 +181,11 @@ def entries_by_chunk(batch: Batch, chunks: Sequence[tuple[int, int]]) -> Iterato
     """
     item_N, order_N = torch.sort(batch.item_N, stable=True)
     row_N, value_N = batch.row_N[order_N], batch.value_N[order_N]
-    edges = torch.tensor([low for low, _ in chunks] + [chunks[-1][1]], device=item_N.device)
-    cuts = torch.searchsorted(item_N, edges).tolist()
+    cuts = [0, item_N.shape[0]]
+    if len(chunks) > 1:
+        edges = (*(low for low, _ in chunks), chunks[-1][1])
+        edges_P = constant(edges, torch.int64, item_N.device)
+        cuts = torch.searchsorted(item_N, edges_P).tolist()
     for (low, _), start, stop in zip(chunks, cuts[:-1], cuts[1:], strict=True):
         part = slice(start, stop)
         yield ChunkEntries(row_N[part], item_N[part] - low, value_N[part], order_N[part], low)
@@ -191,6 +201,6 @@ def level_index(value: Tensor, levels: Sequence[float]) -> Tensor:
     """Return the position of the nearest rating level, int64; halfway values round down."""
     if len(levels) == 1:
         return torch.zeros_like(value, dtype=torch.int64)
-    middles = [(low + high) / 2 for low, high in pairwise(levels)]
-    boundaries = torch.tensor(middles, dtype=torch.float32, device=value.device)
+    middles = tuple((low + high) / 2 for low, high in pairwise(levels))
+    boundaries = constant(middles, torch.float32, value.device)
     return torch.bucketize(value.to(torch.float32), boundaries)

@@ -26,9 +26,10 @@ class Transposed(NamedTuple):
         rows = torch.arange(pointer_P.shape[0] - 1, device=item_N.device)
         row_N = rows.repeat_interleave(pointer_P.diff(), output_size=item_N.shape[0])
         order_N = torch.argsort(item_N, stable=True)
-        counts = torch.bincount(item_N, minlength=item_count)
-        bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return cls(order_N, bounds, row_N[order_N])
+        # Unlike `bincount`, this does not make the host wait for the largest item.
+        counts = torch.zeros(item_count + 1, dtype=torch.int64, device=item_N.device)
+        counts.scatter_add_(0, item_N + 1, torch.ones_like(item_N))
+        return cls(order_N, counts.cumsum(0), row_N[order_N])
 
 
 class Side(NamedTuple):

@@ -336,7 +336,24 @@ def unit_input(
         return EncoderInput(batch, weight_N)
     keep = 1.0 - dropout
     keep_N = rng.uniform(stream, batch.user_B[batch.row_N], batch.item_N) < keep
-    return EncoderInput(batch.keep(keep_N), weight_N[keep_N] / keep)
+    read, kept_N = left_out(batch, keep_N)
+    return EncoderInput(read, (weight_N * keep_N if kept_N is None else weight_N[kept_N]) / keep)
+
+
+def left_out(batch: Batch, keep_N: Tensor) -> tuple[Batch, Tensor | None]:
+    """Leave interactions out, on the host; on a device the host would wait for their number.
+
+    Args:
+        batch: Histories.
+        keep_N: bool, which interactions stay.
+
+    Returns:
+        The histories with what stays, and its places; on a device the histories as they are, and
+        None: the caller gives weight 0 to the others.
+    """
+    if keep_N.is_cuda:
+        return batch, None
+    return batch.keep(keep_N), keep_N.nonzero().flatten()
 
 
 def normal_sample(

@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from distrib.devices import constant
+
 OutputKind = Literal["scores", "log_odds", "ratings", "rating_classes"]
 """``scores``: one number per item, ``[B, I]``; ``log_odds``: the same, log-odds that the user likes
 the item; ``ratings``: in units of the rating levels; ``rating_classes``: logits of "not observed"
@@ -93,6 +95,6 @@ class ClassOutput:
     def predict(self, output: Tensor) -> Prediction:
         """Return probability, expected rating and its distribution; see `Output`."""
         level_BIL = torch.softmax(output[..., 1:], dim=-1)
-        value_L = torch.tensor(self.levels, dtype=level_BIL.dtype, device=output.device)
+        value_L = constant(tuple(self.levels), level_BIL.dtype, output.device)
         probability_BI = torch.sigmoid(self.ranking_score(output))
         return Prediction(level_BIL @ value_L, probability_BI, level_BIL)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import load_bundle
+from distrib.devices import fetched
 from distrib.errors import CheckpointError, DataError
 from distrib.models.base import Model, UserState
 from distrib.models.capabilities import (
@@ -146,19 +147,21 @@ class Scorer:
         Returns:
             Lists of ``min(k, items)``.
         """
-        state = self.model.encode(source.to(self.device))
-        hidden = _nothing(source) if seen is None else seen
+        history = source.to(self.device)
+        state = self.model.encode(history)
+        hidden = history if seen is source else _nothing(source) if seen is None else seen
         mask = Mask.on(self.device, hidden, limits)
         key_BK, output = self.search.best(
             state, mask, k, self._ranked(with_predictions=with_predictions), rules
         )
         item_BK = items_of(key_BK)
-        return Recommendations(
-            item_BK.cpu(),
-            scores_of(key_BK).cpu(),
+        found = Recommendations(
+            item_BK,
+            scores_of(key_BK),
             self._predictions(state, item_BK, output) if with_predictions else None,
             self._deviation(state, item_BK) if with_predictions else None,
         )
+        return fetched(found)
 
     @torch.inference_mode()
     def serendipitous(
@@ -220,7 +223,7 @@ class Scorer:
         assert output is not None  # keeps=True
         prediction = self._predict(output)
         assert prediction is not None  # checked above
-        return Recommendations(items_of(key_BK).cpu(), prediction.rating_BI, prediction)
+        return fetched(Recommendations(items_of(key_BK), prediction.rating_BI, prediction))
 
     @torch.inference_mode()
     def predict(self, source: Batch, target: Batch) -> PairPredictions | None:
@@ -245,7 +248,7 @@ class Scorer:
     def predictions(self, source: Batch, items: slice | Tensor) -> Prediction | None:
         """Return predictions for the same items for all users; None if the model has none."""
         state = self.model.encode(source.to(self.device))
-        return self._predict(self.model.decode(state, items).float())
+        return fetched(self._predict(self.model.decode(state, items).float()))
 
     @torch.inference_mode()
     def embed(self, source: Batch) -> Tensor:
@@ -345,17 +348,16 @@ class Scorer:
         return self._predict(output)
 
     def _predict(self, output: Tensor) -> Prediction | None:
-        """Return predictions on the CPU, ratings clamped to the scale."""
-        prediction = self.model.output.predict(output)
-        if prediction is None:
+        """Return predictions, ratings clamped to the scale."""
+        found = self.model.output.predict(output)
+        if found is None:
             return None
-        found = Prediction(*(None if part is None else part.cpu() for part in prediction))  # type: ignore[arg-type]
         return found._replace(rating_BI=clamped_to_scale(found.rating_BI, self.vocabulary.levels))
 
     def _deviation(self, state: UserState, item_BK: Tensor) -> Tensor | None:
-        """Return the standard deviations of the ratings of these items, on the CPU."""
+        """Return the standard deviations of the ratings of these items."""
         variance_N = pair_variance(self.model, state, pairs_of(item_BK))
-        return None if variance_N is None else variance_N.float().sqrt().view(item_BK.shape).cpu()
+        return None if variance_N is None else variance_N.float().sqrt().view(item_BK.shape)
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ of the CPU. An operation that mixes devices in a way that CUDA refuses raises `M
 """
 
 import sys
+from collections import Counter
 from contextlib import ExitStack
 from unittest import mock
 
@@ -23,6 +24,13 @@ _COLLECTIVES = (
     "all_gather", "all_gather_into_tensor", "all_reduce", "all_to_all_single", "broadcast",
     "reduce", "reduce_scatter_tensor",
 )  # fmt: skip
+_WAITS = {
+    "_local_scalar_dense", "_unique2", "bincount", "equal", "histc", "is_nonzero", "linalg_cholesky",
+    "linalg_solve_ex", "masked_scatter", "masked_select", "nonzero", "unique_consecutive",
+    "unique_dim",
+}  # fmt: skip
+"""Operations whose result, or its size, the host reads."""
+
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 _PLAIN_TO = torch.Tensor.to
 _PLAIN_APPLY = nn.Module._apply
@@ -30,6 +38,10 @@ _PLAIN_APPLY = nn.Module._apply
 
 class MixedDevicesError(RuntimeError):
     """What CUDA would refuse: tensors of two devices in one operation."""
+
+
+waits: Counter[tuple[str, str]] = Counter()
+"""How often the host waited for the device, by what it did and where."""
 
 
 class CudaTensor(torch.Tensor):
@@ -49,9 +61,11 @@ class CudaTensor(torch.Tensor):
         return made
 
     def cpu(self, *_, **__):
+        waits["copy", _where()] += 1
         return _ToCpu.apply(self)
 
     def tolist(self):
+        waits["tolist", _where()] += 1
         return self.held.tolist()
 
     def numpy(self, *_, **__):
@@ -92,6 +106,8 @@ class StandIn(ExitStack):
             self._replace(torch.distributed, name, _collective(name))
         self._replace(torch, "sparse_csr_tensor", _sparse(torch.sparse_csr_tensor))
         self._replace(torch.Tensor, "to", _to)
+        self._replace(torch.Tensor, "pin_memory", _pinned)
+        self._replace(torch.cuda, "current_stream", _Stream)
         self._replace(torch.Tensor, "cuda", lambda tensor, *_, **__: _to(tensor, CUDA))
         self._replace(nn.Module, "_apply", _apply)
         # A wrapper cannot be an inference tensor, so that mode becomes no_grad.
@@ -146,10 +162,22 @@ def _dispatched(func, args, kwargs):
     is_zeros_of_autograd = name in ("add", "add_") and not any(t.count_nonzero() for t in on_cpu)
     if on_cuda and on_cpu and not is_copy and not is_zeros_of_autograd:
         _require_mixable(name, func, args, on_cpu)
+    if on_cuda:
+        _count_waits(name, args, kwargs, is_crossing=is_copy and bool(on_cpu))
     result = func(*values_of(args), **values_of(kwargs))
     if name.startswith("_local_scalar") or not is_on_cuda:
         return result
     return _wrapped(func, args, kwargs, result)
+
+
+def _count_waits(name, args, kwargs, *, is_crossing):
+    is_sized = kwargs.get("output_size") is not None
+    masks = []
+    if name in _INDEXING:
+        is_filled = name != "index" and args[2].numel() == 1  # a kernel without a size
+        masks = [] if is_filled else [t for t in args[1] if t is not None and t.dtype == torch.bool]
+    if name in _WAITS or masks or is_crossing or (name == "repeat_interleave" and not is_sized):
+        waits["mask" if masks else name, _where()] += 1
 
 
 def _require_mixable(name, func, args, on_cpu):
@@ -192,6 +220,8 @@ def _factory(name, plain):
             return args[0] if name == "as_tensor" else args[0].clone()
         if not _is_cuda(kwargs.get("device")):
             return plain(*args, **kwargs)
+        if name in ("as_tensor", "tensor"):  # from pageable memory
+            waits[name, _where()] += 1
         return CudaTensor(plain(*values_of(args), **{**kwargs, "device": "cpu"}))
 
     return make
@@ -224,14 +254,29 @@ def _sparse(plain):
 def _to(tensor, *rest, copy=False, memory_format=None, **kwargs):
     if rest and isinstance(rest[0], torch.Tensor):
         rest = (rest[0].device, rest[0].dtype, *rest[1:])
-    device, dtype, _, _ = torch._C._nn._parse_to(*rest, **kwargs)
+    device, dtype, is_asynchronous, _ = torch._C._nn._parse_to(*rest, **kwargs)
     found = tensor
     if device is not None and isinstance(tensor, CudaTensor) != _is_cuda(device):
+        is_pinned = getattr(tensor, "is_pinned_here", False)
+        is_of_torch = sys._getframe(1).f_code.co_filename.endswith("clip_grad.py")  # asks C++ where
+        if not (is_asynchronous and (is_pinned or not _is_cuda(device))) and not is_of_torch:
+            waits["copy", _where()] += 1
         found = (_ToCuda if _is_cuda(device) else _ToCpu).apply(tensor)
     if dtype is not None:
         layout = {} if memory_format is None else {"memory_format": memory_format}
         found = _PLAIN_TO(found, dtype, **layout)
     return found.clone() if copy and found is tensor else found
+
+
+def _pinned(tensor):
+    found = tensor.clone()
+    found.is_pinned_here = True
+    return found
+
+
+class _Stream:
+    def synchronize(self):
+        waits["synchronize", _where()] += 1
 
 
 def _apply(module, change, recurse=True):

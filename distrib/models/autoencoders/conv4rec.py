@@ -18,7 +18,7 @@ from distrib.batch import Batch, level_index
 from distrib.config import Config
 from distrib.models.base import ItemRows, Model, ModelSpec, UserState
 from distrib.models.capabilities import InteractionHead, ItemVectors
-from distrib.models.layers import history_sum, pair_products
+from distrib.models.layers import history_sum, left_out, pair_products
 from distrib.models.outputs import ClassOutput
 from distrib.objectives import RatingClassesConfig
 from distrib.parameters import ParameterRole, parameter, with_role
@@ -150,24 +150,29 @@ class Conv4Rec(Model):
     @override
     def encode(self, batch: Batch, rng: CounterRng | None = None) -> Conv4RecState:
         """Sum the contributions of the rated items."""
-        read, length_B = batch, batch.length_B
+        read, length_B, weight_N = batch, batch.length_B, torch.ones_like(batch.value_N)
         if rng is not None and self.config.corruption > 0.0:
             draw_N = rng.uniform(_CORRUPTION, batch.user_B[batch.row_N], batch.item_N)
-            read = batch.keep(draw_N >= self.config.corruption)
-        if self.config.scale == "visible":
-            length_B = read.length_B
+            keep_N = draw_N >= self.config.corruption
+            read, kept_N = left_out(batch, keep_N)
+            weight_N = keep_N.to(weight_N.dtype) if kept_N is None else weight_N[kept_N]
+            if self.config.scale == "visible":
+                length_B = batch.kept_pointer(keep_N).diff()
         level_N = level_index(read.value_N, self.levels)
-        sum_BZ = self._dense(read, level_N) if self.channels is None else self._conv(read, level_N)
+        sum_of = self._dense if self.channels is None else self._conv
+        sum_BZ = sum_of(read, level_N, weight_N)
         scale_B1 = length_B.clamp(min=1).to(torch.float32).rsqrt()[:, None].to(sum_BZ.dtype)
         return Conv4RecState(torch.tanh(sum_BZ * scale_B1 + self.input_bias_Z))
 
-    def _conv(self, read: Batch, level_N: Tensor) -> Tensor:
+    def _conv(self, read: Batch, level_N: Tensor, weight_N: Tensor) -> Tensor:
         """Sum each item's channels, weighted by the convolution's output for the level."""
         assert self.channels is not None
         channels, device = self.config.channel_width, level_N.device
         one_hot_CC = torch.eye(len(self.levels) + 1, dtype=self.input_IDZ.dtype, device=device)
         value_CD = self.channels(one_hot_CC)
         weight_ND = (value_CD - value_CD[:1])[level_N + 1]
+        if weight_N.is_cuda:  # elsewhere all are 1
+            weight_ND = weight_ND * weight_N[:, None].to(weight_ND.dtype)
         index_ND = read.item_N[:, None] * channels + torch.arange(channels, device=device)
         return history_sum(
             self.input_IDZ.flatten(0, 1),
@@ -176,11 +181,10 @@ class Conv4Rec(Model):
             read.pointer_P * channels,
         )
 
-    def _dense(self, read: Batch, level_N: Tensor) -> Tensor:
+    def _dense(self, read: Batch, level_N: Tensor, weight_N: Tensor) -> Tensor:
         """Sum the rows of the items at their levels."""
         index_N = read.item_N * len(self.levels) + level_N
-        ones_N = torch.ones_like(read.value_N)
-        return history_sum(self.input_IDZ.flatten(0, 1), index_N, ones_N, read.pointer_P)
+        return history_sum(self.input_IDZ.flatten(0, 1), index_N, weight_N, read.pointer_P)
 
     @override
     def item_tables(self) -> ItemRows:

@@ -1,0 +1,73 @@
+"""Copies between the host and a device that make the host wait as little as possible.
+
+A copy from memory that the system may move makes the host wait until it is done, as does every
+value that the host reads. Kernels are launched in advance only while the host does neither.
+"""
+
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def sent(part: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor on a device; from the host to a GPU without waiting for the copy.
+
+    Args:
+        part: Any tensor.
+        device: Where it is needed.
+
+    Returns:
+        The tensor itself if it is there already.
+    """
+    to_gpu = torch.device(device).type == "cuda" and not part.is_cuda
+    return part.pin_memory().to(device, non_blocking=True) if to_gpu else part.to(device)
+
+
+def fetched(parts: T) -> T:
+    """Return tensors on the host, with one wait for all of them.
+
+    Args:
+        parts: A tensor, None, or a tuple of these, named or not, at any depth.
+
+    Returns:
+        The same, on the host.
+    """
+    found: T = _copied(parts)
+    if _is_on_gpu(parts):
+        torch.cuda.current_stream().synchronize()
+    return found
+
+
+def _copied(part: Any) -> Any:
+    if isinstance(part, Tensor):
+        return part.to("cpu", non_blocking=part.is_cuda)
+    if not isinstance(part, tuple):
+        return part
+    inside = map(_copied, part)
+    return type(part)(*inside) if hasattr(part, "_fields") else tuple(inside)
+
+
+def _is_on_gpu(part: Any) -> bool:
+    return (
+        any(map(_is_on_gpu, part)) if isinstance(part, tuple) else getattr(part, "is_cuda", False)
+    )
+
+
+@lru_cache(maxsize=256)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers on a device, where they are kept: sending them again would make it wait.
+
+    Args:
+        values: The numbers.
+        dtype: Their type.
+        device: Where they are needed.
+
+    Returns:
+        One dimension; not to be changed.
+    """
+    with torch.inference_mode(mode=False):  # so that training can use them, too
+        return torch.tensor(values, dtype=dtype, device=device)
