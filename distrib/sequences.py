@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from distrib.batch import Batch
+from distrib.devices import sent
 
 NOTHING_READ = -1
 """Place of a state that has read nothing."""
@@ -35,7 +36,7 @@ class Sequences(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Sequences":
         """Return it on a device; see `TrainInput`."""
-        return Sequences(self.histories.to(device), *(part.to(device) for part in self[1:]))
+        return Sequences(self.histories.to(device), *(sent(part, device) for part in self[1:]))
 
     def split(self, num_parts: int) -> list["Sequences"]:
         """Split the users; see `TrainInput`."""

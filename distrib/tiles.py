@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from distrib.batch import Batch
+from distrib.devices import sent
 
 
 class Transposed(NamedTuple):
@@ -94,4 +95,4 @@ class Tile(NamedTuple):
 def _moved(part: Any, device: torch.device | str) -> Any:
     if isinstance(part, tuple):
         return type(part)(*(_moved(inner, device) for inner in part))
-    return part.to(device) if isinstance(part, Tensor) else part
+    return sent(part, device) if isinstance(part, Tensor) else part

@@ -25,9 +25,9 @@ _COLLECTIVES = (
     "reduce", "reduce_scatter_tensor",
 )  # fmt: skip
 _WAITS = {
-    "_local_scalar_dense", "_unique2", "bincount", "equal", "histc", "is_nonzero", "linalg_cholesky",
-    "linalg_solve_ex", "masked_scatter", "masked_select", "nonzero", "unique_consecutive",
-    "unique_dim",
+    "_local_scalar_dense", "_unique2", "bincount", "equal", "histc", "is_nonzero",
+    "linalg_cholesky", "linalg_solve_ex", "masked_scatter", "masked_select", "nonzero",
+    "unique_consecutive", "unique_dim",
 }  # fmt: skip
 """Operations whose result, or its size, the host reads."""
 

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from distrib.batch import Batch
 from distrib.config import Config
+from distrib.devices import constant
 from distrib.models.base import ItemRows, Model, ModelSpec, UserState
 from distrib.models.layers import LinearDecoder, history_sum, normal_sample, unit_input
 from distrib.objectives import MultinomialConfig
@@ -159,7 +160,7 @@ def kl_estimate(
         log q - log p at the sample.
     """
     latent_BZ = latent_BZ.float()
-    wide = torch.tensor(_WIDE_LOG_VARIANCE, device=latent_BZ.device)
+    wide = constant((_WIDE_LOG_VARIANCE,), torch.float32, latent_BZ.device)
     nothing = torch.zeros_like(wide)
     parts = ((_STANDARD, nothing, nothing), (_OLD, *old), (_WIDE, nothing, wide))
     prior_BZ = torch.logsumexp(
