@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from distrib.batch import Batch
+from distrib.devices import fetched
 from distrib.models.base import Model, ModelSpec
 from distrib.models.sequential.config import SequenceConfig, Share
 from distrib.models.sequential.layers import SequenceDecoder, SequenceState, dropout
@@ -105,7 +106,9 @@ class _Steps:
         order_N = torch.argsort(step_N * batch.num_users + rank_B[row_N])
         place_N = torch.empty_like(order_N)
         place_N[order_N] = torch.arange(len(order_N), device=order_N.device)
-        return cls(order_N, place_N, torch.bincount(step_N).tolist())
+        num_by_length = torch.bincount(fetched(batch.length_B))
+        num_longer = num_by_length.flip(0).cumsum(0).flip(0)[1:]
+        return cls(order_N, place_N, num_longer.tolist())
 
 
 class _Recurrent(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from distrib.batch import Batch
+from distrib.devices import fetched, sent
 from distrib.models.base import ItemRows
 from distrib.models.layers import LinearDecoder
 from distrib.models.sequential.config import SequenceConfig
@@ -134,10 +135,14 @@ class Ragged(NamedTuple):
 
     @classmethod
     def of(cls, batch: Batch) -> "Ragged":
-        """Sort histories into blocks by their length, whose bounds are powers of two."""
-        device, length_B = batch.item_N.device, batch.length_B
+        """Sort histories into blocks by their length, whose bounds are powers of two.
+
+        On the host, which needs the sizes: so it waits for a device once.
+        """
+        device, pointer_P = batch.item_N.device, fetched(batch.pointer_P)
+        length_B = pointer_P.diff()
         blocks, cells = [], 0
-        cell_N = torch.empty_like(batch.item_N)
+        cell_N = torch.empty(batch.item_N.shape[0], dtype=torch.int64)
         longest, low = int(length_B.max()) if len(length_B) else 0, 0
         while low < longest:
             high = max(_SHORTEST, 2 * low)
@@ -147,14 +152,14 @@ class Ragged(NamedTuple):
                 continue
             taken_U = length_B[user_U]
             length = int(taken_U.max())
-            column_L = torch.arange(length, device=device)
-            place_UL = batch.pointer_P[user_U][:, None] + column_L.clamp(max=(taken_U - 1)[:, None])
+            column_L = torch.arange(length)
+            place_UL = pointer_P[user_U][:, None] + column_L.clamp(max=(taken_U - 1)[:, None])
             is_there_UL = column_L < taken_U[:, None]
-            cell_UL = torch.arange(place_UL.numel(), device=device).view_as(place_UL) + cells
+            cell_UL = torch.arange(place_UL.numel()).view_as(place_UL) + cells
             cell_N[place_UL[is_there_UL]] = cell_UL[is_there_UL]
             cells += place_UL.numel()
-            blocks.append(Padded(place_UL.flatten(), len(user_U), length))
-        return cls(tuple(blocks), cell_N)
+            blocks.append(Padded(sent(place_UL.flatten(), device), len(user_U), length))
+        return cls(tuple(blocks), sent(cell_N, device))
 
 
 def causal_attention(query_key_value_NZ: Sequence[Tensor], ragged: Ragged, heads: int) -> Tensor:
