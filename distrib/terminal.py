@@ -56,6 +56,8 @@ def standard_error() -> Iterator[None]:
         before.flush()
         os.dup2(kept, 2)
         pump.join(_PATIENCE_S)
+        if not pump.is_alive():  # else a child still writes there
+            os.close(kept)
 
 
 def _is_process_wide(stream: TextIO) -> bool:

@@ -10,7 +10,7 @@ from distrib.run_file import RunFile
 def measure(file: RunFile) -> JsonObject:
     """Evaluate, print the table, plot the map."""
     result = evaluate(file.run, file.data.prepared, file.evaluate)
-    show_evaluation(result, file)
+    show_evaluation(result, file.model.spec.output, file.data.prepared)
     return {**result.to_json(), "map": draw_map(file.run, file.data.prepared)}
 
 

@@ -27,7 +27,7 @@ def pipeline(file: RunFile) -> JsonObject:
     curves = draw_curves(run, trained.best_epoch, file.train.compare_with)
     plots = [curves, draw_map(run, prepared)]
     evaluated, scored = evaluate(run, prepared, file.evaluate), score(run, prepared, file.score)
-    show_evaluation(evaluated, file)
+    show_evaluation(evaluated, file.model.spec.output, prepared)
     show_recommendations(scored.output)
     found = {"trained": trained, "evaluated": evaluated, "scored": scored}
     return {**{name: part.to_json() for name, part in found.items()}, "plots": plots}

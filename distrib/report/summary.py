@@ -9,8 +9,8 @@ from distrib.evaluation.protocol import is_meant
 from distrib.evaluation.truth import interaction_rating_map
 from distrib.events import emit, table
 from distrib.metrics import Summary
+from distrib.models.outputs import OutputKind
 from distrib.report.plots import learning_curves, likely_and_liked, study, unlabeled_weights
-from distrib.run_file import RunFile
 from distrib.scoring.commit import success_of
 from distrib.storage import Folder
 from distrib.training.records import EpochRecord, history_of
@@ -94,15 +94,15 @@ def show_search(result: SearchResult, num_trials: int = 15) -> None:
     table(title, [*columns, "fault"], rows)
 
 
-def show_evaluation(result: Evaluation, file: RunFile) -> None:
+def show_evaluation(result: Evaluation, output: OutputKind, prepared: str) -> None:
     """Print the metrics of model and popularity with standard errors.
 
     Args:
         result: What was measured.
-        file: The run.
+        output: What the model predicts.
+        prepared: The data that it was measured on.
     """
-    models, output = result.metrics, file.model.spec.output
-    num_levels = len(Dataset.open(file.data.prepared).manifest.levels)
+    models, num_levels = result.metrics, len(Dataset.open(prepared).manifest.levels)
     rows = [
         [metric, *(_with_error(models[name].get(metric)) for name in models)]
         for metric in models["model"]

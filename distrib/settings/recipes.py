@@ -14,7 +14,7 @@ from distrib.training.schemes import SCHEMES
 from distrib.training.schemes.base import Scheme
 
 _DECAY = 0.3
-"""Share of a weight that decays in an epoch: held over logs of very different density."""
+"""Share of a weight that decays in an epoch."""
 
 _RATE = 1e-3  # the default learning rate
 

@@ -4,7 +4,7 @@ process=$PPID
 for _ in 1 2 3; do
     home=$(sed -n 's|^[^/]*\(/.*\)/lib/[^/]*/[^/]*-packages/ray/_raylet\.so$|\1|p' \
         "/proc/$process/maps" 2>/dev/null | head -n 1)
-    [ -x "$home/bin/python" ] && break
+    [ -n "$home" ] && [ -x "$home/bin/python" ] && break
     home=
     process=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$process/status" 2>/dev/null)
 done

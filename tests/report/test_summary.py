@@ -9,7 +9,6 @@ from distrib.data.dataset import Dataset
 from distrib.evaluation.job import Evaluation
 from distrib.metrics import Summary
 from distrib.report.summary import CURVES, draw_curves, show_evaluation, show_recommendations
-from distrib.run_file import RunFile
 from distrib.scoring.commit import PartManifest, ScoreCounts, Success
 from distrib.storage import Folder
 from distrib.training.best_bundle import warn_of_popularity
@@ -47,27 +46,26 @@ def test_curves_of_other_runs_are_drawn_beside(tmp_path, capfd):
     assert runs[2] in capfd.readouterr().err
 
 
-def file_of(model, levels, monkeypatch):
-    """A run file whose prepared data have some levels."""
+def with_levels(levels, monkeypatch):
+    """Let all prepared data have some levels."""
     manifest = SimpleNamespace(manifest=SimpleNamespace(levels=levels))
     monkeypatch.setattr(Dataset, "open", lambda _: manifest)
-    data = {"prepared": "p", "source": {"format": "synthetic"}}
-    return RunFile(run="r", data=data, model={"name": model})
 
 
 @pytest.mark.parametrize(
-    ("model", "levels", "shown"),
+    ("output", "levels", "shown"),
     [
-        ("conv4rec", (1.0, 2.0), {"ndcg@10", "rmse", "mae"}),
-        ("conv4rec", (1.0,), {"ndcg@10"}),
-        ("autorec", (1.0, 2.0), {"rmse", "mae"}),
+        ("rating_classes", (1.0, 2.0), {"ndcg@10", "rmse", "mae"}),
+        ("rating_classes", (1.0,), {"ndcg@10"}),
+        ("ratings", (1.0, 2.0), {"rmse", "mae"}),
     ],
 )
-def test_people_see_the_metrics_of_what_a_model_is_for(model, levels, shown, monkeypatch, capfd):
+def test_people_see_the_metrics_of_what_a_model_is_for(output, levels, shown, monkeypatch, capfd):
+    with_levels(levels, monkeypatch)
     one = Summary(mean=0.5, standard_error=0.01, num_observations=7)
     metrics = {"model": dict.fromkeys(("ndcg@10", "rmse", "mae"), one), "popularity": {}}
     result = Evaluation.model_construct(metrics=metrics, users={"measured": 7, "all": 9})
-    show_evaluation(result, file_of(model, levels, monkeypatch))
+    show_evaluation(result, output, "prepared")
     printed = capfd.readouterr().err
     assert {name for name in metrics["model"] if name in printed} == shown
 
@@ -102,7 +100,8 @@ def test_metrics_of_model_and_popularity_stand_side_by_side(capfd, monkeypatch):
 
     metrics = {"model": {"ndcg@10": of(0.5), "rmse": of(0.9)}, "popularity": {"ndcg@10": of(0.25)}}
     result = Evaluation.model_construct(metrics=metrics, users={"measured": 7, "all": 9})
-    show_evaluation(result, file_of("conv4rec", (1.0, 2.0), monkeypatch))
+    with_levels((1.0, 2.0), monkeypatch)
+    show_evaluation(result, "rating_classes", "prepared")
     printed = capfd.readouterr().err
     assert "7 users" in printed
     row = next(line for line in printed.splitlines() if "ndcg@10" in line)

@@ -30,7 +30,7 @@ class Driver:
 
     Args:
         on_epoch: Called with the record of each epoch.
-        bar: Shows progress; None where nobody would see it.
+        bar: Shows progress; None where no one would see it.
     """
 
     def __init__(self, on_epoch: Callable[[EpochRecord], None] | None, bar: Bar | None) -> None:
