@@ -30,7 +30,7 @@ def checked(operation, statuses):
 def test_no_request_that_the_description_allows_makes_a_server_error(run, small, tmp_path):
     described = schemathesis.openapi.from_asgi("/openapi.json", served({"default": run}).app)
     operations = [found.ok() for found in described.get_all_operations()]
-    assert len(operations) == 10
+    assert len(operations) == 11
     statuses = {}
     for operation in operations:
         checked(operation, statuses)
