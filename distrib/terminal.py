@@ -12,6 +12,7 @@ from typing import Any, TextIO, TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.progress import TextColumn as Words
+from rich.table import Column
 from rich.text import Text
 
 Bar: TypeAlias = Callable[[int, int, str], None]
@@ -93,7 +94,9 @@ def progress_bar(about: str) -> Iterator[Bar | None]:
         BarColumn(20),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        Words("{task.description}"),  # last: a narrow terminal cuts it
+        # What is left of the line: a narrow terminal cuts this, and no number.
+        Words("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
+        expand=True,
         console=stream.console,
         refresh_per_second=2,
         transient=True,

@@ -30,7 +30,7 @@ def work():
     with progress_bar("training") as bar:
         emit("step", epoch=1, softmax=9.4)
         if bar is not None:
-            bar(3, 10, "epoch 1 of 2, softmax 9.4")
+            bar(1363, 2400, "epoch 1 of 2, softmax 9.4, " + "others 0.1, " * 9)
         emit("published", folder="lists")
     sys.stderr.write("half a line")
     return {"run": "runs/a", "counts": {"read": 12345}, "metrics": {"model": {"rmse": {"mean": 1}}}}
@@ -65,7 +65,7 @@ def test_a_terminal_shows_sentences_and_a_bar():
     assert "feed: kind resident, training users 6,000, counts (read 12,345)" in text
     assert "12:17:08 epoch: epoch 2" in lines
     assert "epoch 1 of 2, softmax 9.4" in text
-    assert "3/10" in text
+    assert "1363/2400" in text  # whole, on a line of 80
     assert "published: folder lists" in text
     assert {"[not of the core]", "a library's own line"} <= set(lines)
     assert "half a line" in text
