@@ -34,8 +34,12 @@ if not torch.cuda.is_available():  # else DeepSpeed prints a warning in each pro
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 _WORKERS_PER_CORE = 4
-_REPEATERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
-"""Ray loggers that print tracebacks of errors that `job` reports in one line."""
+_REPEATERS = (
+    "ray.data.exceptions",
+    "ray.data._internal.execution.streaming_executor_state",
+    "ray.data._internal.progress",
+)
+"""Ray loggers that print tracebacks of errors that `job` reports in one line, or what we set."""
 
 STOPPED = 75
 """Exit code of a run that stopped on request; EX_TEMPFAIL of sysexits.h: retry later."""
