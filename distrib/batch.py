@@ -66,9 +66,13 @@ class Batch(NamedTuple):
 
     def keep(self, keep_N: Tensor) -> "Batch":
         """Return the batch with only the interactions where ``keep_N`` is true; all rows stay."""
+        return self.keep_places(keep_N)[0]
+
+    def keep_places(self, keep_N: Tensor) -> tuple["Batch", Tensor]:
+        """Return `keep`, and the places of what it keeps, int64."""
         place_M = keep_N.nonzero().flatten()  # once: on a device the host waits for their number
         item_M, value_M = self.item_N[place_M], self.value_N[place_M]
-        return Batch(self.user_B, self.kept_pointer(keep_N), item_M, value_M)
+        return Batch(self.user_B, self.kept_pointer(keep_N), item_M, value_M), place_M
 
     def kept_pointer(self, keep_N: Tensor) -> Tensor:
         """Return ``pointer_P`` of `keep`, without its other parts."""

@@ -253,8 +253,8 @@ def run_and_report(work: Callable[[], Result], log: str | None = None) -> int:
 
 
 def _result(document: JsonObject) -> str:
-    plain: JsonObject = json.loads(json.dumps(document, default=str))
-    return result_lines(plain) if sys.stdout.isatty() else json.dumps(plain) + "\n"
+    text = json.dumps(document, default=str)
+    return result_lines(json.loads(text)) if sys.stdout.isatty() else text + "\n"
 
 
 def _report(message: str) -> None:

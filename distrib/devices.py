@@ -4,8 +4,9 @@ A copy from memory that the system may move makes the host wait until it is done
 value that the host reads. Kernels are launched in advance only while the host does neither.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -36,25 +37,38 @@ def fetched(parts: T) -> T:
     Returns:
         The same, on the host.
     """
-    found: T = _copied(parts)
-    if _is_on_gpu(parts):
+    crossing: list[bool] = []
+
+    def copied(part: Tensor) -> Tensor:
+        crossing.append(part.is_cuda)
+        return part.to("cpu", non_blocking=part.is_cuda)
+
+    found = each(parts, copied)
+    if any(crossing):
         torch.cuda.current_stream().synchronize()
     return found
 
 
-def _copied(part: Any) -> Any:
+def each(parts: T, change: Callable[[Tensor], Tensor]) -> T:
+    """Change every tensor inside of a tuple, named or not, at any depth.
+
+    Args:
+        parts: A tensor, a tuple, or anything else, which stays.
+        change: What becomes of a tensor.
+
+    Returns:
+        The same with other tensors.
+    """
+    return cast("T", _each(parts, change))
+
+
+def _each(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(part, Tensor):
-        return part.to("cpu", non_blocking=part.is_cuda)
+        return change(part)
     if not isinstance(part, tuple):
         return part
-    inside = map(_copied, part)
+    inside = [_each(inner, change) for inner in part]
     return type(part)(*inside) if hasattr(part, "_fields") else tuple(inside)
-
-
-def _is_on_gpu(part: Any) -> bool:
-    return (
-        any(map(_is_on_gpu, part)) if isinstance(part, tuple) else getattr(part, "is_cuda", False)
-    )
 
 
 @lru_cache(maxsize=256)

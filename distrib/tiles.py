@@ -1,12 +1,12 @@
 """Users x items tiles, which models with encoders of both sides train on."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from distrib.batch import Batch
-from distrib.devices import sent
+from distrib.devices import each, sent
 
 
 class Transposed(NamedTuple):
@@ -84,15 +84,9 @@ class Tile(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Tile":
         """Return the tile on a device."""
-        return _moved(self, device)  # type: ignore[no-any-return]
+        return each(self, lambda part: sent(part, device))
 
     def split(self, num_parts: int) -> list["Tile"]:
         """Return the tile itself; tiles are made in the wanted size."""
         assert num_parts == 1  # micro-batches of tiles are rejected before any worker starts
         return [self]
-
-
-def _moved(part: Any, device: torch.device | str) -> Any:
-    if isinstance(part, tuple):
-        return type(part)(*(_moved(inner, device) for inner in part))
-    return sent(part, device) if isinstance(part, Tensor) else part

@@ -353,7 +353,7 @@ def left_out(batch: Batch, keep_N: Tensor) -> tuple[Batch, Tensor | None]:
     """
     if keep_N.is_cuda:
         return batch, None
-    return batch.keep(keep_N), keep_N.nonzero().flatten()
+    return batch.keep_places(keep_N)
 
 
 def normal_sample(

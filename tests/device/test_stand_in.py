@@ -40,12 +40,12 @@ from distrib.training.engines.base import Update
 from distrib.training.engines.config import EngineConfig
 from distrib.training.engines.item_parallel import ItemEngine
 from distrib.training.engines.local import LocalEngine
-from distrib.training.optimizer import OptimizerConfig
 from distrib.training.schemes import iterative_scheme_of
 from distrib.training.step import total
 from distrib.training.workers.loss_reducer import LossReducer
 from tests.conftest import Small, rows_of
 from tests.device.stand_in import CUDA, CudaTensor, MixedDevicesError, StandIn, values_of
+from tests.device.waits import OPTIMIZER
 from tests.in_process import (
     exported,
     feed_of,
@@ -74,7 +74,6 @@ VAE_BMF = [
 MODELS = [*CASES, *VAE_BMF]
 TRAINED = [case for case in MODELS if case.spec.scheme != "closed_form"]
 EMBEDDED = [case for case in MODELS if item_vectors(filled(case, Small())) is not None]
-OPTIMIZER = OptimizerConfig(weight_decay=0.01, gradient_clipping=1.0)
 
 
 def objectives_of(config):
