@@ -345,9 +345,10 @@ class Recommender:
         columns: dict[str, list[torch.Tensor]] = {}
         for low in range(0, max(len(read.user), 1), _BATCH_USERS):
             high = min(low + _BATCH_USERS, len(read.user))
-            source, part = read.source.slice(low, high), target.slice(low, high)
-            columns.setdefault("score", []).append(pair_scores(self.scorer, source, part))
-            rated = self.scorer.predict(source, part)
+            users = self.scorer.encode(read.source.slice(low, high))
+            part = target.slice(low, high)
+            columns.setdefault("score", []).append(pair_scores(self.scorer, users, part))
+            rated = self.scorer.predict(users, part)
             if rated is not None:
                 columns.setdefault("rating", []).append(rated.rating_N)
             if rated is not None and rated.deviation_N is not None:

@@ -20,7 +20,7 @@ from distrib.feedback import Feedback
 from distrib.labeled_metrics import LABELED_METRICS, LOG_LOSS, metrics_by_user
 from distrib.metrics import SQUARED_ERROR_UNCUT, hit_rate, hits, mrr, ndcg, recall
 from distrib.models.outputs import OutputKind
-from distrib.scoring.scorer import Scorer, pair_scores
+from distrib.scoring.scorer import Encoded, Scorer, pair_scores
 
 Cutoffs = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
@@ -99,12 +99,13 @@ def measure(
         and of encoded interactions; in a log with likes and dislikes, how they are ranked) and
         by pair (``squared_error``, ``mae``, ``log_loss``).
     """
-    by_user: dict[str, Tensor] = _ranking(scorer, asked, config) if has_lists else {}
+    users = scorer.encode(asked.source)
+    by_user: dict[str, Tensor] = _ranking(scorer, users, asked, config) if has_lists else {}
     by_pair: dict[str, Tensor] = {}
-    expected_B = scorer.expected_interactions(asked.source) if has_lists else None
+    expected_B = scorer.expected_interactions(users) if has_lists else None
     if expected_B is not None:
         by_user |= {EXPECTED: expected_B, KNOWN: asked.source.length_B.double()}
-    predicted = scorer.predict(asked.source, asked.target)
+    predicted = scorer.predict(users, asked.target)
     if predicted is not None:
         error_N = (predicted.rating_N - asked.target.value_N).to(torch.float64)
         by_pair |= {"squared_error": error_N**2, "mae": error_N.abs()}
@@ -115,7 +116,7 @@ def measure(
     if feedback is None:
         return Measured.of(by_user, by_pair, np.zeros(0, np.float32), np.zeros(0, np.bool_))
     signed = asked.target.keep(feedback.sign(asked.target.value_N) != 0)
-    score_N = pair_scores(scorer, asked.source, signed)
+    score_N = pair_scores(scorer, users, signed)
     sign_N = feedback.sign(signed.value_N)
     is_like_N = (sign_N > 0).numpy()
     if scorer.model.output.kind == "log_odds":
@@ -186,11 +187,13 @@ class Measurer(NamedTuple):
         return "new" if self.config.exclude_seen else "distinct"
 
 
-def _ranking(scorer: Scorer, asked: Example, config: EvaluateConfig) -> dict[str, Tensor]:
+def _ranking(
+    scorer: Scorer, users: Encoded, asked: Example, config: EvaluateConfig
+) -> dict[str, Tensor]:
     cutoffs = config.ranking_metrics
     longest = max(n for at in cutoffs.values() for n in at)
     seen = asked.seen if config.exclude_seen else None
-    item_BK = scorer.recommend(asked.source, seen, longest, with_predictions=False).item_BK
+    item_BK = scorer.recommend(users, seen, longest, with_predictions=False).item_BK
     wanted = _likes(asked.target, scorer.vocabulary.facts.feedback)
     hit_BK = hits(item_BK, wanted, len(scorer.vocabulary))
     length_B = wanted.length_B

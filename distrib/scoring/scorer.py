@@ -19,6 +19,7 @@ from distrib.models.capabilities import (
 )
 from distrib.models.outputs import Prediction
 from distrib.scoring.policy import Precision
+from distrib.scoring.results import NoveltyFilter, PairPredictions, Recommendations
 from distrib.scoring.rules import Rules
 from distrib.scoring.search import Limits, Mask, RankingHead, TopKSearch, pairs_of
 from distrib.storage import Folder
@@ -30,45 +31,14 @@ _QUANTILE_SAMPLE = 4096
 _NO_RULES = Rules()
 
 
-class Recommendations(NamedTuple):
-    """The best items of each user, best first."""
+class Encoded(NamedTuple):
+    """Encoded users; many models spend most of their time there."""
 
-    item_BK: Tensor
-    """int64 positions; -1 where a user has fewer than K candidates."""
+    source: Batch
+    history: Batch
+    """The source on the model's device."""
 
-    score_BK: Tensor
-    """float32; sort key of the list (relevance of a diverse one): the model's ranking score minus
-    any damping, or the expected rating. ``-inf`` where there is no item."""
-
-    prediction: Prediction | None
-    """Probability, expected rating and rating distribution per item, if the model predicts them."""
-
-    deviation_BK: Tensor | None = None
-    """float32; standard deviation of the expected rating over the posteriors, if available."""
-
-
-class NoveltyFilter(NamedTuple):
-    """Restricts a list to items with low interaction probability but enough training ratings."""
-
-    share: float
-    """In (0, 1]: share of the catalog with the lowest interaction log-odds; with more than 4,096
-    items, the threshold comes from an even sample of the catalog."""
-
-    min_support: int
-    """Training ratings that an item must have."""
-
-
-class PairPredictions(NamedTuple):
-    """Expected ratings of user-item pairs."""
-
-    rating_N: Tensor
-    """float32, clamped to the rating scale."""
-
-    uncut_N: Tensor | None
-    """Before clamping; None for a mean over the levels, which lies on the scale."""
-
-    deviation_N: Tensor | None = None
-    """float32; standard deviation over the posteriors, if available."""
+    users: UserState
 
 
 class Scorer:
@@ -124,9 +94,17 @@ class Scorer:
             )
 
     @torch.inference_mode()
+    def encode(self, source: Batch | Encoded) -> Encoded:
+        """Encode users once, for several calls; encoded ones stay as they are."""
+        if isinstance(source, Encoded):
+            return source
+        history = source.to(self.device)
+        return Encoded(source, history, self.model.encode(history))
+
+    @torch.inference_mode()
     def recommend(
         self,
-        source: Batch,
+        source: Batch | Encoded,
         seen: Batch | None,
         k: int,
         *,
@@ -147,8 +125,7 @@ class Scorer:
         Returns:
             Lists of ``min(k, items)``.
         """
-        history = source.to(self.device)
-        state = self.model.encode(history)
+        source, history, state = self.encode(source)
         hidden = history if seen is source else _nothing(source) if seen is None else seen
         mask = Mask.on(self.device, hidden, limits)
         key_BK, output = self.search.best(
@@ -226,10 +203,10 @@ class Scorer:
         return fetched(Recommendations(items_of(key_BK), prediction.rating_BI, prediction))
 
     @torch.inference_mode()
-    def predict(self, source: Batch, target: Batch) -> PairPredictions | None:
+    def predict(self, source: Batch | Encoded, target: Batch) -> PairPredictions | None:
         """Return the expected rating of each target pair; None if the model predicts none."""
         target = target.to(self.device)
-        state = self.model.encode(source.to(self.device))
+        state = self.encode(source).users
         output_N = self.model.score_pairs(state, target)
         prediction = self.model.output.predict(output_N.float()[None])
         if prediction is None:
@@ -300,9 +277,9 @@ class Scorer:
         return torch.cat(parts)
 
     @torch.inference_mode()
-    def expected_interactions(self, source: Batch) -> Tensor | None:
+    def expected_interactions(self, source: Batch | Encoded) -> Tensor | None:
         """Return each user's probabilities summed over all items, float64 ``[B]``, or None."""
-        state = self.model.encode(source.to(self.device))
+        source, _, state = self.encode(source)
         head = interaction_head(self.model)
         total_B = torch.zeros(source.num_users, dtype=torch.float64, device=self.device)
         for low, high in self.search.chunks(source.num_users):
@@ -361,10 +338,10 @@ class Scorer:
 
 
 @torch.inference_mode()
-def pair_scores(scorer: Scorer, source: Batch, target: Batch) -> Tensor:
+def pair_scores(scorer: Scorer, source: Batch | Encoded, target: Batch) -> Tensor:
     """Return the ranking score of each target pair, float32 ``[N]``, on the CPU."""
-    model, device = scorer.model, scorer.device
-    output_N = model.score_pairs(model.encode(source.to(device)), target.to(device)).float()
+    model, users = scorer.model, scorer.encode(source).users
+    output_N = model.score_pairs(users, target.to(scorer.device)).float()
     return model.output.ranking_score(output_N[None])[0].cpu()
 
 

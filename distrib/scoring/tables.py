@@ -12,8 +12,9 @@ from distrib.data.arrow import whole
 from distrib.errors import DataError
 from distrib.scoring.histories import DIGEST, Histories, flat_column, read_histories
 from distrib.scoring.policy import Output, ScoreConfig
+from distrib.scoring.results import NoveltyFilter, Recommendations
 from distrib.scoring.rules import Rules
-from distrib.scoring.scorer import NoveltyFilter, Recommendations, Scorer
+from distrib.scoring.scorer import Scorer
 from distrib.vocabulary import Vocabulary
 
 

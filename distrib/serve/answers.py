@@ -15,7 +15,7 @@ from distrib.errors import DataError, DistribError
 from distrib.models.capabilities import ReadsLatest
 from distrib.scoring.histories import read_histories, require_columns
 from distrib.scoring.policy import Output, PolicyConfig, ScoreConfig
-from distrib.scoring.scorer import Recommendations
+from distrib.scoring.results import Recommendations
 from distrib.scoring.search import Limits
 from distrib.scoring.tables import SINGULAR, lists_of, output_columns
 from distrib.serve.config import ServeConfig

@@ -32,8 +32,9 @@ from distrib.objectives import (
 )
 from distrib.parameters import roles_of
 from distrib.rng import CounterRng
+from distrib.scoring.results import NoveltyFilter
 from distrib.scoring.rules import Rules, _unit_vectors
-from distrib.scoring.scorer import NoveltyFilter, Scorer
+from distrib.scoring.scorer import Scorer
 from distrib.scoring.search import Limits
 from distrib.scoring.vectors import _item_matrix
 from distrib.training.engines.base import Update

@@ -58,6 +58,17 @@ def test_batches_and_parts_give_the_sums_of_measuring_at_once(role, small):
             assert other.standard_error == pytest.approx(summary.standard_error, rel=1e-4, abs=1e-6)
 
 
+def test_users_are_encoded_once_for_all_that_is_measured(small, monkeypatch):
+    scorer = scorer_of(Conv4RecConfig(latent_width=8), small)
+    rows = eval_rows(rows_of(small), Role.TEST_TARGET)
+    held_out = example(rows, np.arange(rows.num_users), Role.TEST_TARGET)
+    calls, encode = [], scorer.model.encode
+    monkeypatch.setattr(scorer.model, "encode", lambda batch: calls.append(1) or encode(batch))
+    found = measure(scorer, held_out, EvaluateConfig()).means()
+    assert {"recall@20", "rmse", "interactions_expected"} <= found.keys()
+    assert len(calls) == 1
+
+
 def test_targets_are_never_among_what_the_model_reads(small):
     rows = eval_rows(rows_of(small), Role.TEST_TARGET)
     held_out = example(rows, np.arange(rows.num_users), Role.TEST_TARGET)

@@ -15,8 +15,9 @@ from distrib.models.shallow.biased_mf import BiasedMfConfig
 from distrib.models.shallow.ease import EaseConfig
 from distrib.models.shallow.popularity import Popularity
 from distrib.scoring.policy import PolicyConfig, ScoreConfig
+from distrib.scoring.results import NoveltyFilter
 from distrib.scoring.rules import Rules
-from distrib.scoring.scorer import NoveltyFilter, Scorer
+from distrib.scoring.scorer import Scorer
 from distrib.scoring.tables import recommend_table
 from distrib.vocabulary import Vocabulary
 from tests.in_process import filled
