@@ -1,8 +1,9 @@
 """Evaluation on the cluster: model and popularity on all test users of a prepared folder."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -103,13 +104,16 @@ def check_split(split: Split) -> None:
         )
 
 
-def evaluate(run: str, prepared: str, config: EvaluateConfig) -> Evaluation:
+def evaluate(
+    run: str, prepared: str, config: EvaluateConfig, *, is_here: bool = False
+) -> Evaluation:
     """Measure a run's best model and popularity on the test targets, unless that is done.
 
     Args:
         run: Run folder with a bundle.
         prepared: The data it was trained on.
         config: Which metrics.
+        is_here: Whether this process measures, where the cluster's take longer to start.
 
     Returns:
         The results; also written to the run folder.
@@ -121,7 +125,7 @@ def evaluate(run: str, prepared: str, config: EvaluateConfig) -> Evaluation:
         emit("already_evaluated", folder=str(folder / RESULT))
         return read_record(Evaluation, folder.read_json(RESULT), folder / RESULT)
     folder.remove(_OF)
-    result = _evaluated(run, dataset, config)
+    result = _evaluated(run, dataset, config, _here if is_here else _on_cluster)
     folder.write_json(RESULT, result.to_json())
     folder.write_json(_OF, wanted)
     emit("evaluated", users=result.users)
@@ -138,31 +142,22 @@ def _measured_of(run: str, dataset: Dataset, config: EvaluateConfig) -> JsonObje
     }
 
 
-def _evaluated(run: str, dataset: Dataset, config: EvaluateConfig) -> Evaluation:
-    """Measure all test users, on the cluster."""
+def _evaluated(
+    run: str,
+    dataset: Dataset,
+    config: EvaluateConfig,
+    measured: Callable[["_Measuring"], Iterable[pa.Table]],
+) -> Evaluation:
+    """Measure all test users."""
     manifest = dataset.manifest
     bundle = str(Folder(run) / BUNDLE)
     recent_IL = None
     if manifest.made_from.split == GlobalTimeSplit.model_fields["name"].default:
         recent_IL = recent_counts(dataset, config.recent_days, Role.VALID_TARGET)
-    shards = [{"place": place} for place in range(len(manifest.shards))]
-    measured = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
-        _ShardMeasurer,
-        fn_constructor_kwargs={
-            "bundle": bundle,
-            "dataset": dataset,
-            "config": config,
-            "folder": Folder(run) / BY_USER,
-            "recent_IL": recent_IL,
-        },
-        batch_size=1,
-        batch_format="pyarrow",
-        num_gpus=config.gpus_per_actor,
-        compute=actor_pool(config.gpus_per_actor, len(shards)),
-    )
+    measuring = _Measuring(bundle, dataset, config, Folder(run) / BY_USER, recent_IL)
     parts: dict[str, dict[int, Measured]] = {}
     num_users = 0
-    for block in measured.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for block in measured(measuring):
         for row in range(len(block)):
             num_users += block["num_users"][row].as_py()
             scorer, place = block["scorer"][row].as_py(), block["place"][row].as_py()
@@ -188,21 +183,50 @@ def _evaluated(run: str, dataset: Dataset, config: EvaluateConfig) -> Evaluation
     return found()
 
 
+class _Measuring(NamedTuple):
+    """What a process needs to measure shards."""
+
+    bundle: str
+    dataset: Dataset
+    config: EvaluateConfig
+    folder: Folder
+    """For the metrics of each user."""
+
+    recent_IL: IntArray | None
+
+
+def _on_cluster(measuring: _Measuring) -> Iterator[pa.Table]:
+    """Measure the shards in Ray's actors."""
+    shards = [{"place": place} for place in range(len(measuring.dataset.manifest.shards))]
+    share = measuring.config.gpus_per_actor
+    pieces = ray.data.from_items(shards, override_num_blocks=len(shards))
+    measured = pieces.map_batches(
+        _ShardMeasurer,
+        fn_constructor_args=(measuring,),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_gpus=share,
+        compute=actor_pool(share, len(shards)),
+    )
+    yield from measured.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def _here(measuring: _Measuring) -> Iterator[pa.Table]:
+    """Measure the shards in this process."""
+    measurer = _ShardMeasurer(measuring)
+    for place in range(len(measuring.dataset.manifest.shards)):
+        yield measurer(pa.table({"place": [place]}))
+
+
 class _ShardMeasurer:
     """Holds the models; measures the users of one shard at a time."""
 
-    def __init__(
-        self,
-        bundle: str,
-        dataset: Dataset,
-        config: EvaluateConfig,
-        folder: Folder,
-        recent_IL: IntArray | None,
-    ) -> None:
-        self.dataset, self.folder = dataset, folder
+    def __init__(self, measuring: _Measuring) -> None:
+        self.dataset, self.folder = measuring.dataset, measuring.folder
+        config = measuring.config
         device = "cuda" if config.gpus_per_actor else "cpu"
-        scorers = model_and_popularity(bundle, device, recent_IL)
-        is_chronological = dataset.manifest.made_from.is_chronological
+        scorers = model_and_popularity(measuring.bundle, device, measuring.recent_IL)
+        is_chronological = self.dataset.manifest.made_from.is_chronological
         self.measurer = Measurer(scorers, Role.TEST_TARGET, config, is_chronological)
 
     def __call__(self, piece: pa.Table) -> pa.Table:

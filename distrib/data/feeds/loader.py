@@ -1,5 +1,6 @@
 """Load training histories: once through Ray Data, or file by file on the ranks."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -42,14 +43,16 @@ class TrainingData(NamedTuple):
     """Memory of all training and validation histories."""
 
     refs: tuple[ray.ObjectRef, ray.ObjectRef, ray.ObjectRef] | None
-    """For a resident feed: the fields of `ResidentRows` in the object store."""
+    """For a resident feed: `_Parts` in the object store."""
+
+    held: "_Parts | None" = None
+    """For a resident feed of this process alone."""
 
     def resident(self) -> ResidentRows:
         """Return the histories of a resident feed, zero-copy from the object store."""
-        assert self.refs is not None  # the kind is known when a feed is opened
         manifest = self.dataset.manifest
         columns = (manifest.counts.items, manifest.user_index_size)
-        train, valid, items = ray.get(list(self.refs))
+        train, valid, items = self.held or ray.get(list(self.refs or ()))
         return ResidentRows(train, valid, items, columns, manifest.made_from.feedback)
 
     def open_rows(
@@ -65,7 +68,7 @@ class TrainingData(NamedTuple):
         Returns:
             The feed.
         """
-        if self.refs is not None:
+        if self.kind == "resident":
             found = self.resident()
             return ResidentFeed(found.train, found.valid, sharding, device)
         return StreamingFeed(self.dataset, self.shards, sharding, window_users=window_users)
@@ -114,9 +117,7 @@ def load_training_data(url: str, kind: FeedKind, reads: Reads = "users") -> Trai
         DataError: The folder holds no complete prepared dataset.
     """
     dataset = Dataset.open(url, retry_s=_RETRY_S)
-    users: tuple[ShardEntry | ItemShardEntry, ...] = dataset.manifest.shards
-    items = () if reads == "users" else dataset.manifest.item_histories or ()
-    entries = [*users, *items]
+    entries = _entries(dataset, reads)
     is_resident = kind == "resident"
 
     def described(piece: pa.Table) -> pa.Table:
@@ -129,22 +130,66 @@ def load_training_data(url: str, kind: FeedKind, reads: Reads = "users") -> Trai
     )
     blocks = pieces.map_batches(described, batch_size=1, batch_format="pyarrow").to_arrow_refs()
     *refs, facts = _assembled.remote(is_resident, *blocks)
-    found: list[_Facts] = ray.get(facts)
-    read = items if reads == "items" else users
-    shards = tuple(
-        Shard(entry, fact.num_train)
-        for entry, fact in zip(entries, found, strict=True)
-        if entry in read
-    )
+    data = _counted(dataset, kind, reads, ray.get(facts))
+    return data._replace(refs=tuple(refs)) if is_resident else data
+
+
+def read_training_data(url: str, kind: FeedKind, reads: Reads = "users") -> TrainingData:
+    """Read a prepared dataset in this process, for a rank that is alone; see `load_training_data`.
+
+    Args:
+        url: Folder of the prepared dataset.
+        kind: From `kind_of`.
+        reads: Whose histories training reads.
+
+    Returns:
+        What the rank needs.
+
+    Raises:
+        DataError: The folder holds no complete prepared dataset.
+    """
+    dataset = Dataset.open(url, retry_s=_RETRY_S)
+    facts, held = [], []
+    for entry in _entries(dataset, reads):
+        parts = _parts(dataset, entry, reads)
+        facts.append(parts.facts)
+        if kind == "resident":
+            held.append(parts)
+    data = _counted(dataset, kind, reads, facts)
+    if not held:
+        return data
+    return data._replace(held=_Parts(*(merge(list(kind)) for kind in zip(*held, strict=True))))
+
+
+def _entries(dataset: Dataset, reads: Reads) -> list[ShardEntry | ItemShardEntry]:
+    """Return the shards that training and validation read."""
+    items = () if reads == "users" else dataset.manifest.item_histories or ()
+    return [*dataset.manifest.shards, *items]
+
+
+def _counted(
+    dataset: Dataset, kind: FeedKind, reads: Reads, facts: Sequence["_Facts"]
+) -> TrainingData:
+    """Return what is known of training data, without the histories themselves."""
+    kept = dataset.manifest.item_histories or () if reads == "items" else dataset.manifest.shards
+    found = zip(_entries(dataset, reads), facts, strict=True)
     return TrainingData(
         dataset,
         kind,
-        shards,
-        num_train=sum(fact.num_train for fact in found),
-        num_valid=sum(fact.num_valid for fact in found),
-        num_bytes=sum(fact.num_bytes for fact in found),
-        refs=tuple(refs) if is_resident else None,
+        tuple(Shard(entry, fact.num_train) for entry, fact in found if entry in kept),
+        num_train=sum(fact.num_train for fact in facts),
+        num_valid=sum(fact.num_valid for fact in facts),
+        num_bytes=sum(fact.num_bytes for fact in facts),
+        refs=None,
     )
+
+
+class _Facts(NamedTuple):
+    """Sizes of a shard."""
+
+    num_train: int
+    num_valid: int
+    num_bytes: int
 
 
 class _Parts(NamedTuple):
@@ -155,13 +200,11 @@ class _Parts(NamedTuple):
     items: HistoryArrays
     """Item histories if training reads both sides; empty otherwise."""
 
-
-class _Facts(NamedTuple):
-    """Sizes of a shard."""
-
-    num_train: int
-    num_valid: int
-    num_bytes: int
+    @property
+    def facts(self) -> _Facts:
+        """Sizes of the parts."""
+        num_bytes = sum(part.num_bytes for part in self)
+        return _Facts(self.train.num_users, self.valid.num_users, num_bytes)
 
 
 def _parts(dataset: Dataset, entry: ShardEntry | ItemShardEntry, reads: Reads) -> _Parts:
@@ -178,9 +221,7 @@ def _parts(dataset: Dataset, entry: ShardEntry | ItemShardEntry, reads: Reads) -
 
 
 def _described(order: int, parts: _Parts, *, is_resident: bool) -> pa.Table:
-    num_bytes = sum(part.num_bytes for part in parts)
-    facts = _Facts(parts.train.num_users, parts.valid.num_users, num_bytes)
-    columns = {name: [value] for name, value in facts._asdict().items()}
+    columns = {name: [value] for name, value in parts.facts._asdict().items()}
     return pa.table({"order": [order]} | columns | (_columns(parts) if is_resident else {}))
 
 

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import ray.train
 import torch.distributed
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from distrib.training.loop import TrainState
 from distrib.training.records import EpochRecord
 from distrib.training.workers.collectives import broadcast_object, gather_objects
 from distrib.training.workers.loss_reducer import LossReducer
+from distrib.training.workers.place import Place
 from distrib.vocabulary import Vocabulary
 
 POSITION = "position.json"
@@ -61,18 +61,18 @@ class RunCheckpoints:
 
     Args:
         run: The run.
-        rank: Rank of this process.
+        place: Of this rank.
         attempt: Which start of the run.
         trained: What is saved.
     """
 
-    def __init__(self, run: TrainingRun, rank: Rank, attempt: Attempt, trained: Trained) -> None:
-        self.run, self.rank, self.attempt, self.trained = run, rank, attempt, trained
+    def __init__(self, run: TrainingRun, place: Place, attempt: Attempt, trained: Trained) -> None:
+        self.run, self.place, self.attempt, self.trained = run, place, attempt, trained
         self.folder = Folder(run.run)
         self.store = CheckpointStore(self.folder)
         self.writer = CheckpointWriter(
             self.store,
-            rank,
+            Rank(place.rank, place.world_size),
             retry_s=run.train.checkpoint.retry_s,
             in_background=run.train.checkpoint.in_background,
         )
@@ -87,7 +87,7 @@ class RunCheckpoints:
         """
         faults: list[str] = []
         retry_s = self.run.train.checkpoint.retry_s
-        is_first = self.rank.rank == 0
+        is_first = self.place.rank == 0
         found = with_retries(self.store.complete, timeout_s=retry_s) if is_first else None
         names: list[str] = broadcast_object(found)
         for name in names:
@@ -106,11 +106,10 @@ class RunCheckpoints:
 
         One rank of each node fetches it for the others there.
         """
-        context = ray.train.get_context()
-        node = context.get_node_rank()  # several nodes may share a machine's folder
-        folder = Path(tempfile.gettempdir(), f"distrib-{self.attempt.name}-{node}-{name}")
+        place = f"distrib-{self.attempt.name}-{self.place.node}-{name}"
+        folder = Path(tempfile.gettempdir(), place)
         fault = ""
-        if context.get_local_rank() == 0:
+        if self.place.local_rank == 0:
             try:
                 self.store.fetch(name, folder, retry_s=self.run.train.checkpoint.retry_s)
             except (DataError, CheckpointError, OSError) as error:
@@ -119,7 +118,7 @@ class RunCheckpoints:
         if not fault:
             self._restore(folder)
         torch.distributed.barrier()
-        if context.get_local_rank() == 0:
+        if self.place.local_rank == 0:
             Folder(str(folder)).remove()
         return fault
 
@@ -128,7 +127,7 @@ class RunCheckpoints:
         saved = Folder(str(folder)).read_json(POSITION)
         trained.engine.restore(SavedState(folder), saved["engine"])
         trained.state.go_to(saved["position"])
-        trained.loss_reducer.take(saved["ledger"], self.rank.rank, self.rank.world_size)
+        trained.loss_reducer.take(saved["ledger"], self.place.rank, self.place.world_size)
         trained.history[:] = map(EpochRecord.model_validate, saved["history"])
 
     def save(self, best: dict[str, Tensor] | None = None) -> None:
@@ -146,7 +145,7 @@ class RunCheckpoints:
             "engine": trained.engine.facts(),
             "history": [record.to_json() for record in trained.history],
         }
-        is_first = self.rank.rank == 0
+        is_first = self.place.rank == 0
         last = trained.history[-1] if trained.history else None
         self.writer.start(
             checkpoint_name(trained.state.step, self.attempt.name),

@@ -32,10 +32,11 @@ from distrib.training.preflight.checks import preflight, require_room
 from distrib.training.records import Divergence, EpochRecord, Outcome, RunResult
 from distrib.training.run_folder import HISTORY, RUN, first_feed, identity
 from distrib.training.schemes import is_iterative, iterative_scheme_of, scheme_of
+from distrib.training.workers.alone import train_alone
+from distrib.training.workers.ray_worker import FromDriver, train_worker
 from distrib.training.workers.signals import Driver, driving
 from distrib.training.workers.solve import solve
 from distrib.training.workers.trainer import Trainer
-from distrib.training.workers.worker import Inputs, train_worker
 
 _RAY = "ray"
 _DIVERGENCE_ADVICE = (
@@ -51,6 +52,7 @@ _BUGS = (
     ImportError,
 )
 EpochListener = Callable[[EpochRecord], None]
+_Workers = Callable[[TrainingRun, Dataset, str, EpochListener | None], Outcome]
 
 
 def launch(run: TrainingRun, on_epoch: EpochListener | None = None) -> RunResult:
@@ -79,7 +81,7 @@ def launch(run: TrainingRun, on_epoch: EpochListener | None = None) -> RunResult
         require_room(run)
         if not is_iterative(run):
             return solve(run, dataset, on_epoch)
-        return _train(run, dataset, on_epoch)
+        return _train(run, dataset, on_epoch, _run_workers)
     except DivergedError:
         keep("train_diverged", "Whether the last training diverged.", 1.0)
         raise
@@ -87,13 +89,27 @@ def launch(run: TrainingRun, on_epoch: EpochListener | None = None) -> RunResult
         hide("train_started_seconds")
 
 
-def _train(run: TrainingRun, dataset: Dataset, on_epoch: EpochListener | None) -> RunResult:
+def launch_here(run: TrainingRun, on_epoch: EpochListener | None = None) -> RunResult:
+    """Train in this process, where one CPU worker is enough; otherwise as `launch`.
+
+    Starting workers takes longer than training many a small model. The process must have the
+    environment `distrib.training.workers.alone.ENVIRONMENT`. Nothing stops training but the end of
+    the process, after which the same call continues from the last checkpoint.
+    """
+    if run.train.max_workers > 1 or run.train.use_gpu or not is_iterative(run):
+        return launch(run, on_epoch)
+    return _train(run, preflight(run), on_epoch, train_alone)
+
+
+def _train(
+    run: TrainingRun, dataset: Dataset, on_epoch: EpochListener | None, workers: _Workers
+) -> RunResult:
     """Train by updates, and publish the best epoch."""
     folder = Folder(run.run)
     run = _with_feed(run, dataset)
     folder.write_json(RUN, identity(run, dataset.hash))
     token = take_over(folder)
-    outcome = _run_workers(run, dataset, token, on_epoch)
+    outcome = workers(run, dataset, token, on_epoch)
     require_ours(folder, token)
     history = outcome.history
     folder.write_json(HISTORY, [record.to_json() for record in history])
@@ -201,7 +217,7 @@ def _trainer(
     run: TrainingRun, data: TrainingData, dataset: Dataset, token: str, driver: Driver
 ) -> Trainer:
     folder, train = Folder(run.run), run.train
-    inputs = Inputs(
+    found = FromDriver(
         run=run.absolute().model_dump_json(),
         data=data,
         vocabulary=ray.put(dataset.vocabulary),
@@ -215,7 +231,7 @@ def _trainer(
     is_elastic = train.min_workers < train.max_workers
     return Trainer(
         train_worker,
-        train_loop_config={"inputs": inputs},
+        train_loop_config={"found": found},
         torch_config=TorchConfig(timeout_s=int(train.collective_timeout_s * 2) + 60),
         scaling_config=ScalingConfig(
             num_workers=train.worker_range if is_elastic else train.max_workers,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import ray
 import torch
 
 from distrib.cluster.prometheus import show
@@ -38,7 +37,7 @@ class TrainMonitor:
         config: The run.
         engine: What trains.
         num_steps: Of an epoch.
-        bar: Where progress is posted, if the driver shows it.
+        bar: Receives progress, if the driver shows it.
         is_first: Whether this is rank 0.
     """
 
@@ -48,7 +47,7 @@ class TrainMonitor:
         engine: Engine,
         num_steps: int,
         *,
-        bar: ray.actor.ActorHandle | None,
+        bar: Callable[[Progress], None] | None,
         is_first: bool,
     ) -> None:
         self._config = config
@@ -82,7 +81,7 @@ class TrainMonitor:
             loss = ", ".join(losses)
             epoch = f"epoch {state.epoch + 1} of {self._config.train.num_epochs}"
             about = f"{epoch}, {loss}, {speed.per_s:,.0f} {self._counted}/s"
-            self._bar.post_progress.remote(Progress(state.step, self._total, about))
+            self._bar(Progress(state.step, self._total, about))
         for name, value in self._now.items():
             self._show(name, value)
         self._show("step", state.step)

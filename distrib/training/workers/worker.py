@@ -1,4 +1,4 @@
-"""What Ray Train runs on every worker: feed, engine and loop; validate, checkpoint, agree."""
+"""One rank of a run: feed, engine and loop; validate, checkpoint, agree with the others."""
 
 import logging
 import time
@@ -8,13 +8,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import ray
-import ray.train
-import ray.train.torch
 from torch import Tensor
 
 from distrib.checkpoint.bundle import BundleFacts, restored
-from distrib.checkpoint.writer import Rank
 from distrib.data.feeds.base import BatchSharding, Feed, RankBatch
 from distrib.data.feeds.loader import TrainingData
 from distrib.data.hashing import sampled
@@ -35,9 +31,9 @@ from distrib.training.schemes import iterative_scheme_of
 from distrib.training.schemes.base import ExportContext
 from distrib.training.workers.checkpoints import Attempt, RunCheckpoints, Trained
 from distrib.training.workers.collectives import broadcast_object, gather_objects
-from distrib.training.workers.control import Listener
 from distrib.training.workers.loss_reducer import LossReducer, Reduced
 from distrib.training.workers.monitor import TrainMonitor, memory_gb, speed_of
+from distrib.training.workers.place import Place
 from distrib.training.workers.watchdog import Watchdog, start_watchdog
 from distrib.vocabulary import Vocabulary
 
@@ -56,47 +52,46 @@ _PREEMPTION_S = 5.0  # between preemption checks
 
 
 class Inputs(NamedTuple):
-    """What the driver passes to every worker."""
+    """What every rank of a run needs."""
 
-    run: str
-    """`TrainingRun` as JSON."""
-
+    run: TrainingRun
     data: TrainingData
-    vocabulary: ray.ObjectRef
+    vocabulary: Vocabulary
     facts: BundleFacts
     """Kept in the bundle: hash of the data and the like."""
 
-    shows_bar: bool
     token: str
-    control: ray.actor.ActorHandle
+    """See `distrib.fence`."""
 
 
-def train_worker(settings: dict[str, Inputs]) -> Outcome:
+def train_rank(inputs: Inputs, place: Place) -> Outcome:
     """Train from the latest checkpoint, or from the start, to the last epoch.
 
     Args:
-        settings: ``{"inputs": Inputs}``.
+        inputs: The run and its data.
+        place: Of this rank; torch.distributed must be up. It is closed in the end.
 
     Returns:
         How training ended.
+
+    Raises:
+        MemoryLimitError: Out of memory.
     """
     logging.getLogger().setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)  # DeepSpeed's
-    inputs = settings["inputs"]
     worker = None
     try:
-        worker = Worker(inputs)
+        worker = Worker(inputs, place)
         return worker.train()
     except (MemoryError, RuntimeError) as error:
         if not is_of_memory(error):
             raise
-        rank = ray.train.get_context().get_world_rank()
         step = "before the first step" if worker is None else f"step {worker.state.step + 1}"
         text = str(error).splitlines()[0][:200]
-        what = f"rank {rank}, {step}: out of memory at {memory_gb():.1f} GiB ({text})"
-        run = TrainingRun.model_validate_json(inputs.run)
-        raise MemoryLimitError(advice(run, what)) from error
+        what = f"rank {place.rank}, {step}: out of memory at {memory_gb():.1f} GiB ({text})"
+        raise MemoryLimitError(advice(inputs.run, what)) from error
     finally:
+        place.close()
         if worker is not None:
             worker.close()
 
@@ -104,14 +99,13 @@ def train_worker(settings: dict[str, Inputs]) -> Outcome:
 class Worker:
     """One rank of a run."""
 
-    def __init__(self, inputs: Inputs) -> None:
-        context = ray.train.get_context()
-        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
-        self.run = run = TrainingRun.model_validate_json(inputs.run)
+    def __init__(self, inputs: Inputs, place: Place) -> None:
+        self.place, self.rank, self.world_size = place, place.rank, place.world_size
+        self.device = place.device
+        self.run = run = inputs.run
         self.scheme = iterative_scheme_of(run)
         self.inputs = inputs
-        self.vocabulary: Vocabulary = ray.get(inputs.vocabulary)
+        self.vocabulary = inputs.vocabulary
         train = run.train
         self.watchdog = start_watchdog(self.rank, self.world_size, train.collective_timeout_s)
         sharding = BatchSharding(train.batch_users, run.seed, self.rank, self.world_size)
@@ -127,16 +121,15 @@ class Worker:
         name = str(broadcast_object(uuid.uuid4().hex[:8]))
         self.checkpoints = RunCheckpoints(
             run,
-            Rank(self.rank, self.world_size),
+            place,
             Attempt(name, inputs.token, inputs.facts),
             Trained(self.engine, self.state, self.loss_reducer, self.history, self.vocabulary),
         )
         self.checkpoints.writer.on_wait = self.watchdog.touch
-        self.listener = Listener(inputs.control) if self.rank == 0 else None
         self.log_interval = Interval(train.log_every_s)
         self.preemption_interval = Interval(_PREEMPTION_S)
         num_steps = self.feed.num_steps(0)
-        bar = inputs.control if inputs.shows_bar else None
+        bar = place.post_progress
         self.monitor = TrainMonitor(run, self.engine, num_steps, bar=bar, is_first=self.rank == 0)
         self._noted = 0
         """Count of the epoch that the loss reducer has received."""
@@ -145,8 +138,6 @@ class Worker:
         """Stop the threads."""
         self.watchdog.close()
         self.monitor.close()
-        if self.listener is not None:
-            self.listener.close()
 
     def train(self) -> Outcome:
         """Resume, train, and wait until all is written."""
@@ -192,7 +183,7 @@ class Worker:
         age_s = time.monotonic() - self.checkpoints.saved_s
         is_late = bool(every_s) and age_s > every_s and not is_last
         reduced = self.loss_reducer.agree(
-            stop=float(self.listener is not None and bool(self.listener.reason)),
+            stop=float(bool(self.place.stop_reason())),
             fault=float(bool(self.checkpoints.writer.fault)),
             due=float(is_due or (self.rank == 0 and is_late)),
             ask=float(self.rank == 0 and self.preemption_interval.due()),
@@ -220,11 +211,8 @@ class Worker:
     def _reason_to_leave(self, reduced: Reduced) -> str:
         """Return why all ranks should stop: the driver requests it, or nodes are preempted."""
         if reduced.flags["stop"]:
-            return str(broadcast_object(self.listener.reason if self.listener else None))
-        if not reduced.flags["ask"]:
-            return ""
-        notice = ray.train.get_preemption_info()  # waits for all ranks
-        return "" if notice is None else f"preemption of ranks {notice.preempted_ranks}"
+            return str(broadcast_object(self.place.stop_reason()))
+        return self.place.preemption() if reduced.flags["ask"] else ""
 
     def _show(self, reduced: Reduced) -> None:
         """Show progress; only rank 0 does."""
@@ -272,7 +260,7 @@ class Worker:
             self._save(best)
         self.monitor.show_epoch(record)
         if self.rank == 0:
-            self.inputs.control.post_epoch.remote(record)
+            self.place.post_epoch(record)
             shares = {"checkpoint_share": record.checkpoint_share or 0.0}
             kind, num_levels = self.run.model.spec.output, len(self.vocabulary.levels)
             shown = {n: v for n, v in metrics.items() if is_meant(n, kind, num_levels)}
