@@ -103,7 +103,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip setuptools wheel
 	$(BIN)/pip install --quiet --constraint constraints.txt torch numpy
 	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation deepspeed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ray,deepspeed,s3]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ray,deepspeed,studies,s3]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --group dev
 	touch $@
 

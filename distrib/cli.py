@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 import torch
@@ -49,18 +49,17 @@ UNEXPECTED = 70
 
 _LONGEST_MESSAGE = 8000
 
-Check = Callable[[RunFile], object]
 Result = Record | JsonObject | str
 """What a job returns; printed as JSON on the last line, text as it is."""
-
-Run = Callable[[RunFile], Result]
 
 
 class Job(NamedTuple):
     """What a job checks before Ray starts, and what it does."""
 
-    check: Check
-    run: Run
+    check: Callable[[Any], object]
+    run: Callable[[Any], Result]
+    read: Callable[[str, Sequence[str]], object] | None = None
+    """Reads the file of ``--config`` with the settings of ``--set``; a run file by default."""
 
 
 class Plan(NamedTuple):
@@ -82,7 +81,7 @@ def _terminated(_number: int, _frame: object) -> None:
     raise _Terminated
 
 
-def job(name: str, found: Job, plan: Callable[[RunFile], Plan], arguments: list[str]) -> int:
+def job(name: str, found: Job, plan: Callable[[Any], Plan], arguments: list[str]) -> int:
     """Run a job from the command line.
 
     The result is one JSON object on the last line of standard output, or some lines for people
@@ -106,7 +105,7 @@ def job(name: str, found: Job, plan: Callable[[RunFile], Plan], arguments: list[
     given = parser.parse_args(arguments)
 
     def work() -> Result:
-        config = read_run_file(given.config, given.set)
+        config = (found.read or read_run_file)(given.config, given.set)
         if given.dry_run:
             return _dry_run(name, found, plan(config), config)
         found.check(config)
@@ -118,7 +117,7 @@ def job(name: str, found: Job, plan: Callable[[RunFile], Plan], arguments: list[
     return run_and_report(work, None if given.dry_run else log)
 
 
-def _dry_run(name: str, found: Job, plan: Plan, config: RunFile) -> JsonObject:
+def _dry_run(name: str, found: Job, plan: Plan, config: object) -> JsonObject:
     """Check what can be checked before the job; what is not there yet is named, not refused."""
     missing: list[str] = []
     try:

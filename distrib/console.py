@@ -21,6 +21,7 @@ JOBS = {
     "pipeline": "Prepare, train, evaluate and score.",
     "nightly": "Add new log rows, train from the night before, score all users, publish.",
     "search": "Tune fields of a run file on validation metrics.",
+    "study": "Run every combination of a study file that is missing, and compare.",
     "soften": "Write a soft label for each training user.",
     "export": "Write the embeddings of all items, with an index, and of all users.",
     "convert": "Write a log, or prepared histories, as RecBole, CSV or Parquet files.",

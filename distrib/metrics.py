@@ -14,7 +14,8 @@ from distrib.config import Record
 SQUARED_ERROR_UNCUT = "squared_error_uncut"
 """Squared error of unclipped ratings, which may lie outside the scale."""
 
-_ROOTS = {"squared_error": "rmse", SQUARED_ERROR_UNCUT: "rmse_uncut"}
+ROOTS = {"squared_error": "rmse", SQUARED_ERROR_UNCUT: "rmse_uncut"}
+"""Metrics that are roots of means, by what the mean is of."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -143,10 +144,10 @@ class Sums(NamedTuple):
             mean = total / count
             variance = max(squares / count - mean * mean, 0.0)
             error = (variance / max(count - 1.0, 1.0)) ** 0.5
-            if name in _ROOTS:
+            if name in ROOTS:
                 root = mean**0.5
                 half = error / (2 * root) if root > 0 else 0.0
-                result[_ROOTS[name]] = Summary(
+                result[ROOTS[name]] = Summary(
                     mean=root, standard_error=half, num_observations=int(count)
                 )
             else:

@@ -23,7 +23,7 @@ from distrib.data.schema import Role
 from distrib.data.splits.rules import GlobalTimeSplit, NoSplit, Split
 from distrib.errors import ConfigError, DataError
 from distrib.evaluation.baseline import model_and_popularity
-from distrib.evaluation.measured import Measured, joined
+from distrib.evaluation.measured import PAIRS, Measured, joined
 from distrib.evaluation.protocol import EvaluateConfig, Measurer
 from distrib.evaluation.truth import TruthDistance, distance_to_truth
 from distrib.events import emit
@@ -37,6 +37,9 @@ _OF = "evaluation_of.json"
 
 BY_USER = "evaluation_by_user"
 """Folder of Parquet files inside a run: the metrics of each user, for paired tests."""
+
+HISTORY = "history"
+"""Column there: interactions of the user before the targets."""
 
 
 class Evaluation(Record):
@@ -236,7 +239,8 @@ class _ShardMeasurer:
         rows = self.dataset.held_out_of(entry, table, Role.TEST_TARGET)
         found = self.measurer.added(self.measurer.nothing(), rows, np.arange(rows.num_users))
         places_B = eval_rows(history_arrays(table), Role.TEST_TARGET).number_B
-        columns = {"user": table["user"].take(pa.array(places_B))} | {
+        known_B = np.diff(rows.pointer_P) - next(iter(found.values())).by_user[PAIRS]
+        columns = {"user": table["user"].take(pa.array(places_B)), HISTORY: pa.array(known_B)} | {
             f"{name}_{metric}": pa.array(value_B)
             for name, part in found.items()
             for metric, value_B in part.by_user.items()

@@ -7,8 +7,15 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from distrib.batch import Batch
 from distrib.labeled_metrics import AUC, area_under_curve
 from distrib.metrics import FloatArray, Summary, Sums, sums_of
+
+SUM = " sum"
+"""Ends the names of sums over the pairs of a user."""
+
+PAIRS = "pairs"
+"""Name of the number of a user's pairs."""
 
 
 class Measured(NamedTuple):
@@ -20,7 +27,8 @@ class Measured(NamedTuple):
 
     is_like_N: npt.NDArray[np.bool_]
     by_user: Mapping[str, FloatArray]
-    """Metrics of each user, in the order of the users; NaN where a metric is not defined."""
+    """Metrics of each user, in the order of the users; NaN where a metric is not defined. Also sums
+    of what is a mean over pairs."""
 
     @classmethod
     def nothing(cls) -> "Measured":
@@ -34,10 +42,20 @@ class Measured(NamedTuple):
         by_pair: Mapping[str, Tensor],
         score_N: npt.NDArray[np.float32],
         is_like_N: npt.NDArray[np.bool_],
+        pairs: Batch,
     ) -> "Measured":
-        """Collect values of users, and values of pairs, whose means are over pairs."""
+        """Collect values of users, and values of pairs, whose means are over pairs.
+
+        Of pairs, users have the sums, from which tests that pair users can be made.
+        """
         sums = sums_of({**by_user, **by_pair})
         vectors = {name: value.double().numpy() for name, value in by_user.items()}
+        for name, value_N in by_pair.items():
+            if len(value_N) == len(pairs.row_N):
+                zeros_B = value_N.new_zeros(pairs.num_users)
+                summed_B = zeros_B.index_add(0, pairs.row_N, value_N)
+                vectors[f"{name}{SUM}"] = summed_B.double().numpy()
+        vectors[PAIRS] = pairs.length_B.double().numpy()
         return cls(sums, score_N, is_like_N, vectors)
 
     def summaries(self) -> dict[str, Summary]:

@@ -27,6 +27,9 @@ Cutoffs = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 EXPECTED, KNOWN = "interactions_expected", "interactions_known"
 """Calibration: the sum of a user's probabilities, and the number of encoded interactions."""
 
+DISTANCE = "distance to truth: "
+"""Begins the names of distances to the truth of a synthetic log."""
+
 _RANKING = {"recall": recall, "ndcg": ndcg, "hit_rate": hit_rate, "mrr": mrr}
 _LOWER_IS_BETTER = ("rmse", "mae", LOG_LOSS)
 
@@ -114,7 +117,8 @@ def measure(
             by_pair[SQUARED_ERROR_UNCUT] = uncut_N**2
     feedback = scorer.vocabulary.facts.feedback
     if feedback is None:
-        return Measured.of(by_user, by_pair, np.zeros(0, np.float32), np.zeros(0, np.bool_))
+        nothing = np.zeros(0, np.float32), np.zeros(0, np.bool_)
+        return Measured.of(by_user, by_pair, *nothing, asked.target)
     signed = asked.target.keep(feedback.sign(asked.target.value_N) != 0)
     score_N = pair_scores(scorer, users, signed)
     sign_N = feedback.sign(signed.value_N)
@@ -124,7 +128,7 @@ def measure(
     rows = signed.row_N.numpy()
     found = metrics_by_user(score_N.numpy(), is_like_N, rows, signed.num_users)
     by_user |= {name: torch.from_numpy(value_B) for name, value_B in found.items()}
-    return Measured.of(by_user, by_pair, score_N.numpy(), is_like_N)
+    return Measured.of(by_user, by_pair, score_N.numpy(), is_like_N, asked.target)
 
 
 class Measurer(NamedTuple):
@@ -228,9 +232,14 @@ def is_meant(name: str, output: OutputKind, num_levels: int) -> bool:
     return num_levels > 1 or not name.startswith(("rmse", "mae"))
 
 
+def is_lower_better(name: str) -> bool:
+    """Return whether low values of a metric are good."""
+    return name in _LOWER_IS_BETTER or name.startswith(DISTANCE)
+
+
 def is_better(name: str, one: float, other: float) -> bool:
     """Return whether a value of a metric is better than another."""
-    return one < other if name in _LOWER_IS_BETTER else one > other
+    return one < other if is_lower_better(name) else one > other
 
 
 def selection_score(metrics: dict[str, float], names: tuple[str, ...]) -> float:

@@ -1,6 +1,7 @@
 """What each job reads, writes and needs, for ``--dry-run``."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from distrib.checkpoint.bundle import BUNDLE
 from distrib.cli import Plan
@@ -9,6 +10,7 @@ from distrib.data.config import DataConfig
 from distrib.errors import DistribError
 from distrib.objectives.label_config import stored_path
 from distrib.run_file import RunFile
+from distrib.studies.job import Given, planned
 from distrib.submit.request import sizes_of
 from distrib.training.preflight.estimate import estimate
 
@@ -104,6 +106,17 @@ def _doctor(file: RunFile) -> Plan:
     return Plan([file.data.prepared], [], {"a task": "on every node"} | _estimated(file))
 
 
+def _study(given: Given) -> Plan:
+    """Return the logs, the folders, and what is left to run."""
+    files = [cell.file(given.file.seeds[0], cell.first_settings) for cell in given.cells]
+    logs = dict.fromkeys(path for file in files for path in _log(file.data))
+    found = planned(given)
+    needs: JsonObject = {"runs": found.runs, "trials": found.trials, "known to be done": found.done}
+    hours = "unknown before the first run" if found.hours is None else f"about {found.hours:.2g}"
+    needs["hours of one process"] = hours
+    return Plan([*logs], [given.file.output, given.file.runs], needs)
+
+
 def _joined(*plans: Plan) -> Plan:
     """Return several plans as one; what one writes, the next does not read from outside."""
     reads = dict.fromkeys(path for plan in plans for path in plan.reads)
@@ -112,7 +125,7 @@ def _joined(*plans: Plan) -> Plan:
     return Plan(outside, writes, {k: v for plan in plans for k, v in plan.needs.items()})
 
 
-PLANS: Mapping[str, Callable[[RunFile], Plan]] = {
+PLANS: Mapping[str, Callable[[Any], Plan]] = {
     "prepare": _prepare,
     "train": _train,
     "evaluate": _evaluate,
@@ -122,6 +135,7 @@ PLANS: Mapping[str, Callable[[RunFile], Plan]] = {
     "nightly": _nightly,
     "search": _search,
     "soften": _soften,
+    "study": _study,
     "export": _export,
     "convert": _convert,
     "forget": _forget,

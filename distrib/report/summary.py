@@ -5,7 +5,7 @@ from typing import Any
 
 from distrib.data.dataset import Dataset
 from distrib.evaluation.job import Evaluation
-from distrib.evaluation.protocol import is_meant
+from distrib.evaluation.protocol import DISTANCE, is_meant
 from distrib.evaluation.truth import interaction_rating_map
 from distrib.events import emit, table
 from distrib.metrics import Summary
@@ -112,7 +112,7 @@ def show_evaluation(result: Evaluation, output: OutputKind, prepared: str) -> No
     if truth is not None:
         rest = [""] * (len(models) - 2)
         rows += [
-            [f"distance to truth: {kind}", f"{far:.4f}", f"{truth.popularity[kind]:.4f}", *rest]
+            [f"{DISTANCE}{kind}", f"{far:.4f}", f"{truth.popularity[kind]:.4f}", *rest]
             for kind, far in truth.model.items()
             if kind in truth.popularity
         ]

@@ -1,0 +1,208 @@
+"""The study file: which runs are compared, on what, and by which metrics."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from distrib.config import Config, JsonObject
+from distrib.tuning.space import Drawn
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Option(Config):
+    """One value of an axis, and what it changes in the run file."""
+
+    base: str | None = None
+    """Run file to start from; other settings are merged into it."""
+
+    settings: JsonObject = Field(default_factory=dict)
+    """Part of a run file. A table with another ``name``, ``format`` or ``kind`` replaces the table
+    it is merged into."""
+
+    space: dict[str, Drawn] = Field(default_factory=dict)
+    """Fields to tune on validation, as in ``search.space``; every option has the same number of
+    trials."""
+
+    labels_of: str | None = None
+    """Option of the same axis whose runs make the soft labels (section ``soften``) of this one's
+    ``objective.label``."""
+
+    pretrained_by: tuple[str, ...] = ()
+    """Options of the same axis whose runs this one starts from; see ``train.pretrained``."""
+
+
+class Override(Config):
+    """What differs for some combinations of options."""
+
+    where: dict[str, tuple[str, ...]]
+    """Options by axis; the other axes do not matter."""
+
+    settings: JsonObject = Field(default_factory=dict)
+    """Merged after those of the options."""
+
+    is_left_out: bool = False
+    """Whether these combinations are not run."""
+
+
+class Lines(Config):
+    """Metrics by a numeric axis, a line for each option compared."""
+
+    kind: Literal["lines"] = "lines"
+    x: Name
+    """Axis whose options are numbers."""
+
+    metrics: tuple[str, ...] = ()
+    """All of the study by default."""
+
+    log_x: bool = False
+
+
+class Curves(Config):
+    """Validation metrics by epoch, a line for each option compared."""
+
+    kind: Literal["curves"] = "curves"
+    metrics: tuple[str, ...] = ()
+
+
+class Surface(Config):
+    """A metric by two numeric axes."""
+
+    kind: Literal["surface"] = "surface"
+    x: Name
+    y: Name
+    metric: Name
+    coupled: bool = False
+    """Whether x and y are the two weights of soft targets, and the curve is drawn that coupled
+    labels can reach."""
+
+
+class Scatter(Config):
+    """One metric against another, a point for each run."""
+
+    kind: Literal["scatter"] = "scatter"
+    x: Name
+    y: Name
+
+
+Figure = Annotated[Lines | Curves | Surface | Scatter, Field(discriminator="kind")]
+
+
+class StudyFile(Config):
+    """A study: every combination of the axes' options, each with every seed."""
+
+    title: Name
+    question: str = ""
+    """What the study answers, for the page."""
+
+    source: str = ""
+    """The paper and table that it follows."""
+
+    output: str
+    """Folder for the page, its tables and pictures."""
+
+    runs: str = "runs/studies"
+    """Folder of runs and prepared data, which studies share."""
+
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Test metrics to show; the first one orders."""
+
+    axes: Annotated[dict[str, dict[str, Option]], Field(min_length=1)]
+    """Options by axis. Each combination of options is a run file."""
+
+    compared: str | None = None
+    """Axis whose options are compared; the last by default. The combinations of the others are
+    what they are compared on."""
+
+    baseline: str | None = None
+    """Option that the others are tested against; the best one of each comparison by default."""
+
+    published: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
+    """Published values, by what options are compared on (options joined by ", "), option and
+    metric."""
+
+    common: Option = Field(default_factory=Option)
+    """What every run starts from."""
+
+    overrides: tuple[Override, ...] = ()
+    num_trials: PositiveInt = 10
+    """Trials of each option with a ``space``, with the first seed."""
+
+    trial_seed: int = 0
+    """Seed of the drawn settings."""
+
+    max_cpus: NonNegativeInt = 0
+    """Cores that runs take at a time; all of the cluster by default."""
+
+    retry_failed: bool = True
+    """Whether runs that failed before are tried again."""
+
+    figures: tuple[Figure, ...] = ()
+    """Pictures beside the table."""
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> "StudyFile":
+        faults = [
+            f"axes.{axis} has no options" for axis, options in self.axes.items() if not options
+        ]
+        if self.compared is not None and self.compared not in self.axes:
+            faults.append(f"compared = {self.compared!r} is no axis; there are {[*self.axes]}")
+        elif self.baseline is not None and self.baseline not in self.axes[self.compared_axis]:
+            faults.append(f"baseline = {self.baseline!r} is no option of {self.compared_axis!r}")
+        for number, override in enumerate(self.overrides):
+            for axis, names in override.where.items():
+                unknown = [name for name in names if name not in self.axes.get(axis, {})]
+                if unknown or axis not in self.axes:
+                    faults.append(f"overrides[{number}].where.{axis}: {unknown or 'no such axis'}")
+        for axis, options in self.axes.items():
+            faults += _unknown_parents(axis, options)
+        faults += self._figure_faults()
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _figure_faults(self) -> list[str]:
+        wanted = [
+            (number, axis)
+            for number, figure in enumerate(self.figures)
+            for axis in _axes_of(figure)
+        ]
+        return [
+            f"figures[{number}]: {axis!r} is no axis whose options are numbers"
+            for number, axis in wanted
+            if not all(map(is_number, self.axes.get(axis, [""])))
+        ]
+
+    @property
+    def compared_axis(self) -> str:
+        """Name of the axis whose options are compared."""
+        return self.compared or [*self.axes][-1]
+
+
+def is_number(text: str) -> bool:
+    """Return whether the name of an option is a number, so that it has a place on an axis."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _axes_of(figure: Figure) -> tuple[str, ...]:
+    if isinstance(figure, Lines):
+        return (figure.x,)
+    return (figure.x, figure.y) if isinstance(figure, Surface) else ()
+
+
+def _unknown_parents(axis: str, options: dict[str, Option]) -> list[str]:
+    """Return what is wrong with options that need runs of others."""
+    faults = []
+    for name, option in options.items():
+        parents = (*option.pretrained_by, *([option.labels_of] if option.labels_of else ()))
+        for parent in parents:
+            if parent not in options:
+                faults.append(f"axes.{axis}.{name}: {parent!r} is no option of this axis")
+            elif options[parent].labels_of or options[parent].pretrained_by:
+                faults.append(f"axes.{axis}.{name}: {parent!r} itself needs another run")
+    return faults

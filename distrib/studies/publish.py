@@ -1,0 +1,300 @@
+"""The page, tables, pictures and record of a study."""
+
+import csv
+import io
+import os.path
+from collections.abc import Iterator, Sequence
+
+from distrib.events import table
+from distrib.report.charts import png_of
+from distrib.report.page import Cell, Code, Facts, Section, Table, TableRow, Text, page
+from distrib.storage import Folder
+from distrib.studies.analysis import Analysis, Block, best_of
+from distrib.studies.config import Figure
+from distrib.studies.pictures import charts
+from distrib.studies.results import RESULT, Row, StudyResult
+from distrib.studies.statistics import Comparison, Interval
+
+PAGE = "report.html"
+PICTURES = "pictures"
+RESULTS, COMPARISONS, RUNS = "results.csv", "comparisons.csv", "runs.csv"
+MARKDOWN = "study.md"
+
+_ERRORS = (
+    "Mean over seeds; in brackets the standard error over seeds and, after the semicolon, over "
+    "users (or cells). * differs significantly from {against}: paired t-test over users, level "
+    ".05, corrected for all options (Holm)."
+)
+
+
+def publish(
+    output: str, result: StudyResult, analysis: Analysis, figures: Sequence[Figure], text: str
+) -> str:
+    """Write all that people read of a study into its folder.
+
+    Args:
+        output: The folder.
+        result: The study.
+        analysis: Its analysis.
+        figures: Of its file.
+        text: The study file.
+
+    Returns:
+        Path of the page.
+    """
+    folder = Folder(output)
+    drawn = list(charts(result, analysis, figures))
+    for chart in drawn:
+        (folder / PICTURES).write(f"{chart.name}.png", png_of(chart))
+    folder.write_json(RESULT, result.to_json())
+    folder.write(RESULTS, _csv(_result_rows(result, analysis)))
+    folder.write(COMPARISONS, _csv(_comparison_rows(analysis)))
+    folder.write(RUNS, _csv(_run_rows(result)))
+    folder.write(MARKDOWN, markdown(result, analysis).encode())
+    sections = [
+        Section("Results", [*_tables(result, analysis), *_fault_notes(result)]),
+        Section("Pictures", drawn),
+        Section("Differences", [*_differences(analysis)]),
+        Section("Cost", [_costs(result)]),
+        Section("Runs", [_runs(result, folder)]),
+        Section("Reproduce", [*_reproduction(result, text)]),
+    ]
+    about = " ".join(part for part in (result.question, result.source) if part)
+    shown = [section for section in sections if section.parts]
+    folder.write(PAGE, page(result.title, about, shown).encode())
+    return str(folder / PAGE)
+
+
+def show(result: StudyResult, analysis: Analysis) -> None:
+    """Print the tables."""
+    for block in analysis.blocks:
+        rows = [
+            [option, *(_text(block, metric, option) for metric in result.metrics)]
+            for option in _options(result, block)
+        ]
+        table(f"{result.title}: {block.name}", [result.compared, *result.metrics], rows)
+
+
+def markdown(result: StudyResult, analysis: Analysis) -> str:
+    """Return the tables of a study for documentation.
+
+    Args:
+        result: The study.
+        analysis: Its analysis.
+
+    Returns:
+        Markdown; each row names its runs.
+    """
+    lines = [f"## {result.title}", ""]
+    about = " ".join(part for part in (result.question, result.source) if part)
+    commit = result.environment.get("commit", "")
+    made = f"{result.finished[:10]}" + (f", commit {commit}" if commit else "")
+    lines += [about, "", f"`{result.command}` ({made}; {_machine(result)})."]
+    for block in analysis.blocks:
+        lines += ["", f"**{block.name}**", ""]
+        lines.append(f"| {result.compared} | {' | '.join(result.metrics)} | runs |")
+        lines.append("| --- |" + " ---: |" * len(result.metrics) + " --- |")
+        for option in _options(result, block):
+            cells = [_text(block, metric, option) for metric in result.metrics]
+            runs = " ".join(row.address[:8] for row in _rows(result, block, option))
+            lines.append(f"| {option} | {' | '.join(cells)} | {runs} |")
+    against = _against_text(analysis)
+    lines += ["", _ERRORS.format(against=against)]
+    return "\n".join(lines) + "\n"
+
+
+def _machine(result: StudyResult) -> str:
+    return f"{result.environment['processor']}, {result.environment['memory']}"
+
+
+def _options(result: StudyResult, block: Block) -> list[str]:
+    having = {option for found in block.intervals.values() for option in found}
+    return [option for option in result.axes[result.compared] if option in having]
+
+
+def _rows(result: StudyResult, block: Block, option: str) -> list[Row]:
+    wanted = {**block.options, result.compared: option}
+    return [row for row in result.rows if row.options == wanted]
+
+
+def _comparison(block: Block, metric: str, option: str) -> Comparison | None:
+    found = block.comparisons.get(metric, ())
+    return next((one for one in found if one.option == option), None)
+
+
+def _errors(one: Interval) -> str:
+    seeds = "" if one.error_of_seeds is None else f"{one.error_of_seeds:.4f}; "
+    return f"({seeds}{one.error_of_users:.4f})"
+
+
+def _text(block: Block, metric: str, option: str) -> str:
+    one = block.intervals.get(metric, {}).get(option)
+    if one is None:
+        return "-"
+    test = _comparison(block, metric, option)
+    star = "*" if test is not None and test.is_significant else ""
+    return f"{one.mean:.4f}{star} {_errors(one)}"
+
+
+def _tables(result: StudyResult, analysis: Analysis) -> Iterator[Table | Text]:
+    against = _against_text(analysis)
+    for block in analysis.blocks:
+        best = {
+            metric: best_of(metric, {name: one.mean for name, one in found.items()})
+            for metric, found in block.intervals.items()
+            if found
+        }
+        rows: list[TableRow] = [
+            [option, *(_cell(result, block, metric, option, best) for metric in result.metrics)]
+            for option in _options(result, block)
+        ]
+        note = _ERRORS.format(against=against)
+        if block.unpaired:
+            note += f" Not tested, as their users differ: {', '.join(block.unpaired)}."
+        yield Table(block.name, [result.compared, *result.metrics], rows, note)
+
+
+def _against_text(analysis: Analysis) -> str:
+    against = {
+        one.against
+        for block in analysis.blocks
+        for found in block.comparisons.values()
+        for one in found
+    }
+    return against.pop() if len(against) == 1 else "the best option"
+
+
+def _cell(
+    result: StudyResult, block: Block, metric: str, option: str, best: dict[str, str]
+) -> Cell:
+    one = block.intervals.get(metric, {}).get(option)
+    if one is None:
+        return Cell("-")
+    test = _comparison(block, metric, option)
+    star = "*" if test is not None and test.is_significant else ""
+    published = result.published.get(block.name, {}).get(option, {}).get(metric)
+    beside = "" if published is None else f" published {published:g}"
+    address = next((row.address for row in _rows(result, block, option) if row.address), "")
+    return Cell(
+        f"{one.mean:.4f}{star}",
+        note=f"{_errors(one)}{beside}",
+        is_best=best.get(metric) == option,
+        link=f"#run-{address}" if address else "",
+        title=f"95 % interval {one.low:.4f} to {one.high:.4f}, {one.users} users",
+    )
+
+
+def _fault_notes(result: StudyResult) -> Iterator[Text]:
+    for row in result.rows:
+        if row.fault:
+            yield Text(f"{', '.join(row.options.values())}, seed {row.seed} failed: {row.fault}")
+
+
+def _differences(analysis: Analysis) -> Iterator[Table]:
+    columns = ["", "difference", "95 % interval", "p", "p, corrected", "p, Wilcoxon", "seeds ahead"]
+    for block in analysis.blocks:
+        for metric, found in block.comparisons.items():
+            rows: list[TableRow] = [
+                [
+                    f"{one.option} less {one.against}",
+                    Cell(f"{one.difference:+.4f}", is_best=one.is_significant),
+                    f"{one.low:+.4f} to {one.high:+.4f}",
+                    f"{one.p:.2g}",
+                    f"{one.p_adjusted:.2g}",
+                    f"{one.p_wilcoxon:.2g}",
+                    str(one.seeds_ahead),
+                ]
+                for one in found
+            ]
+            yield Table(f"{block.name}: {metric}", columns, rows)
+
+
+def _costs(result: StudyResult) -> Table:
+    columns = ["run", "seed", "training, s", "evaluation, s", "memory, GiB", "speed"]
+    rows: list[TableRow] = []
+    for row in result.rows:
+        if row.run is None:
+            continue
+        cost = row.run.cost
+        speed = ", ".join(
+            f"{value:,.0f} {name.replace('_per_s', '/s')}" for name, value in cost.speed.items()
+        )
+        memory = "-" if cost.memory_gb is None else f"{cost.memory_gb:.2f}"
+        figures = [f"{cost.train_s:.1f}", f"{cost.evaluate_s:.1f}", memory, speed]
+        epochs = [str(row.run.epochs), str(row.run.best_epoch)]
+        rows.append([", ".join(row.options.values()), str(row.seed), *figures, *epochs])
+    return Table("", [*columns, "epochs", "best epoch"], rows)
+
+
+def _runs(result: StudyResult, folder: Folder) -> Table:
+    rows: list[TableRow] = []
+    anchors: list[str] = []
+    root = Folder(result.runs)
+    for row in result.rows:
+        tuned = ", ".join(f"{name} = {value}" for name, value in row.tuned.items())
+        link = _link(folder, root / "runs" / row.address) if row.address else ""
+        data = row.run.data[:12] if row.run is not None else "-"
+        finished = row.run.finished if row.run is not None else row.fault[:80]
+        name, address = ", ".join(row.options.values()), Cell(row.address or "-", link=link)
+        rows.append([name, str(row.seed), address, data, tuned, finished])
+        anchors.append(f"run-{row.address}" if row.address else f"failed-{len(anchors)}")
+    note = f"Runs are folders of {root}, named by a hash of settings and data."
+    columns = ["run", "seed", "address", "data", "tuned", "finished"]
+    return Table("", columns, rows, note, anchors)
+
+
+def _link(page_folder: Folder, run: Folder) -> str:
+    if page_folder.is_local and run.is_local:
+        return os.path.relpath(run.path, page_folder.path) + "/"
+    return str(run)
+
+
+def _reproduction(result: StudyResult, text: str) -> Iterator[Facts | Code]:
+    lines = [
+        ("command", result.command),
+        ("finished", result.finished),
+        ("study", result.study),
+        ("runs of trials", str(result.trials)),
+        *result.environment.items(),
+    ]
+    yield Facts("", lines)
+    yield Code("Study file", text)
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> bytes:
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows(rows)
+    return buffer.getvalue().encode()
+
+
+def _result_rows(result: StudyResult, analysis: Analysis) -> list[list[object]]:
+    axes = [axis for axis in result.axes if axis != result.compared]
+    head = ["metric", "mean", "low", "high", "error_of_users", "error_of_seeds", "users"]
+    rows: list[list[object]] = [[*axes, result.compared, *head, "published"]]
+    for block in analysis.blocks:
+        for metric, found in block.intervals.items():
+            for option, one in found.items():
+                published = result.published.get(block.name, {}).get(option, {}).get(metric)
+                values = [one.mean, one.low, one.high, one.error_of_users, one.error_of_seeds]
+                rows.append(
+                    [*block.options.values(), option, metric, *values, one.users, published]
+                )
+    return rows
+
+
+def _comparison_rows(analysis: Analysis) -> list[list[object]]:
+    fields = [*Comparison.model_fields]
+    rows: list[list[object]] = [["on", "metric", *fields]]
+    for block in analysis.blocks:
+        for metric, found in block.comparisons.items():
+            rows += [[block.name, metric, *one.model_dump().values()] for one in found]
+    return rows
+
+
+def _run_rows(result: StudyResult) -> list[list[object]]:
+    rows: list[list[object]] = [[*result.axes, "seed", "address", "train_s", "memory_gb", "fault"]]
+    for row in result.rows:
+        cost = None if row.run is None else row.run.cost
+        figures = [None, None] if cost is None else [cost.train_s, cost.memory_gb]
+        rows.append([*row.options.values(), row.seed, row.address, *figures, row.fault])
+    return rows
