@@ -90,6 +90,40 @@ def hit_rate(hit_BK: Tensor, length_B: Tensor, cutoff: int) -> Tensor:
     return found_B.masked_fill(length_B == 0, torch.nan)
 
 
+def precision(hit_BK: Tensor, length_B: Tensor, cutoff: int) -> Tensor:
+    """Precision@N: hits in the first N over N.
+
+    Args:
+        hit_BK: bool, from `hits`; K at least the cutoff.
+        length_B: Targets of each user.
+        cutoff: N.
+
+    Returns:
+        float64 ``[B]``, 0..1; NaN for a user without targets.
+    """
+    found_B = hit_BK[:, :cutoff].sum(1).to(torch.float64) / cutoff
+    return found_B.masked_fill(length_B == 0, torch.nan)
+
+
+def average_precision(hit_BK: Tensor, length_B: Tensor, cutoff: int) -> Tensor:
+    """AP@N: the precision at the rank of each hit in the first N, summed, over min(N, targets).
+
+    Its mean over users is MAP@N.
+
+    Args:
+        hit_BK: bool, from `hits`, best first; K at least the cutoff.
+        length_B: Targets of each user.
+        cutoff: N.
+
+    Returns:
+        float64 ``[B]``, 0..1; NaN for a user without targets.
+    """
+    hit_BN = hit_BK[:, :cutoff].to(torch.float64)
+    rank_N = torch.arange(1, hit_BN.shape[1] + 1, device=hit_BK.device)
+    gained_B = (hit_BN * hit_BN.cumsum(1) / rank_N).sum(1)
+    return gained_B / length_B.clamp(max=cutoff).to(torch.float64)
+
+
 def mrr(hit_BK: Tensor, length_B: Tensor, cutoff: int) -> Tensor:
     """MRR@N: 1 / rank of the first target in the first N, 0 if there is none.
 
@@ -104,6 +138,49 @@ def mrr(hit_BK: Tensor, length_B: Tensor, cutoff: int) -> Tensor:
     rank_N = torch.arange(1, hit_BK[:, :cutoff].shape[1] + 1, device=hit_BK.device)
     best_B = (hit_BK[:, :cutoff].to(torch.float64) / rank_N).amax(1)
     return best_B.masked_fill(length_B == 0, torch.nan)
+
+
+def weighted_recall(
+    hit_BK: Tensor, item_BK: Tensor, target: Batch, weight_I: Tensor, cutoff: int
+) -> Tensor:
+    """Recall@N where targets have weights: weight of those in the first N over that of all.
+
+    With weights of 0 and 1 it is the recall of some items, with inverse propensities the
+    self-normalized estimate of the recall if all interactions were observed alike.
+
+    Source: Yang et al., "Unbiased Offline Recommender Evaluation for Missing-Not-At-Random Implicit
+    Feedback", RecSys 2018, eq. 8.
+
+    Args:
+        hit_BK: bool, from `hits`, best first; K at least the cutoff.
+        item_BK: int64 recommended items.
+        target: The held-out interactions of the same users.
+        weight_I: float64 weight of each item, not negative.
+        cutoff: N.
+
+    Returns:
+        float64 ``[B]``, 0..1; NaN for a user whose targets have no weight.
+    """
+    weight_BN = weight_I[item_BK[:, :cutoff].clamp(min=0)] * hit_BK[:, :cutoff]
+    total_B = weight_I.new_zeros(target.num_users)
+    total_B.index_add_(0, target.row_N, weight_I[target.item_N])
+    return weight_BN.sum(1) / total_B
+
+
+def gini(count_I: FloatArray) -> float:
+    """Return the Gini index of how often items are shown: 0 for all alike, near 1 for one item.
+
+    Args:
+        count_I: Times that each item of the catalog is shown.
+
+    Returns:
+        0..1; 0 where nothing is shown.
+    """
+    total, num_items = float(count_I.sum()), len(count_I)
+    if not total:
+        return 0.0
+    place_I = np.arange(1, num_items + 1)
+    return float(((2 * place_I - num_items - 1) * np.sort(count_I)).sum() / (num_items * total))
 
 
 class Summary(Record):

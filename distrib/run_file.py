@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from distrib.config import Config, checked
 from distrib.data.config import ConvertConfig, DataConfig
 from distrib.distill.config import SoftenConfig
-from distrib.evaluation.protocol import EvaluateConfig
+from distrib.evaluation.config import EvaluateConfig
 from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig
 from distrib.scoring.forget import ForgetConfig

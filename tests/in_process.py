@@ -8,7 +8,7 @@ from distrib.data.dataset import Dataset
 from distrib.data.feeds.base import BatchSharding, Feed, RankBatch, Reads, ResidentRows
 from distrib.data.feeds.resident import ResidentFeed
 from distrib.data.history_arrays import by_item, empty_like
-from distrib.evaluation.protocol import EvaluateConfig
+from distrib.evaluation.config import EvaluateConfig
 from distrib.models import ModelConfig
 from distrib.models.base import Model
 from distrib.objectives import ObjectiveConfig

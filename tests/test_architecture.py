@@ -22,6 +22,8 @@ RAY_PACKAGES = (  # the rim; grows only on purpose
     "evaluation",
     "scoring.bulk",
     "serve.deployment",
+    "studies.run",
+    "studies.session",
     "submit.ray_jobs",
     "training.preflight.doctor",
     "training.workers",

@@ -23,11 +23,12 @@ from distrib.data.schema import Role
 from distrib.data.splits.rules import GlobalTimeSplit, NoSplit, Split
 from distrib.errors import ConfigError, DataError
 from distrib.evaluation.baseline import model_and_popularity
+from distrib.evaluation.config import EvaluateConfig
 from distrib.evaluation.measured import PAIRS, Measured, joined
-from distrib.evaluation.protocol import EvaluateConfig, Measurer
+from distrib.evaluation.protocol import Measurer
 from distrib.evaluation.truth import TruthDistance, distance_to_truth
 from distrib.events import emit
-from distrib.metrics import Summary, Sums
+from distrib.metrics import FloatArray, Summary, Sums
 from distrib.storage import Folder
 from distrib.vocabulary import IntArray
 
@@ -260,8 +261,21 @@ def _table(place: int, found: Mapping[str, Measured], num_users: Sequence[int]) 
             "sums": [json.dumps(part.sums.totals) for part in found.values()],
             "score": pa.array([part.score_N for part in found.values()], pa.list_(pa.float32())),
             "is_like": pa.array([part.is_like_N for part in found.values()], pa.list_(pa.bool_())),
+            **_columns([[*part.tables.items()] for part in found.values()]),
         }
     )
+
+
+def _columns(tables: list[list[tuple[str, FloatArray]]]) -> dict[str, pa.Array]:
+    """Return tables of numbers as columns."""
+    names = [[name for name, _ in row] for row in tables]
+    shapes = [[[*value.shape] for _, value in row] for row in tables]
+    values = [[value.ravel() for _, value in row] for row in tables]
+    return {
+        "tables": pa.array(names, pa.list_(pa.string())),
+        "shapes": pa.array(shapes, pa.list_(pa.list_(pa.int64()))),
+        "values": pa.array(values, pa.list_(pa.list_(pa.float64()))),
+    }
 
 
 def _measured(block: pa.Table, row: int) -> Measured:
@@ -269,4 +283,7 @@ def _measured(block: pa.Table, row: int) -> Measured:
     totals = json.loads(block["sums"][row].as_py())
     sums = Sums({name: tuple(value) for name, value in totals.items()})
     score, is_like = (block[name][row].values for name in ("score", "is_like"))
-    return Measured(sums, score.to_numpy(), is_like.to_numpy(zero_copy_only=False), {})
+    names, shapes = (block[name][row].as_py() for name in ("tables", "shapes"))
+    arrays = [values.values.to_numpy() for values in block["values"][row]]
+    tables = {n: v.reshape(s) for n, v, s in zip(names, arrays, shapes, strict=True)}
+    return Measured(sums, score.to_numpy(), is_like.to_numpy(zero_copy_only=False), {}, tables)

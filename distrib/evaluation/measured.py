@@ -9,10 +9,13 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.labeled_metrics import AUC, area_under_curve
-from distrib.metrics import FloatArray, Summary, Sums, sums_of
+from distrib.metrics import FloatArray, Summary, Sums, gini, sums_of
 
 SUM = " sum"
 """Ends the names of sums over the pairs of a user."""
+
+SHOWN = "shown@"
+"""Begins the names of tables of how often each item is in a list."""
 
 PAIRS = "pairs"
 """Name of the number of a user's pairs."""
@@ -30,6 +33,9 @@ class Measured(NamedTuple):
     """Metrics of each user, in the order of the users; NaN where a metric is not defined. Also sums
     of what is a mean over pairs."""
 
+    tables: Mapping[str, FloatArray]
+    """Arrays of numbers that add up over users."""
+
     @classmethod
     def nothing(cls) -> "Measured":
         """Return results on no users."""
@@ -43,6 +49,7 @@ class Measured(NamedTuple):
         score_N: npt.NDArray[np.float32],
         is_like_N: npt.NDArray[np.bool_],
         pairs: Batch,
+        tables: Mapping[str, FloatArray],
     ) -> "Measured":
         """Collect values of users, and values of pairs, whose means are over pairs.
 
@@ -56,16 +63,27 @@ class Measured(NamedTuple):
                 summed_B = zeros_B.index_add(0, pairs.row_N, value_N)
                 vectors[f"{name}{SUM}"] = summed_B.double().numpy()
         vectors[PAIRS] = pairs.length_B.double().numpy()
-        return cls(sums, score_N, is_like_N, vectors)
+        return cls(sums, score_N, is_like_N, vectors, tables)
 
     def summaries(self) -> dict[str, Summary]:
         """Return means with errors by metric."""
         area = area_under_curve(self.score_N, self.is_like_N)
-        return self.sums.summaries() | ({} if area is None else {AUC: area})
+        found = self.sums.summaries() | ({} if area is None else {AUC: area})
+        for name, count_I in self.tables.items():
+            cutoff = name.removeprefix(SHOWN)
+            if cutoff != name:
+                coverage = float((count_I > 0).mean())
+                values = {f"coverage@{cutoff}": coverage, f"gini@{cutoff}": gini(count_I)}
+                found |= {key: _exactly(value, len(count_I)) for key, value in values.items()}
+        return found
 
     def means(self) -> dict[str, float]:
         """Return means by metric."""
         return {name: summary.mean for name, summary in self.summaries().items()}
+
+
+def _exactly(value: float, number: int) -> Summary:
+    return Summary(mean=value, standard_error=0.0, num_observations=number)
 
 
 def joined(parts: Sequence[Measured]) -> Measured:
@@ -74,10 +92,14 @@ def joined(parts: Sequence[Measured]) -> Measured:
     for part in parts:
         sums = sums.merged(part.sums)
     names = list(dict.fromkeys(name for part in parts for name in part.by_user))
+    tables: dict[str, FloatArray] = {}
+    for part in parts:
+        tables |= {name: tables.get(name, 0.0) + table for name, table in part.tables.items()}
     return Measured(
         sums,
         np.concatenate([np.zeros(0, np.float32), *(part.score_N for part in parts)]),
         np.concatenate([np.zeros(0, np.bool_), *(part.is_like_N for part in parts)]),
         {name: np.concatenate([part.by_user[name] for part in parts if name in part.by_user])
          for name in names},
+        tables,
     )  # fmt: skip

@@ -1,28 +1,24 @@
 """The evaluation protocol: compare a scorer's output with held-out interactions."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from distrib.batch import Batch
-from distrib.config import Config
 from distrib.data.feeds.collate import Example, Targets, example
 from distrib.data.history_arrays import HistoryArrays, IntArray
 from distrib.data.schema import Role
 from distrib.errors import ConfigError
+from distrib.evaluation.config import EvaluateConfig
+from distrib.evaluation.lists import list_metrics
 from distrib.evaluation.measured import Measured, joined
-from distrib.feedback import Feedback
-from distrib.labeled_metrics import LABELED_METRICS, LOG_LOSS, metrics_by_user
-from distrib.metrics import SQUARED_ERROR_UNCUT, hit_rate, hits, mrr, ndcg, recall
+from distrib.labeled_metrics import LOG_LOSS, metrics_by_user
+from distrib.metrics import SQUARED_ERROR_UNCUT, FloatArray
 from distrib.models.outputs import OutputKind
-from distrib.scoring.scorer import Encoded, Scorer, pair_scores
-
-Cutoffs = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+from distrib.scoring.scorer import Scorer, pair_scores
 
 EXPECTED, KNOWN = "interactions_expected", "interactions_known"
 """Calibration: the sum of a user's probabilities, and the number of encoded interactions."""
@@ -30,60 +26,7 @@ EXPECTED, KNOWN = "interactions_expected", "interactions_known"
 DISTANCE = "distance to truth: "
 """Begins the names of distances to the truth of a synthetic log."""
 
-_RANKING = {"recall": recall, "ndcg": ndcg, "hit_rate": hit_rate, "mrr": mrr}
 _LOWER_IS_BETTER = ("rmse", "mae", LOG_LOSS)
-
-
-class EvaluateConfig(Config):
-    """Settings of evaluation."""
-
-    recall_at: Cutoffs = (20, 50, 100)
-    """Cutoffs of Recall."""
-
-    ndcg_at: Cutoffs = (100,)
-    """Cutoffs of NDCG."""
-
-    hit_rate_at: tuple[PositiveInt, ...] = ()
-    """Cutoffs of the hit rate, which is Recall for users with one target."""
-
-    mrr_at: tuple[PositiveInt, ...] = ()
-    """Cutoffs of MRR."""
-
-    recent_days: PositiveFloat = 7.0
-    """Days before testing whose popularity is measured beside the model, where the split is
-    ``global_time``."""
-
-    exclude_seen: bool = True
-    """Whether lists leave out what the user has met already, unless it is a target. Where the data
-    keep repeats (``data.cleaning.duplicates``), what the user has met already is then no target;
-    set it to false to measure the next item whether or not it is a repeat."""
-
-    lists: Literal["always", "test", "never"] = "always"
-    """When lists from the whole catalog are measured: in validation and test, in the test only, or
-    never. They cost far more than labeled pairs and ratings do."""
-
-    batch_users: PositiveInt = 512
-    """Users measured at a time."""
-
-    gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
-    """Share of a GPU that each evaluation actor takes; 0 uses the CPU."""
-
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        """Names of all metrics that can select the best checkpoint."""
-        ranking = [f"{name}@{n}" for name, at in self.ranking_metrics.items() for n in at]
-        ranking = ranking if self.lists == "always" else []
-        return (*ranking, "rmse", "mae", *LABELED_METRICS)
-
-    @property
-    def ranking_metrics(self) -> dict[str, tuple[int, ...]]:
-        """Cutoffs of the metrics of lists, by name."""
-        return {
-            "recall": self.recall_at,
-            "ndcg": self.ndcg_at,
-            "hit_rate": self.hit_rate_at,
-            "mrr": self.mrr_at,
-        }
 
 
 def measure(
@@ -103,7 +46,9 @@ def measure(
         by pair (``squared_error``, ``mae``, ``log_loss``).
     """
     users = scorer.encode(asked.source)
-    by_user: dict[str, Tensor] = _ranking(scorer, users, asked, config) if has_lists else {}
+    by_user, tables = dict[str, Tensor](), dict[str, FloatArray]()
+    if has_lists:
+        by_user, tables = list_metrics(scorer, users, asked, config)
     by_pair: dict[str, Tensor] = {}
     expected_B = scorer.expected_interactions(users) if has_lists else None
     if expected_B is not None:
@@ -118,7 +63,7 @@ def measure(
     feedback = scorer.vocabulary.facts.feedback
     if feedback is None:
         nothing = np.zeros(0, np.float32), np.zeros(0, np.bool_)
-        return Measured.of(by_user, by_pair, *nothing, asked.target)
+        return Measured.of(by_user, by_pair, *nothing, asked.target, tables)
     signed = asked.target.keep(feedback.sign(asked.target.value_N) != 0)
     score_N = pair_scores(scorer, users, signed)
     sign_N = feedback.sign(signed.value_N)
@@ -128,7 +73,7 @@ def measure(
     rows = signed.row_N.numpy()
     found = metrics_by_user(score_N.numpy(), is_like_N, rows, signed.num_users)
     by_user |= {name: torch.from_numpy(value_B) for name, value_B in found.items()}
-    return Measured.of(by_user, by_pair, score_N.numpy(), is_like_N, asked.target)
+    return Measured.of(by_user, by_pair, score_N.numpy(), is_like_N, asked.target, tables)
 
 
 class Measurer(NamedTuple):
@@ -189,28 +134,6 @@ class Measurer(NamedTuple):
         if not any(scorer.vocabulary.facts.has_repeats for scorer in self.scorers.values()):
             return "stored"
         return "new" if self.config.exclude_seen else "distinct"
-
-
-def _ranking(
-    scorer: Scorer, users: Encoded, asked: Example, config: EvaluateConfig
-) -> dict[str, Tensor]:
-    cutoffs = config.ranking_metrics
-    longest = max(n for at in cutoffs.values() for n in at)
-    seen = asked.seen if config.exclude_seen else None
-    item_BK = scorer.recommend(users, seen, longest, with_predictions=False).item_BK
-    wanted = _likes(asked.target, scorer.vocabulary.facts.feedback)
-    hit_BK = hits(item_BK, wanted, len(scorer.vocabulary))
-    length_B = wanted.length_B
-    return {
-        f"{name}@{n}": _RANKING[name](hit_BK, length_B, n)
-        for name, at in cutoffs.items()
-        for n in at
-    }
-
-
-def _likes(target: Batch, feedback: Feedback | None) -> Batch:
-    """Return the targets that a list should contain; all of them in a log without dislikes."""
-    return target if feedback is None else target.keep(feedback.sign(target.value_N) > 0)
 
 
 def is_meant(name: str, output: OutputKind, num_levels: int) -> bool:

@@ -80,19 +80,6 @@ class Scorer:
         bundle = load_bundle(folder)
         return cls(bundle.model, bundle.vocabulary, device=device, precision=precision)
 
-    def require_numbers(self) -> None:
-        """Refuse a model whose scores are not finite.
-
-        Raises:
-            CheckpointError: The scores for an empty or a one-item history are not finite.
-        """
-        tried = Batch.from_lists([[], [0]])
-        found = self.recommend(tried, None, 1, with_predictions=False)
-        if not torch.isfinite(found.score_BK).all():
-            raise CheckpointError(
-                f"{type(self.model).__name__}: its scores are not finite numbers; retrain"
-            )
-
     @torch.inference_mode()
     def encode(self, source: Batch | Encoded) -> Encoded:
         """Encode users once, for several calls; encoded ones stay as they are."""
@@ -335,6 +322,22 @@ class Scorer:
         """Return the standard deviations of the ratings of these items."""
         variance_N = pair_variance(self.model, state, pairs_of(item_BK))
         return None if variance_N is None else variance_N.float().sqrt().view(item_BK.shape)
+
+
+def require_numbers(scorer: Scorer) -> None:
+    """Refuse a model whose scores are not finite.
+
+    Args:
+        scorer: Of the model.
+
+    Raises:
+        CheckpointError: The scores for an empty or a one-item history are not finite.
+    """
+    found = scorer.recommend(Batch.from_lists([[], [0]]), None, 1, with_predictions=False)
+    if not torch.isfinite(found.score_BK).all():
+        raise CheckpointError(
+            f"{type(scorer.model).__name__}: its scores are not finite numbers; retrain"
+        )
 
 
 @torch.inference_mode()

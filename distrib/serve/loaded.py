@@ -18,7 +18,7 @@ from distrib.ids import IdKind, id_column
 from distrib.models.capabilities import user_embedding
 from distrib.scoring.policy import PolicyConfig
 from distrib.scoring.rules import Rules, item_table
-from distrib.scoring.scorer import Scorer
+from distrib.scoring.scorer import Scorer, require_numbers
 from distrib.scoring.tables import SINGULAR, output_columns
 from distrib.serve.config import ServeConfig
 from distrib.storage import Folder
@@ -73,7 +73,7 @@ def load(folder: Folder, config: ServeConfig) -> Loaded:
     def rules_of(policy: PolicyConfig) -> Rules:
         return rules.with_numbers(policy, scorer.model, scorer.vocabulary)
 
-    scorer.require_numbers()
+    require_numbers(scorer)
     titles = _titles(config.titles, scorer.vocabulary.id_kind)
     return Loaded(
         scorer,

@@ -13,8 +13,9 @@ Name = Annotated[str, Field(min_length=1)]
 class Option(Config):
     """One value of an axis, and what it changes in the run file."""
 
-    base: str | None = None
-    """Run file to start from; other settings are merged into it."""
+    base: str | JsonObject | None = None
+    """Run file to start from: its path, or its content as a table. Bases are merged first, those of
+    later axes over those of earlier ones, then the settings of ``common`` and of the axes."""
 
     settings: JsonObject = Field(default_factory=dict)
     """Part of a run file. A table with another ``name``, ``format`` or ``kind`` replaces the table

@@ -107,19 +107,22 @@ def cells(study: StudyFile, environment: Mapping[str, str]) -> list[Cell]:
 def _document(
     chosen: list[Option], bases: dict[str, JsonObject], environment: Mapping[str, str]
 ) -> JsonObject:
-    """Merge the options, each over its base."""
+    """Merge the bases of the options, then their settings."""
     document: JsonObject = {"run": _NOWHERE, "data": {"prepared": _NOWHERE}}
+    for base in [option.base for option in chosen if option.base is not None]:
+        key = base if isinstance(base, str) else json.dumps(base)
+        if key not in bases:
+            bases[key] = without_places(_read(base, environment))
+        document = merged(document, bases[key])
     for option in chosen:
-        if option.base is not None and option.base not in bases:
-            file = load(RunFile, option.base, environment=environment)
-            bases[option.base] = file.model_dump(
-                mode="json",
-                exclude_unset=True,
-                exclude={"run": True, "data": {"prepared"}, "serve": True},
-            )
-        document = merged(document, bases.get(option.base or "", {}))
         document = merged(document, option.settings)
     return document
+
+
+def _read(base: str | JsonObject, environment: Mapping[str, str]) -> RunFile:
+    if isinstance(base, str):
+        return load(RunFile, base, environment=environment)
+    return checked(RunFile, base, where="base")
 
 
 def without_places(file: RunFile) -> JsonObject:

@@ -3,6 +3,7 @@
 import contextlib
 import platform
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -13,11 +14,14 @@ import ray
 import torch
 
 from distrib import __version__
+from distrib.checkpoint.store import CheckpointStore
 from distrib.config import read_record
 from distrib.data.dataset import Dataset
 from distrib.errors import TakenOverError, known
 from distrib.evaluation.job import evaluate
 from distrib.events import emit
+from distrib.fence import ATTEMPT
+from distrib.redaction import redacted
 from distrib.run_file import RunFile
 from distrib.storage import Folder
 from distrib.studies.plan import without_places
@@ -26,8 +30,13 @@ from distrib.training.records import history_of
 from distrib.training.run_folder import HISTORY
 from distrib.training.workers.launch import launch_here
 
+LOG = "log.txt"
+"""Events of a run's last start, in its folder."""
+
 _SAMPLE_S = 0.2
 _WAIT_S = 5.0
+_QUIET_S = 900.0
+"""A run that another study has begun is over if it writes no checkpoint for so long."""
 
 
 def finished(folder: Folder, *, is_trial: bool) -> RunRecord | None:
@@ -65,17 +74,30 @@ def measured(file: RunFile, *, is_trial: bool) -> RunRecord | str:
     """
     folder = Folder(file.run)
     try:
-        found = _measured(file, folder, is_trial=is_trial)
+        with _logged(folder):
+            found = _measured(file, folder, is_trial=is_trial)
     except TakenOverError:
-        return _of_another_study(folder, is_trial=is_trial)
+        return _of_another_study(file, folder, is_trial=is_trial)
     except Exception as error:  # noqa: BLE001  one failed run must not end the study
         plain = known(error)
         reason = f"{type(error).__name__}: {error}" if plain is None else str(plain)
+        reason = redacted(reason)
         folder.write_json(FAULT, Fault(reason=reason).to_json())
-        emit("run_failed", run=str(folder), reason=reason)
         return reason
     folder.remove(FAULT)
     return found
+
+
+@contextlib.contextmanager
+def _logged(folder: Folder) -> Iterator[None]:
+    """Send the events of a run into its folder; those of many at once would be of use to no one."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as log:
+        try:
+            with contextlib.redirect_stderr(log):
+                yield
+        finally:
+            log.flush()
+            folder.upload(LOG, Path(log.name))
 
 
 def _measured(file: RunFile, folder: Folder, *, is_trial: bool) -> RunRecord:
@@ -132,17 +154,22 @@ def _trained(file: RunFile, folder: Folder) -> RunRecord:
     )
 
 
-def _of_another_study(folder: Folder, *, is_trial: bool) -> RunRecord | str:
-    """Wait for a run that another study has begun meanwhile."""
+def _of_another_study(file: RunFile, folder: Folder, *, is_trial: bool) -> RunRecord | str:
+    """Wait for a run that another study has begun meanwhile; do it where that one is gone."""
     emit("run_of_another_study", run=str(folder))
-    while True:
+    before, since_s = None, time.monotonic()
+    while time.monotonic() - since_s < _QUIET_S:
         found = finished(folder, is_trial=is_trial)
         if found is not None:
             return found
         fault = earlier_fault(folder)
         if fault:
             return fault
+        now_there = (folder.read(ATTEMPT), CheckpointStore(folder).complete())
+        if now_there != before:
+            before, since_s = now_there, time.monotonic()
         time.sleep(_WAIT_S)
+    return measured(file, is_trial=is_trial)
 
 
 def environment() -> dict[str, str]:

@@ -29,6 +29,7 @@ _RETRIES = 3
 """Times that a run continues in another process when its own is lost."""
 
 _RUNS_A_PROCESS = 50
+_POLL_S = 0.5
 
 
 class Task(NamedTuple):
@@ -184,6 +185,8 @@ class Session:
         for task, outcome in self._in_parallel([*waiting.values()], is_trial=is_trial):
             found[task.file.run] = outcome
             self._progress(1)
+            about = {"fault": outcome} if isinstance(outcome, str) else {}
+            emit("run", done=self._done, of=self._total, run=_name(task.file.run), **about)
         return found
 
     def _in_parallel(
@@ -197,10 +200,12 @@ class Session:
                 task = waiting.pop(0)
                 used += _cores(task.file)
                 running[_started(task, is_trial=is_trial)] = task
-            (ref,), _ = ray.wait([*running], num_returns=1)
-            task = running.pop(ref)
-            used -= _cores(task.file)
-            yield task, _outcome(ref, task)
+            # With a time limit, as signals only reach Python between calls.
+            done, _ = ray.wait([*running], num_returns=1, timeout=_POLL_S)
+            for ref in done:
+                task = running.pop(ref)
+                used -= _cores(task.file)
+                yield task, _outcome(ref, task)
 
     def _progress(self, number: int) -> None:
         self._done += number
@@ -229,8 +234,6 @@ def _outcome(ref: ray.ObjectRef, task: Task) -> RunRecord | str:
     except ray.exceptions.RayError as error:
         found = f"its process was lost: {str(error).strip().splitlines()[0]}"
         task.folder.write_json(FAULT, Fault(reason=found).to_json())
-    fault = found if isinstance(found, str) else ""
-    emit("run", run=_name(task.file.run), **({"fault": fault} if fault else {}))
     return found
 
 

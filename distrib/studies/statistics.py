@@ -39,10 +39,9 @@ class Samples(NamedTuple):
     @classmethod
     def of(cls, value_SU: FloatArray) -> "Samples":
         """Return samples of one number a user; NaN where the metric is not defined."""
-        is_defined_U = ~np.isnan(value_SU).any(0)
-        return cls(
-            np.asarray(np.where(is_defined_U, value_SU, 0.0)), is_defined_U.astype(np.float64)
-        )
+        is_missing_U = np.isnan(value_SU).any(axis=0)
+        count_U = np.asarray(1.0 - is_missing_U, dtype=np.float64)
+        return cls(np.nan_to_num(value_SU) * count_U, count_U)
 
     @property
     def by_seed(self) -> FloatArray:

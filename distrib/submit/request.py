@@ -17,7 +17,7 @@ from distrib.training.preflight.estimate import sizes_of_counts
 from distrib.training.schemes.base import Sizes
 
 JOBS = (
-    *("prepare", "train", "soften", "evaluate", "score", "export", "search"),
+    *("prepare", "train", "soften", "evaluate", "score", "export", "search", "study"),
     *("pipeline", "nightly", "convert", "forget", "doctor"),
 )
 """Jobs that take a run file and run to completion."""

@@ -13,7 +13,7 @@ from pydantic import (
 
 from distrib.config import Config
 from distrib.data.feeds.tiles import TileConfig
-from distrib.evaluation.protocol import EvaluateConfig
+from distrib.evaluation.config import EvaluateConfig
 from distrib.labeled_metrics import AUC
 from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig

@@ -5,6 +5,7 @@ from typing import Any
 
 from distrib.config import JsonObject
 from distrib.errors import DataError
+from distrib.evaluation.config import EvaluateConfig
 from distrib.objectives.label_config import stored_path
 from distrib.renamed import renamed
 from distrib.soft_labels import label_manifest
@@ -21,6 +22,12 @@ _FIXED_IN_TRAIN = {"batch_users", "tiles", "window_users", "warm_start", "select
 """Fields of `TrainConfig` that decide the result; others may change between two starts."""
 
 _FIXED_IN_ENGINE = {"precision"}
+_LATER_IN_EVALUATE = (
+    *("precision_at", "map_at", "catalog_at", "by_popularity", "propensity_power"),
+    "diversity_of",
+)
+"""Settings that earlier versions did not have."""
+
 _TRAIN = "loop"
 """Name of the section ``[train]`` in `RUN`."""
 
@@ -34,6 +41,9 @@ def identity(run: TrainingRun, data: str) -> JsonObject:
     fixed: JsonObject = json.loads(run.model_dump_json(exclude={"run", "prepared"}))
     train, engine = fixed.pop("train"), fixed["engine"]
     named = _FIXED_IN_TRAIN | ({"pretrained"} if run.train.pretrained else set())
+    for name in _LATER_IN_EVALUATE:
+        if getattr(run.evaluate, name) == EvaluateConfig.model_fields[name].default:
+            del fixed["evaluate"][name]  # as in folders of earlier versions
     fixed[_TRAIN] = {name: train[name] for name in sorted(named)}
     fixed["engine"] = {name: engine[name] for name in sorted(_FIXED_IN_ENGINE)}
     return {**fixed, **_labels(run), "data": data}

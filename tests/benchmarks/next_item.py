@@ -34,7 +34,7 @@ from distrib.data.history_arrays import HistoryArrays, merge
 from distrib.data.logs.config import MovieLensSource
 from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import NoSplit
-from distrib.evaluation.protocol import EvaluateConfig
+from distrib.evaluation.config import EvaluateConfig
 from distrib.events import table
 from distrib.models import Gru4RecConfig, SasRecConfig
 from distrib.objectives import SoftmaxConfig

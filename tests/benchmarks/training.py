@@ -36,7 +36,7 @@ from distrib.data.feeds.loader import TrainingData, load_training_data
 from distrib.data.logs.config import MovieLensSource, SyntheticLog
 from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import NoSplit
-from distrib.evaluation.protocol import EvaluateConfig
+from distrib.evaluation.config import EvaluateConfig
 from distrib.events import table
 from distrib.models import MultVaeConfig
 from distrib.objectives import MultinomialConfig

@@ -15,7 +15,8 @@ from distrib.data.feeds.base import BatchSharding
 from distrib.data.feeds.collate import Example
 from distrib.data.feeds.resident import ResidentFeed
 from distrib.data.feeds.tiles import TileConfig
-from distrib.evaluation.protocol import EvaluateConfig, measure
+from distrib.evaluation.config import EvaluateConfig
+from distrib.evaluation.protocol import measure
 from distrib.models import Conv4RecConfig, MultVaeConfig, VaeBmfConfig
 from distrib.models.capabilities import item_vectors, user_embedding
 from distrib.models.outputs import ClassOutput
@@ -34,7 +35,7 @@ from distrib.parameters import roles_of
 from distrib.rng import CounterRng
 from distrib.scoring.results import NoveltyFilter
 from distrib.scoring.rules import Rules, _unit_vectors
-from distrib.scoring.scorer import Scorer
+from distrib.scoring.scorer import Scorer, require_numbers
 from distrib.scoring.search import Limits
 from distrib.scoring.vectors import _item_matrix
 from distrib.training.engines.base import Update
@@ -256,7 +257,7 @@ def test_all_other_answers_of_a_scorer_equal_those_of_the_cpu(config, small):
         if (
             getattr(config, "attention_norm", "") != "linear"
         ):  # untrained, its scores are not finite
-            scorer.require_numbers()
+            require_numbers(scorer)
         if user_embedding(made, made.encode(batch.to(device))) is not None:
             found.append(scorer.embed(batch))
         if item_vectors(made) is not None:

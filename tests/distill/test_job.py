@@ -15,8 +15,8 @@ from distrib.distill import job
 from distrib.distill.config import SoftenConfig
 from distrib.distill.job import soften
 from distrib.errors import CheckpointError, ConfigError, DataError
+from distrib.evaluation.config import EvaluateConfig
 from distrib.evaluation.job import evaluate
-from distrib.evaluation.protocol import EvaluateConfig
 from distrib.models import AutoRecConfig
 from distrib.objectives import ImputedSquaredErrorConfig
 from distrib.objectives.label_config import StoredLabel

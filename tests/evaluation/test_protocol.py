@@ -8,7 +8,8 @@ from distrib.data.feeds.collate import example
 from distrib.data.history_arrays import HistoryArrays, eval_rows
 from distrib.data.schema import Role
 from distrib.errors import ConfigError
-from distrib.evaluation.protocol import EvaluateConfig, Measurer, measure, selection_score
+from distrib.evaluation.config import EvaluateConfig
+from distrib.evaluation.protocol import Measurer, measure, selection_score
 from distrib.metrics import Sums
 from distrib.models import Conv4RecConfig, PopularityConfig
 from distrib.scoring.scorer import Scorer

@@ -6,7 +6,8 @@ import torch
 from distrib.batch import Batch
 from distrib.data.feeds.collate import Example
 from distrib.errors import ConfigError, DataError
-from distrib.evaluation.protocol import EvaluateConfig, measure, selection_score
+from distrib.evaluation.config import EvaluateConfig
+from distrib.evaluation.protocol import measure, selection_score
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig
 from distrib.models.autoencoders.mult_vae import MultVaeConfig
 from distrib.models.capabilities import item_vectors

@@ -19,8 +19,8 @@ from distrib.data.logs.formats.delimited import CsvSource
 from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import GlobalTimeSplit, NoSplit
 from distrib.errors import ConfigError
+from distrib.evaluation.config import EvaluateConfig
 from distrib.evaluation.job import evaluate
-from distrib.evaluation.protocol import EvaluateConfig
 from distrib.models import AutoRecConfig, EaseConfig, ItemKnnConfig, MultVaeConfig, PopularityConfig
 from distrib.models.shallow.popularity import Popularity
 from distrib.objectives import CosineConfig, MultinomialConfig

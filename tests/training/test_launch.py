@@ -20,7 +20,7 @@ from distrib.data.logs.config import CsvSource, SyntheticLog
 from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import NoSplit
 from distrib.errors import CheckpointError, ConfigError, DataError, DivergedError, StoppedError
-from distrib.evaluation.protocol import EvaluateConfig
+from distrib.evaluation.config import EvaluateConfig
 from distrib.models import Conv4RecConfig, MultVaeConfig
 from distrib.objectives import MultinomialConfig, RatingClassesConfig
 from distrib.storage import Folder

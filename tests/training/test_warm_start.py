@@ -14,7 +14,7 @@ from distrib.data.logs.config import Columns, CsvSource
 from distrib.data.logs.rating_scale import RatingsConfig
 from distrib.data.prepare.job import prepare
 from distrib.errors import ConfigError
-from distrib.evaluation.protocol import EvaluateConfig
+from distrib.evaluation.config import EvaluateConfig
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig
 from distrib.models.autoencoders.mult_vae import MultVaeConfig
 from distrib.objectives import RatingClassesConfig

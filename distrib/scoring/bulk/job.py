@@ -41,7 +41,7 @@ from distrib.scoring.commit import (
     require_same,
 )
 from distrib.scoring.policy import PolicyConfig, ScoreConfig
-from distrib.scoring.scorer import Scorer
+from distrib.scoring.scorer import Scorer, require_numbers
 from distrib.scoring.tables import recommend_table
 from distrib.storage import Folder
 
@@ -274,7 +274,7 @@ def _rehearse(work: Work, config: ScoreConfig) -> None:
     bundle = load_bundle(Folder(work.bundle))
     _require_bundle(work, bundle.manifest)
     scorer = Scorer(bundle.model, bundle.vocabulary, precision=config.precision)
-    scorer.require_numbers()
+    require_numbers(scorer)
     histories = Folder(work.histories)
     source = Dataset.open(histories).vocabulary if work.is_prepared else None
     tried: set[str] = set()

@@ -1,0 +1,148 @@
+"""Metrics of lists: which targets they hold, and what they show whether or not it is a target."""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from distrib.batch import Batch
+from distrib.data.feeds.collate import Example
+from distrib.errors import DataError
+from distrib.evaluation.config import EvaluateConfig
+from distrib.evaluation.measured import SHOWN
+from distrib.feedback import Feedback
+from distrib.metrics import (
+    FloatArray,
+    average_precision,
+    hit_rate,
+    hits,
+    mrr,
+    ndcg,
+    precision,
+    recall,
+    weighted_recall,
+)
+from distrib.scoring.scorer import Encoded, Scorer
+from distrib.storage import Folder
+
+_RANKING = {
+    "recall": recall,
+    "ndcg": ndcg,
+    "hit_rate": hit_rate,
+    "mrr": mrr,
+    "precision": precision,
+    "map": average_precision,
+}
+_HEAD_SHARE = 0.5
+
+
+def list_metrics(
+    scorer: Scorer, users: Encoded, asked: Example, config: EvaluateConfig
+) -> tuple[dict[str, Tensor], dict[str, FloatArray]]:
+    """Measure lists from the whole catalog.
+
+    Args:
+        scorer: The model.
+        users: Encoded histories.
+        asked: Targets, and items that must not be recommended.
+        config: Which metrics.
+
+    Returns:
+        Values by user, and tables that are summed over users: see `SHOWN`.
+    """
+    cutoffs = config.ranking_metrics
+    longest = max(n for at in (*cutoffs.values(), config.catalog_at) for n in at)
+    seen = asked.seen if config.exclude_seen else None
+    item_BK = scorer.recommend(users, seen, longest, with_predictions=False).item_BK
+    wanted = _likes(asked.target, scorer.vocabulary.facts.feedback)
+    hit_BK = hits(item_BK, wanted, len(scorer.vocabulary))
+    length_B = wanted.length_B
+    by_user = {
+        f"{name}@{n}": _RANKING[name](hit_BK, length_B, n)
+        for name, at in cutoffs.items()
+        for n in at
+    }
+    count_I = scorer.vocabulary.train_count_IL.sum(1).astype(np.float64)
+    for name, weight_I in _weights(count_I, config):
+        for n in config.recall_at:
+            found_B = weighted_recall(hit_BK, item_BK, wanted, weight_I, n)
+            by_user[f"{name}recall@{n}"] = found_B
+    tables = {}
+    for n in config.catalog_at:
+        shown_BN = item_BK[:, :n]
+        by_user |= _of_shown(shown_BN, scorer, count_I, n)
+        if config.diversity_of is not None:
+            group_I = _groups(config.diversity_of, scorer)
+            by_user[f"diversity@{n}"] = _diversity(shown_BN, group_I)
+        places_N = shown_BN[shown_BN >= 0].numpy()
+        tables[f"{SHOWN}{n}"] = np.bincount(places_N, minlength=len(count_I)).astype(np.float64)
+    return by_user, tables
+
+
+def _likes(target: Batch, feedback: Feedback | None) -> Batch:
+    """Return the targets that a list should contain; all of them in a log without dislikes."""
+    return target if feedback is None else target.keep(feedback.sign(target.value_N) > 0)
+
+
+def _weights(count_I: FloatArray, config: EvaluateConfig) -> Iterator[tuple[str, Tensor]]:
+    """Yield weights of targets, and what begins the name of the metric."""
+    if config.by_popularity:
+        order_I = np.argsort(-count_I, kind="stable")
+        before_I = np.empty_like(count_I)
+        before_I[order_I] = np.cumsum(count_I[order_I]) - count_I[order_I]
+        is_head_I = before_I < _HEAD_SHARE * count_I.sum()
+        yield "head_", torch.from_numpy(is_head_I.astype(np.float64))
+        yield "tail_", torch.from_numpy((~is_head_I).astype(np.float64))
+    if config.propensity_power:
+        weight_I = np.maximum(count_I, 1.0) ** -config.propensity_power
+        yield "ips_", torch.from_numpy(weight_I)
+
+
+def _of_shown(
+    item_BN: Tensor, scorer: Scorer, count_I: FloatArray, cutoff: int
+) -> dict[str, Tensor]:
+    """Return popularity and novelty of what each user is shown; NaN for an empty list."""
+    num_users = max(scorer.vocabulary.num_users, 1)
+    rarity_I = np.log2(num_users / np.clip(count_I, 1.0, num_users))
+    is_there_BN = item_BN >= 0
+    number_B = is_there_BN.sum(1).to(torch.float64)
+    found = {}
+    for name, value_I in (("popularity", count_I), ("novelty", rarity_I)):
+        value_BN = torch.from_numpy(value_I)[item_BN.clamp(min=0)] * is_there_BN
+        found[f"{name}@{cutoff}"] = value_BN.sum(1) / number_B
+    return found
+
+
+def _diversity(item_BN: Tensor, group_I: Tensor) -> Tensor:
+    """Return the share of pairs of a list whose groups differ; NaN for fewer than two items."""
+    group_BN = torch.where(item_BN >= 0, group_I[item_BN.clamp(min=0)], -1)
+    is_there_BN = group_BN >= 0
+    is_pair_BNN = is_there_BN[:, :, None] & is_there_BN[:, None, :]
+    is_pair_BNN = is_pair_BNN.triu(diagonal=1)
+    differs_BNN = (group_BN[:, :, None] != group_BN[:, None, :]) & is_pair_BNN
+    return differs_BNN.sum((1, 2)).to(torch.float64) / is_pair_BNN.sum((1, 2))
+
+
+@functools.lru_cache(maxsize=4)
+def _read_groups(path: str) -> pa.Table:
+    folder, _, name = path.rpartition("/")
+    table = Folder(folder or ".").read_parquet(name)
+    missing = {"item", "group"} - {*table.column_names}
+    if missing:
+        raise DataError(f"evaluate.diversity_of = {path!r}: has no column {sorted(missing)}")
+    return table
+
+
+def _groups(path: str, scorer: Scorer) -> Tensor:
+    """Return the number of each item's group, -1 where the file has none."""
+    table = _read_groups(path)
+    positions = scorer.vocabulary.positions(table["item"].combine_chunks())
+    codes = pc.dictionary_encode(table["group"].combine_chunks()).indices
+    group_I = np.full(len(scorer.vocabulary), -1)
+    is_known = positions >= 0
+    group_I[positions[is_known]] = pc.fill_null(codes, -1).to_numpy()[is_known]
+    return torch.from_numpy(group_I)
