@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: docs demo test test-fast slow test-stores lint types imports bench bench-data bench-blocks bench-models bench-next-item bench-quality bench-scoring bench-serving bench-training clean kuberay-crds rehearsal
+.PHONY: docs demo test test-fast slow test-stores lint types imports study bench bench-data bench-blocks bench-models bench-next-item bench-quality bench-scoring bench-serving bench-training clean kuberay-crds rehearsal
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --config configs/demo.toml
@@ -61,6 +61,11 @@ imports: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir build/site
 
+# A study of configs/studies: make study STUDY=demo
+STUDY ?= demo
+study: $(READY)
+	$(BIN)/python jobs/study.py --config configs/studies/$(STUDY).toml
+
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.throughput
 
@@ -103,7 +108,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip setuptools wheel
 	$(BIN)/pip install --quiet --constraint constraints.txt torch numpy
 	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation deepspeed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ray,deepspeed,studies,s3]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ray,deepspeed,s3]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --group dev
 	touch $@
 

@@ -33,6 +33,7 @@ JOBS = {
 OTHERS = {
     "init": "Look at a log and write a run file for it.",
     "plan": "Estimate memory and time of a run, without cluster or data.",
+    "compare": "Compare evaluated runs on the same data, user by user.",
     "submit": "Submit a job to a Ray cluster, or to Kubernetes.",
     "score-through": "Score users through a server.",
 }

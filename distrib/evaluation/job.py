@@ -36,6 +36,9 @@ RESULT = "evaluation.json"
 _OF = "evaluation_of.json"
 """What `RESULT` was measured of; written last, so that the result is whole where this is."""
 
+TABLES = "evaluation_tables.json"
+"""Of the model's ratings; see `distrib.evaluation.ratings`."""
+
 BY_USER = "evaluation_by_user"
 """Folder of Parquet files inside a run: the metrics of each user, for paired tests."""
 
@@ -172,15 +175,15 @@ def _evaluated(
         "measured": num_users,
         "without test targets": everyone - num_users,
     }
+    # In the order of shards, so that sums do not depend on which actor is first.
+    whole = {name: joined([found[n] for n in sorted(found)]) for name, found in parts.items()}
+    tables = {name: t.tolist() for name, t in whole["model"].tables.items() if t.ndim > 1}
+    Folder(run).write_json(TABLES, tables)
     found = partial(
         Evaluation,
         data=dataset.hash,
         users=users,
-        # In the order of shards, so that sums do not depend on which actor is first.
-        metrics={
-            name: joined([found[place] for place in sorted(found)]).summaries()
-            for name, found in parts.items()
-        },
+        metrics={name: one.summaries() for name, one in whole.items()},
     )
     if manifest.made_from.format == SyntheticLog.model_fields["format"].default:
         return found(distance_to_truth=ray.get(distance_to_truth.remote(bundle, dataset)))

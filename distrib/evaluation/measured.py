@@ -8,6 +8,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from distrib.batch import Batch
+from distrib.evaluation.ratings import RELIABILITY, calibration_error
 from distrib.labeled_metrics import AUC, area_under_curve
 from distrib.metrics import FloatArray, Summary, Sums, gini, sums_of
 
@@ -16,6 +17,9 @@ SUM = " sum"
 
 SHOWN = "shown@"
 """Begins the names of tables of how often each item is in a list."""
+
+CALIBRATION = "rating_calibration_error"
+"""Name of the expected calibration error of rating levels."""
 
 PAIRS = "pairs"
 """Name of the number of a user's pairs."""
@@ -75,6 +79,9 @@ class Measured(NamedTuple):
                 coverage = float((count_I > 0).mean())
                 values = {f"coverage@{cutoff}": coverage, f"gini@{cutoff}": gini(count_I)}
                 found |= {key: _exactly(value, len(count_I)) for key, value in values.items()}
+        if RELIABILITY in self.tables:
+            table = self.tables[RELIABILITY]
+            found[CALIBRATION] = _exactly(calibration_error(table), int(table[:, 0].sum()))
         return found
 
     def means(self) -> dict[str, float]:

@@ -14,7 +14,8 @@ from distrib.data.schema import Role
 from distrib.errors import ConfigError
 from distrib.evaluation.config import EvaluateConfig
 from distrib.evaluation.lists import list_metrics
-from distrib.evaluation.measured import Measured, joined
+from distrib.evaluation.measured import CALIBRATION, Measured, joined
+from distrib.evaluation.ratings import rating_tables
 from distrib.labeled_metrics import LOG_LOSS, metrics_by_user
 from distrib.metrics import SQUARED_ERROR_UNCUT, FloatArray
 from distrib.models.outputs import OutputKind
@@ -26,7 +27,7 @@ EXPECTED, KNOWN = "interactions_expected", "interactions_known"
 DISTANCE = "distance to truth: "
 """Begins the names of distances to the truth of a synthetic log."""
 
-_LOWER_IS_BETTER = ("rmse", "mae", LOG_LOSS)
+_LOWER_IS_BETTER = ("rmse", "mae", LOG_LOSS, CALIBRATION)
 
 
 def measure(
@@ -57,6 +58,8 @@ def measure(
     if predicted is not None:
         error_N = (predicted.rating_N - asked.target.value_N).to(torch.float64)
         by_pair |= {"squared_error": error_N**2, "mae": error_N.abs()}
+        levels = scorer.vocabulary.levels
+        tables |= rating_tables(predicted, asked.target.value_N, levels)
         if predicted.uncut_N is not None:
             uncut_N = (predicted.uncut_N - asked.target.value_N).to(torch.float64)
             by_pair[SQUARED_ERROR_UNCUT] = uncut_N**2
@@ -152,7 +155,7 @@ def is_meant(name: str, output: OutputKind, num_levels: int) -> bool:
     """
     if output == "ratings" and "@" in name:
         return False
-    return num_levels > 1 or not name.startswith(("rmse", "mae"))
+    return num_levels > 1 or not name.startswith(("rmse", "mae", CALIBRATION))
 
 
 def is_lower_better(name: str) -> bool:

@@ -3,15 +3,17 @@
 from distrib.cli import Job
 from distrib.config import JsonObject
 from distrib.evaluation.job import evaluate, preflight
-from distrib.report.summary import draw_map, show_evaluation
+from distrib.report.run_page import draw_run
+from distrib.report.summary import show_evaluation
 from distrib.run_file import RunFile
 
 
 def measure(file: RunFile) -> JsonObject:
-    """Evaluate, print the table, plot the map."""
+    """Evaluate, print the table, draw the map and the page."""
     result = evaluate(file.run, file.data.prepared, file.evaluate)
     show_evaluation(result, file.model.spec.output, file.data.prepared)
-    return {**result.to_json(), "map": draw_map(file.run, file.data.prepared)}
+    drawn = draw_run(file.run, file.data.prepared, result, file.model.spec.output)
+    return {**result.to_json(), **drawn}
 
 
 JOB = Job(

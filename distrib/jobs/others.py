@@ -2,6 +2,7 @@
 
 from distrib.cli import environment, through_endpoint
 from distrib.settings import commands
+from distrib.studies.command import comparison
 from distrib.submit.command import plan_run, submission
 
 
@@ -23,3 +24,8 @@ def submit(about: str, arguments: list[str]) -> int:
 def score_through(about: str, arguments: list[str]) -> int:
     """Score users through a server."""
     return through_endpoint(about, arguments)
+
+
+def compare(about: str, arguments: list[str]) -> int:
+    """Compare evaluated runs on the same data."""
+    return comparison(about, arguments)

@@ -5,7 +5,8 @@ from distrib.config import JsonObject
 from distrib.data.prepare.job import preflight, prepare, read_plan
 from distrib.errors import run_checks
 from distrib.evaluation.job import check_split, evaluate
-from distrib.report.summary import draw_curves, draw_map, show_evaluation, show_recommendations
+from distrib.report.run_page import draw_run
+from distrib.report.summary import draw_curves, show_evaluation, show_recommendations
 from distrib.run_file import RunFile
 from distrib.scoring.bulk.job import check_histories, score
 from distrib.training.preflight.checks import check_run
@@ -24,16 +25,14 @@ def pipeline(file: RunFile) -> JsonObject:
     run, prepared = file.run, file.data.prepared
     prepare(file.data)
     trained = launch(file.training())
-    curves = draw_curves(run, trained.best_epoch, file.train.compare_with)
-    plots = [curves, draw_map(run, prepared)]
     evaluated, scored = evaluate(run, prepared, file.evaluate), score(run, prepared, file.score)
+    curves = draw_curves(run, trained.best_epoch, file.train.compare_with)
+    drawn = draw_run(run, prepared, evaluated, file.model.spec.output)
     show_evaluation(evaluated, file.model.spec.output, prepared)
     show_recommendations(scored.output)
     found = {"trained": trained, "evaluated": evaluated, "scored": scored}
-    return {**{name: part.to_json() for name, part in found.items()}, "plots": plots}
+    results = {name: part.to_json() for name, part in found.items()}
+    return {**results, "plots": [curves, *drawn.values()]}
 
 
-JOB = Job(
-    check=check,
-    run=pipeline,
-)
+JOB = Job(check=check, run=pipeline)

@@ -6,11 +6,10 @@ from typing import Any
 from distrib.data.dataset import Dataset
 from distrib.evaluation.job import Evaluation
 from distrib.evaluation.protocol import DISTANCE, is_meant
-from distrib.evaluation.truth import interaction_rating_map
 from distrib.events import emit, table
 from distrib.metrics import Summary
 from distrib.models.outputs import OutputKind
-from distrib.report.plots import learning_curves, likely_and_liked, study, unlabeled_weights
+from distrib.report.plots import learning_curves, study, unlabeled_weights
 from distrib.scoring.commit import success_of
 from distrib.storage import Folder
 from distrib.training.records import EpochRecord, history_of
@@ -20,7 +19,6 @@ from distrib.tuning.job import SearchResult
 STUDY = "search.png"
 CURVES = "learning_curves.png"
 WEIGHTS = "unlabeled_weights.png"
-MAP = "likely_and_liked.png"
 
 
 def draw_curves(run: str, best_epoch: int, compare_with: Sequence[str] = ()) -> str:
@@ -57,15 +55,6 @@ def draw_curves(run: str, best_epoch: int, compare_with: Sequence[str] = ()) -> 
 
 def _history(folder: Folder) -> list[EpochRecord]:
     return history_of(folder.read_json(HISTORY), folder / HISTORY)
-
-
-def draw_map(run: str, prepared: str) -> str | None:
-    """Draw probability against rating, if the model predicts both, and return the path."""
-    found = interaction_rating_map(run, prepared)
-    if found is None:
-        return None
-    Folder(run).write(MAP, likely_and_liked(found.probability_N, found.rating_N))
-    return str(Folder(run) / MAP)
 
 
 def draw_search(run: str, result: SearchResult) -> str:

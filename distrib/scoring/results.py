@@ -46,3 +46,6 @@ class PairPredictions(NamedTuple):
 
     deviation_N: Tensor | None = None
     """float32; standard deviation over the posteriors, if available."""
+
+    level_NL: Tensor | None = None
+    """float32; probability of each rating level, if the model predicts them."""

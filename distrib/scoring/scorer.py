@@ -206,6 +206,7 @@ class Scorer:
             clamped_to_scale(raw_N, self.vocabulary.levels),
             raw_N if is_point else None,
             deviation_N,
+            None if prediction.level_BIL is None else prediction.level_BIL[0].cpu(),
         )
 
     @torch.inference_mode()

@@ -8,7 +8,9 @@ import pandas as pd
 import pyarrow.compute as pc
 
 from distrib.config import Record
+from distrib.errors import DataError
 from distrib.evaluation.job import BY_USER, HISTORY
+from distrib.evaluation.job import RESULT as EVALUATION
 from distrib.evaluation.measured import PAIRS, SUM
 from distrib.evaluation.protocol import is_lower_better
 from distrib.metrics import ROOTS
@@ -64,7 +66,7 @@ class Analysis(Record):
     """By metric."""
 
 
-class _Vectors(NamedTuple):
+class Vectors(NamedTuple):
     """The metrics of each test user, over the seeds of one option."""
 
     user_U: list[str]
@@ -101,44 +103,59 @@ def _block(
     for row in rows:
         if row.run is not None:
             by_option.setdefault(row.options[result.compared], []).append(row)
-    vectors = {name: _vectors(result, found) for name, found in by_option.items()}
-    aligned, unpaired = _aligned(vectors)
-    intervals: dict[str, dict[str, Interval]] = {}
-    comparisons: dict[str, tuple[Comparison, ...]] = {}
+    root = Folder(result.runs) / "runs"
+    vectors = {
+        name: vectors_of([root / row.address for row in found], result.metrics)
+        for name, found in by_option.items()
+    }
+    paired, unpaired = aligned(vectors)
+    intervals, comparisons = assessed(paired, result.metrics, result.baseline, num_draws)
     for metric in result.metrics:
-        samples = {
-            name: found.by_metric[metric]
-            for name, found in aligned.items()
-            if metric in found.by_metric
-        }
-        draw_RM = resampled([*samples.values()], num_draws, seed=0) if samples else None
-        draws = {} if draw_RM is None else dict(zip(samples, draw_RM.T, strict=True))
-        intervals[metric] = {
-            name: interval(samples[name], draws[name])
-            if name in samples
-            else _of_records(found, metric)
-            for name, found in by_option.items()
-            if name in samples or found[0].run.mean(metric) is not None  # type: ignore[union-attr]
-        }
-        if len(samples) > 1:
-            against = _against(
-                result, metric, {n: i.mean for n, i in intervals[metric].items() if n in samples}
-            )
-            comparisons[metric] = tuple(compared(samples, draws, against))
+        found_there = intervals.setdefault(metric, {})
+        for name, found in by_option.items():
+            is_known = found[0].run is not None and found[0].run.mean(metric) is not None
+            if name not in found_there and is_known:
+                found_there[name] = _of_records(found, metric)
     return Block(
         options=options,
         intervals=intervals,
         comparisons=comparisons,
-        by_activity=_by_activity(aligned, result.metrics[0]),
+        by_activity=_by_activity(paired, result.metrics[0]),
         unpaired=tuple(unpaired),
     )
 
 
-def _against(result: StudyResult, metric: str, means: Mapping[str, float]) -> str:
-    """Return the option that others are tested against: the baseline, or the best."""
-    if result.baseline in means:
-        return str(result.baseline)
-    return best_of(metric, means)
+def assessed(
+    vectors: Mapping[str, Vectors],
+    metrics: Sequence[str],
+    baseline: str | None,
+    num_draws: int = _DRAWS,
+) -> tuple[dict[str, dict[str, Interval]], dict[str, tuple[Comparison, ...]]]:
+    """Return intervals and paired comparisons by metric.
+
+    Args:
+        vectors: By option, all of the same users.
+        metrics: Which metrics.
+        baseline: Option to test against; the best one where None, or where it lacks the metric.
+        num_draws: Resamples of users.
+
+    Returns:
+        By metric: intervals by option, and comparisons.
+    """
+    intervals: dict[str, dict[str, Interval]] = {}
+    comparisons: dict[str, tuple[Comparison, ...]] = {}
+    for metric in metrics:
+        samples = {n: v.by_metric[metric] for n, v in vectors.items() if metric in v.by_metric}
+        if not samples:
+            continue
+        draw_RM = resampled([*samples.values()], num_draws, seed=0)
+        draws = dict(zip(samples, draw_RM.T, strict=True))
+        intervals[metric] = {name: interval(one, draws[name]) for name, one in samples.items()}
+        means = {name: one.mean for name, one in intervals[metric].items()}
+        against = baseline if baseline in means else best_of(metric, means)
+        if len(samples) > 1:
+            comparisons[metric] = tuple(compared(samples, draws, str(against)))
+    return intervals, comparisons
 
 
 def best_of(metric: str, means: Mapping[str, float]) -> str:
@@ -147,14 +164,22 @@ def best_of(metric: str, means: Mapping[str, float]) -> str:
     return choose(means, key=lambda name: means[name])
 
 
-def _vectors(result: StudyResult, rows: Sequence[Row]) -> _Vectors:
-    """Read the metrics of each user of one option."""
-    frames = [_by_user(Folder(result.runs) / "runs" / row.address) for row in rows]
+def vectors_of(runs: Sequence[Folder], metrics: Sequence[str]) -> Vectors:
+    """Read the metrics of each test user of runs that differ by seed alone.
+
+    Args:
+        runs: Folders of evaluated runs.
+        metrics: Which metrics.
+
+    Returns:
+        The metrics; none where the runs have different users.
+    """
+    frames = [_by_user(run) for run in runs]
     first = frames[0]
     if any(list(frame.index) != list(first.index) for frame in frames):
-        return _Vectors([], np.zeros(0), {})
+        return Vectors([], np.zeros(0), {})
     found: dict[str, Samples] = {}
-    for metric in result.metrics:
+    for metric in metrics:
         summed = f"model_{_SUMS.get(metric, metric)}{SUM}"
         if metric in _SUMS and summed in first:
             sum_SU = np.stack([frame[summed].to_numpy() for frame in frames])
@@ -163,7 +188,7 @@ def _vectors(result: StudyResult, rows: Sequence[Row]) -> _Vectors:
         elif f"model_{metric}" in first:
             value_SU = np.stack([frame[f"model_{metric}"].to_numpy() for frame in frames])
             found[metric] = Samples.of(value_SU)
-    return _Vectors(list(first.index), first[HISTORY].to_numpy(), found)
+    return Vectors(list(first.index), first[HISTORY].to_numpy(), found)
 
 
 def _by_user(run: Folder) -> pd.DataFrame:
@@ -171,15 +196,22 @@ def _by_user(run: Folder) -> pd.DataFrame:
     parts = []
     for name in folder.files(".parquet"):
         table = folder.read_parquet(name)
+        if HISTORY not in table.column_names:
+            raise DataError(
+                f"{folder}: of an earlier version, without sums by user; remove "
+                f"{run / EVALUATION} and evaluate again"
+            )
         if len(table):
             frame = table.drop_columns(["user"]).to_pandas()
             frame.index = pd.Index(pc.cast(table["user"], "string").to_pylist())
             parts.append(frame)
+    if not parts:
+        raise DataError(f"{run}: holds no metrics of users; evaluate it first")
     return pd.concat(parts).sort_index()
 
 
-def _aligned(vectors: Mapping[str, _Vectors]) -> tuple[dict[str, _Vectors], list[str]]:
-    """Return the options with the same users as most, and the others."""
+def aligned(vectors: Mapping[str, Vectors]) -> tuple[dict[str, Vectors], list[str]]:
+    """Return the options with the same users as most, and the names of the others."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, found in vectors.items():
         groups.setdefault(tuple(found.user_U), []).append(name)
@@ -212,10 +244,10 @@ _GROUPS = 4
 
 
 def _by_activity(
-    aligned: Mapping[str, _Vectors], metric: str
+    paired: Mapping[str, Vectors], metric: str
 ) -> dict[str, dict[str, tuple[float, ...]]]:
     """Return a metric in four groups of users by length of history."""
-    having = {name: found for name, found in aligned.items() if metric in found.by_metric}
+    having = {name: found for name, found in paired.items() if metric in found.by_metric}
     if not having:
         return {}
     history_U = next(iter(having.values())).history_U

@@ -1,0 +1,184 @@
+"""Compare runs on the same data: paired tests, and the users that change most."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from distrib.config import Record, read_record
+from distrib.errors import ConfigError
+from distrib.evaluation.job import RESULT, Evaluation
+from distrib.events import table
+from distrib.report.page import Cell, Section, Table, TableRow, page
+from distrib.storage import Folder
+from distrib.studies.analysis import Vectors, aligned, assessed, vectors_of
+from distrib.studies.statistics import Comparison, Interval
+
+_SHOWN_USERS = 20
+_LEFT_OUT = ("interactions_expected", "interactions_known")
+
+
+class ChangedUser(Record):
+    """A user whose metric differs most between two runs."""
+
+    user: str
+    history: float
+    """Interactions before the targets."""
+
+    values: dict[str, float]
+    """By run."""
+
+    difference: float
+
+
+class RunComparison(Record):
+    """Runs on the same data."""
+
+    data: str
+    runs: dict[str, str]
+    """Folder by name; the others are tested against the first."""
+
+    intervals: dict[str, dict[str, Interval]]
+    comparisons: dict[str, tuple[Comparison, ...]]
+    changed: dict[str, tuple[ChangedUser, ...]]
+    """By run: users that gain or lose most against the first run, by the first metric."""
+
+
+def compare(runs: Sequence[str], metrics: Sequence[str] = ()) -> RunComparison:
+    """Compare evaluated runs, user by user.
+
+    Args:
+        runs: Their folders; the others are tested against the first.
+        metrics: Which test metrics, the first of which decides which users are named; by default
+            all that every run has.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ConfigError: Fewer than two runs, or different data or users.
+        DataError: A run was not evaluated.
+    """
+    if len(runs) < 2:
+        raise ConfigError(f"compare needs two runs or more, but got {len(runs)}")
+    names = _names(runs)
+    found = {}
+    for name, run in names.items():
+        folder = Folder(run)
+        if not folder.exists(RESULT):
+            raise ConfigError(f"{folder}: was not evaluated; run distrib evaluate first")
+        found[name] = read_record(Evaluation, folder.read_json(RESULT), folder / RESULT)
+    data = {one.data for one in found.values()}
+    if len(data) > 1:
+        listing = ", ".join(f"{names[name]}: {one.data[:12]}" for name, one in found.items())
+        raise ConfigError(f"the runs were evaluated on different data ({listing})")
+    first = next(iter(found.values()))
+    wanted = list(metrics) or [
+        name
+        for name in first.metrics["model"]
+        if name not in _LEFT_OUT and all(name in one.metrics["model"] for one in found.values())
+    ]
+    vectors = {name: vectors_of([Folder(run)], wanted) for name, run in names.items()}
+    paired, unpaired = aligned(vectors)
+    if unpaired:
+        raise ConfigError(f"the test users of {unpaired} differ from those of the others")
+    base = next(iter(names))
+    intervals, comparisons = assessed(paired, wanted, base)
+    changed = {}
+    if wanted and wanted[0] in intervals:
+        changed = {n: _changed(paired, wanted[0], base, n) for n in names if n != base}
+    return RunComparison(
+        data=data.pop(),
+        runs=names,
+        intervals=intervals,
+        comparisons=comparisons,
+        changed=changed,
+    )
+
+
+def _names(runs: Sequence[str]) -> dict[str, str]:
+    """Name runs by the last part of their folders where these differ."""
+    short = [run.rstrip("/").rsplit("/", 1)[-1] for run in runs]
+    is_clear = len(set(short)) == len(runs)
+    if len(set(runs)) < len(runs):
+        raise ConfigError("compare names a run twice")
+    return dict(zip(short if is_clear else runs, runs, strict=True))
+
+
+def _changed(
+    vectors: dict[str, Vectors], metric: str, base: str, other: str
+) -> tuple[ChangedUser, ...]:
+    one, two = (vectors[name].by_metric[metric] for name in (base, other))
+    value_RU = np.stack([part.mean_U / np.maximum(part.count_U, 1.0) for part in (one, two)])
+    difference_U = value_RU[1] - value_RU[0]
+    order = np.argsort(-np.abs(difference_U), kind="stable")[:_SHOWN_USERS]
+    known = vectors[base]
+    return tuple(
+        ChangedUser(
+            user=known.user_U[place],
+            history=float(known.history_U[place]),
+            values={base: float(value_RU[0, place]), other: float(value_RU[1, place])},
+            difference=float(difference_U[place]),
+        )
+        for place in order
+        if difference_U[place]
+    )
+
+
+def show(found: RunComparison) -> None:
+    """Print the comparison."""
+    rows = [
+        [metric, *(_text(found, metric, name) for name in found.runs)] for metric in found.intervals
+    ]
+    title = "Test metrics (standard error over users); * differs significantly from the first"
+    table(title, ["", *found.runs], rows)
+
+
+def _text(found: RunComparison, metric: str, name: str) -> str:
+    one = found.intervals[metric].get(name)
+    if one is None:
+        return "-"
+    tests = found.comparisons.get(metric, ())
+    star = "*" if any(t.option == name and t.is_significant for t in tests) else ""
+    return f"{one.mean:.4f}{star} ({one.error_of_users:.4f})"
+
+
+def page_of(found: RunComparison) -> str:
+    """Return the comparison as a page."""
+    metrics: list[TableRow] = [
+        [metric, *(_text(found, metric, name) for name in found.runs)] for metric in found.intervals
+    ]
+    differences: list[TableRow] = [
+        [
+            f"{one.option}: {metric}",
+            Cell(f"{one.difference:+.4f}", is_best=one.is_significant),
+            f"{one.low:+.4f} to {one.high:+.4f}",
+            f"{one.p:.2g}",
+            f"{one.p_adjusted:.2g}",
+        ]
+        for metric, tests in found.comparisons.items()
+        for one in tests
+    ]
+    base, *others = found.runs
+    columns = ["", "difference", "95 % interval", "p", "p, corrected"]
+    users = [
+        Table(
+            f"{name} against {base}",
+            ["user", "interactions before", base, name, "difference"],
+            [
+                [
+                    one.user,
+                    f"{one.history:g}",
+                    *(f"{value:.4f}" for value in one.values.values()),
+                    f"{one.difference:+.4f}",
+                ]
+                for one in found.changed.get(name, ())
+            ],
+        )
+        for name in others
+    ]
+    sections = [
+        Section("Metrics", [Table("", ["", *found.runs], metrics)]),
+        Section(f"Differences to {base}", [Table("", columns, differences)]),
+        Section("Users that change most", users),
+    ]
+    return page("Runs compared", f"Data {found.data[:12]}.", sections)
