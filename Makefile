@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: docs demo test test-fast slow test-stores lint types imports study bench bench-data bench-blocks bench-models bench-next-item bench-quality bench-scoring bench-serving bench-training clean kuberay-crds rehearsal
+.PHONY: docs demo test test-fast slow test-stores lint types imports study bench bench-data bench-blocks bench-models bench-next-item bench-scoring bench-serving bench-training clean kuberay-crds rehearsal
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --config configs/demo.toml
@@ -61,10 +61,11 @@ imports: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir build/site
 
-# A study of configs/studies: make study STUDY=demo
+# A study of configs/studies, small: make study STUDY=demo; with SIZE=full as it is meant.
 STUDY ?= demo
+SIZE ?= small
 study: $(READY)
-	$(BIN)/python jobs/study.py --config configs/studies/$(STUDY).toml
+	$(BIN)/python jobs/study.py --config configs/studies/$(STUDY).toml --set 'size="$(SIZE)"'
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.throughput
@@ -77,10 +78,6 @@ bench-blocks: $(READY)
 
 bench-models: $(READY)
 	$(BIN)/python -m tests.benchmarks.models
-
-# The tables of measured quality: three seeds each, on DISTRIB_DATA; hours.
-bench-quality: $(READY)
-	$(BIN)/python -m tests.benchmarks.quality $(sort $(wildcard configs/ml100k_*.toml configs/ml1m_*.toml))
 
 bench-training: $(READY) .recbole/.ready
 	$(BIN)/python -m tests.benchmarks.training --recbole .recbole/bin/python

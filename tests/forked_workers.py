@@ -41,6 +41,7 @@ _COMMON = (
     "pandas",
     "pyarrow.dataset",
     "pyarrow.parquet",
+    "scipy.stats",
     "torch._dynamo",
 )
 _OF_RAY = ("ray.data", "ray.train.torch", "ray._private.workers")

@@ -46,6 +46,18 @@ class Override(Config):
     """Whether these combinations are not run."""
 
 
+class Small(Config):
+    """How a study is made small, to see within minutes that it works."""
+
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    num_trials: PositiveInt = 2
+    only: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Options to keep, by axis; all of the others."""
+
+    settings: JsonObject = Field(default_factory=dict)
+    """Merged last into every run file, e.g. fewer epochs."""
+
+
 class Lines(Config):
     """Metrics by a numeric axis, a line for each option compared."""
 
@@ -142,26 +154,51 @@ class StudyFile(Config):
     figures: tuple[Figure, ...] = ()
     """Pictures beside the table."""
 
+    size: Literal["full", "small"] = "full"
+    """``small``: as ``small`` says, into a folder of its own beside the output."""
+
+    small: Small = Field(default_factory=Small)
+
     @model_validator(mode="after")
     def _names_are_known(self) -> "StudyFile":
-        faults = [
-            f"axes.{axis} has no options" for axis, options in self.axes.items() if not options
-        ]
+        faults = [f"axes.{axis} has no options" for axis, found in self.axes.items() if not found]
         if self.compared is not None and self.compared not in self.axes:
             faults.append(f"compared = {self.compared!r} is no axis; there are {[*self.axes]}")
         elif self.baseline is not None and self.baseline not in self.axes[self.compared_axis]:
             faults.append(f"baseline = {self.baseline!r} is no option of {self.compared_axis!r}")
         for number, override in enumerate(self.overrides):
-            for axis, names in override.where.items():
-                unknown = [name for name in names if name not in self.axes.get(axis, {})]
-                if unknown or axis not in self.axes:
-                    faults.append(f"overrides[{number}].where.{axis}: {unknown or 'no such axis'}")
-        for axis, options in self.axes.items():
-            faults += _unknown_parents(axis, options)
+            faults += self._unknown(f"overrides[{number}].where", override.where)
+        faults += self._unknown("small.only", self.small.only)
+        faults += [
+            f for axis, options in self.axes.items() for f in _unknown_parents(axis, options)
+        ]
         faults += self._figure_faults()
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _unknown(self, where: str, options: dict[str, tuple[str, ...]]) -> list[str]:
+        """Return which options of a setting there are not."""
+        return [
+            f"{where}.{axis}: there is no {name!r}"
+            for axis, names in options.items()
+            for name in names or ("",)
+            if name not in self.axes.get(axis, {})
+        ]
+
+    def sized(self) -> "StudyFile":
+        """Return the study as it is run: small where that is set."""
+        if self.size == "full":
+            return self
+        small = self.small
+        axes = {
+            axis: {name: one for name, one in found.items() if name in small.only.get(axis, found)}
+            for axis, found in self.axes.items()
+        }
+        update: JsonObject = {"seeds": small.seeds, "num_trials": small.num_trials, "axes": axes}
+        last = Override(where={}, settings=small.settings)
+        update["output"] = f"{self.output.rstrip('/')}-small"
+        return self.model_copy(update={**update, "overrides": (*self.overrides, last)})
 
     def _figure_faults(self) -> list[str]:
         wanted = [

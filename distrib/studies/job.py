@@ -31,7 +31,8 @@ class Given(NamedTuple):
 
 
 def given(file: StudyFile, command: str, variables: Mapping[str, str]) -> Given:
-    """Return a study with its combinations; see `plan.cells`."""
+    """Return a study as it is run, with its combinations; see `plan.cells`."""
+    file = file.sized()
     return Given(file, plan.cells(file, variables), command)
 
 

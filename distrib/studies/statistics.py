@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from distrib.config import Record
 
@@ -175,6 +174,8 @@ def compared(
     tests = [_tested(samples[name], base) for name in others]
     if not others:
         return []
+    from statsmodels.stats.multitest import multipletests  # starts threads, which forks lose
+
     adjusted = multipletests([p for p, _ in tests], alpha=LEVEL, method="holm")[1]
     found = []
     for name, (p, p_wilcoxon), p_adjusted in zip(others, tests, adjusted, strict=True):

@@ -68,7 +68,7 @@ def test_metrics_are_those_of_ranx(seed, cutoff):
 
         found = evaluate(Qrels(truth), Run(run), names, return_mean=False)
     length_B = batch.length_B
-    few_B = length_B.clamp(max=cutoff) / length_B
+    few_B = length_B.clamp(max=cutoff).double() / length_B
     for name, ours in OURS.items():
         ours_B = ours(hit_BK, length_B, cutoff)
         if name in ("recall", "map"):

@@ -22,7 +22,8 @@ from distrib.data.splits.rules import NoSplit
 from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.evaluation.job import evaluate
 from distrib.evaluation.job import preflight as evaluate_preflight
-from distrib.report.summary import draw_curves, draw_map
+from distrib.report.run_page import draw_run
+from distrib.report.summary import draw_curves
 from distrib.run_file import RunFile
 from distrib.scoring.bulk.job import preflight, score
 from distrib.scoring.scorer import Scorer
@@ -183,12 +184,17 @@ def test_scoring_again_does_nothing_and_another_policy_replaces(trained, tmp_pat
     assert all(len(row) == 3 for row in lists)
 
 
-def test_pictures_are_in_the_run_folder(trained):
+def test_pictures_and_a_page_are_in_the_run_folder(trained):
     _, file = trained
-    for path in (draw_curves(file.run, 1), draw_map(file.run, file.data.prepared)):
+    result = evaluate(file.run, file.data.prepared, file.evaluate)
+    drawn = draw_run(file.run, file.data.prepared, result, file.model.spec.output)
+    for path in (draw_curves(file.run, 1), drawn["map"]):
         content = Path(path).read_bytes()
         assert content.startswith(b"\x89PNG")
         assert len(content) > 10_000
+    page = Path(drawn["page"]).read_text()
+    for part in ("Results", "Learning curves", "Ratings", "Likely and liked", "recall@20"):
+        assert part in page
 
 
 def test_what_cannot_be_scored_or_measured_is_refused_before_any_actor(trained, tmp_path):
