@@ -11,8 +11,10 @@ from distrib.errors import ConfigError, DistribError
 from distrib.events import emit, table
 from distrib.objectives.label_config import stored_path
 from distrib.run_file import RunFile
+from distrib.studies.config import StudyFile
 from distrib.submit import kubernetes, ray_jobs
 from distrib.submit.request import JOBS, JobResult, Request, require_shared, sizes_of
+from distrib.submit.study import require_shared_study, whole_text
 from distrib.training.preflight.estimate import GPUS, Estimate, estimate
 from distrib.training.schemes.base import Sizes
 
@@ -105,6 +107,22 @@ def _say_cost(file: RunFile, given: argparse.Namespace) -> None:
         emit("not_planned", why=f"{why}--items and --interactions")
 
 
+def _requested(given: argparse.Namespace, environment: Mapping[str, str]) -> Request:
+    """Read and check what is submitted, and print what it needs."""
+    known = _OpenEnvironment(environment)
+    request = Request.of(given.job, given.config, given.set, given.name)
+    if given.job == "study":
+        study = load(StudyFile, given.config, overrides=given.set, environment=known)
+        if given.address:
+            require_shared_study(study)
+        return request._replace(run_file=whole_text(request.run_file))
+    file = load(RunFile, given.config, overrides=given.set, environment=known)
+    if given.address:
+        require_shared(file)
+    _say_cost(file, given)
+    return request._replace(uses_gpu=file.train.use_gpu)
+
+
 def submission(
     description: str,
     environment: Mapping[str, str],
@@ -136,13 +154,7 @@ def submission(
 
     def work() -> JobResult | str:
         nonlocal code
-        known = _OpenEnvironment(environment)
-        file = load(RunFile, given.config, overrides=given.set, environment=known)
-        request = Request.of(given.job, given.config, given.set, given.name)
-        request = request._replace(uses_gpu=file.train.use_gpu)
-        if given.address:
-            require_shared(file)
-        _say_cost(file, given)
+        request = _requested(given, environment)
         waits, dry = not given.no_wait, given.dry_run
         if given.overlay:
             target = kubernetes.Target(given.overlay, given.context)

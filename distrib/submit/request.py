@@ -105,7 +105,7 @@ def require_shared(file: RunFile) -> None:
     logs = getattr(file.data.source, "path", [])  # one, or several
     paths = [("run", file.run), ("data.prepared", file.data.prepared)]
     paths += [("data.source.path", log) for log in ([logs] if isinstance(logs, str) else logs)]
-    wrong = [f"{key} = {path!r}" for key, path in paths if not _is_shared(path)]
+    wrong = [f"{key} = {path!r}" for key, path in paths if not is_shared(path)]
     if wrong:
         raise ConfigError(
             f"{'; '.join(wrong)}: relative to the working folder of the job, which the cluster "
@@ -113,5 +113,6 @@ def require_shared(file: RunFile) -> None:
         )
 
 
-def _is_shared(path: str) -> bool:
+def is_shared(path: str) -> bool:
+    """Return whether a path does not depend on the working folder of a process."""
     return path.startswith(("/", "${")) or "://" in path

@@ -14,6 +14,7 @@ import distrib
 from distrib.config import load
 from distrib.console import JOBS, OTHERS, cli
 from distrib.run_file import RunFile
+from distrib.studies.config import StudyFile
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -55,7 +56,8 @@ def test_every_command_is_one(page):
             settings = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
             environment = {"DISTRIB_DATA": "/data"}
             changed = [text for text in settings if "model=" not in text]
-            load(RunFile, ROOT / "configs/demo.toml", overrides=changed, environment=environment)
+            kind, file = (StudyFile, "studies/demo") if words[1] == "study" else (RunFile, "demo")
+            load(kind, ROOT / f"configs/{file}.toml", overrides=changed, environment=environment)
         elif words[1] == "-m":
             assert (ROOT / f"{words[2].replace('.', '/')}.py").exists(), words
         elif words[0] == "python":

@@ -28,14 +28,18 @@ def test_a_dry_run_names_what_is_read_and_written_and_does_nothing(job, tmp_path
     run, data = tmp_path / "run", tmp_path / "data"
     settings = ["--set", f'run="{run}"', "--set", f'data.prepared="{data}"']
     settings += ["--set", 'convert.output="out"', "--set", 'forget.users="people.txt"']
-    found = answer(job, "--config", str(DEMO), *settings, "--dry-run")
+    config = DEMO
+    if job == "study":
+        config = ROOT / "configs/studies/demo.toml"
+        settings = ["--set", f'output="{run}"', "--set", f'runs="{data}"']
+    found = answer(job, "--config", str(config), *settings, "--dry-run")
     assert found.exit_code == 0, found.output
     plan = json.loads(found.stdout)
     assert plan["job"] == job
     named = " ".join([*plan["reads"], *plan["writes"]])
     assert str(run) in named or str(data) in named
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    is_ready = job in {"prepare", "pipeline", "nightly"}
+    is_ready = job in {"prepare", "pipeline", "nightly", "study"}
     assert bool(plan["not_ready"]) != is_ready, plan
 
 

@@ -1,0 +1,56 @@
+"""What a submitted study needs: its file as a whole, and places that outlast the job."""
+
+import tomllib
+from pathlib import Path
+
+from distrib.config import JsonObject
+from distrib.errors import ConfigError
+from distrib.settings.show import inline
+from distrib.studies.config import StudyFile
+from distrib.submit.request import is_shared
+
+
+def whole_text(text: str) -> str:
+    """Return a study file with the run files that it starts from in it.
+
+    Args:
+        text: The study file; names of run files are relative to the working folder.
+
+    Returns:
+        TOML; variables stay, for the cluster.
+
+    Raises:
+        ConfigError: A run file does not exist.
+    """
+    document = tomllib.loads(text)
+    options = [document.get("common", {})]
+    options += [one for axis in document.get("axes", {}).values() for one in axis.values()]
+    for option in options:
+        if isinstance(option.get("base"), str):
+            option["base"] = _read(option["base"])
+    return "".join(f"{key} = {inline(value)}\n" for key, value in document.items())
+
+
+def _read(path: str) -> JsonObject:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"base = {path!r}: cannot be read ({error})") from error
+
+
+def require_shared_study(study: StudyFile) -> None:
+    """Refuse folders inside the job's working folder, which Ray removes.
+
+    Args:
+        study: The study, as read on the submitting machine.
+
+    Raises:
+        ConfigError: The output or the runs have a relative path.
+    """
+    places = {"output": study.output, "runs": study.runs}
+    wrong = [f"{name} = {path!r}" for name, path in places.items() if not is_shared(path)]
+    if wrong:
+        raise ConfigError(
+            f"{'; '.join(wrong)}: relative to the working folder of the job, which the cluster "
+            "removes; use a URL, or an absolute path that all nodes share"
+        )
