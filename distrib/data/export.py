@@ -207,7 +207,7 @@ def _source_tables(data: DataConfig) -> tuple[list[int], Callable[[int], Any]]:
             good = kept_rows(rows)
             rest = rows.slice(len(good))
             kept.append(
-                _columns(good, plan.layout.columns.rating is not None, plan.layout.has_time)
+                columns_of(good, plan.layout.columns.rating is not None, plan.layout.has_time)
             )
             for status, count in rejected_counts(rest).items():
                 rejected[Status(status).reason] += count
@@ -225,12 +225,13 @@ def _prepared_tables(data: DataConfig) -> tuple[list[int], Callable[[int], Any]]
     def table_of(number: int) -> tuple[pa.Table, dict[str, int]]:
         rows = interactions_of(dataset.table(shards[number]), vocabulary, number)
         has_rating = len(vocabulary.levels) > 1 or bool((to_numpy(rows["rating"]) != 1).any())
-        return _columns(rows, has_rating, has_time), {}
+        return columns_of(rows, has_rating, has_time), {}
 
     return list(shards), table_of
 
 
-def _columns(rows: pa.Table, has_rating: bool, has_time: bool) -> pa.Table:
+def columns_of(rows: pa.Table, has_rating: bool, has_time: bool) -> pa.Table:
+    """Return interactions with the columns of `encoded`."""
     found = {"user_id": rows["user"], "item_id": rows["item"]}
     if has_rating:
         found["rating"] = rows["rating"]

@@ -8,6 +8,7 @@ from distrib.config import Config, JsonObject
 from distrib.tuning.space import Drawn
 
 Name = Annotated[str, Field(min_length=1)]
+Export = Literal["recbole", "lenskit", "csv"]
 
 
 class Option(Config):
@@ -153,6 +154,9 @@ class StudyFile(Config):
 
     figures: tuple[Figure, ...] = ()
     """Pictures beside the table."""
+
+    export: Export | None = None
+    """Writes splits and lists for other tools, too."""
 
     size: Literal["full", "small"] = "full"
     """``small``: as ``small`` says, into a folder of its own beside the output."""

@@ -13,6 +13,7 @@ from distrib.storage import Folder
 from distrib.studies import plan
 from distrib.studies.analysis import analyzed
 from distrib.studies.config import StudyFile
+from distrib.studies.export import export
 from distrib.studies.plan import Cell
 from distrib.studies.publish import publish, show
 from distrib.studies.results import Row, StudyResult
@@ -137,6 +138,8 @@ def study(study: Given) -> JsonObject:
     analysis = analyzed(result)
     require_ours(output, token)
     page = publish(file.output, result, analysis, file.figures, file.model_dump_json(indent=1))
+    if file.export is not None:
+        export(output, result, file.export)
     show(result, analysis)
     emit("studied", runs=len(rows), failed=len(failed), page=page)
     return {"page": page, "runs": len(rows), "failed": len(failed), "folder": str(output)}

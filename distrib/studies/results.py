@@ -41,6 +41,9 @@ class RunRecord(Record):
     data: str
     """Hash of the prepared data."""
 
+    prepared: str
+    """Name of the folder of the data."""
+
     seed: int
     epochs: int
     best_epoch: int

@@ -139,6 +139,7 @@ def _trained(file: RunFile, folder: Folder) -> RunRecord:
         address=training.run_name,
         settings=without_places(file),
         data=Dataset.open(file.data.prepared).hash,
+        prepared=file.data.prepared.rstrip("/").rsplit("/", 1)[-1],
         seed=file.seed,
         epochs=result.epochs,
         best_epoch=result.best_epoch,

@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from distrib.config import checked, load
@@ -149,6 +151,42 @@ def test_trials_choose_on_validation_and_soft_labels_come_from_the_base(first):
     tuned, _, soft = result_of(five).rows
     assert tuned.tuned == {"optimizer.learning_rate": 3e-3}
     assert soft.run.settings["objective"]["label"]["path"].startswith(f"{folder}/runs/labels/")
+
+
+@pytest.mark.parametrize("form", ["csv", "lenskit", "recbole"])
+def test_another_library_measures_the_same_on_what_is_exported(first, form):
+    folder, *_ = first
+    six = study_of(folder, f"six-{form}", export=form, seeds=[0])
+    study(six)
+    (place,) = (folder / f"six-{form}" / "export").iterdir()
+    read = {"csv": pd.read_csv, "lenskit": pd.read_parquet}.get(form, _read_atomic)
+    ending = {"csv": "csv", "lenskit": "parquet"}.get(form, "inter")
+    names = [f"{place.name}.{part}.{ending}" for part in ("train", "valid", "test")]
+    train, _, test = (read(place / name) for name in names)
+    assert not {*map(tuple, train[["user_id", "item_id"]].to_numpy())} & {
+        *map(tuple, test[["user_id", "item_id"]].to_numpy())
+    }
+    wanted: dict[str, dict[str, int]] = {}
+    for user, item in test[["user_id", "item_id"]].astype(str).to_numpy():
+        wanted.setdefault(user, {})[item] = 1
+    for row in result_of(six).rows:
+        lists = "parquet" if form == "lenskit" else "csv"
+        table = place / f"lists-{row.address}.{lists}"
+        found = pd.read_parquet(table) if form == "lenskit" else pd.read_csv(table)
+        ranked: dict[str, dict[str, float]] = {}
+        for user, item, rank in found[["user_id", "item_id", "rank"]].astype(str).to_numpy():
+            ranked.setdefault(user, {})[item] = 1.0 / int(rank)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from ranx import Qrels, Run, evaluate
+
+            theirs = evaluate(Qrels(wanted), Run(ranked), "ndcg@100")
+        assert row.run.mean("ndcg@100") == pytest.approx(theirs, abs=1e-6)
+
+
+def _read_atomic(path):
+    frame = pd.read_csv(path, sep="\t")
+    return frame.rename(columns=lambda name: name.partition(":")[0])
 
 
 def test_runs_are_compared_user_by_user(first):

@@ -37,7 +37,7 @@ def test_a_run_file_that_is_not_there_is_named(tmp_path, monkeypatch):
 
 def test_relative_places_are_refused():
     document = tomllib.loads((ROOT / "configs/studies/demo.toml").read_text())
-    with pytest.raises(ConfigError, match="output = .*; runs = "):
+    with pytest.raises(ConfigError, match=r"output = .*; runs = "):
         require_shared_study(checked(StudyFile, document, where="study"))
     document |= {"output": "s3://bucket/study", "runs": "/shared/runs"}
     require_shared_study(checked(StudyFile, document, where="study"))

@@ -135,7 +135,13 @@ def test_every_job_has_a_template_in_the_overlays(job):
 
 
 def test_every_script_that_ends_by_itself_can_be_submitted():
-    others = {"compare", "plan", "score_through", "serve", "submit"}  # not cluster jobs, or long-running
+    others = {
+        "compare",
+        "plan",
+        "score_through",
+        "serve",
+        "submit",
+    }  # not cluster jobs, or long-running
     assert {path.stem for path in (ROOT / "jobs").glob("*.py")} - others == set(JOBS)
 
 
