@@ -115,7 +115,7 @@ def plotly_of(chart: AnyChart) -> JsonObject:
         "yaxis": {"title": {"text": chart.y_label}, "automargin": True},
         "margin": {"t": 16, "r": 12},
         "legend": {"orientation": "h", "y": -0.25},
-        "height": 420,
+        "height": 380,
     }
     if isinstance(chart, HeatMap):
         return {"data": _heat_traces(chart), "layout": layout}

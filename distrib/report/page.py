@@ -86,6 +86,7 @@ def page(title: str, about: str, sections: Sequence[Section]) -> str:
     library.tests["text"] = lambda part: isinstance(part, Text)
     library.tests["code"] = lambda part: isinstance(part, Code)
     library.tests["cell"] = lambda part: isinstance(part, Cell)
+    library.tests["chart"] = _is_chart
     library.filters["chart"] = _chart
     library.filters["anchor"] = anchor
     has_charts = any(_is_chart(part) for section in sections for part in section.parts)

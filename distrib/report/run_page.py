@@ -50,7 +50,7 @@ def draw_run(
         folder.write(MAP, likely_and_liked(found.probability_N, found.rating_N))
     sections = [
         Section("Results", [_results(result, output, len(dataset.manifest.levels))]),
-        Section("Learning curves", [*_curves(history)]),
+        Section("Learning curves", [*_curves(history, output, len(dataset.manifest.levels))]),
         Section("Ratings", [*_ratings(tables, dataset.manifest.levels)]),
         Section("Likely and liked", [*_map(found)]),
         Section("Run", [_facts(folder, history, result, dataset), *_settings(folder)]),
@@ -86,7 +86,9 @@ def _cell(found: Summary | None) -> Cell:
     return Cell(f"{found.mean:.4f}", note)
 
 
-def _curves(history: Sequence[EpochRecord]) -> Iterator[AnyChart]:
+def _curves(
+    history: Sequence[EpochRecord], output: OutputKind, num_levels: int
+) -> Iterator[AnyChart]:
     """Yield losses and validation metrics by epoch; nothing of a model in closed form."""
     if len(history) < 2:
         return
@@ -94,7 +96,7 @@ def _curves(history: Sequence[EpochRecord]) -> Iterator[AnyChart]:
     losses = {name: None for record in history for name in record.losses}
     series = [Series(n, epochs, [r.losses.get(n, np.nan) for r in history]) for n in losses]
     yield Chart("losses", "Losses", "epoch", "mean", series)
-    for name in history[0].valid:
+    for name in [name for name in history[0].valid if is_meant(name, output, num_levels)]:
         drawn = [Series("model", epochs, [r.valid.get(name, np.nan) for r in history])]
         if name in history[0].popularity:
             level = history[0].popularity[name]

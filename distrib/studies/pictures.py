@@ -53,19 +53,16 @@ def charts(
 
 
 def _results(result: StudyResult, analysis: Analysis, metric: str) -> Chart:
-    options = result.axes[result.compared]
+    """Return a chart of options, a series for each combination that they are compared on."""
     series = []
-    for option in options:
-        found = [
-            (block.name, block.intervals[metric][option])
-            for block in analysis.blocks
-            if option in block.intervals.get(metric, {})
-        ]
-        if found:
-            names, values = zip(*found, strict=True)
+    for block in analysis.blocks:
+        found = block.intervals.get(metric, {})
+        names = [option for option in result.axes[result.compared] if option in found]
+        values = [found[name] for name in names]
+        if names:
             series.append(
                 Series(
-                    option,
+                    block.name,
                     names,
                     [one.mean for one in values],
                     [one.low for one in values],
