@@ -183,6 +183,31 @@ def gini(count_I: FloatArray) -> float:
     return float(((2 * place_I - num_items - 1) * np.sort(count_I)).sum() / (num_items * total))
 
 
+def effective_rank(moments_ZZ: FloatArray) -> float:
+    """Return how many directions some vectors use: exp of the entropy of the normalized spectrum.
+
+    Source: Roy, Vetterli, "The Effective Rank: A Measure of Effective Dimensionality", EUSIPCO
+    2007, of the singular values of the centered vectors.
+
+    Args:
+        moments_ZZ: Sum of the outer products of the vectors, each followed by a 1.
+
+    Returns:
+        1..Z; 0 for vectors that are all the same.
+    """
+    number = float(moments_ZZ[-1, -1])
+    if not number:
+        return 0.0
+    mean_Z = moments_ZZ[:-1, -1] / number
+    covariance_ZZ = moments_ZZ[:-1, :-1] / number - np.outer(mean_Z, mean_Z)
+    singular_Z = np.sqrt(np.clip(np.linalg.eigvalsh(covariance_ZZ), 0.0, None))
+    total = float(singular_Z.sum())
+    if total <= 0.0:
+        return 0.0
+    share_Z = singular_Z[singular_Z > 0] / total
+    return float(np.exp(-(share_Z * np.log(share_Z)).sum()))
+
+
 class Summary(Record):
     """A mean with its standard error."""
 

@@ -48,6 +48,10 @@ class EvaluateConfig(Config):
     """Parquet file with the columns ``item`` and ``group``. Measures ``diversity`` at the cutoffs
     of ``catalog_at``: the share of pairs in a list whose groups differ."""
 
+    effective_rank: bool = False
+    """Whether the effective rank of the user embeddings is measured, for models that have them: how
+    many directions they use."""
+
     recent_days: PositiveFloat = 7.0
     """Days before testing whose popularity is measured beside the model, where the split is
     ``global_time``."""

@@ -26,6 +26,7 @@ from distrib.evaluation.baseline import model_and_popularity
 from distrib.evaluation.config import EvaluateConfig
 from distrib.evaluation.measured import PAIRS, Measured, joined
 from distrib.evaluation.protocol import Measurer
+from distrib.evaluation.ratings import CONFUSION, RELIABILITY
 from distrib.evaluation.truth import TruthDistance, distance_to_truth
 from distrib.events import emit
 from distrib.metrics import FloatArray, Summary, Sums
@@ -177,7 +178,11 @@ def _evaluated(
     }
     # In the order of shards, so that sums do not depend on which actor is first.
     whole = {name: joined([found[n] for n in sorted(found)]) for name, found in parts.items()}
-    tables = {name: t.tolist() for name, t in whole["model"].tables.items() if t.ndim > 1}
+    tables = {
+        name: t.tolist()
+        for name, t in whole["model"].tables.items()
+        if name in (CONFUSION, RELIABILITY)
+    }
     Folder(run).write_json(TABLES, tables)
     found = partial(
         Evaluation,

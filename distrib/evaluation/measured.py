@@ -10,7 +10,7 @@ from torch import Tensor
 from distrib.batch import Batch
 from distrib.evaluation.ratings import RELIABILITY, calibration_error
 from distrib.labeled_metrics import AUC, area_under_curve
-from distrib.metrics import FloatArray, Summary, Sums, gini, sums_of
+from distrib.metrics import FloatArray, Summary, Sums, effective_rank, gini, sums_of
 
 SUM = " sum"
 """Ends the names of sums over the pairs of a user."""
@@ -20,6 +20,11 @@ SHOWN = "shown@"
 
 CALIBRATION = "rating_calibration_error"
 """Name of the expected calibration error of rating levels."""
+
+MOMENTS = "moments"
+"""Table ``[Z + 1, Z + 1]``: the outer products of user embeddings, each followed by a 1."""
+
+RANK = "effective_rank"
 
 PAIRS = "pairs"
 """Name of the number of a user's pairs."""
@@ -82,6 +87,9 @@ class Measured(NamedTuple):
         if RELIABILITY in self.tables:
             table = self.tables[RELIABILITY]
             found[CALIBRATION] = _exactly(calibration_error(table), int(table[:, 0].sum()))
+        if MOMENTS in self.tables:
+            moments_ZZ = self.tables[MOMENTS]
+            found[RANK] = _exactly(effective_rank(moments_ZZ), int(moments_ZZ[-1, -1]))
         return found
 
     def means(self) -> dict[str, float]:

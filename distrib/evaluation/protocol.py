@@ -14,12 +14,13 @@ from distrib.data.schema import Role
 from distrib.errors import ConfigError
 from distrib.evaluation.config import EvaluateConfig
 from distrib.evaluation.lists import list_metrics
-from distrib.evaluation.measured import CALIBRATION, Measured, joined
+from distrib.evaluation.measured import CALIBRATION, MOMENTS, Measured, joined
 from distrib.evaluation.ratings import rating_tables
 from distrib.labeled_metrics import LOG_LOSS, metrics_by_user
 from distrib.metrics import SQUARED_ERROR_UNCUT, FloatArray
+from distrib.models.capabilities import user_embedding
 from distrib.models.outputs import OutputKind
-from distrib.scoring.scorer import Scorer, pair_scores
+from distrib.scoring.scorer import Encoded, Scorer, pair_scores
 
 EXPECTED, KNOWN = "interactions_expected", "interactions_known"
 """Calibration: the sum of a user's probabilities, and the number of encoded interactions."""
@@ -51,6 +52,8 @@ def measure(
     if has_lists:
         by_user, tables = list_metrics(scorer, users, asked, config)
     by_pair: dict[str, Tensor] = {}
+    if config.effective_rank:
+        tables |= _moments(scorer, users)
     expected_B = scorer.expected_interactions(users) if has_lists else None
     if expected_B is not None:
         by_user |= {EXPECTED: expected_B, KNOWN: asked.source.length_B.double()}
@@ -77,6 +80,15 @@ def measure(
     found = metrics_by_user(score_N.numpy(), is_like_N, rows, signed.num_users)
     by_user |= {name: torch.from_numpy(value_B) for name, value_B in found.items()}
     return Measured.of(by_user, by_pair, score_N.numpy(), is_like_N, asked.target, tables)
+
+
+def _moments(scorer: Scorer, users: Encoded) -> dict[str, FloatArray]:
+    """Return the moments of the user embeddings; nothing of a model without them."""
+    vector_BZ = user_embedding(scorer.model, users.users)
+    if vector_BZ is None:
+        return {}
+    vector_BZ = F.pad(vector_BZ.double().cpu(), (0, 1), value=1.0)
+    return {MOMENTS: (vector_BZ.T @ vector_BZ).numpy()}
 
 
 class Measurer(NamedTuple):

@@ -17,7 +17,7 @@ from distrib.config import JsonObject
 Number = float | int | str
 """A place on an axis; text where the axis has categories."""
 
-# Okabe and Ito's colors, which people with any kind of color vision can tell apart.
+# Okabe and Ito's colors, which people with any kind of color vision can distinguish.
 COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B8A600",
     "#5B4EA8", "#8C510A",

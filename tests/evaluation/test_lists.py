@@ -148,6 +148,22 @@ def test_a_file_of_groups_without_its_columns_is_refused(small, asked, tmp_path)
         measure(scorer_of(PopularityConfig(), small), asked, config)
 
 
+def test_the_effective_rank_is_that_of_the_centered_embeddings(small, asked):
+    config = Conv4RecConfig(latent_width=8)
+    scorer = scorer_of(config, small)
+    found = measure(scorer, asked, EvaluateConfig(effective_rank=True))
+    vector_BZ = scorer.embed(asked.source).double().numpy()
+    singular_Z = np.linalg.svd(vector_BZ - vector_BZ.mean(0), compute_uv=False)
+    share_Z = singular_Z / singular_Z.sum()
+    expected = np.exp(-(share_Z * np.log(np.maximum(share_Z, 1e-300))).sum())
+    assert found.means()["effective_rank"] == pytest.approx(expected, rel=1e-5)
+    assert joined([found, found]).means()["effective_rank"] == pytest.approx(expected, rel=1e-5)
+    popular = measure(
+        scorer_of(PopularityConfig(), small), asked, EvaluateConfig(effective_rank=True)
+    )
+    assert "effective_rank" not in popular.means()
+
+
 def test_tables_of_ratings_count_pairs_and_probabilities():
     levels = (1.0, 2.0, 4.0)
     share = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])

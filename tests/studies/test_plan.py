@@ -82,7 +82,7 @@ def test_bases_come_first_whether_a_path_or_a_table(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"compared": "modle"}, "no axis"),
+        ({"compared": "mode"}, "no axis"),
         ({"baseline": "EASY"}, "no option"),
         ({"axes": {"model": {}}}, "has no options"),
         ({"overrides": [{"where": {"model": ["X"]}}]}, "overrides"),
