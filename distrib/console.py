@@ -86,7 +86,8 @@ def _job_command(name: str, about: str) -> click.Command:
     ) -> None:
         job = _library("distrib.cli").job  # imports Ray, which takes seconds
 
-        chosen = [f"{name}.{key}={json.dumps(value)}" for key, value in more.items() if value]
+        section = "" if name == "study" else f"{name}."
+        chosen = [f"{section}{key}={json.dumps(value)}" for key, value in more.items() if value]
         given = ["--config", config]
         for text in (*settings, *chosen):
             given += ["--set", text]
@@ -116,6 +117,9 @@ def _job_command(name: str, about: str) -> click.Command:
     ]
     if name == "forget":
         options.append(click.Option(["--users"], metavar="FILE", help="One user id per line."))
+    if name == "study":
+        about_it = "Write splits and lists for recbole, lenskit or csv, too."
+        options.append(click.Option(["--export"], metavar="FORMAT", help=about_it))
     return click.Command(name, callback=run, params=options, help=about, short_help=about)
 
 

@@ -7,6 +7,12 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from distrib.config import Config
 from distrib.labeled_metrics import LABELED_METRICS
 
+INTERACTIONS = ("interactions_expected", "interactions_known")
+"""Calibration: the sum of a user's probabilities, and the number of encoded interactions."""
+
+CALIBRATION = "rating_calibration_error"
+"""Name of the expected calibration error of rating levels."""
+
 Cutoffs = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
@@ -89,3 +95,16 @@ class EvaluateConfig(Config):
             "precision": self.precision_at,
             "map": self.map_at,
         }
+
+    @property
+    def test_metrics(self) -> set[str]:
+        """Names of all metrics that a test may have; models and logs decide which it has."""
+        found = {f"{name}@{n}" for name, at in self.ranking_metrics.items() for n in at}
+        parts = ["head_", "tail_"] * self.by_popularity + ["ips_"] * bool(self.propensity_power)
+        found |= {f"{part}recall@{n}" for part in parts for n in self.recall_at}
+        of_lists = ["coverage", "gini", "popularity", "novelty"]
+        of_lists += ["diversity"] * (self.diversity_of is not None)
+        found |= {f"{name}@{n}" for name in of_lists for n in self.catalog_at}
+        found = set() if self.lists == "never" else found | set(INTERACTIONS)
+        found |= {"effective_rank"} if self.effective_rank else set()
+        return found | {"rmse", "rmse_uncut", "mae", CALIBRATION, *LABELED_METRICS}

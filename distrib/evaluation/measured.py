@@ -8,6 +8,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from distrib.batch import Batch
+from distrib.evaluation.config import CALIBRATION
 from distrib.evaluation.ratings import RELIABILITY, calibration_error
 from distrib.labeled_metrics import AUC, area_under_curve
 from distrib.metrics import FloatArray, Summary, Sums, effective_rank, gini, sums_of
@@ -17,9 +18,6 @@ SUM = " sum"
 
 SHOWN = "shown@"
 """Begins the names of tables of how often each item is in a list."""
-
-CALIBRATION = "rating_calibration_error"
-"""Name of the expected calibration error of rating levels."""
 
 MOMENTS = "moments"
 """Table ``[Z + 1, Z + 1]``: the outer products of user embeddings, each followed by a 1."""

@@ -12,9 +12,9 @@ from distrib.data.feeds.collate import Example, Targets, example
 from distrib.data.history_arrays import HistoryArrays, IntArray
 from distrib.data.schema import Role
 from distrib.errors import ConfigError
-from distrib.evaluation.config import EvaluateConfig
+from distrib.evaluation.config import CALIBRATION, INTERACTIONS, EvaluateConfig
 from distrib.evaluation.lists import list_metrics
-from distrib.evaluation.measured import CALIBRATION, MOMENTS, Measured, joined
+from distrib.evaluation.measured import MOMENTS, RANK, Measured, joined
 from distrib.evaluation.ratings import rating_tables
 from distrib.labeled_metrics import LOG_LOSS, metrics_by_user
 from distrib.metrics import SQUARED_ERROR_UNCUT, FloatArray
@@ -22,8 +22,7 @@ from distrib.models.capabilities import user_embedding
 from distrib.models.outputs import OutputKind
 from distrib.scoring.scorer import Encoded, Scorer, pair_scores
 
-EXPECTED, KNOWN = "interactions_expected", "interactions_known"
-"""Calibration: the sum of a user's probabilities, and the number of encoded interactions."""
+EXPECTED, KNOWN = INTERACTIONS
 
 DISTANCE = "distance to truth: "
 """Begins the names of distances to the truth of a synthetic log."""
@@ -172,7 +171,12 @@ def is_meant(name: str, output: OutputKind, num_levels: int) -> bool:
 
 def is_lower_better(name: str) -> bool:
     """Return whether low values of a metric are good."""
-    return name in _LOWER_IS_BETTER or name.startswith(DISTANCE)
+    return name in _LOWER_IS_BETTER or name.startswith((DISTANCE, "gini@"))
+
+
+def is_neutral(name: str) -> bool:
+    """Return whether neither high nor low values of a metric are good by themselves."""
+    return name in (EXPECTED, KNOWN, RANK) or name.startswith(("popularity@", "novelty@"))
 
 
 def is_better(name: str, one: float, other: float) -> bool:

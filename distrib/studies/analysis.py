@@ -12,7 +12,7 @@ from distrib.errors import DataError
 from distrib.evaluation.job import BY_USER, HISTORY
 from distrib.evaluation.job import RESULT as EVALUATION
 from distrib.evaluation.measured import PAIRS, SUM
-from distrib.evaluation.protocol import is_lower_better
+from distrib.evaluation.protocol import is_lower_better, is_neutral
 from distrib.metrics import ROOTS
 from distrib.storage import Folder
 from distrib.studies.results import Row, StudyResult
@@ -27,6 +27,9 @@ from distrib.studies.statistics import (
     ranks,
     resampled,
 )
+
+DATA = "data"
+"""Name of the axis over whose options ranks are taken."""
 
 _DRAWS = 1000
 _SUMS = {root: name for name, root in ROOTS.items()} | {"mae": "mae"}
@@ -103,6 +106,10 @@ def _block(
     for row in rows:
         if row.run is not None:
             by_option.setdefault(row.options[result.compared], []).append(row)
+    seeds = [{row.seed for row in found} for found in by_option.values()]
+    common = set.intersection(*seeds) if seeds else set[int]()
+    if common:  # the others failed for some option, and would be compared with nothing
+        by_option = {n: [r for r in found if r.seed in common] for n, found in by_option.items()}
     root = Folder(result.runs) / "runs"
     vectors = {
         name: vectors_of([root / row.address for row in found], result.metrics)
@@ -145,21 +152,39 @@ def assessed(
     intervals: dict[str, dict[str, Interval]] = {}
     comparisons: dict[str, tuple[Comparison, ...]] = {}
     for metric in metrics:
-        samples = {n: v.by_metric[metric] for n, v in vectors.items() if metric in v.by_metric}
+        samples = _of_common_users(
+            {n: v.by_metric[metric] for n, v in vectors.items() if metric in v.by_metric}
+        )
         if not samples:
             continue
         draw_RM = resampled([*samples.values()], num_draws, seed=0)
         draws = dict(zip(samples, draw_RM.T, strict=True))
         intervals[metric] = {name: interval(one, draws[name]) for name, one in samples.items()}
         means = {name: one.mean for name, one in intervals[metric].items()}
-        against = baseline if baseline in means else best_of(metric, means)
+        against = baseline if baseline in means else best_of(metric, means) or next(iter(means))
         if len(samples) > 1:
-            comparisons[metric] = tuple(compared(samples, draws, str(against)))
+            is_lower = is_lower_better(metric)
+            found = compared(samples, draws, str(against), lower_is_better=is_lower)
+            comparisons[metric] = tuple(found)
     return intervals, comparisons
 
 
-def best_of(metric: str, means: Mapping[str, float]) -> str:
-    """Return the option with the best value of a metric."""
+def _of_common_users(samples: Mapping[str, Samples]) -> dict[str, Samples]:
+    """Return samples over the users of which all have the metric, less options without any."""
+    having = {name: one for name, one in samples.items() if one.count_U.any()}
+    if not having:
+        return {}
+    is_common_U = np.all([one.count_U > 0 for one in having.values()], axis=0)
+    return {
+        name: one._replace(sum_SU=one.sum_SU * is_common_U, count_U=one.count_U * is_common_U)
+        for name, one in having.items()
+    }
+
+
+def best_of(metric: str, means: Mapping[str, float]) -> str | None:
+    """Return the option with the best value of a metric; None where no value is good by itself."""
+    if is_neutral(metric):
+        return None
     choose = min if is_lower_better(metric) else max
     return choose(means, key=lambda name: means[name])
 
@@ -229,12 +254,13 @@ def _of_records(rows: Sequence[Row], metric: str) -> Interval:
     summary = None if run is None else (run.metrics or {}).get("model", {}).get(metric)
     error = 0.0 if summary is None else summary.standard_error
     mean = float(values.mean())
+    reach = 1.96 * error if error else None  # a share of the catalog has no error over users
     seeds = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
     return Interval(
         mean=mean,
-        low=mean - 1.96 * error,
-        high=mean + 1.96 * error,
-        error_of_users=error,
+        low=None if reach is None else mean - reach,
+        high=None if reach is None else mean + reach,
+        error_of_users=error or None,
         error_of_seeds=seeds,
         users=0 if run is None else run.users,
     )
@@ -268,13 +294,20 @@ def _mean(samples: Samples, group: np.ndarray) -> float:
 
 
 def _ranks(result: StudyResult, blocks: Sequence[Block]) -> dict[str, Ranks]:
+    """Rank over the options of an axis named ``data``: others of one log are not independent."""
+    if DATA not in result.axes or result.compared == DATA:
+        return {}
     found = {}
-    for metric in result.metrics:
-        rows = {
-            block.name: {name: one.mean for name, one in block.intervals.get(metric, {}).items()}
+    for metric in [name for name in result.metrics if not is_neutral(name)]:
+        rows = [
+            {DATA: block.options[DATA], **{name: one.mean for name, one in of_metric.items()}}
             for block in blocks
-        }
-        ranked = ranks(pd.DataFrame(rows).T, lower_is_better=is_lower_better(metric))
+            if (of_metric := block.intervals.get(metric, {}))
+        ]
+        if not rows:
+            continue
+        means = pd.DataFrame(rows).groupby(DATA).mean()
+        ranked = ranks(means, lower_is_better=is_lower_better(metric))
         if ranked is not None:
             found[metric] = ranked
     return found

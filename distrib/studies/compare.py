@@ -6,6 +6,7 @@ import numpy as np
 
 from distrib.config import Record, read_record
 from distrib.errors import ConfigError
+from distrib.evaluation.config import INTERACTIONS
 from distrib.evaluation.job import RESULT, Evaluation
 from distrib.events import table
 from distrib.report.page import Cell, Section, Table, TableRow, page
@@ -14,7 +15,7 @@ from distrib.studies.analysis import Vectors, aligned, assessed, vectors_of
 from distrib.studies.statistics import Comparison, Interval
 
 _SHOWN_USERS = 20
-_LEFT_OUT = ("interactions_expected", "interactions_known")
+_LEFT_OUT = INTERACTIONS
 
 
 class ChangedUser(Record):
@@ -72,20 +73,25 @@ def compare(runs: Sequence[str], metrics: Sequence[str] = ()) -> RunComparison:
         listing = ", ".join(f"{names[name]}: {one.data[:12]}" for name, one in found.items())
         raise ConfigError(f"the runs were evaluated on different data ({listing})")
     first = next(iter(found.values()))
-    wanted = list(metrics) or [
+    shared = [
         name
         for name in first.metrics["model"]
         if name not in _LEFT_OUT and all(name in one.metrics["model"] for one in found.values())
     ]
+    wanted = list(metrics) or shared
     vectors = {name: vectors_of([Folder(run)], wanted) for name, run in names.items()}
     paired, unpaired = aligned(vectors)
     if unpaired:
         raise ConfigError(f"the test users of {unpaired} differ from those of the others")
     base = next(iter(names))
     intervals, comparisons = assessed(paired, wanted, base)
+    unknown = [metric for metric in metrics if metric not in intervals]
+    if unknown:
+        raise ConfigError(f"--metric {unknown}: not measured by user; there are {shared}")
+    decisive = next(iter(intervals), None)
     changed = {}
-    if wanted and wanted[0] in intervals:
-        changed = {n: _changed(paired, wanted[0], base, n) for n in names if n != base}
+    if decisive is not None:
+        changed = {n: _changed(paired, decisive, base, n) for n in names if n != base}
     return RunComparison(
         data=data.pop(),
         runs=names,
@@ -99,7 +105,7 @@ def _names(runs: Sequence[str]) -> dict[str, str]:
     """Name runs by the last part of their folders where these differ."""
     short = [run.rstrip("/").rsplit("/", 1)[-1] for run in runs]
     is_clear = len(set(short)) == len(runs)
-    if len(set(runs)) < len(runs):
+    if len({str(Folder(run)) for run in runs}) < len(runs):
         raise ConfigError("compare names a run twice")
     return dict(zip(short if is_clear else runs, runs, strict=True))
 
@@ -139,7 +145,7 @@ def _text(found: RunComparison, metric: str, name: str) -> str:
         return "-"
     tests = found.comparisons.get(metric, ())
     star = "*" if any(t.option == name and t.is_significant for t in tests) else ""
-    return f"{one.mean:.4f}{star} ({one.error_of_users:.4f})"
+    return f"{one.mean:.4f}{star} ({one.error_of_users or 0.0:.4f})"
 
 
 def page_of(found: RunComparison) -> str:

@@ -71,12 +71,22 @@ class Lines(Config):
 
     log_x: bool = False
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Test metrics that it shows."""
+        return self.metrics
+
 
 class Curves(Config):
     """Validation metrics by epoch, a line for each option compared."""
 
     kind: Literal["curves"] = "curves"
     metrics: tuple[str, ...] = ()
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Test metrics that it shows: none, as curves are of validation."""
+        return ()
 
 
 class Surface(Config):
@@ -86,9 +96,11 @@ class Surface(Config):
     x: Name
     y: Name
     metric: Name
-    coupled: bool = False
-    """Whether x and y are the two weights of soft targets, and the curve is drawn that coupled
-    labels can reach."""
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Test metrics that it shows."""
+        return (self.metric,)
 
 
 class Scatter(Config):
@@ -97,6 +109,11 @@ class Scatter(Config):
     kind: Literal["scatter"] = "scatter"
     x: Name
     y: Name
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Test metrics that it shows."""
+        return (self.x, self.y)
 
 
 Figure = Annotated[Lines | Curves | Surface | Scatter, Field(discriminator="kind")]
@@ -120,7 +137,7 @@ class StudyFile(Config):
 
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     metrics: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Test metrics to show; the first one orders."""
+    """Test metrics to show; the first one is also shown by length of history."""
 
     axes: Annotated[dict[str, dict[str, Option]], Field(min_length=1)]
     """Options by axis. Each combination of options is a run file."""
@@ -166,6 +183,8 @@ class StudyFile(Config):
     @model_validator(mode="after")
     def _names_are_known(self) -> "StudyFile":
         faults = [f"axes.{axis} has no options" for axis, found in self.axes.items() if not found]
+        if len(set(self.metrics)) < len(self.metrics):
+            faults.append(f"metrics = {list(self.metrics)} names one twice")
         if self.compared is not None and self.compared not in self.axes:
             faults.append(f"compared = {self.compared!r} is no axis; there are {[*self.axes]}")
         elif self.baseline is not None and self.baseline not in self.axes[self.compared_axis]:

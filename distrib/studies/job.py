@@ -1,5 +1,6 @@
 """The study job: prepare, choose settings by trials, run what is missing, report."""
 
+import difflib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 from distrib.config import JsonObject
 from distrib.data.prepare.job import read_plan
 from distrib.errors import ConfigError, DistribError
+from distrib.evaluation.protocol import DISTANCE
 from distrib.events import emit
 from distrib.fence import require_ours, take_over
 from distrib.storage import Folder
@@ -16,7 +18,7 @@ from distrib.studies.config import StudyFile
 from distrib.studies.export import export
 from distrib.studies.plan import Cell
 from distrib.studies.publish import publish, show
-from distrib.studies.results import Row, StudyResult
+from distrib.studies.results import Row, StudyResult, Trial
 from distrib.studies.run import environment, finished, now
 from distrib.studies.session import Session
 from distrib.terminal import progress_bar
@@ -64,7 +66,7 @@ def check(study: Given) -> None:
     """
     file, cells, _ = study
     plan.levels(cells)
-    faults: dict[str, None] = {}
+    faults = dict.fromkeys(_metric_faults(study))
     logs = dict[str, str]()
     for cell in cells:
         run_file = cell.file(file.seeds[0], cell.first_settings)
@@ -78,6 +80,24 @@ def check(study: Given) -> None:
             faults[f"{', '.join(cell.options.values())}: {fault}"] = None
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def _metric_faults(study: Given) -> list[str]:
+    """Return which metrics no run can have."""
+    file = study.file
+    known = {
+        name
+        for cell in study.cells
+        for name in cell.file(file.seeds[0], cell.first_settings).evaluate.test_metrics
+    }
+    wanted = [*file.metrics, *(name for one in file.figures for name in one.measured)]
+    faults = []
+    for name in dict.fromkeys(wanted):
+        if name not in known and not name.startswith(DISTANCE):
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "set the cutoffs in evaluate"
+            faults.append(f"metric {name!r}: no run measures it; {hint}")
+    return faults
 
 
 def _fault_of(action: Callable[[], object]) -> str:
@@ -130,11 +150,11 @@ def study(study: Given) -> JsonObject:
     """
     file, output = study.file, Folder(study.file.output)
     token = take_over(output)
-    rows = _rows(study)
+    rows, trials = _done(study)
     failed = [row for row in rows if row.run is None]
     if len(failed) == len(rows):
         raise ConfigError(f"every run failed, the first by: {failed[0].fault}")
-    result = _result(study, rows)
+    result = _result(study, rows, trials)
     analysis = analyzed(result)
     require_ours(output, token)
     page = publish(file.output, result, analysis, file.figures, file.model_dump_json(indent=1))
@@ -145,8 +165,8 @@ def study(study: Given) -> JsonObject:
     return {"page": page, "runs": len(rows), "failed": len(failed), "folder": str(output)}
 
 
-def _rows(study: Given) -> list[Row]:
-    """Return a row for each combination and seed, those that failed with the reason."""
+def _done(study: Given) -> tuple[list[Row], list[Trial]]:
+    """Return a row for each combination and seed, those that failed with the reason, and trials."""
     file, cells, _ = study
     session = Session(file)
     rows: dict[tuple[str, int], Row] = {}
@@ -156,10 +176,10 @@ def _rows(study: Given) -> list[Row]:
             session.prepare(cell)
         for level in plan.levels(cells):
             rows |= session.run_level(level)
-    return [rows[cell.key, seed] for cell in cells for seed in file.seeds]
+    return [rows[cell.key, seed] for cell in cells for seed in file.seeds], session.trials
 
 
-def _result(study: Given, rows: Sequence[Row]) -> StudyResult:
+def _result(study: Given, rows: Sequence[Row], trials: Sequence[Trial]) -> StudyResult:
     file = study.file
     return StudyResult(
         title=file.title,
@@ -174,7 +194,7 @@ def _result(study: Given, rows: Sequence[Row]) -> StudyResult:
         baseline=file.baseline,
         published=file.published,
         rows=tuple(rows),
-        trials=sum(cell.search.num_trials for cell in study.cells if cell.search is not None),
+        trials=tuple(trials),
         environment=environment(),
         finished=now(),
         command=study.command,

@@ -1,6 +1,7 @@
 """The charts of a study."""
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from distrib.storage import Folder
 from distrib.studies.analysis import Analysis, Block
 from distrib.studies.config import Curves, Figure, Lines, Scatter, Surface
 from distrib.studies.results import Row, StudyResult
+from distrib.studies.statistics import Interval
 from distrib.training.records import EpochRecord, history_of
 from distrib.training.run_folder import HISTORY
 
@@ -35,7 +37,7 @@ def charts(
     for figure in figures:
         yield from _of_figure(result, analysis, figure)
     for metric in result.metrics:
-        if any(analysis.blocks[n].intervals.get(metric) for n in range(len(analysis.blocks))):
+        if any(block.intervals.get(metric) for block in analysis.blocks):
             yield _results(result, analysis, metric)
         ranked = analysis.ranks.get(metric)
         if ranked is not None:
@@ -65,8 +67,8 @@ def _results(result: StudyResult, analysis: Analysis, metric: str) -> Chart:
                     block.name,
                     names,
                     [one.mean for one in values],
-                    [one.low for one in values],
-                    [one.high for one in values],
+                    _ends(values, "low"),
+                    _ends(values, "high"),
                     has_line=False,
                 )
             )
@@ -129,8 +131,8 @@ def _line(option: str, blocks: Sequence[Block], metric: str, axis: str) -> Serie
         option,
         [x for x, _ in found],
         [one.mean for one in values],
-        [one.low for one in values],
-        [one.high for one in values],
+        _ends(values, "low"),
+        _ends(values, "high"),
     )
 
 
@@ -146,8 +148,8 @@ def _lines_of_compared(analysis: Analysis, figure: Lines, metric: str) -> Iterat
                 block.name,
                 [float(name) for name in names],
                 [one.mean for one in values],
-                [one.low for one in values],
-                [one.high for one in values],
+                _ends(values, "low"),
+                _ends(values, "high"),
             )
         )
     name = f"lines-{_file(figure.x)}-{_file(metric)}"
@@ -228,6 +230,12 @@ def _scatters(result: StudyResult, figure: Scatter) -> Iterator[Chart]:
         ]
         name = f"scatter-{_file(figure.x)}-{_file(figure.y)}-{_file(group)}"
         yield Chart(name, f"{group}: {figure.y} against {figure.x}", figure.x, figure.y, series)
+
+
+def _ends(values: Sequence[Interval], end: Literal["low", "high"]) -> list[float]:
+    """Return ends of intervals; the mean where there is none."""
+    found = [(getattr(one, end), one.mean) for one in values]
+    return [mean if value is None else value for value, mean in found]
 
 
 def _file(text: str) -> str:

@@ -13,18 +13,20 @@ from distrib.studies.analysis import Analysis, Block, best_of
 from distrib.studies.config import Figure
 from distrib.studies.pictures import charts
 from distrib.studies.results import RESULT, Row, StudyResult
-from distrib.studies.statistics import Comparison, Interval
+from distrib.studies.statistics import Comparison, Interval, Ranks
 
 PAGE = "report.html"
 PICTURES = "pictures"
 RESULTS, COMPARISONS, RUNS = "results.csv", "comparisons.csv", "runs.csv"
+RANKS = "ranks.csv"
 MARKDOWN = "study.md"
 
 _ERRORS = (
-    "Mean over seeds; in brackets the standard error over seeds and, after the semicolon, over "
-    "users (or cells). * differs significantly from {against}: paired t-test over users, level "
-    ".05, corrected for all options (Holm)."
+    "Mean over seeds; in brackets the standard errors over seeds and over users, then the 95 % "
+    "interval over users. * differs significantly from {against}: paired t-test over users, level "
+    ".05, corrected for all options, for each metric and data set apart (Holm)."
 )
+_CHOSEN = " The best option was chosen on the same users, so p-values against it are too small."
 
 
 def publish(
@@ -50,13 +52,15 @@ def publish(
     folder.write(RESULTS, _csv(_result_rows(result, analysis)))
     folder.write(COMPARISONS, _csv(_comparison_rows(analysis)))
     folder.write(RUNS, _csv(_run_rows(result)))
+    folder.write(RANKS, _csv(_rank_rows(analysis)))
     folder.write(MARKDOWN, markdown(result, analysis).encode())
     sections = [
         Section("Results", [*_tables(result, analysis), *_fault_notes(result)]),
         Section("Pictures", drawn),
         Section("Differences", [*_differences(analysis)]),
+        Section("Ranks", [*_rank_tables(analysis)]),
         Section("Cost", [_costs(result)]),
-        Section("Runs", [_runs(result, folder)]),
+        Section("Runs", [_runs(result, folder), *_trials(result)]),
         Section("Reproduce", [*_reproduction(result, text)]),
     ]
     about = " ".join(part for part in (result.question, result.source) if part)
@@ -98,8 +102,7 @@ def markdown(result: StudyResult, analysis: Analysis) -> str:
             cells = [_text(block, metric, option) for metric in result.metrics]
             runs = " ".join(row.address[:8] for row in _rows(result, block, option))
             lines.append(f"| {option} | {' | '.join(cells)} | {runs} |")
-    against = _against_text(analysis)
-    lines += ["", _ERRORS.format(against=against)]
+    lines += ["", _note(result, analysis)]
     return "\n".join(lines) + "\n"
 
 
@@ -108,8 +111,8 @@ def _machine(result: StudyResult) -> str:
 
 
 def _options(result: StudyResult, block: Block) -> list[str]:
-    having = {option for found in block.intervals.values() for option in found}
-    return [option for option in result.axes[result.compared] if option in having]
+    """Return the options of a block, those whose runs failed, too."""
+    return [option for option in result.axes[result.compared] if _rows(result, block, option)]
 
 
 def _rows(result: StudyResult, block: Block, option: str) -> list[Row]:
@@ -123,8 +126,9 @@ def _comparison(block: Block, metric: str, option: str) -> Comparison | None:
 
 
 def _errors(one: Interval) -> str:
-    seeds = "" if one.error_of_seeds is None else f"{one.error_of_seeds:.4f}; "
-    return f"({seeds}{one.error_of_users:.4f})"
+    errors = [one.error_of_seeds, one.error_of_users]
+    shown = ["-" if error is None else f"{error:.4f}" for error in errors]
+    return f"({'; '.join(shown)})"
 
 
 def _text(block: Block, metric: str, option: str) -> str:
@@ -137,7 +141,6 @@ def _text(block: Block, metric: str, option: str) -> str:
 
 
 def _tables(result: StudyResult, analysis: Analysis) -> Iterator[Table | Text]:
-    against = _against_text(analysis)
     for block in analysis.blocks:
         best = {
             metric: best_of(metric, {name: one.mean for name, one in found.items()})
@@ -148,10 +151,10 @@ def _tables(result: StudyResult, analysis: Analysis) -> Iterator[Table | Text]:
             [option, *(_cell(result, block, metric, option, best) for metric in result.metrics)]
             for option in _options(result, block)
         ]
-        note = _ERRORS.format(against=against)
-        if block.unpaired:
-            note += f" Not tested, as their users differ: {', '.join(block.unpaired)}."
+        names = ", ".join(block.unpaired)
+        note = f"Not tested, as their users differ: {names}." if names else ""
         yield Table(block.name, [result.compared, *result.metrics], rows, note)
+    yield Text(_note(result, analysis))
 
 
 def _against_text(analysis: Analysis) -> str:
@@ -164,8 +167,13 @@ def _against_text(analysis: Analysis) -> str:
     return against.pop() if len(against) == 1 else "the best option"
 
 
+def _note(result: StudyResult, analysis: Analysis) -> str:
+    found = _ERRORS.format(against=_against_text(analysis))
+    return found if result.baseline else found + _CHOSEN
+
+
 def _cell(
-    result: StudyResult, block: Block, metric: str, option: str, best: dict[str, str]
+    result: StudyResult, block: Block, metric: str, option: str, best: dict[str, str | None]
 ) -> Cell:
     one = block.intervals.get(metric, {}).get(option)
     if one is None:
@@ -175,12 +183,13 @@ def _cell(
     published = result.published.get(block.name, {}).get(option, {}).get(metric)
     beside = "" if published is None else f" published {published:g}"
     address = next((row.address for row in _rows(result, block, option) if row.address), "")
+    within = "" if one.low is None or one.high is None else f"{one.low:.4f} to {one.high:.4f}"
     return Cell(
         f"{one.mean:.4f}{star}",
-        note=f"{_errors(one)}{beside}",
+        note=" ".join(part for part in (_errors(one), within, beside.strip()) if part),
         is_best=best.get(metric) == option,
         link=f"#run-{address}" if address else "",
-        title=f"95 % interval {one.low:.4f} to {one.high:.4f}, {one.users} users",
+        title=f"{one.users} users",
     )
 
 
@@ -207,6 +216,38 @@ def _differences(analysis: Analysis) -> Iterator[Table]:
                 for one in found
             ]
             yield Table(f"{block.name}: {metric}", columns, rows)
+
+
+def _rank_tables(analysis: Analysis) -> Iterator[Table]:
+    for metric, found in analysis.ranks.items():
+        names = sorted(found.mean_ranks, key=lambda name: found.mean_ranks[name])
+        rows: list[TableRow] = [
+            [
+                name,
+                f"{found.mean_ranks[name]:.2f}",
+                *(
+                    f"{found.bayesian[name].get(other, 0.5):.2f}"
+                    for other in names
+                    if found.bayesian
+                ),
+            ]
+            for name in names
+        ]
+        columns = ["", "mean rank", *(f"larger than {n}" for n in names if found.bayesian)]
+        note = (
+            f"Over {found.blocks} data sets. Friedman test: p = {found.p_friedman:.3g}; mean ranks "
+            f"that differ by less than {found.critical_difference:.2f} do not differ significantly "
+            "(Nemenyi). With five data sets or more: probability that the row is larger than the "
+            "column, by a Bayesian signed-rank test."
+        )
+        yield Table(metric, columns, rows, note)
+
+
+def _larger(found: Ranks, name: str, others: Sequence[str]) -> list[str]:
+    """Return how likely an option is larger than each, where that was computed."""
+    if not found.bayesian:
+        return []
+    return [f"{found.bayesian[name][o]:.2f}" if o != name else "-" for o in others]
 
 
 def _costs(result: StudyResult) -> Table:
@@ -237,10 +278,29 @@ def _runs(result: StudyResult, folder: Folder) -> Table:
         finished = row.run.finished if row.run is not None else row.fault[:80]
         name, address = ", ".join(row.options.values()), Cell(row.address or "-", link=link)
         rows.append([name, str(row.seed), address, data, tuned, finished])
-        anchors.append(f"run-{row.address}" if row.address else f"failed-{len(anchors)}")
+        place = f"run-{row.address}"
+        anchors.append(place if row.address and place not in anchors else f"row-{len(anchors)}")
     note = f"Runs are folders of {root}, named by a hash of settings and data."
     columns = ["run", "seed", "address", "data", "tuned", "finished"]
     return Table("", columns, rows, note, anchors)
+
+
+def _trials(result: StudyResult) -> Iterator[Table]:
+    """Yield what was tried, so that one can see that options were tuned alike."""
+    if not result.trials:
+        return
+    rows: list[TableRow] = [
+        [
+            ", ".join(one.options.values()),
+            ", ".join(f"{name} = {value}" for name, value in one.settings.items()),
+            "-" if one.selection is None else f"{one.selection:.5g}",
+            one.address,
+            one.fault[:80],
+        ]
+        for one in result.trials
+    ]
+    columns = ["run", "settings", "score on validation", "address", "fault"]
+    yield Table("Trials", columns, rows, "Each with the first seed; the highest score is chosen.")
 
 
 def _link(page_folder: Folder, run: Folder) -> str:
@@ -254,7 +314,7 @@ def _reproduction(result: StudyResult, text: str) -> Iterator[Facts | Code]:
         ("command", result.command),
         ("finished", result.finished),
         ("study", result.study),
-        ("runs of trials", str(result.trials)),
+        ("trials", str(len(result.trials))),
         *result.environment.items(),
     ]
     yield Facts("", lines)
@@ -298,3 +358,16 @@ def _run_rows(result: StudyResult) -> list[list[object]]:
         figures = [None, None] if cost is None else [cost.train_s, cost.memory_gb]
         rows.append([*row.options.values(), row.seed, row.address, *figures, row.fault])
     return rows
+
+
+def _rank_rows(analysis: Analysis) -> list[list[object]]:
+    head: list[object] = ["metric", "option", "mean_rank", "data_sets"]
+    head += ["p_friedman", "critical_difference"]
+    return [
+        head,
+        *(
+            [metric, name, rank, found.blocks, found.p_friedman, found.critical_difference]
+            for metric, found in analysis.ranks.items()
+            for name, rank in found.mean_ranks.items()
+        ),
+    ]

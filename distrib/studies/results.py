@@ -103,6 +103,18 @@ class Row(Record):
     """Why there is no run."""
 
 
+class Trial(Record):
+    """One trial of a combination."""
+
+    options: dict[str, str]
+    settings: JsonObject
+    address: str
+    selection: float | None
+    """Score on validation, higher is better; None where it failed."""
+
+    fault: str
+
+
 class StudyResult(Record):
     """A study; ``study.json`` in its folder."""
 
@@ -122,8 +134,8 @@ class StudyResult(Record):
     baseline: str | None
     published: dict[str, dict[str, dict[str, float]]]
     rows: tuple[Row, ...]
-    trials: int
-    """Runs that only chose settings."""
+    trials: tuple[Trial, ...]
+    """Runs that chose settings."""
 
     environment: dict[str, str]
     finished: str

@@ -19,7 +19,7 @@ from distrib.storage import Folder
 from distrib.studies import plan
 from distrib.studies.config import StudyFile
 from distrib.studies.plan import Cell
-from distrib.studies.results import FAULT, Fault, Row, RunRecord
+from distrib.studies.results import FAULT, Fault, Row, RunRecord, Trial
 from distrib.studies.run import earlier_fault, finished, is_small, measured
 from distrib.terminal import Bar
 from distrib.training.workers.alone import ENVIRONMENT
@@ -54,6 +54,7 @@ class Session:
         self._data: dict[str, Dataset] = {}
         self._faults: dict[str, str] = {}
         self._files: dict[tuple[str, int], RunFile] = {}
+        self.trials: list[Trial] = []
 
     def begin(self, num_runs: int, bar: Bar | None) -> None:
         """Begin to count runs, and show them where there is a bar."""
@@ -161,7 +162,9 @@ class Session:
         everything = [task for of_cell in tasks.values() for task in of_cell]
         self._total += len(everything)
         found = self._executed(everything, is_trial=True)
+        by_key = {cell.key: cell for cell in cells}
         for key, of_cell in tasks.items():
+            self.trials += [_trial(by_key[key], task, found[task.file.run]) for task in of_cell]
             outcomes = [(found[task.file.run], task.tuned) for task in of_cell]
             scores = [(r.selection, tuned) for r, tuned in outcomes if isinstance(r, RunRecord)]
             if scores:
@@ -246,6 +249,17 @@ def _row(cell: Cell, seed: int, task: Task, outcome: RunRecord | str) -> Row:
         tuned=task.tuned,
         run=record,
         fault=outcome if isinstance(outcome, str) else "",
+    )
+
+
+def _trial(cell: Cell, task: Task, outcome: RunRecord | str) -> Trial:
+    is_done = isinstance(outcome, RunRecord)
+    return Trial(
+        options=dict(cell.options),
+        settings=task.tuned,
+        address=_name(task.file.run),
+        selection=outcome.selection if isinstance(outcome, RunRecord) else None,
+        fault="" if is_done else str(outcome),
     )
 
 

@@ -24,7 +24,7 @@ LEVEL = 0.05
 """Level of significance, after correction."""
 
 _DRAWS_AT_ONCE = 64
-_FEWEST_BLOCKS, _FEWEST_OPTIONS = 2, 3
+_FEWEST_BLOCKS, _FEWEST_OPTIONS = 3, 3
 
 
 class Samples(NamedTuple):
@@ -63,11 +63,11 @@ class Interval(Record):
     mean: float
     """Mean over seeds."""
 
-    low: float
-    """Of the 95 % interval over users, by resampling."""
+    low: float | None
+    """Of the 95 % interval over users, by resampling; None for what is no mean over users."""
 
-    high: float
-    error_of_users: float
+    high: float | None
+    error_of_users: float | None
     """Standard error over users, by resampling."""
 
     error_of_seeds: float | None
@@ -98,7 +98,7 @@ class Comparison(Record):
     """Of Wilcoxon's signed-rank test, uncorrected."""
 
     seeds_ahead: int
-    """Seeds in which the option has the larger value, paired by seed."""
+    """Seeds in which the option has the better value, paired by seed."""
 
     @property
     def is_significant(self) -> bool:
@@ -117,20 +117,22 @@ def resampled(samples: Sequence[Samples], num_draws: int, seed: int) -> FloatArr
     Returns:
         Metrics of each resample, mean over seeds, ``[R, M]``.
     """
-    # The root of the mean over seeds, as of one model that errs so on average.
-    sum_UM = np.stack([one.mean_U for one in samples], axis=1)
+    sum_UM = np.concatenate([one.sum_SU.T for one in samples], axis=1)
     count_UM = np.stack([one.count_U for one in samples], axis=1)
     num_users = len(sum_UM)
     generator = np.random.default_rng(seed)
-    parts = []
+    parts: list[list[FloatArray]] = [[] for _ in samples]
+    ends = np.cumsum([len(one.sum_SU) for one in samples])
     for start in range(0, num_draws, _DRAWS_AT_ONCE):
         size = min(_DRAWS_AT_ONCE, num_draws - start)
         drawn = generator.integers(num_users, size=(size, num_users))
         times_RU = np.stack([np.bincount(row, minlength=num_users) for row in drawn]).astype(float)
-        parts.append((times_RU @ sum_UM) / np.maximum(times_RU @ count_UM, 1.0))
-    found = np.concatenate(parts)
-    columns = [one.final(found[:, number]) for number, one in enumerate(samples)]
-    return np.stack(columns, axis=1)
+        count_RM = np.maximum(times_RU @ count_UM, 1.0)
+        by_option = np.split(times_RU @ sum_UM, ends[:-1], axis=1)
+        for number, (one, sum_RS) in enumerate(zip(samples, by_option, strict=True)):
+            # Each seed's metric first, so that an interval is one of the mean over seeds.
+            parts[number].append(one.final(sum_RS / count_RM[:, [number]]).mean(1))
+    return np.stack([np.concatenate(found) for found in parts], axis=1)
 
 
 def interval(samples: Samples, draw_R: FloatArray) -> Interval:
@@ -157,7 +159,11 @@ def interval(samples: Samples, draw_R: FloatArray) -> Interval:
 
 
 def compared(
-    samples: Mapping[str, Samples], draws: Mapping[str, FloatArray], against: str
+    samples: Mapping[str, Samples],
+    draws: Mapping[str, FloatArray],
+    against: str,
+    *,
+    lower_is_better: bool,
 ) -> list[Comparison]:
     """Test every option against one, on the same users.
 
@@ -165,6 +171,7 @@ def compared(
         samples: Of one metric by option.
         draws: Columns of `resampled` by option.
         against: The option that others are tested against.
+        lower_is_better: Whether low values are good.
 
     Returns:
         A comparison for each other option, corrected for all of them.
@@ -181,7 +188,7 @@ def compared(
     for name, (p, p_wilcoxon), p_adjusted in zip(others, tests, adjusted, strict=True):
         difference_R = draws[name] - draws[against]
         low, high = np.quantile(difference_R, [0.025, 0.975])
-        pairs = zip(samples[name].by_seed, base.by_seed, strict=False)
+        gaps = samples[name].by_seed - base.by_seed
         found.append(
             Comparison(
                 option=name,
@@ -192,7 +199,7 @@ def compared(
                 p=p,
                 p_adjusted=float(p_adjusted),
                 p_wilcoxon=p_wilcoxon,
-                seeds_ahead=sum(bool(one > other) for one, other in pairs),
+                seeds_ahead=int((gaps < 0 if lower_is_better else gaps > 0).sum()),
             )
         )
     return found
@@ -242,7 +249,7 @@ def ranks(mean_BO: pd.DataFrame, *, lower_is_better: bool) -> Ranks | None:
         lower_is_better: Whether low values are good.
 
     Returns:
-        The ranks; None for fewer than two data sets or three options.
+        The ranks; None for fewer than three data sets or options.
     """
     mean_BO = mean_BO.dropna(axis=1)
     num_blocks, num_options = mean_BO.shape

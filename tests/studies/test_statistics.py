@@ -52,10 +52,20 @@ def test_a_root_of_means_over_pairs_is_that_of_all_pairs():
     assert draw_R.mean() == pytest.approx(samples.by_seed[0], rel=0.05)
 
 
+def test_the_interval_of_a_root_is_one_of_the_mean_over_seeds():
+    """Seeds of unlike quality: the root of their joint error would lie above the mean of roots."""
+    rng = np.random.default_rng(3)
+    sum_SU = np.stack([rng.exponential(1.0, 400), rng.exponential(9.0, 400)])
+    samples = Samples(sum_SU, np.ones(400), is_root=True)
+    found = interval(samples, resampled([samples], 400, seed=0)[:, 0])
+    assert found.low < found.mean < found.high
+    assert found.mean == pytest.approx(np.sqrt(sum_SU.mean(1)).mean())
+
+
 def test_comparisons_are_the_paired_tests_of_scipy_with_the_correction_of_holm():
     samples = {"a": drawn(0), "b": drawn(1, shift=0.01), "c": drawn(2, shift=0.05)}
     draws = dict(zip(samples, resampled([*samples.values()], 1000, seed=0).T, strict=True))
-    found = {one.option: one for one in compared(samples, draws, "a")}
+    found = {one.option: one for one in compared(samples, draws, "a", lower_is_better=False)}
     assert found.keys() == {"b", "c"}
     p_values = []
     for name, one in found.items():
@@ -77,7 +87,7 @@ def test_comparisons_are_the_paired_tests_of_scipy_with_the_correction_of_holm()
 def test_the_same_option_twice_does_not_differ():
     samples = {"a": drawn(0), "b": drawn(0)}
     draws = dict(zip(samples, resampled([*samples.values()], 50, seed=0).T, strict=True))
-    (one,) = compared(samples, draws, "a")
+    (one,) = compared(samples, draws, "a", lower_is_better=False)
     assert (one.difference, one.p, one.low, one.high) == (0.0, 1.0, 0.0, 0.0)
     assert not one.is_significant
 

@@ -20,7 +20,7 @@ from distrib.evaluation.job import evaluate
 from distrib.run_file import RunFile
 from distrib.studies.compare import compare, page_of
 from distrib.studies.config import StudyFile
-from distrib.studies.job import given, planned, study
+from distrib.studies.job import check, given, planned, study
 from distrib.studies.results import RESULT, RUN_RESULT, StudyResult
 from distrib.training.workers.launch import launch
 
@@ -150,6 +150,10 @@ def test_trials_choose_on_validation_and_soft_labels_come_from_the_base(first):
     assert study(five)["failed"] == 0
     tuned, _, soft = result_of(five).rows
     assert tuned.tuned == {"optimizer.learning_rate": 3e-3}
+    tried = result_of(five).trials
+    assert len(tried) == 5
+    assert max(tried, key=lambda one: one.selection).settings == tuned.tuned
+    assert {one.address for one in tried} >= {tuned.address}
     assert soft.run.settings["objective"]["label"]["path"].startswith(f"{folder}/runs/labels/")
 
 
@@ -208,6 +212,10 @@ def test_runs_are_compared_user_by_user(first):
         compare([ease])
     with pytest.raises(ConfigError, match="was not evaluated"):
         compare([ease, str(folder)])
+    with pytest.raises(ConfigError, match="twice"):
+        compare([ease, f"{ease}/"])
+    with pytest.raises(ConfigError, match="not measured by user"):
+        compare([ease, vae], ["ndgc@100"])
 
 
 @pytest.mark.processes
@@ -246,6 +254,15 @@ def _toml(document):
     from distrib.settings.show import inline
 
     return "\n".join(f"{key} = {inline(value)}" for key, value in document.items()) + "\n"
+
+
+def test_metrics_that_no_run_measures_are_refused_before_any_run(tmp_path):
+    figures = [{"kind": "scatter", "x": "rmsee", "y": "recall@20"}]
+    wrong = study_of(tmp_path, metrics=["ndgc@100", "coverage@5"], figures=figures)
+    with pytest.raises(ConfigError) as raised:
+        check(wrong)
+    for text in ("did you mean 'ndcg@100'", "'coverage@5': no run", "did you mean 'rmse'"):
+        assert text in str(raised.value)
 
 
 def test_every_study_in_the_repository_is_valid(monkeypatch):
