@@ -113,7 +113,12 @@ def check_split(split: Split) -> None:
 
 
 def evaluate(
-    run: str, prepared: str, config: EvaluateConfig, *, is_here: bool = False
+    run: str,
+    prepared: str,
+    config: EvaluateConfig,
+    *,
+    output: Folder | None = None,
+    is_here: bool = False,
 ) -> Evaluation:
     """Measure a run's best model and popularity on the test targets, unless that is done.
 
@@ -121,19 +126,23 @@ def evaluate(
         run: Run folder with a bundle.
         prepared: The data it was trained on.
         config: Which metrics.
+        output: Where the results are written; the run folder by default.
         is_here: Whether this process measures, where the cluster's take longer to start.
 
     Returns:
-        The results; also written to the run folder.
+        The results; also written to the folder.
     """
     dataset = preflight(run, prepared)
     load_bundle(Folder(run) / BUNDLE)  # fail here, clearly, rather than in an actor
-    folder, wanted = Folder(run), _measured_of(run, dataset, config)
+    folder = Folder(run) if output is None else output
+    wanted = _measured_of(run, dataset, config)
     if folder.exists(_OF) and folder.exists(RESULT) and folder.read_json(_OF) == wanted:
         emit("already_evaluated", folder=str(folder / RESULT))
         return read_record(Evaluation, folder.read_json(RESULT), folder / RESULT)
     folder.remove(_OF)
-    result = _evaluated(run, dataset, config, _here if is_here else _on_cluster)
+    bundle = str(Folder(run) / BUNDLE)
+    measuring = _Measuring(bundle, dataset, config, folder / BY_USER, _recent(dataset, config))
+    result = _evaluated(measuring, folder, _here if is_here else _on_cluster)
     folder.write_json(RESULT, result.to_json())
     folder.write_json(_OF, wanted)
     emit("evaluated", users=result.users)
@@ -150,19 +159,21 @@ def _measured_of(run: str, dataset: Dataset, config: EvaluateConfig) -> JsonObje
     }
 
 
+def _recent(dataset: Dataset, config: EvaluateConfig) -> IntArray | None:
+    """Return interactions of the last days before testing, for a split by time."""
+    if dataset.manifest.made_from.split != GlobalTimeSplit.model_fields["name"].default:
+        return None
+    return recent_counts(dataset, config.recent_days, Role.VALID_TARGET)
+
+
 def _evaluated(
-    run: str,
-    dataset: Dataset,
-    config: EvaluateConfig,
+    measuring: "_Measuring",
+    folder: Folder,
     measured: Callable[["_Measuring"], Iterable[pa.Table]],
 ) -> Evaluation:
     """Measure all test users."""
+    dataset = measuring.dataset
     manifest = dataset.manifest
-    bundle = str(Folder(run) / BUNDLE)
-    recent_IL = None
-    if manifest.made_from.split == GlobalTimeSplit.model_fields["name"].default:
-        recent_IL = recent_counts(dataset, config.recent_days, Role.VALID_TARGET)
-    measuring = _Measuring(bundle, dataset, config, Folder(run) / BY_USER, recent_IL)
     parts: dict[str, dict[int, Measured]] = {}
     num_users = 0
     for block in measured(measuring):
@@ -183,7 +194,7 @@ def _evaluated(
         for name, t in whole["model"].tables.items()
         if name in (CONFUSION, RELIABILITY)
     }
-    Folder(run).write_json(TABLES, tables)
+    folder.write_json(TABLES, tables)
     found = partial(
         Evaluation,
         data=dataset.hash,
@@ -191,7 +202,7 @@ def _evaluated(
         metrics={name: one.summaries() for name, one in whole.items()},
     )
     if manifest.made_from.format == SyntheticLog.model_fields["format"].default:
-        return found(distance_to_truth=ray.get(distance_to_truth.remote(bundle, dataset)))
+        return found(distance_to_truth=ray.get(distance_to_truth.remote(measuring.bundle, dataset)))
     return found()
 
 

@@ -15,7 +15,7 @@ from distrib.evaluation.measured import PAIRS, SUM
 from distrib.evaluation.protocol import is_lower_better, is_neutral
 from distrib.metrics import ROOTS
 from distrib.storage import Folder
-from distrib.studies.results import Row, StudyResult
+from distrib.studies.results import Row, StudyResult, measured_folder
 from distrib.studies.statistics import (
     Comparison,
     FloatArray,
@@ -110,9 +110,8 @@ def _block(
     common = set.intersection(*seeds) if seeds else set[int]()
     if common:  # the others failed for some option, and would be compared with nothing
         by_option = {n: [r for r in found if r.seed in common] for n, found in by_option.items()}
-    root = Folder(result.runs) / "runs"
     vectors = {
-        name: vectors_of([root / row.address for row in found], result.metrics)
+        name: vectors_of([measured_folder(result.runs, row) for row in found], result.metrics)
         for name, found in by_option.items()
     }
     paired, unpaired = aligned(vectors)

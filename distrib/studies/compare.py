@@ -12,6 +12,7 @@ from distrib.events import table
 from distrib.report.page import Cell, Section, Table, TableRow, page
 from distrib.storage import Folder
 from distrib.studies.analysis import Vectors, aligned, assessed, vectors_of
+from distrib.studies.results import MEASURED
 from distrib.studies.statistics import Comparison, Interval
 
 _SHOWN_USERS = 20
@@ -61,12 +62,15 @@ def compare(runs: Sequence[str], metrics: Sequence[str] = ()) -> RunComparison:
     """
     if len(runs) < 2:
         raise ConfigError(f"compare needs two runs or more, but got {len(runs)}")
-    names = _names(runs)
+    names = {name: str(_measured(Folder(run))) for name, run in _names(runs).items()}
     found = {}
     for name, run in names.items():
         folder = Folder(run)
         if not folder.exists(RESULT):
-            raise ConfigError(f"{folder}: was not evaluated; run distrib evaluate first")
+            raise ConfigError(
+                f"{folder}: was not evaluated, or in several ways; run distrib evaluate, or name a "
+                "folder of measured/"
+            )
         found[name] = read_record(Evaluation, folder.read_json(RESULT), folder / RESULT)
     data = {one.data for one in found.values()}
     if len(data) > 1:
@@ -99,6 +103,14 @@ def compare(runs: Sequence[str], metrics: Sequence[str] = ()) -> RunComparison:
         comparisons=comparisons,
         changed=changed,
     )
+
+
+def _measured(run: Folder) -> Folder:
+    """Return where a run was measured: its folder or, of a run of studies, the one inside."""
+    if run.exists(RESULT):
+        return run
+    inside = [run / MEASURED / name for name in (run / MEASURED).folders()]
+    return inside[0] if len(inside) == 1 else run
 
 
 def _names(runs: Sequence[str]) -> dict[str, str]:

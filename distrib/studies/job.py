@@ -125,7 +125,7 @@ def planned(study: Given) -> Planned:
         if cell.search is not None or cell.parents or not session.finds(cell):
             continue
         for seed in file.seeds:
-            found = finished(session.task(cell, seed, {}).folder, is_trial=False)
+            found = finished(session.task(cell, seed, {}).file, is_trial=False)
             if found is not None:
                 num_done += 1
                 seconds.append(found.cost.train_s + found.cost.evaluate_s)

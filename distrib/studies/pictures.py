@@ -164,15 +164,24 @@ def _curves(result: StudyResult, figure: Curves) -> Iterator[Chart]:
         histories = {row.options[result.compared]: _history(result, row) for row in found}
         wanted = figure.metrics or result.metrics
         names = [name for name in wanted if any(name in h[0].valid for h in histories.values())]
+        longest = max((len(history) for history in histories.values()), default=1)
         for metric in names:
             series = [
-                Series(option, [r.epoch for r in history], [r.valid[metric] for r in history])
+                _curve(option, history, metric, longest)
                 for option, history in histories.items()
                 if metric in history[0].valid
             ]
             title = f"{group}: validation {metric} by epoch"
             name = f"curves-{_file(metric)}-{_file(group)}"
             yield Chart(name, title, "epoch", metric, series, note=f"Seed {result.seeds[0]}.")
+
+
+def _curve(option: str, history: Sequence[EpochRecord], metric: str, longest: int) -> Series:
+    """Return a metric by epoch; a level for a model in closed form."""
+    values = [record.valid[metric] for record in history]
+    if len(values) == 1:
+        return Series(option, [1, longest], values * 2)
+    return Series(option, [record.epoch for record in history], values)
 
 
 def _history(result: StudyResult, row: Row) -> list[EpochRecord]:

@@ -14,7 +14,7 @@ from distrib.storage import Folder
 from distrib.studies.config import Option, StudyFile
 from distrib.training.config import TrainingRun
 from distrib.training.run_folder import identity
-from distrib.tuning.space import SearchConfig, settings_of, with_settings
+from distrib.tuning.space import SEARCHED, SearchConfig, settings_of, with_settings
 
 _KINDS = ("name", "format", "kind")
 _NOWHERE = "nowhere"
@@ -138,6 +138,12 @@ def _cell(
 ) -> Cell:
     space = {name: drawn for option in chosen for name, drawn in option.space.items()}
     search = None
+    strange = [name for name in space if name.partition(".")[0] not in SEARCHED]
+    if strange:
+        raise ConfigError(
+            f"{key_of(options)}: space names {strange}, which do not affect training; use fields "
+            f"of {', '.join(SEARCHED)}"
+        )
     if space:
         search = SearchConfig(space=space, num_trials=study.num_trials, seed=study.trial_seed)
     labels_of, pretrained_by = None, list[Mapping[str, str]]()
@@ -188,7 +194,7 @@ def levels(found: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def run_address(run: TrainingRun, data: str, root: Folder) -> str:
-    """Return the name of a run: a hash of all that decides its result, data included.
+    """Return the name of a run: a hash of all that decides what is trained, data included.
 
     Args:
         run: The run; its own folder does not count.
@@ -199,9 +205,17 @@ def run_address(run: TrainingRun, data: str, root: Folder) -> str:
         16 hexadecimal digits.
     """
     document = identity(run, data)
+    del document["evaluate"]  # of which training depends on these alone
+    validation = {name: getattr(run.evaluate, name) for name in ("exclude_seen", "lists")}
+    document["validation"] = {**validation, "selection": run.selection}
     document["length"] = {name: getattr(run.train, name) for name in _LENGTH}
     document.pop("labels", None)  # their folder has an address of its own
     return _hash(json.dumps(document, sort_keys=True).replace(str(root), ""))
+
+
+def measure_address(file: RunFile) -> str:
+    """Return the name of what is measured of a run, inside its folder."""
+    return _hash(file.evaluate.model_dump_json())
 
 
 def labels_address(base: str, file: RunFile) -> str:

@@ -6,9 +6,13 @@ from distrib.config import JsonObject, Record
 from distrib.evaluation.protocol import DISTANCE
 from distrib.evaluation.truth import TruthDistance
 from distrib.metrics import Summary
+from distrib.storage import Folder
 
 RUN_RESULT = "study_run.json"
-"""In a run's folder, once it is done."""
+"""In a run's folder, once it is trained, and in a folder of `MEASURED`, once it is measured."""
+
+MEASURED = "measured"
+"""Folder of a run with a folder for each way to measure it."""
 
 FAULT = "fault.json"
 """In a run's folder, where it failed."""
@@ -95,6 +99,9 @@ class Row(Record):
     address: str
     """Empty where the run could not begin."""
 
+    measure: str
+    """Name of the folder of what was measured."""
+
     tuned: JsonObject
     """Settings that the trials chose."""
 
@@ -140,3 +147,16 @@ class StudyResult(Record):
     environment: dict[str, str]
     finished: str
     command: str
+
+
+def measured_folder(runs: str, row: Row) -> Folder:
+    """Return the folder of what was measured of a run.
+
+    Args:
+        runs: Folder of the runs of a study.
+        row: The run.
+
+    Returns:
+        The folder.
+    """
+    return Folder(runs) / "runs" / row.address / MEASURED / row.measure

@@ -1,6 +1,7 @@
 """One run of a study: trained and measured at most once, however many studies need it."""
 
 import contextlib
+import json
 import platform
 import subprocess
 import tempfile
@@ -18,16 +19,17 @@ from distrib.checkpoint.store import CheckpointStore
 from distrib.config import read_record
 from distrib.data.dataset import Dataset
 from distrib.errors import TakenOverError, known
+from distrib.evaluation.config import EvaluateConfig
 from distrib.evaluation.job import evaluate
 from distrib.events import emit
 from distrib.fence import ATTEMPT
 from distrib.redaction import redacted
 from distrib.run_file import RunFile
 from distrib.storage import Folder
-from distrib.studies.plan import without_places
-from distrib.studies.results import FAULT, RUN_RESULT, Cost, Fault, RunRecord
+from distrib.studies.plan import measure_address, without_places
+from distrib.studies.results import FAULT, MEASURED, RUN_RESULT, Cost, Fault, RunRecord
 from distrib.training.records import history_of
-from distrib.training.run_folder import HISTORY
+from distrib.training.run_folder import HISTORY, RUN
 from distrib.training.workers.launch import launch_here
 
 LOG = "log.txt"
@@ -39,20 +41,25 @@ _QUIET_S = 900.0
 """A run that another study has begun is over if it writes no checkpoint for so long."""
 
 
-def finished(folder: Folder, *, is_trial: bool) -> RunRecord | None:
+def finished(file: RunFile, *, is_trial: bool) -> RunRecord | None:
     """Return the record of a run that is done.
 
     Args:
-        folder: Of the run.
+        file: The run file.
         is_trial: Whether training alone counts.
 
     Returns:
         The record; None where something is left to do.
     """
+    folder = Folder(file.run)
+    folder = folder if is_trial else _measure_of(file)
     if not folder.exists(RUN_RESULT):
         return None
-    record = read_record(RunRecord, folder.read_json(RUN_RESULT), folder / RUN_RESULT)
-    return record if is_trial or record.metrics is not None else None
+    return read_record(RunRecord, folder.read_json(RUN_RESULT), folder / RUN_RESULT)
+
+
+def _measure_of(file: RunFile) -> Folder:
+    return Folder(file.run) / MEASURED / measure_address(file)
 
 
 def earlier_fault(folder: Folder) -> str:
@@ -73,6 +80,7 @@ def measured(file: RunFile, *, is_trial: bool) -> RunRecord | str:
         Its record, or why it failed, which its folder then says, too.
     """
     folder = Folder(file.run)
+    folder.remove(FAULT)  # of an earlier start
     try:
         with _logged(folder):
             found = _measured(file, folder, is_trial=is_trial)
@@ -84,7 +92,6 @@ def measured(file: RunFile, *, is_trial: bool) -> RunRecord | str:
         reason = redacted(reason)
         folder.write_json(FAULT, Fault(reason=reason).to_json())
         return reason
-    folder.remove(FAULT)
     return found
 
 
@@ -101,16 +108,19 @@ def _logged(folder: Folder) -> Iterator[None]:
 
 
 def _measured(file: RunFile, folder: Folder, *, is_trial: bool) -> RunRecord:
-    found = finished(folder, is_trial=True)
+    found = finished(file, is_trial=True)
     if found is None:
         found = _trained(file, folder)
         folder.write_json(RUN_RESULT, found.to_json())
-    if is_trial or found.metrics is not None:
+    if is_trial:
         return found
     started_s = time.perf_counter()
-    result = evaluate(file.run, file.data.prepared, file.evaluate, is_here=is_small(file))
+    place = _measure_of(file)
+    data, config = file.data.prepared, file.evaluate
+    result = evaluate(file.run, data, config, output=place, is_here=is_small(file))
     cost = found.cost.model_copy(update={"evaluate_s": time.perf_counter() - started_s})
     changes = {
+        "settings": without_places(file),
         "metrics": result.metrics,
         "users": result.users["measured"],
         "distance_to_truth": result.distance_to_truth,
@@ -118,7 +128,7 @@ def _measured(file: RunFile, folder: Folder, *, is_trial: bool) -> RunRecord:
         "finished": now(),
     }
     found = RunRecord.model_validate({**found.to_json(), **changes})
-    folder.write_json(RUN_RESULT, found.to_json())
+    place.write_json(RUN_RESULT, found.to_json())
     return found
 
 
@@ -129,6 +139,9 @@ def is_small(file: RunFile) -> bool:
 
 def _trained(file: RunFile, folder: Folder) -> RunRecord:
     training = file.training()
+    if folder.exists(RUN):  # begun by a study that measures something else
+        begun = EvaluateConfig.model_validate_json(json.dumps(folder.read_json(RUN)["evaluate"]))
+        training = training.model_copy(update={"evaluate": begun})
     started_s = time.perf_counter()
     with _peak_memory() as peak_gb:
         result = launch_here(training)
@@ -160,7 +173,7 @@ def _of_another_study(file: RunFile, folder: Folder, *, is_trial: bool) -> RunRe
     emit("run_of_another_study", run=str(folder))
     before, since_s = None, time.monotonic()
     while time.monotonic() - since_s < _QUIET_S:
-        found = finished(folder, is_trial=is_trial)
+        found = finished(file, is_trial=is_trial)
         if found is not None:
             return found
         fault = earlier_fault(folder)

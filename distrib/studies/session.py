@@ -178,7 +178,7 @@ class Session:
         found: dict[str, RunRecord | str] = {}
         waiting: dict[str, Task] = {}
         for task in tasks:
-            record = finished(task.folder, is_trial=is_trial)
+            record = finished(task.file, is_trial=is_trial)
             fault = "" if record is not None else earlier_fault(task.folder)
             if record is not None or (fault and not self.study.retry_failed):
                 found[task.file.run] = record if record is not None else fault
@@ -246,6 +246,7 @@ def _row(cell: Cell, seed: int, task: Task, outcome: RunRecord | str) -> Row:
         options=dict(cell.options),
         seed=seed,
         address=_name(task.file.run),
+        measure=plan.measure_address(task.file),
         tuned=task.tuned,
         run=record,
         fault=outcome if isinstance(outcome, str) else "",
@@ -264,7 +265,15 @@ def _trial(cell: Cell, task: Task, outcome: RunRecord | str) -> Trial:
 
 
 def _failed(cell: Cell, seed: int, fault: str) -> Row:
-    return Row(options=dict(cell.options), seed=seed, address="", tuned={}, run=None, fault=fault)
+    return Row(
+        options=dict(cell.options),
+        seed=seed,
+        address="",
+        measure="",
+        tuned={},
+        run=None,
+        fault=fault,
+    )
 
 
 def _name(run: str) -> str:

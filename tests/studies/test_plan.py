@@ -104,6 +104,13 @@ def test_faults_of_all_run_files_come_at_once():
     assert '"B"' in str(raised.value)
 
 
+def test_only_fields_of_training_are_tuned():
+    space = {"data.num_shards": {"values": [1, 2]}}
+    axes = {"model": {"A": {"settings": {"model": {"name": "ease"}}, "space": space}}}
+    with pytest.raises(ConfigError, match="do not affect training"):
+        cells_of(axes=axes)
+
+
 def test_an_address_depends_on_what_decides_the_result_and_on_nothing_else():
     _, vae = cells_of()
 
@@ -113,11 +120,11 @@ def test_an_address_depends_on_what_decides_the_result_and_on_nothing_else():
 
     first = address()
     assert first == address()
-    same = {"train__num_workers": 4, "run": "elsewhere", "train__log_every_s": 3.0}
+    same = {"train__num_workers": 4, "run": "elsewhere", "evaluate__recall_at": [5]}
     assert all(address(**{name: value}) == first for name, value in same.items())
     other = {
         "train__num_epochs": 4, "train__patience": 2, "model__latent_width": 8, "seed": 1,
-        "data": "e", "optimizer__learning_rate": 0.1, "evaluate__recall_at": [5],
+        "data": "e", "optimizer__learning_rate": 0.1, "evaluate__ndcg_at": [5],
     }  # fmt: skip
     found = {address(**{name: value}) for name, value in other.items()}
     assert len(found | {first}) == len(other) + 1

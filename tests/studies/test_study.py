@@ -115,6 +115,18 @@ def test_a_second_start_and_another_study_run_nothing_again(first):
     assert len(shared) == 2
 
 
+def test_another_metric_measures_again_and_trains_nothing(first):
+    folder, *_ = first
+    stamps = {name: path.stat().st_mtime_ns for name, path in runs_of(folder).items()}
+    more = {"data": {"source": LOG, "num_shards": 2}, "train": {"num_epochs": 2, "batch_users": 64}}
+    more["evaluate"] = {"catalog_at": [5]}
+    wider = study_of(folder, "wider", metrics=["coverage@5"], common={"settings": more})
+    assert study(wider)["failed"] == 0
+    assert stamps == {name: path.stat().st_mtime_ns for name, path in runs_of(folder).items()}
+    for row in result_of(wider).rows:
+        assert 0 < row.run.mean("coverage@5") <= 1
+
+
 def test_a_failed_run_is_a_row_with_its_reason_and_the_others_count(first):
     folder, *_ = first
     answer = study(study_of(folder, "three", ("EASE", "broken")))
@@ -236,18 +248,13 @@ def test_a_killed_study_goes_on_and_repeats_no_finished_run(tmp_path):
     started.wait()
     time.sleep(3)  # workers notice that their driver is gone
     stamps = {name: path.stat().st_mtime_ns for name, path in runs_of(tmp_path).items()}
-    whole = [
-        name
-        for name, path in runs_of(tmp_path).items()
-        if json.loads(path.read_text()).get("metrics")
-    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     answer = json.loads(done.stdout)
     assert (answer["runs"], answer["failed"]) == (4, 0)
     after = {name: path.stat().st_mtime_ns for name, path in runs_of(tmp_path).items()}
     assert len(after) == 4
-    assert all(after[name] == stamps[name] for name in whole)
+    assert all(after[name] == stamp for name, stamp in stamps.items())
 
 
 def _toml(document):
