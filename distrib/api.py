@@ -25,9 +25,9 @@ from distrib.run_file import RunFile
 from distrib.scoring.bulk import job as bulk
 from distrib.scoring.commit import ScoreResult
 from distrib.settings.guess import guess
-from distrib.settings.show import inline
 from distrib.settings.starter import Purpose, measure, name_of, run_file
 from distrib.storage import Folder, parquet_bytes
+from distrib.toml_text import inline
 from distrib.training.preflight.checks import preflight
 from distrib.training.records import RunResult
 from distrib.training.workers.launch import launch

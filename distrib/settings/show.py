@@ -1,14 +1,14 @@
 """A run file as it is used: every value, with where it comes from."""
 
-import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
 from distrib.renamed import present, renamed
 from distrib.run_file import RunFile
+from distrib.toml_text import inline
 
 _INDENT = 44
 
@@ -42,28 +42,6 @@ def shown(file: RunFile, text: str, overrides: Sequence[str]) -> str:
             lines += ["", f"[{section}]"]
         lines.append(line)
     return "\n".join(lines) + "\n"
-
-
-def inline(value: Any) -> str:
-    """Return a value in TOML, on one line.
-
-    Args:
-        value: JSON without nulls.
-
-    Returns:
-        The text after the equals sign.
-    """
-    if isinstance(value, Mapping):
-        inner = ", ".join(f"{_key(key)} = {inline(part)}" for key, part in value.items())
-        return f"{{ {inner} }}" if inner else "{}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(inline(part) for part in value)}]"
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _key(key: str) -> str:
-    is_bare = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
-    return key if is_bare else json.dumps(key)
 
 
 def _values(node: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:

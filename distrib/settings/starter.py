@@ -20,8 +20,8 @@ from distrib.errors import DataError
 from distrib.run_file import RunFile
 from distrib.settings.guess import Guess
 from distrib.settings.recipes import Counts, recipe, scheme_of_model
-from distrib.settings.show import inline
 from distrib.storage import Folder
+from distrib.toml_text import inline
 from distrib.training.schemes.base import IterativeScheme, Scheme
 
 Purpose = Literal["research", "nightly"]

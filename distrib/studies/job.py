@@ -22,6 +22,7 @@ from distrib.studies.results import Row, StudyResult, Trial
 from distrib.studies.run import environment, finished, now
 from distrib.studies.session import Session
 from distrib.terminal import progress_bar
+from distrib.toml_text import toml_text
 from distrib.training.preflight.checks import check_run
 
 
@@ -157,7 +158,8 @@ def study(study: Given) -> JsonObject:
     result = _result(study, rows, trials)
     analysis = analyzed(result)
     require_ours(output, token)
-    page = publish(file.output, result, analysis, file.figures, file.model_dump_json(indent=1))
+    text = toml_text(file.model_dump(mode="json", exclude_unset=True))
+    page = publish(file.output, result, analysis, file.figures, text)
     if file.export is not None:
         export(output, result, file.export)
     show(result, analysis)

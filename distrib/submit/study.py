@@ -5,9 +5,9 @@ from pathlib import Path
 
 from distrib.config import JsonObject
 from distrib.errors import ConfigError
-from distrib.settings.show import inline
 from distrib.studies.config import StudyFile
 from distrib.submit.request import is_shared
+from distrib.toml_text import toml_text
 
 
 def whole_text(text: str) -> str:
@@ -28,7 +28,7 @@ def whole_text(text: str) -> str:
     for option in options:
         if isinstance(option.get("base"), str):
             option["base"] = _read(option["base"])
-    return "".join(f"{key} = {inline(value)}\n" for key, value in document.items())
+    return toml_text(document)
 
 
 def _read(path: str) -> JsonObject:

@@ -22,6 +22,7 @@ from distrib.studies.compare import compare, page_of
 from distrib.studies.config import StudyFile
 from distrib.studies.job import check, given, planned, study
 from distrib.studies.results import RESULT, RUN_RESULT, StudyResult
+from distrib.toml_text import toml_text
 from distrib.training.workers.launch import launch
 
 ROOT = Path(__file__).parents[2]
@@ -235,7 +236,7 @@ def test_runs_are_compared_user_by_user(first):
 def test_a_killed_study_goes_on_and_repeats_no_finished_run(tmp_path):
     file = study_of(tmp_path, "killed", ("EASE", "VAE")).file
     path = tmp_path / "study.toml"
-    path.write_text(_toml(json.loads(file.model_dump_json(exclude_unset=True))))
+    path.write_text(toml_text(json.loads(file.model_dump_json(exclude_unset=True))))
     command = [sys.executable, "-m", "distrib.console", "study", "--config", str(path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = subprocess.Popen(
@@ -255,12 +256,6 @@ def test_a_killed_study_goes_on_and_repeats_no_finished_run(tmp_path):
     after = {name: path.stat().st_mtime_ns for name, path in runs_of(tmp_path).items()}
     assert len(after) == 4
     assert all(after[name] == stamp for name, stamp in stamps.items())
-
-
-def _toml(document):
-    from distrib.settings.show import inline
-
-    return "\n".join(f"{key} = {inline(value)}" for key, value in document.items()) + "\n"
 
 
 def test_metrics_that_no_run_measures_are_refused_before_any_run(tmp_path):
