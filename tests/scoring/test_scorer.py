@@ -72,9 +72,10 @@ def test_what_is_told_of_an_item_belongs_to_it(small):
 
 def test_predictions_stand_in_the_order_of_the_targets(small):
     scorer = scorer_of(small, Conv4RecConfig(latent_width=8, rating_width=4), block_items=7)
-    rating_N, uncut_N, deviation_N = scorer.predict(small.batch, small.batch)
+    rating_N, uncut_N, deviation_N, level_NL = scorer.predict(small.batch, small.batch)
     assert uncut_N is None
     assert deviation_N is None
+    torch.testing.assert_close(level_NL.sum(1), torch.ones(len(level_NL)))
     with torch.no_grad():
         output = scorer.model.decode(scorer.model.encode(small.batch), slice(None)).float()
     whole = scorer.model.output.predict(output).rating_BI
