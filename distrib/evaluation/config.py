@@ -50,8 +50,9 @@ class EvaluateConfig(Config):
     """Where above 0, ``ips_recall`` weights each target by its training interactions to the minus
     this power, as if that were the chance that it was observed."""
 
-    diversity_of: str | None = None
-    """Parquet file with the columns ``item`` and ``group``. Measures ``diversity`` at the cutoffs
+    item_groups: str | None = None
+    """Parquet file with the columns ``item`` and ``group``, e.g. genres or brands. Measures Recall
+    on the targets of each group, such as ``recall@20 of drama``, and ``diversity`` at the cutoffs
     of ``catalog_at``: the share of pairs in a list whose groups differ."""
 
     effective_rank: bool = False
@@ -103,7 +104,7 @@ class EvaluateConfig(Config):
         parts = ["head_", "tail_"] * self.by_popularity + ["ips_"] * bool(self.propensity_power)
         found |= {f"{part}recall@{n}" for part in parts for n in self.recall_at}
         of_lists = ["coverage", "gini", "popularity", "novelty"]
-        of_lists += ["diversity"] * (self.diversity_of is not None)
+        of_lists += ["diversity"] * (self.item_groups is not None)
         found |= {f"{name}@{n}" for name in of_lists for n in self.catalog_at}
         found = set() if self.lists == "never" else found | set(INTERACTIONS)
         found |= {"effective_rank"} if self.effective_rank else set()

@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from distrib.metrics import (
 )
 from distrib.scoring.scorer import Encoded, Scorer
 from distrib.storage import Folder
+from distrib.vocabulary import Vocabulary
 
 _RANKING = {
     "recall": recall,
@@ -38,6 +39,7 @@ _RANKING = {
     "map": average_precision,
 }
 _HEAD_SHARE = 0.5
+_MOST_GROUPS = 100
 
 
 def list_metrics(
@@ -67,17 +69,17 @@ def list_metrics(
         for n in at
     }
     count_I = scorer.vocabulary.train_count_IL.sum(1).astype(np.float64)
-    for name, weight_I in _weights(count_I, config):
+    groups = _groups(config.item_groups, scorer.vocabulary) if config.item_groups else None
+    for name, weight_I in _weights(count_I, config, groups):
         for n in config.recall_at:
             found_B = weighted_recall(hit_BK, item_BK, wanted, weight_I, n)
-            by_user[f"{name}recall@{n}"] = found_B
+            by_user[name.format(f"recall@{n}")] = found_B
     tables = {}
     for n in config.catalog_at:
         shown_BN = item_BK[:, :n]
         by_user |= _of_shown(shown_BN, scorer, count_I, n)
-        if config.diversity_of is not None:
-            group_I = _groups(config.diversity_of, scorer)
-            by_user[f"diversity@{n}"] = _diversity(shown_BN, group_I)
+        if groups is not None:
+            by_user[f"diversity@{n}"] = _diversity(shown_BN, groups.number_I)
         places_N = shown_BN[shown_BN >= 0].numpy()
         tables[f"{SHOWN}{n}"] = np.bincount(places_N, minlength=len(count_I)).astype(np.float64)
     return by_user, tables
@@ -88,18 +90,33 @@ def _likes(target: Batch, feedback: Feedback | None) -> Batch:
     return target if feedback is None else target.keep(feedback.sign(target.value_N) > 0)
 
 
-def _weights(count_I: FloatArray, config: EvaluateConfig) -> Iterator[tuple[str, Tensor]]:
-    """Yield weights of targets, and what begins the name of the metric."""
+class _Groups(NamedTuple):
+    """Groups of items."""
+
+    names: list[str]
+    number_I: Tensor
+    """Number of each item's group, -1 where the file has none."""
+
+
+def _weights(
+    count_I: FloatArray, config: EvaluateConfig, groups: _Groups | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield weights of targets, and the name of the metric around that of Recall."""
     if config.by_popularity:
         order_I = np.argsort(-count_I, kind="stable")
         before_I = np.empty_like(count_I)
         before_I[order_I] = np.cumsum(count_I[order_I]) - count_I[order_I]
         is_head_I = before_I < _HEAD_SHARE * count_I.sum()
-        yield "head_", torch.from_numpy(is_head_I.astype(np.float64))
-        yield "tail_", torch.from_numpy((~is_head_I).astype(np.float64))
+        yield "head_{}", torch.from_numpy(is_head_I.astype(np.float64))
+        yield "tail_{}", torch.from_numpy((~is_head_I).astype(np.float64))
     if config.propensity_power:
         weight_I = np.maximum(count_I, 1.0) ** -config.propensity_power
-        yield "ips_", torch.from_numpy(weight_I)
+        yield "ips_{}", torch.from_numpy(weight_I)
+    if groups is None:
+        return
+    for number, name in enumerate(groups.names):
+        escaped = name.replace("{", "{{").replace("}", "}}")
+        yield f"{{}} of {escaped}", (groups.number_I == number).double()
 
 
 def _of_shown(
@@ -128,21 +145,22 @@ def _diversity(item_BN: Tensor, group_I: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4)
-def _read_groups(path: str) -> pa.Table:
+def _groups(path: str, vocabulary: Vocabulary) -> _Groups:
+    """Read the groups of a vocabulary's items."""
     folder, _, name = path.rpartition("/")
     table = Folder(folder or ".").read_parquet(name)
     missing = {"item", "group"} - {*table.column_names}
     if missing:
-        raise DataError(f"evaluate.diversity_of = {path!r}: has no column {sorted(missing)}")
-    return table
-
-
-def _groups(path: str, scorer: Scorer) -> Tensor:
-    """Return the number of each item's group, -1 where the file has none."""
-    table = _read_groups(path)
-    positions = scorer.vocabulary.positions(table["item"].combine_chunks())
-    codes = pc.dictionary_encode(table["group"].combine_chunks()).indices
-    group_I = np.full(len(scorer.vocabulary), -1)
+        raise DataError(f"evaluate.item_groups = {path!r}: has no column {sorted(missing)}")
+    positions = vocabulary.positions(table["item"].combine_chunks())
+    encoded = pc.cast(table["group"], "string").combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    if len(names) > _MOST_GROUPS:
+        raise DataError(
+            f"evaluate.item_groups = {path!r}: {len(names)} groups, at most {_MOST_GROUPS}; join "
+            "small ones"
+        )
+    number_I = np.full(len(vocabulary), -1)
     is_known = positions >= 0
-    group_I[positions[is_known]] = pc.fill_null(codes, -1).to_numpy()[is_known]
-    return torch.from_numpy(group_I)
+    number_I[positions[is_known]] = pc.fill_null(encoded.indices, -1).to_numpy()[is_known]
+    return _Groups(names, torch.from_numpy(number_I))

@@ -52,6 +52,9 @@ class Block(Record):
     """Of the first metric, in four groups of users by length of history: ``history``, the longest
     of each group, and ``means`` by option."""
 
+    by_group: dict[str, dict[str, float]]
+    """Mean of the first metric by group of users and option, where groups are given."""
+
     unpaired: tuple[str, ...]
     """Options whose test users differ from those of the others, so that no test pairs them."""
 
@@ -127,6 +130,7 @@ def _block(
         intervals=intervals,
         comparisons=comparisons,
         by_activity=_by_activity(paired, result.metrics[0]),
+        by_group=_by_group(paired, result.metrics[0], result.user_groups),
         unpaired=tuple(unpaired),
     )
 
@@ -285,6 +289,32 @@ def _by_activity(
         name: tuple(_mean(f.by_metric[metric], g) for g in groups) for name, f in having.items()
     }
     return {"history": {"at most": longest}, "means": means}
+
+
+def _by_group(
+    paired: Mapping[str, Vectors], metric: str, path: str | None
+) -> dict[str, dict[str, float]]:
+    """Return a metric by group of users; users without a group take no part."""
+    having = {name: found for name, found in paired.items() if metric in found.by_metric}
+    if path is None or not having:
+        return {}
+    group_of = _groups_of(path)
+    groups = pd.Series([group_of.get(user) for user in next(iter(having.values())).user_U])
+    places = groups.groupby(groups).indices
+    return {
+        str(group): {name: _mean(one.by_metric[metric], place) for name, one in having.items()}
+        for group, place in places.items()
+    }
+
+
+def _groups_of(path: str) -> dict[str, str]:
+    folder, _, name = path.rpartition("/")
+    table = Folder(folder or ".").read_parquet(name)
+    missing = {"user", "group"} - {*table.column_names}
+    if missing:
+        raise DataError(f"user_groups = {path!r}: has no column {sorted(missing)}")
+    users, groups = (pc.cast(table[name], "string").to_pylist() for name in ("user", "group"))
+    return {user: group for user, group in zip(users, groups, strict=True) if group is not None}
 
 
 def _mean(samples: Samples, group: np.ndarray) -> float:

@@ -163,6 +163,10 @@ class StudyFile(Config):
     trial_seed: int = 0
     """Seed of the drawn settings."""
 
+    user_groups: str | None = None
+    """Parquet file with the columns ``user`` and ``group``, e.g. countries: the first metric is
+    also shown for each group."""
+
     max_cpus: NonNegativeInt = 0
     """Cores that runs take at a time; all of the cluster by default."""
 

@@ -94,7 +94,8 @@ def _metric_faults(study: Given) -> list[str]:
     wanted = [*file.metrics, *(name for one in file.figures for name in one.measured)]
     faults = []
     for name in dict.fromkeys(wanted):
-        if name not in known and not name.startswith(DISTANCE):
+        is_of_group = "recall@" in name and " of " in name  # groups are those of a file
+        if name not in known and not is_of_group and not name.startswith(DISTANCE):
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "set the cutoffs in evaluate"
             faults.append(f"metric {name!r}: no run measures it; {hint}")
@@ -195,6 +196,7 @@ def _result(study: Given, rows: Sequence[Row], trials: Sequence[Trial]) -> Study
         compared=file.compared_axis,
         baseline=file.baseline,
         published=file.published,
+        user_groups=file.user_groups,
         rows=tuple(rows),
         trials=tuple(trials),
         environment=environment(),

@@ -52,6 +52,8 @@ def charts(
     for number, block in enumerate(analysis.blocks[:_MOST_BLOCKS]):
         if block.by_activity:
             yield _activity(result, block, number)
+        if block.by_group:
+            yield _groups(result, block, number)
 
 
 def _results(result: StudyResult, analysis: Analysis, metric: str) -> Chart:
@@ -86,6 +88,17 @@ def _activity(result: StudyResult, block: Block, number: int) -> Chart:
         metric,
         series,
     )
+
+
+def _groups(result: StudyResult, block: Block, number: int) -> Chart:
+    metric, names = result.metrics[0], sorted(block.by_group)
+    options = [*block.by_group[names[0]]]
+    series = [
+        Series(o, names, [block.by_group[name][o] for name in names], has_line=False)
+        for o in options
+    ]
+    title = f"{block.name}: {metric} by group of users"
+    return Chart(f"groups-{number}", title, "group", metric, series)
 
 
 def _of_figure(result: StudyResult, analysis: Analysis, figure: Figure) -> Iterator[AnyChart]:

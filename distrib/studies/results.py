@@ -140,6 +140,7 @@ class StudyResult(Record):
     compared: str
     baseline: str | None
     published: dict[str, dict[str, dict[str, float]]]
+    user_groups: str | None = None
     rows: tuple[Row, ...]
     trials: tuple[Trial, ...]
     """Runs that chose settings."""

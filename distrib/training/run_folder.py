@@ -24,7 +24,7 @@ _FIXED_IN_TRAIN = {"batch_users", "tiles", "window_users", "warm_start", "select
 _FIXED_IN_ENGINE = {"precision"}
 _LATER_IN_EVALUATE = (
     *("precision_at", "map_at", "catalog_at", "by_popularity", "propensity_power"),
-    *("diversity_of", "effective_rank"),
+    *("item_groups", "effective_rank"),
 )
 """Settings that earlier versions did not have."""
 

@@ -118,7 +118,7 @@ def test_lists_are_measured_apart_from_hits(small, asked, tmp_path):
         catalog_at=(5,),
         by_popularity=True,
         propensity_power=0.5,
-        diversity_of=str(path),
+        item_groups=str(path),
     )
     scorer = scorer_of(PopularityConfig(), small)
     found = measure(scorer, asked, config)
@@ -135,6 +135,10 @@ def test_lists_are_measured_apart_from_hits(small, asked, tmp_path):
     assert found.by_user["diversity@5"] == pytest.approx(odd_B * (5 - odd_B) / 10)
     assert means["head_recall@20"] > means["recall@20"] > means["tail_recall@20"]
     assert means["ips_recall@20"] == means["recall@20"]  # users have one target each
+    is_even_N = asked.target.item_N.numpy() % 2 == 0  # users have one target each
+    hits_B = found.by_user["recall@20"]
+    assert means["recall@20 of even"] == pytest.approx(hits_B[is_even_N].mean())
+    assert means["recall@20 of odd"] == pytest.approx(hits_B[~is_even_N].mean())
     twice = joined([found, found]).means()
     assert twice["coverage@5"] == means["coverage@5"]
     assert twice["gini@5"] == pytest.approx(means["gini@5"])
@@ -143,7 +147,7 @@ def test_lists_are_measured_apart_from_hits(small, asked, tmp_path):
 def test_a_file_of_groups_without_its_columns_is_refused(small, asked, tmp_path):
     path = tmp_path / "wrong.parquet"
     pq.write_table(pa.table({"item": [1], "kind": ["a"]}), path)
-    config = EvaluateConfig(catalog_at=(5,), diversity_of=str(path))
+    config = EvaluateConfig(catalog_at=(5,), item_groups=str(path))
     with pytest.raises(DataError, match="no column"):
         measure(scorer_of(PopularityConfig(), small), asked, config)
 

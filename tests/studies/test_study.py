@@ -18,6 +18,7 @@ from distrib.data.prepare.job import prepare
 from distrib.errors import ConfigError
 from distrib.evaluation.job import evaluate
 from distrib.run_file import RunFile
+from distrib.studies.analysis import analyzed
 from distrib.studies.compare import compare, page_of
 from distrib.studies.config import StudyFile
 from distrib.studies.job import check, given, planned, study
@@ -204,6 +205,22 @@ def test_another_library_measures_the_same_on_what_is_exported(first, form):
 def _read_atomic(path):
     frame = pd.read_csv(path, sep="\t")
     return frame.rename(columns=lambda name: name.partition(":")[0])
+
+
+def test_groups_of_users_have_means_of_their_own(first, tmp_path):
+    folder, one, _ = first
+    row = result_of(one).rows[0]
+    parts = sorted((folder / "runs/runs" / row.address).glob("measured/*/evaluation_by_user/*"))
+    users = pd.concat([pd.read_parquet(path) for path in parts])
+    users["group"] = np.where(users["user"].astype(int) % 3 == 0, "third", "rest")
+    path = tmp_path / "groups.parquet"
+    users[["user", "group"]].to_parquet(path)
+    grouped = study_of(folder, "grouped", user_groups=str(path))
+    study(grouped)
+    (block,) = analyzed(result_of(grouped)).blocks
+    for name, part in users.groupby("group"):
+        assert block.by_group[name]["EASE"] == pytest.approx(part["model_ndcg@100"].mean())
+    assert (folder / "grouped/pictures/groups-0.png").exists()
 
 
 def test_runs_are_compared_user_by_user(first):
