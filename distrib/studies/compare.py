@@ -62,14 +62,14 @@ def compare(runs: Sequence[str], metrics: Sequence[str] = ()) -> RunComparison:
     """
     if len(runs) < 2:
         raise ConfigError(f"compare needs two runs or more, but got {len(runs)}")
-    names = {name: str(_measured(Folder(run))) for name, run in _names(runs).items()}
+    names = _measured(_names(runs))
     found = {}
     for name, run in names.items():
         folder = Folder(run)
         if not folder.exists(RESULT):
             raise ConfigError(
-                f"{folder}: was not evaluated, or in several ways; run distrib evaluate, or name a "
-                "folder of measured/"
+                f"{folder}: was not evaluated, or not as the others; run distrib evaluate, or name "
+                "a folder of measured/"
             )
         found[name] = read_record(Evaluation, folder.read_json(RESULT), folder / RESULT)
     data = {one.data for one in found.values()}
@@ -105,12 +105,18 @@ def compare(runs: Sequence[str], metrics: Sequence[str] = ()) -> RunComparison:
     )
 
 
-def _measured(run: Folder) -> Folder:
-    """Return where a run was measured: its folder or, of a run of studies, the one inside."""
-    if run.exists(RESULT):
-        return run
-    inside = [run / MEASURED / name for name in (run / MEASURED).folders()]
-    return inside[0] if len(inside) == 1 else run
+def _measured(runs: dict[str, str]) -> dict[str, str]:
+    """Return where runs were measured: runs of studies in a folder inside, alike where they can."""
+    of_studies = {
+        name: {*(Folder(run) / MEASURED).folders()}
+        for name, run in runs.items()
+        if not Folder(run).exists(RESULT)
+    }
+    common = sorted(set.intersection(*of_studies.values())) if of_studies else []
+    if not common:
+        return runs
+    places = {name: str(Folder(runs[name]) / MEASURED / common[0]) for name in of_studies}
+    return runs | places
 
 
 def _names(runs: Sequence[str]) -> dict[str, str]:
