@@ -259,7 +259,9 @@ class _ShardMeasurer:
         rows = self.dataset.held_out_of(entry, table, Role.TEST_TARGET)
         found = self.measurer.added(self.measurer.nothing(), rows, np.arange(rows.num_users))
         places_B = eval_rows(history_arrays(table), Role.TEST_TARGET).number_B
-        known_B = np.diff(rows.pointer_P) - next(iter(found.values())).by_user[PAIRS]
+        # A shard may hold no test users, and then has no vectors.
+        asked_B = next(iter(found.values())).by_user.get(PAIRS, np.zeros(rows.num_users))
+        known_B = np.diff(rows.pointer_P) - asked_B
         columns = {"user": table["user"].take(pa.array(places_B)), HISTORY: pa.array(known_B)} | {
             f"{name}_{metric}": pa.array(value_B)
             for name, part in found.items()
