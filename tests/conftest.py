@@ -186,7 +186,6 @@ def browser() -> Iterator[object]:
         "--window-size=1500,900",
     ):
         options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     found = webdriver.Chrome(options, webdriver.ChromeService(driver))
     yield found
     found.quit()
