@@ -353,6 +353,11 @@ def absolute(url: str) -> str:
     return url if "://" in url or "::" in url else str(Path(url).expanduser().absolute())
 
 
+def last_part(url: str) -> str:
+    """Return the last part of a path or URL, by which people know a folder."""
+    return url.rstrip("/").rsplit("/", 1)[-1]
+
+
 def _unfinished(target: Path) -> Path:
     """Return a temporary name next to the target that folder readers skip if it is left behind."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")

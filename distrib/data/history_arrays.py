@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distrib.data.arrow import flat_list
+from distrib.data.arrow import flat_list, whole
 from distrib.data.schema import Role, Subset
 from distrib.errors import DataError
 
@@ -147,6 +147,11 @@ def eval_rows(rows: HistoryArrays, role: Role) -> HistoryArrays:
     For validation this excludes the test targets.
     """
     return select(rows, rows.role_N <= role, _counts(rows, rows.role_N == role) > 0)
+
+
+def users_with(table: pa.Table, role: Role) -> pa.Array:
+    """Return the ids of the users of `eval_rows`, in their order, from a histories table."""
+    return whole(table["user"]).take(pa.array(eval_rows(history_arrays(table), role).number_B))
 
 
 def _counts(rows: HistoryArrays, chosen_N: npt.NDArray[np.bool_]) -> IntArray:

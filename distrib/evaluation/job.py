@@ -16,7 +16,7 @@ from distrib.checkpoint.manifest import MANIFEST, read_manifest
 from distrib.cluster.actors import actor_pool
 from distrib.config import JsonObject, Record, read_record
 from distrib.data.dataset import Dataset
-from distrib.data.history_arrays import eval_rows, history_arrays
+from distrib.data.history_arrays import users_with
 from distrib.data.logs.config import SyntheticLog
 from distrib.data.recent import recent_counts
 from distrib.data.schema import Role
@@ -258,11 +258,10 @@ class _ShardMeasurer:
         table = self.dataset.table(entry)
         rows = self.dataset.held_out_of(entry, table, Role.TEST_TARGET)
         found = self.measurer.added(self.measurer.nothing(), rows, np.arange(rows.num_users))
-        places_B = eval_rows(history_arrays(table), Role.TEST_TARGET).number_B
         # A shard may hold no test users, and then has no vectors.
         asked_B = next(iter(found.values())).by_user.get(PAIRS, np.zeros(rows.num_users))
         known_B = np.diff(rows.pointer_P) - asked_B
-        columns = {"user": table["user"].take(pa.array(places_B)), HISTORY: pa.array(known_B)} | {
+        columns = {"user": users_with(table, Role.TEST_TARGET), HISTORY: pa.array(known_B)} | {
             f"{name}_{metric}": pa.array(value_B)
             for name, part in found.items()
             for metric, value_B in part.by_user.items()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distrib.batch import Batch
 from distrib.data.feeds.collate import Example
+from distrib.data.groups import read_groups
 from distrib.errors import DataError
 from distrib.evaluation.config import EvaluateConfig
 from distrib.evaluation.measured import SHOWN
@@ -27,10 +28,9 @@ from distrib.metrics import (
     weighted_recall,
 )
 from distrib.scoring.scorer import Encoded, Scorer
-from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
 
-_RANKING = {
+RANKING = {
     "recall": recall,
     "ndcg": ndcg,
     "hit_rate": hit_rate,
@@ -64,24 +64,25 @@ def list_metrics(
     hit_BK = hits(item_BK, wanted, len(scorer.vocabulary))
     length_B = wanted.length_B
     by_user = {
-        f"{name}@{n}": _RANKING[name](hit_BK, length_B, n)
+        f"{name}@{n}": RANKING[name](hit_BK, length_B, n)
         for name, at in cutoffs.items()
         for n in at
     }
-    count_I = scorer.vocabulary.train_count_IL.sum(1).astype(np.float64)
     groups = _groups(config.item_groups, scorer.vocabulary) if config.item_groups else None
-    for name, weight_I in _weights(count_I, config, groups):
+    for name, weight_I in _weights(scorer.vocabulary, config, groups):
         for n in config.recall_at:
             found_B = weighted_recall(hit_BK, item_BK, wanted, weight_I, n)
             by_user[name.format(f"recall@{n}")] = found_B
     tables = {}
     for n in config.catalog_at:
         shown_BN = item_BK[:, :n]
-        by_user |= _of_shown(shown_BN, scorer, count_I, n)
+        by_user |= _of_shown(shown_BN, scorer.vocabulary, n)
         if groups is not None:
             by_user[f"diversity@{n}"] = _diversity(shown_BN, groups.number_I)
         places_N = shown_BN[shown_BN >= 0].numpy()
-        tables[f"{SHOWN}{n}"] = np.bincount(places_N, minlength=len(count_I)).astype(np.float64)
+        tables[f"{SHOWN}{n}"] = np.bincount(places_N, minlength=len(scorer.vocabulary)).astype(
+            np.float64
+        )
     return by_user, tables
 
 
@@ -99,10 +100,11 @@ class _Groups(NamedTuple):
 
 
 def _weights(
-    count_I: FloatArray, config: EvaluateConfig, groups: _Groups | None
+    vocabulary: Vocabulary, config: EvaluateConfig, groups: _Groups | None
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield weights of targets, and the name of the metric around that of Recall."""
     if config.by_popularity:
+        count_I = _counts(vocabulary)
         order_I = np.argsort(-count_I, kind="stable")
         before_I = np.empty_like(count_I)
         before_I[order_I] = np.cumsum(count_I[order_I]) - count_I[order_I]
@@ -110,7 +112,7 @@ def _weights(
         yield "head_{}", torch.from_numpy(is_head_I.astype(np.float64))
         yield "tail_{}", torch.from_numpy((~is_head_I).astype(np.float64))
     if config.propensity_power:
-        weight_I = np.maximum(count_I, 1.0) ** -config.propensity_power
+        weight_I = np.maximum(_counts(vocabulary), 1.0) ** -config.propensity_power
         yield "ips_{}", torch.from_numpy(weight_I)
     if groups is None:
         return
@@ -119,11 +121,14 @@ def _weights(
         yield f"{{}} of {escaped}", (groups.number_I == number).double()
 
 
-def _of_shown(
-    item_BN: Tensor, scorer: Scorer, count_I: FloatArray, cutoff: int
-) -> dict[str, Tensor]:
+def _counts(vocabulary: Vocabulary) -> FloatArray:
+    """Return the training interactions of each item."""
+    return np.asarray(vocabulary.train_count_IL.sum(1), dtype=np.float64)
+
+
+def _of_shown(item_BN: Tensor, vocabulary: Vocabulary, cutoff: int) -> dict[str, Tensor]:
     """Return popularity and novelty of what each user is shown; NaN for an empty list."""
-    num_users = max(scorer.vocabulary.num_users, 1)
+    num_users, count_I = max(vocabulary.num_users, 1), _counts(vocabulary)
     rarity_I = np.log2(num_users / np.clip(count_I, 1.0, num_users))
     is_there_BN = item_BN >= 0
     number_B = is_there_BN.sum(1).to(torch.float64)
@@ -147,13 +152,8 @@ def _diversity(item_BN: Tensor, group_I: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=4)
 def _groups(path: str, vocabulary: Vocabulary) -> _Groups:
     """Read the groups of a vocabulary's items."""
-    folder, _, name = path.rpartition("/")
-    table = Folder(folder or ".").read_parquet(name)
-    missing = {"item", "group"} - {*table.column_names}
-    if missing:
-        raise DataError(f"evaluate.item_groups = {path!r}: has no column {sorted(missing)}")
-    positions = vocabulary.positions(table["item"].combine_chunks())
-    encoded = pc.cast(table["group"], "string").combine_chunks().dictionary_encode()
+    items, groups = read_groups(path, "item", "evaluate.item_groups")
+    positions, encoded = vocabulary.positions(items), groups.dictionary_encode()
     names = encoded.dictionary.to_pylist()
     if len(names) > _MOST_GROUPS:
         raise DataError(

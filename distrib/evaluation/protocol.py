@@ -1,6 +1,6 @@
 """The evaluation protocol: compare a scorer's output with held-out interactions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -129,19 +129,27 @@ class Measurer(NamedTuple):
         has_lists = self.config.lists in (
             ("always",) if self.role == Role.VALID_TARGET else ("always", "test")
         )
+        for held_out in self.examples(rows, wanted_B, on_batch):
+            for name, scorer in self.scorers.items():
+                found[name].append(measure(scorer, held_out, self.config, has_lists=has_lists))
+        return {name: joined(parts) for name, parts in found.items()}
+
+    def examples(
+        self,
+        rows: HistoryArrays,
+        wanted_B: IntArray,
+        on_batch: Callable[[], None] = lambda: None,
+    ) -> Iterator[Example]:
+        """Yield what is measured, a batch at a time; see `added`."""
         for start in range(0, len(wanted_B), self.config.batch_users):
             on_batch()
-            part_B = wanted_B[start : start + self.config.batch_users]
-            held_out = example(
+            yield example(
                 rows,
-                part_B,
+                wanted_B[start : start + self.config.batch_users],
                 self.role,
                 is_chronological=self.is_chronological,
                 targets=self._targets,
             )
-            for name, scorer in self.scorers.items():
-                found[name].append(measure(scorer, held_out, self.config, has_lists=has_lists))
-        return {name: joined(parts) for name, parts in found.items()}
 
     @property
     def _targets(self) -> Targets:

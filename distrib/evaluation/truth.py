@@ -11,7 +11,7 @@ from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.config import Record
 from distrib.data.dataset import Dataset
 from distrib.data.feeds.collate import example, gather
-from distrib.data.history_arrays import eval_rows, history_arrays
+from distrib.data.history_arrays import users_with
 from distrib.data.logs.synthetic import SyntheticSource, SyntheticWorld
 from distrib.data.schema import Role
 from distrib.data.splits.rules import EntrywiseSplit
@@ -67,8 +67,7 @@ def distance_to_truth(bundle: str, dataset: Dataset) -> TruthDistance:
     table = dataset.table(entry)
     rows = dataset.held_out_of(entry, table, Role.TEST_TARGET)
     rows_wanted = np.arange(min(_TRUTH_USERS, rows.num_users))
-    places = eval_rows(history_arrays(table), Role.TEST_TARGET).number_B[rows_wanted]
-    users = table["user"].to_numpy()[places]
+    users = users_with(table, Role.TEST_TARGET).to_numpy(zero_copy_only=False)[rows_wanted]
     inputs = example(rows, rows_wanted, Role.TEST_TARGET).source
     scorers = model_and_popularity(bundle)
     step = -(-len(scorers["model"].vocabulary) // _TRUTH_ITEMS)

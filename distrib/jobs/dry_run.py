@@ -108,8 +108,7 @@ def _doctor(file: RunFile) -> Plan:
 
 def _study(given: Given) -> Plan:
     """Return the logs, the folders, and what is left to run."""
-    files = [cell.file(given.file.seeds[0], cell.first_settings) for cell in given.cells]
-    logs = dict.fromkeys(path for file in files for path in _log(file.data))
+    logs = dict.fromkeys(path for cell in given.cells for path in _log(cell.first_file.data))
     found = planned(given)
     needs: JsonObject = {"runs": found.runs, "trials": found.trials, "known to be done": found.done}
     hours = "unknown before the first run" if found.hours is None else f"about {found.hours:.2g}"

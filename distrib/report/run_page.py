@@ -17,7 +17,7 @@ from distrib.models.outputs import OutputKind
 from distrib.report.charts import AnyChart, Chart, HeatMap, Series
 from distrib.report.page import Cell, Code, Facts, Section, Table, TableRow, page
 from distrib.report.plots import likely_and_liked
-from distrib.storage import Folder
+from distrib.storage import Folder, last_part
 from distrib.training.records import EpochRecord, history_of
 from distrib.training.run_folder import HISTORY, RUN
 
@@ -55,10 +55,9 @@ def draw_run(
         Section("Likely and liked", [*_map(found)]),
         Section("Run", [_facts(folder, history, result, dataset), *_settings(folder)]),
     ]
-    name = str(folder).rstrip("/").rsplit("/", 1)[-1]
     about = f"{result.users['measured']:,} test users, data {result.data[:12]}."
     shown = [section for section in sections if section.parts]
-    folder.write(PAGE, page(name, about, shown).encode())
+    folder.write(PAGE, page(last_part(run), about, shown).encode())
     return {"page": str(folder / PAGE), "map": None if found is None else str(folder / MAP)}
 
 

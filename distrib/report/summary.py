@@ -11,7 +11,7 @@ from distrib.metrics import Summary
 from distrib.models.outputs import OutputKind
 from distrib.report.plots import learning_curves, study, unlabeled_weights
 from distrib.scoring.commit import success_of
-from distrib.storage import Folder
+from distrib.storage import Folder, last_part
 from distrib.training.records import EpochRecord, history_of
 from distrib.training.run_folder import HISTORY
 from distrib.tuning.job import SearchResult
@@ -35,7 +35,7 @@ def draw_curves(run: str, best_epoch: int, compare_with: Sequence[str] = ()) -> 
     folder = Folder(run)
     history = _history(folder)
     others = {other: Folder(other) for other in compare_with}
-    last_parts = [other.rstrip("/").rsplit("/", 1)[-1] for other in others]
+    last_parts = [last_part(other) for other in others]
     are_apart = len(set(last_parts)) == len(last_parts)
     drawn = {
         short if are_apart else other: _history(held)
@@ -45,7 +45,7 @@ def draw_curves(run: str, best_epoch: int, compare_with: Sequence[str] = ()) -> 
     missing = [other for other, held in others.items() if not held.exists(HISTORY)]
     if missing:
         emit("runs_to_compare_with_missing", runs=missing)
-    title = str(folder).rstrip("/").rsplit("/", 1)[-1]
+    title = last_part(str(folder))
     folder.write(CURVES, learning_curves(title, history, best_epoch, drawn))
     weights = unlabeled_weights(history)
     if weights is not None:

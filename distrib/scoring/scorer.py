@@ -198,16 +198,15 @@ class Scorer:
         prediction = self.model.output.predict(output_N.float()[None])
         if prediction is None:
             return None
-        is_point = prediction.level_BIL is None
-        raw_N = prediction.rating_BI[0].cpu()
+        level_BIL, raw_N = prediction.level_BIL, prediction.rating_BI[0]
         variance_N = pair_variance(self.model, state, target)
-        deviation_N = None if variance_N is None else variance_N.float().sqrt().cpu()
-        return PairPredictions(
+        found = PairPredictions(
             clamped_to_scale(raw_N, self.vocabulary.levels),
-            raw_N if is_point else None,
-            deviation_N,
-            None if prediction.level_BIL is None else prediction.level_BIL[0].cpu(),
+            raw_N if level_BIL is None else None,
+            None if variance_N is None else variance_N.float().sqrt(),
+            None if level_BIL is None else level_BIL[0],
         )
+        return fetched(found)
 
     @torch.inference_mode()
     def predictions(self, source: Batch, items: slice | Tensor) -> Prediction | None:

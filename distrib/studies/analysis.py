@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow.compute as pc
 
 from distrib.config import Record
+from distrib.data.groups import read_groups
 from distrib.errors import DataError
 from distrib.evaluation.job import BY_USER, HISTORY
 from distrib.evaluation.job import RESULT as EVALUATION
@@ -15,7 +16,7 @@ from distrib.evaluation.measured import PAIRS, SUM
 from distrib.evaluation.protocol import is_lower_better, is_neutral
 from distrib.metrics import ROOTS
 from distrib.storage import Folder
-from distrib.studies.results import Row, StudyResult, measured_folder
+from distrib.studies.results import Row, StudyResult, label_of, measured_folder
 from distrib.studies.statistics import (
     Comparison,
     FloatArray,
@@ -61,7 +62,7 @@ class Block(Record):
     @property
     def name(self) -> str:
         """The options as people read them."""
-        return ", ".join(self.options.values()) or "all runs"
+        return label_of(self.options) or "all runs"
 
 
 class Analysis(Record):
@@ -308,13 +309,9 @@ def _by_group(
 
 
 def _groups_of(path: str) -> dict[str, str]:
-    folder, _, name = path.rpartition("/")
-    table = Folder(folder or ".").read_parquet(name)
-    missing = {"user", "group"} - {*table.column_names}
-    if missing:
-        raise DataError(f"user_groups = {path!r}: has no column {sorted(missing)}")
-    users, groups = (pc.cast(table[name], "string").to_pylist() for name in ("user", "group"))
-    return {user: group for user, group in zip(users, groups, strict=True) if group is not None}
+    users, groups = read_groups(path, "user", "user_groups")
+    pairs = zip(pc.cast(users, "string").to_pylist(), groups.to_pylist(), strict=True)
+    return {user: group for user, group in pairs if group is not None}
 
 
 def _mean(samples: Samples, group: np.ndarray) -> float:

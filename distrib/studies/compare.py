@@ -9,14 +9,14 @@ from distrib.errors import ConfigError
 from distrib.evaluation.config import INTERACTIONS
 from distrib.evaluation.job import RESULT, Evaluation
 from distrib.events import table
-from distrib.report.page import Cell, Section, Table, TableRow, page
-from distrib.storage import Folder
+from distrib.report.page import Section, Table, TableRow, page
+from distrib.storage import Folder, last_part
 from distrib.studies.analysis import Vectors, aligned, assessed, vectors_of
+from distrib.studies.publish import DIFFERENCE, difference_cells
 from distrib.studies.results import MEASURED
-from distrib.studies.statistics import Comparison, Interval
+from distrib.studies.statistics import Comparison, Interval, star
 
 _SHOWN_USERS = 20
-_LEFT_OUT = INTERACTIONS
 
 
 class ChangedUser(Record):
@@ -80,7 +80,7 @@ def compare(runs: Sequence[str], metrics: Sequence[str] = ()) -> RunComparison:
     shared = [
         name
         for name in first.metrics["model"]
-        if name not in _LEFT_OUT and all(name in one.metrics["model"] for one in found.values())
+        if name not in INTERACTIONS and all(name in one.metrics["model"] for one in found.values())
     ]
     wanted = list(metrics) or shared
     vectors = {name: vectors_of([Folder(run)], wanted) for name, run in names.items()}
@@ -121,7 +121,7 @@ def _measured(runs: dict[str, str]) -> dict[str, str]:
 
 def _names(runs: Sequence[str]) -> dict[str, str]:
     """Name runs by the last part of their folders where these differ."""
-    short = [run.rstrip("/").rsplit("/", 1)[-1] for run in runs]
+    short = [last_part(run) for run in runs]
     is_clear = len(set(short)) == len(runs)
     if len({str(Folder(run)) for run in runs}) < len(runs):
         raise ConfigError("compare names a run twice")
@@ -150,40 +150,32 @@ def _changed(
 
 def show(found: RunComparison) -> None:
     """Print the comparison."""
-    rows = [
+    title = "Test metrics (standard error over users); * differs significantly from the first"
+    table(title, ["", *found.runs], _rows(found))
+
+
+def _rows(found: RunComparison) -> list[list[str]]:
+    return [
         [metric, *(_text(found, metric, name) for name in found.runs)] for metric in found.intervals
     ]
-    title = "Test metrics (standard error over users); * differs significantly from the first"
-    table(title, ["", *found.runs], rows)
 
 
 def _text(found: RunComparison, metric: str, name: str) -> str:
     one = found.intervals[metric].get(name)
     if one is None:
         return "-"
-    tests = found.comparisons.get(metric, ())
-    star = "*" if any(t.option == name and t.is_significant for t in tests) else ""
-    return f"{one.mean:.4f}{star} ({one.error_of_users or 0.0:.4f})"
+    mark = star(found.comparisons.get(metric, ()), name)
+    return f"{one.mean:.4f}{mark} ({one.error_of_users or 0.0:.4f})"
 
 
 def page_of(found: RunComparison) -> str:
     """Return the comparison as a page."""
-    metrics: list[TableRow] = [
-        [metric, *(_text(found, metric, name) for name in found.runs)] for metric in found.intervals
-    ]
     differences: list[TableRow] = [
-        [
-            f"{one.option}: {metric}",
-            Cell(f"{one.difference:+.4f}", is_best=one.is_significant),
-            f"{one.low:+.4f} to {one.high:+.4f}",
-            f"{one.p:.2g}",
-            f"{one.p_adjusted:.2g}",
-        ]
+        [f"{one.option}: {metric}", *difference_cells(one)]
         for metric, tests in found.comparisons.items()
         for one in tests
     ]
     base, *others = found.runs
-    columns = ["", "difference", "95 % interval", "p", "p, corrected"]
     users = [
         Table(
             f"{name} against {base}",
@@ -201,8 +193,8 @@ def page_of(found: RunComparison) -> str:
         for name in others
     ]
     sections = [
-        Section("Metrics", [Table("", ["", *found.runs], metrics)]),
-        Section(f"Differences to {base}", [Table("", columns, differences)]),
+        Section("Metrics", [Table("", ["", *found.runs], _rows(found))]),
+        Section(f"Differences to {base}", [Table("", ["", *DIFFERENCE], differences)]),
         Section("Users that change most", users),
     ]
     return page("Runs compared", f"Data {found.data[:12]}.", sections)

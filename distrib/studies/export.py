@@ -11,11 +11,11 @@ from distrib.data.arrow import flat_list
 from distrib.data.config import LogFormat
 from distrib.data.dataset import Dataset
 from distrib.data.export import columns_of, encoded
-from distrib.data.feeds.collate import example
-from distrib.data.history_arrays import eval_rows, history_arrays
+from distrib.data.history_arrays import users_with
 from distrib.data.prepare.histories import interactions_of
 from distrib.data.schema import Role, Subset
 from distrib.evaluation.config import EvaluateConfig
+from distrib.evaluation.protocol import Measurer
 from distrib.scoring.results import Recommendations
 from distrib.scoring.scorer import Scorer
 from distrib.storage import Folder
@@ -26,7 +26,6 @@ from distrib.vocabulary import Vocabulary
 FOLDER = "export"
 
 _FORMATS: Mapping[Export, LogFormat] = {"recbole": "inter", "lenskit": "parquet", "csv": "csv"}
-_BATCH_USERS = 512
 
 
 def export(output: Folder, result: StudyResult, form: Export) -> list[str]:
@@ -104,18 +103,17 @@ def _lists(run: Folder, dataset: Dataset, row: Row) -> pa.Table:
     config = EvaluateConfig.model_validate_json(json.dumps(row.run.settings.get("evaluate", {})))
     longest = max(n for at in config.ranking_metrics.values() for n in at)
     is_chronological = dataset.manifest.made_from.is_chronological
+    measurer = Measurer({"model": scorer}, Role.TEST_TARGET, config, is_chronological)
     parts = []
     for entry in dataset.manifest.shards:
         table = dataset.table(entry)
         rows = dataset.held_out_of(entry, table, Role.TEST_TARGET)
-        places_B = eval_rows(history_arrays(table), Role.TEST_TARGET).number_B
-        users = table["user"].take(pa.array(places_B))
-        for start in range(0, rows.num_users, _BATCH_USERS):
-            wanted_B = np.arange(start, min(start + _BATCH_USERS, rows.num_users))
-            asked = example(rows, wanted_B, Role.TEST_TARGET, is_chronological=is_chronological)
+        users = users_with(table, Role.TEST_TARGET)
+        for asked in measurer.examples(rows, np.arange(rows.num_users)):
             seen = asked.seen if config.exclude_seen else None
             found = scorer.recommend(asked.source, seen, longest, with_predictions=False)
-            parts.append(_listed(found, users.take(pa.array(wanted_B)), scorer.vocabulary))
+            own, users = users[: len(found.item_BK)], users[len(found.item_BK) :]
+            parts.append(_listed(found, own, scorer.vocabulary))
     return pa.concat_tables(parts)
 
 

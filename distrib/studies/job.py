@@ -18,7 +18,7 @@ from distrib.studies.config import StudyFile
 from distrib.studies.export import export
 from distrib.studies.plan import Cell
 from distrib.studies.publish import publish, show
-from distrib.studies.results import Row, StudyResult, Trial
+from distrib.studies.results import Row, StudyResult, Trial, label_of
 from distrib.studies.run import environment, finished, now
 from distrib.studies.session import Session
 from distrib.terminal import progress_bar
@@ -65,12 +65,11 @@ def check(study: Given) -> None:
         ConfigError: Settings of runs conflict, logs are missing, or parents are left out; lists all
             faults.
     """
-    file, cells, _ = study
-    plan.levels(cells)
+    plan.levels(study.cells)
     faults = dict.fromkeys(_metric_faults(study))
     logs = dict[str, str]()
-    for cell in cells:
-        run_file = cell.file(file.seeds[0], cell.first_settings)
+    for cell in study.cells:
+        run_file = cell.first_file
         log = run_file.data.model_dump_json()
         if log not in logs:
             logs[log] = _fault_of(lambda: read_plan(run_file.data))  # noqa: B023  called at once
@@ -78,7 +77,7 @@ def check(study: Given) -> None:
         if not (fault or plan.needs_labels(run_file)):
             fault = _fault_of(lambda: check_run(run_file.training()))  # noqa: B023
         if fault:
-            faults[f"{', '.join(cell.options.values())}: {fault}"] = None
+            faults[f"{label_of(cell.options)}: {fault}"] = None
     if faults:
         raise ConfigError("\n".join(faults))
 
@@ -86,11 +85,7 @@ def check(study: Given) -> None:
 def _metric_faults(study: Given) -> list[str]:
     """Return which metrics no run can have."""
     file = study.file
-    known = {
-        name
-        for cell in study.cells
-        for name in cell.file(file.seeds[0], cell.first_settings).evaluate.test_metrics
-    }
+    known = {name for cell in study.cells for name in cell.first_file.evaluate.test_metrics}
     wanted = [*file.metrics, *(name for one in file.figures for name in one.measured)]
     faults = []
     for name in dict.fromkeys(wanted):

@@ -1,11 +1,10 @@
 """The charts of a study."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 
-from distrib.report.charts import AnyChart, Chart, HeatMap, RankChart, Series
+from distrib.report.charts import AnyChart, Chart, HeatMap, Number, RankChart, Series
 from distrib.storage import Folder
 from distrib.studies.analysis import Analysis, Block
 from distrib.studies.config import Curves, Figure, Lines, Scatter, Surface
@@ -64,16 +63,7 @@ def _results(result: StudyResult, analysis: Analysis, metric: str) -> Chart:
         names = [option for option in result.axes[result.compared] if option in found]
         values = [found[name] for name in names]
         if names:
-            series.append(
-                Series(
-                    block.name,
-                    names,
-                    [one.mean for one in values],
-                    _ends(values, "low"),
-                    _ends(values, "high"),
-                    has_line=False,
-                )
-            )
+            series.append(_series(block.name, names, values, has_line=False))
     return Chart(f"results-{_file(metric)}", metric, "", metric, series, note=_INTERVALS)
 
 
@@ -140,13 +130,7 @@ def _line(option: str, blocks: Sequence[Block], metric: str, axis: str) -> Serie
         if option in block.intervals.get(metric, {})
     ]
     values = [one for _, one in found]
-    return Series(
-        option,
-        [x for x, _ in found],
-        [one.mean for one in values],
-        _ends(values, "low"),
-        _ends(values, "high"),
-    )
+    return _series(option, [x for x, _ in found], values)
 
 
 def _lines_of_compared(analysis: Analysis, figure: Lines, metric: str) -> Iterator[Chart]:
@@ -156,15 +140,7 @@ def _lines_of_compared(analysis: Analysis, figure: Lines, metric: str) -> Iterat
         found = block.intervals.get(metric, {})
         names = sorted(found, key=float)
         values = [found[name] for name in names]
-        series.append(
-            Series(
-                block.name,
-                [float(name) for name in names],
-                [one.mean for one in values],
-                _ends(values, "low"),
-                _ends(values, "high"),
-            )
-        )
+        series.append(_series(block.name, [float(name) for name in names], values))
     name = f"lines-{_file(figure.x)}-{_file(metric)}"
     title = f"{metric} by {figure.x}"
     yield Chart(name, title, figure.x, metric, series, figure.log_x, note=_INTERVALS)
@@ -254,10 +230,13 @@ def _scatters(result: StudyResult, figure: Scatter) -> Iterator[Chart]:
         yield Chart(name, f"{group}: {figure.y} against {figure.x}", figure.x, figure.y, series)
 
 
-def _ends(values: Sequence[Interval], end: Literal["low", "high"]) -> list[float]:
-    """Return ends of intervals; the mean where there is none."""
-    found = [(getattr(one, end), one.mean) for one in values]
-    return [mean if value is None else value for value, mean in found]
+def _series(
+    name: str, x: Sequence[Number], values: Sequence[Interval], *, has_line: bool = True
+) -> Series:
+    """Return points with their intervals; where there is none, it is the mean alone."""
+    low = [one.mean if one.low is None else one.low for one in values]
+    high = [one.mean if one.high is None else one.high for one in values]
+    return Series(name, x, [one.mean for one in values], low, high, has_line)
 
 
 def _file(text: str) -> str:

@@ -49,9 +49,9 @@ class Cell(NamedTuple):
         return (*self.pretrained_by, *([self.labels_of] if self.labels_of is not None else ()))
 
     @property
-    def first_settings(self) -> JsonObject:
-        """Settings of the first trial; none where nothing is tuned."""
-        return {} if self.search is None else settings_of(self.search, 0)
+    def first_file(self) -> RunFile:
+        """The run file of the first trial; of every run but for the seed where nothing is tuned."""
+        return self.file(0, {} if self.search is None else settings_of(self.search, 0))
 
     def file(self, seed: int, changes: Mapping[str, Any]) -> RunFile:
         """Return the run file with a seed and other changes by dotted name."""
@@ -94,11 +94,10 @@ def cells(study: StudyFile, environment: Mapping[str, str]) -> list[Cell]:
             for override in overrides:
                 document = merged(document, override.settings)
             cell = _cell(study, options, chosen, document)
-            cell.file(study.seeds[0], cell.first_settings)
+            _ = cell.first_file  # raises where it is not valid
+            found.append(cell)
         except ConfigError as error:
             faults.append(str(error))
-            continue
-        found.append(cell)
     if faults:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
     return found

@@ -12,8 +12,8 @@ from distrib.storage import Folder
 from distrib.studies.analysis import Analysis, Block, best_of
 from distrib.studies.config import Figure
 from distrib.studies.pictures import charts
-from distrib.studies.results import RESULT, Row, StudyResult
-from distrib.studies.statistics import Comparison, Interval, Ranks
+from distrib.studies.results import RESULT, Row, StudyResult, label_of
+from distrib.studies.statistics import Comparison, Interval, star
 
 PAGE = "report.html"
 PICTURES = "pictures"
@@ -120,11 +120,6 @@ def _rows(result: StudyResult, block: Block, option: str) -> list[Row]:
     return [row for row in result.rows if row.options == wanted]
 
 
-def _comparison(block: Block, metric: str, option: str) -> Comparison | None:
-    found = block.comparisons.get(metric, ())
-    return next((one for one in found if one.option == option), None)
-
-
 def _errors(one: Interval) -> str:
     errors = [one.error_of_seeds, one.error_of_users]
     shown = ["-" if error is None else f"{error:.4f}" for error in errors]
@@ -135,9 +130,11 @@ def _text(block: Block, metric: str, option: str) -> str:
     one = block.intervals.get(metric, {}).get(option)
     if one is None:
         return "-"
-    test = _comparison(block, metric, option)
-    star = "*" if test is not None and test.is_significant else ""
-    return f"{one.mean:.4f}{star} {_errors(one)}"
+    return f"{_marked(block, metric, option, one)} {_errors(one)}"
+
+
+def _marked(block: Block, metric: str, option: str, one: Interval) -> str:
+    return f"{one.mean:.4f}{star(block.comparisons.get(metric, ()), option)}"
 
 
 def _tables(result: StudyResult, analysis: Analysis) -> Iterator[Table | Text]:
@@ -178,14 +175,12 @@ def _cell(
     one = block.intervals.get(metric, {}).get(option)
     if one is None:
         return Cell("-")
-    test = _comparison(block, metric, option)
-    star = "*" if test is not None and test.is_significant else ""
     published = result.published.get(block.name, {}).get(option, {}).get(metric)
     beside = "" if published is None else f" published {published:g}"
     address = next((row.address for row in _rows(result, block, option) if row.address), "")
     within = "" if one.low is None or one.high is None else f"{one.low:.4f} to {one.high:.4f}"
     return Cell(
-        f"{one.mean:.4f}{star}",
+        _marked(block, metric, option, one),
         note=" ".join(part for part in (_errors(one), within, beside.strip()) if part),
         is_best=best.get(metric) == option,
         link=f"#run-{address}" if address else "",
@@ -196,25 +191,36 @@ def _cell(
 def _fault_notes(result: StudyResult) -> Iterator[Text]:
     for row in result.rows:
         if row.fault:
-            yield Text(f"{', '.join(row.options.values())}, seed {row.seed} failed: {row.fault}")
+            yield Text(f"{label_of(row.options)}, seed {row.seed} failed: {row.fault}")
+
+
+DIFFERENCE = ("difference", "95 % interval", "p", "p, corrected")
+"""Columns of `difference_cells`."""
+
+
+def difference_cells(one: Comparison) -> list[Cell | str]:
+    """Return a difference with its interval and p-values."""
+    return [
+        Cell(f"{one.difference:+.4f}", is_best=one.is_significant),
+        f"{one.low:+.4f} to {one.high:+.4f}",
+        f"{one.p:.2g}",
+        f"{one.p_adjusted:.2g}",
+    ]
 
 
 def _differences(analysis: Analysis) -> Iterator[Table]:
-    columns = ["", "difference", "95 % interval", "p", "p, corrected", "p, Wilcoxon", "seeds ahead"]
     for block in analysis.blocks:
         for metric, found in block.comparisons.items():
             rows: list[TableRow] = [
                 [
                     f"{one.option} less {one.against}",
-                    Cell(f"{one.difference:+.4f}", is_best=one.is_significant),
-                    f"{one.low:+.4f} to {one.high:+.4f}",
-                    f"{one.p:.2g}",
-                    f"{one.p_adjusted:.2g}",
+                    *difference_cells(one),
                     f"{one.p_wilcoxon:.2g}",
                     str(one.seeds_ahead),
                 ]
                 for one in found
             ]
+            columns = ["", *DIFFERENCE, "p, Wilcoxon", "seeds ahead"]
             yield Table(f"{block.name}: {metric}", columns, rows)
 
 
@@ -243,13 +249,6 @@ def _rank_tables(analysis: Analysis) -> Iterator[Table]:
         yield Table(metric, columns, rows, note)
 
 
-def _larger(found: Ranks, name: str, others: Sequence[str]) -> list[str]:
-    """Return how likely an option is larger than each, where that was computed."""
-    if not found.bayesian:
-        return []
-    return [f"{found.bayesian[name][o]:.2f}" if o != name else "-" for o in others]
-
-
 def _costs(result: StudyResult) -> Table:
     columns = ["run", "seed", "training, s", "evaluation, s", "memory, GiB", "speed"]
     rows: list[TableRow] = []
@@ -263,7 +262,7 @@ def _costs(result: StudyResult) -> Table:
         memory = "-" if cost.memory_gb is None else f"{cost.memory_gb:.2f}"
         figures = [f"{cost.train_s:.1f}", f"{cost.evaluate_s:.1f}", memory, speed]
         epochs = [str(row.run.epochs), str(row.run.best_epoch)]
-        rows.append([", ".join(row.options.values()), str(row.seed), *figures, *epochs])
+        rows.append([label_of(row.options), str(row.seed), *figures, *epochs])
     return Table("", [*columns, "epochs", "best epoch"], rows)
 
 
@@ -276,7 +275,7 @@ def _runs(result: StudyResult, folder: Folder) -> Table:
         link = _link(folder, root / "runs" / row.address) if row.address else ""
         data = row.run.data[:12] if row.run is not None else "-"
         finished = row.run.finished if row.run is not None else row.fault[:80]
-        name, address = ", ".join(row.options.values()), Cell(row.address or "-", link=link)
+        name, address = label_of(row.options), Cell(row.address or "-", link=link)
         rows.append([name, str(row.seed), address, data, tuned, finished])
         place = f"run-{row.address}"
         anchors.append(place if row.address and place not in anchors else f"row-{len(anchors)}")
@@ -291,7 +290,7 @@ def _trials(result: StudyResult) -> Iterator[Table]:
         return
     rows: list[TableRow] = [
         [
-            ", ".join(one.options.values()),
+            label_of(one.options),
             ", ".join(f"{name} = {value}" for name, value in one.settings.items()),
             "-" if one.selection is None else f"{one.selection:.5g}",
             one.address,

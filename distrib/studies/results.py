@@ -1,5 +1,7 @@
 """What studies write: one record a run, one a study."""
 
+from collections.abc import Mapping
+
 from pydantic import Field
 
 from distrib.config import JsonObject, Record
@@ -89,6 +91,11 @@ class Fault(Record):
     """Why a run failed."""
 
     reason: str
+
+
+def label_of(options: Mapping[str, str]) -> str:
+    """Return options as people read them."""
+    return ", ".join(options.values())
 
 
 class Row(Record):

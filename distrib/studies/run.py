@@ -25,7 +25,7 @@ from distrib.events import emit
 from distrib.fence import ATTEMPT
 from distrib.redaction import redacted
 from distrib.run_file import RunFile
-from distrib.storage import Folder
+from distrib.storage import Folder, last_part
 from distrib.studies.plan import measure_address, without_places
 from distrib.studies.results import FAULT, MEASURED, RUN_RESULT, Cost, Fault, RunRecord
 from distrib.training.records import history_of
@@ -152,7 +152,7 @@ def _trained(file: RunFile, folder: Folder) -> RunRecord:
         address=training.run_name,
         settings=without_places(file),
         data=Dataset.open(file.data.prepared).hash,
-        prepared=file.data.prepared.rstrip("/").rsplit("/", 1)[-1],
+        prepared=last_part(file.data.prepared),
         seed=file.seed,
         epochs=result.epochs,
         best_epoch=result.best_epoch,

@@ -15,11 +15,11 @@ from distrib.distill.job import soften
 from distrib.errors import ConfigError, DistribError
 from distrib.events import emit
 from distrib.run_file import RunFile
-from distrib.storage import Folder
+from distrib.storage import Folder, last_part
 from distrib.studies import plan
 from distrib.studies.config import StudyFile
 from distrib.studies.plan import Cell
-from distrib.studies.results import FAULT, Fault, Row, RunRecord, Trial
+from distrib.studies.results import FAULT, Fault, Row, RunRecord, Trial, label_of
 from distrib.studies.run import earlier_fault, finished, is_small, measured
 from distrib.terminal import Bar
 from distrib.training.workers.alone import ENVIRONMENT
@@ -62,7 +62,7 @@ class Session:
 
     def prepare(self, cell: Cell) -> None:
         """Prepare the data of a cell, unless that is done."""
-        config = cell.file(0, cell.first_settings).data
+        config = cell.first_file.data
         key = config.model_dump_json()
         if key in self._data or key in self._faults:
             return
@@ -75,7 +75,7 @@ class Session:
 
     def finds(self, cell: Cell) -> bool:
         """Return whether the data of a cell are prepared."""
-        config = cell.file(0, cell.first_settings).data
+        config = cell.first_file.data
         key = config.model_dump_json()
         if key not in self._data:
             place = self._place_of(config)
@@ -106,13 +106,13 @@ class Session:
     def _parent(self, options: Mapping[str, str], seed: int) -> RunFile:
         found = self._files.get((plan.key_of(options), seed))
         if found is None:
-            raise ConfigError(f"the run of {', '.join(options.values())}, seed {seed}, failed")
+            raise ConfigError(f"the run of {label_of(options)}, seed {seed}, failed")
         return found
 
     def _labels(self, options: Mapping[str, str], seed: int, file: RunFile) -> str:
         """Make the soft labels of a run, unless that is done; return their folder."""
         base = self._parent(options, seed)
-        address = plan.labels_address(_name(base.run), file)
+        address = plan.labels_address(last_part(base.run), file)
         place = str(self.root / "labels" / address)
         soften(base.run, base.data.prepared, file.soften.model_copy(update={"output": place}))
         return place
@@ -141,7 +141,7 @@ class Session:
         return rows
 
     def _require_data(self, cell: Cell) -> None:
-        fault = self._faults.get(cell.file(0, cell.first_settings).data.model_dump_json())
+        fault = self._faults.get(cell.first_file.data.model_dump_json())
         if fault:
             raise ConfigError(fault)
 
@@ -189,7 +189,7 @@ class Session:
             found[task.file.run] = outcome
             self._progress(1)
             about = {"fault": outcome} if isinstance(outcome, str) else {}
-            emit("run", done=self._done, of=self._total, run=_name(task.file.run), **about)
+            emit("run", done=self._done, of=self._total, run=last_part(task.file.run), **about)
         return found
 
     def _in_parallel(
@@ -245,7 +245,7 @@ def _row(cell: Cell, seed: int, task: Task, outcome: RunRecord | str) -> Row:
     return Row(
         options=dict(cell.options),
         seed=seed,
-        address=_name(task.file.run),
+        address=last_part(task.file.run),
         measure=plan.measure_address(task.file),
         tuned=task.tuned,
         run=record,
@@ -254,13 +254,12 @@ def _row(cell: Cell, seed: int, task: Task, outcome: RunRecord | str) -> Row:
 
 
 def _trial(cell: Cell, task: Task, outcome: RunRecord | str) -> Trial:
-    is_done = isinstance(outcome, RunRecord)
     return Trial(
         options=dict(cell.options),
         settings=task.tuned,
-        address=_name(task.file.run),
+        address=last_part(task.file.run),
         selection=outcome.selection if isinstance(outcome, RunRecord) else None,
-        fault="" if is_done else str(outcome),
+        fault=outcome if isinstance(outcome, str) else "",
     )
 
 
@@ -274,7 +273,3 @@ def _failed(cell: Cell, seed: int, fault: str) -> Row:
         run=None,
         fault=fault,
     )
-
-
-def _name(run: str) -> str:
-    return run.rstrip("/").rsplit("/", 1)[-1]

@@ -205,6 +205,12 @@ def compared(
     return found
 
 
+def star(comparisons: Sequence[Comparison], option: str) -> str:
+    """Return the mark of an option that differs significantly, or nothing."""
+    is_marked = any(one.option == option and one.is_significant for one in comparisons)
+    return "*" if is_marked else ""
+
+
 def _tested(one: Samples, other: Samples) -> tuple[float, float]:
     """Return the p-values of the paired t-test and of Wilcoxon's test over users."""
     is_in_U = (one.count_U > 0) & (other.count_U > 0)

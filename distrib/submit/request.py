@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,7 +106,19 @@ def require_shared(file: RunFile) -> None:
     logs = getattr(file.data.source, "path", [])  # one, or several
     paths = [("run", file.run), ("data.prepared", file.data.prepared)]
     paths += [("data.source.path", log) for log in ([logs] if isinstance(logs, str) else logs)]
-    wrong = [f"{key} = {path!r}" for key, path in paths if not is_shared(path)]
+    refuse_relative(paths)
+
+
+def refuse_relative(paths: Sequence[tuple[str, str]]) -> None:
+    """Refuse paths, by setting, that depend on the working folder of a process.
+
+    Args:
+        paths: Setting and path.
+
+    Raises:
+        ConfigError: Lists all that do.
+    """
+    wrong = [f"{key} = {path!r}" for key, path in paths if not _is_shared(path)]
     if wrong:
         raise ConfigError(
             f"{'; '.join(wrong)}: relative to the working folder of the job, which the cluster "
@@ -113,6 +126,5 @@ def require_shared(file: RunFile) -> None:
         )
 
 
-def is_shared(path: str) -> bool:
-    """Return whether a path does not depend on the working folder of a process."""
+def _is_shared(path: str) -> bool:
     return path.startswith(("/", "${")) or "://" in path

@@ -6,7 +6,7 @@ from pathlib import Path
 from distrib.config import JsonObject
 from distrib.errors import ConfigError
 from distrib.studies.config import StudyFile
-from distrib.submit.request import is_shared
+from distrib.submit.request import refuse_relative
 from distrib.toml_text import toml_text
 
 
@@ -47,10 +47,4 @@ def require_shared_study(study: StudyFile) -> None:
     Raises:
         ConfigError: The output or the runs have a relative path.
     """
-    places = {"output": study.output, "runs": study.runs}
-    wrong = [f"{name} = {path!r}" for name, path in places.items() if not is_shared(path)]
-    if wrong:
-        raise ConfigError(
-            f"{'; '.join(wrong)}: relative to the working folder of the job, which the cluster "
-            "removes; use a URL, or an absolute path that all nodes share"
-        )
+    refuse_relative([("output", study.output), ("runs", study.runs)])

@@ -17,7 +17,7 @@ from distrib.evaluation.config import EvaluateConfig
 from distrib.labeled_metrics import AUC
 from distrib.models import ModelConfig
 from distrib.objectives import ObjectiveConfig
-from distrib.storage import Folder
+from distrib.storage import Folder, last_part
 from distrib.training.engines.config import EngineConfig
 from distrib.training.optimizer import OptimizerConfig
 
@@ -192,7 +192,7 @@ class TrainingRun(Config):
     @property
     def run_name(self) -> str:
         """Last part of the run folder's URL, a label of the metrics."""
-        return self.run.rstrip("/").rsplit("/", 1)[-1]
+        return last_part(self.run)
 
     @property
     def selection(self) -> tuple[str, ...]:

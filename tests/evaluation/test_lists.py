@@ -13,32 +13,18 @@ from distrib.data.feeds.collate import example
 from distrib.data.schema import Role
 from distrib.errors import DataError
 from distrib.evaluation.config import EvaluateConfig
+from distrib.evaluation.lists import RANKING
 from distrib.evaluation.measured import joined
 from distrib.evaluation.protocol import measure
 from distrib.evaluation.ratings import CONFUSION, RELIABILITY, calibration_error, rating_tables
 from distrib.metrics import (
-    average_precision,
     gini,
-    hit_rate,
     hits,
-    mrr,
-    ndcg,
-    precision,
-    recall,
     weighted_recall,
 )
 from distrib.models import Conv4RecConfig, PopularityConfig
 from distrib.scoring.results import PairPredictions
 from tests.evaluation.test_protocol import rows_of, scorer_of
-
-OURS = {
-    "precision": precision,
-    "recall": recall,
-    "map": average_precision,
-    "mrr": mrr,
-    "hit_rate": hit_rate,
-    "ndcg": ndcg,
-}
 
 
 def lists(seed, num_users=40, num_items=60, length=20):
@@ -61,7 +47,7 @@ def test_metrics_are_those_of_ranx(seed, cutoff):
     truth = {f"u{u:02}": dict.fromkeys(map(str, items), 1) for u, items in enumerate(wanted)}
     ranked = enumerate(item_BK.tolist())
     run = {f"u{u:02}": {str(i): 1.0 / (k + 1) for k, i in enumerate(row)} for u, row in ranked}
-    names = [f"{name}@{cutoff}" for name in OURS]
+    names = [f"{name}@{cutoff}" for name in RANKING]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from ranx import Qrels, Run, evaluate
@@ -69,7 +55,7 @@ def test_metrics_are_those_of_ranx(seed, cutoff):
         found = evaluate(Qrels(truth), Run(run), names, return_mean=False)
     length_B = batch.length_B
     few_B = length_B.clamp(max=cutoff).double() / length_B
-    for name, ours in OURS.items():
+    for name, ours in RANKING.items():
         ours_B = ours(hit_BK, length_B, cutoff)
         if name in ("recall", "map"):
             ours_B = ours_B * few_B

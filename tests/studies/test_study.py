@@ -291,5 +291,5 @@ def test_every_study_in_the_repository_is_valid(monkeypatch):
         file = load(StudyFile, path, environment=variables)
         found = given(file, "distrib study", variables)
         assert found.cells, path
-        assert isinstance(found.cells[0].file(0, found.cells[0].first_settings), RunFile)
+        assert isinstance(found.cells[0].first_file, RunFile)
         assert np.prod([len(options) for options in file.axes.values()]) >= len(found.cells)

@@ -14,7 +14,7 @@ import torch
 from distrib.cluster.prometheus import show
 from distrib.errors import DataError
 from distrib.events import emit, rounded
-from distrib.storage import Folder
+from distrib.storage import Folder, last_part
 from distrib.training.config import TrainingRun
 from distrib.training.engines.base import Engine
 from distrib.training.loop import TrainState
@@ -200,7 +200,7 @@ class _Tracking:
         else:
             found = client.get_experiment_by_name("distrib")
             experiment = found.experiment_id if found else client.create_experiment("distrib")
-            name = str(run).rstrip("/").rsplit("/", 1)[-1]
+            name = last_part(str(run))
             self._id = client.create_run(experiment, run_name=name).info.run_id
             run.write_json(_MLFLOW, {"run_id": self._id})
         self._client = client
