@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import ray
+from scipy.special import rel_entr
 
 from distrib.batch import Batch
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
@@ -28,7 +29,9 @@ class TruthDistance(Record):
     """Total variation between a model and the synthetic ground truth, 0..1, by model.
 
     ``interactions``: between each user's distributions of interactions over items;
-    ``outcomes_per_cell``: between the class distributions of each pair.
+    ``outcomes_per_cell``: between the class distributions of each pair, mean over pairs;
+    ``bound``: what that mean cannot exceed, given how much larger than the truth's the model's
+    cross-entropy is: the root of half the mean divergence (inequalities of Pinsker and Jensen).
     """
 
     users: int
@@ -98,6 +101,8 @@ def _distances(
     found = {"interactions": _shape_distance(true_BIC[..., 1:].sum(-1), met_BI)}
     if has_classes:
         found["outcomes_per_cell"] = float(total_variation(true_BIC, share_of).mean())
+        divergence_BI = rel_entr(true_BIC, output.double().softmax(-1).numpy()).sum(-1)
+        found["bound"] = float((divergence_BI.mean() / 2.0) ** 0.5)
     return found
 
 

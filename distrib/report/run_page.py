@@ -8,15 +8,21 @@ import numpy as np
 
 from distrib import __version__
 from distrib.data.dataset import Dataset
-from distrib.evaluation.job import TABLES, Evaluation
+from distrib.evaluation.job import Evaluation
 from distrib.evaluation.protocol import DISTANCE, is_meant
 from distrib.evaluation.ratings import CONFUSION, RELIABILITY
-from distrib.evaluation.truth import InteractionRatingMap, interaction_rating_map
+from distrib.evaluation.truth import interaction_rating_map
 from distrib.metrics import Summary
 from distrib.models.outputs import OutputKind
-from distrib.report.charts import AnyChart, Chart, HeatMap, Series
+from distrib.report.charts import AnyChart, Chart, Series
 from distrib.report.page import Cell, Code, Facts, Section, Table, TableRow, page
 from distrib.report.plots import likely_and_liked
+from distrib.report.rating_charts import (
+    confusion_chart,
+    map_chart,
+    rating_tables_of,
+    reliability_chart,
+)
 from distrib.storage import Folder, last_part
 from distrib.training.records import EpochRecord, history_of
 from distrib.training.run_folder import HISTORY, RUN
@@ -25,40 +31,45 @@ PAGE = "report.html"
 MAP = "likely_and_liked.png"
 
 _Z95 = 1.96
-_MAP_BINS = 40
 
 
 def draw_run(
-    run: str, prepared: str, result: Evaluation, output: OutputKind
+    run: str,
+    prepared: str,
+    result: Evaluation,
+    output: OutputKind,
+    place: Folder | None = None,
 ) -> dict[str, str | None]:
-    """Write the page of an evaluated run, and its map of ratings, into its folder.
+    """Write the page of an evaluated run, and its map of ratings.
 
     Args:
         run: Run folder.
         prepared: Its prepared data.
         result: What evaluation measured.
         output: What the model predicts.
+        place: Folder that evaluation wrote to, which gets the page; the run folder by default.
 
     Returns:
         Paths: ``page``, and ``map``, None where the model does not predict both.
     """
     folder, dataset = Folder(run), Dataset.open(prepared)
+    place = folder if place is None else place
     history = history_of(folder.read_json(HISTORY), folder / HISTORY)
-    tables = folder.read_json(TABLES) if folder.exists(TABLES) else {}
+    tables = rating_tables_of(place)
     found = interaction_rating_map(run, prepared)
     if found is not None:
-        folder.write(MAP, likely_and_liked(found.probability_N, found.rating_N))
+        place.write(MAP, likely_and_liked(found.probability_N, found.rating_N))
     sections = [
         Section("Results", [_results(result, output, len(dataset.manifest.levels))]),
         Section("Learning curves", [*_curves(history, output, len(dataset.manifest.levels))]),
         Section("Ratings", [*_ratings(tables, dataset.manifest.levels)]),
-        Section("Likely and liked", [*_map(found)]),
+        Section("Likely and liked", [map_chart(found)] if found is not None else []),
         Section("Run", [_facts(folder, history, result, dataset), *_settings(folder)]),
     ]
     about = f"{result.users['measured']:,} test users, data {result.data[:12]}."
     shown = [section for section in sections if section.parts]
-    folder.write(PAGE, page(last_part(run), about, shown).encode())
-    return {"page": str(folder / PAGE), "map": None if found is None else str(folder / MAP)}
+    place.write(PAGE, page(last_part(run), about, shown).encode())
+    return {"page": str(place / PAGE), "map": None if found is None else str(place / MAP)}
 
 
 def _results(result: Evaluation, output: OutputKind, num_levels: int) -> Table:
@@ -109,48 +120,9 @@ def _ratings(
     if len(levels) < 2:
         return
     if CONFUSION in tables:
-        counts_LL = np.array(tables[CONFUSION])
-        share_LL = counts_LL / np.maximum(counts_LL.sum(1, keepdims=True), 1.0)
-        yield HeatMap(
-            "confusion",
-            "Predicted by true rating",
-            "predicted: the level nearest to the expected rating",
-            "true rating",
-            levels,
-            levels,
-            share_LL.tolist(),
-            "share of the row",
-        )
+        yield confusion_chart(tables[CONFUSION], levels)
     if RELIABILITY in tables:
-        bins = np.array(tables[RELIABILITY])
-        bins = bins[bins[:, 0] > 0]
-        mean, share = bins[:, 1] / bins[:, 0], bins[:, 2] / bins[:, 0]
-        series = [
-            Series("predicted levels", mean.tolist(), share.tolist()),
-            Series("perfect", [0.0, 1.0], [0.0, 1.0]),
-        ]
-        labels = "probability of a level", "share of pairs that have it"
-        yield Chart("reliability", "Reliability of rating levels", *labels, series)
-
-
-def _map(found: InteractionRatingMap | None) -> Iterator[AnyChart]:
-    """Yield where items lie by probability and rating."""
-    if found is None:
-        return
-    log_N = np.log10(np.maximum(found.probability_N, 1e-6))
-    counts, x, y = np.histogram2d(log_N, found.rating_N, bins=_MAP_BINS)
-    value_YX = [[None if not c else float(np.log10(c)) for c in row] for row in counts.T]
-    yield HeatMap(
-        "likely-and-liked",
-        "All items of some users: probability against expected rating",
-        "log10 of the probability of an interaction",
-        "expected rating given an interaction",
-        ((x[1:] + x[:-1]) / 2).tolist(),
-        ((y[1:] + y[:-1]) / 2).tolist(),
-        value_YX,
-        "log10 of pairs",
-        note="Serendipitous items lie at the upper left: improbable, with high expected ratings.",
-    )
+        yield reliability_chart({"predicted levels": tables[RELIABILITY]})
 
 
 def _facts(

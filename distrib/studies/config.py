@@ -116,7 +116,33 @@ class Scatter(Config):
         return (self.x, self.y)
 
 
-Figure = Annotated[Lines | Curves | Surface | Scatter, Field(discriminator="kind")]
+class Reliability(Config):
+    """How often predicted rating levels are the true ones, by probability; the first seed."""
+
+    kind: Literal["reliability"] = "reliability"
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Test metrics that it shows: none, as it is drawn from tables."""
+        return ()
+
+
+class LikelyAndLiked(Config):
+    """Probability and expected rating of all items, for some users; the first seed."""
+
+    kind: Literal["likely_and_liked"] = "likely_and_liked"
+    option: Name
+    """Which of the options compared."""
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Test metrics that it shows: none."""
+        return ()
+
+
+Figure = Annotated[
+    Lines | Curves | Surface | Scatter | Reliability | LikelyAndLiked, Field(discriminator="kind")
+]
 
 
 class StudyFile(Config):
@@ -176,6 +202,9 @@ class StudyFile(Config):
     figures: tuple[Figure, ...] = ()
     """Pictures beside the table."""
 
+    run_pages: bool = False
+    """Also writes a page for each run, 5 MB each, in the folder of what was measured of it."""
+
     export: Export | None = None
     """Writes splits and lists for other tools, too."""
 
@@ -233,7 +262,13 @@ class StudyFile(Config):
             for number, figure in enumerate(self.figures)
             for axis in _axes_of(figure)
         ]
-        return [
+        unknown = [
+            f"figures[{number}]: {figure.option!r} is no option of {self.compared_axis!r}"
+            for number, figure in enumerate(self.figures)
+            if isinstance(figure, LikelyAndLiked)
+            and figure.option not in self.axes.get(self.compared_axis, {})
+        ]
+        return unknown + [
             f"figures[{number}]: {axis!r} is no axis whose options are numbers"
             for number, axis in wanted
             if not all(map(is_number, self.axes.get(axis, [""])))

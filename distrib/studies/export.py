@@ -20,7 +20,7 @@ from distrib.scoring.results import Recommendations
 from distrib.scoring.scorer import Scorer
 from distrib.storage import Folder
 from distrib.studies.config import Export
-from distrib.studies.results import Row, StudyResult
+from distrib.studies.results import Row, StudyResult, data_folder, run_folder
 from distrib.vocabulary import Vocabulary
 
 FOLDER = "export"
@@ -51,12 +51,12 @@ def export(output: Folder, result: StudyResult, form: Export) -> list[str]:
             by_data.setdefault(row.run.prepared, []).append(row)
     for name, rows in by_data.items():
         folder = output / FOLDER / name
-        dataset = Dataset.open(Folder(result.runs) / "data" / name)
+        dataset = Dataset.open(data_folder(result.runs, name))
         for part, table in _parts(dataset):
             written.append(_write(folder, f"{name}.{part}", table, form))
         runs = {row.address: row for row in rows}
         for address in runs:
-            table = _lists(Folder(result.runs) / "runs" / address, dataset, runs[address])
+            table = _lists(run_folder(result.runs, address), dataset, runs[address])
             written.append(_write(folder, f"lists-{address}", table, form))
     return written
 

@@ -20,6 +20,7 @@ from distrib.studies.plan import Cell
 from distrib.studies.publish import publish, show
 from distrib.studies.results import Row, StudyResult, Trial, label_of
 from distrib.studies.run import environment, finished, now
+from distrib.studies.run_pages import draw_runs
 from distrib.studies.session import Session
 from distrib.terminal import progress_bar
 from distrib.toml_text import toml_text
@@ -154,6 +155,8 @@ def study(study: Given) -> JsonObject:
     result = _result(study, rows, trials)
     analysis = analyzed(result)
     require_ours(output, token)
+    if file.run_pages:
+        draw_runs(result, {cell.key: cell.first_file.model.spec.output for cell in study.cells})
     text = toml_text(file.model_dump(mode="json", exclude_unset=True))
     page = publish(file.output, result, analysis, file.figures, text)
     if file.export is not None:

@@ -4,11 +4,21 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from distrib.evaluation.ratings import RELIABILITY
+from distrib.evaluation.truth import interaction_rating_map
 from distrib.report.charts import AnyChart, Chart, HeatMap, Number, RankChart, Series
-from distrib.storage import Folder
+from distrib.report.rating_charts import map_chart, rating_tables_of, reliability_chart
 from distrib.studies.analysis import Analysis, Block
-from distrib.studies.config import Curves, Figure, Lines, Scatter, Surface
-from distrib.studies.results import Row, StudyResult
+from distrib.studies.config import (
+    Curves,
+    Figure,
+    LikelyAndLiked,
+    Lines,
+    Reliability,
+    Scatter,
+    Surface,
+)
+from distrib.studies.results import Row, StudyResult, data_folder, measured_folder, run_folder
 from distrib.studies.statistics import Interval
 from distrib.training.records import EpochRecord, history_of
 from distrib.training.run_folder import HISTORY
@@ -99,8 +109,12 @@ def _of_figure(result: StudyResult, analysis: Analysis, figure: Figure) -> Itera
         yield from _curves(result, figure)
     elif isinstance(figure, Surface):
         yield from _surfaces(result, figure)
-    else:
+    elif isinstance(figure, Scatter):
         yield from _scatters(result, figure)
+    elif isinstance(figure, Reliability):
+        yield from _reliabilities(result)
+    else:
+        yield from _maps(result, figure)
 
 
 def _lines(result: StudyResult, analysis: Analysis, figure: Lines, metric: str) -> Iterator[Chart]:
@@ -148,8 +162,7 @@ def _lines_of_compared(analysis: Analysis, figure: Lines, metric: str) -> Iterat
 
 def _curves(result: StudyResult, figure: Curves) -> Iterator[Chart]:
     """Yield validation metrics by epoch, of the first seed."""
-    rows = [row for row in result.rows if row.run is not None and row.seed == result.seeds[0]]
-    for group, found in _by_block(result, rows).items():
+    for group, found in _first_seed(result).items():
         histories = {row.options[result.compared]: _history(result, row) for row in found}
         wanted = figure.metrics or result.metrics
         names = [name for name in wanted if any(name in h[0].valid for h in histories.values())]
@@ -174,7 +187,7 @@ def _curve(option: str, history: Sequence[EpochRecord], metric: str, longest: in
 
 
 def _history(result: StudyResult, row: Row) -> list[EpochRecord]:
-    folder = Folder(result.runs) / "runs" / row.address
+    folder = run_folder(result.runs, row.address)
     return history_of(folder.read_json(HISTORY), folder / HISTORY)
 
 
@@ -184,6 +197,36 @@ def _by_block(result: StudyResult, rows: Sequence[Row]) -> dict[str, list[Row]]:
         names = [name for axis, name in row.options.items() if axis != result.compared]
         found.setdefault(", ".join(names) or result.title, []).append(row)
     return found
+
+
+def _first_seed(result: StudyResult) -> dict[str, list[Row]]:
+    """Return the runs of the first seed by what they are compared on."""
+    rows = [row for row in result.rows if row.run is not None and row.seed == result.seeds[0]]
+    return _by_block(result, rows)
+
+
+def _reliabilities(result: StudyResult) -> Iterator[Chart]:
+    for group, rows in _first_seed(result).items():
+        tables = {
+            row.options[result.compared]: found[RELIABILITY]
+            for row in rows
+            if RELIABILITY in (found := rating_tables_of(measured_folder(result.runs, row)))
+        }
+        if tables:
+            yield reliability_chart(tables, f"reliability-{_file(group)}", f"{group}: ")
+
+
+def _maps(result: StudyResult, figure: LikelyAndLiked) -> Iterator[HeatMap]:
+    for group, rows in _first_seed(result).items():
+        for row in rows:
+            if row.options[result.compared] != figure.option or row.run is None:
+                continue
+            run = str(run_folder(result.runs, row.address))
+            prepared = str(data_folder(result.runs, row.run.prepared))
+            found = interaction_rating_map(run, prepared)
+            if found is not None:
+                name, title = f"likely-and-liked-{_file(group)}", f"{group}, {figure.option}: "
+                yield map_chart(found, name, title)
 
 
 def _surfaces(result: StudyResult, figure: Surface) -> Iterator[HeatMap]:

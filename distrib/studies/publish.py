@@ -8,11 +8,19 @@ from collections.abc import Iterator, Sequence
 from distrib.events import table
 from distrib.report.charts import png_of
 from distrib.report.page import Cell, Code, Facts, Section, Table, TableRow, Text, page
+from distrib.report.run_page import PAGE as RUN_PAGE
 from distrib.storage import Folder
 from distrib.studies.analysis import Analysis, Block, best_of
 from distrib.studies.config import Figure
 from distrib.studies.pictures import charts
-from distrib.studies.results import RESULT, Row, StudyResult, label_of
+from distrib.studies.results import (
+    RESULT,
+    Row,
+    StudyResult,
+    label_of,
+    measured_folder,
+    run_folder,
+)
 from distrib.studies.statistics import Comparison, Interval, star
 
 PAGE = "report.html"
@@ -269,17 +277,16 @@ def _costs(result: StudyResult) -> Table:
 def _runs(result: StudyResult, folder: Folder) -> Table:
     rows: list[TableRow] = []
     anchors: list[str] = []
-    root = Folder(result.runs)
     for row in result.rows:
         tuned = ", ".join(f"{name} = {value}" for name, value in row.tuned.items())
-        link = _link(folder, root / "runs" / row.address) if row.address else ""
+        link = _link(folder, result.runs, row)
         data = row.run.data[:12] if row.run is not None else "-"
         finished = row.run.finished if row.run is not None else row.fault[:80]
         name, address = label_of(row.options), Cell(row.address or "-", link=link)
         rows.append([name, str(row.seed), address, data, tuned, finished])
         place = f"run-{row.address}"
         anchors.append(place if row.address and place not in anchors else f"row-{len(anchors)}")
-    note = f"Runs are folders of {root}, named by a hash of settings and data."
+    note = f"Runs are folders of {result.runs}, named by a hash of settings and data."
     columns = ["run", "seed", "address", "data", "tuned", "finished"]
     return Table("", columns, rows, note, anchors)
 
@@ -302,10 +309,17 @@ def _trials(result: StudyResult) -> Iterator[Table]:
     yield Table("Trials", columns, rows, "Each with the first seed; the highest score is chosen.")
 
 
-def _link(page_folder: Folder, run: Folder) -> str:
-    if page_folder.is_local and run.is_local:
-        return os.path.relpath(run.path, page_folder.path) + "/"
-    return str(run)
+def _link(page_folder: Folder, runs: str, row: Row) -> str:
+    """Return the address of a run's page, or of its folder where it has none."""
+    if not row.address:
+        return ""
+    place = run_folder(runs, row.address)
+    ending = "/"
+    if row.run is not None and measured_folder(runs, row).exists(RUN_PAGE):
+        place, ending = measured_folder(runs, row) / RUN_PAGE, ""
+    if page_folder.is_local and place.is_local:
+        return os.path.relpath(place.path, page_folder.path) + ending
+    return str(place)
 
 
 def _reproduction(result: StudyResult, text: str) -> Iterator[Facts | Code]:

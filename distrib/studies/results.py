@@ -157,6 +157,32 @@ class StudyResult(Record):
     command: str
 
 
+def run_folder(runs: str, address: str) -> Folder:
+    """Return the folder of a run.
+
+    Args:
+        runs: Folder of the runs of a study.
+        address: Of the run.
+
+    Returns:
+        The folder.
+    """
+    return Folder(runs) / "runs" / address
+
+
+def data_folder(runs: str, name: str) -> Folder:
+    """Return the folder of prepared data.
+
+    Args:
+        runs: Folder of the runs of a study.
+        name: See `distrib.studies.plan.data_address`.
+
+    Returns:
+        The folder.
+    """
+    return Folder(runs) / "data" / name
+
+
 def measured_folder(runs: str, row: Row) -> Folder:
     """Return the folder of what was measured of a run.
 
@@ -167,4 +193,4 @@ def measured_folder(runs: str, row: Row) -> Folder:
     Returns:
         The folder.
     """
-    return Folder(runs) / "runs" / row.address / MEASURED / row.measure
+    return run_folder(runs, row.address) / MEASURED / row.measure

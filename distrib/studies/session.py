@@ -19,7 +19,16 @@ from distrib.storage import Folder, last_part
 from distrib.studies import plan
 from distrib.studies.config import StudyFile
 from distrib.studies.plan import Cell
-from distrib.studies.results import FAULT, Fault, Row, RunRecord, Trial, label_of
+from distrib.studies.results import (
+    FAULT,
+    Fault,
+    Row,
+    RunRecord,
+    Trial,
+    data_folder,
+    label_of,
+    run_folder,
+)
 from distrib.studies.run import earlier_fault, finished, is_small, measured
 from distrib.terminal import Bar
 from distrib.training.workers.alone import ENVIRONMENT
@@ -86,7 +95,7 @@ class Session:
 
     def _place_of(self, config: DataConfig) -> Folder:
         made_from = recipe(config, read_plan(config))
-        return self.root / "data" / plan.data_address(made_from)
+        return data_folder(self.study.runs, plan.data_address(made_from))
 
     def task(self, cell: Cell, seed: int, tuned: JsonObject) -> Task:
         """Return a run at its address; its data must be prepared, and its parents done."""
@@ -100,7 +109,7 @@ class Session:
             changes["train.pretrained"] = [parent.run for parent in parents]
         file = cell.file(seed, changes)
         address = plan.run_address(file.training(), dataset.hash, self.root)
-        place = str(self.root / "runs" / address)
+        place = str(run_folder(self.study.runs, address))
         return Task(file.model_copy(update={"run": place}), tuned)
 
     def _parent(self, options: Mapping[str, str], seed: int) -> RunFile:

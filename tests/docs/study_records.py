@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def record(folder: Path) -> dict:
     text = (folder / RESULT).read_text()
     result = StudyResult.model_validate_json(text)
     text = text.replace(str(Path(result.runs).absolute()), ROOT).replace(result.runs, ROOT)
+    text = text.replace(os.environ["DISTRIB_DATA"].rstrip("/"), "${DISTRIB_DATA}")
     result = StudyResult.model_validate_json(text)
     rows = [
         {

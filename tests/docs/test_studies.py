@@ -69,3 +69,4 @@ def test_records_are_of_studies_in_the_repository():
         study = DOCS.parent / "configs" / "studies" / f"{path.stem}.toml"
         assert study.exists(), path
         assert json.loads(path.read_text())["environment"]["commit"]
+        assert set(re.findall(r'"(/[^/"]*)', path.read_text())) <= {ROOT}  # no place of a machine

@@ -71,6 +71,8 @@ def test_the_model_beats_popularity_and_comes_nearer_to_the_truth(evaluated):
     distance = evaluated.distance_to_truth
     for kind in ("interactions", "outcomes_per_cell"):
         assert distance.model[kind] < 0.9 * distance.popularity[kind]
+    for found in (distance.model, distance.popularity):
+        assert found["outcomes_per_cell"] < found["bound"] < 1.0
 
 
 def test_every_test_user_is_counted(trained, evaluated):

@@ -87,6 +87,7 @@ def test_bases_come_first_whether_a_path_or_a_table(tmp_path):
         ({"axes": {"model": {}}}, "has no options"),
         ({"overrides": [{"where": {"model": ["X"]}}]}, "overrides"),
         ({"figures": [{"kind": "lines", "x": "model"}]}, "numbers"),
+        ({"figures": [{"kind": "likely_and_liked", "option": "no"}]}, "no option of"),
         ({"axes": {"model": {"A": {"labels_of": "B"}}}}, "no option of this axis"),
         ({"seeds": []}, "at least 1"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -221,6 +222,28 @@ def test_groups_of_users_have_means_of_their_own(first, tmp_path):
     for name, part in users.groupby("group"):
         assert block.by_group[name]["EASE"] == pytest.approx(part["model_ndcg@100"].mean())
     assert (folder / "grouped/pictures/groups-0.png").exists()
+
+
+def test_runs_have_pages_and_ratings_have_charts(first):
+    folder, *_ = first
+    rated = {"name": "conv4rec", "latent_width": 8, "rating_width": 4}
+    axes = {
+        "model": {"Conv4Rec": {"settings": {"model": rated}}, "VAE": {"settings": {"model": VAE}}}
+    }
+    figures = [{"kind": "reliability"}, {"kind": "likely_and_liked", "option": "Conv4Rec"}]
+    split = {"split": {"name": "entrywise"}, "source": LOG, "num_shards": 2}
+    common = {"settings": {"data": split, "train": {"num_epochs": 1, "batch_users": 64}}}
+    seven = study_of(
+        folder, "seven", axes=axes, seeds=[0], figures=figures, common=common, run_pages=True
+    )
+    assert study(seven)["failed"] == 0
+    pictures = {path.name for path in (folder / "seven/pictures").iterdir()}
+    assert pictures >= {"reliability-seven.png", "likely-and-liked-seven.png"}
+    links = re.findall(r'href="([^"#]+/report.html)"', (folder / "seven/report.html").read_text())
+    assert len(links) == 2
+    titles = [(folder / "seven" / link).read_text().partition("</title>")[0] for link in links]
+    for row, title in zip(result_of(seven).rows, titles, strict=True):
+        assert title.endswith(row.address)
 
 
 def test_runs_are_compared_user_by_user(first):
