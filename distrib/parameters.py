@@ -21,8 +21,8 @@ class ParameterRole(NamedTuple):
     shared: bool = False
     """Read by `Model.decode_rows` for all items alike."""
 
-    decayed: bool = False
-    """Weight decay applies to it."""
+    decay: float = 0.0
+    """Times the optimizer's weight decay is the parameter's."""
 
     accumulated: bool = False
     """Set to 0 at the end of an epoch, after its value was added to a buffer."""
@@ -34,7 +34,7 @@ class Roles(NamedTuple):
     encoder: dict[str, nn.Parameter]
     decoder: dict[str, nn.Parameter]
     shared: dict[str, nn.Parameter]
-    decayed: dict[str, nn.Parameter]
+    decay: dict[str, nn.Parameter]
     accumulated: dict[str, nn.Parameter]
 
 

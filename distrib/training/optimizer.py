@@ -95,7 +95,7 @@ class Group(NamedTuple):
     """Parameters that are updated alike."""
 
     parameters: list[torch.nn.Parameter]
-    is_decayed: bool
+    weight_decay: float
     phase: str
     """See `TrainsInPhases`."""
 
@@ -106,17 +106,14 @@ def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.Optimi
 
 
 def groups_of(model: Model, config: OptimizerConfig) -> list[Group]:
-    """Return the parameters by phase, and by whether weight decay applies."""
-
-    def is_decayed(held: torch.nn.Parameter) -> bool:
-        return bool(config.weight_decay) and role_of(held).decayed
-
-    groups = [
-        Group([p for p in parameters if is_decayed(p) == wanted], wanted, phase)
-        for phase, parameters in phases_of(model).items()
-        for wanted in (True, False)
-    ]
-    return [group for group in groups if group.parameters]
+    """Return the parameters by phase and weight decay, the largest decay first."""
+    groups = []
+    for phase, parameters in phases_of(model).items():
+        by_decay: dict[float, list[torch.nn.Parameter]] = {}
+        for held in parameters:
+            by_decay.setdefault(config.weight_decay * role_of(held).decay, []).append(held)
+        groups += [Group(by_decay[decay], decay, phase) for decay in sorted(by_decay, reverse=True)]
+    return groups
 
 
 def optimizer_of(groups: list[Group], config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -132,7 +129,7 @@ def optimizer_of(groups: list[Group], config: OptimizerConfig) -> torch.optim.Op
     entries = [
         {
             "params": group.parameters,
-            "weight_decay": config.weight_decay if group.is_decayed else 0.0,
+            "weight_decay": group.weight_decay,
             _PHASE: group.phase,
         }
         for group in groups

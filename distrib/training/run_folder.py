@@ -1,11 +1,11 @@
 """Names inside a run folder, and which run a folder belongs to."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
-from distrib.config import JsonObject
+from distrib.config import Config, JsonObject
 from distrib.errors import DataError
-from distrib.evaluation.config import EvaluateConfig
 from distrib.objectives.label_config import stored_path
 from distrib.renamed import renamed
 from distrib.soft_labels import label_manifest
@@ -22,11 +22,14 @@ _FIXED_IN_TRAIN = {"batch_users", "tiles", "window_users", "warm_start", "select
 """Fields of `TrainConfig` that decide the result; others may change between two starts."""
 
 _FIXED_IN_ENGINE = {"precision"}
-_LATER_IN_EVALUATE = (
-    *("precision_at", "map_at", "catalog_at", "by_popularity", "propensity_power"),
-    *("item_groups", "effective_rank"),
-)
-"""Settings that earlier versions did not have."""
+_LATER = {
+    "model": ("rating_decay",),
+    "evaluate": (
+        *("precision_at", "map_at", "catalog_at", "by_popularity", "propensity_power"),
+        *("item_groups", "effective_rank"),
+    ),
+}
+"""Settings, by section, that earlier versions did not have."""
 
 _TRAIN = "loop"
 """Name of the section ``[train]`` in `RUN`."""
@@ -41,12 +44,20 @@ def identity(run: TrainingRun, data: str) -> JsonObject:
     fixed: JsonObject = json.loads(run.model_dump_json(exclude={"run", "prepared"}))
     train, engine = fixed.pop("train"), fixed["engine"]
     named = _FIXED_IN_TRAIN | ({"pretrained"} if run.train.pretrained else set())
-    for name in _LATER_IN_EVALUATE:
-        if getattr(run.evaluate, name) == EvaluateConfig.model_fields[name].default:
-            del fixed["evaluate"][name]  # as in folders of earlier versions
+    for section, name in _later_at_default(run):
+        del fixed[section][name]  # as in folders of earlier versions
     fixed[_TRAIN] = {name: train[name] for name in sorted(named)}
     fixed["engine"] = {name: engine[name] for name in sorted(_FIXED_IN_ENGINE)}
     return {**fixed, **_labels(run), "data": data}
+
+
+def _later_at_default(run: TrainingRun) -> Iterator[tuple[str, str]]:
+    for section, names in _LATER.items():
+        config: Config = getattr(run, section)
+        fields = type(config).model_fields
+        for name in names:
+            if name in fields and getattr(config, name) == fields[name].default:
+                yield section, name
 
 
 def _labels(run: TrainingRun) -> JsonObject:

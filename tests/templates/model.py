@@ -48,9 +48,9 @@ class TwoTables(LinearDecoder, Model):
         super().__init__()
         self.dropout = config.input_dropout
         width = config.latent_width
-        self.input_IZ = parameter(item_count, width, role=ParameterRole(encoder=True, decayed=True))
+        self.input_IZ = parameter(item_count, width, role=ParameterRole(encoder=True, decay=1.0))
         self.output_IZ = parameter(
-            item_count, width, role=ParameterRole(decoder=True, decayed=True)
+            item_count, width, role=ParameterRole(decoder=True, decay=1.0)
         )
         self.bias_I = parameter(item_count, role=ParameterRole(decoder=True))
         nn.init.xavier_normal_(self.input_IZ)

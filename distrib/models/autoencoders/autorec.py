@@ -124,15 +124,15 @@ class AutoRec(LinearDecoder, Model):
         self.levels = columns.levels
         width = config.hidden_width
         self.input_IZ = parameter(
-            columns.item_count, width, role=ParameterRole(encoder=True, decayed=True)
+            columns.item_count, width, role=ParameterRole(encoder=True, decay=1.0)
         )
         self.input_bias_Z = parameter(width)
         self.output_IZ = parameter(
-            columns.item_count, width, role=ParameterRole(decoder=True, decayed=True)
+            columns.item_count, width, role=ParameterRole(decoder=True, decay=1.0)
         )
         of_users = config.side == "items"
         is_centered = config.centering == "means"
-        bias = ParameterRole(decoder=True, decayed=is_centered and of_users)
+        bias = ParameterRole(decoder=True, decay=float(is_centered and of_users))
         self.output_bias_I = parameter(columns.item_count, role=bias)
         for weight in (self.input_IZ, self.output_IZ):
             nn.init.normal_(weight, std=_WEIGHT_SCALE)

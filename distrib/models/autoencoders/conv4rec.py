@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -32,8 +32,8 @@ _LEAK = 0.1
 _SLOPE = 2.0  # initial norm of the levels' slopes
 
 _ENCODER, _DECODER = (
-    ParameterRole(encoder=True, decayed=True),
-    ParameterRole(decoder=True, decayed=True),
+    ParameterRole(encoder=True, decay=1.0),
+    ParameterRole(decoder=True, decay=1.0),
 )
 _TABLE, _SHARED = ParameterRole(decoder=True), ParameterRole(shared=True)
 
@@ -69,6 +69,10 @@ class Conv4RecConfig(Config):
     scale: Literal["history", "visible"] = "visible"
     """The encoder's sum is divided by the square root of a length; in training, that of the whole
     history, or of what corruption left of it. In inference the two are the same."""
+
+    rating_decay: NonNegativeFloat = 1.0
+    """Times ``optimizer.weight_decay`` is that of the table that decodes ratings: on sparse logs the
+    ratings overfit long before the interactions do. For the decoder ``ordinal``."""
 
     corruption: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Share of the history that the encoder sees as "not observed" in training."""
@@ -119,7 +123,8 @@ class Conv4Rec(Model):
         width = {"linear": num_classes, "mlp": _MLP_WIDTH, "ordinal": 1}[config.decoder]
         self.output_IDZ = parameter(item_count, width, config.latent_width, role=_DECODER)
         read = self.rating_width or config.latent_width
-        self.rating_IZ = parameter(item_count, read, role=_DECODER) if is_ordinal else None
+        role = _DECODER._replace(decay=config.rating_decay)
+        self.rating_IZ = parameter(item_count, read, role=role) if is_ordinal else None
         self.slope_L = parameter(num_levels, role=_SHARED) if is_ordinal else None
         self.output_bias_ID = self.head = None
         if config.decoder == "mlp":

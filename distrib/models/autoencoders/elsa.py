@@ -22,7 +22,7 @@ from distrib.parameters import ParameterRole, parameter
 from distrib.rng import CounterRng
 from distrib.vocabulary import Catalog
 
-_TIED = ParameterRole(encoder=True, decoder=True, decayed=True)
+_TIED = ParameterRole(encoder=True, decoder=True, decay=1.0)
 
 
 class ElsaConfig(Config):

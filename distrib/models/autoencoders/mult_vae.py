@@ -25,8 +25,8 @@ from distrib.vocabulary import Catalog
 
 _DROPOUT, _SAMPLE = 1, 2  # random streams
 _ENCODER, _DECODER = (
-    ParameterRole(encoder=True, decayed=True),
-    ParameterRole(decoder=True, decayed=True),
+    ParameterRole(encoder=True, decay=1.0),
+    ParameterRole(decoder=True, decay=1.0),
 )
 
 Input = Literal["interactions", "ratings"]
@@ -114,7 +114,7 @@ class MultVae(LinearDecoder, Model):
         self.to_code = nn.Linear(hidden, 2 * latent)
         self.from_code = nn.Linear(latent, hidden)
         for weight in (self.to_code.weight, self.from_code.weight):
-            with_role(cast("nn.Parameter", weight), ParameterRole(decayed=True))
+            with_role(cast("nn.Parameter", weight), ParameterRole(decay=1.0))
         self.output_IH = parameter(item_count, hidden, role=_DECODER)
         self.output_bias_I = parameter(item_count, role=ParameterRole(decoder=True))
         _initialize(

@@ -96,7 +96,7 @@ class Encoder(nn.Module):
         self._register_latents(offset_I, is_there_I)
         if config.data:
             rating_IH = _uniform(columns, 2 * widths[0], fan=columns)
-            self.rating_IH = with_role(rating_IH, ParameterRole(decayed=True))
+            self.rating_IH = with_role(rating_IH, ParameterRole(decay=1.0))
             self.rating_first = _Bias(widths[0])
             self.rating_layers = _Layers(widths)
         if config.latent == "full":
@@ -105,7 +105,7 @@ class Encoder(nn.Module):
             self.latent_WZH = _uniform(2, code, widths[0], fan=code)
         if config.latent == "gated":
             gate_IW = nn.Parameter(torch.full((columns, 2), columns**-0.5))
-            self.gate_IW = with_role(gate_IW, ParameterRole(decayed=True))
+            self.gate_IW = with_role(gate_IW, ParameterRole(decay=1.0))
         if config.latent != "none":
             self.latent_first = _Bias(widths[0])
             self.latent_layers = _Layers(widths)

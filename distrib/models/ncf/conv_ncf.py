@@ -75,13 +75,13 @@ class ConvNcf(FoldedBySteps, Model):
         self.floats = channels * (width // 2) ** 2
         """Outputs of the first layer for each pair."""
 
-        self.user_UZ = parameter(catalog.user_index_size, width, role=ParameterRole(decayed=True))
+        self.user_UZ = parameter(catalog.user_index_size, width, role=ParameterRole(decay=1.0))
         self.item_IZ = parameter(
-            catalog.item_count, width, role=ParameterRole(decoder=True, decayed=True)
+            catalog.item_count, width, role=ParameterRole(decoder=True, decay=1.0)
         )
         for table in (self.user_UZ, self.item_IZ):
             nn.init.normal_(table, std=EMBEDDING_STD)
-        of_all = ParameterRole(shared=True, decayed=True)
+        of_all = ParameterRole(shared=True, decay=1.0)
         self.kernels = nn.ParameterList()
         self.biases = nn.ParameterList()
         for place in range(width.bit_length() - 1):

@@ -65,10 +65,10 @@ class Gmf(Model):
         super().__init__()
         self.config, self.feedback = config, catalog.feedback
         self.output = LogOddsOutput()
-        width, decayed = config.latent_width, ParameterRole(decayed=True)
+        width, decayed = config.latent_width, ParameterRole(decay=1.0)
         self.user_UZ = parameter(catalog.user_index_size, width, role=decayed)
         self.item_IZ = parameter(
-            catalog.item_count, width, role=ParameterRole(decoder=True, decayed=True)
+            catalog.item_count, width, role=ParameterRole(decoder=True, decay=1.0)
         )
         self.head_Z = parameter(width, role=decayed)
         self.bias_1 = with_role(nn.Parameter(torch.zeros(1)), ParameterRole())

@@ -49,9 +49,9 @@ class Mlp(FoldedBySteps, Model):
         self.config, self.feedback = config, catalog.feedback
         self.output = LogOddsOutput()
         width = config.latent_width
-        self.user_UZ = parameter(catalog.user_index_size, width, role=ParameterRole(decayed=True))
+        self.user_UZ = parameter(catalog.user_index_size, width, role=ParameterRole(decay=1.0))
         self.item_IZ = parameter(
-            catalog.item_count, width, role=ParameterRole(decoder=True, decayed=True)
+            catalog.item_count, width, role=ParameterRole(decoder=True, decay=1.0)
         )
         for table in (self.user_UZ, self.item_IZ):
             nn.init.normal_(table, std=EMBEDDING_STD)

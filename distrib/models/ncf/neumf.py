@@ -58,7 +58,7 @@ class NeuMf(FoldedBySteps, Model):
         super().__init__()
         self.config, self.feedback = config, catalog.feedback
         self.output = LogOddsOutput()
-        of_user, of_item = ParameterRole(decayed=True), ParameterRole(decoder=True, decayed=True)
+        of_user, of_item = ParameterRole(decay=1.0), ParameterRole(decoder=True, decay=1.0)
         users, items = catalog.user_index_size, catalog.item_count
         self.gmf_user_UZ = parameter(users, config.gmf_width, role=of_user)
         self.mlp_user_UZ = parameter(users, config.mlp_width, role=of_user)
@@ -67,7 +67,7 @@ class NeuMf(FoldedBySteps, Model):
         for table in (self.gmf_user_UZ, self.mlp_user_UZ, self.gmf_item_IZ, self.mlp_item_IZ):
             nn.init.normal_(table, std=EMBEDDING_STD)
         self.tower = Tower(config.mlp_width, config.hidden_widths)
-        of_all = ParameterRole(shared=True, decayed=True)
+        of_all = ParameterRole(shared=True, decay=1.0)
         self.gmf_head_Z = parameter(config.gmf_width, role=of_all)
         self.mlp_head_H = parameter(config.hidden_widths[-1], role=of_all)
         self.bias_1 = with_role(nn.Parameter(torch.zeros(1)), ParameterRole(shared=True))

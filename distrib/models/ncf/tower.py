@@ -16,7 +16,7 @@ _BLOCK_FLOATS = 1 << 19
 def shared(layer: nn.Linear) -> nn.Linear:
     """Set the roles of a layer that all pairs share."""
     for name, held in layer.named_parameters():
-        with_role(held, ParameterRole(shared=True, decayed=name == "weight"))
+        with_role(held, ParameterRole(shared=True, decay=float(name == "weight")))
     return layer
 
 

@@ -26,7 +26,7 @@ from distrib.vocabulary import Catalog
 
 _EMBEDDED, _HIDDEN = 211, 212  # random streams
 _STREAMS = 2  # of a layer
-_DECAYED = ParameterRole(decayed=True)
+_DECAYED = ParameterRole(decay=1.0)
 
 
 class Gru4RecConfig(SequenceConfig):

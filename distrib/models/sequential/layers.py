@@ -44,10 +44,10 @@ class SequenceDecoder(LinearDecoder):
     def make_tables(self, config: SequenceConfig, catalog: Catalog) -> None:
         """Make the tables of vectors, not initialized; biases are 0."""
         size = (catalog.item_count, config.latent_width)
-        role = ParameterRole(encoder=True, decoder=config.tied, decayed=True)
+        role = ParameterRole(encoder=True, decoder=config.tied, decay=1.0)
         self.input_IZ = parameter(*size, role=role)
         if not config.tied:
-            self.output_IZ = parameter(*size, role=ParameterRole(decoder=True, decayed=True))
+            self.output_IZ = parameter(*size, role=ParameterRole(decoder=True, decay=1.0))
         if self.has_bias:
             self.output_bias_I = parameter(size[0], role=ParameterRole(decoder=True))
             nn.init.zeros_(self.output_bias_I)
@@ -275,7 +275,7 @@ class Tower(nn.Module):
 def linear_layer(inputs: int, outputs: int) -> nn.Linear:
     """Make a linear layer with Glorot-uniform weights, which decay, and biases of 0."""
     layer = nn.Linear(inputs, outputs)
-    with_role(cast("nn.Parameter", layer.weight), ParameterRole(decayed=True))
+    with_role(cast("nn.Parameter", layer.weight), ParameterRole(decay=1.0))
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

@@ -63,11 +63,11 @@ class BiasedMf(LinearDecoder, Model):
         self.config = config
         self.output = RatingOutput()
         width = config.latent_width
-        self.user_UZ = parameter(catalog.user_index_size, width, role=ParameterRole(decayed=True))
+        self.user_UZ = parameter(catalog.user_index_size, width, role=ParameterRole(decay=1.0))
         no_bias_U = nn.Parameter(torch.zeros(catalog.user_index_size))
-        self.user_bias_U = with_role(no_bias_U, ParameterRole(decayed=True))
+        self.user_bias_U = with_role(no_bias_U, ParameterRole(decay=1.0))
         self.item_IZ = parameter(
-            catalog.item_count, width, role=ParameterRole(decoder=True, decayed=True)
+            catalog.item_count, width, role=ParameterRole(decoder=True, decay=1.0)
         )
         self.item_bias_I = with_role(nn.Parameter(item_mean(catalog)), ParameterRole(decoder=True))
         for table in (self.user_UZ, self.item_IZ):
