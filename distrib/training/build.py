@@ -7,7 +7,7 @@ from distrib.events import emit
 from distrib.storage import Folder
 from distrib.training.config import TrainingRun
 from distrib.training.engines.base import Engine
-from distrib.training.engines.deepspeed import DeepSpeedEngine
+from distrib.training.engines.deepspeed_config import num_micro_batches
 from distrib.training.engines.item_parallel import ItemEngine
 from distrib.training.engines.local import LocalEngine
 from distrib.training.schemes import iterative_scheme_of
@@ -31,7 +31,13 @@ def build_engine(config: TrainingRun, vocabulary: Vocabulary, device: torch.devi
     assert config.objective is not None  # refused before any worker starts
     objective = config.objective.build(vocabulary.catalog)
     step = scheme.step(model, objective, engine)
-    if torch.distributed.get_world_size() == 1 and engine.is_plain:
-        return LocalEngine(step.to(device), config.optimizer, device)
-    kind = ItemEngine if engine.parallel == "items" else DeepSpeedEngine
-    return kind(step, config.optimizer, engine, batch_users=config.train.batch_users, device=device)
+    users, world_size = config.train.batch_users, torch.distributed.get_world_size()
+    if engine.parallel == "items":
+        return ItemEngine(step, config.optimizer, engine, batch_users=users, device=device)
+    if engine.needs_deepspeed(world_size):
+        from distrib.training.engines.deepspeed import DeepSpeedEngine  # takes seconds
+
+        return DeepSpeedEngine(step, config.optimizer, engine, batch_users=users, device=device)
+    parts = num_micro_batches(engine, batch_users=users, world_size=1)
+    step = step.to(device)
+    return LocalEngine(step, config.optimizer, device, dtype=engine.dtype, num_parts=parts)

@@ -49,9 +49,7 @@ class TwoTables(LinearDecoder, Model):
         self.dropout = config.input_dropout
         width = config.latent_width
         self.input_IZ = parameter(item_count, width, role=ParameterRole(encoder=True, decay=1.0))
-        self.output_IZ = parameter(
-            item_count, width, role=ParameterRole(decoder=True, decay=1.0)
-        )
+        self.output_IZ = parameter(item_count, width, role=ParameterRole(decoder=True, decay=1.0))
         self.bias_I = parameter(item_count, role=ParameterRole(decoder=True))
         nn.init.xavier_normal_(self.input_IZ)
         nn.init.xavier_normal_(self.output_IZ)

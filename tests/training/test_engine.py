@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from distrib.checkpoint.state import SavedState, write_pieces
 from distrib.training.engines.config import EngineConfig
 from distrib.training.engines.deepspeed_config import deepspeed_config
 from distrib.training.engines.local import LocalEngine
@@ -150,6 +152,38 @@ def test_bf16_stays_near_the_local_engine_and_stages_agree(case, stage, measured
     np.testing.assert_allclose(found, reference[case], rtol=0.02, atol=0.05)
     if stage != "items":
         np.testing.assert_allclose(found, measured[0][f"{case}/bf16/1"]["losses"], rtol=2e-5)
+
+
+def local_engine(case, *, dtype=torch.bfloat16, num_parts=1):
+    return LocalEngine(make_step(case), OPTIMIZER, dtype=dtype, num_parts=num_parts)
+
+
+@pytest.mark.parametrize("case", [*HALVED_CASES, "vae_bmf"])
+def test_bf16_without_deepspeed_is_that_of_deepspeed(case, measured):
+    found = losses(case, local_engine(case), 0, 1)
+    # Not to the bit: DeepSpeed scales the loss in another place, and gradients have 8 bits.
+    np.testing.assert_allclose(found, measured[0][f"{case}/bf16/1"]["losses"], rtol=5e-3, atol=5e-4)
+
+
+@pytest.mark.parametrize("case", [*HALVED_CASES, "mult_vae-denoised", "sas_rec"])
+def test_micro_batches_without_deepspeed_give_the_losses_of_the_whole(case, reference):
+    found = losses(case, local_engine(case, dtype=torch.float32, num_parts=3), 0, 1)
+    np.testing.assert_allclose(found, reference[case], rtol=5e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", [*HALVED_CASES, "elsa", "gru4rec"])
+def test_without_deepspeed_a_restored_engine_goes_on_bit_for_bit(case, dtype, tmp_path):
+    whole = local_engine(case, dtype=dtype, num_parts=2)
+    expected = losses(case, whole, 0, 1)
+    first, second = (local_engine(case, dtype=dtype, num_parts=2) for _ in range(2))
+    found = losses(case, first, 0, 1, last=HALF)
+    write_pieces(tmp_path / "state-0.safetensors", first.pieces())
+    second.restore(SavedState(tmp_path), first.facts())
+    assert found + losses(case, second, 0, 1, first=HALF) == expected
+    for name, value in whole.weights().items():
+        assert torch.equal(value, second.weights()[name]), name
+        assert value.dtype == torch.float32
 
 
 @pytest.mark.parametrize("case", HALVED_CASES)

@@ -71,8 +71,8 @@ class Conv4RecConfig(Config):
     history, or of what corruption left of it. In inference the two are the same."""
 
     rating_decay: NonNegativeFloat = 1.0
-    """Times ``optimizer.weight_decay`` is that of the table that decodes ratings: on sparse logs the
-    ratings overfit long before the interactions do. For the decoder ``ordinal``."""
+    """Times ``optimizer.weight_decay`` is that of the table that decodes ratings: on sparse logs
+    the ratings overfit long before the interactions do. For the decoder ``ordinal``."""
 
     corruption: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Share of the history that the encoder sees as "not observed" in training."""

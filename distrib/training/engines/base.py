@@ -61,7 +61,18 @@ class Engine(Protocol):
         """Yield what this rank must save: over all ranks, everything, once. Views, not copies."""
 
     def facts(self) -> dict[str, float]:
-        """Return what else is needed to continue,; equal on all ranks."""
+        """Return what else is needed to continue; equal on all ranks."""
 
     def restore(self, saved: SavedState, facts: Mapping[str, float]) -> None:
         """Restore `pieces` and `facts` from any number of ranks; every rank must call."""
+
+
+def add_up(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
+    """Add to sums by name, in place.
+
+    Args:
+        sums: Is changed.
+        more: What to add.
+    """
+    for name, value in more.items():
+        sums[name] = sums[name] + value if name in sums else value

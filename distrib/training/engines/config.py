@@ -4,10 +4,12 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from distrib.config import Config
 
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _OURS = {
     "train_batch_size": "train.batch_users",
     "train_micro_batch_size_per_gpu": "engine.micro_batch_users",
@@ -91,8 +93,8 @@ class EngineConfig(Config):
     """Of parameters and activations; losses and the optimizer are always float32."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    """What is sharded over ranks: 1 optimizer state, 2 also gradients, 3 also parameters. 0 in fp32
-    on one worker runs without DeepSpeed."""
+    """What is sharded over ranks: 1 optimizer state, 2 also gradients, 3 also parameters. On one
+    worker there is nothing to shard."""
 
     offload: Literal["none", "optimizer", "all"] = "none"
     """What DeepSpeed keeps in CPU memory: the optimizer's state, or (stage 3) also parameters."""
@@ -114,11 +116,17 @@ class EngineConfig(Config):
     """Passed to DeepSpeed unchanged, e.g. ``zero_optimization.reduce_bucket_size``; keys that other
     settings decide are refused."""
 
+    def needs_deepspeed(self, world_size: int) -> bool:
+        """Return whether DeepSpeed trains: on several workers, or for what it alone can do."""
+        if self.parallel == "items":
+            return False
+        has_more = self.precision == "fp16" or self.offload != "none" or bool(self.deepspeed)
+        return world_size > 1 or has_more
+
     @property
-    def is_plain(self) -> bool:
-        """Whether a single worker can run without DeepSpeed, which is faster for small steps."""
-        is_whole = self.parallel == "data" and self.zero_stage == 0 and not self.micro_batch_users
-        return is_whole and self.precision == "fp32" and not self.deepspeed
+    def dtype(self) -> torch.dtype:
+        """Of parameters and activations."""
+        return _DTYPES[self.precision]
 
     def faults(self, *, use_gpu: bool, max_skipped_updates: int, is_tied: bool) -> Iterator[str]:
         """Yield what the rest of a run file does not allow.

@@ -23,7 +23,7 @@ from distrib.models.capabilities import begin_epoch, end_epoch
 from distrib.parameters import roles_of
 from distrib.rng import CounterRng
 from distrib.training.engines import deepspeed_state
-from distrib.training.engines.base import Update
+from distrib.training.engines.base import Update, add_up
 from distrib.training.engines.config import EngineConfig
 from distrib.training.engines.deepspeed_config import deepspeed_config
 from distrib.training.engines.state import buffer_pieces, restore_buffers
@@ -99,8 +99,8 @@ class DeepSpeedEngine:
             scale = self.world_size * self.num_parts / count
             self.engine.backward(total(terms) * scale)
             self.engine.step()
-            _add_up(summed, {name: term.detach() for name, term in terms.items()})
-            _add_up(recorded, self.step_module.recorder.sums)
+            add_up(summed, {name: term.detach() for name, term in terms.items()})
+            add_up(recorded, self.step_module.recorder.sums)
         norm = self.engine.get_global_grad_norm()
         size = torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float32)
         return Update(summed, size, bool(self.engine.was_step_applied()), recorded)
@@ -145,12 +145,6 @@ class DeepSpeedEngine:
         deepspeed_state.restore(self.engine, self.step_module.model, saved)
         deepspeed_state.set_loss_scale(self.engine, facts)
         restore_buffers(self.step_module.model, saved)
-
-
-def _add_up(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
-    """Add to sums by name, in place."""
-    for name, value in more.items():
-        sums[name] = sums[name] + value if name in sums else value
 
 
 def deepspeed_faults(engine: EngineConfig, optimizer: OptimizerConfig) -> list[str]:

@@ -33,8 +33,6 @@ from distrib.training.optimizer import (
 )
 from distrib.training.step import TrainStep
 
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
 
 class _Part(NamedTuple):
     """A parameter, and the float32 master of the part that this rank updates."""
@@ -106,7 +104,7 @@ class ItemEngine:
         self._kept: dict[int, Tensor] = {}
         """Gradients of the micro-batches so far, float32, by parameter."""
 
-        self.dtype = _DTYPES[engine.precision]
+        self.dtype = engine.dtype
         self.output: dict[str, _Part] = {}
         self.read: dict[str, _Part] = {}
         self.small: dict[str, _Part] = {}

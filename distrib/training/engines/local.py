@@ -1,46 +1,80 @@
-"""The single-process engine, the reference for all others."""
+"""The engine of one process, without DeepSpeed: the reference for all others."""
 
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distrib.checkpoint.state import SavedState, StatePiece
 from distrib.data.feeds.base import RankBatch
 from distrib.models.capabilities import begin_epoch, end_epoch
+from distrib.parameters import roles_of
 from distrib.rng import CounterRng
-from distrib.training.engines.base import Update
+from distrib.training.engines.base import Update, add_up
+from distrib.training.engines.masters import Masters
 from distrib.training.engines.state import buffer_pieces, piece_of, restore_buffers, take_up
-from distrib.training.optimizer import OptimizerConfig, build_optimizer, set_rate, train_phase
+from distrib.training.optimizer import (
+    OptimizerConfig,
+    groups_of,
+    optimizer_of,
+    set_rate,
+    train_phase,
+)
 from distrib.training.step import TrainStep, total
 
 
 class LocalEngine:
-    """One process, plain torch, float32: the reference that every other engine must match."""
+    """One process, plain torch. In float32 it is the reference that every other engine must match.
+
+    Args:
+        step: Model and objective, on the device.
+        config: The optimizer.
+        device: Where batches go.
+        dtype: Of parameters and activations; the optimizer always updates float32 masters.
+        num_parts: Forward passes of an update.
+    """
 
     def __init__(
-        self, step: TrainStep, config: OptimizerConfig, device: torch.device | str = "cpu"
+        self,
+        step: TrainStep,
+        config: OptimizerConfig,
+        device: torch.device | str = "cpu",
+        *,
+        dtype: torch.dtype = torch.float32,
+        num_parts: int = 1,
     ) -> None:
         self.device = device
         self.step_module = step
         self.config = config
+        self.num_parts = num_parts
         self.communication_share = 0.0
-        self.optimizer = build_optimizer(step.model, config)
+        self.masters = Masters(step.model, dtype)
+        step.to(dtype)
+        groups = [
+            group._replace(parameters=[self.masters.of(p) for p in group.parameters])
+            for group in groups_of(step.model, config)
+        ]
+        self.optimizer = optimizer_of(groups, config)
 
     def train_batch(self, batch: RankBatch, rng: CounterRng, *, step: int) -> Update:
-        """Forward, backward, update; see `Engine`."""
-        inputs, target, size = batch.to(self.device)
-        terms: dict[str, Tensor] = self.step_module(inputs, target, rng, step)
-        self.optimizer.zero_grad()
-        (total(terms) / size).backward()
-        parameters = [p for p in self.step_module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        """Forward and backward over each micro-batch, then the update; see `Engine`."""
+        self.masters.clear()
+        losses: dict[str, Tensor] = {}
+        recorded: dict[str, Tensor] = {}
+        for inputs, target, size in batch.to(self.device).split(self.num_parts):
+            terms: dict[str, Tensor] = self.step_module(inputs, target, rng, step)
+            (total(terms) / size).backward()
+            self.masters.collect()
+            add_up(losses, {name: term.detach() for name, term in terms.items()})
+            add_up(recorded, self.step_module.recorder.sums)
+        updated = self.masters.with_gradient()
+        norm = torch.nn.utils.get_total_norm([m.grad for m in updated if m.grad is not None])
         if self.config.gradient_clipping:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clipping, norm)
+            torch.nn.utils.clip_grads_with_norm_(updated, self.config.gradient_clipping, norm)
         set_rate(self.optimizer, self.config.rate(step))
         self.optimizer.step()
-        losses = {name: term.detach() for name, term in terms.items()}
-        return Update(losses, norm, recorded=self.step_module.recorder.sums)
+        self.masters.publish(updated)
+        return Update(losses, norm, recorded=recorded)
 
     def begin_epoch(self, epoch: int) -> None:
         """Select the phase to train; see `Engine`."""
@@ -48,17 +82,22 @@ class LocalEngine:
 
     def end_epoch(self, epoch: int) -> None:
         """Notify the model; see `Engine`."""
-        end_epoch(self.step_module.model, epoch)
+        model = self.step_module.model
+        end_epoch(model, epoch)
+        for parameter in roles_of(model).accumulated.values():
+            self.masters.of(parameter).data.zero_()
 
     def weights(self) -> dict[str, Tensor]:
         """Copy the state; see `Engine`."""
-        state = self.step_module.model.state_dict()
+        model = self.step_module.model
+        masters = {name: self.masters.of(p) for name, p in model.named_parameters()}
+        state = {**model.state_dict(), **masters}
         return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items()}
 
     def pieces(self) -> Iterator[StatePiece]:
         """Yield every parameter; see `Engine`."""
-        for name, parameter in self.step_module.model.named_parameters():
-            yield piece_of(self.optimizer, name, parameter, (0, 0, parameter.numel()))
+        for name, master in self._named_masters():
+            yield piece_of(self.optimizer, name, master, (0, 0, master.numel()))
         yield from buffer_pieces(self.step_module.model)
 
     def facts(self) -> dict[str, float]:
@@ -68,6 +107,11 @@ class LocalEngine:
     def restore(self, saved: SavedState, facts: Mapping[str, float]) -> None:
         """Copy every parameter; see `Engine`."""
         del facts
-        for name, parameter in self.step_module.model.named_parameters():
-            take_up(self.optimizer, saved, name, parameter, (0, 0, parameter.numel()))
+        for name, master in self._named_masters():
+            take_up(self.optimizer, saved, name, master, (0, 0, master.numel()))
+        self.masters.publish([master for _, master in self._named_masters()])
         restore_buffers(self.step_module.model, saved)
+
+    def _named_masters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.step_module.model.named_parameters():
+            yield name, self.masters.of(parameter)

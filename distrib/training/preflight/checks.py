@@ -17,7 +17,6 @@ from distrib.objectives.base import ObjectiveSpec
 from distrib.objectives.unlabeled_entries import LearnsFromUnlabeled
 from distrib.storage import Folder
 from distrib.training.config import TrainingRun
-from distrib.training.engines.deepspeed import deepspeed_faults
 from distrib.training.preflight.labels import feedback_faults
 from distrib.training.preflight.soft_labels import soft_label_faults
 from distrib.training.run_folder import HISTORY, identity_faults
@@ -87,7 +86,7 @@ def run_faults(run: TrainingRun) -> list[str]:
     faults = [*identity_faults(run, None), *scheme.faults(run), *_selection_faults(run)]
     if isinstance(scheme, IterativeScheme):
         faults += _package_faults(run)
-        faults += deepspeed_faults(run.engine, run.optimizer)
+        faults += _deepspeed_faults(run)
         faults += _objective_faults(run, scheme)
         faults += run.engine.faults(
             use_gpu=run.train.use_gpu,
@@ -95,6 +94,14 @@ def run_faults(run: TrainingRun) -> list[str]:
             is_tied=run.model.spec.is_tied,
         )
     return faults
+
+
+def _deepspeed_faults(run: TrainingRun) -> list[str]:
+    if not run.engine.deepspeed:
+        return []
+    from distrib.training.engines.deepspeed import deepspeed_faults  # takes seconds
+
+    return deepspeed_faults(run.engine, run.optimizer)
 
 
 def data_faults(run: TrainingRun, dataset: Dataset) -> list[str]:
