@@ -221,3 +221,14 @@ def restored(config: ModelConfig, vocabulary: Vocabulary, weights: dict[str, Ten
     model = config.build(vocabulary.catalog)
     model.load_state_dict(weights)
     return model.eval().requires_grad_(False)
+
+
+def refill(model: Model, weights: dict[str, Tensor]) -> None:
+    """Give a model other weights, without copying those that are where it is.
+
+    Args:
+        model: A `restored` one.
+        weights: Of the same names and shapes; not to be changed while the model is in use.
+    """
+    for name, held in model.state_dict(keep_vars=True).items():
+        held.data = weights[name].to(held.device)

@@ -65,6 +65,11 @@ class CheckpointWriter:
         self._thread = threading.Thread(target=self._write, args=task, daemon=True)
         self._thread.start()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a write is in progress."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Wait until no write is in progress."""
         while self._thread is not None:

@@ -208,6 +208,8 @@ def run_address(run: TrainingRun, data: str, root: Folder) -> str:
     validation = {name: getattr(run.evaluate, name) for name in ("exclude_seen", "lists")}
     document["validation"] = {**validation, "selection": run.selection}
     document["length"] = {name: getattr(run.train, name) for name in _LENGTH}
+    if run.train.validate_every_epochs > 1:
+        document["length"]["validate_every_epochs"] = run.train.validate_every_epochs
     document.pop("labels", None)  # their folder has an address of its own
     return _hash(json.dumps(document, sort_keys=True).replace(str(root), ""))
 

@@ -56,6 +56,10 @@ class TrainConfig(Config):
     patience: NonNegativeInt = 0
     """Epochs without improvement after which training ends early; 0 for never."""
 
+    validate_every_epochs: PositiveInt = 1
+    """Epochs between validations, and records; the last epoch is validated, too. Raise it where a
+    validation takes longer than an epoch."""
+
     valid_users: NonNegativeInt = 0
     """About how many users each validation measures, the same sample every epoch; 0 for all. Lists
     from a large catalog cost more than an epoch of training."""
@@ -133,10 +137,15 @@ class TrainConfig(Config):
     """Tracking URI of the MLflow server that logs every epoch; needs distrib[mlflow]."""
 
     @model_validator(mode="after")
-    def _workers_are_a_range(self) -> "TrainConfig":
+    def _settings_go_together(self) -> "TrainConfig":
         if self.min_workers > self.max_workers:
             raise ValueError(
                 f"num_workers = {list(self.worker_range)}: expected [min, max] with min <= max"
+            )
+        if self.histories_on_gpu and self.feed == "streaming":
+            raise ValueError(
+                "histories_on_gpu = true with feed = 'streaming', which reads them from storage; "
+                "set feed = 'resident', or histories_on_gpu = false"
             )
         return self
 

@@ -4,11 +4,21 @@ import torch
 
 from distrib.training.config import TrainingRun
 
+_SIGNS = (
+    "can't allocate memory",  # torch on the CPU
+    "out of memory",  # CUDA, also from inside NCCL
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # no room for its workspace
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
 
 def is_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory ran out."""
     is_torch = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_torch or "can't allocate memory" in str(error)
+    return is_torch or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    )
 
 
 def advice(config: TrainingRun, what: str) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from distrib.checkpoint.state import SavedState, write_pieces
 from distrib.training.engines.config import EngineConfig
-from distrib.training.engines.deepspeed_config import deepspeed_config
+from distrib.training.engines.deepspeed_config import bucket_size, deepspeed_config
 from distrib.training.engines.local import LocalEngine
 from distrib.training.optimizer import OptimizerConfig, ScheduleConfig, build_optimizer
 from tests.training.engine_ranks import (
@@ -76,6 +76,7 @@ HALVES = {
     f"{p}/{s}": {"precision": p, "zero_stage": s} for p in ("bf16", "fp16") for s in (1, 2, 3)
 }
 HALVES["bf16/items"] = {"precision": "bf16", "parallel": "items"}
+HALVES["bf16/sent"] = {"precision": "bf16", "zero_stage": 1, "gradient_precision": "bf16"}
 HALVED = [
     *product(HALVED_CASES, HALVES),
     *((case, f"bf16/{stage}") for case, stage in BF16_CASES),
@@ -144,13 +145,13 @@ def test_every_engine_and_rank_count_gives_the_losses_of_the_local_engine(
 
 
 @pytest.mark.parametrize(
-    ("case", "stage"), [*product(HALVED_CASES, [1, 2, 3, "items"]), *BF16_CASES]
+    ("case", "stage"), [*product(HALVED_CASES, [1, 2, 3, "items", "sent"]), *BF16_CASES]
 )
 def test_bf16_stays_near_the_local_engine_and_stages_agree(case, stage, measured, reference):
     # bf16 has 8 bits: 0.4 % a number; terms are sums of many. Terms near 0 need an absolute part.
     found = measured[0][f"{case}/bf16/{stage}"]["losses"]
     np.testing.assert_allclose(found, reference[case], rtol=0.02, atol=0.05)
-    if stage != "items":
+    if stage not in ("items", "sent"):
         np.testing.assert_allclose(found, measured[0][f"{case}/bf16/1"]["losses"], rtol=2e-5)
 
 
@@ -254,8 +255,22 @@ def test_deepspeeds_defaults_with_a_trap_are_written_out():
     assert config["train_batch_size"] == 2 * config["train_micro_batch_size_per_gpu"] == 12
     assert config["data_types"] == {"grad_accum_dtype": "fp32"}
     assert config["communication_data_type"] == "fp32"
+    assert not config["zero_optimization"]["overlap_comm"]  # no GPU here
     stage_0 = deepspeed_config(EngineConfig(zero_stage=0), optimizer, batch_users=4, world_size=1)
     assert "data_types" not in stage_0
+
+
+def test_buckets_follow_the_model_and_hold_its_largest_table():
+    parameters = [torch.empty(size, device="meta") for size in (99, 60, 30, 10)]
+    assert bucket_size(parameters, 0) == bucket_size(parameters, 1) == 208  # aligned
+    assert bucket_size(parameters, 2) == bucket_size(parameters, 3) == 112
+    assert bucket_size([torch.empty(16) for _ in range(40)], 2) == 160
+    assert bucket_size([torch.empty(10**9, device="meta")], 1) == 500_000_000
+    config = deepspeed_config(
+        EngineConfig(), OptimizerConfig(), batch_users=4, world_size=1, bucket=70
+    )
+    assert config["zero_optimization"]["reduce_bucket_size"] == 70
+    assert config["zero_optimization"]["allgather_bucket_size"] == 70
 
 
 def test_the_rest_of_deepspeed_passes_through_and_clashes_are_refused():
@@ -279,6 +294,7 @@ def test_the_rest_of_deepspeed_passes_through_and_clashes_are_refused():
         ({"offload": "all", "zero_stage": 2}, "parameters in stage 3"),
         ({"offload": "optimizer", "zero_stage": 0}, "from stage 1 on"),
         ({"parallel": "items", "precision": "fp16"}, "without DeepSpeed"),
+        ({"gradient_precision": "bf16", "precision": "fp32"}, "data-parallel workers in bf16"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings, message):

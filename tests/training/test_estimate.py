@@ -49,13 +49,33 @@ def test_more_workers_share_the_time_and_what_zero_spreads():
     settings = {"train.num_workers": 4, "engine.zero_stage": 3}
     one = estimate(config_of("ml20m_mult_vae", **{"train.num_workers": 1}), SIZES)
     four = estimate(config_of("ml20m_mult_vae", **settings), SIZES)
-    sent_s = 2 * 3 / 4 * one.parameters * 2 / 1.25e9
+    sent_s = 2 * 3 / 4 * one.parameters * 4 / 1.25e9  # float32
     assert four.step_s - sent_s == pytest.approx(one.step_s / 4, rel=0.02)
     settings["engine.zero_stage"], settings["engine.parallel"] = 0, '"items"'
     by_items = estimate(config_of("ml20m_mult_vae", **settings), SIZES)
     assert by_items.step_s < four.step_s  # the last layer's gradients stay where they are
-    assert four.state_gb == pytest.approx(one.state_gb / 4, rel=0.01)
+    buffer_gb = 2 * one.parameters / 2**30
+    assert four.state_gb - buffer_gb == pytest.approx(one.state_gb / 4, rel=0.01)
     assert four.checkpoint_gb == one.checkpoint_gb
+
+
+def test_gradients_in_bf16_take_half_the_time_and_buffers_of_zero_count():
+    settings = {"train.num_workers": 2, "engine.zero_stage": 2}
+    whole = estimate(config_of("ml20m_mult_vae", **settings), SIZES)
+    half = estimate(
+        config_of("ml20m_mult_vae", **settings, **{"engine.gradient_precision": '"bf16"'}), SIZES
+    )
+    assert whole.step_s - half.step_s == pytest.approx(whole.parameters * 2 / 1.25e9, rel=0.01)
+    settings["engine.zero_stage"] = 1
+    fewer = estimate(config_of("ml20m_mult_vae", **settings), SIZES)
+    spread, buffers = 4 * whole.parameters / 2, 2 * 2 * whole.parameters
+    assert (whole.state_gb - fewer.state_gb) * 2**30 == pytest.approx(buffers - spread, rel=0.01)
+
+
+def test_one_worker_in_fp32_updates_what_computes():
+    settings = {"train.num_workers": 1, "engine.precision": '"fp32"'}
+    found = estimate(config_of("ml20m_mult_vae", **settings), SIZES)
+    assert found.state_gb * 2**30 == pytest.approx(16 * found.parameters, rel=0.01)
 
 
 def test_hours_of_gpus_are_counted_where_there_are_any():

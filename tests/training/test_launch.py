@@ -108,6 +108,19 @@ def test_training_learns_and_publishes_its_best_epoch(whole_run):
     assert bundle.facts.valid == best["valid"]
 
 
+def test_epochs_without_validation_train_alike(prepared, tmp_path):
+    settings = {"num_workers": 1, "num_epochs": 5}
+    for every in (1, 2):
+        launch(config_of(tmp_path / str(every), prepared, validate_every_epochs=every, **settings))
+    every_epoch, second = (Folder(str(tmp_path / name)).read_json(HISTORY) for name in ("1", "2"))
+    assert [entry["epoch"] for entry in second] == [2, 4, 5]
+    for entry in second:
+        assert entry["valid"] == every_epoch[entry["epoch"] - 1]["valid"]
+    first, both = losses(tmp_path / "1"), losses(tmp_path / "2")
+    np.testing.assert_allclose(both[0], np.mean(first[:2], axis=0), rtol=1e-5)
+    assert both[2] == first[4]
+
+
 def test_other_numbers_of_workers_give_the_same_losses_also_from_within_an_epoch(
     prepared, whole_run, tmp_path
 ):

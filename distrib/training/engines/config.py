@@ -21,7 +21,7 @@ _OURS = {
     "fp16.enabled": "engine.precision",
     "data_types": "engine.precision",
     "torch_autocast": "engine.precision",
-    "communication_data_type": "engine.precision",
+    "communication_data_type": "engine.gradient_precision",
     "zero_optimization.stage": "engine.zero_stage",
     "zero_optimization.offload_optimizer": "engine.offload",
     "zero_optimization.offload_param": "engine.offload",
@@ -91,6 +91,10 @@ class EngineConfig(Config):
 
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Of parameters and activations; losses and the optimizer are always float32."""
+
+    gradient_precision: Literal["fp32", "bf16"] = "fp32"
+    """In which data-parallel workers add up their gradients: bf16 sends half as much, and rounds
+    each sum to 8 bits. With ``precision = "bf16"`` only."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """What is sharded over ranks: 1 optimizer state, 2 also gradients, 3 also parameters. On one
@@ -174,6 +178,13 @@ class EngineConfig(Config):
             faults.append(
                 "parallel 'items' runs without DeepSpeed and does not support precision fp16, "
                 "offload or the deepspeed table; remove them, or set parallel = 'data'"
+            )
+        if self.gradient_precision == "bf16" and (
+            self.precision != "bf16" or self.parallel == "items"
+        ):
+            faults.append(
+                f"gradient_precision bf16 with precision {self.precision}, parallel "
+                f"{self.parallel!r}: it is for data-parallel workers in bf16; set it to fp32"
             )
         if faults:
             raise ValueError("; ".join(faults))

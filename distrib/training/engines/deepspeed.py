@@ -25,7 +25,7 @@ from distrib.rng import CounterRng
 from distrib.training.engines import deepspeed_state
 from distrib.training.engines.base import Update, add_up
 from distrib.training.engines.config import EngineConfig
-from distrib.training.engines.deepspeed_config import deepspeed_config
+from distrib.training.engines.deepspeed_config import bucket_size, deepspeed_config
 from distrib.training.engines.state import buffer_pieces, restore_buffers
 from distrib.training.optimizer import OptimizerConfig, build_optimizer, set_rate, train_phase
 from distrib.training.step import TrainStep, total
@@ -62,7 +62,11 @@ class DeepSpeedEngine:
         _forbid_builds()
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         config = deepspeed_config(
-            engine, optimizer, batch_users=batch_users, world_size=self.world_size
+            engine,
+            optimizer,
+            batch_users=batch_users,
+            world_size=self.world_size,
+            bucket=bucket_size(step.model.parameters(), engine.zero_stage),
         )
         self.communication_share = 0.0
         self._num_batches = 0

@@ -22,6 +22,7 @@ from distrib.errors import ConfigError
 from distrib.objectives.label_config import ReadsLabels
 from distrib.rng import CounterRng
 from distrib.training.config import TrainingRun
+from distrib.training.engines.deepspeed_config import LARGEST_BUCKET
 from distrib.training.engines.local import LocalEngine
 from distrib.training.schemes import iterative_scheme_of, scheme_of
 from distrib.training.schemes.base import Sizes
@@ -29,6 +30,9 @@ from distrib.vocabulary import Vocabulary
 
 _GB = 2**30
 _MOMENTS = {"adamw": 2, "adam": 2, "nadam": 2, "adagrad": 1, "sgd": 1}
+_BUFFERS = {2: 2, 3: 1}
+"""Of gradients under way, by ZeRO stage."""
+
 _PROCESS_GB = {False: 0.7, True: 3.0}
 """Memory of a worker before it holds data or a model, without and with a CUDA context."""
 
@@ -161,16 +165,23 @@ def estimate(config: TrainingRun, sizes: Sizes, gpu: str = "h100") -> Estimate:
 
 
 def state_bytes(config: TrainingRun, parameters: int, workers: int) -> int:
-    """Return the bytes of a worker's parameters, gradients and optimizer state."""
-    engine, half = config.engine, 4 if config.engine.precision == "fp32" else 2
+    """Return the bytes of a worker's parameters, gradients, optimizer state and buffers."""
+    engine = config.engine
+    moments = 4 * _MOMENTS[config.optimizer.name]
+    uses_deepspeed = engine.needs_deepspeed(workers)
+    if engine.precision == "fp32" and not uses_deepspeed and engine.parallel == "data":
+        return parameters * (moments + 4 + 4)  # what is updated is what computes
+    half = 4 if engine.precision == "fp32" else 2
     is_spread = [engine.parallel == "items" or engine.zero_stage >= stage for stage in (1, 2, 3)]
-    optimizer = 4 * (1 + _MOMENTS[config.optimizer.name])
     shares = [workers if spread else 1 for spread in is_spread]
-    return (
-        parameters * optimizer // shares[0]
+    state = (
+        parameters * (moments + 4) // shares[0]
         + parameters * 4 // shares[1]
         + (parameters * half * 2 // shares[2])
     )
+    # Nearly all of a model may be one table, and a buffer holds at least a table.
+    buffers = _BUFFERS.get(engine.zero_stage, 0) if uses_deepspeed else 0
+    return state + buffers * half * min(parameters, LARGEST_BUCKET)
 
 
 def checkpoint_bytes(config: TrainingRun, parameters: int) -> int:
@@ -189,7 +200,11 @@ def _hours(amount: float, a_second: float = 1.0) -> float:
 
 def _sending_s(config: TrainingRun, parameters: int) -> float:
     """Return the seconds of an all-reduce of the gradients over all workers."""
-    workers, size = config.train.max_workers, 4 if config.engine.precision == "fp32" else 2
+    engine, workers = config.engine, config.train.max_workers
+    is_half = engine.gradient_precision == "bf16" or (
+        engine.parallel == "items" and engine.precision != "fp32"
+    )
+    size = 2 if is_half else 4
     passed = 2 * (workers - 1) / workers * parameters * size
     return passed / _NETWORK[config.train.use_gpu]
 

@@ -14,6 +14,7 @@ from distrib.checkpoint.bundle import BundleFacts
 from distrib.checkpoint.state import SavedState
 from distrib.checkpoint.store import CheckpointStore, checkpoint_name
 from distrib.checkpoint.writer import CheckpointWriter, Rank
+from distrib.config import JsonObject
 from distrib.errors import CheckpointError, DataError
 from distrib.events import emit
 from distrib.fence import require_ours
@@ -56,6 +57,13 @@ class Trained(NamedTuple):
     vocabulary: Vocabulary
 
 
+class _Best(NamedTuple):
+    """A new best epoch."""
+
+    weights: dict[str, Tensor]
+    record: EpochRecord
+
+
 class RunCheckpoints:
     """The checkpoints of a run, as one rank writes and reads them.
 
@@ -78,6 +86,9 @@ class RunCheckpoints:
         )
         self.saved_s = time.monotonic()
         """When the last one was started."""
+
+        self._best: _Best | None = None
+        """Not written yet."""
 
     def resume(self) -> None:
         """Load the newest checkpoint that every rank finds intact, if there is one.
@@ -130,41 +141,54 @@ class RunCheckpoints:
         trained.loss_reducer.take(saved["ledger"], self.place.rank, self.place.world_size)
         trained.history[:] = map(EpochRecord.model_validate, saved["history"])
 
-    def save(self, best: dict[str, Tensor] | None = None) -> None:
+    def save(self, best: dict[str, Tensor] | None = None, *, is_optional: bool = False) -> None:
         """Start to write a checkpoint; every rank must call.
 
         Args:
-            best: Weights of the last epoch, where it is better than all before.
+            best: Weights of the last epoch, where it is better than all before. They are kept until
+                they are written.
+            is_optional: Whether training need not wait where a rank still writes the one before;
+                the next checkpoint replaces this one.
         """
         started_s = time.perf_counter()
         trained = self.trained
-        reducers = gather_objects(trained.loss_reducer.to_json())
+        if best is not None:
+            self._best = _Best(best, trained.history[-1])
+        reducers = gather_objects((self.writer.is_busy, trained.loss_reducer.to_json()))
+        if not (is_optional and any(is_busy for is_busy, _ in reducers)):
+            self._start([reducer for _, reducer in reducers])
+        trained.state.checkpoint_s += time.perf_counter() - started_s
+
+    def _start(self, reducers: list[JsonObject]) -> None:
+        trained, is_first = self.trained, self.place.rank == 0
         position = {
             "position": trained.state.position(),
             "ledger": reducers,
             "engine": trained.engine.facts(),
             "history": [record.to_json() for record in trained.history],
         }
-        is_first = self.place.rank == 0
-        last = trained.history[-1] if trained.history else None
+        best, self._best = self._best, None
         self.writer.start(
             checkpoint_name(trained.state.step, self.attempt.name),
             trained.engine.pieces(),
             {POSITION: json.dumps(position)} if is_first else {},
-            functools.partial(self._before_writing, best, last) if is_first else None,
+            functools.partial(self._before_writing, best) if is_first else None,
         )
         self.saved_s = time.monotonic()
-        trained.state.checkpoint_s += time.perf_counter() - started_s
 
-    def _before_writing(self, best: dict[str, Tensor] | None, last: EpochRecord | None) -> None:
+    def _before_writing(self, best: "_Best | None") -> None:
         """Check that this start still owns the run, keep the best weights, remove old checkpoints.
 
         In this order, a checkpoint whose history names a best epoch always has its bundle.
         """
         self.require_ours()
-        if best is not None and last is not None:
-            write_best(self.run, self.trained.vocabulary, best, last, self.attempt.facts)
+        if best is not None:
+            self._write(best)
         self.prune()
+
+    def _write(self, best: "_Best") -> None:
+        facts = self.attempt.facts
+        write_best(self.run, self.trained.vocabulary, best.weights, best.record, facts)
 
     def prune(self) -> None:
         """Remove old checkpoints."""
@@ -177,4 +201,8 @@ class RunCheckpoints:
     def wait(self) -> str:
         """Wait until all is written, on all ranks; return what failed on any of them."""
         self.writer.wait()
+        if self._best is not None and self.place.rank == 0 and not self.writer.fault:
+            self.require_ours()
+            self._write(self._best)  # of a run that ended without a checkpoint
+        self._best = None
         return next(filter(None, gather_objects(self.writer.fault)), "")

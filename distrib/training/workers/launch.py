@@ -15,6 +15,7 @@ from distrib.data.dataset import Dataset
 from distrib.data.feeds.loader import TrainingData, kind_of, load_training_data
 from distrib.errors import (
     CheckpointError,
+    ConfigError,
     DivergedError,
     MemoryLimitError,
     StoppedError,
@@ -135,7 +136,14 @@ def _with_feed(run: TrainingRun, dataset: Dataset) -> TrainingRun:
         feed = first_feed(Folder(run.run)) or feed
     if iterative_scheme_of(run).needs_resident:
         feed = "resident"
-    train = run.train.model_copy(update={"feed": kind_of(feed, dataset.manifest)})
+    kind = kind_of(feed, dataset.manifest)
+    if kind == "streaming" and run.train.histories_on_gpu:
+        raise ConfigError(
+            "train.histories_on_gpu = true, but the histories do not fit into the memory of each "
+            "node, so that they are read from storage; set it to false, or train on larger nodes "
+            "with train.feed = 'resident' in a new run folder"
+        )
+    train = run.train.model_copy(update={"feed": kind})
     return run.model_copy(update={"train": train})
 
 

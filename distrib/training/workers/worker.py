@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from distrib.checkpoint.bundle import BundleFacts, restored
+from distrib.checkpoint.bundle import BundleFacts, refill, restored
 from distrib.data.feeds.base import BatchSharding, Feed, RankBatch
 from distrib.data.feeds.loader import TrainingData
 from distrib.data.hashing import sampled
@@ -20,6 +20,7 @@ from distrib.evaluation.baseline import POPULARITY, with_popularity
 from distrib.evaluation.measured import joined
 from distrib.evaluation.protocol import EXPECTED, KNOWN, Measurer, is_meant, selection_score
 from distrib.events import Interval, emit, rounded
+from distrib.models.base import Model
 from distrib.scoring.scorer import Scorer
 from distrib.training.build import build_engine
 from distrib.training.config import TrainingRun
@@ -134,6 +135,9 @@ class Worker:
         self._noted = 0
         """Count of the epoch that the loss reducer has received."""
 
+        self._scoring: Model | None = None
+        """The model that validation measures."""
+
     def close(self) -> None:
         """Stop the threads."""
         self.watchdog.close()
@@ -222,14 +226,20 @@ class Worker:
             emit("step", epoch=state.epoch + 1, step=state.step, **self.monitor.summary())
 
     def _on_epoch(self, state: TrainState) -> bool:
-        """Validate and save a checkpoint; return False to end training."""
+        """Validate and save a checkpoint, where that is due; return False to end training."""
         train = self.run.train
+        every = train.checkpoint.every_epochs
+        is_due = bool(every) and state.epoch % every == 0
+        is_end = state.epoch >= train.num_epochs
+        self._noted = 0
+        if not is_end and state.epoch % train.validate_every_epochs:
+            if is_due:
+                self._save(is_optional=True)
+            return True
         losses, recorded = self.loss_reducer.mean_losses(), self.loss_reducer.mean_recorded()
         if self._has_diverged(losses, recorded):
             return False
         self.loss_reducer.clear()
-        self._noted = 0
-        is_end = state.epoch >= train.num_epochs
         weights = self._exported(is_end=is_end)
         self.watchdog.progress("validating")
         started_s = time.perf_counter()
@@ -255,9 +265,8 @@ class Worker:
         state.start_clocks()  # time to write the checkpoint counts for the next epoch
         is_end = is_end or self._is_out_of_patience()
         best = weights if record is best_record(self.history) else None
-        every = train.checkpoint.every_epochs
-        if is_end or best is not None or (every and state.epoch % every == 0):
-            self._save(best)
+        if is_end or best is not None or is_due:
+            self._save(best, is_optional=not is_end)
         self.monitor.show_epoch(record)
         if self.rank == 0:
             self.place.post_epoch(record)
@@ -332,7 +341,10 @@ class Worker:
         """
         if weights is None or self.inputs.data.num_valid == 0:
             return {}
-        model = restored(self.run.model, self.vocabulary, weights)
+        if self._scoring is None:
+            self._scoring = restored(self.run.model, self.vocabulary, weights)
+        refill(self._scoring, weights)
+        model = self._scoring
         chunk_items = self.run.engine.block_items
         scorer = Scorer(model, self.vocabulary, device=self.device, chunk_items=chunk_items)
         scorers = {"model": scorer} if self.history else with_popularity(scorer, self.device)
@@ -345,10 +357,10 @@ class Worker:
             found = measurer.added(found, rows, wanted_B, self.watchdog.touch)
         return {name: joined(gather_objects(found[name])).means() for name in scorers}
 
-    def _save(self, best: dict[str, Tensor] | None = None) -> None:
-        """Start to write a checkpoint; ``best``: weights of a new best epoch."""
+    def _save(self, best: dict[str, Tensor] | None = None, *, is_optional: bool = False) -> None:
+        """Start to write a checkpoint; see `RunCheckpoints.save`."""
         self.watchdog.progress("writing a checkpoint")
-        self.checkpoints.save(best)
+        self.checkpoints.save(best, is_optional=is_optional)
 
 
 class _Watched:
