@@ -18,12 +18,18 @@ _DECAY = 0.3
 
 _RATE = 1e-3  # the default learning rate
 
+_FEW = 15
+"""Ratings of a user, on average, with which those of Conv4Rec overfit before its lists improve."""
+
+_RATING_DECAY = 10.0
+
 
 class Counts(NamedTuple):
     """What recipes depend on."""
 
     users: int
     items: int
+    interactions: int
     batch_users: int
 
     @property
@@ -53,9 +59,14 @@ class Recipe(NamedTuple):
 
 
 def _conv4rec(counts: Counts) -> Recipe:
-    widths = {"latent_width": counts.width, "rating_width": counts.width // 2}
+    found: dict[str, object] = {
+        "latent_width": counts.width,
+        "rating_width": counts.width // 2,
+    }
+    if counts.interactions < _FEW * counts.users:
+        found["rating_decay"] = _RATING_DECAY
     about = "who interacts with what, and how they rate it"
-    return Recipe(about, widths, {"weight_decay": counts.decay})
+    return Recipe(about, found, {"weight_decay": counts.decay})
 
 
 def _mult_vae(counts: Counts) -> Recipe:

@@ -176,7 +176,7 @@ _BY_KIND = {"ratings": "conv4rec", "sequences": "sas_rec", "interactions": "mult
 
 def _model(size: Size, purpose: Purpose, model: str, scheme: Scheme) -> Iterator[str]:
     batch = int(2 ** np.clip(np.round(np.log2(max(size.users, 1) / 64)), 4, 9))
-    found = recipe(model, Counts(size.users, size.items, batch))
+    found = recipe(model, Counts(size.users, size.items, size.rows, batch))
     about = f"  # {found.about}" if found.about else ""
     yield from ("", "[model]", f"name = {inline(model)}{about}")
     yield from (f"{key} = {inline(value)}" for key, value in found.model.items())

@@ -15,7 +15,7 @@ import ray
 import torch
 
 from distrib import __version__
-from distrib.checkpoint.store import CheckpointStore
+from distrib.checkpoint.store import CHECKPOINTS, CheckpointStore
 from distrib.config import read_record
 from distrib.data.dataset import Dataset
 from distrib.errors import TakenOverError, known
@@ -28,6 +28,7 @@ from distrib.run_file import RunFile
 from distrib.storage import Folder, last_part
 from distrib.studies.plan import measure_address, without_places
 from distrib.studies.results import FAULT, MEASURED, RUN_RESULT, Cost, Fault, RunRecord
+from distrib.training.best_bundle import BEST
 from distrib.training.records import history_of
 from distrib.training.run_folder import HISTORY, RUN
 from distrib.training.workers.launch import launch_here
@@ -112,6 +113,8 @@ def _measured(file: RunFile, folder: Folder, *, is_trial: bool) -> RunRecord:
     if found is None:
         found = _trained(file, folder)
         folder.write_json(RUN_RESULT, found.to_json())
+        for name in (CHECKPOINTS, BEST):  # a study has hundreds of runs, and continues none
+            (folder / name).remove()
     if is_trial:
         return found
     started_s = time.perf_counter()

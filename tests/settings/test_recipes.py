@@ -46,7 +46,13 @@ def test_an_unknown_model_is_one_error_with_the_nearest_name(log):
 
 def test_the_decay_of_an_epoch_does_not_depend_on_the_size_of_the_log():
     for users, batch in ((290, 16), (6_040, 64), (138_493, 512)):
-        found = recipe("conv4rec", Counts(users, 5_000, batch))
+        found = recipe("conv4rec", Counts(users, 5_000, 100 * users, batch))
         per_epoch = found.optimizer["weight_decay"] * 1e-3 * (users // batch)
         assert per_epoch == pytest.approx(0.3, rel=0.05)
-    assert recipe("elsa", Counts(10, 10, 16)).model == {}
+    assert recipe("elsa", Counts(10, 10, 100, 16)).model == {}
+
+
+def test_few_ratings_decay_faster_than_interactions():
+    few, many = (recipe("conv4rec", Counts(1000, 5000, 1000 * n, 64)).model for n in (12, 20))
+    assert few["rating_decay"] == 10.0
+    assert "rating_decay" not in many

@@ -87,6 +87,9 @@ def test_a_study_runs_everything_once_and_writes_what_people_read(first):
         assert row.run is not None
         assert row.run.seed == row.seed
         assert row.run.cost.train_s > 0
+        kept = {path.name for path in (folder / "runs/runs" / row.address).iterdir()}
+        assert "bundle" in kept
+        assert not kept & {"checkpoints", "best"}  # the disk would fill
     page = Path(answer["page"]).read_text()
     assert all(f'id="run-{address}"' in page for address in runs_of(folder))
 
