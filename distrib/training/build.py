@@ -4,9 +4,13 @@ import torch.distributed
 
 from distrib.checkpoint.bundle import BUNDLE, load_bundle
 from distrib.events import emit
+from distrib.models.base import Model
+from distrib.models.sequential.config import SequenceConfig
 from distrib.storage import Folder
 from distrib.training.config import TrainingRun
 from distrib.training.engines.base import Engine
+from distrib.training.engines.blocks import with_blocks
+from distrib.training.engines.config import EngineConfig
 from distrib.training.engines.deepspeed_config import num_micro_batches
 from distrib.training.engines.item_parallel import ItemEngine
 from distrib.training.engines.local import LocalEngine
@@ -27,7 +31,7 @@ def build_engine(config: TrainingRun, vocabulary: Vocabulary, device: torch.devi
             emit("warm_start", items=len(vocabulary), known_items=known)
     if config.train.pretrained:
         start_from(model, config.model, load_pretrained(config.train.pretrained))
-    engine = config.engine
+    engine = _sized(config, model, device, len(vocabulary))
     assert config.objective is not None  # refused before any worker starts
     objective = config.objective.build(vocabulary.catalog)
     step = scheme.step(model, objective, engine)
@@ -41,3 +45,17 @@ def build_engine(config: TrainingRun, vocabulary: Vocabulary, device: torch.devi
     parts = num_micro_batches(engine, batch_users=users, world_size=1)
     step = step.to(device)
     return LocalEngine(step, config.optimizer, device, dtype=engine.dtype, num_parts=parts)
+
+
+def _sized(config: TrainingRun, model: Model, device: torch.device, items: int) -> EngineConfig:
+    """Return the settings of the engine, with blocks for the device."""
+    users, world_size = config.train.batch_users, torch.distributed.get_world_size()
+    parts = num_micro_batches(config.engine, batch_users=users, world_size=world_size)
+    rows = -(-users // (world_size * parts))
+    if isinstance(config.model, SequenceConfig) and config.model.every:
+        rows *= config.model.max_length
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    engine = with_blocks(config.engine, device, rows, items, parameters)
+    if device.type == "cuda" and torch.distributed.get_rank() == 0:
+        emit("blocks", items=engine.block_items, keep_output_mb=engine.keep_output_mb)
+    return engine

@@ -6,7 +6,7 @@ the second update and in the second scored batch, with all items in one block.
 
 from distrib.events import table
 from tests.conftest import Small
-from tests.device.test_stand_in import MODELS, TRAINED
+from tests.device.cases import MODELS, TRAINED
 from tests.device.waits import waits_of_a_scored_batch, waits_of_an_update
 
 

@@ -17,22 +17,9 @@ from distrib.data.feeds.resident import ResidentFeed
 from distrib.data.feeds.tiles import TileConfig
 from distrib.evaluation.config import EvaluateConfig
 from distrib.evaluation.protocol import measure
-from distrib.models import Conv4RecConfig, MultVaeConfig, VaeBmfConfig
 from distrib.models.capabilities import item_vectors, user_embedding
 from distrib.models.outputs import ClassOutput
-from distrib.objectives import (
-    BinaryConfig,
-    InverseDualConfig,
-    InverseDualRowsConfig,
-    InverseGradientConfig,
-    InverseGradientRowsConfig,
-    MultinomialConfig,
-    PositiveUnlabeledConfig,
-    RatingClassesConfig,
-    TruncatedConfig,
-)
 from distrib.parameters import roles_of
-from distrib.rng import CounterRng
 from distrib.scoring.results import NoveltyFilter
 from distrib.scoring.rules import Rules, _unit_vectors
 from distrib.scoring.scorer import Scorer, require_numbers
@@ -41,13 +28,22 @@ from distrib.scoring.vectors import _item_matrix
 from distrib.training.engines.base import Update
 from distrib.training.engines.config import EngineConfig
 from distrib.training.engines.item_parallel import ItemEngine
-from distrib.training.engines.local import LocalEngine
 from distrib.training.schemes import iterative_scheme_of
-from distrib.training.step import total
 from distrib.training.workers.loss_reducer import LossReducer
 from tests.conftest import Small, rows_of
+from tests.device.cases import (
+    EMBEDDED,
+    MODELS,
+    OPTIMIZER,
+    PAIRS,
+    TRAINED,
+    assert_equal,
+    engine_of,
+    losses_and_gradients,
+    step_of,
+    update,
+)
 from tests.device.stand_in import CUDA, CudaTensor, MixedDevicesError, StandIn, values_of
-from tests.device.waits import OPTIMIZER
 from tests.in_process import (
     exported,
     feed_of,
@@ -55,84 +51,11 @@ from tests.in_process import (
     network_of,
     run_of,
     vocabulary_of,
-    whole_batch,
 )
-from tests.models.test_contract import CASES
 
-WIDTHS = {"latent_width": 8, "branch_width": 8, "hidden_width": 8}
-VAE_BMF = [
-    VaeBmfConfig(
-        **WIDTHS, latent="average", attention="none", biases=True, input_dropout=0.3,
-        kl_count="unbiased",
-    ),
-    VaeBmfConfig(**WIDTHS, latent="full", attention="global", likelihood="analytic",
-                 centering="means"),
-    VaeBmfConfig(**WIDTHS, latent="full", attention="local", attention_norm="linear_safe"),
-    VaeBmfConfig(**WIDTHS, latent="gated", attention="global", attention_norm="linear",
-                 biases=True, data=False),
-    VaeBmfConfig(**WIDTHS, latent="none", attention="local", attention_norm="linear",
-                 input_dropout=0.2, centering="means", kl_count="unbiased"),
-]  # fmt: skip
-MODELS = [*CASES, *VAE_BMF]
-TRAINED = [case for case in MODELS if case.spec.scheme != "closed_form"]
-EMBEDDED = [case for case in MODELS if item_vectors(filled(case, Small())) is not None]
-
-
-def objectives_of(config):
-    found = [config.spec.objective]
-    if config.spec.objective.name == "multinomial":
-        found += [MultinomialConfig(num_sampled=20), BinaryConfig(), BinaryConfig(num_sampled=20)]
-    if config.spec.objective.name == "rating_classes":
-        found.append(RatingClassesConfig(num_sampled=20))
-    if config.spec.output == "log_odds":
-        found += [PositiveUnlabeledConfig(), TruncatedConfig(gradual_steps=1)]
-        found += [InverseDualConfig(), InverseGradientConfig(form="sketched")]
-    if config.spec.scheme == "user_rows" and isinstance(config, MultVaeConfig | Conv4RecConfig):
-        base = {"base": config.spec.objective, "warmup_steps": 1}
-        found += [InverseDualRowsConfig(**base), InverseGradientRowsConfig(**base)]
-    return found
-
-
-PAIRS = [(model, objective) for model in TRAINED for objective in objectives_of(model)]
 every_model = pytest.mark.parametrize("config", MODELS, ids=repr)
 every_trained_model = pytest.mark.parametrize("config", TRAINED, ids=repr)
 every_pair = pytest.mark.parametrize(("config", "objective"), PAIRS, ids=repr)
-
-
-def step_of(config, objective, small, *, dtype=torch.float32, keep_output_mb=0):
-    run, loss = run_of(config, objective), objective.build(small.catalog)
-    engine = EngineConfig(block_items=17, keep_output_mb=keep_output_mb)
-    step = iterative_scheme_of(run).step(network_of(run, small), loss, engine)
-    return step.to(dtype), whole_batch(run, small)
-
-
-def engine_of(config, objective, small):
-    step, batch = step_of(config, objective, small)
-    return LocalEngine(step.to(CUDA), OPTIMIZER, CUDA), batch
-
-
-def update(engine, batch, step):
-    engine.train_batch(batch, CounterRng.of(0, 0), step=step)
-
-
-def losses_and_gradients(step, batch, device):
-    inputs, target, _ = batch.to(device)
-    terms = step(inputs, target, CounterRng.of(0, 0), 3)
-    total(terms).backward()
-    gradients = {n: p.grad for n, p in step.named_parameters() if p.grad is not None}
-    return {name: term.detach() for name, term in terms.items()}, gradients
-
-
-def assert_equal(expected, found, tolerance=1e-4):
-    """Compare results, which have to be on the CPU, at any depth of tuples."""
-    if expected is None:
-        assert found is None
-    elif isinstance(expected, tuple):
-        for one, other in zip(expected, found, strict=True):
-            assert_equal(one, other, tolerance)
-    else:
-        assert not isinstance(found, CudaTensor)
-        torch.testing.assert_close(expected, found, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 @pytest.fixture
@@ -178,10 +101,11 @@ def test_losses_and_gradients_equal_those_of_the_cpu(config, objective, settings
             torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @every_pair
-def test_updates_go_on_after_a_restore(config, objective, small, tmp_path):
+def test_updates_go_on_after_a_restore(config, objective, dtype, small, tmp_path):
     with StandIn():
-        engine, batch = engine_of(config, objective, small)
+        engine, batch = engine_of(config, objective, small, CUDA, dtype=dtype)
         engine.begin_epoch(0)
         update(engine, batch, 0)
         update(engine, batch, 1)
@@ -190,7 +114,7 @@ def test_updates_go_on_after_a_restore(config, objective, small, tmp_path):
         write_pieces(tmp_path / "state-00000.safetensors", [p.copied() for p in engine.pieces()])
         saved = SavedState(tmp_path)
         update(engine, batch, 2)
-        again, _ = engine_of(config, objective, small)
+        again, _ = engine_of(config, objective, small, CUDA, dtype=dtype)
         again.restore(saved, {})
         update(again, batch, 2)
         for name, weight in engine.weights().items():
@@ -279,7 +203,7 @@ def test_all_other_answers_of_a_scorer_equal_those_of_the_cpu(config, small):
 def run_epochs(run, small, num_epochs=2, num_steps=3):
     """Train on the device by the model's scheme; the state that scores must be on the CPU."""
     scheme = iterative_scheme_of(run)
-    engine, _ = engine_of(run.model, run.objective, small)
+    engine, _ = engine_of(run.model, run.objective, small, CUDA)
     feed = feed_of(scheme, run, small)
     for epoch in range(num_epochs):
         engine.begin_epoch(epoch)

@@ -5,7 +5,7 @@ import torch
 
 from distrib import batch as batches
 from distrib.models import Conv4RecConfig, MultVaeConfig
-from tests.device.test_stand_in import MODELS, TRAINED
+from tests.device.cases import MODELS, TRAINED
 from tests.device.waits import waits_of_a_scored_batch, waits_of_an_update
 
 OF_AN_UPDATE = {

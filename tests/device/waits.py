@@ -6,12 +6,10 @@ from distrib.rng import CounterRng
 from distrib.scoring.scorer import Scorer
 from distrib.training.engines.config import EngineConfig
 from distrib.training.engines.local import LocalEngine
-from distrib.training.optimizer import OptimizerConfig
 from distrib.training.schemes import iterative_scheme_of
+from tests.device.cases import OPTIMIZER
 from tests.device.stand_in import CUDA, StandIn, waits
 from tests.in_process import feed_of, filled, network_of, run_of, vocabulary_of
-
-OPTIMIZER = OptimizerConfig(weight_decay=0.01, gradient_clipping=1.0)
 
 
 def waits_of_an_update(config, small, *, block_items=64, update=LocalEngine.train_batch):

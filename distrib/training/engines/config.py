@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from distrib.config import Config
 
+_CPU_BLOCK_ITEMS, _CPU_KEPT_MB = 4096, 256
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _OURS = {
     "train_batch_size": "train.batch_users",
@@ -107,11 +108,13 @@ class EngineConfig(Config):
     """``items``: each rank owns a range of items in the last layer, and gathers the user embeddings
     instead of reducing gradients as large as the catalog. Without ZeRO and fp16."""
 
-    block_items: PositiveInt = 4096
-    """Items per chunk of the last layer; peak memory grows with it, small chunks are slow."""
+    block_items: PositiveInt | Literal["auto"] = "auto"
+    """Items per chunk of the last layer; peak memory grows with it, small chunks are slow.
+    ``auto``: 4,096 on a CPU; on a GPU all, or as many as fit into a quarter of its memory."""
 
-    keep_output_mb: NonNegativeInt = 256
-    """Decoded chunks are kept for the backward pass up to this size, and recomputed beyond it."""
+    keep_output_mb: NonNegativeInt | Literal["auto"] = "auto"
+    """Decoded chunks are kept for the backward pass up to this size, and recomputed beyond it.
+    ``auto``: 256 on a CPU, on a GPU a quarter of its free memory."""
 
     micro_batch_users: NonNegativeInt = 0
     """Users of a rank in one forward pass; gradients accumulate over the batch. 0: all at once."""
@@ -126,6 +129,16 @@ class EngineConfig(Config):
             return False
         has_more = self.precision == "fp16" or self.offload != "none" or bool(self.deepspeed)
         return world_size > 1 or has_more
+
+    @property
+    def chunk_items(self) -> int:
+        """Items per chunk; what a CPU takes where that is left open."""
+        return _CPU_BLOCK_ITEMS if self.block_items == "auto" else self.block_items
+
+    @property
+    def kept_mb(self) -> int:
+        """Size of the kept chunks; what a CPU takes where that is left open."""
+        return _CPU_KEPT_MB if self.keep_output_mb == "auto" else self.keep_output_mb
 
     @property
     def dtype(self) -> torch.dtype:

@@ -48,8 +48,7 @@ class LocalEngine:
         self.config = config
         self.num_parts = num_parts
         self.communication_share = 0.0
-        self.masters = Masters(step.model, dtype)
-        step.to(dtype)
+        self.masters = Masters(step, dtype)
         groups = [
             group._replace(parameters=[self.masters.of(p) for p in group.parameters])
             for group in groups_of(step.model, config)

@@ -10,16 +10,17 @@ class Masters:
     """What the optimizer updates: float32 copies of a model's parameters, or the parameters.
 
     Args:
-        model: Its parameters must be float32 still.
-        dtype: The precision that they are about to compute in.
+        step: Its parameters are float32; they and its buffers compute in ``dtype`` afterwards.
+        dtype: A floating-point type.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self._parameters = list(model.parameters())
+    def __init__(self, step: nn.Module, dtype: torch.dtype) -> None:
+        self._masters = list(step.parameters())
         self._are_copies = dtype != torch.float32
-        self._masters = self._parameters
         if self._are_copies:
-            self._masters = [nn.Parameter(p.detach().clone()) for p in self._parameters]
+            self._masters = [nn.Parameter(p.detach().clone()) for p in self._masters]
+            step.to(dtype)
+        self._parameters = list(step.parameters())
         # Kept, since fresh pages for each update would cost more than the copy into them.
         self._gradients = [torch.empty_like(m) if self._are_copies else m for m in self._masters]
         self._place = {id(parameter): n for n, parameter in enumerate(self._parameters)}

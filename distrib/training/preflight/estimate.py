@@ -311,8 +311,8 @@ def _work_gb(config: TrainingRun, sizes: Sizes, columns: int, share: int) -> flo
     rows = min(engine.micro_batch_users or share, share)
     width = 6 if config.model.spec.output == "rating_classes" else 1
     size = 4 if engine.precision == "fp32" else 2
-    kept = min(engine.keep_output_mb << 20, rows * columns * width * size)
-    block = _COPIES_OF_BLOCK * 4 * width * rows * min(engine.block_items, columns)
+    kept = min(engine.kept_mb << 20, rows * columns * width * size)
+    block = _COPIES_OF_BLOCK * 4 * width * rows * min(engine.chunk_items, columns)
     history = 16 * rows * sizes.interactions / max(sizes.users, 1)
     return (kept + block + history) / _GB
 

@@ -166,5 +166,5 @@ class IterativeScheme(Scheme, Protocol):
 def plain_step(model: Model, objective: Objective, engine: EngineConfig) -> TrainStep:
     """Make the step of a scheme that encodes, decodes and updates once."""
     return TrainStep(
-        model, objective, block_items=engine.block_items, keep_output_mb=engine.keep_output_mb
+        model, objective, block_items=engine.chunk_items, keep_output_mb=engine.kept_mb
     )

@@ -118,7 +118,7 @@ class Meta(Pairs):
     def step(self, model: Model, objective: Objective, engine: EngineConfig) -> TrainStep:
         """Make the step of both phases; see `IterativeScheme`."""
         assert isinstance(objective, InverseGradient)
-        return MetaStep(model, objective, block_items=engine.block_items)
+        return MetaStep(model, objective, block_items=engine.chunk_items)
 
     @override
     def sample_batches(

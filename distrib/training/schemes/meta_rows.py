@@ -81,8 +81,8 @@ class MetaRows(UserRows):
         return MetaRowsStep(
             model,
             objective,
-            block_items=engine.block_items,
-            keep_output_mb=engine.keep_output_mb,
+            block_items=engine.chunk_items,
+            keep_output_mb=engine.kept_mb,
         )
 
 

@@ -92,7 +92,7 @@ class Pairs:
     def step(self, model: Model, objective: Objective, engine: EngineConfig) -> TrainStep:
         """Decode pairs; see `IterativeScheme`."""
         return PairStep(
-            model, objective, block_items=engine.block_items, keep_output_mb=engine.keep_output_mb
+            model, objective, block_items=engine.chunk_items, keep_output_mb=engine.kept_mb
         )
 
     def export(self, weights: State, context: ExportContext) -> State:

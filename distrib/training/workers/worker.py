@@ -345,7 +345,7 @@ class Worker:
             self._scoring = restored(self.run.model, self.vocabulary, weights)
         refill(self._scoring, weights)
         model = self._scoring
-        chunk_items = self.run.engine.block_items
+        chunk_items = self.run.engine.chunk_items
         scorer = Scorer(model, self.vocabulary, device=self.device, chunk_items=chunk_items)
         scorers = {"model": scorer} if self.history else with_popularity(scorer, self.device)
         measurer = Measurer(scorers, Role.VALID_TARGET, self.run.evaluate)
