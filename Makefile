@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: docs demo test test-fast slow test-stores lint types imports study bench bench-data bench-blocks bench-models bench-next-item bench-scoring bench-serving bench-training clean kuberay-crds rehearsal
+.PHONY: docs demo gpu-check test test-fast slow test-stores lint types imports study bench bench-data bench-blocks bench-models bench-next-item bench-scoring bench-serving bench-training clean kuberay-crds rehearsal
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --config configs/demo.toml
@@ -66,6 +66,10 @@ STUDY ?= demo
 SIZE ?= small
 study: $(READY)
 	$(BIN)/python jobs/study.py --config configs/studies/$(STUDY).toml --set 'size="$(SIZE)"'
+
+# Is the GPU of this machine right, and fast? Small, on the CPU, where there is none.
+gpu-check: $(READY)
+	$(BIN)/python -m tests.gpu.check
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.throughput

@@ -112,7 +112,8 @@ class BareMultVae(nn.Module):
         self.output = nn.Linear(hidden, item_count)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        read = batch.keep(torch.rand(len(batch.item_N)) < 0.5)
+        device = batch.item_N.device
+        read = batch.keep(torch.rand(len(batch.item_N), device=device) < 0.5)
         weight_N = 2.0 * batch.length_B.float().rsqrt()[read.row_N]
         bag_BH = F.embedding_bag(
             read.item_N,

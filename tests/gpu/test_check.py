@@ -1,0 +1,51 @@
+"""The check of a GPU runs to its end without one, and reports what is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.gpu.correctness import TOLERANCE, _close, checked
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(400)
+def test_it_ends_with_a_page_and_a_document(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "tests.gpu.check",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    found = json.loads((tmp_path / "gpu-check.json").read_text())
+    assert [one["faults"] for one in found["correctness"]] == [[]] * 4
+    assert all(one["passed"] for one in found["correctness"])
+    assert {one["model"] for one in found["training"]} == {"Mult-VAE", "Conv4Rec"}
+    assert all(one["users_per_s"] > 0 for one in found["training"] + found["scoring"])
+    assert "users a batch" in (tmp_path / "gpu-check.html").read_text()
+
+
+def test_a_fault_is_reported_and_the_rest_goes_on():
+    def wrong():
+        _close(torch.ones(2), torch.tensor([1.0, 1.1]), TOLERANCE[torch.float32])
+
+    found = checked("kind", [("a", lambda: None), ("b", wrong), ("c", lambda: None)], 1e12)
+    assert (found.passed, len(found.faults)) == (2, 1)
+    assert found.faults[0].startswith("b: AssertionError at ")
+    late = checked("kind", [("a", wrong)], time.monotonic() - 1.0)
+    assert (late.passed, late.faults, late.left_out) == (0, [], 1)
