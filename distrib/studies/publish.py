@@ -30,10 +30,11 @@ RANKS = "ranks.csv"
 MARKDOWN = "study.md"
 
 _ERRORS = (
-    "Mean over seeds; in brackets the standard errors over seeds and over users, then the 95 % "
-    "interval over users. * differs significantly from {against}: paired t-test over users, level "
-    ".05, corrected for all options, for each metric and data set apart (Holm)."
+    "Mean over seeds; in brackets the standard errors over seeds and over users{interval}. * "
+    "differs significantly from {against}: paired t-test over users, level .05, corrected for all options, "
+    "for each metric and data set apart (Holm)."
 )
+_INTERVAL = ", then the 95 % interval over users"
 _CHOSEN = " The best option was chosen on the same users, so p-values against it are too small."
 
 
@@ -159,7 +160,7 @@ def _tables(result: StudyResult, analysis: Analysis) -> Iterator[Table | Text]:
         names = ", ".join(block.unpaired)
         note = f"Not tested, as their users differ: {names}." if names else ""
         yield Table(block.name, [result.compared, *result.metrics], rows, note)
-    yield Text(_note(result, analysis))
+    yield Text(_note(result, analysis, _INTERVAL))
 
 
 def _against_text(analysis: Analysis) -> str:
@@ -172,8 +173,8 @@ def _against_text(analysis: Analysis) -> str:
     return against.pop() if len(against) == 1 else "the best option"
 
 
-def _note(result: StudyResult, analysis: Analysis) -> str:
-    found = _ERRORS.format(against=_against_text(analysis))
+def _note(result: StudyResult, analysis: Analysis, interval: str = "") -> str:
+    found = _ERRORS.format(against=_against_text(analysis), interval=interval)
     return found if result.baseline else found + _CHOSEN
 
 
