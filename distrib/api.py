@@ -27,6 +27,7 @@ from distrib.scoring.commit import ScoreResult
 from distrib.settings.guess import guess
 from distrib.settings.starter import Purpose, measure, name_of, run_file
 from distrib.storage import Folder, parquet_bytes
+from distrib.terminal import notebook_lines
 from distrib.toml_text import inline
 from distrib.training.preflight.checks import preflight
 from distrib.training.records import RunResult
@@ -97,8 +98,9 @@ def prepare(file: RunSettings = None, /, **sections: Any) -> DatasetManifest:
     """
     found = _run(file, sections)
     preparation.preflight(found.data)
-    _connect()
-    return preparation.prepare(found.data)
+    with notebook_lines():
+        _connect()
+        return preparation.prepare(found.data)
 
 
 def train(file: RunSettings = None, /, **sections: Any) -> RunResult:
@@ -116,8 +118,9 @@ def train(file: RunSettings = None, /, **sections: Any) -> RunResult:
     """
     found = _run(file, sections)
     preflight(found.training())
-    _connect()
-    return launch(found.training())
+    with notebook_lines():
+        _connect()
+        return launch(found.training())
 
 
 def evaluate(file: RunSettings = None, /, **sections: Any) -> Evaluation:
@@ -136,8 +139,9 @@ def evaluate(file: RunSettings = None, /, **sections: Any) -> Evaluation:
     """
     found = _run(file, sections)
     evaluation.preflight(found.run, found.data.prepared)
-    _connect()
-    return evaluation.evaluate(found.run, found.data.prepared, found.evaluate)
+    with notebook_lines():
+        _connect()
+        return evaluation.evaluate(found.run, found.data.prepared, found.evaluate)
 
 
 def score(file: RunSettings = None, /, **sections: Any) -> ScoreResult:
@@ -156,8 +160,9 @@ def score(file: RunSettings = None, /, **sections: Any) -> ScoreResult:
     """
     found = _run(file, sections)
     bulk.preflight(found.run, found.data.prepared, found.score)
-    _connect()
-    return bulk.score(found.run, found.data.prepared, found.score)
+    with notebook_lines():
+        _connect()
+        return bulk.score(found.run, found.data.prepared, found.score)
 
 
 def _run(file: RunSettings, sections: Mapping[str, Any]) -> RunFile:

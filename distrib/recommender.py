@@ -29,6 +29,7 @@ from distrib.frames import (
 from distrib.models.capabilities import item_vectors
 from distrib.scoring.histories import DIGEST, Histories, read_histories
 from distrib.scoring.policy import Output, Precision, ScoreConfig
+from distrib.scoring.rules import unknown_items
 from distrib.scoring.scorer import Scorer, pair_scores
 from distrib.scoring.tables import recommend_table
 from distrib.scoring.vectors import vector_table
@@ -145,6 +146,8 @@ class Recommender:
         config = checked(ScoreConfig, settings, where="recommend")
         config = config.model_copy(update={"layout": "long"})
         table, read = recommend_table(self.scorer, given.table, None, config)
+        for sentence in unknown_items(config.policy, self._vocabulary):
+            warnings.warn(sentence, stacklevel=2)
         self._require_known(read)
         return given.answer(table.drop_columns([DIGEST]))
 

@@ -22,6 +22,9 @@ _EVENT = '{"event": '
 _OF_CORE = re.compile(r"^\[[-0-9]+ [:,0-9]+ [A-Z] \d+ \d+\] \S+\.cc:\d+: ")
 """Lines that Ray's core writes past Python; what it reports reaches us as exceptions."""
 
+_NOTEBOOK = "ipykernel"
+"""The module that a notebook's kernel has imported."""
+
 _UNDER_A_BAR = "step"
 """The event that the progress bar replaces."""
 
@@ -59,6 +62,25 @@ def standard_error() -> Iterator[None]:
         pump.join(_PATIENCE_S)
         if not pump.is_alive():  # else a child still writes there
             os.close(kept)
+
+
+@contextmanager
+def notebook_lines() -> Iterator[None]:
+    """In a notebook, write events as people read them; elsewhere do nothing.
+
+    Yields:
+        Nothing.
+    """
+    before = sys.stderr
+    if _NOTEBOOK not in sys.modules or isinstance(before, Readable):
+        yield
+        return
+    sys.stderr = Readable(before, is_read=True)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        sys.stderr = before
 
 
 def _is_process_wide(stream: TextIO) -> bool:
@@ -112,15 +134,21 @@ def progress_bar(about: str) -> Iterator[Bar | None]:
 
 
 class Readable:
-    """A stream without the lines of Ray's core; on a terminal, with events as people read them."""
+    """A stream without the lines of Ray's core, maybe with events as people read them.
 
-    def __init__(self, stream: TextIO) -> None:
+    Args:
+        stream: Where lines go.
+        is_read: Whether people read it; those of a terminal do.
+    """
+
+    def __init__(self, stream: TextIO, *, is_read: bool = False) -> None:
         self._stream, self._held = stream, ""
-        self.console = Console(file=stream, soft_wrap=True, highlight=False)
+        self._is_read = is_read or stream.isatty()
+        self.console = Console(file=stream, soft_wrap=True, highlight=False, force_jupyter=False)
         """What a bar must share with the lines above it."""
 
         self._lock = threading.Lock()
-        self._starts = (_EVENT, "[") if stream.isatty() else ("[",)
+        self._starts = (_EVENT, "[") if self._is_read else ("[",)
         """How lines begin that must be whole to be judged."""
 
     def __getattr__(self, name: str) -> Any:
@@ -150,7 +178,7 @@ class Readable:
     def _show(self, line: str) -> None:
         if _OF_CORE.match(line):
             return
-        event = _event(line) if self._stream.isatty() else None
+        event = _event(line) if self._is_read else None
         if event is None:
             self.console.out(line, highlight=False)
         elif event["event"] != _UNDER_A_BAR:

@@ -98,6 +98,11 @@ def test_policies_hold_and_seen_items_are_left_out(vae):
         vae.recommend(["sku-3"], 0)
 
 
+def test_denied_ids_that_are_no_items_are_a_warning(vae):
+    with pytest.warns(UserWarning, match="deny: 1 of 2 ids are no items, such as 'sku-none'"):
+        vae.recommend(["sku-3"], 9, deny=["sku-3", "sku-none"])
+
+
 def test_ratings_are_read_and_predicted_for_pairs(conv):
     rated = {"ann": {"sku-3": 5, "sku-9": 2.0}, "bob": {"sku-1": 1}}
     lists = conv.recommend(rated, 50, exclude_seen=False)

@@ -1,5 +1,6 @@
 """What people see of a job on a terminal, and what logs hold of the same job."""
 
+import io
 import json
 import os
 import pty
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from distrib.terminal import listed, result_lines
+from distrib.events import emit
+from distrib.terminal import listed, notebook_lines, result_lines
 
 JOB = """
 import os, sys
@@ -121,3 +123,21 @@ num_workers = 1
     assert "best epoch: " in text
     assert '{"' not in text
     assert "core_worker" not in text
+
+
+def test_a_notebook_shows_sentences(monkeypatch):
+    cell = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", cell)
+    with notebook_lines():
+        emit("prepared", counts={"users": 3})
+    assert json.loads(cell.getvalue())["event"] == "prepared"  # a script
+    cell.truncate(0)
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    with notebook_lines(), notebook_lines():
+        emit("prepared", counts={"users": 3})
+        sys.stderr.write("a library's own line\n")
+    shown = cell.getvalue().replace("\0", "")
+    assert re.match(r"\d\d:\d\d:\d\d prepared: counts", shown)
+    assert "{" not in shown
+    assert shown.endswith("a library's own line\n")
+    assert sys.stderr is cell

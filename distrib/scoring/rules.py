@@ -277,6 +277,29 @@ def item_table(url: str, columns: tuple[str, ...], kind: IdKind) -> pa.Table:
     return table.set_column(0, "item", found.ids)
 
 
+def unknown_items(policy: PolicyConfig, vocabulary: Vocabulary) -> list[str]:
+    """Say which settings of a policy name ids that are no items of the model, and so do nothing.
+
+    Args:
+        policy: Its ``allow`` and ``deny``.
+        vocabulary: The model's items.
+
+    Returns:
+        A sentence for each setting with such ids.
+    """
+    found = []
+    for name, items in (("allow", policy.allow), ("deny", policy.deny)):
+        ids = None if items is None else _ids(items, vocabulary, name)
+        if ids is None or not len(ids):
+            continue
+        is_unknown = vocabulary.positions(ids) < 0
+        if is_unknown.any():
+            first = ids[int(is_unknown.argmax())].as_py()
+            count = int(is_unknown.sum())
+            found.append(f"{name}: {count} of {len(ids)} ids are no items, such as {first!r}")
+    return found
+
+
 def _allowed(policy: PolicyConfig, vocabulary: Vocabulary) -> Tensor | None:
     if policy.allow is None and policy.deny is None:
         return None
@@ -293,14 +316,16 @@ def _allowed(policy: PolicyConfig, vocabulary: Vocabulary) -> Tensor | None:
 
 
 def _positions(items: ItemSet, vocabulary: Vocabulary, what: str) -> IntArray:
+    return positions_of(_ids(items, vocabulary, what), vocabulary, what)
+
+
+def _ids(items: ItemSet, vocabulary: Vocabulary, what: str) -> pa.Array:
     if isinstance(items, str):
-        ids = item_table(items, ("item",), vocabulary.id_kind)["item"]
-        return positions_of(whole(ids), vocabulary, what)
+        return whole(item_table(items, ("item",), vocabulary.id_kind)["item"])
     try:
-        ids = pa.array(items) if items else pa.array([], vocabulary.ids.type)
+        return pa.array(items) if items else pa.array([], vocabulary.ids.type)
     except pa.ArrowException as error:
         raise DataError(f"{what} mixes id types ({error}); give integers or strings") from error
-    return positions_of(ids, vocabulary, what)
 
 
 def _group_of(url: str, vocabulary: Vocabulary) -> Tensor:

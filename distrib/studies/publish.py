@@ -31,8 +31,8 @@ MARKDOWN = "study.md"
 
 _ERRORS = (
     "Mean over seeds; in brackets the standard errors over seeds and over users{interval}. * "
-    "differs significantly from {against}: paired t-test over users, level .05, corrected for all options, "
-    "for each metric and data set apart (Holm)."
+    "differs significantly from {against}: paired t-test over users, level .05, corrected for all "
+    "options, for each metric and data set apart (Holm)."
 )
 _INTERVAL = ", then the 95 % interval over users"
 _CHOSEN = " The best option was chosen on the same users, so p-values against it are too small."

@@ -41,6 +41,7 @@ from distrib.scoring.commit import (
     require_same,
 )
 from distrib.scoring.policy import PolicyConfig, ScoreConfig
+from distrib.scoring.rules import unknown_items
 from distrib.scoring.scorer import Scorer, require_numbers
 from distrib.scoring.tables import recommend_table
 from distrib.storage import Folder
@@ -275,6 +276,9 @@ def _rehearse(work: Work, config: ScoreConfig) -> None:
     _require_bundle(work, bundle.manifest)
     scorer = Scorer(bundle.model, bundle.vocabulary, precision=config.precision)
     require_numbers(scorer)
+    unknown = unknown_items(config.policy, bundle.vocabulary)
+    if unknown:
+        emit("unknown_items", policy=unknown)
     histories = Folder(work.histories)
     source = Dataset.open(histories).vocabulary if work.is_prepared else None
     tried: set[str] = set()
