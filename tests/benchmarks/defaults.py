@@ -3,24 +3,29 @@
 ``python -m tests.benchmarks.defaults yelp coat --models conv4rec mult_vae``. Logs are those of
 DISTRIB_DATA and drawn ones of three densities. Measured on validation, never on test data; a model
 holds if its error is below that of item means, and its NDCG above that of popularity, as far as it
-predicts ratings or ranks. Nothing here asserts a result.
+predicts ratings or ranks. The runs are those of a study, so that a second start continues. Nothing
+here asserts a result.
 """
 
 import argparse
 import json
 import os
-import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 import distrib
-from distrib.cli import connected
+from distrib.cli import connected, environment
+from distrib.config import checked
 from distrib.evaluation.protocol import is_meant
 from distrib.events import table
+from distrib.run_file import RunFile
+from distrib.studies.config import StudyFile
+from distrib.studies.job import given, study
+from distrib.studies.results import RESULT, Row, StudyResult, run_folder
+from distrib.training.records import history_of
+from distrib.training.run_folder import HISTORY
 
 DATA = Path(os.environ.get("DISTRIB_DATA", "."))
 REAL = {
@@ -59,73 +64,72 @@ def drawn(name: str, folder: Path) -> str:
     return str(path)
 
 
-def measured(log: str, model: str, folder: Path, sections: dict[str, Any]) -> dict[str, Any]:
-    """Train a model on a log with defaults; return validation metrics and those of popularity."""
-    run = distrib.init(log, run=str(folder / model), model=model, **sections)
-    place = folder / ("data-items" if run.data.item_histories else "data")
-    run = run.model_copy(update={"data": run.data.model_copy(update={"prepared": str(place)})})
-    distrib.prepare(run)
-    started_s = time.perf_counter()
-    found = distrib.train(run)
-    output = run.model.spec.output
-    valid = {name: value for name, value in found.valid.items() if is_meant(name, output, 2)}
-    return {"valid": valid, "epoch": found.best_epoch, "s": time.perf_counter() - started_s}
+def study_of(logs: list[str], models: list[str], folder: Path) -> StudyFile:
+    """Return a study with a run of each model on each log, as ``init`` writes it."""
+    options = {}
+    for log in logs:
+        path = drawn(log, folder) if log in DRAWN else str(DATA / REAL[log])
+        for model in models:
+            run = distrib.init(path, run=str(folder / "none"), model=model)
+            base = run.model_dump(mode="json", exclude_unset=True)
+            options[f"{log}, {model}"] = {"base": base}
+    document = {
+        "title": "Defaults",
+        "output": str(folder / "defaults"),
+        "runs": str(folder / "studies"),
+        "seeds": [0],
+        "metrics": ["ndcg@100", "rmse"],
+        "axes": {"run": options},
+    }
+    return checked(StudyFile, document, where="the study of defaults")
+
+
+def judged(result: StudyResult, row: Row) -> list[str]:
+    """Return the figures of a run beside those of popularity on the same users."""
+    log, model = row.options["run"].split(", ")
+    if row.run is None:
+        return [log, model, "-", "-", "-", "-", "no", "-", row.fault[:60]]
+    folder = run_folder(result.runs, row.address)
+    popular = history_of(folder.read_json(HISTORY), folder / HISTORY)[0].popularity
+    settings = {**row.run.settings, "run": "r", "data": {**row.run.settings["data"]}}
+    settings["data"]["prepared"] = "d"
+    output = checked(RunFile, settings, where=model).model.spec.output
+    shown, holds = [], []
+    for name, is_ahead in (("rmse", _is_below), ("ndcg@100", _is_above)):
+        value = row.run.valid.get(name, 0.0)
+        if name not in popular or not value or not is_meant(name, output, 2):
+            shown += ["-", f"{popular[name]:.4f}" if name in popular else "-"]
+            continue
+        shown += [f"{value:.4f}", f"{popular[name]:.4f}"]
+        holds.append(is_ahead(value, popular[name]))
+    verdict = "yes" if holds and all(holds) else "no"
+    return [log, model, *shown, verdict, str(row.run.best_epoch), f"{row.run.cost.train_s:.0f}"]
+
+
+def _is_below(value: float, other: float) -> bool:
+    return value < other
+
+
+def _is_above(value: float, other: float) -> bool:
+    return value > other
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("logs", nargs="+", choices=[*REAL, *DRAWN])
     parser.add_argument("--models", nargs="+", default=[*RANKERS, *RATERS])
-    given = parser.parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory() as place, connected():
-        for name in given.logs:
-            folder = Path(place) / name
-            folder.mkdir()
-            log = drawn(name, folder) if name in DRAWN else str(DATA / REAL[name])
-            base = measured(log, "popularity", folder, {})["valid"]
-            for model in dict.fromkeys(given.models):
-                found = measured(log, model, folder, {})
-                rows.append(
-                    [
-                        name,
-                        model,
-                        *judged(found["valid"], base),
-                        found["epoch"],
-                        f"{found['s']:.0f}",
-                    ]
-                )
-                print(json.dumps([*rows[-1], found["valid"]]), flush=True)
-    columns = [
-        "log",
-        "model",
-        "RMSE",
-        "of item means",
-        "NDCG",
-        "of popularity",
-        "holds",
-        "epoch",
-        "s",
-    ]
-    table("Defaults, on validation", columns, rows)
-
-
-def judged(found: dict[str, float], base: dict[str, float]) -> list[str]:
-    """Return the figures of a model beside those of popularity, and whether it is ahead."""
-    ndcg = next((name for name in found if name.startswith("ndcg")), None)
-    error = "rmse" in found and found["rmse"] > 0
-    holds = []
-    if error:
-        holds.append(found["rmse"] < base["rmse"])
-    if ndcg is not None:
-        holds.append(found[ndcg] > base[ndcg])
-    return [
-        f"{found['rmse']:.4f}" if error else "-",
-        f"{base.get('rmse', float('nan')):.4f}",
-        f"{found[ndcg]:.4f}" if ndcg else "-",
-        f"{base.get(ndcg or '', float('nan')):.4f}",
-        "yes" if holds and all(holds) else "no",
-    ]
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="runs are kept there")
+    wanted = parser.parse_args()
+    folder = wanted.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = study_of(wanted.logs, [*dict.fromkeys(wanted.models)], folder)
+    with connected():
+        study(given(file, "tests.benchmarks.defaults", environment()))
+    result = StudyResult.model_validate_json((Path(file.output) / RESULT).read_text())
+    rows = [judged(result, row) for row in result.rows]
+    columns = ["log", "model", "RMSE", "of item means", "NDCG", "of popularity", "holds"]
+    table("Defaults, on validation", [*columns, "epoch", "s"], rows)
+    print(json.dumps(rows))
 
 
 if __name__ == "__main__":
