@@ -110,13 +110,31 @@ def saved_at(folder, world_size, name):
     return str(folder / f"saved{world_size}" / name)
 
 
-@pytest.fixture(scope="module", params=[1, 2])
-def measured(request, folder):
+ALONE = {*SPECIAL, "zero1", "items", "bf16/1", "bf16/items", "fp16/1"}
+"""Engines that are tried on one rank, too, where DeepSpeed trains only what it alone can do."""
+
+
+def on_ranks(pairs):
+    """Each pair on two ranks; on one rank those of the models that all else rests on."""
+    alone = [pair for pair in pairs if pair[0] in HALVED_CASES and pair[1] in ALONE]
+    return [(1, *pair) for pair in alone] + [(2, *pair) for pair in pairs]
+
+
+EVERYTHING = on_ranks([*PAIRS, *HALVED, *SPECIAL_PAIRS])
+
+
+@pytest.fixture(scope="module")
+def measured(folder):
     """Six updates of every engine; its state after three is kept, and gone on from at the end."""
-    world_size = request.param
+    return {world_size: _measured(folder, world_size) for world_size in (1, 2)}
+
+
+def _measured(folder, world_size):
     jobs = {}
     everything = ENGINES | SPECIAL | HALVES
-    for case, kind in [*PAIRS, *HALVED, *SPECIAL_PAIRS]:
+    for ranks, case, kind in EVERYTHING:
+        if ranks != world_size:
+            continue
         name, engine = f"{case}/{kind}", everything[kind]
         kept = saved_at(folder, world_size, name)
         jobs[name] = Job(case, engine)
@@ -133,37 +151,41 @@ def reference():
     return found
 
 
-@pytest.mark.parametrize(
-    ("case", "kind"),
-    [*PAIRS, *SPECIAL_PAIRS],
-)
+@pytest.mark.parametrize(("ranks", "case", "kind"), on_ranks([*PAIRS, *SPECIAL_PAIRS]))
 def test_every_engine_and_rank_count_gives_the_losses_of_the_local_engine(
-    case, kind, measured, reference
+    ranks, case, kind, measured, reference
 ):
     # float32; six Adam steps let sums in another order grow to some 1e-5 of the loss.
-    np.testing.assert_allclose(measured[0][f"{case}/{kind}"]["losses"], reference[case], rtol=5e-5)
+    found = measured[ranks][0][f"{case}/{kind}"]["losses"]
+    np.testing.assert_allclose(found, reference[case], rtol=5e-5)
 
 
-@pytest.mark.parametrize(
-    ("case", "stage"), [*product(HALVED_CASES, [1, 2, 3, "items", "sent"]), *BF16_CASES]
-)
-def test_bf16_stays_near_the_local_engine_and_stages_agree(case, stage, measured, reference):
+BF16 = [
+    *((case, f"bf16/{stage}") for case in HALVED_CASES for stage in (1, 2, 3, "items", "sent")),
+    *((case, f"bf16/{stage}") for case, stage in BF16_CASES),
+]
+
+
+@pytest.mark.parametrize(("ranks", "case", "kind"), on_ranks(BF16))
+def test_bf16_stays_near_the_local_engine_and_stages_agree(ranks, case, kind, measured, reference):
     # bf16 has 8 bits: 0.4 % a number; terms are sums of many. Terms near 0 need an absolute part.
-    found = measured[0][f"{case}/bf16/{stage}"]["losses"]
+    of_case = measured[ranks][0]
+    found = of_case[f"{case}/{kind}"]["losses"]
     np.testing.assert_allclose(found, reference[case], rtol=0.02, atol=0.05)
-    if stage not in ("items", "sent"):
-        np.testing.assert_allclose(found, measured[0][f"{case}/bf16/1"]["losses"], rtol=2e-5)
+    if kind not in ("bf16/items", "bf16/sent"):
+        np.testing.assert_allclose(found, of_case[f"{case}/bf16/1"]["losses"], rtol=2e-5)
 
 
 def local_engine(case, *, dtype=torch.bfloat16, num_parts=1):
     return LocalEngine(make_step(case), OPTIMIZER, dtype=dtype, num_parts=num_parts)
 
 
-@pytest.mark.parametrize("case", [*HALVED_CASES, "vae_bmf"])
-def test_bf16_without_deepspeed_is_that_of_deepspeed(case, measured):
+@pytest.mark.parametrize(("ranks", "case"), [*((1, case) for case in HALVED_CASES), (2, "vae_bmf")])
+def test_bf16_without_deepspeed_is_that_of_deepspeed(ranks, case, measured):
     found = losses(case, local_engine(case), 0, 1)
+    expected = measured[ranks][0][f"{case}/bf16/1"]["losses"]
     # Not to the bit: DeepSpeed scales the loss in another place, and gradients have 8 bits.
-    np.testing.assert_allclose(found, measured[0][f"{case}/bf16/1"]["losses"], rtol=5e-3, atol=5e-4)
+    np.testing.assert_allclose(found, expected, rtol=5e-3, atol=5e-4)
 
 
 @pytest.mark.parametrize("case", [*HALVED_CASES, "mult_vae-denoised", "sas_rec"])
@@ -187,24 +209,29 @@ def test_without_deepspeed_a_restored_engine_goes_on_bit_for_bit(case, dtype, tm
         assert value.dtype == torch.float32
 
 
-@pytest.mark.parametrize("case", HALVED_CASES)
-@pytest.mark.parametrize("stage", range(1, 4))
-def test_fp16_scales_its_losses_and_trains(case, stage, measured, reference):
-    found = np.array(measured[0][f"{case}/fp16/{stage}"]["losses"])
+FP16 = [(case, f"fp16/{stage}") for case in HALVED_CASES for stage in range(1, 4)]
+
+
+@pytest.mark.parametrize(("ranks", "case", "kind"), on_ranks(FP16))
+def test_fp16_scales_its_losses_and_trains(ranks, case, kind, measured, reference):
+    found = np.array(measured[ranks][0][f"{case}/{kind}"]["losses"])
     # Before the first update only rounding (11 bits) differs; later ones may have been skipped.
     np.testing.assert_allclose(found[0], reference[case][0], rtol=5e-3, atol=5e-3)
     assert np.isfinite(found).all()
-    np.testing.assert_allclose(found, measured[0][f"{case}/fp16/1"]["losses"], rtol=2e-3, atol=2e-3)
+    first = measured[ranks][0][f"{case}/fp16/1"]["losses"]
+    np.testing.assert_allclose(found, first, rtol=2e-3, atol=2e-3)
 
 
-def test_a_restored_engine_goes_on_bit_for_bit_and_replicas_are_equal(measured):
-    whole = [name for name in measured[0] if f"{name}/second" in measured[0]]
-    assert len(whole) == len(PAIRS) + len(HALVED) + len(SPECIAL_PAIRS)
-    for name in whole:
-        halves = [measured[0][f"{name}/{half}"]["losses"] for half in ("first", "second")]
-        assert halves[0] + halves[1] == measured[0][name]["losses"], name
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_restored_engine_goes_on_bit_for_bit_and_replicas_are_equal(world_size, measured):
+    ranks = measured[world_size]
+    wanted = [f"{case}/{kind}" for number, case, kind in EVERYTHING if number == world_size]
+    assert wanted
+    for name in wanted:
+        halves = [ranks[0][f"{name}/{half}"]["losses"] for half in ("first", "second")]
+        assert halves[0] + halves[1] == ranks[0][name]["losses"], name
         for key in (name, f"{name}/second"):
-            assert {rank[key]["digest"] for rank in measured} == {measured[0][name]["digest"]}, key
+            assert {rank[key]["digest"] for rank in ranks} == {ranks[0][name]["digest"]}, key
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3)])
