@@ -4,6 +4,7 @@ Constants that were found on one log do not carry over to a sparser or larger on
 the counts of the log; how they do on several is in docs/benchmarks.md.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -22,6 +23,7 @@ _FEW = 15
 """Ratings of a user, on average, with which those of Conv4Rec overfit before its lists improve."""
 
 _RATING_DECAY = 10.0
+_TILE_ITEMS = 512
 
 
 class Counts(NamedTuple):
@@ -56,6 +58,7 @@ class Recipe(NamedTuple):
 
     model: Values = _NONE
     optimizer: Values = _NONE
+    train: Values = _NONE
 
 
 def _conv4rec(counts: Counts) -> Recipe:
@@ -83,8 +86,12 @@ def _autorec(_counts: Counts) -> Recipe:
     return Recipe(about, {"centering": "means"}, {"name": "adam", "weight_decay": 0.2})
 
 
-def _vae_bmf(_counts: Counts) -> Recipe:
-    return Recipe("how items are rated, and how sure that is", {"centering": "means"})
+def _vae_bmf(counts: Counts) -> Recipe:
+    """Return large tiles: both sides of each are encoded for it."""
+    users = int(2 ** min(max(round(math.log2(max(counts.users, 1) / 8)), 6), 9))
+    tiles = {"batch_users": users, "tiles": {"items": _TILE_ITEMS}}
+    about = "how items are rated, and how sure that is"
+    return Recipe(about, {"centering": "means"}, train=tiles)
 
 
 _RECIPES: Mapping[str, Callable[[Counts], Recipe]] = {

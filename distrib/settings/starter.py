@@ -185,7 +185,9 @@ def _model(size: Size, purpose: Purpose, model: str, scheme: Scheme) -> Iterator
         yield from (f"{key} = {inline(value)}" for key, value in found.optimizer.items())
     if not isinstance(scheme, IterativeScheme):
         return
-    yield from ("", "[train]", f"batch_users = {batch}")
+    yield from ("", "[train]")
+    of_train = {"batch_users": batch, **found.train}
+    yield from (f"{key} = {inline(value)}" for key, value in of_train.items())
     if purpose == "nightly":
         yield "num_epochs = 20"
     else:
