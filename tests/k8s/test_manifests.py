@@ -228,7 +228,10 @@ def check_container(container, where):
     context, resources = container["securityContext"], container["resources"]
     assert context["allowPrivilegeEscalation"] is False, where
     assert context["readOnlyRootFilesystem"] is True, where
-    assert context["capabilities"] == {"drop": ["ALL"]}, where
+    capabilities = {"drop": ["ALL"]}
+    if any(name.startswith("rdma/") for name in resources["limits"]):
+        capabilities["add"] = ["IPC_LOCK"]  # for registered memory
+    assert context["capabilities"] == capabilities, where
     assert resources["requests"] == resources["limits"], where
     assert not re.search(r"(?i)password=|token=|secret=", str(container.get("args"))), where
     for variable in container.get("env", []):
@@ -273,6 +276,30 @@ def test_workers_come_from_zero_but_in_a_queue(by_overlay):
             else:
                 assert cluster["enableInTreeAutoscaling"] is True
                 assert all(group["minReplicas"] == group["replicas"] == 0 for group in groups)
+
+
+def test_two_nodes_of_eight_gpus_make_sixteen_workers_and_only_they_lock_memory(by_overlay):
+    (cluster,) = of_kind(by_overlay["gpu-nodes"], "RayCluster")
+    cpu, gpu = cluster["spec"]["workerGroupSpecs"]
+    (container,) = gpu["template"]["spec"]["containers"]
+    gpus = int(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert (gpus, gpu["maxReplicas"] * gpus) == (8, 16)
+    assert container["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+    variables = {one["name"]: one.get("value") for one in container["env"]}
+    assert variables["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert not any("rdma" in str(one["resources"]) for one in cpu["template"]["spec"]["containers"])
+    for name, documents in by_overlay.items():
+        (namespace,) = of_kind(documents, "Namespace")
+        enforced = namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+        assert enforced == ("privileged" if name == "gpu-nodes" else "restricted"), name
+
+
+def test_the_queue_lets_sixteen_gpus_go(by_overlay):
+    (queue,) = of_kind(by_overlay["kueue"], "ClusterQueue")
+    (group,) = queue["spec"]["resourceGroups"]
+    quota = {one["name"]: one["nominalQuota"] for one in group["flavors"][0]["resources"]}
+    assert quota["nvidia.com/gpu"] == "16"
+    assert int(quota["cpu"]) >= 2 * 64  # of two nodes of components/gpu-nodes
 
 
 def metrics_of(expression):
