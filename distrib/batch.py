@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from distrib.devices import constant, sent
+from distrib.devices import constant, sent, sent_positions
 
 
 class TrainInput(Protocol):
@@ -118,7 +118,10 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device."""
-        return Batch(*(sent(part, device) for part in self))
+        user_B, pointer_P, value_N = (
+            sent(part, device) for part in (self.user_B, self.pointer_P, self.value_N)
+        )
+        return Batch(user_B, pointer_P, sent_positions(self.item_N, device), value_N)
 
     @classmethod
     def joined(cls, parts: Sequence["Batch"]) -> "Batch":

@@ -14,6 +14,21 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+def sent_positions(part: Tensor, device: torch.device | str) -> Tensor:
+    """Return positions of items on a device; to a GPU only half of their bytes are copied.
+
+    Args:
+        part: int64, of items, of which there are fewer than 2^31.
+        device: Where it is needed.
+
+    Returns:
+        int64.
+    """
+    if torch.device(device).type == "cuda" and not part.is_cuda:
+        return sent(part.int(), device).long()
+    return sent(part, device)
+
+
 def sent(part: Tensor, device: torch.device | str) -> Tensor:
     """Return a tensor on a device; from the host to a GPU without waiting for the copy.
 

@@ -274,3 +274,12 @@ def test_losses_are_reduced_on_the_device(process_group):
             reducer.add(Update({"loss": one}, one), 5)
         reducer.agree(stop=0.0)
         assert reducer.mean_losses() == {"loss": pytest.approx(0.2)}
+
+
+def test_positions_cross_in_half_the_bytes_and_are_whole_there(small):
+    batch = small.batch
+    with StandIn():
+        found = batch.to(CUDA)
+        assert found.item_N.dtype == torch.int64
+        assert torch.equal(found.item_N.cpu(), batch.item_N)
+    assert batch.to("cpu").item_N is batch.item_N

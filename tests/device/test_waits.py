@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from distrib import batch as batches
+from distrib import devices
 from distrib.models import Conv4RecConfig, MultVaeConfig
 from tests.device.cases import MODELS, TRAINED
 from tests.device.waits import waits_of_a_scored_batch, waits_of_an_update
@@ -67,11 +68,13 @@ class TestMutants:
     config = MultVaeConfig(hidden_width=16, latent_width=8, input_dropout=0.5)
 
     def test_copies_from_memory_that_may_move(self, small, monkeypatch):
-        monkeypatch.setattr(batches, "sent", lambda part, device: part.to(device))
+        for place in (batches, devices):
+            monkeypatch.setattr(place, "sent", lambda part, device: part.to(device))
         assert waits_of_an_update(self.config, small).total() == 4
 
     def test_copies_that_are_waited_for(self, small, monkeypatch):
-        monkeypatch.setattr(batches, "sent", lambda part, device: part.pin_memory().to(device))
+        for place in (batches, devices):
+            monkeypatch.setattr(place, "sent", lambda part, device: part.pin_memory().to(device))
         assert waits_of_an_update(self.config, small).total() == 4
 
     def test_constants_that_are_sent_again(self, small, monkeypatch):
