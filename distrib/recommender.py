@@ -28,7 +28,7 @@ from distrib.frames import (
 )
 from distrib.models.capabilities import item_vectors
 from distrib.scoring.histories import DIGEST, Histories, read_histories
-from distrib.scoring.policy import Output, Precision, ScoreConfig
+from distrib.scoring.policy import Output, PolicyConfig, Precision, ScoreConfig
 from distrib.scoring.rules import unknown_items
 from distrib.scoring.scorer import Scorer, pair_scores
 from distrib.scoring.tables import recommend_table
@@ -146,7 +146,7 @@ class Recommender:
         config = checked(ScoreConfig, settings, where="recommend")
         config = config.model_copy(update={"layout": "long"})
         table, read = recommend_table(self.scorer, given.table, None, config)
-        for sentence in unknown_items(config.policy, self._vocabulary):
+        for sentence in unknown_items(_without_files(config.policy), self._vocabulary):
             warnings.warn(sentence, stacklevel=2)
         self._require_known(read)
         return given.answer(table.drop_columns([DIGEST]))
@@ -381,6 +381,12 @@ def _one_or_more(value: object, vocabulary: Vocabulary) -> object:
     if isinstance(value, str) and vocabulary.positions(pa.array([value]))[0] >= 0:
         return [value]
     return listed(value)
+
+
+def _without_files(policy: PolicyConfig) -> PolicyConfig:
+    """Return a policy with the ids that it names itself, not those of files."""
+    files = [name for name in ("allow", "deny") if isinstance(getattr(policy, name), str)]
+    return policy.model_copy(update=dict.fromkeys(files))
 
 
 def _scattered(

@@ -231,4 +231,4 @@ def refill(model: Model, weights: dict[str, Tensor]) -> None:
         weights: Of the same names and shapes; not to be changed while the model is in use.
     """
     for name, held in model.state_dict(keep_vars=True).items():
-        held.data = weights[name].to(held.device)
+        held.data = weights[name].to(held.device, held.dtype)

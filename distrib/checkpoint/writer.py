@@ -65,6 +65,18 @@ class CheckpointWriter:
         self._thread = threading.Thread(target=self._write, args=task, daemon=True)
         self._thread.start()
 
+    def run(self, task: Callable[[], None], what: str) -> None:
+        """Write something else, with retries; a failure is kept in `fault`, too.
+
+        Args:
+            task: Writes it.
+            what: Its name, for the fault.
+        """
+        try:
+            with_retries(task, timeout_s=self.retry_s)
+        except Exception as error:  # noqa: BLE001  as in the thread
+            self.fault = f"{what} could not be written: {error}"
+
     @property
     def is_busy(self) -> bool:
         """Whether a write is in progress."""

@@ -142,9 +142,9 @@ def study(trials: Sequence[Trial]) -> bytes:
     axes = figure.add_subplot(rows, columns, 1)
     for place, trial in enumerate(done):
         color = "tab:orange" if place == 0 else "tab:gray"
-        epochs = range(1, len(trial.curve) + 1)
-        axes.plot(epochs, trial.curve, color=color, alpha=1.0 if place == 0 else 0.4, marker=".")
-    axes.set_title("selection by epoch", fontsize=10)
+        places = range(1, len(trial.curve) + 1)
+        axes.plot(places, trial.curve, color=color, alpha=1.0 if place == 0 else 0.4, marker=".")
+    axes.set_title("selection by validation", fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=True, alpha=0.3)
     for place, name in enumerate(fields):

@@ -292,6 +292,7 @@ def unknown_items(policy: PolicyConfig, vocabulary: Vocabulary) -> list[str]:
         ids = None if items is None else _ids(items, vocabulary, name)
         if ids is None or not len(ids):
             continue
+        ids = ids.drop_null()
         is_unknown = vocabulary.positions(ids) < 0
         if is_unknown.any():
             first = ids[int(is_unknown.argmax())].as_py()

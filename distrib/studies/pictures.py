@@ -166,7 +166,7 @@ def _curves(result: StudyResult, figure: Curves) -> Iterator[Chart]:
         histories = {row.options[result.compared]: _history(result, row) for row in found}
         wanted = figure.metrics or result.metrics
         names = [name for name in wanted if any(name in h[0].valid for h in histories.values())]
-        longest = max((len(history) for history in histories.values()), default=1)
+        longest = max((history[-1].epoch for history in histories.values()), default=1)
         for metric in names:
             series = [
                 _curve(option, history, metric, longest)

@@ -29,7 +29,7 @@ from distrib.storage import Folder, last_part
 from distrib.studies.plan import measure_address, without_places
 from distrib.studies.results import FAULT, MEASURED, RUN_RESULT, Cost, Fault, RunRecord
 from distrib.training.best_bundle import BEST
-from distrib.training.records import history_of
+from distrib.training.records import best_record, history_of
 from distrib.training.run_folder import HISTORY, RUN
 from distrib.training.workers.launch import launch_here
 
@@ -113,8 +113,8 @@ def _measured(file: RunFile, folder: Folder, *, is_trial: bool) -> RunRecord:
     if found is None:
         found = _trained(file, folder)
         folder.write_json(RUN_RESULT, found.to_json())
-        for name in (CHECKPOINTS, BEST):  # a study has hundreds of runs, and continues none
-            (folder / name).remove()
+    for name in (CHECKPOINTS, BEST):  # a study has hundreds of runs, and continues none
+        (folder / name).remove()
     if is_trial:
         return found
     started_s = time.perf_counter()
@@ -149,7 +149,7 @@ def _trained(file: RunFile, folder: Folder) -> RunRecord:
     with _peak_memory() as peak_gb:
         result = launch_here(training)
     history = history_of(folder.read_json(HISTORY), folder / HISTORY)
-    best = history[result.best_epoch - 1]
+    best = best_record(history)
     speed = {} if result.speed is None else {result.speed.field: result.speed.per_s}
     return RunRecord(
         address=training.run_name,

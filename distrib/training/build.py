@@ -54,8 +54,7 @@ def _sized(config: TrainingRun, model: Model, device: torch.device, items: int) 
     rows = -(-users // (world_size * parts))
     if isinstance(config.model, SequenceConfig) and config.model.every:
         rows *= config.model.max_length
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    engine = with_blocks(config.engine, device, rows, items, parameters)
+    engine = with_blocks(config.engine, device, rows, items, model)
     if device.type == "cuda" and torch.distributed.get_rank() == 0:
         emit("blocks", items=engine.block_items, keep_output_mb=engine.keep_output_mb)
     return engine

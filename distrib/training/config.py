@@ -25,7 +25,9 @@ from distrib.training.optimizer import OptimizerConfig
 class CheckpointConfig(Config):
     """When checkpoints are written, and how many are kept.
 
-    One is also written after every new best epoch, and after the last epoch.
+    One is also written after every new best epoch, and after the last epoch. After an epoch that is
+    not the last, training does not wait for a store that is still writing the one before: the next
+    checkpoint then has the best weights, too.
     """
 
     every_epochs: NonNegativeInt = 1

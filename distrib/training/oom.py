@@ -2,6 +2,7 @@
 
 import torch
 
+from distrib.objectives.base import Chunks
 from distrib.training.config import TrainingRun
 
 _SIGNS = (
@@ -21,22 +22,28 @@ def is_of_memory(error: BaseException) -> bool:
     )
 
 
-def advice(config: TrainingRun, what: str) -> str:
+def advice(config: TrainingRun, what: str, chunks: Chunks | None = None) -> str:
     """Return a message that names what ran out of memory, and the settings that need less.
 
     Args:
         config: The run.
         what: What ran out of memory, where, at what size.
+        chunks: Of the last layer, where they were sized already.
 
     Returns:
         The message.
     """
     engine = config.engine
+    items, keep_mb = engine.block_items, engine.keep_output_mb
+    if chunks is not None:
+        items, keep_mb = chunks.chunk_items, chunks.keep_bytes >> 20
+    stage = f"raise engine.zero_stage ({engine.zero_stage}) or "
+    stage = stage if config.train.max_workers > 1 else ""  # nothing is sharded on one
     return (
         f"{what}; set engine.micro_batch_users (now {engine.micro_batch_users or 'all'} of "
         f"{config.train.batch_users} users at once), lower engine.block_items "
-        f"({engine.block_items}) or engine.keep_output_mb ({engine.keep_output_mb}), raise "
-        f"engine.zero_stage ({engine.zero_stage}) or set engine.offload; where histories fill the "
+        f"({items}) or engine.keep_output_mb ({keep_mb}), {stage}set engine.offload; where "
+        "histories fill the "
         "memory, set train.feed = 'streaming' in a new run folder; jobs/doctor.py measures what a "
         "run needs"
     )

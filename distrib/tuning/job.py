@@ -281,7 +281,7 @@ def _summarized(number: int, settings: dict[str, Value], found: TrialEpochs) -> 
     return Trial(
         trial=number,
         settings=settings,
-        epochs=len(found.epochs),
+        epochs=found.epochs[-1].epoch if found.epochs else 0,
         selection=None if best is None else best.selection,
         best_epoch=None if best is None else best.epoch,
         valid={} if best is None else best.valid,

@@ -9,7 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from distrib.checkpoint.bundle import BundleFacts, copy_bundle, load_bundle, write_bundle
+from distrib.checkpoint.bundle import (
+    BundleFacts,
+    copy_bundle,
+    load_bundle,
+    refill,
+    restored,
+    write_bundle,
+)
 from distrib.checkpoint.manifest import describe
 from distrib.config import sealed, unsealed
 from distrib.errors import CheckpointError
@@ -45,6 +52,20 @@ def test_a_bundle_comes_back_as_it_was(bundle, small, tmp_path):
         )
         for name, tensor in model.state_dict().items():
             assert torch.equal(loaded.model.state_dict()[name], tensor)
+
+
+def test_a_refilled_model_is_a_restored_one_in_its_own_precision(small):
+    vocabulary = vocabulary_of(small)
+    one, other = (CONFIG.build(vocabulary.catalog).state_dict() for _ in range(2))
+    model = restored(CONFIG, vocabulary, one)
+    refill(model, {name: value.bfloat16() for name, value in other.items()})
+    for name, value in model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, other[name].bfloat16().float())
+    refill(model, other)
+    expected = restored(CONFIG, vocabulary, other)
+    found, wanted = (m.decode(m.encode(small.batch), slice(None)) for m in (model, expected))
+    assert torch.equal(found, wanted)
 
 
 def test_without_its_manifest_a_bundle_is_not_there(bundle):

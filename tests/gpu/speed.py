@@ -123,8 +123,7 @@ def _trained(
     scheme = iterative_scheme_of(run := run_of(config))
     model = scheme.build(config, world.vocabulary)
     items = len(world.vocabulary)
-    parameters = sum(p.numel() for p in model.parameters())
-    settings = with_blocks(EngineConfig(), device, users, items, parameters)
+    settings = with_blocks(EngineConfig(), device, users, items, model)
     assert run.objective is not None
     step = scheme.step(model, run.objective.build(world.vocabulary.catalog), settings)
     engine = LocalEngine(step.to(device), OptimizerConfig(), device, dtype=torch.bfloat16)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.gpu.check import Result
 from tests.gpu.correctness import TOLERANCE, _close, checked
 
 ROOT = Path(__file__).parents[2]
@@ -49,3 +50,5 @@ def test_a_fault_is_reported_and_the_rest_goes_on():
     assert found.faults[0].startswith("b: AssertionError at ")
     late = checked("kind", [("a", wrong)], time.monotonic() - 1.0)
     assert (late.passed, late.faults, late.left_out) == (0, [], 1)
+    (fault,) = Result({}, [late], [], [], 1.0).faults
+    assert "none of 1 cases was checked" in fault

@@ -82,6 +82,21 @@ def test_a_slow_store_holds_up_no_epoch_and_loses_no_best_one(checkpoints, slow_
     assert best_bundles(checkpoints) == ["epoch-000001", "epoch-000002"]
 
 
+def test_a_store_that_fails_in_the_end_is_a_fault_and_not_an_exception(
+    checkpoints, slow_store, monkeypatch
+):
+    end_epoch(checkpoints, 1, is_optional=True)
+    end_epoch(checkpoints, 2, is_optional=True)
+    slow_store.set()
+    checkpoints.writer.wait()
+
+    def fails(*_):
+        raise OSError(28, "the disk is full")
+
+    monkeypatch.setattr("distrib.training.workers.checkpoints.write_best", fails)
+    assert "the best epoch could not be written: " in checkpoints.wait()
+
+
 def test_what_was_put_off_is_written_with_the_next_checkpoint(checkpoints, slow_store):
     end_epoch(checkpoints, 1, is_optional=True)
     end_epoch(checkpoints, 2, is_optional=True)

@@ -21,7 +21,7 @@ from distrib.data.prepare.job import prepare
 from distrib.data.splits.rules import NoSplit
 from distrib.errors import CheckpointError, ConfigError, DataError, DivergedError, StoppedError
 from distrib.evaluation.config import EvaluateConfig
-from distrib.models import Conv4RecConfig, MultVaeConfig
+from distrib.models import Conv4RecConfig, MultVaeConfig, VaeBmfConfig
 from distrib.objectives import MultinomialConfig, RatingClassesConfig
 from distrib.storage import Folder
 from distrib.training.config import CheckpointConfig, TrainConfig, TrainingRun
@@ -43,10 +43,14 @@ def prepared(cluster, tmp_path_factory):
     return folder
 
 
+VAE_BMF = VaeBmfConfig(latent_width=4, branch_width=8, hidden_width=8)
+
+
 def config_of(run, prepared, model="conv4rec", precision="fp32", **train):
     models = {
         "conv4rec": (Conv4RecConfig(latent_width=8, rating_width=4), RatingClassesConfig()),
         "mult_vae": (MultVaeConfig(hidden_width=32, latent_width=8), MultinomialConfig()),
+        "vae_bmf": (VAE_BMF, VAE_BMF.spec.objective),
     }
     checkpoint = CheckpointConfig(**train.pop("checkpoint", {}))
     settings = {"precision": precision, "zero_stage": 1, "block_items": 25}
@@ -119,6 +123,21 @@ def test_epochs_without_validation_train_alike(prepared, tmp_path):
     first, both = losses(tmp_path / "1"), losses(tmp_path / "2")
     np.testing.assert_allclose(both[0], np.mean(first[:2], axis=0), rtol=1e-5)
     assert both[2] == first[4]
+
+
+def test_epochs_without_validation_still_feed_the_latent_vectors_of_the_other_side(
+    cluster, tmp_path
+):
+    source = SyntheticLog(num_users=200, num_items=40, num_interactions=4000)
+    data = str(tmp_path / "data")
+    prepare(DataConfig(prepared=data, source=source, num_shards=1, item_histories=True))
+    settings = {"num_workers": 1, "num_epochs": 4, "model": "vae_bmf"}
+    for every in (1, 2):
+        launch(config_of(tmp_path / str(every), data, validate_every_epochs=every, **settings))
+    first, both = losses(tmp_path / "1"), losses(tmp_path / "2")
+    for place in (0, 1):
+        mean = np.mean(first[2 * place : 2 * place + 2], axis=0)
+        np.testing.assert_allclose(both[place], mean, rtol=1e-5)
 
 
 def test_other_numbers_of_workers_give_the_same_losses_also_from_within_an_epoch(

@@ -72,7 +72,8 @@ class Conv4RecConfig(Config):
 
     rating_decay: NonNegativeFloat = 1.0
     """Times ``optimizer.weight_decay`` is that of the table that decodes ratings: on sparse logs
-    the ratings overfit long before the interactions do. For the decoder ``ordinal``."""
+    the ratings overfit long before the interactions do. With the decoder
+    ``ordinal`` only, as the others have no such table."""
 
     corruption: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Share of the history that the encoder sees as "not observed" in training."""

@@ -276,9 +276,6 @@ def _rehearse(work: Work, config: ScoreConfig) -> None:
     _require_bundle(work, bundle.manifest)
     scorer = Scorer(bundle.model, bundle.vocabulary, precision=config.precision)
     require_numbers(scorer)
-    unknown = unknown_items(config.policy, bundle.vocabulary)
-    if unknown:
-        emit("unknown_items", policy=unknown)
     histories = Folder(work.histories)
     source = Dataset.open(histories).vocabulary if work.is_prepared else None
     tried: set[str] = set()
@@ -297,6 +294,9 @@ def _rehearse(work: Work, config: ScoreConfig) -> None:
                 raise DataError(f"{histories / file.name}: {error}") from error
         if work.is_prepared:
             break  # all shards have one schema
+    unknown = unknown_items(config.policy, bundle.vocabulary)
+    if unknown:
+        emit("unknown_items", policy=unknown)
 
 
 def _require_bundle(work: Work, manifest: Manifest) -> None:

@@ -110,7 +110,7 @@ class EngineConfig(Config):
 
     block_items: PositiveInt | Literal["auto"] = "auto"
     """Items per chunk of the last layer; peak memory grows with it, small chunks are slow.
-    ``auto``: 4,096 on a CPU; on a GPU all, or as many as fit into a quarter of its memory."""
+    ``auto``: 4,096 on a CPU; on a GPU all, or as many as fit into a quarter of what is free."""
 
     keep_output_mb: NonNegativeInt | Literal["auto"] = "auto"
     """Decoded chunks are kept for the backward pass up to this size, and recomputed beyond it.

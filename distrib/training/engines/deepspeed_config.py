@@ -35,7 +35,7 @@ def bucket_size(parameters: Iterable[Tensor], stage: int) -> int:
         stage: ZeRO stage.
 
     Returns:
-        The elements; no fewer than the largest parameter has, and as DeepSpeed aligns them.
+        The elements: no fewer than the largest parameter has, up to 5e8, as DeepSpeed aligns them.
     """
     sizes = [parameter.numel() for parameter in parameters]
     wanted = sum(sizes) if stage < _OVERLAPPING_STAGE else max(*sizes, sum(sizes) // _PARTS, 1)

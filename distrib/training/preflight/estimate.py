@@ -25,7 +25,7 @@ from distrib.training.config import TrainingRun
 from distrib.training.engines.deepspeed_config import LARGEST_BUCKET
 from distrib.training.engines.local import LocalEngine
 from distrib.training.schemes import iterative_scheme_of, scheme_of
-from distrib.training.schemes.base import Sizes
+from distrib.training.schemes.base import Shape, Sizes
 from distrib.vocabulary import Vocabulary
 
 _GB = 2**30
@@ -153,7 +153,9 @@ def estimate(config: TrainingRun, sizes: Sizes, gpu: str = "h100") -> Estimate:
         parameters=parameters,
         histories_gb=_histories_bytes(sizes) / _GB,
         state_gb=state_gb,
-        worker_gb=_PROCESS_GB[train.use_gpu] + state_gb + _work_gb(config, sizes, columns, share),
+        worker_gb=_PROCESS_GB[train.use_gpu]
+        + state_gb
+        + _work_gb(config, sizes, Shape(share, columns), gpu),
         checkpoint_gb=checkpoint_bytes(config, parameters) / _GB,
         bundle_gb=4 * parameters / _GB,
         steps=steps,
@@ -305,15 +307,21 @@ def _small(items: int, users: int) -> Vocabulary:
     return Vocabulary(pa.array(range(items)), levels, counts, users, users)
 
 
-def _work_gb(config: TrainingRun, sizes: Sizes, columns: int, share: int) -> float:
+def _work_gb(config: TrainingRun, sizes: Sizes, shape: Shape, gpu: str) -> float:
     """Return the memory of the scores and the histories of a worker's share of a batch."""
-    engine = config.engine
+    engine, (share, columns) = config.engine, shape
     rows = min(engine.micro_batch_users or share, share)
     width = 6 if config.model.spec.output == "rating_classes" else 1
     size = 4 if engine.precision == "fp32" else 2
     kept = min(engine.kept_mb << 20, rows * columns * width * size)
     block = _COPIES_OF_BLOCK * 4 * width * rows * min(engine.chunk_items, columns)
-    history = 16 * rows * sizes.interactions / max(sizes.users, 1)
+    if config.train.use_gpu:  # a quarter of its memory each, at most, where they are left open
+        room = GPUS[gpu][1] * _GB / 4
+        if engine.keep_output_mb == "auto":
+            kept = round(min(room, rows * columns * width * size))
+        if engine.block_items == "auto":
+            block = round(min(room, _COPIES_OF_BLOCK * 4 * width * rows * columns))
+    history = 16.0 * rows * sizes.interactions / max(sizes.users, 1)
     return (kept + block + history) / _GB
 
 

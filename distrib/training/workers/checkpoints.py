@@ -176,19 +176,16 @@ class RunCheckpoints:
         )
         self.saved_s = time.monotonic()
 
-    def _before_writing(self, best: "_Best | None") -> None:
+    def _before_writing(self, best: _Best | None) -> None:
         """Check that this start still owns the run, keep the best weights, remove old checkpoints.
 
         In this order, a checkpoint whose history names a best epoch always has its bundle.
         """
         self.require_ours()
         if best is not None:
-            self._write(best)
+            facts = self.attempt.facts
+            write_best(self.run, self.trained.vocabulary, best.weights, best.record, facts)
         self.prune()
-
-    def _write(self, best: "_Best") -> None:
-        facts = self.attempt.facts
-        write_best(self.run, self.trained.vocabulary, best.weights, best.record, facts)
 
     def prune(self) -> None:
         """Remove old checkpoints."""
@@ -201,8 +198,7 @@ class RunCheckpoints:
     def wait(self) -> str:
         """Wait until all is written, on all ranks; return what failed on any of them."""
         self.writer.wait()
-        if self._best is not None and self.place.rank == 0 and not self.writer.fault:
-            self.require_ours()
-            self._write(self._best)  # of a run that ended without a checkpoint
-        self._best = None
+        best, self._best = self._best, None
+        if best is not None and self.place.rank == 0 and not self.writer.fault:
+            self.writer.run(functools.partial(self._before_writing, best), "the best epoch")
         return next(filter(None, gather_objects(self.writer.fault)), "")

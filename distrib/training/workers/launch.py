@@ -137,11 +137,11 @@ def _with_feed(run: TrainingRun, dataset: Dataset) -> TrainingRun:
     if iterative_scheme_of(run).needs_resident:
         feed = "resident"
     kind = kind_of(feed, dataset.manifest)
-    if kind == "streaming" and run.train.histories_on_gpu:
+    if kind == "streaming" and run.train.histories_on_gpu and run.train.use_gpu:
         raise ConfigError(
-            "train.histories_on_gpu = true, but the histories do not fit into the memory of each "
-            "node, so that they are read from storage; set it to false, or train on larger nodes "
-            "with train.feed = 'resident' in a new run folder"
+            "train.histories_on_gpu = true, but the histories are read from storage, as they do "
+            "not fit into the memory of each node, or did not when this run folder was begun; set "
+            "it to false, or train.feed = 'resident' in a new run folder"
         )
     train = run.train.model_copy(update={"feed": kind})
     return run.model_copy(update={"train": train})
@@ -265,8 +265,9 @@ def _raise_early_end(outcome: Outcome, run: TrainingRun) -> None:
     if outcome.fault:
         raise CheckpointError(f"{outcome.fault}; the same command continues from the last one")
     if outcome.stopped:
+        last = outcome.history[-1].epoch if outcome.history else 0
         raise StoppedError(
-            f"stopped by {outcome.stopped}, {len(outcome.history)} epochs done; a checkpoint is "
+            f"stopped by {outcome.stopped} after epoch {last}; a checkpoint is "
             f"kept in {Folder(run.run)}, the same command continues from there"
         )
 

@@ -90,7 +90,8 @@ def train_rank(inputs: Inputs, place: Place) -> Outcome:
         step = "before the first step" if worker is None else f"step {worker.state.step + 1}"
         text = str(error).splitlines()[0][:200]
         what = f"rank {place.rank}, {step}: out of memory at {memory_gb():.1f} GiB ({text})"
-        raise MemoryLimitError(advice(inputs.run, what)) from error
+        chunks = None if worker is None else worker.engine.step_module.chunks
+        raise MemoryLimitError(advice(inputs.run, what, chunks)) from error
     finally:
         place.close()
         if worker is not None:
@@ -228,14 +229,22 @@ class Worker:
     def _on_epoch(self, state: TrainState) -> bool:
         """Validate and save a checkpoint, where that is due; return False to end training."""
         train = self.run.train
-        every = train.checkpoint.every_epochs
-        is_due = bool(every) and state.epoch % every == 0
-        is_end = state.epoch >= train.num_epochs
         self._noted = 0
-        if not is_end and state.epoch % train.validate_every_epochs:
-            if is_due:
-                self._save(is_optional=True)
-            return True
+        is_end = state.epoch >= train.num_epochs
+        if is_end or state.epoch % train.validate_every_epochs == 0:
+            return self._record_epoch(state, is_end=is_end)
+        if self.scheme.exports_every_epoch:
+            self._exported(is_end=False)  # the next epoch reads it
+        if self._is_checkpoint_due():
+            self._save(is_optional=True)
+        return True
+
+    def _is_checkpoint_due(self) -> bool:
+        every = self.run.train.checkpoint.every_epochs
+        return bool(every) and self.state.epoch % every == 0
+
+    def _record_epoch(self, state: TrainState, *, is_end: bool) -> bool:
+        """Validate, keep the record, and save; return False to end training."""
         losses, recorded = self.loss_reducer.mean_losses(), self.loss_reducer.mean_recorded()
         if self._has_diverged(losses, recorded):
             return False
@@ -265,7 +274,7 @@ class Worker:
         state.start_clocks()  # time to write the checkpoint counts for the next epoch
         is_end = is_end or self._is_out_of_patience()
         best = weights if record is best_record(self.history) else None
-        if is_end or best is not None or is_due:
+        if is_end or best is not None or self._is_checkpoint_due():
             self._save(best, is_optional=not is_end)
         self.monitor.show_epoch(record)
         if self.rank == 0:
@@ -307,7 +316,7 @@ class Worker:
                 found = Divergence(*place, name, recorded[name], why, _COLLAPSE_ADVICE)
                 self.ending = Outcome([], found)
                 return True
-        if not self.run.model.spec.divergence_advice or self.state.epoch == 1:
+        if not self.run.model.spec.divergence_advice or not self.history:
             return False
         count_L = self.vocabulary.train_count_IL.sum(0)
         spread = float(np.cov(self.vocabulary.levels, fweights=count_L))
@@ -345,7 +354,7 @@ class Worker:
             self._scoring = restored(self.run.model, self.vocabulary, weights)
         refill(self._scoring, weights)
         model = self._scoring
-        chunk_items = self.run.engine.chunk_items
+        chunk_items = self.engine.step_module.chunks.chunk_items
         scorer = Scorer(model, self.vocabulary, device=self.device, chunk_items=chunk_items)
         scorers = {"model": scorer} if self.history else with_popularity(scorer, self.device)
         measurer = Measurer(scorers, Role.VALID_TARGET, self.run.evaluate)
