@@ -10,18 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from distrib.checkpoint.bundle import BundleFacts, refill, restored
+from distrib.checkpoint.bundle import BundleFacts
 from distrib.data.feeds.base import BatchSharding, Feed, RankBatch
 from distrib.data.feeds.loader import TrainingData
-from distrib.data.hashing import sampled
-from distrib.data.schema import Role
 from distrib.errors import MemoryLimitError
-from distrib.evaluation.baseline import POPULARITY, with_popularity
-from distrib.evaluation.measured import joined
-from distrib.evaluation.protocol import EXPECTED, KNOWN, Measurer, is_meant, selection_score
+from distrib.evaluation.baseline import POPULARITY
+from distrib.evaluation.protocol import is_meant, selection_score
 from distrib.events import Interval, emit, rounded
-from distrib.models.base import Model
-from distrib.scoring.scorer import Scorer
 from distrib.training.build import build_engine
 from distrib.training.config import TrainingRun
 from distrib.training.engines.base import Update
@@ -35,10 +30,10 @@ from distrib.training.workers.collectives import broadcast_object, gather_object
 from distrib.training.workers.loss_reducer import LossReducer, Reduced
 from distrib.training.workers.monitor import TrainMonitor, memory_gb, speed_of
 from distrib.training.workers.place import Place
+from distrib.training.workers.validation import Validator, watch_calibration
 from distrib.training.workers.watchdog import Watchdog, start_watchdog
 from distrib.vocabulary import Vocabulary
 
-_CALIBRATION_TOLERANCE = 0.2
 """Relative difference of expected and known interactions that is not reported."""
 
 _EXPLOSION_FACTOR = 4.0
@@ -136,8 +131,9 @@ class Worker:
         self._noted = 0
         """Count of the epoch that the loss reducer has received."""
 
-        self._scoring: Model | None = None
-        """The model that validation measures."""
+        self.validator = Validator(
+            run, self.vocabulary, self.feed, inputs.data.num_valid, self.device
+        )
 
     def close(self) -> None:
         """Stop the threads."""
@@ -252,7 +248,10 @@ class Worker:
         weights = self._exported(is_end=is_end)
         self.watchdog.progress("validating")
         started_s = time.perf_counter()
-        measured = self._validate(weights)
+        chunk_items = self.engine.step_module.chunks.chunk_items
+        measured = self.validator.measured(
+            weights, chunk_items, self.watchdog.touch, is_first=not self.history
+        )
         metrics = measured.get("model", {})
         record = EpochRecord(
             epoch=state.epoch,
@@ -270,7 +269,8 @@ class Worker:
             skipped_updates=state.step - state.updates,
         )
         self.history.append(record)
-        self._watch_calibration(metrics)
+        if self.rank == 0:
+            watch_calibration(metrics, state.epoch)
         state.start_clocks()  # time to write the checkpoint counts for the next epoch
         is_end = is_end or self._is_out_of_patience()
         best = weights if record is best_record(self.history) else None
@@ -328,43 +328,12 @@ class Worker:
         self.ending = Outcome([], divergence)
         return True
 
-    def _watch_calibration(self, metrics: dict[str, float]) -> None:
-        """Report probabilities whose sum drifts from the number of interactions."""
-        expected, known = metrics.get(EXPECTED), metrics.get(KNOWN)
-        if self.rank == 0 and expected is not None and known:
-            share = expected / known
-            if abs(share - 1.0) > _CALIBRATION_TOLERANCE:
-                emit("calibration_drift", epoch=self.state.epoch, expected_of_known=share)
-
     def _is_out_of_patience(self) -> bool:
         """Return whether the best epoch lies too far back."""
         patience = self.run.train.patience
         if not patience or not self.history:
             return False
         return self.history[-1].epoch - best_record(self.history).epoch >= patience
-
-    def _validate(self, weights: dict[str, Tensor] | None) -> dict[str, dict[str, float]]:
-        """Measure on the validation users, each on one rank; empty where there are none.
-
-        The first time popularity is measured, too: a model that is worse has learned nothing.
-        """
-        if weights is None or self.inputs.data.num_valid == 0:
-            return {}
-        if self._scoring is None:
-            self._scoring = restored(self.run.model, self.vocabulary, weights)
-        refill(self._scoring, weights)
-        model = self._scoring
-        chunk_items = self.engine.step_module.chunks.chunk_items
-        scorer = Scorer(model, self.vocabulary, device=self.device, chunk_items=chunk_items)
-        scorers = {"model": scorer} if self.history else with_popularity(scorer, self.device)
-        measurer = Measurer(scorers, Role.VALID_TARGET, self.run.evaluate)
-        found = measurer.nothing()
-        limit, everyone = self.run.train.valid_users, self.inputs.data.num_valid
-        share = min(limit / everyone, 1.0) if limit else 1.0
-        for rows, mine_B in self.feed.valid_parts():
-            wanted_B = sampled(mine_B, share)
-            found = measurer.added(found, rows, wanted_B, self.watchdog.touch)
-        return {name: joined(gather_objects(found[name])).means() for name in scorers}
 
     def _save(self, best: dict[str, Tensor] | None = None, *, is_optional: bool = False) -> None:
         """Start to write a checkpoint; see `RunCheckpoints.save`."""
