@@ -202,7 +202,7 @@ def test_a_signal_keeps_the_place_and_leaves(prepared, slow_run, tmp_path):
     sent = []
     watcher = threading.Thread(target=stop_after, args=(420, tmp_path / "stopped", sent))
     watcher.start()
-    with pytest.raises(StoppedError, match=r"stopped by SIGTERM, 1 epochs done; a checkpoint is"):
+    with pytest.raises(StoppedError, match=r"stopped by SIGTERM after epoch 1; a checkpoint is"):
         launch(config_of(tmp_path / "stopped", prepared, **slow))
     watcher.join()
     assert load_bundle(Folder(str(tmp_path / "stopped")) / "bundle").facts.epoch == 1
