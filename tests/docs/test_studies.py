@@ -44,7 +44,10 @@ def test_addresses_are_hashes_of_settings_and_data(path):
 
 
 def test_figures_are_means_of_the_runs_that_their_rows_name():
-    runs = {row["address"]: row for path in RECORDS for row in json.loads(path.read_text())["rows"]}
+    runs = {}
+    for row in (row for path in RECORDS for row in json.loads(path.read_text())["rows"]):
+        known = runs.setdefault(row["address"], {**row, "metrics": {}})  # studies share runs
+        known["metrics"] |= row["metrics"]
     num_figures, seen = 0, set()
     for page, head, cells in tables():
         found = [runs[address] for name in cells[-1].split(" ") for address in starting(runs, name)]
