@@ -9,6 +9,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+import torch.distributed
 
 from distrib.batch import Batch
 from distrib.data.config import DataConfig
@@ -81,6 +82,16 @@ class Small:
         config = TileConfig(**{"items": 15} | settings)
         sharding = BatchSharding(users, 0, rank, world_size)
         return TileFeed(Ratings(rows, by_item(rows), columns), rows, sharding, config)
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """One rank alone."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture

@@ -50,6 +50,20 @@ Values = Mapping[str, object]
 _NONE: Values = MappingProxyType({})
 
 
+def power_of_two(amount: float, low: int, high: int) -> int:
+    """Return the power of two nearest to an amount by its logarithm, within bounds.
+
+    Args:
+        amount: At least 0.
+        low: The least result, a power of two.
+        high: The largest, too.
+
+    Returns:
+        The power.
+    """
+    return min(max(1 << round(math.log2(max(amount, 1.0))), low), high)
+
+
 class Recipe(NamedTuple):
     """Settings to begin with; the others keep their defaults."""
 
@@ -88,7 +102,7 @@ def _autorec(_counts: Counts) -> Recipe:
 
 def _vae_bmf(counts: Counts) -> Recipe:
     """Return large tiles: both sides of each are encoded for it."""
-    users = int(2 ** min(max(round(math.log2(max(counts.users, 1) / 8)), 6), 9))
+    users = power_of_two(counts.users / 8, 64, 512)
     tiles = {"batch_users": users, "tiles": {"items": _TILE_ITEMS}}
     about = "how items are rated, and how sure that is"
     return Recipe(about, {"centering": "means"}, train=tiles)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,7 +18,7 @@ from distrib.data.schema import Status
 from distrib.errors import DataError
 from distrib.run_file import RunFile
 from distrib.settings.guess import Guess
-from distrib.settings.recipes import Counts, recipe, scheme_of_model
+from distrib.settings.recipes import Counts, power_of_two, recipe, scheme_of_model
 from distrib.storage import Folder
 from distrib.toml_text import inline
 from distrib.training.schemes.base import IterativeScheme, Scheme
@@ -175,7 +174,7 @@ _BY_KIND = {"ratings": "conv4rec", "sequences": "sas_rec", "interactions": "mult
 
 
 def _model(size: Size, purpose: Purpose, model: str, scheme: Scheme) -> Iterator[str]:
-    batch = int(2 ** np.clip(np.round(np.log2(max(size.users, 1) / 64)), 4, 9))
+    batch = power_of_two(size.users / 64, 16, 512)
     found = recipe(model, Counts(size.users, size.items, size.rows, batch))
     about = f"  # {found.about}" if found.about else ""
     yield from ("", "[model]", f"name = {inline(model)}{about}")

@@ -18,7 +18,7 @@ import pandas as pd
 import distrib
 from distrib.cli import connected, environment
 from distrib.config import checked
-from distrib.evaluation.protocol import is_meant
+from distrib.evaluation.protocol import is_better, is_meant
 from distrib.events import table
 from distrib.run_file import RunFile
 from distrib.studies.config import StudyFile
@@ -95,23 +95,15 @@ def judged(result: StudyResult, row: Row) -> list[str]:
     settings["data"]["prepared"] = "d"
     output = checked(RunFile, settings, where=model).model.spec.output
     shown, holds = [], []
-    for name, is_ahead in (("rmse", _is_below), ("ndcg@100", _is_above)):
+    for name in ("rmse", "ndcg@100"):
         value = row.run.valid.get(name, 0.0)
         if name not in popular or not value or not is_meant(name, output, 2):
             shown += ["-", f"{popular[name]:.4f}" if name in popular else "-"]
             continue
         shown += [f"{value:.4f}", f"{popular[name]:.4f}"]
-        holds.append(is_ahead(value, popular[name]))
+        holds.append(is_better(name, value, popular[name]))
     verdict = "yes" if holds and all(holds) else "no"
     return [log, model, *shown, verdict, str(row.run.best_epoch), f"{row.run.cost.train_s:.0f}"]
-
-
-def _is_below(value: float, other: float) -> bool:
-    return value < other
-
-
-def _is_above(value: float, other: float) -> bool:
-    return value > other
 
 
 def main() -> None:

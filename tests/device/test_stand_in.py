@@ -7,7 +7,6 @@ import itertools
 
 import pytest
 import torch
-import torch.distributed
 
 from distrib.batch import Batch
 from distrib.checkpoint.state import SavedState, write_pieces
@@ -56,15 +55,6 @@ from tests.in_process import (
 every_model = pytest.mark.parametrize("config", MODELS, ids=repr)
 every_trained_model = pytest.mark.parametrize("config", TRAINED, ids=repr)
 every_pair = pytest.mark.parametrize(("config", "objective"), PAIRS, ids=repr)
-
-
-@pytest.fixture
-def process_group(tmp_path):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def test_the_stand_in_refuses_what_cuda_refuses():

@@ -22,15 +22,6 @@ from tests.training.engine_ranks import CASES
 
 
 @pytest.fixture
-def process_group(tmp_path):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.fixture
 def checkpoints(small, tmp_path, process_group):
     run = run_of(*CASES["mult_vae"]).model_copy(update={"run": str(tmp_path / "run")})
     engine = LocalEngine(step_of(run, small), OptimizerConfig())

@@ -20,6 +20,7 @@ from distrib.training.workers.collectives import gather_objects
 from distrib.vocabulary import Vocabulary
 
 _CALIBRATION_TOLERANCE = 0.2
+"""Relative difference of expected and known interactions that is not reported."""
 
 
 class Validator:
@@ -69,7 +70,8 @@ class Validator:
             return {}
         if self._model is None:
             self._model = restored(self.run.model, self.vocabulary, weights)
-        refill(self._model, weights)
+        else:
+            refill(self._model, weights)
         scorer = Scorer(self._model, self.vocabulary, device=self.device, chunk_items=chunk_items)
         scorers = with_popularity(scorer, self.device) if is_first else {"model": scorer}
         measurer = Measurer(scorers, Role.VALID_TARGET, self.run.evaluate)

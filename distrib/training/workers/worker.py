@@ -34,8 +34,6 @@ from distrib.training.workers.validation import Validator, watch_calibration
 from distrib.training.workers.watchdog import Watchdog, start_watchdog
 from distrib.vocabulary import Vocabulary
 
-"""Relative difference of expected and known interactions that is not reported."""
-
 _EXPLOSION_FACTOR = 4.0
 """Training has diverged where its loss is this many times that of predicting the mean rating."""
 
