@@ -14,13 +14,14 @@ Value = bool | int | float | str
 
 
 class Choice(Config):
-    """One of several values, each equally likely."""
+    """One of several values. As many trials as there are values try each of them once."""
 
     values: Annotated[tuple[Value, ...], Field(min_length=1)]
 
-    def draw(self, rng: np.random.Generator) -> Value:
-        """Draw a value."""
-        return self.values[int(rng.integers(len(self.values)))]
+    def draw(self, seed: int, trial: int, name: str) -> Value:
+        """Draw the value of a trial."""
+        turn, place = divmod(trial, len(self.values))
+        return self.values[int(_generator(seed, turn, name).permutation(len(self.values))[place])]
 
 
 class Range(Config):
@@ -41,8 +42,9 @@ class Range(Config):
             )
         return self
 
-    def draw(self, rng: np.random.Generator) -> Value:
-        """Draw a value; an integer if both bounds are."""
+    def draw(self, seed: int, trial: int, name: str) -> Value:
+        """Draw the value of a trial; an integer if both bounds are."""
+        rng = _generator(seed, trial, name)
         is_whole = isinstance(self.low, int) and isinstance(self.high, int)
         high = self.high + 1 if is_whole else self.high
         if self.scale == "log":
@@ -50,6 +52,10 @@ class Range(Config):
         else:
             value = rng.uniform(self.low, high)
         return min(math.floor(value), int(self.high)) if is_whole else float(f"{value:.4g}")
+
+
+def _generator(seed: int, number: int, name: str) -> np.random.Generator:
+    return np.random.default_rng([seed, number, *name.encode()])
 
 
 def _kind(entry: Any) -> str:
@@ -104,8 +110,7 @@ def settings_of(config: SearchConfig, trial: int) -> dict[str, Value]:
         Values by field.
     """
     return {
-        name: kind.draw(np.random.default_rng([config.seed, trial, *name.encode()]))
-        for name, kind in sorted(config.space.items())
+        name: kind.draw(config.seed, trial, name) for name, kind in sorted(config.space.items())
     }
 
 

@@ -35,6 +35,16 @@ def test_a_draw_depends_on_seed_trial_and_field_alone():
     assert settings_of(config, 0) != settings_of(other, 0)
 
 
+def test_trials_try_every_value_of_a_choice_before_any_again():
+    config = SearchConfig(space={name: Choice(values=(1, 2, 3, 4, 5)) for name in "ab"})
+    drawn = [settings_of(config, trial) for trial in range(20)]
+    turns = [drawn[first : first + 5] for first in range(0, 20, 5)]
+    for name in "ab":
+        assert all(sorted(d[name] for d in turn) == [1, 2, 3, 4, 5] for turn in turns)
+        assert len({tuple(d[name] for d in turn) for turn in turns}) > 1
+    assert [d["a"] for d in drawn] != [d["b"] for d in drawn]
+
+
 def test_settings_go_into_sections_that_are_there_and_that_are_not():
     document = {"seed": 0, "model": {"name": "elsa", "width": 3}}
     settings = {"model.width": 5, "train.checkpoint.keep": 1, "seed": 2}
