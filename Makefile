@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: docs demo gpu-check test test-fast slow test-stores lint types imports study bench bench-data bench-blocks bench-models bench-next-item bench-scoring bench-serving bench-training clean kuberay-crds rehearsal
+.PHONY: docs demo gpu-check test test-fast test-long slow test-stores lint types imports study bench bench-data bench-blocks bench-models bench-next-item bench-scoring bench-serving bench-training clean kuberay-crds rehearsal
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --config configs/demo.toml
@@ -14,11 +14,15 @@ demo: $(READY)
 # Tests with a cluster of their own share the cores among themselves already, so only the rest runs
 # in two processes.
 test: test-fast
-	$(BIN)/python -m pytest -m "(ray or processes) and not slow and not gpu"
+	$(BIN)/python -m pytest -m "(ray or processes) and not long and not slow and not gpu"
 
 # For the daily round: nothing that starts Ray, ranks, servers or a browser.
 test-fast: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "not ray and not processes and not slow and not gpu"
+
+# Whole jobs in processes of their own; CI runs these, too.
+test-long: $(READY)
+	$(BIN)/python -m pytest -m "long and not slow and not gpu"
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from distrib.events import emit
 from distrib.terminal import listed, notebook_lines, result_lines
+from tests.forked_workers import running
+
+ROOT = Path(__file__).parents[1]
 
 JOB = """
 import os, sys
@@ -96,8 +97,8 @@ def test_a_result_in_lines_leaves_out_what_a_table_has_shown():
     assert listed({"a": {"b": {}}, "c": True, "d": ["x", 1]}) == "c True, d x, 1"
 
 
-@pytest.mark.ray
-def test_training_on_a_terminal_moves_a_bar(tmp_path: Path):
+@pytest.mark.long
+def test_training_on_a_terminal_moves_a_bar(forked_workers, tmp_path: Path):
     path = tmp_path / "run.toml"
     path.write_text(f"""
 run = "{tmp_path}/run"
@@ -107,19 +108,18 @@ source = {{ format = "synthetic", num_users = 3000, num_items = 60, num_interact
 [model]
 name = "mult_vae"
 [train]
-num_epochs = 40
+num_epochs = 8
 batch_users = 50
 check_steps = 5
 num_workers = 1
 """)
-    command = [sys.executable, "-m", "distrib.console"]
-    prepared = [*command, "prepare", "--config", str(path)]
-    subprocess.run(prepared, check=True, capture_output=True)
-    code, lines = on_terminal([*command, "train", "--config", str(path)])
+    prepared = running("jobs/prepare.py", "--config", str(path))
+    subprocess.run(prepared, check=True, capture_output=True, cwd=ROOT)
+    code, lines = on_terminal(running("jobs/train.py", "--config", str(path)), cwd=ROOT)
     text = "\n".join(lines)
     assert code == 0, text
-    assert re.search(r"\d+/2400 .*epoch \d+ of 40, divergence \d.*", text), text
-    assert re.search(r"\d\d:\d\d:\d\d epoch: epoch 40, ", text)
+    assert re.search(r"\d+/480 .*epoch \d+ of 8, divergence \d.*", text), text
+    assert re.search(r"\d\d:\d\d:\d\d epoch: epoch 8, ", text)
     assert "best epoch: " in text
     assert '{"' not in text
     assert "core_worker" not in text

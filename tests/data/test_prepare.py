@@ -318,6 +318,7 @@ def apart(config, cpus, kills):
     )
 
 
+@pytest.mark.long
 def test_bytes_depend_neither_on_cpus_nor_on_lost_workers(forked_workers, tmp_path):
     source = SyntheticLog(num_users=20_000, num_items=300, num_interactions=600_000)
     found = {}
@@ -338,6 +339,7 @@ def test_bytes_depend_neither_on_cpus_nor_on_lost_workers(forked_workers, tmp_pa
     assert found[1] == found[2] == found[4]
 
 
+@pytest.mark.long
 def test_a_killed_job_leaves_nothing_that_looks_finished(cluster, tmp_path):
     source = SyntheticLog(num_users=20_000, num_items=300, num_interactions=600_000)
     config = DataConfig(prepared=str(tmp_path / "p"), source=source, num_shards=4)

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.processes
 @pytest.mark.timeout(400)
+@pytest.mark.long
 def test_it_ends_with_a_page_and_a_document(tmp_path):
     command = [
         sys.executable,

@@ -1,9 +1,7 @@
 """Options of every job: what it would do, and where its progress is written."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from distrib.console import JOBS, cli
 from distrib.jobs.dry_run import PLANS
 from distrib.run_file import RunFile
 from distrib.storage import absolute
+from tests.forked_workers import running
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs/demo.toml"
@@ -56,17 +55,18 @@ def test_plans_are_of_all_jobs_and_say_where_settings_lead():
     assert absolute(whole.writes[1])
 
 
-@pytest.mark.processes
-def test_progress_goes_to_a_file_or_nowhere_and_the_result_to_standard_output(tmp_path):
+@pytest.mark.long
+def test_progress_goes_to_a_file_or_nowhere_and_the_result_to_standard_output(
+    forked_workers, tmp_path
+):
     settings = ["--set", f'data.prepared="{tmp_path}/data"', "--set", "data.num_shards=2"]
     small = "data.source={format='synthetic', num_users=50, num_items=10, num_interactions=200}"
-    command = [sys.executable, "-m", "distrib.console", "prepare", "--config", str(DEMO)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = running("jobs/prepare.py", "--config", str(DEMO))
 
     def run(*more):
         return subprocess.run(
             [*command, *settings, "--set", small, *more],
-            env=environment,
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,

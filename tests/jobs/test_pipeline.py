@@ -309,6 +309,7 @@ def test_a_bundle_carries_what_it_needs(trained):
     )
 
 
+@pytest.mark.long
 def test_the_whole_way_runs_on_an_object_store(object_store):
     """The command of ``make demo`` in a process of its own, from a log on the store to lists."""
     place = f"{object_store}/pipeline"
@@ -335,6 +336,7 @@ def test_the_whole_way_runs_on_an_object_store(object_store):
         assert Folder(place).exists(name)
 
 
+@pytest.mark.long
 def test_a_damaged_log_is_told_in_one_line(tmp_path):
     """The error comes from a task on the cluster; Ray would print it three times over."""
     rng = np.random.default_rng(0)

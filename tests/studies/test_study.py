@@ -1,11 +1,9 @@
 """Studies on a cluster: each run once, however often and by however many studies it is needed."""
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -26,6 +24,7 @@ from distrib.studies.job import check, given, planned, study
 from distrib.studies.results import RESULT, RUN_RESULT, StudyResult
 from distrib.toml_text import toml_text
 from distrib.training.workers.launch import launch
+from tests.forked_workers import running
 
 ROOT = Path(__file__).parents[2]
 
@@ -274,16 +273,14 @@ def test_runs_are_compared_user_by_user(first):
         compare([ease, vae], ["ndgc@100"])
 
 
-@pytest.mark.processes
-@pytest.mark.timeout(600)
-def test_a_killed_study_goes_on_and_repeats_no_finished_run(tmp_path):
+@pytest.mark.long
+def test_a_killed_study_goes_on_and_repeats_no_finished_run(forked_workers, tmp_path):
     file = study_of(tmp_path, "killed", ("EASE", "VAE")).file
     path = tmp_path / "study.toml"
     path.write_text(toml_text(json.loads(file.model_dump_json(exclude_unset=True))))
-    command = [sys.executable, "-m", "distrib.console", "study", "--config", str(path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = running("jobs/study.py", "--config", str(path))
     started = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 300
     while not runs_of(tmp_path) and started.poll() is None and time.monotonic() < deadline:
@@ -292,7 +289,7 @@ def test_a_killed_study_goes_on_and_repeats_no_finished_run(tmp_path):
     started.wait()
     time.sleep(3)  # workers notice that their driver is gone
     stamps = {name: path.stat().st_mtime_ns for name, path in runs_of(tmp_path).items()}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     answer = json.loads(done.stdout)
     assert (answer["runs"], answer["failed"]) == (4, 0)

@@ -84,6 +84,7 @@ def reached(address):
 
 @pytest.mark.processes
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_job_brings_its_package_and_finds_the_token_and_the_python(cluster, tmp_path, capfd):
     address, token = cluster
     reached(address)

@@ -144,6 +144,7 @@ def run(tree, *command):
 
 
 @pytest.mark.processes
+@pytest.mark.long
 def test_the_batteries_pass_with_a_case_for_each_template(tree):
     chosen = "two_tables or liked or half_histories or has_a_case"
     batteries = [path for path, *_ in CASES]
@@ -153,6 +154,7 @@ def test_the_batteries_pass_with_a_case_for_each_template(tree):
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_the_pipeline_trains_a_model_of_templates_on_a_log_of_a_template(
     tree, forked_workers, tmp_path
 ):
