@@ -23,7 +23,8 @@ class CounterRng(NamedTuple):
     (the finalizer of SplitMix64).
     """
 
-    key: int
+    key: int | Tensor
+    """64 bits; an int64 tensor of no dimensions where an update is recorded once and run again."""
 
     @classmethod
     def of(cls, seed: int, epoch: int) -> "CounterRng":
@@ -84,8 +85,12 @@ class CounterRng(NamedTuple):
         return bits.view(torch.uint8)[..., :width]
 
     def _bits(self, stream: int, counters: tuple[Tensor, ...]) -> Tensor:
-        start = _signed(_scramble(self.key ^ (stream * 0xD1342543DE82EF95 & _MASK_64)))
-        state = torch.full((), start, dtype=torch.int64, device=counters[0].device)
+        stream_bits = stream * 0xD1342543DE82EF95 & _MASK_64
+        if isinstance(self.key, Tensor):
+            state = _mix(self.key ^ signed(stream_bits))
+        else:
+            start = signed(_scramble(self.key ^ stream_bits))
+            state = torch.full((), start, dtype=torch.int64, device=counters[0].device)
         for counter in counters:
             state = _mix(state ^ (counter.to(torch.int64) * _GOLDEN + 1))
         return state
@@ -107,5 +112,6 @@ def _scramble(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
+    """Return 64 bits as torch holds them, in a signed integer."""
     return value - (1 << 64) if value >= 1 << 63 else value

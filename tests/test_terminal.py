@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from distrib.events import emit
 from distrib.terminal import listed, notebook_lines, result_lines
 from tests.forked_workers import running

@@ -134,6 +134,7 @@ class Defaults:
 
     kl: KlSchedule = KlSchedule()
     decodes_pairs: bool = False
+    is_by_row: bool = False
     limits: Mapping[str, float] = NO_LIMITS
 
 
@@ -176,6 +177,13 @@ class Objective(Protocol):
     @property
     def decodes_pairs(self) -> bool:
         """Whether only the observed pairs are decoded."""
+
+    @property
+    def is_by_row(self) -> bool:
+        """Whether a user's loss depends on the user and the model alone.
+
+        Not on other rows of the batch, the number of updates, or what the host reads.
+        """
 
     @property
     def limits(self) -> Mapping[str, float]:

@@ -55,6 +55,7 @@ class Binary(ChunkedObjective):
 
     def __init__(self, catalog: Catalog, num_sampled: int = 0, sampling_power: float = 0.5) -> None:
         self.sampler = ItemSampler(num_sampled, sampling_power, catalog) if num_sampled else None
+        self.is_by_row = self.sampler is None
 
     def candidates(self, target: Batch, rng: CounterRng, step: int) -> Candidates | None:
         """Draw items if sampling is on; see `ChunkedObjective`."""

@@ -39,6 +39,7 @@ class Cosine(Defaults):
     """
 
     terms = ("cosine",)
+    is_by_row = True
 
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext

@@ -82,6 +82,7 @@ class Multinomial(ChunkedObjective):
             if config.num_sampled
             else None
         )
+        self.is_by_row = self.sampler is None
 
     def candidates(self, target: Batch, rng: CounterRng, step: int) -> Candidates | None:
         """Draw items if sampling is on; see `ChunkedObjective`."""

@@ -73,6 +73,7 @@ class RatingClasses(ChunkedObjective):
         self.config = config
         self.levels = catalog.levels
         self.interactions = Binary(catalog, config.num_sampled, config.sampling_power)
+        self.is_by_row = self.interactions.is_by_row
 
     @override
     def __call__(

@@ -115,6 +115,7 @@ class SoftTarget(Defaults):
             count_I = np.asarray(catalog.train_count_IL, dtype=np.float64).sum(1)
             mass_I = count_I**power if count_I.any() else np.ones_like(count_I)
             self.prior_I = torch.from_numpy(mass_I / mass_I.sum()).float()
+            self.is_by_row = True
 
     def __call__(
         self, model: Decoder, users: Tensors, target: Batch, context: LossContext

@@ -41,6 +41,7 @@ class SquaredError(Defaults):
 
     terms = ("squared_error",)
     decodes_pairs = True
+    is_by_row = True
 
     def __init__(self, config: SquaredErrorConfig) -> None:
         self.kl = KlSchedule(config.kl_weight, config.anneal_steps)

@@ -174,6 +174,7 @@ class UnlabeledRows:
     """What objectives have in common that add to the loss of an autoencoder."""
 
     decodes_pairs = False
+    is_by_row = False
 
     def __init__(self, config: LearnsFromUnlabeled, catalog: Catalog) -> None:
         self.losses = EntryLosses(config.base, catalog)

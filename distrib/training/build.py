@@ -12,9 +12,12 @@ from distrib.training.engines.base import Engine
 from distrib.training.engines.blocks import with_blocks
 from distrib.training.engines.config import EngineConfig
 from distrib.training.engines.deepspeed_config import num_micro_batches
+from distrib.training.engines.graphs import Eager, Graphs, Runner, why_not
 from distrib.training.engines.item_parallel import ItemEngine
 from distrib.training.engines.local import LocalEngine
 from distrib.training.schemes import iterative_scheme_of
+from distrib.training.schemes.base import IterativeScheme
+from distrib.training.step import TrainStep
 from distrib.training.warm_start import begin_with, load_pretrained, start_from
 from distrib.vocabulary import Vocabulary
 
@@ -23,6 +26,25 @@ def build_engine(config: TrainingRun, vocabulary: Vocabulary, device: torch.devi
     """Build the model, warm-started where configured, and the engine around it."""
     torch.manual_seed(config.seed)
     scheme = iterative_scheme_of(config)
+    model = _model(config, scheme, vocabulary)
+    engine = _sized(config, model, device, len(vocabulary))
+    assert config.objective is not None  # refused before any worker starts
+    objective = config.objective.build(vocabulary.catalog)
+    step = scheme.step(model, objective, engine)
+    users, world_size = config.train.batch_users, torch.distributed.get_world_size()
+    if engine.parallel == "data" and not engine.needs_deepspeed(world_size):
+        return _local_engine(config, step.to(device), engine, device, scheme.decodes_inputs)
+    if engine.graphs and torch.distributed.get_rank() == 0:
+        emit("graphs", captured=False, reason="they are for one worker without DeepSpeed")
+    if engine.parallel == "items":
+        return ItemEngine(step, config.optimizer, engine, batch_users=users, device=device)
+    from distrib.training.engines.deepspeed import DeepSpeedEngine  # takes seconds
+
+    return DeepSpeedEngine(step, config.optimizer, engine, batch_users=users, device=device)
+
+
+def _model(config: TrainingRun, scheme: IterativeScheme, vocabulary: Vocabulary) -> Model:
+    """Build the model, and start it from earlier ones where configured."""
     model = scheme.build(config.model, vocabulary)
     if config.train.warm_start:
         earlier = load_bundle(Folder(config.train.warm_start) / BUNDLE)
@@ -31,20 +53,28 @@ def build_engine(config: TrainingRun, vocabulary: Vocabulary, device: torch.devi
             emit("warm_start", items=len(vocabulary), known_items=known)
     if config.train.pretrained:
         start_from(model, config.model, load_pretrained(config.train.pretrained))
-    engine = _sized(config, model, device, len(vocabulary))
-    assert config.objective is not None  # refused before any worker starts
-    objective = config.objective.build(vocabulary.catalog)
-    step = scheme.step(model, objective, engine)
-    users, world_size = config.train.batch_users, torch.distributed.get_world_size()
-    if engine.parallel == "items":
-        return ItemEngine(step, config.optimizer, engine, batch_users=users, device=device)
-    if engine.needs_deepspeed(world_size):
-        from distrib.training.engines.deepspeed import DeepSpeedEngine  # takes seconds
+    return model
 
-        return DeepSpeedEngine(step, config.optimizer, engine, batch_users=users, device=device)
-    parts = num_micro_batches(engine, batch_users=users, world_size=1)
-    step = step.to(device)
-    return LocalEngine(step, config.optimizer, device, dtype=engine.dtype, num_parts=parts)
+
+def _local_engine(
+    config: TrainingRun,
+    step: TrainStep,
+    engine: EngineConfig,
+    device: torch.device,
+    decodes_inputs: bool,
+) -> LocalEngine:
+    """Build the engine of one process, with graphs where they are wanted and possible."""
+    parts = num_micro_batches(engine, batch_users=config.train.batch_users, world_size=1)
+    runner: Runner | None = None
+    if engine.graphs:
+        on_gpu, rule = device.type == "cuda", config.optimizer.name
+        reason = why_not(step, rule, decodes_inputs=decodes_inputs, num_parts=parts, on_gpu=on_gpu)
+        if not reason:
+            runner = Graphs() if on_gpu else Eager()
+            reason = "" if on_gpu else "only GPUs have them; shapes are as they would be"
+        emit("graphs", captured=not reason, reason=reason)
+    rates = config.optimizer
+    return LocalEngine(step, rates, device, dtype=engine.dtype, num_parts=parts, runner=runner)
 
 
 def _sized(config: TrainingRun, model: Model, device: torch.device, items: int) -> EngineConfig:

@@ -11,6 +11,9 @@ from distrib.models.base import Model
 from distrib.models.capabilities import phases_of
 from distrib.parameters import role_of
 
+CAPTURABLE = ("adam", "adamw")
+"""Update rules that can be part of a CUDA graph."""
+
 _PHASE, _IS_FROZEN = "phase", "is_frozen"  # keys of a parameter group
 
 
@@ -116,12 +119,15 @@ def groups_of(model: Model, config: OptimizerConfig) -> list[Group]:
     return groups
 
 
-def optimizer_of(groups: list[Group], config: OptimizerConfig) -> torch.optim.Optimizer:
+def optimizer_of(
+    groups: list[Group], config: OptimizerConfig, *, capturable: bool = False
+) -> torch.optim.Optimizer:
     """Make the optimizer of some parameters; fused, where torch can, to read memory only once.
 
     Args:
         groups: The parameters.
         config: Settings of the optimizer.
+        capturable: Whether rate and number of updates stay on the device; of `CAPTURABLE` only.
 
     Returns:
         The optimizer, which skips the phases that `train_phase` did not select.
@@ -134,7 +140,7 @@ def optimizer_of(groups: list[Group], config: OptimizerConfig) -> torch.optim.Op
         }
         for group in groups
     ]
-    optimizer = _rule(entries, config)
+    optimizer = _capturable(entries, config) if capturable else _rule(entries, config)
     if len({group.phase for group in groups}) > 1:
         optimizer.register_step_pre_hook(_leave_alone)
     return optimizer
@@ -150,6 +156,12 @@ def _rule(entries: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim
         return torch.optim.NAdam(entries, lr=rate, betas=config.betas)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(entries, lr=rate, betas=config.betas, fused=True)
+
+
+def _capturable(entries: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    rate = torch.tensor(config.learning_rate, device=entries[0]["params"][0].device)
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(entries, lr=rate, betas=config.betas, fused=True, capturable=True)
 
 
 def train_phase(optimizer: Any, phase: str) -> None:
@@ -169,4 +181,7 @@ def _leave_alone(optimizer: torch.optim.Optimizer, *_arguments: Any) -> None:
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of the next update."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

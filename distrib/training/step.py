@@ -51,6 +51,29 @@ class TrainStep(nn.Module):
         terms_TB = self.objective(self.model, users, target, self.context(rng, step))
         return self.terms_of(terms_TB, self.objective.terms, users, step)
 
+    def filled_terms(
+        self, batch: Batch, rng: CounterRng, kl_weight: Tensor, num_rows: int
+    ) -> dict[str, Tensor]:
+        """Compute the terms of an autoencoder whose batch ends with rows that do not count.
+
+        Args:
+            batch: Input and target.
+            rng: The epoch's randomness.
+            kl_weight: Weight of the KL term.
+            num_rows: Rows that count.
+
+        Returns:
+            As `forward` does.
+        """
+        users = self.model.encode(batch, rng)
+        terms_TB = self.objective(self.model, users, batch, self.context(rng, 0))
+        sums = terms_TB[:, :num_rows].sum(1).unbind()
+        terms = dict(zip(self.objective.terms, sums, strict=True))
+        kl_B = self._kl(users)
+        if kl_B is not None:
+            terms["divergence"] = kl_weight * kl_B[:num_rows].sum()
+        return terms
+
     def terms_of(
         self, terms_TB: Tensor, names: tuple[str, ...], users: tuple[Tensor, ...], step: int
     ) -> dict[str, Tensor]:
@@ -85,11 +108,14 @@ class TrainStep(nn.Module):
 
     def weighted_kl(self, users: tuple[Tensor, ...], step: int) -> Tensor | None:
         """Return the KL divergence of all users times its weight, where the model has one."""
+        kl_B = self._kl(users)
+        return None if kl_B is None else self.objective.kl.weight(step) * kl_B.sum()
+
+    def _kl(self, users: tuple[Tensor, ...]) -> Tensor | None:
         if not self._has_kl:
             return None
         assert isinstance(self.model, Variational)
-        kl_B = self.model.kl(users)
-        return None if kl_B is None else self.objective.kl.weight(step) * kl_B.sum()
+        return self.model.kl(users)
 
     def _no_gradient(self) -> Tensor | float:
         """Return 0, with gradient 0 for the parameters that this phase does not train.

@@ -105,6 +105,7 @@ class StandIn(ExitStack):
         for name in _COLLECTIVES:
             self._replace(torch.distributed, name, _collective(name))
         self._replace(torch, "sparse_csr_tensor", _sparse(torch.sparse_csr_tensor))
+        self._replace(torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", _grouped)
         self._replace(torch.Tensor, "to", _to)
         self._replace(torch.Tensor, "pin_memory", _pinned)
         self._replace(torch.cuda, "current_stream", _Stream)
@@ -266,6 +267,16 @@ def _to(tensor, *rest, copy=False, memory_format=None, **kwargs):
         layout = {} if memory_format is None else {"memory_format": memory_format}
         found = _PLAIN_TO(found, dtype, **layout)
     return found.clone() if copy and found is tensor else found
+
+
+_PLAIN_GROUPED = torch.optim.Optimizer._group_tensors_by_device_and_dtype
+
+
+def _grouped(lists, with_indices=False):
+    """As the optimizer does in C++, where a wrapper is on the CPU."""
+    found = _PLAIN_GROUPED(lists, with_indices)
+    is_cuda = any(isinstance(part, CudaTensor) for part in lists[0])
+    return {(CUDA if is_cuda else device, kind): g for (device, kind), g in found.items()}
 
 
 def _pinned(tensor):

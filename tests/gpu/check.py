@@ -3,8 +3,9 @@
 What does not fit into the time is left out, and named.
 
 Correctness against the CPU for every model and objective, restarts on the device, ZeRO 0 to 3,
-lists; then the speed of training and of scoring at MovieLens-20M's size beside bare loops, with
-kernels and waits for the device of an update. Writes ``gpu-check.json`` and ``gpu-check.html``.
+graphs, lists; then the speed of training, with graphs and without, and of scoring at
+MovieLens-20M's size beside bare loops, with launches and waits of an update. Writes
+``gpu-check.json`` and ``gpu-check.html``.
 On a machine without a GPU it runs small, on the CPU, so that it works when there is one.
 """
 
@@ -118,6 +119,7 @@ def _pages_tables(result: Result) -> list[Table]:
         [
             one.model,
             f"{one.batch:,}",
+            "yes" if one.graphs else "no",
             f"{one.users_per_s:,.0f}",
             "-" if one.bare_users_per_s is None else f"{one.bare_users_per_s:,.0f}",
             f"{one.step_ms:.2f}",
@@ -145,10 +147,12 @@ def _pages_tables(result: Result) -> list[Table]:
             "",
             [
                 *columns,
-                *("users/s", "bare loop", "ms", "kernels", "waits", "GiB", "items a block"),
+                *("graphs", "users/s", "bare loop", "ms", "launches", "waits", "GiB"),
+                "items a block",
             ],
             trained,
-            "An update in bf16 from histories on the device; kernels are operations on a CPU.",
+            "An update in bf16, of histories on the device. On a CPU launches are operations, and "
+            "graphs are updates of the same few shapes.",
         ),
         Table("", [*columns, "precision", "users/s", "bare loop"], scored, "Lists of 50."),
     ]
@@ -157,14 +161,12 @@ def _pages_tables(result: Result) -> list[Table]:
 def page_of(result: Result) -> str:
     """Return the page."""
     correct, trained, scored = _pages_tables(result)
-    models = list(dict.fromkeys(one.model for one in result.training))
+    lines: dict[str, list[Trained]] = {}
+    for one in result.training:
+        lines.setdefault(one.model + (", graphs" if one.graphs else ""), []).append(one)
     series = [
-        Series(
-            model,
-            [one.batch for one in result.training if one.model == model],
-            [one.users_per_s for one in result.training if one.model == model],
-        )
-        for model in models
+        Series(name, [one.batch for one in line], [one.users_per_s for one in line])
+        for name, line in lines.items()
     ]
     chart = Chart("speed", "Training", "users a batch", "users/s", series, log_x=True)
     return page(

@@ -13,9 +13,11 @@ from torch.distributed import HashStore
 from distrib.checkpoint.state import SavedState, write_pieces
 from distrib.scoring.scorer import Scorer
 from distrib.training.engines.config import EngineConfig
+from distrib.training.engines.graphs import Eager, Graphs
 from tests.conftest import Small
 from tests.device import cases
 from tests.in_process import filled, vocabulary_of
+from tests.training.graph_runs import reason_against, trained
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2}
@@ -54,6 +56,7 @@ def checks(device: torch.device, folder: Path, *, is_small: bool) -> dict[str, l
     found = {
         "losses and gradients": _gradients(device, small),
         "restart on the device": _restarts(device, small, folder),
+        "graphs": _graphs(device, small),
         "DeepSpeed, ZeRO 0 to 3": _zero(device, small),
         "lists": _lists(device, small),
     }
@@ -137,6 +140,24 @@ def _restarts(device: torch.device, small: Small, folder: Path) -> Iterator[Case
                 cases.update(engine, batch, 2)
             for name, weight in whole.weights().items():
                 _close(weight, again.weights()[name], TOLERANCE[dtype])
+
+        yield f"{model.name}, {objective.name}, {dtype}", run
+
+
+def _graphs(device: torch.device, small: Small) -> Iterator[Case]:
+    possible = [pair for pair in cases.PAIRS if not reason_against(*pair, small, on_gpu=True)]
+    for (model, objective), dtype in ((pair, dtype) for pair in possible for dtype in TOLERANCE):
+
+        def run(model=model, objective=objective, dtype=dtype) -> None:
+            places = {"device": device, "dtype": dtype}
+            expected, _ = trained(model, objective, small, None, **places)
+            runner = Graphs() if device.type == "cuda" else Eager()
+            found, _ = trained(model, objective, small, runner, **places)
+            if isinstance(runner, Graphs):
+                assert not runner.fault, runner.fault
+            for one, other in zip(expected, found, strict=True):
+                for name, value in one.items():
+                    _close(value, other[name], TOLERANCE[dtype])
 
         yield f"{model.name}, {objective.name}, {dtype}", run
 

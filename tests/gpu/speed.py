@@ -20,6 +20,7 @@ from distrib.rng import CounterRng
 from distrib.scoring.scorer import Scorer
 from distrib.training.engines.blocks import with_blocks
 from distrib.training.engines.config import EngineConfig
+from distrib.training.engines.graphs import Eager, Graphs
 from distrib.training.engines.local import LocalEngine
 from distrib.training.optimizer import OptimizerConfig
 from distrib.training.schemes import iterative_scheme_of
@@ -30,7 +31,10 @@ from tests.in_process import run_of
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
 _WARM_UP = 3
 _PROFILED = 4
-_LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
+_LAUNCHES = (
+    *("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx"),
+    "cudaGraphLaunch",
+)
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 _LIST = 50
 
@@ -75,6 +79,9 @@ class Trained(NamedTuple):
 
     model: str
     batch: int
+    graphs: bool
+    """Whether updates are of a few shapes, which a GPU runs as graphs."""
+
     users_per_s: float
     bare_users_per_s: float | None
     step_ms: float
@@ -100,12 +107,12 @@ def training(
         until_s: Of `time.monotonic`; what comes later is left out.
 
     Returns:
-        A row for each model and size.
+        A row for each model and size, without graphs and with them.
     """
     found = []
-    for users, (name, config) in itertools.product(batches, world.models.items()):
+    for users, name, graphs in itertools.product(batches, world.models, (False, True)):
         if time.monotonic() < until_s:
-            found.append(_trained(world, device, name, config, users))
+            found.append(_trained(world, device, name, users, graphs=graphs))
     return found
 
 
@@ -116,9 +123,8 @@ def _feed(world: World, device: torch.device, users: int) -> Iterator[RankBatch]
     return (batch for batch in whole if batch.size == users)
 
 
-def _trained(
-    world: World, device: torch.device, name: str, config: ModelConfig, users: int
-) -> Trained:
+def _trained(world: World, device: torch.device, name: str, users: int, *, graphs: bool) -> Trained:
+    config = world.models[name]
     torch.manual_seed(0)
     scheme = iterative_scheme_of(run := run_of(config))
     model = scheme.build(config, world.vocabulary)
@@ -126,7 +132,10 @@ def _trained(
     settings = with_blocks(EngineConfig(), device, users, items, model)
     assert run.objective is not None
     step = scheme.step(model, run.objective.build(world.vocabulary.catalog), settings)
-    engine = LocalEngine(step.to(device), OptimizerConfig(), device, dtype=torch.bfloat16)
+    runner = None if not graphs else Graphs() if device.type == "cuda" else Eager()
+    engine = LocalEngine(
+        step.to(device), OptimizerConfig(), device, dtype=torch.bfloat16, runner=runner
+    )
     engine.begin_epoch(0)
     rng, numbers = CounterRng.of(0, 0), itertools.count()
 
@@ -138,11 +147,12 @@ def _trained(
     step_s = _timed(update, _feed(world, device, users), device)
     counts = _profiled(update, _feed(world, device, users), device)
     bare_s = None
-    if name == "Mult-VAE":
+    if name == "Mult-VAE" and not graphs:
         bare_s = _timed(_bare_update(config, items, device), _feed(world, device, users), device)
     return Trained(
         model=name,
         batch=users,
+        graphs=graphs,
         users_per_s=users / step_s,
         bare_users_per_s=None if bare_s is None else users / bare_s,
         step_ms=1e3 * step_s,

@@ -35,9 +35,10 @@ def test_it_ends_with_a_page_and_a_document(tmp_path):
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     found = json.loads((tmp_path / "gpu-check.json").read_text())
-    assert [one["faults"] for one in found["correctness"]] == [[]] * 4
+    assert [one["faults"] for one in found["correctness"]] == [[]] * 5
     assert all(one["passed"] for one in found["correctness"])
     assert {one["model"] for one in found["training"]} == {"Mult-VAE", "Conv4Rec"}
+    assert {one["graphs"] for one in found["training"]} == {False, True}
     assert all(one["users_per_s"] > 0 for one in found["training"] + found["scoring"])
     assert "users a batch" in (tmp_path / "gpu-check.html").read_text()
 

@@ -119,6 +119,11 @@ class EngineConfig(Config):
     micro_batch_users: NonNegativeInt = 0
     """Users of a rank in one forward pass; gradients accumulate over the batch. 0: all at once."""
 
+    graphs: bool = False
+    """On a GPU, record the updates of an autoencoder as CUDA graphs, for which interactions are
+    filled up to one of a few sizes: a host then launches an update at once. Of one worker, without
+    DeepSpeed; where that is not possible, the event ``graphs`` says why."""
+
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Passed to DeepSpeed unchanged, e.g. ``zero_optimization.reduce_bucket_size``; keys that other
     settings decide are refused."""

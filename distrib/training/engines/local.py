@@ -11,6 +11,7 @@ from distrib.models.capabilities import begin_epoch, end_epoch
 from distrib.parameters import roles_of
 from distrib.rng import CounterRng
 from distrib.training.engines.base import Update, add_up
+from distrib.training.engines.graphs import FilledUpdates, Runner
 from distrib.training.engines.masters import Masters
 from distrib.training.engines.state import buffer_pieces, piece_of, restore_buffers, take_up
 from distrib.training.optimizer import (
@@ -32,6 +33,7 @@ class LocalEngine:
         device: Where batches go.
         dtype: Of parameters and activations; the optimizer always updates float32 masters.
         num_parts: Forward passes of an update.
+        runner: Runs updates of a few fixed shapes; without it, shapes are those of the batches.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class LocalEngine:
         *,
         dtype: torch.dtype = torch.float32,
         num_parts: int = 1,
+        runner: Runner | None = None,
     ) -> None:
-        self.device = device
+        self.device = torch.device(device)
         self.step_module = step
         self.config = config
         self.num_parts = num_parts
@@ -53,27 +56,47 @@ class LocalEngine:
             group._replace(parameters=[self.masters.of(p) for p in group.parameters])
             for group in groups_of(step.model, config)
         ]
-        self.optimizer = optimizer_of(groups, config)
+        self._filled: FilledUpdates | None = None
+        if runner is not None:
+            self._filled = FilledUpdates(step, self._update, self.device, runner)
+        capturable = runner is not None and self.device.type == "cuda"
+        self.optimizer = optimizer_of(groups, config, capturable=capturable)
 
     def train_batch(self, batch: RankBatch, rng: CounterRng, *, step: int) -> Update:
         """Forward and backward over each micro-batch, then the update; see `Engine`."""
-        self.masters.clear()
+        set_rate(self.optimizer, self.config.rate(step))
+        batch = batch.to(self.device)
+        if self._filled is not None and batch.target.num_users:
+            return self._filled.update(batch, rng, step)
         losses: dict[str, Tensor] = {}
         recorded: dict[str, Tensor] = {}
-        for inputs, target, size in batch.to(self.device).split(self.num_parts):
+        self.masters.clear()
+        for inputs, target, size in batch.split(self.num_parts):
             terms: dict[str, Tensor] = self.step_module(inputs, target, rng, step)
-            (total(terms) / size).backward()
-            self.masters.collect()
+            self._backward(terms, size)
             add_up(losses, {name: term.detach() for name, term in terms.items()})
             add_up(recorded, self.step_module.recorder.sums)
+        return Update(losses, self._apply(), recorded=recorded)
+
+    def _update(self, terms: dict[str, Tensor], size: int) -> Tensor:
+        """Update the model by the loss of a whole batch; return the norm of the gradient."""
+        self.masters.clear()
+        self._backward(terms, size)
+        return self._apply()
+
+    def _backward(self, terms: dict[str, Tensor], size: int) -> None:
+        (total(terms) / size).backward()
+        self.masters.collect()
+
+    def _apply(self) -> Tensor:
+        """Update the model by the gradients; return their norm."""
         updated = self.masters.with_gradient()
         norm = torch.nn.utils.get_total_norm([m.grad for m in updated if m.grad is not None])
         if self.config.gradient_clipping:
             torch.nn.utils.clip_grads_with_norm_(updated, self.config.gradient_clipping, norm)
-        set_rate(self.optimizer, self.config.rate(step))
         self.optimizer.step()
         self.masters.publish(updated)
-        return Update(losses, norm, recorded=recorded)
+        return norm
 
     def begin_epoch(self, epoch: int) -> None:
         """Select the phase to train; see `Engine`."""
@@ -109,6 +132,8 @@ class LocalEngine:
         for name, master in self._named_masters():
             take_up(self.optimizer, saved, name, master, (0, 0, master.numel()))
         self.masters.publish([master for _, master in self._named_masters()])
+        if self._filled is not None:
+            self._filled.runner.forget()
         restore_buffers(self.step_module.model, saved)
 
     def _named_masters(self) -> Iterator[tuple[str, nn.Parameter]]:
