@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from distrib.topk import best_keys, items_of, merge, rank_keys, scores_of
@@ -35,3 +36,18 @@ def test_unwanted_items_come_up_as_none():
 def test_scores_come_back_from_keys_bit_for_bit():
     score = torch.tensor([[1e-38, -1e30, 3.5, float("-inf"), -2.0, 0.0]])
     assert torch.equal(scores_of(rank_keys(score, torch.arange(6))), score)
+
+
+@pytest.mark.parametrize("levels", [2, 7, 1_000_000])
+@pytest.mark.parametrize(
+    ("items", "k"), [(199, 9), (200, 9), (1_003, 3), (1_003, 60), (5_000, 100)]
+)
+def test_groups_pass_over_nothing_that_is_among_the_best(items, k, levels):
+    torch.manual_seed(items + k)
+    score = torch.randint(levels, (30, items)).float() / 7
+    score[torch.rand(30, items) < 0.3] = -torch.inf
+    score[0] = -torch.inf
+    score[1, : items - k // 2] = -torch.inf
+    every = rank_keys(score, torch.arange(items))
+    expected = every.sort(dim=1, descending=True).values[:, :k]
+    assert torch.equal(best_keys(score, 0, k), expected)
