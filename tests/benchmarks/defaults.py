@@ -18,12 +18,13 @@ import pandas as pd
 import distrib
 from distrib.cli import connected, environment
 from distrib.config import checked
+from distrib.data.dataset import Dataset
 from distrib.evaluation.protocol import is_better, is_meant
 from distrib.events import table
 from distrib.run_file import RunFile
 from distrib.studies.config import StudyFile
 from distrib.studies.job import given, study
-from distrib.studies.results import RESULT, Row, StudyResult, run_folder
+from distrib.studies.results import RESULT, Row, StudyResult, data_folder, run_folder
 from distrib.training.records import history_of
 from distrib.training.run_folder import HISTORY
 
@@ -94,10 +95,12 @@ def judged(result: StudyResult, row: Row) -> list[str]:
     settings = {**row.run.settings, "run": "r", "data": {**row.run.settings["data"]}}
     settings["data"]["prepared"] = "d"
     output = checked(RunFile, settings, where=model).model.spec.output
+    data = Dataset.open(data_folder(result.runs, row.run.prepared))
+    num_levels = len(data.vocabulary.levels)
     shown, holds = [], []
     for name in ("rmse", "ndcg@100"):
         value = row.run.valid.get(name, 0.0)
-        if name not in popular or not value or not is_meant(name, output, 2):
+        if name not in popular or not value or not is_meant(name, output, num_levels):
             shown += ["-", f"{popular[name]:.4f}" if name in popular else "-"]
             continue
         shown += [f"{value:.4f}", f"{popular[name]:.4f}"]

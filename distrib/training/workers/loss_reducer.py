@@ -57,6 +57,9 @@ class LossReducer:
         self.recorded: dict[str, tuple[float, float]] = {}
         """Over all ranks: sum and number of entries by name."""
 
+        self.counts: dict[str, int] = {}
+        """Users by term: not every update has each, where phases take turns."""
+
         self.count = 0
 
     def add(self, update: Update, count: int) -> None:
@@ -102,6 +105,8 @@ class LossReducer:
             for name, value in zip(names, own[start:], strict=False):
                 self.totals[name] = self.totals.get(name, 0.0) + value
                 means[name] += sums[name]
+            for name in update.terms:
+                self.counts[name] = self.counts.get(name, 0) + count
             means[NORM] += norm * count if math.isfinite(norm) else 0.0
         self.count += counted
         self._pending = []
@@ -118,7 +123,8 @@ class LossReducer:
             [self.totals[n] for n in names], dtype=torch.float64, device=self.device
         )
         torch.distributed.all_reduce(sums)
-        return dict(zip(names, (sums / max(1, self.count)).tolist(), strict=True))
+        means = zip(names, sums.tolist(), strict=True)
+        return {name: total / max(1, self.counts.get(name, 0)) for name, total in means}
 
     def mean_recorded(self) -> dict[str, float]:
         """Return the means of what the objective recorded in the epoch; equal on all ranks."""
@@ -130,6 +136,7 @@ class LossReducer:
             "totals": self.totals,
             "recorded": self.recorded,
             "num_users": self.count,
+            "counts": self.counts,
             "skipped": self.num_skipped,
         }
 
@@ -144,6 +151,8 @@ class LossReducer:
             self.totals.setdefault(name, 0.0)
         self.recorded = {name: tuple(sums) for name, sums in parts[0].get("recorded", {}).items()}
         self.count, self.num_skipped = parts[0]["num_users"], parts[0]["skipped"]
+        before = dict.fromkeys(self.totals, self.count)  # of checkpoints without counts
+        self.counts = dict(parts[0].get("counts", before))
 
     def _row(self, update: Update, names: list[str], shown: list[str]) -> Tensor:
         """Return the sums of an update: 0 for terms of other phases."""
