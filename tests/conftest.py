@@ -20,6 +20,7 @@ from distrib.feedback import Feedback
 from distrib.vocabulary import Catalog
 from tests.forked_workers import forking
 
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # ranx would compile for 40 seconds
 torch.set_num_threads(1)  # tensors here are tiny; threads would wait for each other
 
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
