@@ -20,9 +20,14 @@ _DECAY = 0.3
 _RATE = 1e-3  # the default learning rate
 
 _FEW = 15
-"""Ratings of a user, on average, with which those of Conv4Rec overfit before its lists improve."""
+"""Interactions of a user, on average, below which a log is sparse."""
 
 _RATING_DECAY = 10.0
+"""Of Conv4Rec on a sparse log, where ratings overfit before its lists improve."""
+
+_SPARSE_NEIGHBORS, _SPARSE_SHRINK = 400, 50.0
+"""Of item k-nearest neighbors: similarities rest on few users, and few neighbors meet a history."""
+
 _TILE_ITEMS = 512
 
 
@@ -38,6 +43,11 @@ class Counts(NamedTuple):
     def width(self) -> int:
         """Latent dimensions."""
         return 64 if self.items < 2000 else 128 if self.items < 10_000 else 200
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether users have few interactions."""
+        return self.interactions < _FEW * self.users
 
     @property
     def decay(self) -> float:
@@ -80,10 +90,15 @@ def _conv4rec(counts: Counts) -> Recipe:
         "latent_width": counts.width,
         "rating_width": counts.width // 2,
     }
-    if counts.interactions < _FEW * counts.users:
+    if counts.is_sparse:
         found["rating_decay"] = _RATING_DECAY
     about = "who interacts with what, and how they rate it"
     return Recipe(about, found, {"weight_decay": counts.decay})
+
+
+def _item_knn(counts: Counts) -> Recipe:
+    sparse = {"num_neighbors": _SPARSE_NEIGHBORS, "shrink": _SPARSE_SHRINK}
+    return Recipe("who interacts with what", sparse if counts.is_sparse else {})
 
 
 def _mult_vae(counts: Counts) -> Recipe:
@@ -111,6 +126,7 @@ def _vae_bmf(counts: Counts) -> Recipe:
 _RECIPES: Mapping[str, Callable[[Counts], Recipe]] = {
     "autorec": _autorec,
     "conv4rec": _conv4rec,
+    "item_knn": _item_knn,
     "mult_vae": _mult_vae,
     "sas_rec": _sas_rec,
     "vae_bmf": _vae_bmf,

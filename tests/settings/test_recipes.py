@@ -58,6 +58,12 @@ def test_few_ratings_decay_faster_than_interactions():
     assert "rating_decay" not in many
 
 
+def test_similarities_of_few_users_count_less():
+    few, many = (recipe("item_knn", Counts(1000, 5000, 1000 * n, 64)).model for n in (12, 20))
+    assert few == {"num_neighbors": 400, "shrink": 50.0}
+    assert many == {}
+
+
 def test_tiles_are_large_however_small_the_log():
     for users, wanted in ((60, 64), (610, 64), (6040, 512), (10**6, 512)):
         train = recipe("vae_bmf", Counts(users, 5000, 100 * users, 16)).train
