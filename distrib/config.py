@@ -255,7 +255,8 @@ def _apply(raw: JsonObject, text: str, faults: list[str]) -> list[Change]:
     if not value or not place:
         shown = f"{name}=..." if "=" in text else text
         faults.append(
-            f"--set {excerpt(shown)}: not valid TOML; write section.key=value, quote strings"
+            f"--set {excerpt(shown)}: not valid TOML; write section.key=value with the whole in "
+            "single quotes and text in double ones, as --set 'data.source.path=\"events/\"'"
         )
         return []
     target: Any = raw

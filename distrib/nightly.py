@@ -14,8 +14,9 @@ from distrib.events import emit
 from distrib.fence import require_ours, take_over
 from distrib.objectives.label_config import ReadsLabels, StoredLabel
 from distrib.run_file import RunFile
-from distrib.scoring.bulk.job import check_histories, note_published, score
+from distrib.scoring.bulk.job import check_histories, score
 from distrib.scoring.commit import ScoreResult
+from distrib.scoring.policy import ScoreConfig
 from distrib.storage import Folder
 from distrib.training.preflight.checks import check_run
 from distrib.training.records import RunResult
@@ -84,7 +85,7 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     run folder, where a server loads it without downtime. Until then both are from the previous run;
     a server keeps its model while the bundle is replaced. An interrupted run is finished under its
     own name before a new one starts; it restarts if the log has grown meanwhile. A run without new
-    rows is skipped.
+    rows trains nothing; it makes the lists again if their rules have changed.
 
     Args:
         file: The run file; with ``data.extend = true`` each run adds the new files.
@@ -106,8 +107,9 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     data = prepared.hash
     if before and before[-1].data == data:
         emit("nothing_new", night=nightly_run.name, since=before[-1].name)
-        note_published()
-        return NightResult(night=before[-1].name, new=False)
+        # Rules may have changed; otherwise the lists are found to be up to date.
+        scored = score(str(_place(folder, before[-1])), file.data.prepared, _lists(file, folder))
+        return NightResult(night=before[-1].name, new=False, scored=scored)
     nightly_run = nightly_run.model_copy(
         update={"name": _free(nightly_run.name, {earlier.name for earlier in before})}
     )
@@ -119,8 +121,7 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     _note(folder, nightly_runs)
     tonight = _tonight(file, place, _earlier(file, folder, before, prepared.forgets))
     trained = launch(tonight.training())
-    output = file.score.output or str(folder / "recommendations")
-    lists = file.score.model_copy(update={"output": output})
+    lists = _lists(file, folder)
     scored = score(tonight.run, file.data.prepared, lists)
     require_ours(folder, token)
     copy_bundle(place / BUNDLE, folder / BUNDLE)
@@ -128,8 +129,13 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     for old in nightly_runs[:-_KEPT]:
         _place(folder, old).remove()
     _note(folder, nightly_runs[-_KEPT:])
-    emit("night_done", night=nightly_run.name, run=tonight.run, lists=output)
+    emit("night_done", night=nightly_run.name, run=tonight.run, lists=lists.output)
     return NightResult(night=nightly_run.name, new=True, trained=trained, scored=scored)
+
+
+def _lists(file: RunFile, folder: Folder) -> ScoreConfig:
+    output = file.score.output or str(folder / "recommendations")
+    return file.score.model_copy(update={"output": output})
 
 
 def _tonight(file: RunFile, place: Folder, earlier: str | None) -> RunFile:

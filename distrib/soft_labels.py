@@ -72,15 +72,15 @@ def label_manifest(url: str) -> LabelManifest:
     """
     folder = Folder(url)
     if not folder.exists(_SUCCESS):
-        raise DataError(f"{folder}: no {_SUCCESS}, so no complete soft labels; run jobs/soften.py")
+        raise DataError(f"{folder}: no {_SUCCESS}, so no complete soft labels; run distrib soften")
     found = read_record(LabelManifest, folder.read_json(_SUCCESS), folder / _SUCCESS)
     if "soften" not in found.recipe:
-        raise DataError(f"{folder}: holds no soft labels; set the folder that jobs/soften.py wrote")
+        raise DataError(f"{folder}: holds no soft labels; set the folder that distrib soften wrote")
     return found
 
 
 def label_table(url: str, columns: list[str]) -> pa.Table:
-    """Read a folder that `jobs/soften.py` wrote.
+    """Read a folder that `distrib soften` wrote.
 
     Args:
         url: Path or URL of the folder.
@@ -97,7 +97,7 @@ def label_table(url: str, columns: list[str]) -> pa.Table:
         content = folder.read(file.name)
         if hashlib.sha256(content).hexdigest() != file.sha256:
             raise DataError(
-                f"{folder / file.name}: differs from its digest in {_SUCCESS}; run jobs/soften.py "
+                f"{folder / file.name}: differs from its digest in {_SUCCESS}; run distrib soften "
                 "into a new folder"
             )
         parquet = pq.ParquetFile(io.BytesIO(content))
@@ -105,7 +105,7 @@ def label_table(url: str, columns: list[str]) -> pa.Table:
         if absent:
             raise DataError(
                 f"{folder / file.name}: has no column(s) {absent}; soft labels have ratings if "
-                "jobs/soften.py propagates those of an autoencoder on a log with ratings"
+                "distrib soften propagates those of an autoencoder on a log with ratings"
             )
         tables.append(parquet.read(columns=columns))
     return pa.concat_tables(tables)
@@ -127,7 +127,7 @@ class SoftLabels:
 
     @classmethod
     def open(cls, url: str) -> "SoftLabels":
-        """Read a folder that `jobs/soften.py` wrote.
+        """Read a folder that `distrib soften` wrote.
 
         Args:
             url: Path or URL of the folder.

@@ -74,6 +74,13 @@ def published(file):
     return Folder(file.run).read_json(f"recommendations/{SUCCESS}")
 
 
+def listed(file):
+    """All items of all lists."""
+    folder = Folder(f"{file.run}/recommendations")
+    tables = [folder.read_parquet(n) for n in folder.data_files() if n.endswith(".parquet")]
+    return pa.concat_tables(tables)["items"].combine_chunks().flatten().to_pylist()
+
+
 @pytest.mark.ray
 def test_nights_follow_each_other(cluster, file, monkeypatch, capfd):
     folder = Folder(file.run)
@@ -87,6 +94,17 @@ def test_nights_follow_each_other(cluster, file, monkeypatch, capfd):
     again = nightly(file, "2026-01-02")
     assert (again.night, again.new) == ("2026-01-01", False)
     assert [nightly_run["name"] for nightly_run in ledger(file)] == ["2026-01-01"]
+
+    # A product is recalled: the lists follow, with the model that there is.
+    recalled = listed(file)[0]
+    deny = folder_of(file) / "deny.csv"
+    deny.write_text(f"item\n{recalled}\n")
+    text = f'score.policy={{deny="{deny}"}}'
+    ruled = load(RunFile, folder_of(file) / "run.toml", overrides=(text,))
+    follows = nightly(ruled, "2026-01-02")
+    assert (follows.night, follows.new) == ("2026-01-01", False)
+    assert recalled not in listed(file)
+    assert published(file)["counts"]["users"] == 40
 
     # Something came, and the night is cut off between training and lists.
     write_day(folder_of(file), 2, np.arange(30, 60))

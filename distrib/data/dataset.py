@@ -254,7 +254,7 @@ class Dataset:
         if not folder.exists(MANIFEST):
             raise DataError(
                 f"{folder}: no {MANIFEST}, so nothing complete is prepared there; run "
-                "jobs/prepare.py"
+                "distrib prepare"
             )
         document = folder.read_json(MANIFEST)
         found = document.get("format") if isinstance(document, dict) else None

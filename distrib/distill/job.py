@@ -75,7 +75,7 @@ def plan(run: str, prepared: str, config: SoftenConfig) -> Work:
     """
     dataset, folder = Dataset.open(prepared), Folder(run) / BUNDLE
     if not folder.exists():
-        raise CheckpointError(f"{folder}: no bundle to embed users with; run jobs/train.py first")
+        raise CheckpointError(f"{folder}: no bundle to embed users with; run distrib train first")
     manifest, model = read_manifest(folder), model_config(folder)
     trained_on = read_record(BundleFacts, manifest.facts, run).data
     if trained_on != dataset.hash:

@@ -107,8 +107,9 @@ def check_split(split: Split) -> None:
     """
     if isinstance(split, NoSplit):
         raise ConfigError(
-            f"data.split = {split.name!r} holds out nothing to evaluate; choose another split, or "
-            "run jobs/prepare.py, train.py and score.py one by one"
+            f"data.split = {split.name!r} holds out nothing to evaluate; run distrib nightly, or "
+            "prepare, train and score one by one; to evaluate, choose another split in another "
+            "run file"
         )
 
 

@@ -30,7 +30,7 @@ class PopularityLabel(Config):
 
 
 class StoredLabel(Config):
-    """Labels of each user that `jobs/soften.py` wrote."""
+    """Labels of each user that `distrib soften` wrote."""
 
     kind: Literal["stored"] = "stored"
 
@@ -57,7 +57,7 @@ class SoftenedConfig(Config):
     """Settings that objectives share which add stored soft labels to another objective."""
 
     label: StoredLabel
-    """Labels that `jobs/soften.py` wrote."""
+    """Labels that `distrib soften` wrote."""
 
     label_share: Share = 0.3
     """Lambda 1: share of the soft label; see the objective ``soft_target``."""

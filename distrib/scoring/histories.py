@@ -101,8 +101,8 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
     is_unrated = "ratings" not in table.column_names or (source and len(source.levels) == 1)
     if is_unrated and len(levels) > 1:
         raise DataError(
-            f"the histories have no ratings (column 'ratings'); this model needs them, on the "
-            f"scale {list(levels)}"
+            "the histories have no ratings, and the model was trained on a log with ratings from "
+            f"{list(levels)}; give them as {{item: rating}}, or in the column 'ratings' of a table"
         )
     kept_B, rejected = _scorable(table, is_rated=not is_unrated)
     if rejected:

@@ -278,7 +278,7 @@ def item_table(url: str, columns: tuple[str, ...], kind: IdKind) -> pa.Table:
 
 
 def unknown_items(policy: PolicyConfig, vocabulary: Vocabulary) -> list[str]:
-    """Say which settings of a policy name ids that are no items of the model, and so do nothing.
+    """Say which settings of a policy name ids that are not in the catalog, and so do nothing.
 
     Args:
         policy: Its ``allow`` and ``deny``.
@@ -297,7 +297,9 @@ def unknown_items(policy: PolicyConfig, vocabulary: Vocabulary) -> list[str]:
         if is_unknown.any():
             first = ids[int(is_unknown.argmax())].as_py()
             count = int(is_unknown.sum())
-            found.append(f"{name}: {count} of {len(ids)} ids are no items, such as {first!r}")
+            found.append(
+                f"{name}: {count} of {len(ids)} ids are not in the catalog, such as {first!r}"
+            )
     return found
 
 

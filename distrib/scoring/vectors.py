@@ -55,7 +55,7 @@ def require_vectors(model: Model) -> None:
     if item_vectors(model) is None:
         raise DataError(
             f"{type(model).__name__} has no item embeddings whose inner products are its scores; "
-            "use jobs/score.py instead"
+            "use distrib score instead"
         )
 
 

@@ -29,6 +29,8 @@ _SPARSE_NEIGHBORS, _SPARSE_SHRINK = 400, 50.0
 """Of item k-nearest neighbors: similarities rest on few users, and few neighbors meet a history."""
 
 _TILE_ITEMS = 512
+_DIVERGENCE = 1.5e-3
+"""Weight of VAE-BMF's divergences. With its default codes fall to 0 where users have many tiles."""
 
 
 class Counts(NamedTuple):
@@ -84,6 +86,9 @@ class Recipe(NamedTuple):
     optimizer: Values = _NONE
     train: Values = _NONE
 
+    patience: int = 10
+    """Epochs, where validation chooses one."""
+
 
 def _conv4rec(counts: Counts) -> Recipe:
     found: dict[str, object] = {
@@ -116,11 +121,26 @@ def _autorec(_counts: Counts) -> Recipe:
 
 
 def _vae_bmf(counts: Counts) -> Recipe:
-    """Return large tiles: both sides of each are encoded for it."""
+    """Return large tiles: both sides of each are encoded for it.
+
+    For the first hundreds of updates it predicts the means of users and items alone, so it needs
+    more patience than others.
+    """
     users = power_of_two(counts.users / 8, 64, 512)
     tiles = {"batch_users": users, "tiles": {"items": _TILE_ITEMS}}
     about = "how items are rated, and how sure that is"
-    return Recipe(about, {"centering": "means"}, train=tiles)
+    model = {
+        "latent_width": 50,
+        "branch_width": 100,
+        "hidden_width": 100,
+        "centering": "means",
+        "likelihood": "analytic",
+        "input_dropout": 0.6,
+        "user_kl_weight": _DIVERGENCE,
+        "item_kl_weight": _DIVERGENCE,
+    }
+    rule = {"name": "adam", "learning_rate": 1.5e-3, "weight_decay": 3e-4}
+    return Recipe(about, model, rule, tiles, patience=2 * Recipe().patience)
 
 
 _RECIPES: Mapping[str, Callable[[Counts], Recipe]] = {

@@ -3,7 +3,7 @@
 import itertools
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -30,6 +30,7 @@ _SHARD_ROWS = 1_000_000
 _SHOWN = 5
 _FEW_LEVELS = 3
 _HELD_OUT_SHARE = 0.1
+_NEXT: Mapping[Purpose, str] = {"research": "pipeline", "nightly": "nightly"}
 _MOST_HELD_OUT = 10_000
 
 
@@ -106,7 +107,7 @@ def run_file(
     model = model or _BY_KIND[_kind(found)]
     scheme = scheme_of_model(model)
     lines = [
-        f"# Written by `distrib init`. Next: distrib pipeline --config {name}.toml",
+        f"# Written by `distrib init`. Next: distrib {_NEXT[purpose]} --config {name}.toml",
         f"run = {inline(f'runs/{name}')}  # folder or URL of checkpoints, the model and the lists",
         "",
         "[data]",
@@ -191,7 +192,7 @@ def _model(size: Size, purpose: Purpose, model: str, scheme: Scheme) -> Iterator
         yield "num_epochs = 20"
     else:
         yield "num_epochs = 100"
-        yield "patience = 10  # stop after so many epochs without a better validation"
+        yield f"patience = {found.patience}  # epochs without a better validation, then it stops"
 
 
 def name_of(url: str) -> str:

@@ -222,7 +222,7 @@ def _differences(analysis: Analysis) -> Iterator[Table]:
         for metric, found in block.comparisons.items():
             rows: list[TableRow] = [
                 [
-                    f"{one.option} less {one.against}",
+                    f"{one.option} minus {one.against}",
                     *difference_cells(one),
                     f"{one.p_wilcoxon:.2g}",
                     str(one.seeds_ahead),

@@ -44,6 +44,6 @@ def advice(config: TrainingRun, what: str, chunks: Chunks | None = None) -> str:
         f"{config.train.batch_users} users at once), lower engine.block_items "
         f"({items}) or engine.keep_output_mb ({keep_mb}), {stage}set engine.offload; where "
         "histories fill the "
-        "memory, set train.feed = 'streaming' in a new run folder; jobs/doctor.py measures what a "
+        "memory, set train.feed = 'streaming' in a new run folder; distrib doctor measures what a "
         "run needs"
     )

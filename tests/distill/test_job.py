@@ -216,7 +216,7 @@ def test_labels_of_a_log_with_ratings_hold_ratings_to_impute(cluster, tmp_path):
     launch(trained)
     assert Folder(trained.run).read_json("history.json")[-1]["losses"]["imputed"] > 0
     other = objective.model_copy(update={"label": StoredLabel(path=str(tmp_path / "near"))})
-    with pytest.raises(ConfigError, match="have no ratings to impute; run jobs/soften"):
+    with pytest.raises(ConfigError, match="have no ratings to impute; run distrib soften"):
         preflight(trained.model_copy(update={"run": str(tmp_path / "no"), "objective": other}))
 
 

@@ -197,7 +197,7 @@ def test_settings_without_effect_and_missing_labels_are_refused(tmp_path):
     with pytest.raises(ValueError, match="target_weight has no effect with form = 'coupled'"):
         SoftTargetConfig(label=UNIFORM, form="coupled", target_weight=0.5)
     missing = SoftTargetConfig(label={"kind": "stored", "path": str(tmp_path)})
-    with pytest.raises(DataError, match="so no complete soft labels; run jobs/soften"):
+    with pytest.raises(DataError, match="so no complete soft labels; run distrib soften"):
         missing.build(Catalog(ITEMS, (1.0,), counts(), 9))
 
 

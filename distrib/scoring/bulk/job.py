@@ -225,7 +225,7 @@ def plan_scoring(run: str, prepared: str, config: ScoreConfig) -> Work:
 def _bundle_manifest(run: str) -> Manifest:
     bundle = Folder(run) / BUNDLE
     if not bundle.exists():
-        raise CheckpointError(f"{bundle}: no bundle to score with; run jobs/train.py first")
+        raise CheckpointError(f"{bundle}: no bundle to score with; run distrib train first")
     return read_manifest(bundle)
 
 

@@ -109,7 +109,7 @@ class Estimate(NamedTuple):
 
 def _read(value: float | None, unit: str) -> str:
     if value is None:
-        return "jobs/doctor.py measures it"
+        return "distrib doctor measures it"
     return (
         f"{value:.3g} {unit}" if value >= _LEAST_SHOWN or not value else f"< {_LEAST_SHOWN} {unit}"
     )

@@ -29,14 +29,14 @@ def soft_label_faults(run: TrainingRun, dataset: Dataset) -> list[DistribError]:
         faults.append(
             ConfigError(
                 f"the soft labels in {path} were made of data {manifest.data}, but {run.prepared} "
-                f"holds {dataset.hash}; run jobs/soften.py with a run on these data"
+                f"holds {dataset.hash}; run distrib soften with a run on these data"
             )
         )
     if manifest.targets != targets_of(model):
         faults.append(
             ConfigError(
                 f"the soft labels in {path} are of targets {manifest.targets!r}, but "
-                f"{model.name} is trained on {targets_of(model)!r}; run jobs/soften.py with a run "
+                f"{model.name} is trained on {targets_of(model)!r}; run distrib soften with a run "
                 "of the same kind of model"
             )
         )
@@ -44,7 +44,7 @@ def soft_label_faults(run: TrainingRun, dataset: Dataset) -> list[DistribError]:
     if imputes and not manifest.has_ratings:
         faults.append(
             ConfigError(
-                f"the soft labels in {path} have no ratings to impute; run jobs/soften.py with "
+                f"the soft labels in {path} have no ratings to impute; run distrib soften with "
                 "soften.method = 'propagation' and an autoencoder on a log with ratings"
             )
         )
