@@ -39,6 +39,8 @@ _WHOLE = r"(0|[1-9]\d{0,17})(\.0+)?"
 _MOVIELENS = re.compile(r"(u\d?[ab]?\.(data|base|test)|ratings\.(\w+\.)*(dat|csv)(\.\w+)?)$")
 _ASIN = re.compile(r"[0-9A-Z]{10}|A[0-9A-Z]{9,}")
 
+_SHOWN_EVENTS = 4
+
 ROLES = ("user", "item", "rating", "time")
 """What a column may hold."""
 
@@ -234,10 +236,16 @@ def _columned(
     marks = marks_in(sample, roles)
     if marks and format_ == "csv":
         source["null_values"] = list(marks)
+    doubts = (*doubts, *roles.doubts, *rated.doubts)
     events = None
     if roles.event is not None:
         events = (roles.event, sorted({*map(str, filled(sample[roles.event]))}))
-    doubts = (*doubts, *roles.doubts, *rated.doubts)
+        if len(events[1]) > 1:
+            kinds = ", ".join(events[1][:_SHOWN_EVENTS])
+            doubts += (
+                f"all kinds of {roles.event} count alike ({kinds}); data.source.where counts some, "
+                "data.ratings.values weighs them",
+            )
     has_time = roles.time is not None
     return Guess(
         source,

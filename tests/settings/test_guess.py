@@ -162,6 +162,8 @@ def test_events_are_named_and_kept(tmp_path):
     (tmp_path / "log.csv").write_text(lines(rows, header="user,item,event"))
     found, _, path = starter(tmp_path, tmp_path / "log.csv")
     assert found.events == ("event", ["buy", "view"])
+    (doubt,) = found.doubts
+    assert "all kinds of event count alike (buy, view)" in doubt
     assert '# where = { event = ["buy"] }' in path.read_text()
 
 
