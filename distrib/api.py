@@ -27,7 +27,7 @@ from distrib.scoring.commit import ScoreResult
 from distrib.settings.guess import guess
 from distrib.settings.starter import Purpose, measure, name_of, run_file
 from distrib.storage import Folder, parquet_bytes
-from distrib.terminal import notebook_lines
+from distrib.terminal import readable_lines
 from distrib.toml_text import inline
 from distrib.training.preflight.checks import preflight
 from distrib.training.records import RunResult
@@ -98,7 +98,7 @@ def prepare(file: RunSettings = None, /, **sections: Any) -> DatasetManifest:
     """
     found = _run(file, sections)
     preparation.preflight(found.data)
-    with notebook_lines():
+    with readable_lines():
         _connect()
         return preparation.prepare(found.data)
 
@@ -118,7 +118,7 @@ def train(file: RunSettings = None, /, **sections: Any) -> RunResult:
     """
     found = _run(file, sections)
     preflight(found.training())
-    with notebook_lines():
+    with readable_lines():
         _connect()
         return launch(found.training())
 
@@ -139,7 +139,7 @@ def evaluate(file: RunSettings = None, /, **sections: Any) -> Evaluation:
     """
     found = _run(file, sections)
     evaluation.preflight(found.run, found.data.prepared)
-    with notebook_lines():
+    with readable_lines():
         _connect()
         return evaluation.evaluate(found.run, found.data.prepared, found.evaluate)
 
@@ -160,7 +160,7 @@ def score(file: RunSettings = None, /, **sections: Any) -> ScoreResult:
     """
     found = _run(file, sections)
     bulk.preflight(found.run, found.data.prepared, found.score)
-    with notebook_lines():
+    with readable_lines():
         _connect()
         return bulk.score(found.run, found.data.prepared, found.score)
 

@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TextIO, TypeAlias
 
 from rich.console import Console
@@ -65,15 +65,19 @@ def standard_error() -> Iterator[None]:
 
 
 @contextmanager
-def notebook_lines() -> Iterator[None]:
-    """In a notebook, write events as people read them; elsewhere do nothing.
+def readable_lines() -> Iterator[None]:
+    """In a notebook, write events as people read them; in a script, do as `standard_error`.
 
     Yields:
         Nothing.
     """
     before = sys.stderr
-    if _NOTEBOOK not in sys.modules or isinstance(before, Readable):
+    if isinstance(before, Readable):
         yield
+        return
+    if _NOTEBOOK not in sys.modules:
+        with standard_error() if _is_process_wide(before) else nullcontext():
+            yield
         return
     sys.stderr = Readable(before, is_read=True)
     try:

@@ -99,7 +99,9 @@ def test_policies_hold_and_seen_items_are_left_out(vae):
 
 
 def test_denied_ids_that_are_no_items_are_a_warning(vae):
-    with pytest.warns(UserWarning, match="deny: 1 of 2 ids are no items, such as 'sku-none'"):
+    with pytest.warns(
+        UserWarning, match="deny: 1 of 2 ids are not in the catalog, such as 'sku-none'"
+    ):
         vae.recommend(["sku-3"], 9, deny=["sku-3", "sku-none"])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from distrib.events import emit
-from distrib.terminal import listed, notebook_lines, result_lines
+from distrib.terminal import listed, readable_lines, result_lines
 from tests.forked_workers import running
 
 ROOT = Path(__file__).parents[1]
@@ -130,12 +130,12 @@ num_workers = 1
 def test_a_notebook_shows_sentences(monkeypatch):
     cell = io.StringIO()
     monkeypatch.setattr(sys, "stderr", cell)
-    with notebook_lines():
+    with readable_lines():
         emit("prepared", counts={"users": 3})
     assert json.loads(cell.getvalue())["event"] == "prepared"  # a script
     cell.truncate(0)
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    with notebook_lines(), notebook_lines():
+    with readable_lines(), readable_lines():
         emit("prepared", counts={"users": 3})
         sys.stderr.write("a library's own line\n")
     shown = cell.getvalue().replace("\0", "")
@@ -143,3 +143,21 @@ def test_a_notebook_shows_sentences(monkeypatch):
     assert "{" not in shown
     assert shown.endswith("a library's own line\n")
     assert sys.stderr is cell
+
+
+def test_a_script_that_calls_the_api_sees_no_lines_of_the_core():
+    script = """
+import os, sys
+from distrib.events import emit
+from distrib.terminal import readable_lines
+with readable_lines(), readable_lines():
+    emit("prepared", counts={"users": 3})
+    os.write(2, b"[2026-11-30 12:17:08,902 E 21559 21559] core_worker.cc:2465: Actor\\n")
+    os.write(2, b"a library's own line\\n")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    event, *others = sorted(done.stderr.splitlines(), key=lambda line: line[0] != "{")
+    assert json.loads(event)["counts"] == {"users": 3}
+    assert others == ["a library's own line"]

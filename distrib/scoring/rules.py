@@ -261,7 +261,9 @@ def item_table(url: str, columns: tuple[str, ...], kind: IdKind) -> pa.Table:
         ) from error
     absent = [name for name in columns if name not in table.column_names]
     if absent:
-        raise DataError(f"{url}: lacks column(s) {absent}; it has {listed(table.column_names)}")
+        raise DataError(
+            f"{url}: lacks column(s) {absent}; it has {listed(table.column_names)}; rename one"
+        )
     twice = [name for name in columns if table.column_names.count(name) > 1]
     if twice:
         raise DataError(f"{url}: has column(s) {twice} more than once; keep one of each")
@@ -289,7 +291,7 @@ def unknown_items(policy: PolicyConfig, vocabulary: Vocabulary) -> list[str]:
     """
     found = []
     for name, items in (("allow", policy.allow), ("deny", policy.deny)):
-        ids = None if items is None else _ids(items, vocabulary, name)
+        ids = None if items is None else _ids(items, vocabulary, f"policy.{name}")
         if ids is None or not len(ids):
             continue
         ids = ids.drop_null()
@@ -324,7 +326,10 @@ def _positions(items: ItemSet, vocabulary: Vocabulary, what: str) -> IntArray:
 
 def _ids(items: ItemSet, vocabulary: Vocabulary, what: str) -> pa.Array:
     if isinstance(items, str):
-        return whole(item_table(items, ("item",), vocabulary.id_kind)["item"])
+        try:
+            return whole(item_table(items, ("item",), vocabulary.id_kind)["item"])
+        except DataError as error:
+            raise DataError(f"score.{what}: {error}") from error
     try:
         return pa.array(items) if items else pa.array([], vocabulary.ids.type)
     except pa.ArrowException as error:

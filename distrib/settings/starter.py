@@ -30,6 +30,7 @@ _SHARD_ROWS = 1_000_000
 _SHOWN = 5
 _FEW_LEVELS = 3
 _HELD_OUT_SHARE = 0.1
+_OF_DECAY = "  # apart from the gradient: an update takes this times the learning rate of a weight"
 _NEXT: Mapping[Purpose, str] = {"research": "pipeline", "nightly": "nightly"}
 _MOST_HELD_OUT = 10_000
 
@@ -182,7 +183,10 @@ def _model(size: Size, purpose: Purpose, model: str, scheme: Scheme) -> Iterator
     yield from (f"{key} = {inline(value)}" for key, value in found.model.items())
     if found.optimizer:
         yield from ("", "[optimizer]")
-        yield from (f"{key} = {inline(value)}" for key, value in found.optimizer.items())
+        is_apart = "name" not in found.optimizer  # adamw, the default
+        for key, value in found.optimizer.items():
+            note = _OF_DECAY if is_apart and key == "weight_decay" else ""
+            yield f"{key} = {inline(value)}{note}"
     if not isinstance(scheme, IterativeScheme):
         return
     yield from ("", "[train]")
