@@ -93,7 +93,8 @@ def guess(url: str, columns: Mapping[str, str] = MappingProxyType({})) -> Guess:
     fitting = [(file, each) for file, each in found if isinstance(each, Guess)]
     if not fitting:
         reasons = "; ".join(dict.fromkeys(str(each) for _, each in found))
-        raise DataError(f"{url}: no columns of users and items found: {reasons[:1500]}")
+        what = "" if columns else "no columns of users and items found: "
+        raise DataError(f"{url}: {what}{reasons[:1500]}")
     if len(fitting) == len(found) and len({json.dumps(each.source) for _, each in fitting}) == 1:
         best, path = fitting[0][1], url
     else:

@@ -91,7 +91,10 @@ def _files_of(path: str, unlike: frozenset[str]) -> list[LogFile]:
     if not folder.exists():
         urls = folder.matching() if is_pattern(path) else []
         if not urls:
-            raise DataError(f"{path}: no such file, folder or bucket; check data.source.path")
+            raise DataError(
+                f"{path}: no such file, folder or bucket; check the path of the log, which is "
+                "data.source.path in a run file"
+            )
         deep = [Folder(url) for url in urls]
         tables = {url.rsplit("/", 1)[0] for url in urls} | {*urls}
         for table in sorted(tables):
