@@ -238,17 +238,25 @@ def run_and_report(work: Callable[[], Result], log: str | None = None) -> int:
     try:
         with _standard_error_in(log), standard_error(), own_standard_output():
             result = work()
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; rerun the same command to continue\n")
-        return 130
-    except _Terminated:
-        sys.stderr.write("terminated; rerun the same command to continue\n")
-        return 143
-    except Exception as error:
-        return _failed(error)
+    except (KeyboardInterrupt, _Terminated, Exception) as error:
+        return _ended(error)
     document = result.to_json() if isinstance(result, Record) else result
     sys.stdout.write(document if isinstance(document, str) else _result(document))
     return 0
+
+
+def _ended(error: BaseException) -> int:
+    """Report what ended a job; return the exit code."""
+    # A signal that comes inside of Ray's core leaves it as the cause of a SystemError.
+    cause = error.__cause__ if isinstance(error, SystemError) else error
+    if isinstance(cause, KeyboardInterrupt):
+        sys.stderr.write("interrupted; rerun the same command to continue\n")
+        return 130
+    if isinstance(cause, _Terminated):
+        sys.stderr.write("terminated; rerun the same command to continue\n")
+        return 143
+    assert isinstance(error, Exception)  # the others are above
+    return _failed(error)
 
 
 def _result(document: JsonObject) -> str:
