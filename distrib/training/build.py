@@ -12,7 +12,7 @@ from distrib.training.engines.base import Engine
 from distrib.training.engines.blocks import with_blocks
 from distrib.training.engines.config import EngineConfig
 from distrib.training.engines.deepspeed_config import num_micro_batches
-from distrib.training.engines.graphs import Eager, Graphs, Runner, why_not
+from distrib.training.engines.graphs import Runner, runner_on, why_not
 from distrib.training.engines.item_parallel import ItemEngine
 from distrib.training.engines.local import LocalEngine
 from distrib.training.schemes import iterative_scheme_of
@@ -70,11 +70,12 @@ def _local_engine(
         on_gpu, rule = device.type == "cuda", config.optimizer.name
         reason = why_not(step, rule, decodes_inputs=decodes_inputs, num_parts=parts, on_gpu=on_gpu)
         if not reason:
-            runner = Graphs() if on_gpu else Eager()
+            runner = runner_on(device)
             reason = "" if on_gpu else "only GPUs have them; shapes are as they would be"
         emit("graphs", captured=not reason, reason=reason)
-    rates = config.optimizer
-    return LocalEngine(step, rates, device, dtype=engine.dtype, num_parts=parts, runner=runner)
+    return LocalEngine(
+        step, config.optimizer, device, dtype=engine.dtype, num_parts=parts, runner=runner
+    )
 
 
 def _sized(config: TrainingRun, model: Model, device: torch.device, items: int) -> EngineConfig:

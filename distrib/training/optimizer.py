@@ -140,13 +140,15 @@ def optimizer_of(
         }
         for group in groups
     ]
-    optimizer = _capturable(entries, config) if capturable else _rule(entries, config)
+    optimizer = _rule(entries, config, capturable=capturable)
     if len({group.phase for group in groups}) > 1:
         optimizer.register_step_pre_hook(_leave_alone)
     return optimizer
 
 
-def _rule(entries: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+def _rule(
+    entries: list[dict[str, Any]], config: OptimizerConfig, *, capturable: bool
+) -> torch.optim.Optimizer:
     rate = config.learning_rate
     if config.name == "sgd":
         return torch.optim.SGD(entries, lr=rate, momentum=config.momentum, fused=True)
@@ -155,13 +157,8 @@ def _rule(entries: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim
     if config.name == "nadam":
         return torch.optim.NAdam(entries, lr=rate, betas=config.betas)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(entries, lr=rate, betas=config.betas, fused=True)
-
-
-def _capturable(entries: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    rate = torch.tensor(config.learning_rate, device=entries[0]["params"][0].device)
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(entries, lr=rate, betas=config.betas, fused=True, capturable=True)
+    held = torch.tensor(rate, device=entries[0]["params"][0].device) if capturable else rate
+    return kind(entries, lr=held, betas=config.betas, fused=True, capturable=capturable)
 
 
 def train_phase(optimizer: Any, phase: str) -> None:

@@ -13,13 +13,12 @@ from torch.distributed import HashStore
 from distrib.checkpoint.state import SavedState, write_pieces
 from distrib.scoring.scorer import Scorer
 from distrib.training.engines.config import EngineConfig
-from distrib.training.engines.graphs import Eager, Graphs
+from distrib.training.engines.graphs import Graphs, runner_on
 from tests.conftest import Small
 from tests.device import cases
-from tests.in_process import filled, vocabulary_of
+from tests.in_process import CPU, filled, vocabulary_of
 from tests.training.graph_runs import reason_against, trained
 
-CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 6e-2}
 """Relative; sums of a GPU are ordered differently, and bf16 has 8 bits."""
 
@@ -151,7 +150,7 @@ def _graphs(device: torch.device, small: Small) -> Iterator[Case]:
         def run(model=model, objective=objective, dtype=dtype) -> None:
             places = {"device": device, "dtype": dtype}
             expected, _ = trained(model, objective, small, None, **places)
-            runner = Graphs() if device.type == "cuda" else Eager()
+            runner = runner_on(device)
             found, _ = trained(model, objective, small, runner, **places)
             if isinstance(runner, Graphs):
                 assert not runner.fault, runner.fault

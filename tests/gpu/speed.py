@@ -20,7 +20,7 @@ from distrib.rng import CounterRng
 from distrib.scoring.scorer import Scorer
 from distrib.training.engines.blocks import with_blocks
 from distrib.training.engines.config import EngineConfig
-from distrib.training.engines.graphs import Eager, Graphs
+from distrib.training.engines.graphs import runner_on
 from distrib.training.engines.local import LocalEngine
 from distrib.training.optimizer import OptimizerConfig
 from distrib.training.schemes import iterative_scheme_of
@@ -132,7 +132,7 @@ def _trained(world: World, device: torch.device, name: str, users: int, *, graph
     settings = with_blocks(EngineConfig(), device, users, items, model)
     assert run.objective is not None
     step = scheme.step(model, run.objective.build(world.vocabulary.catalog), settings)
-    runner = None if not graphs else Graphs() if device.type == "cuda" else Eager()
+    runner = runner_on(device) if graphs else None
     engine = LocalEngine(
         step.to(device), OptimizerConfig(), device, dtype=torch.bfloat16, runner=runner
     )

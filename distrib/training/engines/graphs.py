@@ -105,6 +105,11 @@ class Graphs:
         return replayed
 
 
+def runner_on(device: torch.device) -> Runner:
+    """Return what runs updates of a few shapes on a device."""
+    return Graphs() if device.type == "cuda" else Eager()
+
+
 def held_batch(num_rows: int, size: int, num_items: int, device: torch.device) -> Batch:
     """Return a batch to `fill`; its last row, of user -1, has what does not count.
 
