@@ -38,13 +38,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distrib.api import evaluate, init, prepare, score, train
+    from distrib.api import compare, evaluate, init, prepare, score, train
     from distrib.recommender import Recommender
 
 __version__ = "0.2.0"
-__all__ = ["Recommender", "__version__", "evaluate", "init", "prepare", "score", "train"]
+__all__ = [
+    "Recommender",
+    "__version__",
+    "compare",
+    "evaluate",
+    "init",
+    "prepare",
+    "score",
+    "train",
+]
 
-_HOME = dict.fromkeys(("evaluate", "init", "prepare", "score", "train"), "distrib.api")
+_JOBS = ("compare", "evaluate", "init", "prepare", "score", "train")
+_HOME = dict.fromkeys(_JOBS, "distrib.api")
 _HOME["Recommender"] = "distrib.recommender"
 
 

@@ -5,10 +5,10 @@ Ray starts on this machine unless it runs already; errors are raised as `Distrib
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 import ray
@@ -32,6 +32,9 @@ from distrib.toml_text import inline
 from distrib.training.preflight.checks import preflight
 from distrib.training.records import RunResult
 from distrib.training.workers.launch import launch
+
+if TYPE_CHECKING:
+    from distrib.studies.compare import RunComparison
 
 RunSettings: TypeAlias = RunFile | str | Path | None
 """A run file, read or by its path; None where its sections are given by name."""
@@ -163,6 +166,25 @@ def score(file: RunSettings = None, /, **sections: Any) -> ScoreResult:
     with readable_lines():
         _connect()
         return bulk.score(found.run, found.data.prepared, found.score)
+
+
+def compare(*runs: RunFile | str | Path, metrics: Sequence[str] = ()) -> "RunComparison":
+    """Compare evaluated runs on the same data, user by user, as ``distrib compare`` does.
+
+    Args:
+        *runs: Run folders, or run files that name them; the others are tested against the first.
+        metrics: Which test metrics; by default all that every run has.
+
+    Returns:
+        Means with intervals, paired tests, and the users that change most.
+
+    Raises:
+        ConfigError: Fewer than two runs, a run that was not evaluated, or different data or users.
+    """
+    from distrib.studies import compare as studies  # its statistics take a second
+
+    folders = [run.run if isinstance(run, RunFile) else str(run) for run in runs]
+    return studies.compare(folders, metrics)
 
 
 def _run(file: RunSettings, sections: Mapping[str, Any]) -> RunFile:

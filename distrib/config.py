@@ -16,6 +16,16 @@ from distrib.errors import ConfigError, DataError, excerpt
 from distrib.redaction import hide, is_secret
 from distrib.renamed import Change, RenamedWarning, renamed
 
+_WANTED = {
+    ("int_type", "int_parsing", "int_from_float"): "a whole number",
+    ("float_type", "float_parsing"): "a number",
+    ("bool_type", "bool_parsing"): "true or false",
+    ("string_type",): "text",
+    ("list_type", "tuple_type"): "a list",
+    ("dict_type", "model_type", "model_attributes_type"): "a table",
+}
+"""What a value of another type should have been, by the names of pydantic's faults."""
+
 JsonObject = dict[str, Any]
 """A JSON document without a schema."""
 
@@ -295,7 +305,10 @@ def _substitute(node: Any, environment: Mapping[str, str], faults: list[str], wh
 
 def _describe(kind: type[BaseModel], fault: Any) -> str:
     location = [str(part) for part in fault["loc"]]
-    message = fault["msg"].removeprefix("Value error, ")
+    message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    for types, wanted in _WANTED.items():
+        if fault["type"] in types:
+            message = f"must be {wanted}"
     if fault["type"] == "missing":
         message = "is required; set it"
     if fault["type"] == "union_tag_invalid":

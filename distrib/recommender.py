@@ -28,7 +28,7 @@ from distrib.frames import (
 )
 from distrib.models.capabilities import item_vectors
 from distrib.scoring.histories import DIGEST, Histories, read_histories
-from distrib.scoring.policy import Output, PolicyConfig, Precision, ScoreConfig
+from distrib.scoring.policy import Output, Precision, ScoreConfig
 from distrib.scoring.rules import unknown_items
 from distrib.scoring.scorer import Scorer, pair_scores
 from distrib.scoring.tables import recommend_table
@@ -146,7 +146,7 @@ class Recommender:
         config = checked(ScoreConfig, settings, where="recommend")
         config = config.model_copy(update={"layout": "long"})
         table, read = recommend_table(self.scorer, given.table, None, config)
-        for sentence in unknown_items(_without_files(config.policy), self._vocabulary):
+        for sentence in unknown_items(config.policy.without_files(), self._vocabulary):
             warnings.warn(sentence, stacklevel=2)
         self._require_known(read)
         return given.answer(table.drop_columns([DIGEST]))
@@ -168,8 +168,8 @@ class Recommender:
 
         Returns:
             ``user``, ``item``, ``score`` and, by models of ratings, ``rating`` and ``deviation``;
-            in the order of the targets, as a table where these are one. Pairs of an item or user
-            that is unknown are null.
+            in the order of the targets, as a table where these are one. Pairs of an item that the
+            model does not know, or of a user without a history, are null; a warning counts them.
 
         Raises:
             DataError: The histories or targets are not valid.
@@ -181,6 +181,13 @@ class Recommender:
         found = pairs
         for name, values in self._predicted(read, pairs).items():
             found = found.append_column(name, values)
+        if found["score"].null_count:
+            some = found.filter(found["score"].is_null()).select(["user", "item"])[:3].to_pylist()
+            warnings.warn(
+                f"{found['score'].null_count} pair(s), such as {some}, have no prediction: the "
+                "user has no history here, or the model does not know the item",
+                stacklevel=2,
+            )
         return given.answer(found) if to_arrow(targets) is None else from_arrow(found, targets)
 
     @torch.inference_mode()
@@ -381,12 +388,6 @@ def _one_or_more(value: object, vocabulary: Vocabulary) -> object:
     if isinstance(value, str) and vocabulary.positions(pa.array([value]))[0] >= 0:
         return [value]
     return listed(value)
-
-
-def _without_files(policy: PolicyConfig) -> PolicyConfig:
-    """Return a policy with the ids that it names itself, not those of files."""
-    files = [name for name in ("allow", "deny") if isinstance(getattr(policy, name), str)]
-    return policy.model_copy(update=dict.fromkeys(files))
 
 
 def _scattered(

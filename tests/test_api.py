@@ -56,6 +56,14 @@ def test_all_jobs_as_functions(log, here, cluster):
     found = distrib.evaluate(run, evaluate={"ndcg_at": [10]})
     ours, popularity = (found.metrics[name]["ndcg@10"].mean for name in ("model", "popularity"))
     assert ours > popularity
+    other = distrib.init(log, run="runs/other", model="popularity", data=run.data.model_dump())
+    distrib.train(other)
+    distrib.evaluate(other, evaluate={"ndcg_at": [10]})
+    compared = distrib.compare(run, "runs/other", metrics=["ndcg@10"])
+    assert compared.intervals["ndcg@10"]["shop"].mean == pytest.approx(ours)
+    assert [test.option for test in compared.comparisons["ndcg@10"]] == ["other"]
+    with pytest.raises(ConfigError, match="compare needs two runs or more"):
+        distrib.compare(run)
     result = distrib.score(run, score={"k": 4})
     lists = pq.read_table(result.output)
     assert len(lists) == 150

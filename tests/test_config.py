@@ -97,3 +97,24 @@ def test_an_unknown_model_is_one_line_with_the_nearest(tmp_path):
     with pytest.raises(ConfigError, match="'mult_vea'; did you mean 'mult_vae'") as caught:
         load(RunFile, path)
     assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ('train.num_epochs = "ten"', "train.num_epochs = 'ten': must be a whole number"),
+        ("train.num_epochs = 1.5", "train.num_epochs = 1.5: must be a whole number"),
+        ('optimizer.learning_rate = "fast"', "'fast': must be a number"),
+        ("optimizer.learning_rate = -1.0", "must be greater than 0"),
+        ('train.use_gpu = "yes"', "train.use_gpu = 'yes': must be true or false"),
+        ("run = 3", "run = 3: must be text"),
+        ("evaluate.recall_at = 20", "evaluate.recall_at = 20: must be a list"),
+        ("train.checkpoint = 5", "train.checkpoint = 5: must be a table"),
+        ('engine.precision = "int8"', "must be 'bf16', 'fp16' or 'fp32'"),
+    ],
+)
+def test_a_value_of_another_type_is_described_by_what_it_must_be(setting, message):
+    with pytest.raises(ConfigError) as reported:
+        load(RunFile, str(DEMO), overrides=[setting], environment={})
+    assert message in str(reported.value)
+    assert "Input" not in str(reported.value)

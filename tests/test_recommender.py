@@ -109,7 +109,8 @@ def test_ratings_are_read_and_predicted_for_pairs(conv):
     rated = {"ann": {"sku-3": 5, "sku-9": 2.0}, "bob": {"sku-1": 1}}
     lists = conv.recommend(rated, 50, exclude_seen=False)
     by_pair = {(user, row["item"]): row for user, rows in lists.items() for row in rows}
-    predicted = conv.predict(rated, ["sku-1", "nothing", "sku-2"])
+    with pytest.warns(UserWarning, match="2 pair.*'item': 'nothing'.*have no prediction"):
+        predicted = conv.predict(rated, ["sku-1", "nothing", "sku-2"])
     assert [row["item"] for row in predicted["ann"]] == ["sku-1", "nothing", "sku-2"]
     assert predicted["ann"][1] == {"item": "nothing", "score": None, "rating": None}
     for user, rows in predicted.items():
@@ -118,7 +119,8 @@ def test_ratings_are_read_and_predicted_for_pairs(conv):
             assert row["rating"] == pytest.approx(there["rating"], abs=1e-5)
             assert row["score"] == pytest.approx(there["score"], abs=1e-5)
     pairs = pd.DataFrame({"user": ["bob", "zoe", "ann"], "item": ["sku-2", "sku-2", "sku-1"]})
-    frame = conv.predict(rated, pairs)
+    with pytest.warns(UserWarning, match="1 pair.*'user': 'zoe'"):
+        frame = conv.predict(rated, pairs)
     assert isinstance(frame, pd.DataFrame)
     assert frame["user"].tolist() == ["bob", "zoe", "ann"]
     assert frame["rating"].isna().tolist() == [False, True, False]

@@ -62,6 +62,11 @@ class PolicyConfig(Config):
     diversity_pool: PositiveInt = 200
     """Top candidates per user that a diverse list is chosen from, at least its length."""
 
+    def without_files(self) -> "PolicyConfig":
+        """Return the policy with the ids that it names itself, not those of files."""
+        files = [name for name in ("allow", "deny") if isinstance(getattr(self, name), str)]
+        return self.model_copy(update=dict.fromkeys(files))
+
     @model_validator(mode="after")
     def _caps_need_groups(self) -> "PolicyConfig":
         if (self.groups is None) != (self.max_per_group is None):

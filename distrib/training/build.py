@@ -12,9 +12,10 @@ from distrib.training.engines.base import Engine
 from distrib.training.engines.blocks import with_blocks
 from distrib.training.engines.config import EngineConfig
 from distrib.training.engines.deepspeed_config import num_micro_batches
-from distrib.training.engines.graphs import Runner, runner_on, why_not
+from distrib.training.engines.graphs import runner_on, why_not
 from distrib.training.engines.item_parallel import ItemEngine
 from distrib.training.engines.local import LocalEngine
+from distrib.training.engines.row_sums import RowSums
 from distrib.training.schemes import iterative_scheme_of
 from distrib.training.schemes.base import IterativeScheme
 from distrib.training.step import TrainStep
@@ -32,10 +33,9 @@ def build_engine(config: TrainingRun, vocabulary: Vocabulary, device: torch.devi
     objective = config.objective.build(vocabulary.catalog)
     step = scheme.step(model, objective, engine)
     users, world_size = config.train.batch_users, torch.distributed.get_world_size()
-    if engine.parallel == "data" and not engine.needs_deepspeed(world_size):
+    if engine.parallel != "items" and not engine.needs_deepspeed(world_size):
         return _local_engine(config, step.to(device), engine, device, scheme.decodes_inputs)
-    if engine.graphs and torch.distributed.get_rank() == 0:
-        emit("graphs", captured=False, reason="they are for one worker without DeepSpeed")
+    _warn_of_no_graphs(engine)
     if engine.parallel == "items":
         return ItemEngine(step, config.optimizer, engine, batch_users=users, device=device)
     from distrib.training.engines.deepspeed import DeepSpeedEngine  # takes seconds
@@ -63,10 +63,14 @@ def _local_engine(
     device: torch.device,
     decodes_inputs: bool,
 ) -> LocalEngine:
-    """Build the engine of one process, with graphs where they are wanted and possible."""
-    parts = num_micro_batches(engine, batch_users=config.train.batch_users, world_size=1)
-    runner: Runner | None = None
-    if engine.graphs:
+    """Build the engine without DeepSpeed; of one process, with graphs where that is possible."""
+    ranks, runner = None, None
+    world_size = torch.distributed.get_world_size()
+    parts = num_micro_batches(engine, batch_users=config.train.batch_users, world_size=world_size)
+    if world_size > 1:
+        ranks = RowSums(engine.sent_dtype)
+        _warn_of_no_graphs(engine)
+    elif engine.graphs:
         on_gpu, rule = device.type == "cuda", config.optimizer.name
         reason = why_not(step, rule, decodes_inputs=decodes_inputs, num_parts=parts, on_gpu=on_gpu)
         if not reason:
@@ -74,8 +78,13 @@ def _local_engine(
             reason = "" if on_gpu else "only GPUs have them; shapes are as they would be"
         emit("graphs", captured=not reason, reason=reason)
     return LocalEngine(
-        step, config.optimizer, device, dtype=engine.dtype, num_parts=parts, runner=runner
+        step, config.optimizer, dtype=engine.dtype, num_parts=parts, runner=runner, ranks=ranks
     )
+
+
+def _warn_of_no_graphs(engine: EngineConfig) -> None:
+    if engine.graphs and torch.distributed.get_rank() == 0:
+        emit("graphs", captured=False, reason="they are for one worker without DeepSpeed")
 
 
 def _sized(config: TrainingRun, model: Model, device: torch.device, items: int) -> EngineConfig:

@@ -265,7 +265,7 @@ def speed(log: str, config: DataConfig, given: argparse.Namespace) -> list[list[
         rows.append(("RecBole, 2 threads", recbole(given.recbole, config, batches)))
     one = apart(bare_loop, source, items, 1, batches, threads=1)
     rows.append(("bare loop, 1 thread", one))
-    for workers, parallel in ((1, "data"), (2, "data"), (1, "items"), (2, "items")):
+    for workers, parallel in ((1, "data"), (2, "data"), (2, "rows"), (1, "items"), (2, "items")):
         found = ours(url, epochs, workers=workers, threads=1, parallel=parallel)
         rows.append((f"ours, {workers} x 1 thread, parallel = {parallel}", found))
     return [

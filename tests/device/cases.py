@@ -73,7 +73,7 @@ def step_of(config, objective, small, *, dtype=torch.float32, keep_output_mb=0):
 
 def engine_of(config, objective, small, device, *, dtype=torch.float32):
     step, batch = step_of(config, objective, small)
-    return LocalEngine(step.to(device), OPTIMIZER, device, dtype=dtype), batch
+    return LocalEngine(step.to(device), OPTIMIZER, dtype=dtype), batch
 
 
 def update(engine, batch, step):

@@ -28,7 +28,7 @@ def waits_of_an_update(config, small, *, block_items=64, update=LocalEngine.trai
     with StandIn():
         loss, settings = run.objective.build(small.catalog), EngineConfig(block_items=block_items)
         step = iterative_scheme_of(run).step(network_of(run, small), loss, settings)
-        engine = LocalEngine(step.to(CUDA), OPTIMIZER, CUDA)
+        engine = LocalEngine(step.to(CUDA), OPTIMIZER)
         engine.begin_epoch(0)
         batches = feed_of(iterative_scheme_of(run), run, small).batches(0)
         first = next(batches)

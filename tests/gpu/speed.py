@@ -133,9 +133,7 @@ def _trained(world: World, device: torch.device, name: str, users: int, *, graph
     assert run.objective is not None
     step = scheme.step(model, run.objective.build(world.vocabulary.catalog), settings)
     runner = runner_on(device) if graphs else None
-    engine = LocalEngine(
-        step.to(device), OptimizerConfig(), device, dtype=torch.bfloat16, runner=runner
-    )
+    engine = LocalEngine(step.to(device), OptimizerConfig(), dtype=torch.bfloat16, runner=runner)
     engine.begin_epoch(0)
     rng, numbers = CounterRng.of(0, 0), itertools.count()
 

@@ -50,7 +50,10 @@ from distrib.rng import CounterRng
 from distrib.training.engines.base import Update
 from distrib.training.engines.config import EngineConfig
 from distrib.training.engines.deepspeed import DeepSpeedEngine
+from distrib.training.engines.deepspeed_config import num_micro_batches
 from distrib.training.engines.item_parallel import ItemEngine
+from distrib.training.engines.local import LocalEngine
+from distrib.training.engines.row_sums import RowSums
 from distrib.training.optimizer import OptimizerConfig, ScheduleConfig
 from distrib.training.schemes import iterative_scheme_of
 from distrib.training.schemes.look_ahead import NAMES
@@ -184,6 +187,13 @@ def fresh_engine(job: Job) -> object:
     special = {"sgd": {"momentum": 0.5}, "adagrad": {"weight_decay": 0.0}}.get(job.optimizer, {})
     optimizer = OPTIMIZER.model_copy(update={"name": job.optimizer} | special)
     config = EngineConfig(**job.engine)
+    if config.parallel == "rows":
+        ranks = RowSums(config.sent_dtype, many_rows=9, few_numbers=100)
+        parts = num_micro_batches(
+            config, batch_users=BATCH_USERS, world_size=torch.distributed.get_world_size()
+        )
+        step = make_step(job.case)
+        return LocalEngine(step, optimizer, dtype=config.dtype, num_parts=parts, ranks=ranks)
     make = ItemEngine if config.parallel == "items" else DeepSpeedEngine
     return make(
         make_step(job.case), optimizer, config, batch_users=BATCH_USERS, device=torch.device("cpu")

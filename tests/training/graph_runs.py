@@ -25,7 +25,7 @@ def trained(config, objective, small, runner, rule=ADAM, *, device=CPU, dtype=to
     """Losses, norms and weights of updates over three epochs, in batches of 10 rows and a rest."""
     run = run_of(config, objective, batch_users=10)
     step = step_of(run, small, ALL).to(device)
-    engine = LocalEngine(step, rule, device, dtype=dtype, runner=runner)
+    engine = LocalEngine(step, rule, dtype=dtype, runner=runner)
     feed, updates, number = feed_of(iterative_scheme_of(run), run, small), [], 0
     for epoch in range(3):
         engine.begin_epoch(epoch)

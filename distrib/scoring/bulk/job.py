@@ -342,13 +342,15 @@ def _scored(
 
 def _watched(parts: Iterable[PartManifest], num_users: int) -> Iterable[PartManifest]:
     """Pass parts through, and report progress every `_PROGRESS_S` seconds."""
-    interval, started_s, reached = Interval(_PROGRESS_S), time.monotonic(), 0
+    interval, started_s, first, reached = Interval(_PROGRESS_S), time.monotonic(), 0, 0
     for part in parts:
         reached += part.users["read"]
+        if not first:  # what comes before the first part is mostly the start of actors
+            started_s, first = time.monotonic(), reached
         show("score_users", "Users read so far.", reached)
         show("score_users_wanted", "Users to read in this attempt.", num_users)
-        if interval.due():
-            rate = reached / (time.monotonic() - started_s)
+        if interval.due() and reached > first:
+            rate = (reached - first) / (time.monotonic() - started_s)
             left_s = (num_users - reached) / max(rate, 1e-9)
             emit(
                 "scoring",

@@ -104,9 +104,12 @@ class EngineConfig(Config):
     offload: Literal["none", "optimizer", "all"] = "none"
     """What DeepSpeed keeps in CPU memory: the optimizer's state, or (stage 3) also parameters."""
 
-    parallel: Literal["data", "items"] = "data"
-    """``items``: each rank owns a range of items in the last layer, and gathers the user embeddings
-    instead of reducing gradients as large as the catalog. Without ZeRO and fp16."""
+    parallel: Literal["data", "rows", "items"] = "data"
+    """How several workers share a batch. ``data``: by users, with DeepSpeed. ``rows``: by users,
+    without it: of large tables only the gradient rows that the batch met are sent, and each worker
+    keeps the whole state of the optimizer; for CPUs. ``items``: each rank owns a range of items in
+    the last layer, and gathers the user embeddings instead of reducing gradients as large as the
+    catalog. ``rows`` and ``items`` are without ZeRO and fp16."""
 
     block_items: PositiveInt | Literal["auto"] = "auto"
     """Items per chunk of the last layer; peak memory grows with it, small chunks are slow.
@@ -130,7 +133,7 @@ class EngineConfig(Config):
 
     def needs_deepspeed(self, world_size: int) -> bool:
         """Return whether DeepSpeed trains: on several workers, or for what it alone can do."""
-        if self.parallel == "items":
+        if self.parallel != "data":
             return False
         has_more = self.precision == "fp16" or self.offload != "none" or bool(self.deepspeed)
         return world_size > 1 or has_more
@@ -144,6 +147,11 @@ class EngineConfig(Config):
     def kept_mb(self) -> int:
         """Size of the kept chunks; what a CPU takes where that is left open."""
         return _CPU_KEPT_MB if self.keep_output_mb == "auto" else self.keep_output_mb
+
+    @property
+    def sent_dtype(self) -> torch.dtype:
+        """Of gradients that workers send each other."""
+        return _DTYPES[self.gradient_precision]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -190,12 +198,12 @@ class EngineConfig(Config):
                 f"offload {self.offload!r} with zero_stage {self.zero_stage}: the optimizer's "
                 "state can be offloaded from stage 1 on, parameters in stage 3"
             )
-        if self.parallel == "items" and (
+        if self.parallel != "data" and (
             self.precision == "fp16" or self.offload != "none" or self.deepspeed
         ):
             faults.append(
-                "parallel 'items' runs without DeepSpeed and does not support precision fp16, "
-                "offload or the deepspeed table; remove them, or set parallel = 'data'"
+                f"parallel {self.parallel!r} runs without DeepSpeed and does not support precision "
+                "fp16, offload or the deepspeed table; remove them, or set parallel = 'data'"
             )
         if self.gradient_precision == "bf16" and (
             self.precision != "bf16" or self.parallel == "items"

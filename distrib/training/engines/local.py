@@ -1,8 +1,10 @@
-"""The engine of one process, without DeepSpeed: the reference for all others."""
+"""The engine without DeepSpeed. On one process it is the reference for all others."""
 
+import time
 from collections.abc import Iterator, Mapping
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
 from distrib.checkpoint.state import SavedState, StatePiece
@@ -13,6 +15,7 @@ from distrib.rng import CounterRng
 from distrib.training.engines.base import Update, add_up
 from distrib.training.engines.graphs import FilledUpdates, Runner
 from distrib.training.engines.masters import Masters
+from distrib.training.engines.row_sums import RowSums
 from distrib.training.engines.state import buffer_pieces, piece_of, restore_buffers, take_up
 from distrib.training.optimizer import (
     OptimizerConfig,
@@ -25,32 +28,37 @@ from distrib.training.step import TrainStep, total
 
 
 class LocalEngine:
-    """One process, plain torch. In float32 it is the reference that every other engine must match.
+    """Plain torch. On one process in float32 it is the reference that all other engines must match.
+
+    On several ranks each keeps all parameters and the whole state of the optimizer, and makes the
+    same update.
 
     Args:
         step: Model and objective, on the device.
         config: The optimizer.
-        device: Where batches go.
         dtype: Of parameters and activations; the optimizer always updates float32 masters.
         num_parts: Forward passes of an update.
-        runner: Runs updates of a few fixed shapes; without it, shapes are those of the batches.
+        runner: Runs updates of a few fixed shapes; without it, shapes are those of the batches. Of
+            one process.
+        ranks: Adds up gradients over the ranks; None on one process.
     """
 
     def __init__(
         self,
         step: TrainStep,
         config: OptimizerConfig,
-        device: torch.device | str = "cpu",
         *,
         dtype: torch.dtype = torch.float32,
         num_parts: int = 1,
         runner: Runner | None = None,
+        ranks: RowSums | None = None,
     ) -> None:
-        self.device = torch.device(device)
+        self.device = next(step.parameters()).device
         self.step_module = step
         self.config = config
         self.num_parts = num_parts
         self.communication_share = 0.0
+        self._ranks = ranks
         self.masters = Masters(step, dtype)
         groups = [
             group._replace(parameters=[self.masters.of(p) for p in group.parameters])
@@ -68,6 +76,7 @@ class LocalEngine:
         batch = batch.to(self.device)
         if self._filled is not None and batch.target.num_users:
             return self._filled.update(batch, rng, step)
+        started_s = time.perf_counter()
         losses: dict[str, Tensor] = {}
         recorded: dict[str, Tensor] = {}
         self.masters.clear()
@@ -76,7 +85,10 @@ class LocalEngine:
             self._backward(terms, size)
             add_up(losses, {name: term.detach() for name, term in terms.items()})
             add_up(recorded, self.step_module.recorder.sums)
-        return Update(losses, self._apply(), recorded=recorded)
+        norm = self._apply()
+        if self._ranks is not None:
+            self.communication_share = self._ranks.spent_s / (time.perf_counter() - started_s)
+        return Update(losses, norm, recorded=recorded)
 
     def _update(self, terms: dict[str, Tensor], size: int) -> Tensor:
         """Update the model by the loss of a whole batch; return the norm of the gradient."""
@@ -89,7 +101,9 @@ class LocalEngine:
         self.masters.collect()
 
     def _apply(self) -> Tensor:
-        """Update the model by the gradients; return their norm."""
+        """Update the model by the gradients of all ranks; return their norm."""
+        if self._ranks is not None:
+            self._ranks.add_up(self.masters.all)
         updated = self.masters.with_gradient()
         norm = torch.nn.utils.get_total_norm([m.grad for m in updated if m.grad is not None])
         if self.config.gradient_clipping:
@@ -117,10 +131,15 @@ class LocalEngine:
         return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items()}
 
     def pieces(self) -> Iterator[StatePiece]:
-        """Yield every parameter; see `Engine`."""
-        for name, master in self._named_masters():
-            yield piece_of(self.optimizer, name, master, (0, 0, master.numel()))
-        yield from buffer_pieces(self.step_module.model)
+        """Yield this rank's share of the parameters; see `Engine`."""
+        rank, world_size = 0, 1
+        if self._ranks is not None:
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        for place, (name, master) in enumerate(self._named_masters()):
+            if place % world_size == rank:
+                yield piece_of(self.optimizer, name, master, (0, 0, master.numel()))
+        if rank == 0:
+            yield from buffer_pieces(self.step_module.model)
 
     def facts(self) -> dict[str, float]:
         """Return nothing; see `Engine`."""

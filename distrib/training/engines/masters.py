@@ -30,6 +30,11 @@ class Masters:
         """Return the master of a parameter."""
         return self._masters[self._place[id(parameter)]]
 
+    @property
+    def all(self) -> list[nn.Parameter]:
+        """All masters, in the order of the parameters."""
+        return self._masters
+
     def clear(self) -> None:
         """Drop all gradients."""
         for held in (*self._parameters, *self._masters):

@@ -144,9 +144,10 @@ def estimate(config: TrainingRun, sizes: Sizes, gpu: str = "h100") -> Estimate:
     flops, reached = _step_flops(config, share, columns), _reached(config, gpu)
     scoring = _extrapolated(partial(_scored, config), sizes.users, sizes.items)
     sent = parameters
-    if config.engine.parallel == "items":  # of item rows, those that occur in the batch
-        met = train.batch_users * sizes.interactions / sizes.users / sizes.items
-        sent += round(of_items * (min(1.0, met) / 2 - 1))
+    if config.engine.parallel != "data":  # of item rows, those that occur in the batch
+        met = min(1.0, train.batch_users * sizes.interactions / sizes.users / sizes.items)
+        last = -1.0 if config.engine.parallel == "items" else 0.0
+        sent += round(of_items * (met - 1.0 + last) / 2)
     step_s = None if flops is None else flops / reached + _sending_s(config, sent)
     train_h = None if step_s is None else _hours(step_s * steps * train.num_epochs)
     return Estimate(
@@ -171,11 +172,11 @@ def state_bytes(config: TrainingRun, parameters: int, workers: int) -> int:
     engine = config.engine
     moments = 4 * _MOMENTS[config.optimizer.name]
     uses_deepspeed = engine.needs_deepspeed(workers)
-    if engine.precision == "fp32" and not uses_deepspeed and engine.parallel == "data":
+    if engine.precision == "fp32" and not uses_deepspeed and engine.parallel != "items":
         return parameters * (moments + 4 + 4)  # what is updated is what computes
     half = 4 if engine.precision == "fp32" else 2
-    is_spread = [engine.parallel == "items" or engine.zero_stage >= stage for stage in (1, 2, 3)]
-    shares = [workers if spread else 1 for spread in is_spread]
+    sharded = {"data": engine.zero_stage, "rows": 0, "items": 3}[engine.parallel]
+    shares = [workers if sharded >= stage else 1 for stage in (1, 2, 3)]
     state = (
         parameters * (moments + 4) // shares[0]
         + parameters * 4 // shares[1]
