@@ -20,10 +20,11 @@ class SequenceFeed:
         feed: Whole histories.
         max_length: Interactions that a state reads at most.
         every: See `with_targets`.
+        rank: Named in the event, since each rank counts its own users.
     """
 
-    def __init__(self, feed: Feed, max_length: int, *, every: bool) -> None:
-        self.feed, self.max_length, self.every = feed, max_length, every
+    def __init__(self, feed: Feed, max_length: int, *, every: bool, rank: int = 0) -> None:
+        self.feed, self.max_length, self.every, self.rank = feed, max_length, every, rank
         self.num_users = feed.num_users
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[RankBatch]:
@@ -41,6 +42,7 @@ class SequenceFeed:
         if cut_users:
             emit(
                 "histories_cut",
+                rank=self.rank,
                 max_length=self.max_length,
                 users=cut_users,
                 oldest_interactions_not_read=cut,

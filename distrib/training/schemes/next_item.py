@@ -50,7 +50,7 @@ class NextItem(UserRows):
         """Open a feed of histories, and split each into input and targets; see `Scheme`."""
         config = _config_of(run)
         whole = super().open_feed(data, sharding, run, device)
-        return SequenceFeed(whole, config.max_length, every=config.every)
+        return SequenceFeed(whole, config.max_length, every=config.every, rank=sharding.rank)
 
     @override
     def sample_batches(
