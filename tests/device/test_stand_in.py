@@ -27,6 +27,7 @@ from distrib.scoring.vectors import _item_matrix
 from distrib.training.engines.base import Update
 from distrib.training.engines.config import EngineConfig
 from distrib.training.engines.item_parallel import ItemEngine
+from distrib.training.engines.state import take_up
 from distrib.training.schemes import iterative_scheme_of
 from distrib.training.workers.loss_reducer import LossReducer
 from tests.conftest import Small, rows_of
@@ -42,7 +43,7 @@ from tests.device.cases import (
     step_of,
     update,
 )
-from tests.device.stand_in import CUDA, CudaTensor, MixedDevicesError, StandIn, values_of
+from tests.device.stand_in import CUDA, CudaTensor, MixedDevicesError, StandIn, values_of, waits
 from tests.in_process import (
     exported,
     feed_of,
@@ -109,6 +110,23 @@ def test_updates_go_on_after_a_restore(config, objective, dtype, small, tmp_path
         update(again, batch, 2)
         for name, weight in engine.weights().items():
             torch.testing.assert_close(again.weights()[name], weight, equal_nan=True)
+
+
+def test_a_count_of_updates_that_is_restored_on_the_host_is_found(small, tmp_path, monkeypatch):
+    def on_host(optimizer, saved, name, held, stretch):
+        take_up(optimizer, saved, name, held, stretch)
+        optimizer.state[held]["step"] = torch.tensor(1.0)
+
+    with StandIn():
+        engine, batch = engine_of(*PAIRS[0], small, CUDA)
+        engine.begin_epoch(0)
+        update(engine, batch, 0)
+        write_pieces(tmp_path / "state-00000.safetensors", [p.copied() for p in engine.pieces()])
+        again, _ = engine_of(*PAIRS[0], small, CUDA)
+        monkeypatch.setattr("distrib.training.engines.local.take_up", on_host)
+        again.restore(SavedState(tmp_path), {})
+        with pytest.raises(MixedDevicesError):
+            update(again, batch, 1)
 
 
 def rules_of(kind, small, device, model):
@@ -250,7 +268,10 @@ def test_a_resident_feed_on_the_device_gives_the_same_batches(small):
     sharding = BatchSharding(10, 0, 0, 1)
     expected = [batch for batch, *_ in ResidentFeed(rows, rows, sharding)._batches(0, 0)]
     with StandIn():
-        found = [batch for batch, *_ in ResidentFeed(rows, rows, sharding, CUDA)._batches(0, 0)]
+        feed = ResidentFeed(rows, rows, sharding, CUDA)
+        waits.clear()
+        found = [batch for batch, *_ in feed._batches(0, 0)]
+        assert not waits, "kernels of an update would wait for those of the next batch"
         assert all(isinstance(batch.item_N, CudaTensor) for batch in found)
     for one, other in zip(expected, values_of(found), strict=True):
         assert_equal(tuple(one), tuple(other))

@@ -44,6 +44,8 @@ class Result(NamedTuple):
     training: list[Trained]
     scoring: list[Scored]
     seconds: float
+    unmeasured: tuple[str, ...] = ()
+    """What ended with an error."""
 
     @property
     def faults(self) -> list[str]:
@@ -53,7 +55,8 @@ class Result(NamedTuple):
             for one in self.correctness
             if one.left_out and not one.passed and not one.faults
         ]
-        return [fault for one in self.correctness for fault in one.faults] + unchecked
+        wrong = [fault for one in self.correctness for fault in one.faults]
+        return wrong + unchecked + list(self.unmeasured)
 
 
 def run(device: torch.device, limit_s: float, *, is_small: bool) -> Result:
@@ -87,7 +90,7 @@ def run(device: torch.device, limit_s: float, *, is_small: bool) -> Result:
     trained = training(world, device, batches, until_s - 0.15 * limit_s)
     scored = scoring(world, device, batches[:2] if is_small else [512, 4096], until_s)
     seconds = time.monotonic() - started_s
-    return Result(environment(device), correctness, trained, scored, seconds)
+    return Result(environment(device), correctness, trained, scored, seconds, tuple(world.faults))
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -184,7 +187,7 @@ def page_of(result: Result) -> str:
 def _plain(value: Any) -> Any:
     if hasattr(value, "_asdict"):
         return {key: _plain(item) for key, item in value._asdict().items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def main() -> None:

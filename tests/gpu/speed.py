@@ -1,5 +1,6 @@
 """How fast a device trains and scores at MovieLens-20M's size, beside a bare loop of PyTorch."""
 
+import contextlib
 import itertools
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ from distrib.rng import CounterRng
 from distrib.scoring.scorer import Scorer
 from distrib.training.engines.blocks import with_blocks
 from distrib.training.engines.config import EngineConfig
-from distrib.training.engines.graphs import runner_on
+from distrib.training.engines.graphs import Graphs, runner_on
 from distrib.training.engines.local import LocalEngine
 from distrib.training.optimizer import OptimizerConfig
 from distrib.training.schemes import iterative_scheme_of
@@ -45,6 +46,18 @@ class World(NamedTuple):
     rows: HistoryArrays
     vocabulary: Vocabulary
     models: dict[str, ModelConfig]
+    faults: list[str]
+    """What could not be measured, such as a batch that the device has no memory for."""
+
+    @contextlib.contextmanager
+    def noting(self, what: str) -> Iterator[None]:
+        """Note an error of one measurement, so that the others are made and kept."""
+        try:
+            yield
+        except RuntimeError as error:
+            self.faults.append(f"{what}: {str(error).splitlines()[0]}")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def world_of(num_users: int, num_items: int, *, mean_length: int, is_small: bool) -> World:
@@ -71,7 +84,7 @@ def world_of(num_users: int, num_items: int, *, mean_length: int, is_small: bool
             "Mult-VAE": MultVaeConfig(hidden_width=16, latent_width=8),
             "Conv4Rec": Conv4RecConfig(latent_width=8, rating_width=4),
         }
-    return World(rows, vocabulary, models)
+    return World(rows, vocabulary, models, [])
 
 
 class Trained(NamedTuple):
@@ -111,8 +124,10 @@ def training(
     """
     found = []
     for users, name, graphs in itertools.product(batches, world.models, (False, True)):
+        what = f"training {name}, {users:,} users{', graphs' * graphs}"
         if time.monotonic() < until_s:
-            found.append(_trained(world, device, name, users, graphs=graphs))
+            with world.noting(what):
+                found.append(_trained(world, device, name, users, graphs=graphs))
     return found
 
 
@@ -144,6 +159,8 @@ def _trained(world: World, device: torch.device, name: str, users: int, *, graph
         torch.cuda.reset_peak_memory_stats(device)
     step_s = _timed(update, _feed(world, device, users), device)
     counts = _profiled(update, _feed(world, device, users), device)
+    if isinstance(runner, Graphs) and runner.fault:
+        raise RuntimeError(f"not captured: {runner.fault}")
     bare_s = None
     if name == "Mult-VAE" and not graphs:
         bare_s = _timed(_bare_update(config, items, device), _feed(world, device, users), device)
@@ -260,11 +277,12 @@ def scoring(world: World, device: torch.device, batches: list[int], until_s: flo
             _bare_lists(scorer, batch.to(device).target)
 
         host = torch.device("cpu")
-        speed = [
-            users / _timed(update, _feed(world, host, users), device)
-            for update in (recommend, bare)
-        ]
-        found.append(Scored(name, users, precision, *speed))
+        with world.noting(f"scoring by {name}, {users:,} users, {precision}"):
+            speed = [
+                users / _timed(update, _feed(world, host, users), device)
+                for update in (recommend, bare)
+            ]
+            found.append(Scored(name, users, precision, *speed))
     return found
 
 

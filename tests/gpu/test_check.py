@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.gpu import speed
 from tests.gpu.check import Result
 from tests.gpu.correctness import TOLERANCE, _close, checked
 
@@ -54,3 +55,17 @@ def test_a_fault_is_reported_and_the_rest_goes_on():
     assert (late.passed, late.faults, late.left_out) == (0, [], 1)
     (fault,) = Result({}, [late], [], [], 1.0).faults
     assert "none of 1 cases was checked" in fault
+
+
+def test_a_batch_without_room_is_noted_and_the_others_are_measured(monkeypatch):
+    def trained(world, device, name, users, *, graphs):
+        if users == 64:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        return name, users, graphs
+
+    monkeypatch.setattr(speed, "_trained", trained)
+    world = speed.world_of(30, 40, mean_length=5, is_small=True)
+    found = speed.training(world, torch.device("cpu"), [32, 64], time.monotonic() + 9.0)
+    assert [users for _, users, _ in found] == [32] * 4
+    assert world.faults[1] == "training Mult-VAE, 64 users, graphs: CUDA out of memory."
+    assert Result({}, [], [], [], 1.0, tuple(world.faults)).faults == world.faults

@@ -1,5 +1,6 @@
 """Run engines on gloo ranks, a process each; see test_engine.py."""
 
+import functools
 import gc
 import json
 import os
@@ -47,19 +48,18 @@ from distrib.objectives import (
     TruncatedConfig,
 )
 from distrib.rng import CounterRng
+from distrib.training import build
 from distrib.training.engines.base import Update
 from distrib.training.engines.config import EngineConfig
 from distrib.training.engines.deepspeed import DeepSpeedEngine
-from distrib.training.engines.deepspeed_config import num_micro_batches
 from distrib.training.engines.item_parallel import ItemEngine
-from distrib.training.engines.local import LocalEngine
 from distrib.training.engines.row_sums import RowSums
 from distrib.training.optimizer import OptimizerConfig, ScheduleConfig
 from distrib.training.schemes import iterative_scheme_of
 from distrib.training.schemes.look_ahead import NAMES
 from distrib.training.step import TrainStep
 from tests.conftest import Small
-from tests.in_process import feed_of, run_of, step_of
+from tests.in_process import feed_of, run_of, step_of, vocabulary_of
 
 OPTIMIZER = OptimizerConfig(
     learning_rate=0.01,
@@ -188,12 +188,11 @@ def fresh_engine(job: Job) -> object:
     optimizer = OPTIMIZER.model_copy(update={"name": job.optimizer} | special)
     config = EngineConfig(**job.engine)
     if config.parallel == "rows":
-        ranks = RowSums(config.sent_dtype, many_rows=9, few_numbers=100)
-        parts = num_micro_batches(
-            config, batch_users=BATCH_USERS, world_size=torch.distributed.get_world_size()
-        )
-        step = make_step(job.case)
-        return LocalEngine(step, optimizer, dtype=config.dtype, num_parts=parts, ranks=ranks)
+        build.RowSums = functools.partial(RowSums, many_rows=9, few_numbers=100)
+        run = run_of(*CASES[job.case], batch_users=BATCH_USERS)
+        engine = config.model_copy(update={"block_items": 17})
+        run = run.model_copy(update={"optimizer": optimizer, "engine": engine})
+        return build.build_engine(run, vocabulary_of(Small()), torch.device("cpu"))
     make = ItemEngine if config.parallel == "items" else DeepSpeedEngine
     return make(
         make_step(job.case), optimizer, config, batch_users=BATCH_USERS, device=torch.device("cpu")

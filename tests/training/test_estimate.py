@@ -59,6 +59,21 @@ def test_more_workers_share_the_time_and_what_zero_spreads():
     assert four.checkpoint_gb == one.checkpoint_gb
 
 
+def test_by_rows_the_rows_that_are_met_are_sent_and_nothing_is_spread():
+    settings = {"train.num_workers": 2, "engine.zero_stage": 0, "train.batch_users": 20}
+    by_rows = {**settings, "engine.parallel": '"rows"'}
+    for name, is_tied in (("ml20m_mult_vae", False), ("ml20m_elsa", True)):
+        whole, rows = (estimate(config_of(name, **s), SIZES) for s in (settings, by_rows))
+        run = config_of(name, **settings)
+        met = run.train.batch_users * SIZES.interactions / SIZES.users / SIZES.items
+        assert met < 1, "otherwise nothing is saved"
+        table = 0 if is_tied else SIZES.items * run.model.hidden_width
+        saved_s = table * (1 - met) * 4 / 1.25e9
+        assert whole.step_s - rows.step_s == pytest.approx(saved_s, rel=0.02, abs=1e-9), name
+        alone = estimate(config_of(name, **settings | {"train.num_workers": 1}), SIZES)
+        assert rows.state_gb == alone.state_gb, name
+
+
 def test_gradients_in_bf16_take_half_the_time_and_buffers_of_zero_count():
     settings = {"train.num_workers": 2, "engine.zero_stage": 2}
     whole = estimate(config_of("ml20m_mult_vae", **settings), SIZES)

@@ -147,7 +147,8 @@ def cuda(monkeypatch):
 
     @contextlib.contextmanager
     def graph(_, **places):
-        assert {*places} == {"pool", "stream"}
+        assert {*places} == {"pool", "stream", "capture_error_mode"}
+        assert places["capture_error_mode"] == "thread_local"  # others may allocate meanwhile
         recording.append(1)
         try:
             yield

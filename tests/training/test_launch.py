@@ -358,6 +358,8 @@ def test_pairs_that_make_no_sense_are_refused(prepared, tmp_path):
         preflight(config_of(tmp_path, prepared, "mult_vae", select_by=("rmse",)))
     with pytest.raises(ConfigError, match=r"'fp16' with train\.use_gpu = false"):
         preflight(config_of(tmp_path, prepared, precision="fp16"))
+    with pytest.raises(ConfigError, match=r"'rows' with train\.use_gpu = true"):
+        preflight(config_of(tmp_path, prepared, engine={"parallel": "rows"}, use_gpu=True))
     assert not (tmp_path / "run.json").exists()
 
 

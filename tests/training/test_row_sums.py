@@ -1,6 +1,8 @@
 """Gradients that are added up over ranks by rows equal those that are added up whole."""
 
+import itertools
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,3 +92,40 @@ def test_sums_in_bfloat16_are_equal_on_all_ranks(monkeypatch):
     torch.testing.assert_close(found[0][1], expected, rtol=0.02, atol=0.02)
     for of_rank in found[1:]:
         assert all(torch.equal(*pair) for pair in zip(found[0][:4], of_rank[:4], strict=True))
+
+
+@pytest.mark.parametrize(("num_met", "sent"), [(29, 29 * WIDTH), (30, ROWS * WIDTH)])
+def test_a_table_is_sent_whole_from_three_quarters_of_its_rows_on(num_met, sent, monkeypatch):
+    found, numbers = summed([gradients(0, list(range(num_met)))], monkeypatch)
+    assert numbers[1] == sent
+    assert torch.equal(found[0][0], gradients(0, list(range(num_met)))[0])
+
+
+def test_gradients_that_lie_transposed_and_long_ones_of_one_axis_are_sent_whole(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce_of_dense)
+    turned, long = (nn.Parameter(torch.zeros(shape)) for shape in [(ROWS, WIDTH), (5 * ROWS,)])
+    turned.grad = torch.arange(120.0).view(WIDTH, ROWS).T + 1.0
+    long.grad = torch.ones(5 * ROWS)
+    expected = 2 * turned.grad.clone()
+    RowSums(torch.float32, many_rows=ROWS, few_numbers=1).add_up([turned, long])
+    assert torch.equal(turned.grad, expected)
+    assert torch.equal(long.grad, torch.full((5 * ROWS,), 2.0))
+
+
+def all_reduce_of_dense(tensor, op=torch.distributed.ReduceOp.SUM):
+    """Of two ranks with the same numbers; like gloo's, it takes contiguous tensors only."""
+    assert tensor.is_contiguous()
+    if op == torch.distributed.ReduceOp.SUM:
+        tensor.mul_(2)
+
+
+def test_the_clock_is_that_of_the_last_sum(monkeypatch):
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks))
+    monkeypatch.setattr("distrib.training.engines.row_sums.time", clock)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce_of_dense)
+    table, sums = nn.Parameter(torch.zeros(ROWS, WIDTH)), RowSums(torch.float32, many_rows=ROWS)
+    for gradient, collectives in ((torch.ones(ROWS, WIDTH), 2), (None, 1)):
+        table.grad = gradient
+        sums.add_up([table])
+        assert sums.spent_s == collectives

@@ -17,6 +17,7 @@ from distrib.data.feeds.base import (
 from distrib.data.feeds.collate import gather
 from distrib.data.feeds.epoch_order import epoch_order
 from distrib.data.history_arrays import HistoryArrays, IntArray
+from distrib.devices import sent
 
 
 class ResidentFeed:
@@ -70,20 +71,28 @@ class _OnHost:
 
 
 class _OnDevice:
-    """Rows as tensors on a device; gathers there without copies from the host."""
+    """Interactions as tensors on a device; gathers there, and sends four numbers a user.
+
+    Where histories begin is on the host, too, so that it knows all sizes without a wait.
+    """
 
     def __init__(self, rows: HistoryArrays, device: torch.device) -> None:
-        self.number_B, self.pointer_P, self.item_N, self.value_N = (
-            torch.from_numpy(part.copy()).to(device)
-            for part in (rows.number_B, rows.pointer_P, rows.item_N, rows.value_N)
+        self.number_B, self.pointer_P = rows.number_B, rows.pointer_P
+        self.item_N, self.value_N = (
+            torch.from_numpy(part.copy()).to(device) for part in (rows.item_N, rows.value_N)
         )
 
     def gather(self, wanted_B: IntArray) -> Batch:
-        wanted = torch.from_numpy(wanted_B).to(self.item_N.device)
-        start_B = self.pointer_P[wanted]
-        length_B = self.pointer_P[wanted + 1] - start_B
-        pointer_P: Tensor = torch.cat([length_B.new_zeros(1), length_B.cumsum(0)])
-        place_N = torch.arange(int(pointer_P[-1]), device=wanted.device)
-        place_N += (start_B - pointer_P[:-1]).repeat_interleave(length_B)
-        items = self.item_N[place_N].to(torch.int64)
-        return Batch(self.number_B[wanted], pointer_P, items, self.value_N[place_N])
+        start_B = self.pointer_P[wanted_B]
+        length_B = self.pointer_P[wanted_B + 1] - start_B
+        pointer_P = np.concatenate([[0], np.cumsum(length_B)])
+        parts = (self.number_B[wanted_B], pointer_P, start_B - pointer_P[:-1], length_B)
+        joined = torch.from_numpy(np.concatenate(parts).astype(np.int64))
+        count, device = len(wanted_B), self.item_N.device
+        numbers, pointers, shift_B, lengths = sent(joined, device).split(
+            [count, count + 1, count, count]
+        )
+        num_places = int(pointer_P[-1])
+        place_N: Tensor = torch.arange(num_places, device=device)
+        place_N += shift_B.repeat_interleave(lengths, output_size=num_places)
+        return Batch(numbers, pointers, self.item_N[place_N].long(), self.value_N[place_N])

@@ -179,6 +179,11 @@ class EngineConfig(Config):
                 f"train.max_skipped_updates = {max_skipped_updates} with engine.precision = "
                 f"{self.precision!r}: only fp16 skips updates; set it to 0"
             )
+        if self.parallel == "rows" and use_gpu:
+            yield (
+                "engine.parallel = 'rows' with train.use_gpu = true: it waits for the host to find "
+                "the rows; set it to 'data' or 'items'"
+            )
         if is_tied and self.parallel == "items":
             yield (
                 "engine.parallel = 'items' with a model whose first and last layers share a table; "

@@ -95,7 +95,10 @@ class Graphs:
 
     def _record(self, compute: Compute) -> Compute:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # A feed gathers batches on the device from another thread, which may need memory meanwhile.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
             result = compute()
 
         def replayed() -> Tensor:

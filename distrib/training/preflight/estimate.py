@@ -144,10 +144,12 @@ def estimate(config: TrainingRun, sizes: Sizes, gpu: str = "h100") -> Estimate:
     flops, reached = _step_flops(config, share, columns), _reached(config, gpu)
     scoring = _extrapolated(partial(_scored, config), sizes.users, sizes.items)
     sent = parameters
-    if config.engine.parallel != "data":  # of item rows, those that occur in the batch
-        met = min(1.0, train.batch_users * sizes.interactions / sizes.users / sizes.items)
-        last = -1.0 if config.engine.parallel == "items" else 0.0
-        sent += round(of_items * (met - 1.0 + last) / 2)
+    # Of item rows that are read, those that occur in the batch; a table of both is met whole.
+    met = min(1.0, train.batch_users * sizes.interactions / sizes.users / sizes.items)
+    if config.engine.parallel == "items":
+        sent += round(of_items * (met / 2 - 1))
+    if config.engine.parallel == "rows" and not config.model.spec.is_tied:
+        sent += round(of_items * (met - 1) / 2)
     step_s = None if flops is None else flops / reached + _sending_s(config, sent)
     train_h = None if step_s is None else _hours(step_s * steps * train.num_epochs)
     return Estimate(
