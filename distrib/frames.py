@@ -78,7 +78,21 @@ def to_arrow(data: object) -> pa.Table | None:
             ) from error
     has_columns = hasattr(type(data), "columns") or hasattr(type(data), "schema")
     is_frame = hasattr(data, "__arrow_c_stream__") and has_columns
-    return pa.table(data) if is_frame else None
+    return _without_views(pa.table(data)) if is_frame else None
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """Return a table whose strings Arrow can pick from, which it cannot of Polars' views."""
+
+    def plain(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_string_view(kind):
+            return pa.large_string()
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return pa.large_list(plain(kind.value_type))
+        return kind
+
+    fields = [pa.field(field.name, plain(field.type)) for field in table.schema]
+    return table.cast(pa.schema(fields))
 
 
 def from_arrow(table: pa.Table, like: object) -> Any:
@@ -182,7 +196,7 @@ def _by_key(table: pa.Table, users: list[Any]) -> dict[Any, list[dict[str, Any]]
     """Return the rows of each user, without its id."""
     found: dict[Any, list[dict[str, Any]]] = {user: [] for user in users}
     for row in table.to_pylist():
-        found[row.pop("user")].append(row)
+        found.setdefault(row.pop("user"), []).append(row)
     return found
 
 

@@ -235,3 +235,15 @@ def test_public_names_need_no_ray_and_unknown_ones_are_errors():
     with pytest.raises(AttributeError, match="no attribute 'tests'"):
         _ = distrib.tests
     assert all(callable(getattr(distrib, name)) for name in distrib.__all__ if name[0] != "_")
+
+
+def test_users_without_a_history_and_frames_of_polars_are_predicted_for(conv):
+    history, targets = {"ann": {"sku-3": 5}}, {"ann": ["sku-1"], "bob": ["sku-1"]}
+    with pytest.warns(UserWarning, match="1 pair.*bob"):
+        found = conv.predict(history, targets)
+    assert found["bob"] == [{"item": "sku-1", "score": None, "rating": None}]
+    rows = pl.DataFrame({"user": ["ann"], "item": ["sku-3"], "rating": [5.0]})
+    pairs = pl.DataFrame({"user": ["ann"], "item": ["sku-1"]})
+    assert conv.predict(rows, pairs)["score"].to_list() == [found["ann"][0]["score"]]
+    lists = pl.DataFrame({"user": ["ann"], "items": [["sku-3"]], "ratings": [[5.0]]})
+    assert conv.recommend(lists, 3).equals(conv.recommend(rows, 3))

@@ -87,6 +87,9 @@ def test_the_command_rewrites_files(tmp_path):
     found = CliRunner().invoke(cli, ["config", "migrate", str(path)])
     (fault,) = json.loads(found.stdout)[str(path)]["faults"]
     assert "engine.compile" in fault
+    old = path.read_text()
+    found = CliRunner().invoke(cli, ["config", "migrate", str(path), "no.toml"])
+    assert (found.exit_code, path.read_text()) == (2, old)
     path.write_text("not = [toml")
     assert CliRunner().invoke(cli, ["config", "migrate", str(path)]).exit_code == 2
 

@@ -124,6 +124,9 @@ def migrate(paths: Sequence[str]) -> int:
     """Rewrite run files with the present names; return the exit code."""
 
     def work() -> JsonObject:
+        absent = [path for path in paths if not Path(path).is_file()]
+        if absent:
+            raise ConfigError(f"run file(s) {absent} do not exist; nothing was rewritten")
         texts = {path: Path(path).read_text(encoding="utf-8") for path in paths}
         found = {path: _migrated(path, text) for path, text in texts.items()}
         for path, (text, changes) in found.items():
