@@ -65,7 +65,7 @@ def _pipeline(file: RunFile) -> Plan:
 
 def _nightly(file: RunFile) -> Plan:
     found = _joined(_prepare(file), _train(file), _score(file))
-    return found._replace(writes=[file.data.prepared, f"{file.run}/nights"])
+    return found._replace(writes=[file.data.prepared, file.run])
 
 
 def _search(file: RunFile) -> Plan:

@@ -256,9 +256,9 @@ async def recommend_arrow(
     request: Request,
     options: Annotated[RecommendOptions, Depends(_options)],
 ) -> Response:
-    """Recommend to many users at once: an Arrow stream with ``user``, ``items``, ``ratings``.
+    """Recommend to many users at once: an Arrow stream with `user`, `items`, `ratings`.
 
-    A list column ``candidates`` restricts the items of a user. The metadata of the returned stream
+    A list column `candidates` restricts the items of a user. The metadata of the returned stream
     counts rejected users, and interactions by status.
     """
     content = await context.submit(model, "recommend_arrow", await request.body(), options)

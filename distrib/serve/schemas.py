@@ -117,7 +117,7 @@ class RecommendOptions(_Message):
     """MMR weight: 0 ranks by score alone; towards 1, dissimilarity to items above counts more."""
 
     outputs: Annotated[list[Output], Field(fail_fast=True)] | None = None
-    """Outputs per item; ``embedding`` adds the user embedding."""
+    """Outputs per item; `embedding` adds the user embedding."""
 
 
 _Options = Annotated[RecommendOptions, Field(validation_alias=AliasChoices("options", "wishes"))]
@@ -217,7 +217,7 @@ class Read(BaseModel):
     """Interactions of the request by status."""
 
     used: int
-    """Accepted; a model with a ``max_length`` reads the last ones of these."""
+    """Accepted; a model with a `max_length` reads the last ones of these."""
     unknown_items: int
     duplicates: int
     ratings_off_scale: int

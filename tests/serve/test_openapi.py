@@ -1,5 +1,7 @@
 """The description of the API, held against what it does: nothing that it allows makes a 5xx."""
 
+import json
+
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 
@@ -36,3 +38,7 @@ def test_no_request_that_the_description_allows_makes_a_server_error(run, small,
         checked(operation, statuses)
     reported = {path: found for path, found in statuses.items() if found != {200}}
     assert all(found & {404, 422} for found in reported.values()), reported
+
+
+def test_descriptions_are_markdown(run):
+    assert "``" not in json.dumps(served({"default": run}).app.openapi())
