@@ -17,12 +17,12 @@ from distrib.redaction import hide, is_secret
 from distrib.renamed import Change, RenamedWarning, renamed
 
 _WANTED = {
-    ("int_type", "int_parsing", "int_from_float"): "a whole number",
-    ("float_type", "float_parsing"): "a number",
-    ("bool_type", "bool_parsing"): "true or false",
-    ("string_type",): "text",
-    ("list_type", "tuple_type"): "a list",
-    ("dict_type", "model_type", "model_attributes_type"): "a table",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "text",
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a table"),
 }
 """What a value of another type should have been, by the names of pydantic's faults."""
 
@@ -306,9 +306,8 @@ def _substitute(node: Any, environment: Mapping[str, str], faults: list[str], wh
 def _describe(kind: type[BaseModel], fault: Any) -> str:
     location = [str(part) for part in fault["loc"]]
     message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    for types, wanted in _WANTED.items():
-        if fault["type"] in types:
-            message = f"must be {wanted}"
+    if fault["type"] in _WANTED:
+        message = f"must be {_WANTED[fault['type']]}"
     if fault["type"] == "missing":
         message = "is required; set it"
     if fault["type"] == "union_tag_invalid":

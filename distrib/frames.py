@@ -88,7 +88,8 @@ def _without_views(table: pa.Table) -> pa.Table:
         if pa.types.is_string_view(kind):
             return pa.large_string()
         if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-            return pa.large_list(plain(kind.value_type))
+            like = pa.list_ if pa.types.is_list(kind) else pa.large_list
+            return like(plain(kind.value_type))
         return kind
 
     fields = [pa.field(field.name, plain(field.type)) for field in table.schema]

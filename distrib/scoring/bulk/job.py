@@ -349,7 +349,7 @@ def _watched(parts: Iterable[PartManifest], num_users: int) -> Iterable[PartMani
             started_s, first = time.monotonic(), reached
         show("score_users", "Users read so far.", reached)
         show("score_users_wanted", "Users to read in this attempt.", num_users)
-        if interval.due() and reached > first:
+        if reached > first and interval.due():
             rate = (reached - first) / (time.monotonic() - started_s)
             left_s = (num_users - reached) / max(rate, 1e-9)
             emit(
