@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pyarrow as pa
 import ray
 
+from distrib.checkpoint.bundle import require_model
 from distrib.cli import connect, environment
 from distrib.config import JsonObject, checked, load
 from distrib.data.dataset import DatasetManifest
@@ -141,6 +142,7 @@ def evaluate(file: RunSettings = None, /, **sections: Any) -> Evaluation:
         ConfigError: The model was trained on other data.
     """
     found = _run(file, sections)
+    require_model(found.run, found.model.name)
     evaluation.preflight(found.run, found.data.prepared)
     with readable_lines():
         _connect()
@@ -162,6 +164,7 @@ def score(file: RunSettings = None, /, **sections: Any) -> ScoreResult:
         ConfigError: A setting is invalid.
     """
     found = _run(file, sections)
+    require_model(found.run, found.model.name)
     bulk.preflight(found.run, found.data.prepared, found.score)
     with readable_lines():
         _connect()

@@ -1,6 +1,5 @@
 """Typed, strict configuration: reads TOML into a frozen object, reports all faults at once."""
 
-import difflib
 import hashlib
 import json
 import re
@@ -8,23 +7,14 @@ import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from distrib.errors import ConfigError, DataError, excerpt
+from distrib.faults import in_run_file
 from distrib.redaction import hide, is_secret
 from distrib.renamed import Change, RenamedWarning, renamed
-
-_WANTED = {
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
-    "string_type": "text",
-    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
-    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a table"),
-}
-"""What a value of another type should have been, by the names of pydantic's faults."""
 
 JsonObject = dict[str, Any]
 """A JSON document without a schema."""
@@ -141,7 +131,6 @@ def read_record(kind: type[RecordT], content: Any, where: object) -> RecordT:
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _LONGEST_VALUE = 200
-_MOST_FAULTS = 50
 
 
 def load(
@@ -219,10 +208,7 @@ def checked(
     except RecursionError:
         found.append("nested too deep; a run file has few levels")
     except ValidationError as error:
-        faults_of = error.errors()
-        found += [_describe(kind, fault) for fault in faults_of[:_MOST_FAULTS]]
-        if len(faults_of) > _MOST_FAULTS:
-            found.append(f"and {len(faults_of) - _MOST_FAULTS} more")
+        found += in_run_file(error.errors(), kind)
     if found or config is None:
         listing = "\n".join(f"  {fault}" for fault in found)
         raise ConfigError(f"{where}: {len(found)} fault(s)\n{listing}")
@@ -301,53 +287,3 @@ def _substitute(node: Any, environment: Mapping[str, str], faults: list[str], wh
             faults.append(f"{where}: environment variable {name} is not valid UTF-8; correct it")
             return ""
     return _VARIABLE.sub(lambda match: environment.get(match[1], match[0]), node)
-
-
-def _describe(kind: type[BaseModel], fault: Any) -> str:
-    location = [str(part) for part in fault["loc"]]
-    message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if fault["type"] in _WANTED:
-        message = f"must be {_WANTED[fault['type']]}"
-    if fault["type"] == "missing":
-        message = "is required; set it"
-    if fault["type"] == "union_tag_invalid":
-        message = _unknown_tag(**fault["ctx"])
-    if fault["type"] == "extra_forbidden":
-        known = [key for key in _keys_beside(kind, location) if key != location[-1]]
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        message = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
-    value = fault.get("input")
-    is_shown = fault["type"] != "missing" and not isinstance(value, dict) and bool(location)
-    is_shown = is_shown and not is_secret(".".join(location))
-    shown = f" = {excerpt(repr(value), _LONGEST_VALUE)}" if is_shown else ""
-    return f"{'.'.join(location) or 'run file'}{shown}: {message}"
-
-
-def _unknown_tag(discriminator: str, tag: str, expected_tags: str) -> str:
-    """Say which names there are in place of one that there is not."""
-    known = [name.strip("'") for name in expected_tags.split(", ")]
-    near = difflib.get_close_matches(tag, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    name = discriminator.strip("'")
-    return f"unknown {name} {excerpt(tag)!r}; {hint}there are {', '.join(map(repr, known))}"
-
-
-def _keys_beside(kind: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Return the valid keys at the last part of ``location``."""
-    candidates: list[type[BaseModel]] = [kind]
-    for part in location[:-1]:
-        below: list[type[BaseModel]] = []
-        for candidate in candidates:
-            field = candidate.model_fields.get(part)
-            if field is None:
-                below.append(candidate)  # the tag of a union, not a key
-            else:
-                below += _models_in(field.annotation)
-        candidates = below
-    return [name for candidate in candidates for name in candidate.model_fields]
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]

@@ -6,8 +6,10 @@ from collections.abc import Collection, Sequence
 
 from distrib.checkpoint.bundle import BUNDLE, copy_bundle
 from distrib.config import PlainName, Record, read_record, sealed
+from distrib.data.dataset import DatasetManifest
 from distrib.data.prepare.job import preflight as check_log
 from distrib.data.prepare.job import prepare
+from distrib.data.schema import Role
 from distrib.distill.job import soften
 from distrib.errors import ConfigError, run_checks
 from distrib.events import emit
@@ -105,6 +107,7 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     nightly_run, before = nightly_runs[-1], nightly_runs[:-1]
     prepared = prepare(file.data)
     data = prepared.hash
+    _report_held_out(file, prepared)
     if before and before[-1].data == data:
         emit("nothing_new", night=nightly_run.name, since=before[-1].name)
         # Rules may have changed; otherwise the lists are found to be up to date.
@@ -131,6 +134,14 @@ def nightly(file: RunFile, today: str | None = None) -> NightResult:
     _note(folder, nightly_runs[-_KEPT:])
     emit("night_done", night=nightly_run.name, run=tonight.run, lists=lists.output)
     return NightResult(night=nightly_run.name, new=True, trained=trained, scored=scored)
+
+
+def _report_held_out(file: RunFile, prepared: DatasetManifest) -> None:
+    """Say how much the model does not learn from; a split is for measuring, not for a night."""
+    held_out = prepared.counts.interactions(Role.VALID_TARGET, Role.TEST_TARGET)
+    if held_out:
+        advice = 'to train on all, set data.split = { name = "none" } and another data.prepared'
+        emit("holds_out", split=file.data.split.name, interactions=held_out, advice=advice)
 
 
 def _lists(file: RunFile, folder: Folder) -> ScoreConfig:

@@ -26,13 +26,12 @@ from distrib.frames import (
     read_given,
     to_arrow,
 )
-from distrib.models.capabilities import item_vectors
 from distrib.scoring.histories import DIGEST, Histories, read_histories
 from distrib.scoring.policy import Output, Precision, ScoreConfig
 from distrib.scoring.rules import unknown_items
 from distrib.scoring.scorer import Scorer, pair_scores
 from distrib.scoring.tables import recommend_table
-from distrib.scoring.vectors import vector_table
+from distrib.scoring.vectors import similarities, vector_table
 from distrib.storage import Folder
 from distrib.topk import best_keys, items_of, scores_of
 from distrib.vocabulary import Vocabulary
@@ -208,23 +207,23 @@ class Recommender:
             DataError: The model does not know an item.
         """
         is_one = isinstance(items, int | str | np.integer)
-        asked: list[Any] = [items] if is_one else list(items)  # type: ignore[arg-type]
-        position_Q = self._vocabulary.positions(pa.array(asked))
-        unknown = [item for item, at in zip(asked, position_Q, strict=True) if at < 0]
+        queries: list[Any] = [items] if is_one else list(items)  # type: ignore[arg-type]
+        position_Q = self._vocabulary.positions(pa.array(queries))
+        unknown = [item for item, at in zip(queries, position_Q, strict=True) if at < 0]
         if unknown:
             raise DataError(
                 f"the model does not know item(s) {unknown[:20]}; see Recommender.items"
             )
-        score_QI = self._similarities(torch.from_numpy(position_Q))
-        score_QI[torch.arange(len(asked)), torch.from_numpy(position_Q)] = -torch.inf
+        score_QI = similarities(self.scorer, torch.from_numpy(position_Q))
+        score_QI[torch.arange(len(queries)), torch.from_numpy(position_Q)] = -torch.inf
         key_QK = best_keys(score_QI, 0, min(k, score_QI.shape[1]))
         found = {}
-        for item, keys in zip(asked, key_QK, strict=True):
+        for item, keys in zip(queries, key_QK, strict=True):
             known = keys[items_of(keys) >= 0]
             ids = self._vocabulary.ids.take(pa.array(items_of(known).numpy())).to_pylist()
             rows = zip(ids, scores_of(known).tolist(), strict=True)
             found[item] = [{"item": other, "score": score} for other, score in rows]
-        return found[asked[0]] if is_one else found
+        return found[queries[0]] if is_one else found
 
     def explain(
         self, history: History, k: int = 10, *, max_reasons: int = 5, **policy: Unpack[Policy]
@@ -245,13 +244,12 @@ class Recommender:
             DataError: The history is not valid.
         """
         table = self._given(history, _NAMES).table
-        if len(table) != 1 or to_arrow(history) is not None:
+        is_frame = to_arrow(history) is not None
+        rows: Any = None if is_frame else self.recommend(history, k, **policy)
+        if not isinstance(rows, list):
             raise DataError(
                 "explain takes the history of one user: a list of ids, or a rating each"
             )
-        rows: Any = self.recommend(history, k, **policy)
-        if isinstance(rows, dict):
-            raise DataError("explain takes the history of one user, not a dictionary by user")
         read = read_histories(self._vocabulary, table, None)
         ids = pa.array([row["item"] for row in rows], self._vocabulary.ids.type)
         influence_NK = self.scorer.explain(
@@ -338,6 +336,12 @@ class Recommender:
                 "knows; their lists are those of an empty history",
                 stacklevel=3,
             )
+        if read.unknown_candidates:
+            warnings.warn(
+                f"the model does not know {read.unknown_candidates} candidate(s); they are in no "
+                "list",
+                stacklevel=3,
+            )
 
     def _predicted(self, read: Histories, pairs: pa.Table) -> dict[str, pa.Array]:
         """Return the columns of predictions for pairs."""
@@ -367,20 +371,6 @@ class Recommender:
             name: _scattered(torch.cat(parts).numpy(), place_M, len(pairs))
             for name, parts in columns.items()
         }
-
-    def _similarities(self, position_Q: torch.Tensor) -> torch.Tensor:
-        """Return the similarity of all items to some, float32 ``[Q, I]``, on the CPU."""
-        found = item_vectors(self.scorer.model)
-        if found is not None:
-            unit_IZ = torch.nn.functional.normalize(found.vector_IZ.float(), dim=1)
-            return (unit_IZ[position_Q.to(unit_IZ.device)] @ unit_IZ.T).cpu()
-        met = Batch.from_lists([[int(at)] for at in position_Q])
-        top = self._vocabulary.levels[-1]
-        state = self.scorer.model.encode(
-            met._replace(value_N=met.value_N * top).to(self.scorer.device)
-        )
-        output_QI = self.scorer.model.decode(state, slice(None)).float()
-        return self.scorer.model.output.ranking_score(output_QI).cpu().clone()
 
 
 def _one_or_more(value: object, vocabulary: Vocabulary) -> object:

@@ -191,6 +191,8 @@ class Vocabulary:
             DataError: The ids are text and the vocabulary's are numbers, or the other way round
                 and some of the vocabulary's are not the text of a number.
         """
+        if not len(ids):  # frames without rows have columns of any type
+            return np.zeros(0, np.int64)
         found = plain(ids)
         is_text = pa.types.is_string(found.type)
         is_int = self.id_kind == "int"

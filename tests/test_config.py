@@ -33,7 +33,7 @@ def test_all_faults_are_told_at_once_with_the_nearest_key(tmp_path):
         load(RunFile, path)
     message = str(caught.value)
     assert "3 fault(s)" in message
-    assert "latent_widht = 3: unknown key; did you mean 'latent_width'?" in message
+    assert "latent_widht = 3: unknown key of 'conv4rec'; did you mean 'latent_width'?" in message
     assert "train.num_epochs = 1.5" in message
     assert "engine.precision = 'fp8'" in message
 
@@ -111,10 +111,17 @@ def test_an_unknown_model_is_one_line_with_the_nearest(tmp_path):
         ("evaluate.recall_at = 20", "evaluate.recall_at = 20: must be a list"),
         ("train.checkpoint = 5", "train.checkpoint = 5: must be a table"),
         ('engine.precision = "int8"', "must be 'bf16', 'fp16' or 'fp32'"),
+        ("score.policy.deny = [1.5, 2]", "policy.deny.0 = 1.5: must be a whole number or text"),
+        ("score.policy.deny = 3", "policy.deny = 3: must be a list or text"),
+        ('serve.replicas = [1, "x"]', "serve.replicas.1 = 'x': must be a whole number"),
+        ("serve.models = {a = 3}", "serve.models.a = 3: must be text"),
+        ('data.source = {format = "csv", path = "x"}', "data.source.columns: is required; set it"),
+        ('model = {name = "ease", rank = 3}', "model.rank = 3: unknown key of 'ease'; remove it"),
     ],
 )
 def test_a_value_of_another_type_is_described_by_what_it_must_be(setting, message):
     with pytest.raises(ConfigError) as reported:
         load(RunFile, str(DEMO), overrides=[setting], environment={})
     assert message in str(reported.value)
+    assert "1 fault" in str(reported.value)
     assert "Input" not in str(reported.value)

@@ -191,6 +191,26 @@ def test_similar_items_are_near_in_vectors_or_by_a_history_of_one(vae, small, tm
     assert "sku-3" not in {row["item"] for row in other}
 
 
+@pytest.mark.parametrize("kind", ["vae", "conv"])
+def test_nothing_gives_nothing_in_the_same_kind(kind, request):
+    """A model of ratings misses none where there is no interaction."""
+    model = request.getfixturevalue(kind)
+    empty = pd.DataFrame({"user": [], "item": []})
+    assert model.recommend({}) == {}
+    assert model.predict({}, {}) == {}
+    assert len(model.recommend(empty)) == len(model.predict(empty, empty)) == 0
+    assert len(model.recommend([], 3)) == len(model.recommend({"ann": []}, 3)["ann"]) == 3
+    assert [row["item"] for row in model.predict([], ["sku-1"])] == ["sku-1"]
+
+
+def test_candidates_that_the_model_does_not_know_are_counted(vae):
+    candidates = [["nope", "sku-5", "gone"]]
+    table = pa.table({"user": ["a"], "items": [["sku-3"]], "candidates": candidates})
+    with pytest.warns(UserWarning, match=r"does not know 2 candidate"):
+        found = vae.recommend(table)
+    assert found["item"].to_pylist() == ["sku-5"]
+
+
 def test_wrong_input_is_one_clear_error(vae, tmp_path):
     for histories, message in (
         (3, "histories are int"),
@@ -202,7 +222,7 @@ def test_wrong_input_is_one_clear_error(vae, tmp_path):
     ):
         with pytest.raises(DataError, match=message):
             vae.recommend(histories)
-    with pytest.raises(DataError, match="one user, not a dictionary"):
+    with pytest.raises(DataError, match="the history of one user"):
         vae.explain({"ann": ["sku-1"]})
     with pytest.raises(DataError, match="the history of one user"):
         vae.explain(pd.DataFrame(ROWS))

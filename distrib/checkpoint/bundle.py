@@ -15,7 +15,7 @@ from torch import Tensor
 from distrib import __version__
 from distrib.checkpoint.manifest import Manifest, open_sealed, seal
 from distrib.config import Record, read_record
-from distrib.errors import CheckpointError, DataError
+from distrib.errors import CheckpointError, ConfigError, DataError
 from distrib.models import ModelConfig
 from distrib.models.base import Model
 from distrib.renamed import renamed
@@ -150,6 +150,27 @@ def model_config(folder: Folder) -> ModelConfig:
         CheckpointError: They are not those of a model of this version.
     """
     return _config(folder, folder.read(_MODEL))
+
+
+def require_model(run: str, name: str) -> None:
+    """Refuse a run file that names another model than its run folder holds.
+
+    Args:
+        run: Run folder; one without a bundle is not refused here.
+        name: Of the model in the run file.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    folder = Folder(run) / BUNDLE
+    if not folder.exists(_MODEL):
+        return
+    held = model_config(folder).name
+    if held != name:
+        raise ConfigError(
+            f"model.name = {name!r}, but {run} holds {held!r}; set model.name, or train in "
+            "another run folder"
+        )
 
 
 def _vocabulary(folder: Folder, files: dict[str, bytes], manifest: Manifest) -> Vocabulary:

@@ -1,7 +1,9 @@
 """Ray job: evaluate a trained model."""
 
+from distrib.checkpoint.bundle import require_model
 from distrib.cli import Job
 from distrib.config import JsonObject
+from distrib.errors import run_checks
 from distrib.evaluation.job import evaluate, preflight
 from distrib.report.run_page import draw_run
 from distrib.report.summary import show_evaluation
@@ -17,6 +19,9 @@ def measure(file: RunFile) -> JsonObject:
 
 
 JOB = Job(
-    check=lambda file: preflight(file.run, file.data.prepared),
+    check=lambda file: run_checks(
+        lambda: require_model(file.run, file.model.name),
+        lambda: preflight(file.run, file.data.prepared),
+    ),
     run=measure,
 )

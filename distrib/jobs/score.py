@@ -1,6 +1,8 @@
 """Ray job: recommend to every user."""
 
+from distrib.checkpoint.bundle import require_model
 from distrib.cli import Job
+from distrib.errors import run_checks
 from distrib.report.summary import show_recommendations
 from distrib.run_file import RunFile
 from distrib.scoring.bulk.job import preflight, score
@@ -15,6 +17,9 @@ def recommend(file: RunFile) -> ScoreResult:
 
 
 JOB = Job(
-    check=lambda file: preflight(file.run, file.data.prepared, file.score),
+    check=lambda file: run_checks(
+        lambda: require_model(file.run, file.model.name),
+        lambda: preflight(file.run, file.data.prepared, file.score),
+    ),
     run=recommend,
 )

@@ -62,6 +62,9 @@ class Histories(NamedTuple):
     kept_B: npt.NDArray[np.bool_]
     """Mask of the table's rows that these users are."""
 
+    unknown_candidates: int = 0
+    """Candidates that the model does not know."""
+
     @property
     def row_status(self) -> dict[str, int]:
         """Interactions by status: ``used``, or why not."""
@@ -99,7 +102,7 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
     table = _decoded(table)
     levels, item_count = vocabulary.levels, len(vocabulary)
     is_unrated = "ratings" not in table.column_names or (source and len(source.levels) == 1)
-    if is_unrated and len(levels) > 1:
+    if is_unrated and len(levels) > 1 and pc.sum(pc.list_value_length(table["items"])).as_py():
         raise DataError(
             "the histories have no ratings, and the model was trained on a log with ratings from "
             f"{list(levels)}; give them as {{item: rating}}, or in the column 'ratings' of a table"
@@ -131,15 +134,19 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
     status_BF = np.bincount(
         row_N * len(INTERACTION_STATUS) + status_N, minlength=len(table) * len(INTERACTION_STATUS)
     )
+    limits, unknown = None, 0
+    if "candidates" in table.column_names:
+        limits, unknown = _limits(vocabulary, table)
     return Histories(
         whole(table["user"]),
         whole_batch if is_whole else whole_batch.keep(torch.from_numpy(used_N)),
         whole_batch if is_whole else whole_batch.keep(torch.from_numpy(is_known_N)),
-        _limits(vocabulary, table) if "candidates" in table.column_names else None,
+        limits,
         _digests(table, pointer_P, item_N, value_N, source),
         status_BF.reshape(-1, len(INTERACTION_STATUS)),
         rejected,
         kept_B,
+        unknown,
     )
 
 
@@ -269,7 +276,7 @@ def _ratings(table: pa.Table) -> npt.NDArray[Any]:
     _, values = flat_column(table, "ratings")
     if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
         if len(values):
-            raise DataError(f"column 'ratings' holds {values.type}, not numbers; cast it")
+            raise DataError(f"the ratings are {values.type}, not numbers; cast the column")
         return np.zeros(0, np.float32)
     if values.null_count:
         values = pc.fill_null(values.cast(pa.float64()), np.nan)
@@ -281,9 +288,9 @@ def _by_time(table: pa.Table, pointer_P: IntArray) -> IntArray:
     _, times = flat_column(table, "times")
     is_time = pa.types.is_integer(times.type) or pa.types.is_floating(times.type)
     if len(times) and not (is_time or pa.types.is_timestamp(times.type)):
-        raise DataError(f"column 'times' holds {times.type}, not numbers or timestamps; cast it")
+        raise DataError(f"the times are {times.type}, not numbers or timestamps; cast the column")
     if times.null_count:
-        raise DataError(f"column 'times' has {times.null_count} null value(s); remove them")
+        raise DataError(f"{times.null_count} of the times are null; remove these interactions")
     row_N = np.repeat(np.arange(len(table)), np.diff(pointer_P))
     return np.lexsort((times.to_numpy(zero_copy_only=False), row_N))
 
@@ -314,8 +321,8 @@ def _hashed(source: Vocabulary) -> HashArray:
     return hash_ids(source.ids, 1)
 
 
-def _limits(vocabulary: Vocabulary, table: pa.Table) -> Limits:
-    """Read each user's candidates; a null list means the whole catalog."""
+def _limits(vocabulary: Vocabulary, table: pa.Table) -> tuple[Limits, int]:
+    """Read each user's candidates, and count unknown ones; a null list is the whole catalog."""
     pointer_P, item_N = flat_column(table, "candidates")
     position_N = _positions(vocabulary, item_N, None)
     candidates = Batch(
@@ -325,7 +332,9 @@ def _limits(vocabulary: Vocabulary, table: pa.Table) -> Limits:
         torch.ones(len(position_N)),
     )
     is_limited_B = ~pc.is_null(table["candidates"]).to_numpy()
-    return Limits(candidates.keep(candidates.item_N >= 0), torch.from_numpy(is_limited_B))
+    known = candidates.keep(candidates.item_N >= 0)
+    limits = Limits(known, torch.from_numpy(is_limited_B))
+    return limits, int((position_N < 0).sum())
 
 
 def _digests(

@@ -12,12 +12,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from distrib.batch import Batch
 from distrib.checkpoint.bundle import Bundle
 from distrib.checkpoint.manifest import MANIFEST, open_sealed, read_manifest, seal
 from distrib.config import Config, JsonObject
 from distrib.errors import ConfigError, DataError
 from distrib.models.base import Model
 from distrib.models.capabilities import item_vectors
+from distrib.scoring.scorer import Scorer
 from distrib.storage import Folder
 from distrib.topk import best_keys, items_of, merge, scores_of
 
@@ -126,6 +128,28 @@ def vector_table(bundle: Bundle) -> pa.Table:
         "vector": pa.FixedSizeListArray.from_arrays(flat, vector_IZ.shape[1]),
     }
     return pa.table(columns)
+
+
+def similarities(scorer: Scorer, position_Q: Tensor) -> Tensor:
+    """Compare some items with all.
+
+    Args:
+        scorer: The model.
+        position_Q: int64 positions.
+
+    Returns:
+        Cosines of item embeddings, float32 ``[Q, I]`` on the CPU; of a model without embeddings,
+        the scores of users who met one of the items only.
+    """
+    found = item_vectors(scorer.model)
+    if found is not None:
+        unit_IZ = torch.nn.functional.normalize(found.vector_IZ.float(), dim=1)
+        return (unit_IZ[position_Q.to(unit_IZ.device)] @ unit_IZ.T).cpu()
+    met = Batch.from_lists([[int(at)] for at in position_Q])
+    top = scorer.vocabulary.levels[-1]
+    state = scorer.model.encode(met._replace(value_N=met.value_N * top).to(scorer.device))
+    output_QI = scorer.model.decode(state, slice(None)).float()
+    return scorer.model.output.ranking_score(output_QI).cpu().clone()
 
 
 class ExactIndex:

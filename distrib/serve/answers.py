@@ -101,8 +101,12 @@ class Answers(NamedTuple):
         )
         items = _items(self.loaded, lists, wanted.outputs)
         bodies = [
-            {**self._signed(), "items": listed, "read": _account(row_status)}
-            for listed, row_status in zip(items, found.status_BF.tolist(), strict=True)
+            {
+                **self._signed(),
+                "items": listed,
+                "read": {**_account(row_status), "unknown_candidates": _unknown(vocabulary, job)},
+            }
+            for listed, row_status, job in zip(items, found.status_BF.tolist(), jobs, strict=True)
         ]
         if "embedding" in (wanted.outputs or ()):
             for body, vector in zip(bodies, scorer.embed(source).tolist(), strict=True):
@@ -146,6 +150,7 @@ class Answers(NamedTuple):
             **self._signed(),
             "rejected": json.dumps(found.rejected),
             "interactions": json.dumps(found.row_status),
+            "unknown_candidates": str(found.unknown_candidates),
         }
         return pa.concat_tables(parts).replace_schema_metadata(about)
 
@@ -251,6 +256,11 @@ def _limits(vocabulary: Vocabulary, jobs: Sequence[RecommendJob]) -> Limits | No
         return None
     listed = joined(None, [positions(vocabulary, candidates or []) for candidates in wanted])
     return Limits(listed, torch.tensor([candidates is not None for candidates in wanted]))
+
+
+def _unknown(vocabulary: Vocabulary, job: RecommendJob) -> int:
+    wanted = {*(job.options.candidates or ())}
+    return len(wanted) - len(positions(vocabulary, [*wanted]))
 
 
 def _account(row_status: Sequence[int]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from distrib import __version__
 from distrib.events import emit
+from distrib.faults import in_request
 from distrib.redaction import redacted
 from distrib.serve import routes
 from distrib.serve.config import ServeConfig
@@ -77,7 +78,8 @@ def make_app(router: ModelRouter, config: ServeConfig, metrics: HttpMetrics) -> 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     """List every error and its location, but not the values, which are arbitrary client input."""
     assert isinstance(error, RequestValidationError)
-    faults = [f"{'.'.join(map(str, f['loc'][1:]))}: {f['msg']}" for f in error.errors()[:20]]
+    field = getattr(request.scope.get("route"), "body_field", None)
+    faults = in_request(error.errors(), None if field is None else field.field_info.annotation)
     detail = "; ".join(faults).encode("ascii", "backslashreplace").decode()
     return _fault(request, 422, detail)
 

@@ -180,10 +180,12 @@ def _joined(parts: list[pa.Table]) -> bytes:
         for name, total in totals.items():
             total.update(json.loads(part.schema.metadata[name.encode()]))
     plain = pa.concat_tables([part.replace_schema_metadata(None) for part in parts])
+    unknown = sum(int(part.schema.metadata[b"unknown_candidates"]) for part in parts)
     versions = {part.schema.metadata[b"version"].decode() for part in parts}
     about = {
         "model": parts[0].schema.metadata[b"model"].decode(),
         "version": ",".join(sorted(versions)),
+        "unknown_candidates": str(unknown),
         **{name: json.dumps(total) for name, total in totals.items()},
     }
     return stream_of(plain.replace_schema_metadata(about))

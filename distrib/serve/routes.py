@@ -1,6 +1,7 @@
 """HTTP routes."""
 
 import asyncio
+import difflib
 import json
 from collections.abc import Callable, Coroutine
 from importlib import resources
@@ -12,6 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
+from distrib.errors import excerpt
 from distrib.scoring.policy import Output
 from distrib.serve.arrow_stream import ARROW
 from distrib.serve.config import ServeConfig
@@ -69,8 +71,28 @@ class _FastRoute(APIRoute):
         return answered
 
 
+def _known_query(request: Request) -> None:
+    """Refuse parameters that the route does not have; ignored, they would do nothing."""
+    given = {*request.query_params}
+    if not given:
+        return
+    described = request.app.openapi()["paths"][request.scope["route"].path_format]
+    parameters = described[request.method.lower()].get("parameters", ())
+    known = [one["name"] for one in parameters if one["in"] == "query"]
+    unknown = sorted(given - {*known})
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        there_are = f"there are {', '.join(known)}" if known else "there are none"
+        raise HTTPException(
+            422, f"unknown query parameter {excerpt(unknown[0])!r}; {hint}{there_are}"
+        )
+
+
 server = APIRouter()
-models = APIRouter(prefix="/v1", responses=_FAULTS, route_class=_FastRoute)
+models = APIRouter(
+    prefix="/v1", responses=_FAULTS, route_class=_FastRoute, dependencies=[Depends(_known_query)]
+)
 
 
 class ModelRouter(Protocol):
@@ -259,7 +281,7 @@ async def recommend_arrow(
     """Recommend to many users at once: an Arrow stream with `user`, `items`, `ratings`.
 
     A list column `candidates` restricts the items of a user. The metadata of the returned stream
-    counts rejected users, and interactions by status.
+    counts rejected users, interactions by status, and unknown candidates.
     """
     content = await context.submit(model, "recommend_arrow", await request.body(), options)
     return Response(content, media_type=ARROW)

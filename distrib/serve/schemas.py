@@ -29,7 +29,7 @@ def _whole(value: float) -> int:
 
 def _with_one_error(source: Any, handler: GetCoreSchemaHandler) -> Any:
     """Report a wrong id once, not once for each type that it is not."""
-    message = "Input should be an integer of 64 bits, or a string of at most 1024 characters"
+    message = "must be an integer of 64 bits, or a string of at most 1024 characters"
     error = {"custom_error_type": "item_id", "custom_error_message": message}
     return {**handler(source), **error}
 
@@ -221,6 +221,8 @@ class Read(BaseModel):
     unknown_items: int
     duplicates: int
     ratings_off_scale: int
+    unknown_candidates: int = 0
+    """Candidates of the request that the model does not know."""
 
 
 class RecommendAnswer(BaseModel):

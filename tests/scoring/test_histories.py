@@ -73,7 +73,7 @@ def test_repeats_stay_where_the_model_was_trained_on_them():
 
 
 @pytest.mark.parametrize(
-    ("times", "why"), [(["a", "b"], "holds string, not numbers"), ([1, None], "has 1 null value")]
+    ("times", "why"), [(["a", "b"], "are string, not numbers"), ([1, None], "1 of the times are null")]
 )
 def test_times_that_are_none_are_refused(times, why):
     with pytest.raises(DataError, match=why):

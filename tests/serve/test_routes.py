@@ -47,6 +47,7 @@ def test_a_list_is_the_scorers(client, server, small):
         "unknown_items": 0,
         "duplicates": 0,
         "ratings_off_scale": 0,
+        "unknown_candidates": 0,
     }
     assert body["version"] == client.get("/v1/models/default").json()["version"]
 
@@ -192,7 +193,7 @@ def test_items_are_found_by_id_and_title(small, run, tmp_path):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({}, "history: Field required"),
+        ({}, "history: is required"),
         ({"history": {"items": [1000], "ratings": [5.0, 1.0]}}, "1 items but 2 ratings"),
         ({"history": {"items": [1000]}}, "history.ratings: required, on the scale"),
         ({"history": {"items": ["x"], "ratings": [5.0]}}, "found str; the ids are integers"),
@@ -213,6 +214,47 @@ def test_requests_that_make_no_sense_get_one_clear_answer(client, body, message)
     assert found.status_code == 422
     assert message in found.json()["detail"]
     assert found.json()["request_id"] == found.headers["x-request-id"]
+
+
+def test_faults_of_requests_are_in_the_words_of_run_files(client):
+    nothing = {"items": [], "ratings": []}
+    for path, body, message in (
+        ("recommendations", {"history": {"itms": [1]}}, "history.itms: unknown key; did you mean"),
+        ("recommendations", {"history": nothing, "option": {}}, "option: unknown key; did you"),
+        ("recommendations", {"history": 3}, "history: must be an object"),
+        ("recommendations", [], "body: must be an object"),
+        ("recommendations", {"history": nothing, "options": {"k": 1.5}}, "k: must be a whole num"),
+        ("recommendations", {"history": nothing, "options": {"k": 0}}, "k: must be greater than"),
+        ("ratings", {"history": nothing, "targets": []}, "targets: must have at least 1 item"),
+        ("ratings", {"history": {"items": "x"}, "targets": [True]}, "history.items: must be a list"),
+    ):
+        detail = post(client, path, body).json()["detail"]
+        assert message in detail
+        assert "should" not in detail
+    found = client.post(LISTS, content=b"{", headers={"content-type": "application/json"})
+    assert "body: not valid JSON (" in found.json()["detail"]
+
+
+def test_a_parameter_that_there_is_not_is_refused(client):
+    for path, message in (
+        ("/users/1/recommendations?n=5", "unknown query parameter 'n'; there are k, exclude_seen"),
+        ("/users/1/recommendations?exclude_sen=1", "did you mean 'exclude_seen'?"),
+        ("/items?query=a&limits=3", "unknown query parameter 'limits'; did you mean 'limit'?"),
+        ("?k=5", "unknown query parameter 'k'; there are none"),
+    ):
+        found = client.get(f"/v1/models/default{path}")
+        assert found.status_code == 422
+        assert message in found.json()["detail"]
+
+
+def test_candidates_that_the_model_does_not_know_are_counted(client, small):
+    body = {"history": history(small, 3), "options": {"candidates": [1000, 999, 5, 6, 5]}}
+    found = post(client, "recommendations", body).json()
+    assert found["read"]["unknown_candidates"] == 2
+    table = pa.table({"user": ["a"], "items": [[1000]], "ratings": [[5.0]], "candidates": [[5]]})
+    lists = table_of(client.post(f"{LISTS}.arrow", content=stream_of(table)).content)
+    assert lists.schema.metadata[b"unknown_candidates"] == b"1"
+    assert lists["items"].to_pylist() == [[]]
 
 
 def test_whatever_is_not_json_gets_a_4xx(client):
