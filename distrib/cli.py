@@ -18,6 +18,8 @@ import ray
 import torch
 from pydantic import SecretStr
 
+from distrib.cluster.quiet import quiet
+from distrib.cluster.resources import OWN_CLUSTER
 from distrib.config import JsonObject, Record, load
 from distrib.errors import ClusterError, ConfigError, DistribError, StoppedError, excerpt, known
 from distrib.events import emit, is_terminal, own_standard_output, pointed
@@ -34,13 +36,6 @@ if not torch.cuda.is_available():  # else DeepSpeed prints a warning in each pro
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 _WORKERS_PER_CORE = 4
-_REPEATERS = (
-    "ray.data.exceptions",
-    "ray.data._internal.execution.streaming_executor_state",
-    "ray.data._internal.progress",
-)
-"""Ray loggers that print tracebacks of errors that `job` reports in one line, or what we set."""
-
 STOPPED = 75
 """Exit code of a run that stopped on request; EX_TEMPFAIL of sysexits.h: retry later."""
 
@@ -48,6 +43,7 @@ UNEXPECTED = 70
 """Exit code of an error that nothing foresaw; EX_SOFTWARE of sysexits.h."""
 
 _LONGEST_MESSAGE = 8000
+_RERUN = "rerun the same command to continue"
 
 Result = Record | JsonObject | str
 """What a job returns; printed as JSON on the last line, text as it is."""
@@ -60,6 +56,9 @@ class Job(NamedTuple):
     run: Callable[[Any], Result]
     read: Callable[[str, Sequence[str]], object] | None = None
     """Reads the file of ``--config`` with the settings of ``--set``; a run file by default."""
+
+    when_stopped: str = _RERUN
+    """What to say when a signal ends it."""
 
 
 class Plan(NamedTuple):
@@ -114,7 +113,7 @@ def job(name: str, found: Job, plan: Callable[[Any], Plan], arguments: list[str]
             return found.run(config)
 
     log = os.devnull if given.quiet else given.log_file
-    return run_and_report(work, None if given.dry_run else log)
+    return run_and_report(work, None if given.dry_run else log, found.when_stopped)
 
 
 def _dry_run(name: str, found: Job, plan: Plan, config: object) -> JsonObject:
@@ -224,12 +223,15 @@ def serving(arguments: dict[str, str]) -> "Application":
     return application(ServePlan.of(file.run, file.data.prepared, file.serve))
 
 
-def run_and_report(work: Callable[[], Result], log: str | None = None) -> int:
+def run_and_report(
+    work: Callable[[], Result], log: str | None = None, when_stopped: str = _RERUN
+) -> int:
     """Run a job; report its result or error, in one line for programs; return the exit code.
 
     Args:
         work: What to run.
         log: File for what goes to standard error meanwhile.
+        when_stopped: What to say when a signal ends it.
 
     Returns:
         See `job`.
@@ -239,21 +241,21 @@ def run_and_report(work: Callable[[], Result], log: str | None = None) -> int:
         with _standard_error_in(log), standard_error(), own_standard_output():
             result = work()
     except (KeyboardInterrupt, _Terminated, Exception) as error:
-        return _ended(error)
+        return _ended(error, when_stopped)
     document = result.to_json() if isinstance(result, Record) else result
     sys.stdout.write(document if isinstance(document, str) else _result(document))
     return 0
 
 
-def _ended(error: BaseException) -> int:
+def _ended(error: BaseException, when_stopped: str) -> int:
     """Report what ended a job; return the exit code."""
     # A signal that comes inside of Ray's core leaves it as the cause of a SystemError.
     cause = error.__cause__ if isinstance(error, SystemError) else error
     if isinstance(cause, KeyboardInterrupt):
-        sys.stderr.write("interrupted; rerun the same command to continue\n")
+        sys.stderr.write(f"interrupted; {when_stopped}\n")
         return 130
     if isinstance(cause, _Terminated):
-        sys.stderr.write("terminated; rerun the same command to continue\n")
+        sys.stderr.write(f"terminated; {when_stopped}\n")
         return 143
     assert isinstance(error, Exception)  # the others are above
     return _failed(error)
@@ -347,21 +349,19 @@ def connect() -> None:
         ConfigError: The cluster in RAY_ADDRESS cannot be reached.
         ClusterError: No local one starts.
     """
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    for name in _REPEATERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    quiet()
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if is_terminal() else "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # we handle SIGINT
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # of Tune, which cannot be silenced
     # Events report progress; without a dashboard, Ray's workers would log a line per second.
-    quiet = {
+    silent = {
         "logging_level": logging.WARNING,
         "logging_config": ray.LoggingConfig(log_level="ERROR"),
     }
     if "RAY_ADDRESS" in os.environ:
         try:
-            ray.init(**quiet)
+            ray.init(**silent)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"RAY_ADDRESS = {os.environ['RAY_ADDRESS']}: cannot connect ({error}); start "
@@ -373,7 +373,7 @@ def connect() -> None:
         limit = _WORKERS_PER_CORE * (os.cpu_count() or 1)
         os.environ.setdefault("RAY_num_workers_soft_limit", str(limit))
         try:
-            ray.init("local", include_dashboard=False, **quiet)
+            ray.init("local", include_dashboard=False, namespace=OWN_CLUSTER, **silent)
         except Exception as error:  # Ray has no class for it
             raise ClusterError(
                 f"Ray did not start on this machine ({error}); free memory, disk space or "

@@ -131,6 +131,7 @@ def read_record(kind: type[RecordT], content: Any, where: object) -> RecordT:
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _LONGEST_VALUE = 200
+_WRITE_ONE = "write one with distrib init LOG"
 
 
 def load(
@@ -161,15 +162,17 @@ def load(
         raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
-            f"run file {path} does not exist; pass an existing file, e.g. configs/demo.toml"
+            f"run file {path} does not exist; pass an existing file, or {_WRITE_ONE}"
         ) from None
     except OSError as error:
         raise ConfigError(f"run file {path} cannot be read: {error}; pass a TOML file") from error
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or numbers without an end
         raise ConfigError(
             f"run file {excerpt(str(path), _LONGEST_VALUE)} is not valid TOML: "
-            f"{excerpt(str(error), _LONGEST_VALUE)}"
+            f"{excerpt(str(error), _LONGEST_VALUE)}; {_WRITE_ONE}"
         ) from error
+    if not raw and not overrides:
+        raise ConfigError(f"run file {path} is empty; {_WRITE_ONE}")
     faults: list[str] = []
     raw = _with_overrides(raw, overrides, faults, where=str(path))
     known = {} if environment is None else environment

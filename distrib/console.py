@@ -5,10 +5,12 @@ Nothing of Ray or torch is imported before a job runs, so that ``--help`` answer
 
 import importlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from distrib import __version__
 
@@ -38,6 +40,9 @@ OTHERS = {
     "score-through": "Score users through a server.",
 }
 """Commands with arguments of their own; functions of `distrib.jobs.others`."""
+
+_FILE = click.Path()
+"""Completed in shells; whether it can be read is for the job to say."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,6 +80,13 @@ def _library(name: str) -> Any:
         ) from error
 
 
+def _keys(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Complete the key of a setting."""
+    page = _library("distrib.settings.reference").reference()
+    keys = dict.fromkeys(re.findall(r"^\| `([^`]+)`", page, re.MULTILINE))
+    return [CompletionItem(f"{key}=") for key in keys if key.startswith(begun)]
+
+
 def _job_command(name: str, about: str) -> click.Command:
     def run(
         config: str,
@@ -98,11 +110,14 @@ def _job_command(name: str, about: str) -> click.Command:
         click.get_current_context().exit(job(name, found, plans[name], given))
 
     options: list[click.Parameter] = [
-        click.Option(["--config"], required=True, metavar="FILE", help="Run file in TOML."),
+        click.Option(
+            ["--config"], required=True, metavar="FILE", type=_FILE, help="Run file in TOML."
+        ),
         click.Option(
             ["--set", "settings"],
             multiple=True,
             metavar="SECTION.KEY=VALUE",
+            shell_complete=None if name == "study" else _keys,
             help="Override a setting, in TOML; strings in quotes. May be repeated.",
         ),
         click.Option(
@@ -112,14 +127,22 @@ def _job_command(name: str, about: str) -> click.Command:
         ),
         click.Option(["--quiet"], is_flag=True, help="Print the result and errors only."),
         click.Option(
-            ["--log-file"], metavar="FILE", help="Append progress to a file, not standard error."
+            ["--log-file"],
+            metavar="FILE",
+            type=_FILE,
+            help="Append progress to a file, not standard error.",
         ),
     ]
     if name == "forget":
-        options.append(click.Option(["--users"], metavar="FILE", help="One user id per line."))
+        about_it = "One user id per line."
+        options.append(click.Option(["--users"], metavar="FILE", type=_FILE, help=about_it))
     if name == "study":
         about_it = "Write splits and lists for recbole, lenskit or csv, too."
-        options.append(click.Option(["--export"], metavar="FORMAT", help=about_it))
+        options.append(
+            click.Option(
+                ["--export"], type=click.Choice(["recbole", "lenskit", "csv"]), help=about_it
+            )
+        )
     return click.Command(name, callback=run, params=options, help=about, short_help=about)
 
 
@@ -129,7 +152,12 @@ def _other_command(name: str, about: str) -> click.Command:
         code = getattr(others, name.replace("-", "_"))(about, list(given))
         click.get_current_context().exit(code)
 
-    everything = click.Argument(["given"], nargs=-1, type=click.UNPROCESSED)
+    everything = click.Argument(
+        ["given"],
+        nargs=-1,
+        type=click.UNPROCESSED,
+        shell_complete=lambda *_: [CompletionItem("", type="file")],
+    )
     return click.Command(
         name,
         callback=run,
@@ -153,8 +181,15 @@ def config_group() -> None:
 
 
 @config_group.command("show")
-@click.option("--config", required=True, metavar="FILE", help="Run file in TOML.")
-@click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Override.")
+@click.option("--config", required=True, metavar="FILE", type=_FILE, help="Run file in TOML.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    shell_complete=_keys,
+    help="Override.",
+)
 def show(config: str, settings: tuple[str, ...]) -> None:
     """Print all settings of a run file, each with where its value comes from."""
     _settings_command("show", config, settings)
@@ -173,7 +208,7 @@ def schema() -> None:
 
 
 @config_group.command("migrate")
-@click.argument("files", nargs=-1, required=True)
+@click.argument("files", nargs=-1, required=True, type=_FILE)
 def migrate(files: tuple[str, ...]) -> None:
     """Rewrite run files with the present names of settings; comments stay."""
     _settings_command("migrate", files)

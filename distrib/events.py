@@ -1,5 +1,6 @@
 """Job output: structured lines, or progress bars and tables on a terminal."""
 
+import io
 import json
 import os
 import sys
@@ -12,6 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from distrib.redaction import redacted
+
+_ANY_WIDTH = 10_000
+"""Columns of a file or pipe; a table takes what it needs."""
 
 
 def emit(event: str, **fields: Any) -> None:
@@ -32,15 +36,29 @@ def rounded(values: Mapping[str, float], digits: int = 5) -> dict[str, float]:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table to standard error, fitted to the terminal width."""
-    drawn = Table(title=title, title_justify="left")
+    """Print a table to standard error, fitted to the width of a terminal if it is one."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.width = _ANY_WIDTH
+    console.print(title, style="table.title", markup=False, highlight=False)
+    console.print(_drawn(columns, rows))
+
+
+def table_text(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table as plain text."""
+    console = Console(file=io.StringIO(), width=_ANY_WIDTH, no_color=True)
+    with console.capture() as capture:
+        console.print(_drawn(columns, rows))
+    return capture.get().rstrip()
+
+
+def _drawn(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    drawn = Table()
     for position, column in enumerate(columns):
         drawn.add_column(column, justify="left" if position == 0 else "right")
     for row in rows:
         drawn.add_row(*[str(cell) for cell in row])
-    console = Console(stderr=True)
-    width = console.width if console.is_terminal else 120
-    Console(stderr=True, width=width).print(drawn)
+    return drawn
 
 
 @contextmanager

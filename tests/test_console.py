@@ -47,6 +47,24 @@ def test_every_job_is_a_module_a_command_and_a_script():
     assert set(SUBMITTED) <= set(JOBS)
 
 
+def completed(words):
+    """What a shell offers for the last of some words."""
+    given = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+    given["_DISTRIB_COMPLETE"] = "bash_complete"
+    found = CliRunner().invoke(command, [], prog_name="distrib", env=given)
+    return found.output.split()
+
+
+def test_shells_complete_commands_files_formats_and_settings():
+    assert completed(["distrib", "tra"]) == ["plain,train"]
+    assert completed(["distrib", "train", "--con"]) == ["plain,--config"]
+    assert completed(["distrib", "train", "--config", "a"]) == ["file,a"]
+    assert completed(["distrib", "init", "a"])[0].startswith("file,")
+    assert completed(["distrib", "study", "--export", "r"]) == ["plain,recbole"]
+    found = completed(["distrib", "train", "--set", "train.num_"])
+    assert found == ["plain,train.num_epochs=", "plain,train.num_workers="]
+
+
 def test_wrong_commands_are_one_message_and_exit_code_2():
     for arguments, message in (
         (["trains"], "No such command"),

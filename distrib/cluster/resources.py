@@ -9,6 +9,9 @@ from ray.autoscaler.sdk import request_resources
 
 from distrib.events import Interval, emit
 
+OWN_CLUSTER = "distrib-own-cluster"
+"""Ray namespace of a cluster that the driver has started for itself; workers see it, too."""
+
 ON_CPU = {
     "DS_ACCELERATOR": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
@@ -33,9 +36,11 @@ def present() -> Mapping[str, float]:
 
 
 def is_fixed() -> bool:
-    """Return whether this process started the cluster; such a cluster never grows."""
+    """Return whether the driver started the cluster; such a cluster never grows."""
     node = ray._private.worker._global_node
-    return node is not None and bool(node.head)
+    is_driver = node is not None and bool(node.head)
+    is_ours = ray.is_initialized() and ray.get_runtime_context().namespace == OWN_CLUSTER
+    return is_driver or is_ours
 
 
 def short_of(bundles: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:

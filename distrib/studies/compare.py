@@ -8,7 +8,7 @@ from distrib.config import Record, read_record
 from distrib.errors import ConfigError
 from distrib.evaluation.config import INTERACTIONS
 from distrib.evaluation.job import RESULT, Evaluation
-from distrib.events import table
+from distrib.events import table, table_text
 from distrib.report.page import Section, Table, TableRow, page
 from distrib.storage import Folder, last_part
 from distrib.studies.analysis import Vectors, aligned, assessed, vectors_of
@@ -17,6 +17,7 @@ from distrib.studies.results import MEASURED
 from distrib.studies.statistics import Comparison, Interval, star
 
 _SHOWN_USERS = 20
+_TITLE = "Test metrics (standard error over users); * differs significantly from the first"
 
 
 class ChangedUser(Record):
@@ -43,6 +44,12 @@ class RunComparison(Record):
     comparisons: dict[str, tuple[Comparison, ...]]
     changed: dict[str, tuple[ChangedUser, ...]]
     """By run: users that gain or lose most against the first run, by the first metric."""
+
+    def __repr__(self) -> str:
+        """Return the metrics as a table, which is what a notebook shows."""
+        return f"{_TITLE}\n{table_text(['', *self.runs], _rows(self))}"
+
+    __str__ = __repr__
 
 
 def compare(runs: Sequence[str], metrics: Sequence[str] = ()) -> RunComparison:
@@ -150,8 +157,7 @@ def _changed(
 
 def show(found: RunComparison) -> None:
     """Print the comparison."""
-    title = "Test metrics (standard error over users); * differs significantly from the first"
-    table(title, ["", *found.runs], _rows(found))
+    table(_TITLE, ["", *found.runs], _rows(found))
 
 
 def _rows(found: RunComparison) -> list[list[str]]:

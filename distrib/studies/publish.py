@@ -96,7 +96,7 @@ def markdown(result: StudyResult, analysis: Analysis) -> str:
         analysis: Its analysis.
 
     Returns:
-        Markdown; each row names its runs.
+        Markdown; each row names the runs that it is the mean of, and runs that failed come below.
     """
     lines = [f"## {result.title}", ""]
     about = " ".join(part for part in (result.question, result.source) if part)
@@ -109,9 +109,14 @@ def markdown(result: StudyResult, analysis: Analysis) -> str:
         lines.append("| --- |" + " ---: |" * len(result.metrics) + " --- |")
         for option in _options(result, block):
             cells = [_text(block, metric, option) for metric in result.metrics]
-            runs = " ".join(row.address[:8] for row in _rows(result, block, option))
+            found = [row for row in _rows(result, block, option) if row.run is not None]
+            runs = " ".join(row.address[:8] for row in found)
             lines.append(f"| {option} | {' | '.join(cells)} | {runs} |")
     lines += ["", _note(result, analysis)]
+    for row in result.rows:
+        if row.run is None:
+            name = f"{label_of(row.options)}, seed {row.seed}"
+            lines += ["", f"Failed, and in no mean: {name} ({row.address[:8]}): {row.fault}"]
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,6 @@
 """One start of a study: what runs where, in which order, and what is done already."""
 
 import itertools
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -65,8 +64,6 @@ class Session:
         self._faults: dict[str, str] = {}
         self._files: dict[tuple[str, int], RunFile] = {}
         self.trials: list[Trial] = []
-        # Ray Data warns that it may wait forever for a processor. It waits for runs of ours.
-        logging.getLogger("ray.data.dataset").setLevel(logging.ERROR)
 
     def begin(self, num_runs: int, bar: Bar | None) -> None:
         """Begin to count runs, and show them where there is a bar."""

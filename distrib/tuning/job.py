@@ -2,21 +2,19 @@
 
 import contextlib
 import json
-import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from distrib.config import JsonObject, Record, read_record
 from distrib.data.dataset import Dataset
-from distrib.errors import ConfigError, known
+from distrib.errors import ConfigError
 from distrib.events import emit
 from distrib.fence import require_ours, take_over
 from distrib.storage import Folder
@@ -24,9 +22,8 @@ from distrib.training.config import TrainingRun
 from distrib.training.preflight.checks import preflight
 from distrib.training.records import EpochRecord
 from distrib.training.schemes import is_iterative
-from distrib.training.workers.control import Control
-from distrib.training.workers.launch import launch
 from distrib.tuning.space import SEARCHED, SearchConfig, Value, settings_of
+from distrib.tuning.trainings import Trainings
 
 RESULT = "search.json"
 TRIALS = "trials"
@@ -34,7 +31,6 @@ _BEGUN = "search_begun.json"
 _EPOCHS = "epochs.json"
 _NUMBER = "trial"
 _POLL_S = 0.5
-_OUTSIDE = PlacementGroupSchedulingStrategy(placement_group=None)
 
 TrainingOf = Callable[[Mapping[str, Value]], TrainingRun]
 """Makes the configuration of a run from settings of its fields."""
@@ -140,12 +136,14 @@ def search(config: SearchConfig, run: str, training_of: TrainingOf) -> SearchRes
     configs = {n: _trial(config, training_of, n) for n in range(config.num_trials)}
     longest = max(each.train.num_epochs for each in configs.values())
 
-    def trial(drawn: JsonObject) -> None:
-        _tried(configs[drawn[_NUMBER]])
+    def trial(drawn: JsonObject, trainings: ray.actor.ActorHandle) -> None:
+        _tried(drawn[_NUMBER], configs[drawn[_NUMBER]], trainings)
 
+    trainings = ray.remote(Trainings).options(num_cpus=0).remote()
+    with_trainings = tune.with_parameters(trial, trainings=trainings)
     place = f"tune-{int(time.time())}"
     tuner = tune.Tuner(
-        tune.with_resources(trial, {"memory": 1}),  # workers request their own resources
+        tune.with_resources(with_trainings, {"memory": 1}),  # workers request their own resources
         param_space={_NUMBER: tune.grid_search(sorted(configs))},
         tune_config=tune.TuneConfig(
             metric="selection",
@@ -158,12 +156,15 @@ def search(config: SearchConfig, run: str, training_of: TrainingOf) -> SearchRes
             storage_path=Folder(run).path,
             storage_filesystem=Folder(run).arrow(),
             verbose=0,
+            callbacks=[_Stopping(trainings)],
         ),
     )
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Tune prints to stdout
             tuner.fit()
+        ray.get(trainings.wait.remote())
     finally:
+        ray.kill(trainings)
         (Folder(run) / place).remove()  # the trials' own folders are the record
     require_ours(Folder(run), token, _BEGUN)
     result = _summary(config, Folder(run), configs)
@@ -190,12 +191,21 @@ def _trial(config: SearchConfig, training_of: TrainingOf, number: int) -> Traini
     return found.model_copy(update={"run": place}).absolute()
 
 
-def _tried(config: TrainingRun) -> None:
-    """Train, and report every epoch to Ray Tune, those measured before first.
+class _Stopping(tune.Callback):  # type: ignore[misc]
+    """Stops the training of trials that Tune ends."""
 
-    Tune confines all that a trial starts to the trial's own resources, so training is a task
-    outside them; Tune ends a trial by an exception from `tune.report`.
-    """
+    def __init__(self, trainings: ray.actor.ActorHandle) -> None:
+        self._trainings = trainings
+
+    def on_trial_complete(self, *_: object, trial: Any, **__: object) -> None:
+        """Stop the trial, whether it has trained to its end or not."""
+        self._trainings.stop.remote(trial.config[_NUMBER])
+
+    on_trial_error = on_trial_complete
+
+
+def _tried(number: int, config: TrainingRun, trainings: ray.actor.ActorHandle) -> None:
+    """Train, and report every epoch to Ray Tune, those measured before first."""
     folder = Folder(config.run)
     earlier = _measured(folder)
     epochs = list(earlier.epochs)
@@ -203,15 +213,18 @@ def _tried(config: TrainingRun) -> None:
         _report(record)
     if earlier.fault == "" and _is_whole(config, epochs):
         return
-    fault = ""
-    try:
-        for record in _trained_epochs(config):
+    ray.get(trainings.start.remote(number, config))
+    num_read, is_over, fault = 0, False, ""
+    while not is_over:
+        time.sleep(_POLL_S)
+        found, is_over, fault = ray.get(trainings.look.remote(number, num_read))
+        num_read += len(found)
+        for record in found:
             if not epochs or record.epoch > epochs[-1].epoch:
                 epochs.append(record)
                 folder.write_json(_EPOCHS, TrialEpochs(epochs=tuple(epochs)).to_json())
                 _report(record)
-    except ray.exceptions.RayError as error:  # one failed trial must not end the study
-        fault = str(known(error) or error)
+    if fault:  # one failed trial must not end the study
         emit("trial_failed", run=config.run, fault=fault)
     folder.write_json(_EPOCHS, TrialEpochs(epochs=tuple(epochs), fault=fault).to_json())
 
@@ -230,33 +243,8 @@ def _is_whole(config: TrainingRun, epochs: list[EpochRecord]) -> bool:
     )
 
 
-def _trained_epochs(config: TrainingRun) -> Iterator[EpochRecord]:
-    """Train in a task, and yield each epoch; the task ends with the iterator."""
-    inbox = ray.remote(Control).options(num_cpus=0, scheduling_strategy=_OUTSIDE).remote()
-    task = ray.remote(max_retries=0, num_cpus=0)(_trained)
-    running = task.options(scheduling_strategy=_OUTSIDE).remote(config, inbox)
-    num_read, is_over = 0, False
-    try:
-        while not is_over:
-            is_over = bool(ray.wait([running], timeout=_POLL_S)[0])
-            fresh = ray.get(inbox.epochs.remote(num_read))
-            num_read += len(fresh)
-            yield from fresh
-        ray.get(running)
-    finally:
-        ray.cancel(running, force=True)
-        ray.kill(inbox)
-
-
 def _report(record: EpochRecord) -> None:
     tune.report({"epoch": record.epoch, "selection": record.selection})
-
-
-def _trained(config: TrainingRun, inbox: ray.actor.ActorHandle) -> None:
-    """Train in a separate process."""
-    for name in ("ray.train", "ray.tune", "ray.data"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    launch(config, lambda record: ray.get(inbox.post_epoch.remote(record)))
 
 
 def _summary(

@@ -139,6 +139,10 @@ def test_a_failed_run_is_a_row_with_its_reason_and_the_others_count(first):
     assert "learning_rate" in Path(answer["page"]).read_text()
     result = StudyResult.model_validate_json((folder / "three" / RESULT).read_text())
     assert all(bool(row.fault) == (row.options["model"] == "broken") for row in result.rows)
+    text = (folder / "three" / "study.md").read_text()
+    for row in result.rows:
+        assert text.count(row.address[:8]) == 1
+        assert (f"({row.address[:8]}): {row.fault}" in text) == bool(row.fault)
     with pytest.raises(ConfigError, match="every run failed"):
         study(study_of(folder, "four", ("broken",), retry_failed=False))
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from ray.util import placement_group_table
 
 from distrib.config import load
 from distrib.data.prepare.job import prepare
@@ -71,7 +72,7 @@ def test_fields_that_are_not_there_and_values_that_do_not_fit_are_told_before_an
     file = file_of(tmp_path, "ease", space='{"score.k" = {values = [1, 2]}}')
     with pytest.raises(ConfigError, match=r"\['score\.k'\], which do not affect training"):
         check(file.search, file.training_with)
-    with pytest.raises(ConfigError, match=r"space\.model\.penalty\.range\.hihg = 2\.0"):
+    with pytest.raises(ConfigError, match=r"space\.model\.penalty\.hihg = 2\.0: unknown key; did"):
         file_of(tmp_path, "ease", space='{"model.penalty" = {low = 1.0, hihg = 2.0}}')
     with pytest.raises(ConfigError, match=r"search\.space is empty"):
         check(file_of(tmp_path, "ease").search, file.training_with)
@@ -101,3 +102,5 @@ def test_halving_ends_what_is_behind_and_a_bad_draw_ends_itself(cluster, tmp_pat
     assert result.trials[0].epochs == 8
     assert by_rate[1e-7].epochs < 8
     assert "not finite" in by_rate[1e30].fault
+    held = [one for one in placement_group_table().values() if one["state"] == "CREATED"]
+    assert not held  # by workers of trials that were ended early; later trials would wait for it

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -56,12 +57,18 @@ EpochListener = Callable[[EpochRecord], None]
 _Workers = Callable[[TrainingRun, Dataset, str, EpochListener | None], Outcome]
 
 
-def launch(run: TrainingRun, on_epoch: EpochListener | None = None) -> RunResult:
+def launch(
+    run: TrainingRun,
+    on_epoch: EpochListener | None = None,
+    control: ray.actor.ActorHandle | None = None,
+) -> RunResult:
     """Train on the cluster, continuing where an earlier start of the same run stopped.
 
     Args:
         run: The run to train.
         on_epoch: Called with the record of each epoch; what it raises ends training.
+        control: A `Control` of the caller, who may request a stop there; workers post the records
+            of epochs to it.
 
     Returns:
         The run folder, and the metrics of the best epoch.
@@ -82,7 +89,7 @@ def launch(run: TrainingRun, on_epoch: EpochListener | None = None) -> RunResult
         require_room(run)
         if not is_iterative(run):
             return solve(run, dataset, on_epoch)
-        return _train(run, dataset, on_epoch, _run_workers)
+        return _train(run, dataset, on_epoch, partial(_run_workers, control=control))
     except DivergedError:
         keep("train_diverged", "Whether the last training diverged.", 1.0)
         raise
@@ -148,11 +155,15 @@ def _with_feed(run: TrainingRun, dataset: Dataset) -> TrainingRun:
 
 
 def _run_workers(
-    run: TrainingRun, dataset: Dataset, token: str, on_epoch: EpochListener | None
+    run: TrainingRun,
+    dataset: Dataset,
+    token: str,
+    on_epoch: EpochListener | None,
+    control: ray.actor.ActorHandle | None,
 ) -> Outcome:
     """Run the workers until they finish; restart them when some are lost."""
     folder, lost = Folder(run.run), _LostWorkers(run)
-    with driving(on_epoch) as driver:
+    with driving(on_epoch, control) as driver:
         while True:
             try:
                 data = _loaded(run)

@@ -31,10 +31,16 @@ class Driver:
     Args:
         on_epoch: Called with the record of each epoch.
         bar: Shows progress; None where no one would see it.
+        control: Receives what the workers report; one of its own by default.
     """
 
-    def __init__(self, on_epoch: Callable[[EpochRecord], None] | None, bar: Bar | None) -> None:
-        self.actor = start_control()
+    def __init__(
+        self,
+        on_epoch: Callable[[EpochRecord], None] | None,
+        bar: Bar | None,
+        control: ray.actor.ActorHandle | None = None,
+    ) -> None:
+        self.actor = start_control() if control is None else control
         self.num_signals = 0
         self._on_epoch = on_epoch
         self._num_reported = 0
@@ -89,16 +95,19 @@ class Driver:
 
 
 @contextmanager
-def driving(on_epoch: Callable[[EpochRecord], None] | None) -> Iterator[Driver]:
+def driving(
+    on_epoch: Callable[[EpochRecord], None] | None, control: ray.actor.ActorHandle | None = None
+) -> Iterator[Driver]:
     """Forward SIGTERM and SIGINT to the workers; outside the main thread, do nothing."""
     is_main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGTERM, signal.SIGINT) if is_main else ()
     with progress_bar("training") as bar:
-        driver = Driver(on_epoch, bar)
+        driver = Driver(on_epoch, bar, control)
         before = {number: signal.signal(number, driver.on_signal) for number in numbers}
         try:
             yield driver
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            ray.kill(driver.actor)
+            if control is None:
+                ray.kill(driver.actor)

@@ -6,11 +6,12 @@ with a traceback, and without a dashboard it cannot query anything.
 
 from typing import Any
 
-import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
+
+from distrib.cluster.resources import is_fixed
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
@@ -18,11 +19,6 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[Any]:
         found: list[Any] = super()._create_default_callbacks()
-        if not _is_own_cluster():
+        if not is_fixed():
             return found
         return [one for one in found if not isinstance(one, PlacementGroupCleanerCallback)]
-
-
-def _is_own_cluster() -> bool:
-    node = getattr(ray._private.worker, "_global_node", None)
-    return node is not None and bool(node.head)
