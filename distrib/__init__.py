@@ -35,6 +35,7 @@ decoded at a time. A tile is a group of users x a group of items, which VAE-BMF 
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -62,8 +63,11 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: torch and Ray take seconds."""
     if name not in _HOME:
         raise AttributeError(f"module 'distrib' has no attribute {name!r}")
+    from distrib.cluster.quiet import quiet
     from distrib.events import own_standard_output
 
-    with own_standard_output():  # DeepSpeed prints when it is imported
+    quiet()  # Ray's libraries log when they are imported, and again later
+    with own_standard_output(), warnings.catch_warnings():  # DeepSpeed prints when it is imported
+        warnings.filterwarnings("ignore", message="IProgress not found")  # of Ray, in a notebook
         module = importlib.import_module(_HOME[name])
     return getattr(module, name)

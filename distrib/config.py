@@ -15,6 +15,7 @@ from distrib.errors import ConfigError, DataError, excerpt
 from distrib.faults import in_run_file
 from distrib.redaction import hide, is_secret
 from distrib.renamed import Change, RenamedWarning, renamed
+from distrib.terminal import result_lines
 
 JsonObject = dict[str, Any]
 """A JSON document without a schema."""
@@ -39,6 +40,14 @@ class Record(BaseModel):
     """Base of JSON that one job writes and another reads: frozen, ignores unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    def __str__(self) -> str:
+        """Return the fields as lines for people, without what is nested deep."""
+        return result_lines(self.to_json())
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        """Show in a notebook what `print` shows."""
+        printer.text(str(self))
 
     def to_json(self) -> JsonObject:
         """Return the fields that were set, as JSON."""

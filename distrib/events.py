@@ -46,10 +46,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 def table_text(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a table as plain text."""
-    console = Console(file=io.StringIO(), width=_ANY_WIDTH, no_color=True)
-    with console.capture() as capture:
-        console.print(_drawn(columns, rows))
-    return capture.get().rstrip()
+    text = io.StringIO()
+    plain = Console(file=text, width=_ANY_WIDTH, force_jupyter=False, force_terminal=False)
+    plain.print(_drawn(columns, rows))
+    return text.getvalue().rstrip()
 
 
 def _drawn(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:

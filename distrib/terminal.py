@@ -19,8 +19,11 @@ Bar: TypeAlias = Callable[[int, int, str], None]
 """Shows how much of how much is done, and what is being done."""
 
 _EVENT = '{"event": '
-_OF_CORE = re.compile(r"^\[[-0-9]+ [:,0-9]+ [A-Z] \d+ \d+\] \S+\.cc:\d+: ")
-"""Lines that Ray's core writes past Python; what it reports reaches us as exceptions."""
+_OF_CORE = re.compile(
+    r"^\[[-0-9]+ [:,0-9]+ [A-Z] \d+ \d+\] \S+\.cc:\d+: |.*PYTHON worker processes have been started"
+)
+"""Lines that Ray's core writes past Python; what it reports reaches us as exceptions. It also warns
+of a number of processes that a job with its own cluster means to have."""
 
 _NOTEBOOK = "ipykernel"
 """The module that a notebook's kernel has imported."""
@@ -42,22 +45,31 @@ def standard_error() -> Iterator[None]:
         Nothing.
     """
     sys.stderr.flush()
+    before = sys.stderr
+    with _core_dropped() as kept:
+        if _is_process_wide(before):
+            direct = os.fdopen(os.dup(kept), "w", buffering=1, errors="backslashreplace")
+            sys.stderr = Readable(direct)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            sys.stderr = before
+            before.flush()
+
+
+@contextmanager
+def _core_dropped() -> Iterator[int]:
+    """Drop the lines that Ray's core writes to descriptor 2; yield where the others go."""
     kept = os.dup(2)
     source, target = os.pipe()
     os.dup2(target, 2)
     os.close(target)
     pump = threading.Thread(target=_pass_on, args=(source, kept), daemon=True)
     pump.start()
-    before = sys.stderr
-    if _is_process_wide(before):
-        direct = os.fdopen(os.dup(kept), "w", buffering=1, errors="backslashreplace")
-        sys.stderr = Readable(direct)
     try:
-        yield
+        yield kept
     finally:
-        sys.stderr.flush()
-        sys.stderr = before
-        before.flush()
         os.dup2(kept, 2)
         pump.join(_PATIENCE_S)
         if not pump.is_alive():  # else a child still writes there
@@ -79,12 +91,13 @@ def readable_lines() -> Iterator[None]:
         with standard_error() if _is_process_wide(before) else nullcontext():
             yield
         return
-    sys.stderr = Readable(before, is_read=True)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        sys.stderr = before
+    with _core_dropped():
+        sys.stderr = Readable(before, is_read=True)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            sys.stderr = before
 
 
 def _is_process_wide(stream: TextIO) -> bool:
@@ -231,6 +244,8 @@ def result_lines(document: Mapping[str, Any]) -> str:
 
 
 def _depth(value: object) -> int:
+    if isinstance(value, list | tuple):
+        return max((1 + _depth(part) for part in value if isinstance(part, Mapping)), default=0)
     return 1 + max(map(_depth, value.values()), default=0) if isinstance(value, Mapping) else 0
 
 

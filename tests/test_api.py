@@ -60,7 +60,8 @@ def test_all_jobs_as_functions(log, here, cluster):
     distrib.train(other)
     distrib.evaluate(other, evaluate={"ndcg_at": [10]})
     compared = distrib.compare(run, "runs/other", metrics=["ndcg@10"])
-    assert f"{compared.intervals['ndcg@10']['other'].mean:.4f}" in repr(compared)
+    assert f"{compared.intervals['ndcg@10']['other'].mean:.4f}" in str(compared)
+    assert "0." in str(distrib.evaluate(run)).split("ndcg@10")[1]
     assert compared.intervals["ndcg@10"]["shop"].mean == pytest.approx(ours)
     assert [test.option for test in compared.comparisons["ndcg@10"]] == ["other"]
     with pytest.raises(ConfigError, match="compare needs two runs or more"):

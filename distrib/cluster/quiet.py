@@ -7,6 +7,7 @@ _LEVELS = {
     "ray.train": logging.WARNING,
     "ray.tune": logging.WARNING,
     "ray.serve": logging.WARNING,
+    "ray.widgets": logging.WARNING,
     # It warns that it may wait forever for a processor; it waits for what runs beside it.
     "ray.data.dataset": logging.ERROR,
     # Tracebacks of errors that jobs report in one line, and what we set ourselves.

@@ -28,7 +28,7 @@ from distrib.evaluation.measured import PAIRS, Measured, joined
 from distrib.evaluation.protocol import Measurer
 from distrib.evaluation.ratings import CONFUSION, RELIABILITY
 from distrib.evaluation.truth import TruthDistance, distance_to_truth
-from distrib.events import emit
+from distrib.events import emit, table_text
 from distrib.metrics import FloatArray, Summary, Sums
 from distrib.storage import Folder
 from distrib.vocabulary import IntArray
@@ -62,6 +62,24 @@ class Evaluation(Record):
 
     distance_to_truth: TruthDistance | None = None
     """For a synthetic log only."""
+
+    def __str__(self) -> str:
+        """Return the metrics as a table."""
+        rows = [
+            [name, *(with_error(of_model.get(name)) for of_model in self.metrics.values())]
+            for name in self.metrics["model"]
+        ]
+        return f"{title_of(self)}\n{table_text(['', *self.metrics], rows)}"
+
+
+def title_of(result: Evaluation) -> str:
+    """Return the title of a table of metrics."""
+    return f"Test metrics (standard error), {result.users['measured']} users"
+
+
+def with_error(summary: Summary | None) -> str:
+    """Return a metric for people."""
+    return "-" if summary is None else f"{summary.mean:.4f} ({summary.standard_error:.4f})"
 
 
 def preflight(run: str, prepared: str) -> Dataset:

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from distrib.data.dataset import Dataset
-from distrib.evaluation.job import Evaluation
+from distrib.evaluation.job import Evaluation, title_of, with_error
 from distrib.evaluation.protocol import DISTANCE, is_meant
 from distrib.events import emit, table
-from distrib.metrics import Summary
 from distrib.models.outputs import OutputKind
 from distrib.report.plots import learning_curves, study, unlabeled_weights
 from distrib.scoring.commit import success_of
@@ -93,7 +92,7 @@ def show_evaluation(result: Evaluation, output: OutputKind, prepared: str) -> No
     """
     models, num_levels = result.metrics, len(Dataset.open(prepared).manifest.levels)
     rows = [
-        [metric, *(_with_error(models[name].get(metric)) for name in models)]
+        [metric, *(with_error(models[name].get(metric)) for name in models)]
         for metric in models["model"]
         if is_meant(metric, output, num_levels)
     ]
@@ -105,8 +104,7 @@ def show_evaluation(result: Evaluation, output: OutputKind, prepared: str) -> No
             for kind, far in truth.model.items()
             if kind in truth.popularity
         ]
-    title = f"Test metrics (standard error), {result.users['measured']} users"
-    table(title, ["", *models], rows)
+    table(title_of(result), ["", *models], rows)
 
 
 def show_recommendations(output: str, num_users: int = 3, num_items: int = 5) -> None:
@@ -146,9 +144,3 @@ def _listed(row: dict[str, Any], prefix: str, num_items: int) -> list[str]:
         texts = [f"{item} ({score:.2f})" for item, score in zip(items, scores, strict=False)]
         texts = texts or [str(item) for item in items]
     return texts + [""] * (num_items - len(texts))
-
-
-def _with_error(summary: Summary | None) -> str:
-    if summary is None:
-        return "-"
-    return f"{summary.mean:.4f} ({summary.standard_error:.4f})"

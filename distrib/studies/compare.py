@@ -45,11 +45,9 @@ class RunComparison(Record):
     changed: dict[str, tuple[ChangedUser, ...]]
     """By run: users that gain or lose most against the first run, by the first metric."""
 
-    def __repr__(self) -> str:
-        """Return the metrics as a table, which is what a notebook shows."""
+    def __str__(self) -> str:
+        """Return the metrics as a table."""
         return f"{_TITLE}\n{table_text(['', *self.runs], _rows(self))}"
-
-    __str__ = __repr__
 
 
 def compare(runs: Sequence[str], metrics: Sequence[str] = ()) -> RunComparison:
