@@ -102,11 +102,8 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
     table = _decoded(table)
     levels, item_count = vocabulary.levels, len(vocabulary)
     is_unrated = "ratings" not in table.column_names or (source and len(source.levels) == 1)
-    if is_unrated and len(levels) > 1 and pc.sum(pc.list_value_length(table["items"])).as_py():
-        raise DataError(
-            "the histories have no ratings, and the model was trained on a log with ratings from "
-            f"{list(levels)}; give them as {{item: rating}}, or in the column 'ratings' of a table"
-        )
+    if is_unrated and len(levels) > 1:
+        _require_empty(table, levels)
     kept_B, rejected = _scorable(table, is_rated=not is_unrated)
     if rejected:
         table = table.filter(pa.array(kept_B))
@@ -134,9 +131,7 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
     status_BF = np.bincount(
         row_N * len(INTERACTION_STATUS) + status_N, minlength=len(table) * len(INTERACTION_STATUS)
     )
-    limits, unknown = None, 0
-    if "candidates" in table.column_names:
-        limits, unknown = _limits(vocabulary, table)
+    limits, unknown = _limits(vocabulary, table)
     return Histories(
         whole(table["user"]),
         whole_batch if is_whole else whole_batch.keep(torch.from_numpy(used_N)),
@@ -148,6 +143,15 @@ def read_histories(vocabulary: Vocabulary, table: pa.Table, source: Vocabulary |
         kept_B,
         unknown,
     )
+
+
+def _require_empty(table: pa.Table, levels: tuple[float, ...]) -> None:
+    """Refuse interactions without ratings, which a model of ratings cannot read."""
+    if pc.sum(pc.list_value_length(table["items"])).as_py():
+        raise DataError(
+            "the histories have no ratings, and the model was trained on a log with ratings from "
+            f"{list(levels)}; give them as {{item: rating}}, or in the column 'ratings' of a table"
+        )
 
 
 def without_new_users(read: Histories) -> Histories:
@@ -321,8 +325,10 @@ def _hashed(source: Vocabulary) -> HashArray:
     return hash_ids(source.ids, 1)
 
 
-def _limits(vocabulary: Vocabulary, table: pa.Table) -> tuple[Limits, int]:
+def _limits(vocabulary: Vocabulary, table: pa.Table) -> tuple[Limits | None, int]:
     """Read each user's candidates, and count unknown ones; a null list is the whole catalog."""
+    if "candidates" not in table.column_names:
+        return None, 0
     pointer_P, item_N = flat_column(table, "candidates")
     position_N = _positions(vocabulary, item_N, None)
     candidates = Batch(

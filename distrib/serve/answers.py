@@ -104,7 +104,7 @@ class Answers(NamedTuple):
             {
                 **self._signed(),
                 "items": listed,
-                "read": {**_account(row_status), "unknown_candidates": _unknown(vocabulary, job)},
+                "read": _account(row_status) | {"unknown_candidates": _unknown(vocabulary, job)},
             }
             for listed, row_status, job in zip(items, found.status_BF.tolist(), jobs, strict=True)
         ]

@@ -71,8 +71,15 @@ def _local_engine(
         ranks = RowSums(engine.sent_dtype)
         _warn_of_no_graphs(engine)
     elif engine.graphs:
-        on_gpu, rule = device.type == "cuda", config.optimizer.name
-        reason = why_not(step, rule, decodes_inputs=decodes_inputs, num_parts=parts, on_gpu=on_gpu)
+        on_gpu = device.type == "cuda"
+        reason = why_not(
+            step,
+            config.optimizer.name,
+            decodes_inputs=decodes_inputs,
+            has_user_rows=config.model.spec.has_user_rows,
+            num_parts=parts,
+            on_gpu=on_gpu,
+        )
         if not reason:
             runner = runner_on(device)
             reason = "" if on_gpu else "only GPUs have them; shapes are as they would be"

@@ -21,6 +21,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 pytestmark = pytest.mark.processes
 
 TOKEN = "page-token"
+PHONE = {"width": 320, "height": 700, "deviceScaleFactor": 2, "mobile": True}
 
 
 @pytest.fixture
@@ -110,7 +111,6 @@ def test_items_are_picked_and_rated_and_recommendations_follow(browser, url, sma
     person.wait.until(lambda _: len(person.all_of("#map circle.listed")) == 10)
     assert len(person.all_of("#map circle.seen")) == len(known["items"])
     assert len(person.all_of("#map circle.all")) == 50 - len(known["items"])
-    browser.save_screenshot(str(tmp_path / "page.png"))
 
 
 def test_a_known_user_is_loaded_by_id(browser, world):
@@ -156,5 +156,12 @@ def test_the_api_page_describes_every_request(browser, url):
     browser.get(f"{address}/docs")
     person.wait.until(lambda _: len(person.all_of("section h2 .verb")) == 11)
     assert "/v1/models/{model}/recommendations" in person.texts("section h2 code")
+    for page in ("docs", ""):
+        browser.get(f"{address}/{page}")
+        person.wait.until(lambda _: person.all_of("section h2"))
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+        time.sleep(0.5)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 320
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     faults = [entry for entry in browser.get_log("browser") if entry["source"] != "network"]
     assert faults == []

@@ -226,7 +226,11 @@ def test_faults_of_requests_are_in_the_words_of_run_files(client):
         ("recommendations", {"history": nothing, "options": {"k": 1.5}}, "k: must be a whole num"),
         ("recommendations", {"history": nothing, "options": {"k": 0}}, "k: must be greater than"),
         ("ratings", {"history": nothing, "targets": []}, "targets: must have at least 1 item"),
-        ("ratings", {"history": {"items": "x"}, "targets": [True]}, "history.items: must be a list"),
+        (
+            "ratings",
+            {"history": {"items": "x"}, "targets": [1]},
+            "history.items: must be a list",
+        ),
     ):
         detail = post(client, path, body).json()["detail"]
         assert message in detail

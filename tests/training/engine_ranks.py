@@ -191,12 +191,15 @@ def fresh_engine(job: Job) -> object:
         build.RowSums = functools.partial(RowSums, many_rows=9, few_numbers=100)
         run = run_of(*CASES[job.case], batch_users=BATCH_USERS)
         engine = config.model_copy(update={"block_items": 17})
-        run = run.model_copy(update={"optimizer": optimizer, "engine": engine})
+        seed = run.seed + torch.distributed.get_rank()  # all start as the first does
+        run = run.model_copy(update={"optimizer": optimizer, "engine": engine, "seed": seed})
         return build.build_engine(run, vocabulary_of(Small()), torch.device("cpu"))
     make = ItemEngine if config.parallel == "items" else DeepSpeedEngine
-    return make(
-        make_step(job.case), optimizer, config, batch_users=BATCH_USERS, device=torch.device("cpu")
-    )
+    step = make_step(job.case)
+    with torch.no_grad():
+        for parameter in step.parameters():
+            parameter.add_(torch.distributed.get_rank())  # all start as the first does
+    return make(step, optimizer, config, batch_users=BATCH_USERS, device=torch.device("cpu"))
 
 
 def losses(

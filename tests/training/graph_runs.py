@@ -18,7 +18,14 @@ def reason_against(config, objective, small, *, num_parts=1, rule="adamw", on_gp
     run = run_of(config, objective)
     decodes = iterative_scheme_of(run).decodes_inputs
     step = step_of(run, small, items)
-    return why_not(step, rule, decodes_inputs=decodes, num_parts=num_parts, on_gpu=on_gpu)
+    return why_not(
+        step,
+        rule,
+        decodes_inputs=decodes,
+        has_user_rows=config.spec.has_user_rows,
+        num_parts=num_parts,
+        on_gpu=on_gpu,
+    )
 
 
 def trained(config, objective, small, runner, rule=ADAM, *, device=CPU, dtype=torch.float32):

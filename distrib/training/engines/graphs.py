@@ -217,7 +217,13 @@ class FilledUpdates:
 
 
 def why_not(
-    step: TrainStep, optimizer: str, *, decodes_inputs: bool, num_parts: int, on_gpu: bool
+    step: TrainStep,
+    optimizer: str,
+    *,
+    decodes_inputs: bool,
+    has_user_rows: bool,
+    num_parts: int,
+    on_gpu: bool,
 ) -> str:
     """Return why updates cannot have a few shapes, or not be recorded; "" where they can.
 
@@ -225,6 +231,7 @@ def why_not(
         step: Model and objective.
         optimizer: Name of the update rule.
         decodes_inputs: Whether the model predicts the histories that it reads.
+        has_user_rows: Whether known users have parameters; the host asks who is known.
         num_parts: Forward passes of an update.
         on_gpu: Whether to record them.
 
@@ -235,6 +242,7 @@ def why_not(
     is_split = on_gpu and step.chunks.chunk_items < num_items
     reasons = {
         f"{name} does not predict what it reads": type(step) is not TrainStep or not decodes_inputs,
+        f"{name} has rows of users": has_user_rows,
         f"{name} is trained in phases": isinstance(step.model, TrainsInPhases),
         f"{name} sums up what it reads": bool(roles_of(step.model).accumulated),
         "the objective depends on more than each user alone": not step.objective.is_by_row,

@@ -23,7 +23,13 @@ from distrib.rng import CounterRng
 from distrib.training.engines.base import Update
 from distrib.training.engines.config import EngineConfig
 from distrib.training.engines.deepspeed_config import num_micro_batches
-from distrib.training.engines.state import buffer_pieces, piece_of, restore_buffers, take_up
+from distrib.training.engines.state import (
+    buffer_pieces,
+    make_alike,
+    piece_of,
+    restore_buffers,
+    take_up,
+)
 from distrib.training.optimizer import (
     OptimizerConfig,
     groups_of,
@@ -86,6 +92,7 @@ class ItemEngine:
         self.device, self.optimizer_config = device, optimizer
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.step_module = step
+        make_alike(step.model, device)
         self.num_parts = num_micro_batches(
             engine, batch_users=batch_users, world_size=self.world_size
         )

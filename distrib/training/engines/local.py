@@ -16,7 +16,13 @@ from distrib.training.engines.base import Update, add_up
 from distrib.training.engines.graphs import FilledUpdates, Runner
 from distrib.training.engines.masters import Masters
 from distrib.training.engines.row_sums import RowSums
-from distrib.training.engines.state import buffer_pieces, piece_of, restore_buffers, take_up
+from distrib.training.engines.state import (
+    buffer_pieces,
+    make_alike,
+    piece_of,
+    restore_buffers,
+    take_up,
+)
 from distrib.training.optimizer import (
     OptimizerConfig,
     groups_of,
@@ -59,6 +65,8 @@ class LocalEngine:
         self.num_parts = num_parts
         self.communication_share = 0.0
         self._ranks = ranks
+        if ranks is not None:
+            make_alike(step.model, self.device)
         self.masters = Masters(step, dtype)
         groups = [
             group._replace(parameters=[self.masters.of(p) for p in group.parameters])

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed
+from torch import Tensor, nn
 
 from distrib.checkpoint.state import VALUE, SavedState, StatePiece
 from distrib.models.base import Model
@@ -70,3 +71,20 @@ def restore_buffers(model: Model, saved: SavedState) -> None:
     for name, buffer in model.named_buffers():
         value = saved.read(name, VALUE, 0, buffer.numel())
         buffer.copy_(value.view(buffer.shape))
+
+
+@torch.no_grad()
+def make_alike(model: nn.Module, device: torch.device) -> None:
+    """Give all ranks the parameters and buffers of the first.
+
+    The same seed draws other numbers on another kind of processor, and an update that each rank
+    makes for itself keeps what differs.
+
+    Args:
+        model: Of the same shapes on each rank, which must all call.
+        device: Of the collectives; one tensor at a time is copied there.
+    """
+    for tensor in model.state_dict().values():
+        of_first = tensor.to(device)
+        torch.distributed.broadcast(of_first, src=0)
+        tensor.copy_(of_first)
