@@ -84,7 +84,7 @@ def make_alike(model: nn.Module, device: torch.device) -> None:
         model: Of the same shapes on each rank, which must all call.
         device: Of the collectives; one tensor at a time is copied there.
     """
-    for tensor in model.state_dict().values():
+    for tensor in (*model.parameters(), *model.buffers()):
         of_first = tensor.to(device)
         torch.distributed.broadcast(of_first, src=0)
         tensor.copy_(of_first)
