@@ -10,6 +10,7 @@ import pytest
 
 from distrib.checkpoint.bundle import load_bundle
 from distrib.config import load
+from distrib.data.dataset import RowCounts
 from distrib.errors import ConfigError, TakenOverError
 from distrib.fence import ATTEMPT
 from distrib.nightly import NIGHTLY_RUNS, nightly, preflight
@@ -62,8 +63,20 @@ def file(tmp_path):
     return load(RunFile, folder / "run.toml")
 
 
-def prepared_as(digest):
-    return SimpleNamespace(hash=digest, forgets=())
+def prepared_as(digest, held_out=0):
+    """What a night needs of a manifest."""
+    roles = {"input": 100, "valid_target": held_out, "test_target": 0}
+    counts = RowCounts(
+        read=100,
+        kept=100,
+        rejected={},
+        users=10,
+        items=10,
+        training_users=10,
+        interactions_by_role=roles,
+        users_by_subset={"train": 10},
+    )
+    return SimpleNamespace(hash=digest, forgets=(), counts=counts)
 
 
 def ledger(file):
@@ -216,6 +229,19 @@ def test_of_two_attempts_the_later_one_publishes(tmp_path, monkeypatch):
         nightly(file, "2026-01-01")
     assert not published
     assert not ledger(file)[-1]["is_done"]
+
+
+@pytest.mark.parametrize("held_out", [0, 12])
+def test_a_night_says_what_its_split_holds_out(held_out, tmp_path, monkeypatch, capfd):
+    (tmp_path / "run.toml").write_text(TEXT.format(folder=tmp_path))
+    split = 'data.split={name = "entrywise"}'
+    file = load(RunFile, tmp_path / "run.toml", overrides=[split] if held_out else [])
+    monkeypatch.setattr("distrib.nightly.prepare", lambda _: prepared_as("a", held_out))
+    monkeypatch.setattr("distrib.nightly.launch", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        nightly(file)
+    said = '"split": "entrywise", "interactions": 12, "advice": "to train on all, set'
+    assert (said in capfd.readouterr().err) == bool(held_out)
 
 
 def cut_off(*_):

@@ -49,7 +49,8 @@ def test_ids_of_any_type_find_their_items_and_no_kind_is_bent_to_another():
     for kind in (pa.string_view(), pa.large_string(), pa.binary(), coded):
         assert texts.positions(pa.array(["x", "7", "007"]).cast(kind)).tolist() == [2, -1, 0]
     assert texts.positions(pa.nulls(2)).tolist() == [-1, -1]
-    for ids in (pa.array([8]), pa.array([8.0]), pa.array([Decimal(8)]), pa.array([], pa.float64())):
+    assert texts.positions(pa.array([], pa.float64())).tolist() == []  # as of a frame without rows
+    for ids in (pa.array([8]), pa.array([8.0]), pa.array([Decimal(8)])):
         with pytest.raises(DataError, match=r"the vocabulary holds string, such as '007'"):
             texts.positions(ids)
     with pytest.raises(DataError, match="the vocabulary holds int64, such as 7"):

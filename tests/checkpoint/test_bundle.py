@@ -10,16 +10,18 @@ import torch
 from safetensors.torch import load, save
 
 from distrib.checkpoint.bundle import (
+    BUNDLE,
     BundleFacts,
     copy_bundle,
     load_bundle,
     refill,
+    require_model,
     restored,
     write_bundle,
 )
 from distrib.checkpoint.manifest import describe
 from distrib.config import sealed, unsealed
-from distrib.errors import CheckpointError
+from distrib.errors import CheckpointError, ConfigError
 from distrib.models.autoencoders.conv4rec import Conv4RecConfig
 from distrib.storage import Folder
 from distrib.vocabulary import Vocabulary
@@ -30,6 +32,16 @@ CONFIG = Conv4RecConfig(latent_width=4, rating_width=4)
 def vocabulary_of(small):
     ids = pa.array([f"item-{n}" for n in range(50)])
     return Vocabulary(ids, small.catalog.levels, small.catalog.train_count_IL, 37)
+
+
+def test_a_run_file_with_another_model_than_the_run_is_refused(small, tmp_path):
+    require_model(str(tmp_path), "ease")  # nothing was trained yet
+    model = CONFIG.build(small.catalog)
+    folder = Folder(str(tmp_path)) / BUNDLE
+    write_bundle(folder, model.state_dict(), CONFIG, vocabulary_of(small), BundleFacts(epoch=3))
+    require_model(str(tmp_path), "conv4rec")
+    with pytest.raises(ConfigError, match=r"model.name = 'ease', but .* holds 'conv4rec'; set"):
+        require_model(str(tmp_path), "ease")
 
 
 @pytest.fixture
